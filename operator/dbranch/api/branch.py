@@ -1,0 +1,114 @@
+"""A DBBranch as the user and the parts wrote it: dict -> frozen dataclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dbranch import names
+from dbranch.api.conditions import Step
+
+
+@dataclass(frozen=True)
+class BranchNode:
+    """`status.node`: what the branch's agent says of its subvolume and its Postgres.
+
+    `pod` is the Postgres pod's name in the nodes' namespace (the slot's name), `address` its IP.
+    """
+
+    source_uid: str | None = None
+    snapshot_time: str | None = None
+    storage: Step | None = None
+    postgres: Step | None = None
+    observed_generation: int = 0
+    slot: str | None = None
+    pod: str | None = None
+    address: str | None = None
+    port: int | None = None
+    postgres_version: str | None = None
+    image_id: str | None = None
+    logical_bytes: int | None = None
+    unique_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A DBBranch. `branch` is the branch's name, `name` the object's (`<project>-<branch>`)."""
+
+    namespace: str
+    name: str
+    uid: str
+    project: str
+    source: str | None = None
+    generation: int = 1
+    deleting: bool = False
+    finalizers: tuple[str, ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    created: str | None = None
+    state: str = "Running"
+    protection: str = "Disabled"
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    node_name: str | None = None
+    source_uid: str | None = None
+    active: bool = False
+    node: BranchNode = field(default_factory=BranchNode)
+    status: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def branch(self) -> str:
+        return names.branch_name(self.project, self.name)
+
+    @property
+    def is_root(self) -> bool:
+        return self.source is None
+
+    @property
+    def running(self) -> bool:
+        return self.state == "Running"
+
+
+def parse_branch(body: Mapping[str, Any]) -> Branch:
+    """A DBBranch from the API server's JSON. What the schema defaults is defaulted here too."""
+    meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    postgres = spec.get("postgres") or {}
+    return Branch(
+        namespace=meta.get("namespace", ""),
+        name=meta["name"],
+        uid=meta.get("uid", ""),
+        project=spec["project"],
+        source=spec.get("source"),
+        generation=int(meta.get("generation", 1)),
+        deleting=bool(meta.get("deletionTimestamp")),
+        finalizers=tuple(meta.get("finalizers") or ()),
+        annotations=dict(meta.get("annotations") or {}),
+        created=meta.get("creationTimestamp"),
+        state=spec.get("state", "Running"),
+        protection=spec.get("protection", "Disabled"),
+        parameters=dict(postgres.get("parameters") or {}),
+        resources=dict(postgres.get("resources") or {}),
+        node_name=status.get("nodeName"),
+        source_uid=status.get("sourceUID"),
+        active=bool(status.get("active")),
+        node=_parse_node(status.get("node") or {}),
+        status=status,
+    )
+
+
+def _parse_node(raw: Mapping[str, Any]) -> BranchNode:
+    return BranchNode(
+        source_uid=raw.get("sourceUID"),
+        snapshot_time=raw.get("snapshotTime"),
+        storage=Step.from_dict(raw.get("storage")),
+        postgres=Step.from_dict(raw.get("postgres")),
+        observed_generation=int(raw.get("observedGeneration", 0)),
+        slot=raw.get("slot"),
+        pod=raw.get("pod"),
+        address=raw.get("address"),
+        port=raw.get("port"),
+        postgres_version=raw.get("postgresVersion"),
+        image_id=raw.get("imageID"),
+        logical_bytes=raw.get("logicalBytes"),
+        unique_bytes=raw.get("uniqueBytes"),
+    )

@@ -1,0 +1,223 @@
+"""A DBProject as the user and the parts wrote it: dict -> frozen dataclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dbranch import names
+from dbranch.api.conditions import Step
+from dbranch.api.quantity import parse_bytes
+from dbranch.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class SecretKey:
+    name: str
+    key: str = "password"
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """`spec.postgres`: which Postgres runs, as whom, and the database that `initdb` makes."""
+
+    image: str = "postgres:17"
+    run_as_user: int = 999
+    user: str = "postgres"
+    database: str = "dbranch"
+    password_secret: SecretKey | None = None
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    image_pull_secrets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tls:
+    secret_name: str
+    mode: str = "Optional"
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """`spec.proxy`. `drain_timeout` and `start_timeout` are in seconds."""
+
+    replicas: int = 1
+    port: int = names.POSTGRES_PORT
+    service_type: str = "ClusterIP"
+    on_switch: str = "Terminate"
+    drain_timeout: float = 60.0
+    start_timeout: float = 30.0
+    tls: Tls | None = None
+
+
+@dataclass(frozen=True)
+class Route:
+    """`status.route`: the branch that proxies must send new sessions to, and its generation (from 1)."""
+
+    generation: int
+    branch: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """One of `status.routes`: where a branch is reached. `state`: Ready, Starting, Stopped, Deleting.
+
+    `address` (the pod's IP) and `port` are None until the agent said them.
+    """
+
+    branch: str
+    state: str
+    address: str | None = None
+    port: int | None = None
+
+
+@dataclass(frozen=True)
+class ProxyEntry:
+    """One of `status.proxies`, written by that proxy pod alone."""
+
+    pod: str
+    generation: int
+    sessions: int = 0
+    draining: int = 0
+
+
+@dataclass(frozen=True)
+class ProjectNode:
+    """`status.node`: what the project's agent says of its pool."""
+
+    machine_id: str | None = None
+    pool_uuid: str | None = None
+    initialized: bool = False
+    storage: Step | None = None
+    observed_generation: int = 0
+    image_digest: str | None = None
+    postgres_version: str | None = None
+    total_bytes: int | None = None
+    used_bytes: int | None = None
+    free_bytes: int | None = None
+    host_free_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Project:
+    """A DBProject. `size` is in bytes; `state` Running or Stopped."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int = 1
+    deleting: bool = False
+    finalizers: tuple[str, ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    active_branch: str = names.ROOT_BRANCH
+    state: str = "Running"
+    protection: str = "Disabled"
+    deletion_policy: str = "Delete"
+    postgres: Postgres = field(default_factory=Postgres)
+    size: int = 10 * 2**30
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    proxy: Proxy = field(default_factory=Proxy)
+    node_name: str | None = None
+    host: str | None = None
+    route: Route | None = None
+    routes: tuple[Target, ...] = ()
+    proxies: tuple[ProxyEntry, ...] = ()
+    node: ProjectNode = field(default_factory=ProjectNode)
+    status: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def running(self) -> bool:
+        return self.state == "Running"
+
+
+def parse_seconds(text: str | int | float) -> float:
+    """A duration in seconds: `60s`, `2m`, `1m30s`, `500ms` or a plain number of seconds."""
+    if isinstance(text, int | float):
+        return float(text)
+    rest, total = text, 0.0
+    while rest:
+        digits = len(rest) - len(rest.lstrip("0123456789."))
+        number, tail = rest[:digits], rest[digits:]
+        unit = next((u for u in ("ms", "s", "m", "h") if tail.startswith(u)), "")
+        if unit == "m" and tail.startswith("ms"):
+            unit = "ms"
+        if not number or (not unit and (tail or total)):
+            raise InvalidInput(f"{text!r} is no duration; write it as 500ms, 60s or 2m")
+        try:
+            total += float(number) * {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}[unit]
+        except ValueError as error:
+            raise InvalidInput(f"{text!r} is no duration; write it as 500ms, 60s or 2m") from error
+        rest = tail[len(unit) :]
+    return total
+
+
+def parse_project(body: Mapping[str, Any]) -> Project:
+    """A DBProject from the API server's JSON. What the schema defaults is defaulted here too."""
+    meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    raw_pg, storage, proxy = (spec.get(k) or {} for k in ("postgres", "storage", "proxy"))
+    secret, tls, route = raw_pg.get("passwordSecret"), proxy.get("tls"), status.get("route")
+    base = Project("", "", "")
+    return Project(
+        namespace=meta.get("namespace", ""),
+        name=meta["name"],
+        uid=meta.get("uid", ""),
+        generation=int(meta.get("generation", 1)),
+        deleting=bool(meta.get("deletionTimestamp")),
+        finalizers=tuple(meta.get("finalizers") or ()),
+        annotations=dict(meta.get("annotations") or {}),
+        active_branch=spec.get("activeBranch") or names.ROOT_BRANCH,
+        state=spec.get("state", base.state),
+        protection=spec.get("protection", base.protection),
+        deletion_policy=spec.get("deletionPolicy", base.deletion_policy),
+        postgres=Postgres(
+            image=raw_pg.get("image", base.postgres.image),
+            run_as_user=int(raw_pg.get("runAsUser", base.postgres.run_as_user)),
+            user=raw_pg.get("user", base.postgres.user),
+            database=raw_pg.get("database", base.postgres.database),
+            password_secret=SecretKey(secret["name"], secret.get("key", "password")) if secret else None,
+            parameters=dict(raw_pg.get("parameters") or {}),
+            resources=dict(raw_pg.get("resources") or {}),
+            image_pull_secrets=tuple(s["name"] for s in raw_pg.get("imagePullSecrets") or ()),
+        ),
+        size=parse_bytes(storage.get("size", "10Gi")),
+        node_selector=dict(storage.get("nodeSelector") or {}),
+        proxy=Proxy(
+            replicas=int(proxy.get("replicas", base.proxy.replicas)),
+            port=int(proxy.get("port", base.proxy.port)),
+            service_type=proxy.get("serviceType", base.proxy.service_type),
+            on_switch=proxy.get("onSwitch", base.proxy.on_switch),
+            drain_timeout=parse_seconds(proxy.get("drainTimeout", "60s")),
+            start_timeout=parse_seconds(proxy.get("startTimeout", "30s")),
+            tls=Tls(tls["secretName"], tls.get("mode", "Optional")) if tls else None,
+        ),
+        node_name=status.get("nodeName"),
+        host=status.get("host"),
+        route=Route(int(route["generation"]), route["branch"]) if route else None,
+        routes=tuple(
+            Target(r["branch"], r["state"], r.get("address"), r.get("port"))
+            for r in status.get("routes") or ()
+        ),
+        proxies=tuple(
+            ProxyEntry(p["pod"], int(p.get("generation", 0)), int(p.get("sessions", 0)), int(p.get("draining", 0)))
+            for p in status.get("proxies") or ()
+        ),
+        node=_parse_node(status.get("node") or {}),
+        status=status,
+    )
+
+
+def _parse_node(raw: Mapping[str, Any]) -> ProjectNode:
+    return ProjectNode(
+        machine_id=raw.get("machineID"),
+        pool_uuid=raw.get("poolUUID"),
+        initialized=bool(raw.get("initialized")),
+        storage=Step.from_dict(raw.get("storage")),
+        observed_generation=int(raw.get("observedGeneration", 0)),
+        image_digest=raw.get("imageDigest"),
+        postgres_version=raw.get("postgresVersion"),
+        total_bytes=raw.get("totalBytes"),
+        used_bytes=raw.get("usedBytes"),
+        free_bytes=raw.get("freeBytes"),
+        host_free_bytes=raw.get("hostFreeBytes"),
+    )

@@ -1,0 +1,68 @@
+"""Kubernetes quantities and byte counts.
+
+Source: the quantity serialization format of the Kubernetes API (resource.Quantity).
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import ROUND_CEILING, Decimal
+
+from dbranch.errors import InvalidInput
+
+_FORM = re.compile(r"^([+-]?[0-9.]+)([eE][+-]?[0-9]+|[numkKMGTPE]i?|)$")
+_SUFFIX: dict[str, Decimal] = {
+    "": Decimal(1),
+    "n": Decimal("1e-9"),
+    "u": Decimal("1e-6"),
+    "m": Decimal("1e-3"),
+    "k": Decimal(10**3),
+    "M": Decimal(10**6),
+    "G": Decimal(10**9),
+    "T": Decimal(10**12),
+    "P": Decimal(10**15),
+    "E": Decimal(10**18),
+    "Ki": Decimal(2**10),
+    "Mi": Decimal(2**20),
+    "Gi": Decimal(2**30),
+    "Ti": Decimal(2**40),
+    "Pi": Decimal(2**50),
+    "Ei": Decimal(2**60),
+}
+
+
+def parse_bytes(text: str | int) -> int:
+    """A quantity as a count of bytes, rounded up as the API server does.
+
+    >>> parse_bytes("10Gi")
+    10737418240
+    """
+    match = _FORM.match(str(text))
+    if match is None:
+        raise InvalidInput(f"{text!r} is no quantity; write it as 512Mi, 10Gi or 2Ti")
+    number, suffix = match.groups()
+    try:
+        if suffix[:1] in ("e", "E") and len(suffix) > 1 and suffix != "Ei":
+            value = Decimal(number + suffix)
+        else:
+            value = Decimal(number) * _SUFFIX[suffix]
+    except (ArithmeticError, KeyError) as error:
+        raise InvalidInput(f"{text!r} is no quantity; write it as 512Mi, 10Gi or 2Ti") from error
+    return int(value.to_integral_value(rounding=ROUND_CEILING))
+
+
+def format_bytes(count: int) -> str:
+    """A byte count for people: at most three significant digits and a binary suffix.
+
+    >>> format_bytes(0), format_bytes(38_797_312), format_bytes(41_983_942_656)
+    ('0', '37Mi', '39.1Gi')
+    """
+    if count < 1024:
+        return str(count)
+    value, suffix = float(count), ""
+    for suffix in ("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"):
+        value /= 1024
+        if value < 1023.5:
+            break
+    text = f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+    return text.removesuffix(".0") + suffix

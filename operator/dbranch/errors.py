@@ -1,0 +1,46 @@
+"""The exceptions that cross a layer.
+
+    DbranchError
+    ├── InvalidInput        what the user said cannot be done as it stands
+    ├── CommandFailed       a command of the node failed (argv, exit code, what it printed)
+    ├── Busy                something else holds what is needed; try again
+    ├── Unsafe              going on could lose or leak data; a person has to look
+    └── ClusterUnreachable  the API server did not answer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class DbranchError(Exception):
+    """The base of dbranch's own exceptions; its text is made for users."""
+
+
+class InvalidInput(DbranchError):
+    """What the user said cannot be done as it stands; the text says what would do."""
+
+
+class Busy(DbranchError):
+    """Something else holds what is needed (a mount, a lock, a device); the same call may succeed later."""
+
+
+class Unsafe(DbranchError):
+    """Going on could lose or leak data: nothing was done, and nothing is retried without a change."""
+
+
+class ClusterUnreachable(DbranchError):
+    """The API server did not answer."""
+
+
+class CommandFailed(DbranchError):
+    """A command of the node ended with another code than 0.
+
+    `argv` is what ran, `code` its exit code (negative: the signal; None: it ran out of time),
+    `output` what it printed on standard error, or else on standard output, stripped.
+    """
+
+    def __init__(self, argv: Sequence[str], code: int | None, output: str) -> None:
+        self.argv, self.code, self.output = tuple(argv), code, output
+        how = "ran out of time" if code is None else f"exit code {code}"
+        super().__init__(f"{' '.join(argv)}: {how}: {output or 'no output'}")
