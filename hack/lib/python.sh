@@ -1,0 +1,33 @@
+# shellcheck shell=bash
+# The Python of the tests and the demo: a virtual environment in the cache, made from
+# tests/requirements.lock, with this checkout installed into it (`dbranch`, `kubectl-dbranch`).
+# Needs log.sh and apt.sh. Use: python_environment; then "$PYTHON_BIN" is on PATH.
+
+python_environment() {
+  local root cache key base
+  root=$(dirname "$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")")
+  cache=${DBRANCH_CACHE:-$HOME/.cache/dbranch}
+  need_command python3 python3
+  python3 -c 'import ensurepip' 2>/dev/null || need_package python3-venv
+  python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    say "Python 3.11 or later is needed, python3 is $(python3 -V 2>&1)"
+    return 2
+  }
+  key=$({ python3 -V; printf '%s\n' "$root"; cat "$root/tests/requirements.lock" "$root/pyproject.toml"; } | sha256sum | cut -c1-16)
+  base=$cache/python/$key
+  # The stamp is written last: an interrupted install is made anew, not trusted.
+  if [ ! -e "$base/complete" ] || ! "$base/bin/python" -c '' 2>/dev/null; then
+    rm -rf "$base"
+    mkdir -p "$cache/python"
+    step "making the Python environment" _python_install "$base" "$root" || return
+    touch "$base/complete"
+  fi
+  export PYTHON_BIN=$base/bin
+  export PATH=$PYTHON_BIN:$PATH
+}
+
+_python_install() {
+  python3 -m venv "$1" &&
+    "$1/bin/pip" install --quiet --require-hashes -r "$2/tests/requirements.lock" &&
+    "$1/bin/pip" install --quiet --no-deps --no-build-isolation --editable "$2"
+}
