@@ -1,0 +1,55 @@
+"""The real product on a real cluster: Helm installs it once a run, kubectl, psql and `dbranch` use it.
+
+Run by `hack/test e2e`, which brings the cluster up, builds and loads the images and sets the
+environment (KUBECONFIG, DBRANCH_POSTGRES_IMAGE, DBRANCH_SERVER_IMAGE and pytest-kind's options).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.cluster import Cluster, Namespace, Project
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def cluster(kind_cluster: object) -> Cluster:
+    """The cluster that pytest-kind found or made, with dbranch installed from this checkout's chart."""
+    cluster = Cluster(ROOT)
+    cluster.install()
+    return cluster
+
+
+def _namespace(cluster: Cluster, **labels: str) -> Iterator[Namespace]:
+    namespace = Namespace(cluster, f"e2e-{secrets.token_hex(3)}")
+    namespace.make(**labels)
+    try:
+        yield namespace
+    finally:
+        namespace.remove()
+
+
+@pytest.fixture(scope="module")
+def team(cluster: Cluster) -> Iterator[Namespace]:
+    """A users' namespace for a module's tests, labelled PSA `restricted`, with a client pod in it."""
+    yield from _namespace(cluster, **{"pod-security.kubernetes.io/enforce": "restricted"})
+
+
+@pytest.fixture
+def other_team(cluster: Cluster) -> Iterator[Namespace]:
+    """A second users' namespace, for one test."""
+    yield from _namespace(cluster)
+
+
+@pytest.fixture(scope="module")
+def shop(team: Namespace) -> Project:
+    """A Ready project `shop` whose root branch holds the table `item` with the row (1, 'first')."""
+    shop = Project(team, "shop")
+    shop.make()
+    shop.sql("create table item (id int primary key, name text); insert into item values (1, 'first')")
+    return shop

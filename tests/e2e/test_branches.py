@@ -1,0 +1,92 @@
+"""A branch has its source's rows as of its making, and is isolated from it both ways."""
+
+from __future__ import annotations
+
+import threading
+
+from tests.e2e.cluster import Project
+
+
+def test_apply_of_manifests_becomes_ready(shop: Project) -> None:
+    shop.team.apply(shop.branch_manifest("plain"))
+    shop.team.wait_ready("dbbranch", "shop-plain")
+    status = shop.team.get("dbbranch", "shop-plain")["status"]
+    assert status["node"]["address"] and status["node"]["port"] != 5432
+    assert status["node"]["sourceUID"] == shop.team.get("dbbranch", "shop-main")["metadata"]["uid"]
+    columns = shop.team.kubectl("get", "dbbranch", "shop-plain").out.split("\n")[0].split()
+    assert columns == ["NAME", "PROJECT", "SOURCE", "READY", "REASON", "ACTIVE", "UNIQUE", "AGE"]
+
+
+def test_rows_as_of_its_making_and_isolation_both_ways(shop: Project) -> None:
+    shop.sql("insert into item values (2, 'before')", "main")
+    shop.branch("copy")
+    assert shop.sql("select id from item order by id", "copy").split() == ["1", "2"]
+    shop.sql("insert into item values (3, 'on the branch')", "copy")
+    shop.sql("update item set name = 'changed' where id = 1", "main")
+    assert shop.sql("select count(*) from item where id = 3", "main") == "0"
+    assert shop.sql("select name from item where id = 1", "copy") == "first"
+    assert shop.sql("select name from item where id = 3", "copy") == "on the branch"
+
+
+def test_branch_of_a_branch_of_a_branch(shop: Project) -> None:
+    above = "main"
+    for depth in (1, 2, 3):
+        shop.branch(f"deep-{depth}", above)
+        above = f"deep-{depth}"
+        shop.sql(f"create table level_{depth} (n int); insert into level_{depth} values ({depth})", above)
+    assert shop.sql("select l.n, m.n, r.n from level_1 l, level_2 m, level_3 r", "deep-3") == "1|2|3"
+    assert shop.sql("select to_regclass('level_2') is null", "deep-1") == "t"
+    assert shop.sql("select to_regclass('level_1') is null", "main") == "t"
+
+
+def test_branch_under_write_load_is_consistent(shop: Project) -> None:
+    """Each transaction moves an amount between two tables: the sum is the same in every consistent copy."""
+    shop.sql(
+        "create table debit (n int); create table credit (n int);"
+        "insert into debit select 0 from generate_series(1, 200)",
+        "main",
+    )
+    load = (
+        "do $$ begin for i in 1..1500 loop"
+        "  insert into debit values (-i); insert into credit values (i); commit;"
+        " end loop; end $$"
+    )
+    writer = threading.Thread(target=shop.sql, args=(load, "main"))
+    writer.start()
+    copies = ["under-load-1", "under-load-2"]
+    for copy in copies:
+        shop.branch(copy)
+    writer.join()
+    for copy in copies:
+        sums = shop.sql(
+            "select (select coalesce(sum(n), 0) from debit) + (select coalesce(sum(n), 0) from credit)", copy
+        )
+        assert sums == "0", copy
+        assert shop.sql("select count(*) from item where id = 1", copy) == "1"
+    assert shop.sql("select count(*) from credit", "main") == "1500"
+
+
+def test_own_service_whatever_is_active(shop: Project) -> None:
+    shop.branch("aside")
+    shop.sql("create table only_aside (n int)", "aside")
+    for active in ("aside", "main"):
+        shop.use(active)
+        assert shop.sql("select to_regclass('only_aside') is not null", "aside") == "t"
+        assert shop.sql("select to_regclass('only_aside') is not null", "main") == "f"
+
+
+def test_sizes_are_told(shop: Project) -> None:
+    shop.branch("sized")
+    node = shop.team.get("dbbranch", "shop-sized")["status"]["node"]
+    assert node["logicalBytes"] > 2**20
+    assert node["uniqueBytes"] < node["logicalBytes"]
+    pool = shop.team.get("dbproject", "shop")["status"]["node"]
+    assert 0 < pool["usedBytes"] < pool["totalBytes"] == 2**30
+
+
+def test_privileged_commands_stand_in_the_agents_log(shop: Project) -> None:
+    shop.branch("logged")
+    uid = shop.team.get("dbbranch", "shop-logged")["metadata"]["uid"]
+    log = shop.team.cluster.kubectl("logs", "-n", "dbranch-nodes", "daemonset/dbranch-agent", "--tail=-1").out
+    assert any("btrfs subvolume snapshot" in line and uid in line for line in log.splitlines())
+    assert any("mount --bind" in line and uid in line for line in log.splitlines())

@@ -1,0 +1,89 @@
+"""Deletion: of a branch, of a project, of a namespace; the node is then as before the project."""
+
+from __future__ import annotations
+
+from tests.e2e.cluster import POSTGRES_IMAGE, Namespace, Project, eventually
+
+
+def test_delete_of_a_branch(shop: Project) -> None:
+    team, cluster = shop.team, shop.team.cluster
+    shop.branch("gone")
+    shop.branch("child", "gone")
+    status = team.get("dbbranch", "shop-gone")
+    pod, uid = status["status"]["node"]["pod"], status["metadata"]["uid"]
+    assert uid in "".join(cluster.on_node("ls /var/lib/dbranch/mnt/*").split())
+    said = team.dbranch("-p", "shop", "delete", "gone", "--yes")
+    assert "gone" in said.all
+    assert not team.exists("dbbranch", "shop-gone")
+    for kind, name in (("service", "shop-gone"), ("secret", "shop-gone-conn")):
+        eventually(f"{kind} {name} is gone", lambda k=kind, n=name: not team.exists(k, n))
+    assert (
+        team.kubectl("get", "endpointslices", "-l", "kubernetes.io/service-name=shop-gone", "-o", "name").text
+        == ""
+    )
+    assert f"pod/{pod}" not in cluster.footprint()["pods"]
+    assert uid not in cluster.on_node("ls /var/lib/dbranch/mnt/*")
+    assert pod not in cluster.on_node("ls /var/lib/dbranch/slots")
+    assert shop.sql("select name from item where id = 1", "child") == "first"
+
+
+def test_name_made_again_never_meets_old_data(shop: Project) -> None:
+    for round_ in range(3):
+        shop.branch("again")
+        assert shop.sql("select to_regclass('old_data') is null", "again") == "t", round_
+        shop.sql("create table old_data (n int)", "again")
+        shop.team.kubectl("delete", "dbbranch", "shop-again", "--timeout=60s")
+
+
+def test_delete_of_a_project_leaves_the_node_as_it_was(team: Namespace) -> None:
+    cluster = team.cluster
+    before = cluster.footprint()
+    brief = Project(team, "brief")
+    brief.make()
+    brief.branch("one")
+    brief.branch("two", "one")
+    during = cluster.footprint()
+    assert len(during["loops"]) == len(before["loops"]) + 1
+    assert len(during["pods"]) >= len(before["pods"]) + 3
+    team.kubectl("delete", "dbproject", "brief", "--timeout=120s")
+    after = eventually(
+        "the node is as before",
+        lambda: (
+            (now := cluster.footprint()) and all(sorted(now[k]) == sorted(before[k]) for k in before) and now
+        ),
+    )
+    assert after
+    for kind in ("dbbranch", "service", "deployment", "secret", "serviceaccount", "role", "rolebinding"):
+        eventually(
+            f"no {kind} of it",
+            lambda k=kind: (
+                not [
+                    line
+                    for line in team.kubectl("get", k, "-o", "name").text.splitlines()
+                    if "/brief" in line
+                ]
+            ),
+        )
+
+
+def test_delete_of_a_namespace(other_team: Namespace) -> None:
+    cluster = other_team.cluster
+    before = cluster.footprint()
+    whole = Project(other_team, "whole")
+    whole.make()
+    whole.branch("leaf")
+    cluster.kubectl("delete", "namespace", other_team.name, "--timeout=180s")
+    eventually(
+        "the node is as before",
+        lambda: (now := cluster.footprint()) and all(sorted(now[k]) == sorted(before[k]) for k in before),
+    )
+
+
+def test_delete_project_by_the_cli(team: Namespace) -> None:
+    team.dbranch("init", "clishop", "--image", POSTGRES_IMAGE, "--size", "1Gi")
+    assert team.exists("dbbranch", "clishop-main")
+    unasked = team.dbranch("delete-project", "clishop", check=False)
+    assert unasked.code == 2 and "--yes" in unasked.all
+    assert team.exists("dbproject", "clishop")
+    team.dbranch("delete-project", "clishop", "--yes")
+    assert not team.exists("dbproject", "clishop")

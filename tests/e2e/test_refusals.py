@@ -1,0 +1,197 @@
+"""Bad input: a clear message each, and nothing lost."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.cluster import POSTGRES_IMAGE, Namespace, Project, run
+
+
+def refused(team: Namespace, *objects: dict[str, Any]) -> str:
+    """What the API server said when it refused the objects."""
+    outcome = team.apply(*objects, check=False)
+    assert outcome.code != 0, outcome.all
+    return outcome.err
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("shop-Feature", "lowercase"),
+        ("shop-a_b", "lowercase"),
+        ("other", "<project>-<branch>"),
+        ("shop-" + "x" * 60, "63"),
+    ],
+)
+def test_names_that_break_the_rules(shop: Project, name: str, says: str) -> None:
+    manifest = shop.branch_manifest("x")
+    manifest["metadata"]["name"] = name
+    assert says.lower() in refused(shop.team, manifest).lower()
+
+
+def test_a_project_name_that_is_too_long(team: Namespace) -> None:
+    assert "30" in refused(team, Project(team, "p" * 31).manifest())
+
+
+def test_a_branch_without_a_source_that_is_not_the_root(shop: Project) -> None:
+    assert "source" in refused(shop.team, shop.branch_manifest("rootless", None))
+
+
+def test_a_forced_parameter(shop: Project) -> None:
+    said = refused(shop.team, shop.branch_manifest("unsafe", postgres={"parameters": {"fsync": "off"}}))
+    assert "fsync" in said
+
+
+def test_a_change_of_what_is_immutable(shop: Project) -> None:
+    shop.branch("fixed")
+    for patch in ('{"spec":{"source":"fixed-2"}}', '{"spec":{"project":"elsewhere"}}'):
+        said = shop.team.kubectl("patch", "dbbranch", "shop-fixed", "--type=merge", "-p", patch, check=False)
+        assert said.code != 0 and ("immutable" in said.err or "cannot" in said.err), said.err
+    smaller = shop.team.kubectl(
+        "patch",
+        "dbproject",
+        "shop",
+        "--type=merge",
+        "-p",
+        '{"spec":{"storage":{"size":"512Mi"}}}',
+        check=False,
+    )
+    assert smaller.code != 0 and "smaller" in smaller.err, smaller.err
+
+
+def test_a_source_that_is_not_there_waits_says_so_and_heals(shop: Project) -> None:
+    team = shop.team
+    team.apply(shop.branch_manifest("hopeful", "mian"))
+    condition = team.wait_reason("dbbranch", "shop-hopeful", "Scheduled", "SourceNotFound")
+    assert 'source "mian" does not exist in project shop' in condition["message"]
+    assert "main" in condition["message"].split(";")[-1]
+    assert team.condition("dbbranch", "shop-hopeful", "Stalled") == {}
+    team.apply(shop.branch_manifest("mian"))
+    team.wait_ready("dbbranch", "shop-hopeful")
+
+
+def test_a_branch_of_another_project_is_no_source(shop: Project, team: Namespace) -> None:
+    other = Project(team, "depot")
+    team.apply(other.branch_manifest("x", "shop-main"))
+    condition = team.wait_reason("dbbranch", "depot-x", "Scheduled", "ProjectNotFound")
+    assert "depot" in condition["message"]
+    other.make()
+    condition = team.wait_reason("dbbranch", "depot-x", "Scheduled", "SourceNotFound")
+    assert "shop-main" in condition["message"]
+    team.kubectl("delete", "dbproject", "depot", "--timeout=120s")
+
+
+def test_an_active_branch_that_is_not_there_moves_nothing(shop: Project) -> None:
+    team, uri = shop.team, shop.uri()
+    shop.use("main")
+    team.kubectl("patch", "dbproject", "shop", "--type=merge", "-p", '{"spec":{"activeBranch":"nowhere"}}')
+    condition = team.wait_reason("dbproject", "shop", "Routed", "BranchNotFound")
+    assert "nowhere" in condition["message"]
+    assert team.get("dbproject", "shop")["status"]["route"]["branch"] == "main"
+    assert team.psql(uri, "select name from item where id = 1").text == "first"
+    team.kubectl("patch", "dbproject", "shop", "--type=merge", "-p", '{"spec":{"activeBranch":"main"}}')
+    team.wait_ready("dbproject", "shop")
+
+
+def test_an_image_that_does_not_exist(team: Namespace) -> None:
+    wrong = Project(team, "wrong")
+    team.apply(wrong.manifest(postgres={"image": "dbranch-postgres:no-such-tag"}))
+    condition = team.wait_reason("dbproject", "wrong", "Ready", "ImagePullFailed", 90)
+    assert "dbranch-postgres:no-such-tag" in condition["message"]
+    team.kubectl(
+        "patch",
+        "dbproject",
+        "wrong",
+        "--type=merge",
+        "-p",
+        f'{{"spec":{{"postgres":{{"image":"{POSTGRES_IMAGE}"}}}}}}',
+    )
+    team.wait_ready("dbproject", "wrong", 180)
+    assert wrong.sql("select 1") == "1"
+
+
+def test_the_active_and_the_root_branch_are_refused_at_once(shop: Project) -> None:
+    shop.branch("standing")
+    shop.use("standing")
+    for branch, word in (("standing", "active"), ("main", "root")):
+        by_kubectl = shop.team.kubectl("delete", "dbbranch", f"shop-{branch}", "--timeout=10s", check=False)
+        assert by_kubectl.code != 0 and word in by_kubectl.err, by_kubectl.err
+        by_cli = shop.team.dbranch("-p", "shop", "delete", branch, "--yes", check=False)
+        assert by_cli.code == 6 and word in by_cli.err, by_cli.all
+        assert "deletionTimestamp" not in shop.team.get("dbbranch", f"shop-{branch}")["metadata"]
+    shop.use("main")
+    shop.team.kubectl("delete", "dbbranch", "shop-standing", "--timeout=60s")
+
+
+def test_a_protected_branch_is_refused(shop: Project) -> None:
+    shop.branch("precious", protection="Enabled")
+    said = shop.team.kubectl("delete", "dbbranch", "shop-precious", "--timeout=10s", check=False)
+    assert said.code != 0 and "protect" in said.err
+
+
+def test_a_service_of_someone_else_is_left_alone(shop: Project) -> None:
+    team = shop.team
+    foreign = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "shop-taken"},
+        "spec": {"ports": [{"port": 80}], "selector": {"app": "theirs"}},
+    }
+    team.apply(foreign)
+    team.apply(shop.branch_manifest("taken"))
+    condition = team.wait_reason("dbbranch", "shop-taken", "Ready", "NameTaken")
+    assert "shop-taken" in condition["message"]
+    assert team.condition("dbbranch", "shop-taken", "Stalled")["status"] == "True"
+    assert team.get("service", "shop-taken")["spec"]["ports"][0]["port"] == 80
+    team.kubectl("delete", "service", "shop-taken")
+    team.wait_ready("dbbranch", "shop-taken", 120)
+
+
+def test_cli_usage_errors(shop: Project) -> None:
+    unknown = shop.team.dbranch("-p", "shop", "craete", "x", check=False)
+    assert unknown.code == 2 and "create" in unknown.err
+    odd = shop.team.dbranch("-p", "shop", "create", "feature/X", check=False)
+    assert odd.code == 2 and "feature-x" in odd.err
+    absent = shop.team.dbranch("-p", "shop", "show", "nowhere", check=False)
+    assert absent.code == 3 and "nowhere" in absent.err
+    assert shop.team.dbranch("-p", "nosuch", "list", check=False).code == 3
+    waits = shop.team.dbranch(
+        "-p", "shop", "create", "waits", "--source", "nowhere", "--timeout", "3s", check=False
+    )
+    assert waits.code in (3, 5) and "nowhere" in waits.err
+
+
+def test_cli_without_a_cluster(tmp_path: Any) -> None:
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "nowhere",
+        "clusters": [{"name": "nowhere", "cluster": {"server": "https://127.0.0.1:9"}}],
+        "users": [{"name": "nobody", "user": {"token": "x"}}],
+        "contexts": [{"name": "nowhere", "context": {"cluster": "nowhere", "user": "nobody"}}],
+    }
+    path = tmp_path / "kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+    outcome = run(["dbranch", "--kubeconfig", str(path), "-p", "x", "list"], check=False, cwd="/")
+    assert outcome.code == 1
+    assert "127.0.0.1:9" in outcome.err and "Traceback" not in outcome.all
+
+
+def test_cli_without_permission(shop: Project, tmp_path: Any) -> None:
+    shop.team.kubectl("create", "serviceaccount", "nobody")
+    token = shop.team.kubectl("create", "token", "nobody").text
+    config = yaml.safe_load(shop.team.cluster.kubectl("config", "view", "--raw", "--minify", "--flatten").out)
+    config["users"][0]["user"] = {"token": token}
+    path = tmp_path / "kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+    outcome = run(
+        ["dbranch", "--kubeconfig", str(path), "-n", shop.team.name, "-p", "shop", "list"],
+        check=False,
+        cwd="/",
+        env={**os.environ},
+    )
+    assert outcome.code == 4 and "nobody" in outcome.err, outcome.all
