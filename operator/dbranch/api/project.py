@@ -199,7 +199,9 @@ def parse_project(body: Mapping[str, Any]) -> Project:
             for r in status.get("routes") or ()
         ),
         proxies=tuple(
-            ProxyEntry(p["pod"], int(p.get("generation", 0)), int(p.get("sessions", 0)), int(p.get("draining", 0)))
+            ProxyEntry(
+                p["pod"], int(p.get("generation", 0)), int(p.get("sessions", 0)), int(p.get("draining", 0))
+            )
             for p in status.get("proxies") or ()
         ),
         node=_parse_node(status.get("node") or {}),

@@ -59,10 +59,10 @@ def format_bytes(count: int) -> str:
     """
     if count < 1024:
         return str(count)
-    value, suffix = float(count), ""
-    for suffix in ("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"):
-        value /= 1024
-        if value < 1023.5:
-            break
+    value, suffixes = float(count), ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"]
+    suffix = suffixes.pop(0)
+    value /= 1024
+    while value >= 1023.5 and suffixes:
+        value, suffix = value / 1024, suffixes.pop(0)
     text = f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
     return text.removesuffix(".0") + suffix

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+
+from dbranch.api.branch import Branch, parse_branch
+from dbranch.api.conditions import MESSAGE_LIMIT, STALLED, TRUE, UNKNOWN, Reason, Step, clip, find, is_true
+from dbranch.api.project import Project, Route, Target, parse_project
+
+
+def test_a_bare_project_has_the_defaults() -> None:
+    parsed = parse_project({"metadata": {"name": "shop", "namespace": "team-a", "uid": "u"}, "spec": {}})
+    assert parsed == Project("team-a", "shop", "u")
+    assert (parsed.active_branch, parsed.size, parsed.postgres.image) == ("main", 10 * 2**30, "postgres:17")
+
+
+def test_a_full_project() -> None:
+    parsed = parse_project(
+        {
+            "metadata": {"name": "shop", "deletionTimestamp": "2030-01-01T00:00:00Z", "generation": 4},
+            "spec": {
+                "activeBranch": "feature-x",
+                "postgres": {"passwordSecret": {"name": "shop-owner"}, "parameters": {"work_mem": "8MB"}},
+                "proxy": {"drainTimeout": "90s", "tls": {"secretName": "shop-tls"}},
+                "storage": {"size": "60Gi"},
+            },
+            "status": {
+                "nodeName": "n1",
+                "route": {"generation": 7, "branch": "main"},
+                "routes": [{"branch": "main", "address": "10.0.0.1", "port": 21733, "state": "Ready"}],
+                "proxies": [{"pod": "p", "generation": 7, "sessions": 2}],
+                "node": {"poolUUID": "x", "storage": {"reason": "PoolMounted", "message": "m"}},
+            },
+        }
+    )
+    assert parsed.deleting and parsed.generation == 4
+    assert parsed.postgres.password_secret and parsed.postgres.password_secret.key == "password"
+    assert parsed.proxy.drain_timeout == 90 and parsed.proxy.tls and parsed.proxy.tls.mode == "Optional"
+    assert parsed.route == Route(7, "main")
+    assert parsed.routes == (Target("main", "Ready", "10.0.0.1", 21733),)
+    assert parsed.proxies[0].sessions == 2
+    assert parsed.node.storage == Step(Reason.POOL_MOUNTED, "m")
+
+
+def test_a_branch() -> None:
+    parsed = parse_branch(
+        {
+            "metadata": {"name": "shop-feature-x", "namespace": "team-a", "uid": "u"},
+            "spec": {"project": "shop", "source": "main", "state": "Stopped"},
+            "status": {"nodeName": "n1", "node": {"port": 21733, "postgres": {"reason": "Accepting"}}},
+        }
+    )
+    assert (parsed.branch, parsed.is_root, parsed.running) == ("feature-x", False, False)
+    assert parsed.node.port == 21733 and parsed.node.postgres and parsed.node.postgres.done
+    assert Branch("team-a", "shop-main", "u", "shop").is_root
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_each_reason_has_one_meaning(reason: Reason) -> None:
+    step = Step(reason, "m")
+    assert step.status in ("True", "False", "Unknown")
+    assert not (reason in TRUE and reason in UNKNOWN | STALLED)
+    assert Step.from_dict(step.as_dict()) == step
+
+
+def test_a_message_stays_within_its_bound_on_one_line() -> None:
+    assert len(clip("x" * 1000)) == MESSAGE_LIMIT
+    assert clip("a\n b\tc") == "a b c"
+
+
+def test_conditions_of_an_object_without_status() -> None:
+    status = {"conditions": [{"type": "Ready", "status": "True", "reason": "Available"}]}
+    from dbranch.api.conditions import Condition
+
+    assert is_true(status, Condition.READY) and not is_true(status, Condition.ROUTED)
+    assert find(None, Condition.READY) is None and not is_true({}, Condition.READY)

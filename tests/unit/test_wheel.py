@@ -1,0 +1,36 @@
+"""The wheel holds what the commands need: both packages, the scripts that run in pods, the entry points."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_wheel(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("operator", "cli"):
+        shutil.copytree(
+            ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+        )
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "."]
+    subprocess.run([*build, "-w", str(tmp_path)], cwd=source, check=True)
+    (wheel,) = tmp_path.glob("dbranch-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = set(archive.namelist())
+        entries = next(n for n in held if n.endswith("entry_points.txt"))
+        scripts = archive.read(entries).decode()
+    for made in (ROOT / "operator").rglob("*.sh"):
+        assert str(made.relative_to(ROOT / "operator")) in held
+    for root in ("operator/dbranch", "cli/dbranch_cli"):
+        for module in (ROOT / root).rglob("*.py"):
+            assert str(module.relative_to((ROOT / root).parent)) in held
+    for script in ("dbranch", "kubectl-dbranch", "dbranch-server"):
+        assert f"{script} = " in scripts
