@@ -8,7 +8,7 @@ python_environment() {
   root=$(dirname "$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")")
   cache=${DBRANCH_CACHE:-$HOME/.cache/dbranch}
   need_command python3 python3
-  python3 -c 'import ensurepip' 2>/dev/null || need_package python3-venv
+  python3 -c 'import ensurepip' 2>/dev/null || need_packages python3-venv
   python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     say "Python 3.11 or later is needed, python3 is $(python3 -V 2>&1)"
     return 2

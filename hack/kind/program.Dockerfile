@@ -1,0 +1,5 @@
+# A single static program.
+FROM scratch
+ARG PROGRAM
+COPY ${PROGRAM} /program
+ENTRYPOINT ["/program"]

@@ -1,0 +1,162 @@
+# shellcheck shell=bash
+# The Docker engine: the one that is there, or one started here and ended by `down`.
+
+ENGINE_DIR="$STATE_DIR/engine"
+DOCKERD_PIDFILE="$ENGINE_DIR/dockerd.pid"
+
+docker_ok() { command -v docker >/dev/null && timeout 20 docker info >/dev/null 2>&1; }
+
+# started_at PID: with the pid it names one process for ever (until the next boot).
+started_at() {
+    local stat
+    stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
+    # The command in parentheses may hold spaces; field 22 is the twentieth after it.
+    read -ra stat <<<"${stat##*) }"
+    echo "${stat[19]}"
+}
+
+# own_dockerd: the pid of the engine started here, if it lives. Its command line names our pid file.
+own_dockerd() {
+    local pid
+    pid=$(cat "$DOCKERD_PIDFILE" 2>/dev/null) || return 1
+    [[ $pid =~ ^[0-9]+$ ]] && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF -- "--pidfile $DOCKERD_PIDFILE " || return 1
+    if [[ -f $ENGINE_DIR/started_at ]]; then
+        [[ $(started_at "$pid") == "$(cat "$ENGINE_DIR/started_at")" ]] || return 1
+    fi
+    echo "$pid"
+}
+
+bounding_set_is_full() {
+    local key value last
+    last=$(cat /proc/sys/kernel/cap_last_cap)
+    while read -r key value; do
+        if [[ $key == CapBnd: ]]; then ((16#$value == (1 << (last + 1)) - 1)) && return 0; fi
+    done </proc/self/status
+    return 1
+}
+
+install_engine() {
+    need_command iptables iptables jq jq ip iproute2 dockerd docker.io
+    # From trixie on the client is a package of its own.
+    need_command docker docker-cli
+}
+
+# The kubelet needs mounts made in a node to reach the pods: `/` must be shared. What was private is
+# written down, and made so again by `down`.
+share_mounts() {
+    if [[ $(findmnt -no PROPAGATION / | tail -1) == *shared* ]]; then return 0; fi
+    findmnt -rno TARGET,PROPAGATION | awk '$2 == "private" {print $1}' >"$ENGINE_DIR/private_mounts"
+    mount --make-rshared /
+}
+
+unshare_mounts() {
+    local target
+    [[ -f $ENGINE_DIR/private_mounts ]] || return 0
+    while read -r target; do
+        target=$(printf '%b' "$target")
+        if findmnt -n "$target" >/dev/null; then mount --make-private "$target" || true; fi
+    done <"$ENGINE_DIR/private_mounts"
+    rm -f "$ENGINE_DIR/private_mounts"
+}
+
+# A pid file left by a killed engine may name a process that has nothing to do with it.
+clear_stale_pidfiles() {
+    local file pid name
+    for file in "$DOCKERD_PIDFILE:dockerd" /var/run/docker.pid:dockerd /var/run/docker/containerd/containerd.pid:containerd; do
+        name=${file##*:} file=${file%:*}
+        [[ -f $file ]] || continue
+        pid=$(cat "$file")
+        [[ $(cat "/proc/$pid/comm" 2>/dev/null) == "$name" ]] || rm -f "$file"
+    done
+}
+
+start_dockerd() {
+    local options=(--pidfile "$DOCKERD_PIDFILE" --log-level warn) log="$LOG_DIR/dockerd.log" tries
+    if ! bounding_set_is_full; then
+        install -m 755 "$HACK/kind/runc-bounded" "$ENGINE_DIR/runc-bounded"
+        options+=(--add-runtime "bounded=$ENGINE_DIR/runc-bounded" --default-runtime bounded)
+    fi
+    mkdir -p "$LOG_DIR"
+    ulimit -n "$(ulimit -Hn)" || true
+    # A session of its own, no terminal, no lock, none of the caller's pipes: it outlives this shell.
+    PATH="$PATH:/usr/sbin:/sbin" setsid -f dockerd "${options[@]}" </dev/null >"$log" 2>&1 9>&-
+    for ((tries = 0; tries < 240; tries++)); do
+        if docker_ok; then
+            started_at "$(cat "$DOCKERD_PIDFILE")" >"$ENGINE_DIR/started_at"
+            return 0
+        fi
+        sleep 0.25
+    done
+    tail -n 40 "$log"
+    return 1
+}
+
+# engine_up: afterwards `docker` answers.
+engine_up() {
+    if docker_ok; then return 0; fi
+    [[ -z ${DOCKER_HOST:-} ]] || die "no Docker engine answers at DOCKER_HOST=$DOCKER_HOST"
+    [[ $(id -u) == 0 ]] || die "no Docker engine answers; start one, or run this as root so that it can"
+    install_engine
+    if docker_ok; then return 0; fi
+    mkdir -p "$ENGINE_DIR"
+    if [[ -d /run/systemd/system ]] && systemctl cat docker.service >/dev/null 2>&1; then
+        share_mounts
+        step "starting the Docker service" systemctl start docker
+        touch "$ENGINE_DIR/service"
+        docker_ok || die "the Docker service started, but does not answer"
+        return 0
+    fi
+    clear_stale_pidfiles
+    rm -f "$ENGINE_DIR/started_at"
+    [[ -f $ENGINE_DIR/ip_forward ]] || cat /proc/sys/net/ipv4/ip_forward >"$ENGINE_DIR/ip_forward"
+    [[ -d /sys/class/net/docker0 ]] || touch "$ENGINE_DIR/docker0"
+    share_mounts
+    step "starting a Docker engine" start_dockerd
+}
+
+# What a bridge leaves in the packet filter is known by the names that dockerd gives.
+clear_network() {
+    local family
+    if [[ -f $ENGINE_DIR/docker0 ]] && [[ -d /sys/class/net/docker0 ]]; then
+        ip link delete docker0 || true
+        for family in iptables ip6tables; do
+            command -v "$family-save" >/dev/null || continue
+            "$family-save" 2>/dev/null | grep -vE 'DOCKER|docker0' | sed 's/^:FORWARD DROP/:FORWARD ACCEPT/' | "$family-restore" 2>/dev/null || true
+        done
+    fi
+    if [[ -f $ENGINE_DIR/ip_forward ]]; then cat "$ENGINE_DIR/ip_forward" >/proc/sys/net/ipv4/ip_forward; fi
+}
+
+end_dockerd() {
+    local pid=$1 tries target
+    kill -TERM "$pid"
+    for ((tries = 0; tries < 240; tries++)); do
+        if [[ ! -d /proc/$pid ]]; then break; fi
+        sleep 0.25
+    done
+    [[ ! -d /proc/$pid ]] || { echo "dockerd ($pid) does not end"; return 1; }
+    findmnt -rno TARGET | grep -E '^(/var)?/run/docker/|^/var/lib/docker/' | LC_ALL=C sort -r | while read -r target; do
+        umount "$(printf '%b' "$target")" || true
+    done
+    clear_network
+}
+
+# engine_down: ends the engine that was started here, once nothing runs in it.
+engine_down() {
+    local pid running
+    [[ -d $ENGINE_DIR ]] || return 0
+    if [[ -f $ENGINE_DIR/service ]] || own_dockerd >/dev/null; then
+        running=$(docker ps -q 2>/dev/null | wc -l)
+        if ((running > 0)); then
+            say "the Docker engine goes on: it runs $running other containers"
+            return 0
+        fi
+    fi
+    if [[ -f $ENGINE_DIR/service ]]; then
+        step "stopping the Docker service" systemctl stop docker.socket docker
+    elif pid=$(own_dockerd); then
+        step "ending the Docker engine (pid $pid)" end_dockerd "$pid"
+    fi
+    unshare_mounts
+    rm -rf "$ENGINE_DIR"
+}
