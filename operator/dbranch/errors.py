@@ -1,11 +1,11 @@
 """The exceptions that cross a layer.
 
-    DbranchError
-    ├── InvalidInput        what the user said cannot be done as it stands
-    ├── CommandFailed       a command of the node failed (argv, exit code, what it printed)
-    ├── Busy                something else holds what is needed; try again
-    ├── Unsafe              going on could lose or leak data; a person has to look
-    └── ClusterUnreachable  the API server did not answer
+DbranchError
+├── InvalidInput        what the user said cannot be done as it stands
+├── CommandFailed       a command of the node failed (argv, exit code, what it printed)
+├── Busy                something else holds what is needed; try again
+├── Unsafe              going on could lose or leak data; a person has to look
+└── ClusterUnreachable  the API server did not answer
 """
 
 from __future__ import annotations
