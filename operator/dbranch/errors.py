@@ -5,6 +5,11 @@ DbranchError
 ├── CommandFailed       a command of the node failed (argv, exit code, what it printed)
 ├── Busy                something else holds what is needed; try again
 ├── Unsafe              going on could lose or leak data; a person has to look
+│   ├── PoolLost        a pool that was there is missing, or another one is in its place
+│   ├── PoolDamaged     the pool's image holds no filesystem any more
+│   ├── DataLost        a branch that was there has no subvolume
+│   └── SourceUnsafe    the source keeps data where a snapshot does not reach
+├── NotAccepting        Postgres does not answer (yet)
 └── ClusterUnreachable  the API server did not answer
 """
 
@@ -27,6 +32,26 @@ class Busy(DbranchError):
 
 class Unsafe(DbranchError):
     """Going on could lose or leak data: nothing was done, and nothing is retried without a change."""
+
+
+class PoolLost(Unsafe):
+    """A pool that was made is missing or another one is in its place; it is never made again."""
+
+
+class PoolDamaged(Unsafe):
+    """The pool's image is there and holds no filesystem that can be used."""
+
+
+class DataLost(Unsafe):
+    """A branch that was made has no subvolume; it is never made again."""
+
+
+class SourceUnsafe(Unsafe):
+    """The source keeps data outside its subvolume, so a snapshot would not be whole; the text names the path."""
+
+
+class NotAccepting(DbranchError):
+    """Postgres does not answer on its socket (yet)."""
 
 
 class ClusterUnreachable(DbranchError):
