@@ -5,6 +5,7 @@ FROM ${BASE}
 COPY files/usr/local/bin/ /usr/local/bin/
 COPY files/kind/ /kind/
 COPY files/etc/ /etc/
+COPY refuse-services.service /etc/systemd/system/
 RUN set -eu; units=/lib/systemd/system; \
     chmod 755 /usr/local/bin/* /kind/bin /kind/bin/*; \
     ln -s /usr/bin/containerd /usr/local/bin/containerd; \
@@ -15,7 +16,7 @@ RUN set -eu; units=/lib/systemd/system; \
       $units/sockets.target.wants/*initctl* $units/basic.target.wants/*; \
     echo ReadKMsg=no >>/etc/systemd/journald.conf; \
     ln -sf "$(command -v systemd || echo /lib/systemd/systemd)" /sbin/init; \
-    systemctl enable kubelet.service containerd.service undo-mount-hacks.service; \
+    systemctl enable kubelet.service containerd.service undo-mount-hacks.service refuse-services.service; \
     systemctl mask systemd-binfmt.service; \
     ctr oci spec | jq '.hooks.createContainer += [{"path": "/kind/bin/mount-product-files.sh"}] | del(.process.rlimits)' \
       >/etc/containerd/cri-base.json

@@ -44,6 +44,8 @@ cached() {
     rm -rf "$dir" "$work"
     mkdir -p "$work"
     step "$title" "$@" "$work"
-    (cd "$work" && find . -type f ! -name .sums -print0 | LC_ALL=C sort -z | xargs -0r sha256sum >.sums.new && sync -f .sums.new && mv .sums.new .sums)
+    (cd "$work" && find . -type f -print0 | LC_ALL=C sort -z | xargs -0r sha256sum) >"$dir.sums"
+    sync -f "$dir.sums"
+    mv "$dir.sums" "$work/.sums"
     mv "$work" "$dir"
 }

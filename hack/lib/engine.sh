@@ -15,11 +15,18 @@ started_at() {
     echo "${stat[19]}"
 }
 
+# alive PID [NAME]: a zombie that nobody reaps is dead.
+alive() {
+    local stat
+    stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
+    [[ ${stat##*) } != [ZX]* && (-z ${2:-} || $(cat "/proc/$1/comm" 2>/dev/null) == "${2:-}") ]]
+}
+
 # own_dockerd: the pid of the engine started here, if it lives. Its command line names our pid file.
 own_dockerd() {
     local pid
     pid=$(cat "$DOCKERD_PIDFILE" 2>/dev/null) || return 1
-    [[ $pid =~ ^[0-9]+$ ]] && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF -- "--pidfile $DOCKERD_PIDFILE " || return 1
+    [[ $pid =~ ^[0-9]+$ ]] && alive "$pid" && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF -- "--pidfile $DOCKERD_PIDFILE " || return 1
     if [[ -f $ENGINE_DIR/started_at ]]; then
         [[ $(started_at "$pid") == "$(cat "$ENGINE_DIR/started_at")" ]] || return 1
     fi
@@ -66,7 +73,7 @@ clear_stale_pidfiles() {
         name=${file##*:} file=${file%:*}
         [[ -f $file ]] || continue
         pid=$(cat "$file")
-        [[ $(cat "/proc/$pid/comm" 2>/dev/null) == "$name" ]] || rm -f "$file"
+        alive "$pid" "$name" || rm -f "$file"
     done
 }
 
@@ -81,10 +88,12 @@ start_dockerd() {
     # A session of its own, no terminal, no lock, none of the caller's pipes: it outlives this shell.
     PATH="$PATH:/usr/sbin:/sbin" setsid -f dockerd "${options[@]}" </dev/null >"$log" 2>&1 9>&-
     for ((tries = 0; tries < 240; tries++)); do
-        if docker_ok; then
+        if [[ -S /var/run/docker.sock ]] && docker_ok; then
             started_at "$(cat "$DOCKERD_PIDFILE")" >"$ENGINE_DIR/started_at"
             return 0
         fi
+        # Its pid file comes within a moment, and goes when it gives up.
+        if ((tries > 20)) && ! own_dockerd >/dev/null; then break; fi
         sleep 0.25
     done
     tail -n 40 "$log"
@@ -131,10 +140,10 @@ end_dockerd() {
     local pid=$1 tries target
     kill -TERM "$pid"
     for ((tries = 0; tries < 240; tries++)); do
-        if [[ ! -d /proc/$pid ]]; then break; fi
+        alive "$pid" || break
         sleep 0.25
     done
-    [[ ! -d /proc/$pid ]] || { echo "dockerd ($pid) does not end"; return 1; }
+    ! alive "$pid" || { echo "dockerd ($pid) does not end"; return 1; }
     findmnt -rno TARGET | grep -E '^(/var)?/run/docker/|^/var/lib/docker/' | LC_ALL=C sort -r | while read -r target; do
         umount "$(printf '%b' "$target")" || true
     done

@@ -85,7 +85,7 @@ wait_settled() {
     local since=$1 limit=$2 began=$SECONDS
     until settled "$since"; do
         ((SECONDS - began < limit)) || { kube get nodes,pods -A; return 1; }
-        sleep 0.5
+        sleep 1
     done
 }
 
@@ -163,7 +163,7 @@ node_loops() {
 detach_loops() {
     local name inode
     while read -r name inode; do
-        [[ $(losetup -n -O BACK-INO "$name" 2>/dev/null | tr -d ' ') == "$inode" ]] || continue
+        [[ -n $name && $(losetup -n -O BACK-INO "$name" 2>/dev/null | tr -d ' ') == "$inode" ]] || continue
         say "detaching $name, which $NAME left attached"
         losetup -d "$name" || true
     done

@@ -8,7 +8,8 @@ NODE_PACKAGES+=,ca-certificates,e2fsprogs,udev,inetutils-ping
 node_key() {
     key_of "$KIND_VERSION" "$(basename "$(kube_dir)")" "$COREDNS_VERSION" \
         "$(basename "$(rootfs_dir "$NODE_SUITE" "$NODE_PACKAGES")")" "$(base_key)" \
-        "$HACK"/kind/{node,kube,program}.Dockerfile "$HACK/kind/default-cni.yaml" "$HACK/kind/pod-routes" "$(declare -f build_program_images bake_images build_node_image)"
+        "$HACK"/kind/{node,kube,program}.Dockerfile "$HACK/kind/default-cni.yaml" "$HACK/kind/pod-routes" \
+        "$HACK/kind/refuse-services.service" "$(declare -f build_program_images bake_images build_node_image)"
 }
 
 built_node_image() { echo "dbranch-node:$KUBE_VERSION-$(node_key)"; }
@@ -70,7 +71,7 @@ build_node_image() {
     module=$(kind_module)
     cp -r "$module/images/base/files" "$context/files"
     chmod -R u+w "$context/files"
-    cp "$(kube_dir)/kube" "$context/"
+    cp "$(kube_dir)/kube" "$HACK/kind/refuse-services.service" "$context/"
     sed "s/@KUBE_VERSION@/$KUBE_VERSION/" "$HACK/kind/default-cni.yaml" >"$context/default-cni.yaml"
     docker import "$(rootfs_dir "$NODE_SUITE" "$NODE_PACKAGES")/rootfs.tar" dbranch-node:rootfs
     docker_build dbranch-node:unbaked "" "$context" -f "$HACK/kind/node.Dockerfile" --build-arg BASE=dbranch-node:rootfs \
