@@ -1,0 +1,160 @@
+"""Where a session goes, and what a change of the routes means to one: decisions only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dbranch import names
+from dbranch.api.project import Project, Target
+
+SHUTDOWN = "57P01"
+CANNOT_CONNECT_NOW = "57P03"
+NO_SUCH_BRANCH = "3D000"
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the proxy obeys. `generation` is that of `status.route` (0: none yet); times in seconds.
+
+    `gone`: the project is deleted.
+    """
+
+    project: str
+    uid: str = ""
+    generation: int = 0
+    active: str | None = None
+    targets: Mapping[str, Target] = field(default_factory=dict)
+    on_switch: str = "Terminate"
+    drain_timeout: float = 60.0
+    start_timeout: float = 30.0
+    tls_required: bool = False
+    gone: bool = False
+
+
+@dataclass(frozen=True)
+class Go:
+    branch: str
+    address: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Wait:
+    """The branch is on its way; `what` completes "waited 30 s for …"."""
+
+    what: str
+
+
+@dataclass(frozen=True)
+class Refuse:
+    code: str
+    message: str
+    hint: str = ""
+
+
+Decision = Go | Wait | Refuse
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a session is. `named`: its client asked for this branch, so a switch does not touch it."""
+
+    branch: str
+    address: str
+    port: int
+    named: bool
+
+
+@dataclass(frozen=True)
+class Stay:
+    """The session goes on."""
+
+
+@dataclass(frozen=True)
+class End:
+    """The session ends as soon as no message is under way."""
+
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Drain:
+    """The session ends with its transaction, or after `timeout` seconds as End does."""
+
+    timeout: float
+    message: str
+    hint: str = ""
+
+
+Fate = Stay | End | Drain
+
+
+def table_of(project: Project) -> Table:
+    """The table of a DBProject as the API server has it."""
+    return Table(
+        project=project.name,
+        uid=project.uid,
+        generation=project.route.generation if project.route else 0,
+        active=project.route.branch if project.route else None,
+        targets={t.branch: t for t in project.routes},
+        on_switch=project.proxy.on_switch,
+        drain_timeout=project.proxy.drain_timeout,
+        start_timeout=project.proxy.start_timeout,
+        tls_required=project.proxy.tls is not None and project.proxy.tls.mode == "Required",
+    )
+
+
+def is_newer(table: Table, than: Table | None) -> bool:
+    """Whether `table` may replace `than`: a server that lags must not take a switch back."""
+    return than is None or than.gone or table.uid != than.uid or table.generation >= than.generation
+
+
+def decide(table: Table, named: str | None) -> Decision:
+    """Where a new session goes; `named` is the branch that its client asked for, if it did."""
+    if table.gone:
+        return Refuse(SHUTDOWN, f"project {table.project} is deleted")
+    branch = named or table.active
+    if branch is None:
+        return Wait(f"project {table.project} to have an active branch")
+    target = table.targets.get(branch)
+    if target is None:
+        if not named:
+            return Wait(f'branch "{branch}" of project {table.project} to be reachable')
+        there = ", ".join(sorted(table.targets)) or "none yet"
+        return Refuse(
+            NO_SUCH_BRANCH,
+            f'branch "{branch}" does not exist in project {table.project}',
+            f"Branches that exist: {there}.",
+        )
+    if target.state == "Stopped":
+        return Refuse(
+            CANNOT_CONNECT_NOW,
+            f'branch "{branch}" of project {table.project} is stopped',
+            f'Resume it with "dbranch resume {branch}", or set spec.state of DBBranch '
+            f"{names.branch_object(table.project, branch)} to Running.",
+        )
+    if target.state == "Deleting":
+        return Refuse(SHUTDOWN, f'branch "{branch}" of project {table.project} is being deleted')
+    if target.state != "Ready" or not target.address or not target.port:
+        return Wait(f'branch "{branch}" of project {table.project} to start')
+    return Go(branch, target.address, target.port)
+
+
+def decide_fate(table: Table, place: Place) -> Fate:
+    """What a session at `place` has to do under `table`. Asked at each change; an older answer is void."""
+    target = table.targets.get(place.branch)
+    where = f'branch "{place.branch}" of project {table.project}'
+    if table.gone or target is None or target.state == "Deleting":
+        return End(f"terminating connection: {where} is deleted")
+    elsewhere = (target.address, target.port) != (place.address, place.port)
+    if target.state == "Ready" and target.address and elsewhere:
+        return End(f"terminating connection: {where} was restarted", "Connect again.")
+    if place.named or table.active in (None, place.branch) or table.on_switch == "Keep":
+        return Stay()
+    message = f'terminating connection: project {table.project} was switched to branch "{table.active}"'
+    hint = "Connect again to reach it."
+    if table.on_switch == "Drain":
+        return Drain(table.drain_timeout, message, hint)
+    return End(message, hint)

@@ -1,0 +1,193 @@
+"""One session: a client, its backend, and how the two end.
+
+Bytes between them are only forwarded; nothing counts messages. What the backend sent last (at most
+WINDOW bytes) is kept, so that a message boundary can be found when the proxy itself has to speak.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from dbranch.proxy import wire
+from dbranch.proxy.cancel import Canceller
+from dbranch.proxy.routes import SHUTDOWN, Drain, End, Fate, Place, Stay
+from dbranch.proxy.sockets import close_after_writing
+from dbranch.proxy.switchboard import Switchboard
+
+log = logging.getLogger("dbranch.session")
+
+# Seconds for a busy backend to come to the end of a message, once its statement is cancelled.
+_END_GRACE: Final = 5.0
+
+
+class Session:
+    """`client` and `server` are the transports; `place` is set from the moment a backend is used.
+
+    `greeting` is there until the backend's first ReadyForQuery. `how` is why it ended, once it has.
+    """
+
+    def __init__(
+        self, board: Switchboard, canceller: Canceller, client: asyncio.Transport, peer: str
+    ) -> None:
+        self.board, self.canceller = board, canceller
+        self.loop = asyncio.get_running_loop()
+        self.client, self.peer = client, peer
+        self.server: asyncio.Transport | None = None
+        self.place: Place | None = None
+        self.greeting: wire.Greeting | None = None
+        self.unanswered: asyncio.Future[str | None] | None = None
+        self.parameters: dict[str, str] = {}
+        self.tail = b""
+        self.sent = self.received = 0
+        self.began = self.loop.time()
+        self.how = ""
+        # Set once the proxy wants the end: at the next boundary (_farewell), or the transaction's end.
+        self.watching = self.half_closed = False
+        self._farewell: bytes | None = None
+        self._fate: Fate = Stay()
+        self._timer: asyncio.TimerHandle | None = None
+        self._key: bytes | None = None
+        board.sessions.add(self)
+
+    @property
+    def leaving(self) -> bool:
+        return not isinstance(self._fate, Stay)
+
+    # What the switchboard says
+
+    def obey(self, fate: Fate) -> None:
+        """Takes the newest fate; one that has begun to end does not come back."""
+        if self.how or self._farewell or fate == self._fate:
+            return
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        self._fate, self.watching = fate, False
+        if isinstance(fate, Stay):
+            return
+        if self.unanswered and not self.unanswered.done():
+            # The backend has not said a word: the client can still go where it belongs now.
+            self.unanswered.set_result("the route changed")
+            self._fate = Stay()
+            return
+        if isinstance(fate, End):
+            self.end(fate.message, fate.hint)
+            return
+        self.watching = True
+        self._timer = self.loop.call_later(fate.timeout, self.end, fate.message, fate.hint)
+        self.look()
+
+    def leave(self) -> None:
+        """The proxy stops: as Drain without a limit; who calls this ends what is left."""
+        if self.place and not self.leaving:
+            self.obey(Drain(86400.0, "terminating connection: the proxy is stopping", "Connect again."))
+
+    # Ends
+
+    def end(self, message: str, hint: str = "") -> None:
+        """FATAL 57P01 at the next message boundary; a busy backend is cancelled to come to one."""
+        if self.how or self._farewell:
+            return
+        self._farewell = wire.fatal(SHUTDOWN, message, hint)
+        self.watching = True
+        if self._timer:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(_END_GRACE, self._give_up)
+        self.look()
+        if not self.how and self._key and self.place:
+            self.canceller.send(self.place, wire.cancel_request(self._key))
+
+    def look(self) -> None:
+        """After bytes of the backend, while `watching`: is this where the session can end?"""
+        if self.how:
+            return
+        if self._farewell:
+            if self._at_boundary():
+                self.finish("terminated", self._farewell)
+        elif isinstance(self._fate, Drain) and not self.greeting:
+            if wire.transaction_status(self.tail) == "I":
+                self.finish("drained", wire.fatal(SHUTDOWN, self._fate.message, self._fate.hint))
+
+    def _at_boundary(self) -> bool:
+        if self.greeting and not self.greeting.ready:
+            return self.greeting.boundary
+        return wire.at_boundary(self.tail)
+
+    def _give_up(self) -> None:
+        """No boundary in time: an ErrorResponse here would be read as part of another message."""
+        self.finish("terminated within a message")
+
+    def refuse(self, code: str, message: str, hint: str = "") -> None:
+        self.finish(f"refused {code}: {message}", wire.fatal(code, message, hint))
+
+    def finish(self, how: str, last: bytes = b"") -> None:
+        """Ends both sides, the client's after `last`, and writes the session's one line."""
+        if self.how:
+            return
+        self.how = how
+        if self._timer:
+            self._timer.cancel()
+        if last and not self.client.is_closing():
+            self.client.write(last)
+        close_after_writing(self.client)
+        if self.server:
+            # At rest the backend can be told to end; in the middle of anything, closing says it.
+            if not self.greeting and wire.transaction_status(self.tail) == "I":
+                self.server.write(wire.TERMINATE)
+            self.server.close()
+        if self.unanswered and not self.unanswered.done():
+            self.unanswered.cancel()
+        self.board.sessions.discard(self)
+        if self._key and self.board.keys.get(self._key) is self:
+            del self.board.keys[self._key]
+        self._report()
+
+    def _report(self) -> None:
+        fields = {
+            "client": self.peer,
+            "branch": self.place.branch if self.place else "",
+            "user": self.parameters.get("user", ""),
+            "database": self.parameters.get("database", ""),
+            "seconds": round(self.loop.time() - self.began, 3),
+            "bytes_in": self.sent,
+            "bytes_out": self.received,
+            "end": self.how,
+        }
+        log.info("session", extra={"fields": fields})
+
+    # What the two sides say
+
+    def greeted(self) -> None:
+        """The backend's first ReadyForQuery has come: from here on bytes are only forwarded."""
+        assert self.greeting
+        self.greeting = None
+
+    @property
+    def has_key(self) -> bool:
+        return self._key is not None
+
+    def own_key(self, key: bytes) -> None:
+        self._key = key
+        self.board.keys[key] = self
+
+    def client_lost(self) -> None:
+        self.finish("client closed")
+
+    def server_lost(self) -> None:
+        """The backend's side is closed. The client hears why, unless the backend has said so itself."""
+        if self.how:
+            return
+        if self.half_closed:
+            self.finish("client closed")
+        elif self._farewell and self._at_boundary():
+            self.finish("terminated", self._farewell)
+        elif wire.said_farewell(self.tail):
+            self.finish("backend said why")
+        elif self._at_boundary():
+            where = f'branch "{self.place.branch}"' if self.place else "the branch"
+            text = f"Postgres of {where} closed the connection"
+            self.finish("backend lost", wire.fatal(SHUTDOWN, text, "It may be restarting: connect again."))
+        else:
+            self.finish("backend lost within a message")
