@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2153
 # The server image and the Postgres image, and their way into the nodes.
 
 project_version() { sed -n 's/^version *= *"\(.*\)"$/\1/p' "$HACK/../pyproject.toml" | head -1; }
@@ -103,18 +103,32 @@ in_node() {
         sh "$(tr / _ <<<"$2")" "$(docker image inspect -f '{{.Id}}' "$2")" "$2"
 }
 
-load_into_node() {
-    docker save "$2" | docker exec -i "$1" ctr -n k8s.io images import --digests --snapshotter overlayfs - &&
-        docker exec "$1" sh -c 'mkdir -p /kind/loaded && printf %s "$2" >"/kind/loaded/$1"' \
-            sh "$(tr / _ <<<"$2")" "$(docker image inspect -f '{{.Id}}' "$2")"
+# All nodes at once, from one copy.
+load_into() {
+    local image=$1 id copy node jobs=() code=0
+    shift
+    id=$(docker image inspect -f '{{.Id}}' "$image")
+    copy=$(mktemp "$DBRANCH_CACHE/load-work.XXXXXX")
+    # shellcheck disable=SC2064
+    trap "rm -f '$copy'" EXIT
+    docker save -o "$copy" "$image" || return
+    for node in "$@"; do
+        {
+            docker exec -i "$node" ctr -n k8s.io images import --snapshotter overlayfs - <"$copy" &&
+                docker exec "$node" sh -c 'mkdir -p /kind/loaded && printf %s "$2" >"/kind/loaded/$1"' sh "$(tr / _ <<<"$image")" "$id"
+        } &
+        jobs+=($!)
+    done
+    for node in "${jobs[@]}"; do wait "$node" || code=1; done
+    return "$code"
 }
 
 load_images() {
-    local node image
-    for node in $(node_containers); do
-        for image in "$SERVER_IMAGE" "$(postgres_image)"; do
-            in_node "$node" "$image" || step "loading $image into $node" load_into_node "$node" "$image"
-        done
+    local node image nodes
+    for image in "$SERVER_IMAGE" "$(postgres_image)"; do
+        nodes=()
+        for node in $(node_containers); do in_node "$node" "$image" || nodes+=("$node"); done
+        ((${#nodes[@]} == 0)) || step "loading $image into ${#nodes[@]} node(s)" load_into "$image" "${nodes[@]}"
     done
 }
 

@@ -169,6 +169,12 @@ detach_loops() {
     done
 }
 
+# Nodes that others removed (pytest-kind) took their volumes along: a pool whose image is deleted is
+# nobody's once no node is left.
+orphaned_loops() {
+    losetup -l -n -O NAME,BACK-INO,BACK-FILE 2>/dev/null | awk '$3 ~ /\/pools\/[^\/]*\.img$/ && $4 == "(deleted)" {print $1, $2}'
+}
+
 remove_cluster() {
     local loops volumes
     volumes=$(node_containers | xargs -r docker inspect -f '{{range .Mounts}}{{if eq .Type "volume"}}{{.Name}}{{"\n"}}{{end}}{{end}}')
@@ -194,6 +200,7 @@ kind_down() {
     rm -rf "$(cluster_dir)"
     others=$(docker ps -aq --filter label=io.x-k8s.kind.cluster | wc -l)
     if ((others == 0)); then
+        if [[ $(id -u) == 0 ]]; then detach_loops <<<"$(orphaned_loops)"; fi
         unfence_routes
         if [[ -f $STATE_DIR/kind_network ]]; then
             docker network rm kind >/dev/null 2>&1 || true

@@ -61,6 +61,9 @@ need_image() {
     fi
     step "building $name" "$@" "$name" "$key"
     cached "$dir" "keeping $name in the cache" keep_image "$name"
+    # Of each image only the newest is kept.
+    find "$DBRANCH_CACHE" -maxdepth 1 -name "$(basename "$(image_dir "${name%%:*}:" "")")*" ! -name "$(basename "$dir")" -exec rm -rf {} +
+    docker images --format '{{.Repository}}:{{.Tag}}' "${name%%:*}" | grep -vxF "$name" | xargs -r docker image rm >/dev/null 2>&1 || true
 }
 
 keep_image() { docker save "$1" | zstd -q -3 -T0 -o "$2/image.tar.zst"; }
@@ -80,7 +83,7 @@ docker_build() {
         options+=(--load)
         export DOCKER_BUILDKIT=1
     else
-        options+=(--network host)
+        options+=(--network host --force-rm)
         export DOCKER_BUILDKIT=0
     fi
     docker build "${options[@]}" --label "dbranch.key=$key" -t "$name" "$@" "$context"
