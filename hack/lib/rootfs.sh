@@ -62,7 +62,7 @@ need_image() {
     step "building $name" "$@" "$name" "$key"
     cached "$dir" "keeping $name in the cache" keep_image "$name"
     # Of each image only the newest is kept.
-    find "$DBRANCH_CACHE" -maxdepth 1 -name "$(basename "$(image_dir "${name%%:*}:" "")")*" ! -name "$(basename "$dir")" -exec rm -rf {} +
+    find "$DBRANCH_CACHE" -maxdepth 1 -name "image-${name%%:*}-*" ! -name "$(basename "$dir")" -exec rm -rf {} +
     docker images --format '{{.Repository}}:{{.Tag}}' "${name%%:*}" | grep -vxF "$name" | xargs -r docker image rm >/dev/null 2>&1 || true
 }
 
