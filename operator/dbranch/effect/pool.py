@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
+import os
+import uuid as uuids
+from contextlib import suppress
+from pathlib import Path
+
+from dbranch.effect import image, mount
+from dbranch.effect.command import log_as_typed
+from dbranch.effect.lock import held
+from dbranch.errors import PoolLost
+from dbranch.linux import btrfs
 from dbranch.plan.layout import Layout
 
 
 def ensure_base(layout: Layout) -> str:
-    """The base directory's own directories; the machine ID, drawn once and kept in the base directory."""
-    raise NotImplementedError
+    """The base directory's own directories; the machine ID, drawn once and kept in the base directory.
+
+    A node made anew under its name, or a base directory whose disk is not mounted yet, has another one.
+    """
+    for directory, mode in (
+        (layout.base, 0o711),
+        (layout.pools, 0o700),
+        (layout.mounts, 0o711),
+        (layout.slots, 0o711),
+    ):
+        directory.mkdir(mode=mode, parents=True, exist_ok=True)
+    with held(layout.attach_lock):
+        if layout.machine_id.exists():
+            return layout.machine_id.read_text().strip()
+        drawn = str(uuids.uuid4())
+        begun = layout.machine_id.with_suffix(".new")
+        with begun.open("w") as file:
+            file.write(f"{drawn}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        begun.rename(layout.machine_id)
+        image.sync_directory(layout.base)
+        return drawn
 
 
 def ensure_pool(
@@ -20,14 +51,47 @@ def ensure_pool(
     another filesystem, PoolDamaged where it holds none. Busy where something else holds the
     image; CommandFailed, OSError where the node refuses.
     """
-    raise NotImplementedError
+    machine = ensure_base(layout)
+    if known_uuid and known_machine and known_machine != machine:
+        raise PoolLost(
+            f"pool of project {project_uid} was made on the disk {known_machine}, here is {machine}; "
+            f"nothing is made again; mount the disk that holds {layout.base}, or delete the project"
+        )
+    with held(layout.attach_lock, seconds=60):
+        file = layout.image(project_uid)
+        image.ensure_image(file, size, made=known_uuid is not None)
+        device = image.ensure_attached(file)
+        uuid = image.ensure_filesystem(file, device, known_uuid)
+        mount.ensure_mounted(layout, project_uid, device)
+        image.ensure_grown(file, device, layout.pool(project_uid), size)
+        return uuid
 
 
 def ensure_pool_down(layout: Layout, project_uid: str) -> None:
     """Unmounted and detached. Busy (with what holds it) while a slot or another namespace uses it."""
-    raise NotImplementedError
+    file = layout.image(project_uid)
+    with held(layout.attach_lock, seconds=60):
+        mount.ensure_unmounted(layout, project_uid)
+        if file.exists():
+            uuid = btrfs.superblock_uuid(file)
+            if uuid:
+                mount.await_released(uuid)
+            image.ensure_detached(file)
 
 
 def ensure_pool_removed(layout: Layout, project_uid: str) -> None:
     """Down, and then the image and the mount point deleted. Busy as in `ensure_pool_down`."""
-    raise NotImplementedError
+    ensure_pool_down(layout, project_uid)
+    file, point = layout.image(project_uid), layout.pool(project_uid)
+    with held(layout.attach_lock, seconds=60):
+        if file.exists():
+            image.ensure_detached(file)
+            log_as_typed("rm", file)
+            file.unlink()
+            image.sync_directory(layout.pools)
+        _remove_point(point)
+
+
+def _remove_point(point: Path) -> None:
+    with suppress(FileNotFoundError):
+        point.rmdir()

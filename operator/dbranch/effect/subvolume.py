@@ -1,18 +1,76 @@
-"""Branches on a mounted pool: initialized, taken as snapshots, thrown away."""
+"""Branches on a mounted pool: initialized, taken as snapshots, thrown away.
+
+A btrfs command's success is not durable. So everything is made under a temporary name, the marker
+written and fsynced, the name taken in one step, and the filesystem synced; only then is it told.
+"""
 
 from __future__ import annotations
 
-from dbranch.plan.layout import Layout
-from dbranch.plan.settings_files import Marker, Settings
+import os
+import secrets
+from pathlib import Path
+
+from dbranch.effect import tenant
+from dbranch.effect.command import log_as_typed
+from dbranch.effect.lock import is_free
+from dbranch.errors import Busy, DataLost, Unsafe
+from dbranch.linux import btrfs
+from dbranch.linux.calls import rename_new, syncfs
+from dbranch.linux.files import opened_directory, read_beneath, write_whole
+from dbranch.linux.mounts import mounts_at, read_mounts
+from dbranch.plan.layout import (
+    INITDB_DONE,
+    LOCK,
+    MARKER,
+    PG_HBA,
+    PG_IDENT,
+    PGDATA,
+    PORT,
+    POSTGRESQL_CONF,
+    Layout,
+)
+from dbranch.plan.settings_files import (
+    Marker,
+    Settings,
+    parse_marker,
+    read_prepared,
+    render_hba,
+    render_ident,
+    render_marker,
+    render_postgresql_conf,
+)
+
+
+def _mounted(layout: Layout, project_uid: str) -> Path:
+    point = layout.pool(project_uid)
+    if not mounts_at(point):
+        raise Busy(f"pool {point} is not mounted; it is tried again")
+    return point
+
+
+def read_marker(subvolume: Path) -> Marker | None:
+    """The marker of a subvolume; None where it has none that can be read."""
+    try:
+        return parse_marker((subvolume / MARKER).read_text())
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def ensure_initdb_area(layout: Layout, project_uid: str, branch_uid: str, owner: int) -> None:
     """A fresh subvolume for `initdb.sh`, its `pgdata` owned by the user ID `owner`.
 
     One that is there is destroyed: call only while no pod of an earlier attempt exists, and not again
-    once the pod was made (bind it with `slot.ensure_initdb_bound`). DataLost-safe: never touches a branch.
+    once the pod was made (bind it with `slot.ensure_initdb_bound`). Never touches a branch.
     """
-    raise NotImplementedError
+    _mounted(layout, project_uid)
+    area = layout.initdb_area(project_uid, branch_uid)
+    _check_unused(area, layout)
+    destroy(area)
+    log_as_typed("btrfs", "subvolume", "create", area)
+    btrfs.create_subvolume(area)
+    area.chmod(0o755)
+    tenant.make_pgdata(area, owner)
+    syncfs(area)
 
 
 def ensure_initdb_adopted(
@@ -20,7 +78,23 @@ def ensure_initdb_adopted(
 ) -> Marker:
     """What `initdb.sh` made becomes the root branch. Busy before the script is done; Unsafe where it left
     something that is no database. Already adopted: the marker that is there."""
-    raise NotImplementedError
+    _mounted(layout, project_uid)
+    area, branch = layout.initdb_area(project_uid, branch_uid), layout.branch(project_uid, branch_uid)
+    if branch.exists():
+        return _marker_of(branch)
+    with opened_directory(area, PGDATA) as pgdata:
+        done = read_beneath(pgdata, INITDB_DONE)
+    if done is None:
+        if read_marker(area) is None:
+            raise Busy(f"initdb in {area} is not done; it is looked at again")
+    else:
+        major = tenant.major_of(area)
+        if major is None:
+            raise Unsafe(f"initdb left no PG_VERSION in {area}; nothing is used; check spec.postgres.image")
+        marker = Marker(project_uid, branch_uid, None, now, major, cleaned=True)
+        _finish(area, marker, settings)
+        tenant.remove_beneath(area, INITDB_DONE)
+    return _take_name(area, branch)
 
 
 def ensure_snapshot(
@@ -32,12 +106,104 @@ def ensure_snapshot(
     returned. SourceUnsafe (with the path) where the source holds data outside its subvolume; DataLost
     where the source's subvolume is missing.
     """
-    raise NotImplementedError
+    _mounted(layout, project_uid)
+    source, branch = layout.branch(project_uid, source_uid), layout.branch(project_uid, branch_uid)
+    if branch.exists():
+        return _marker_of(branch)
+    begun = layout.temporary(project_uid, branch_uid)
+    destroy(begun)
+    origin = read_marker(source) if btrfs.is_subvolume(source) else None
+    if origin is None:
+        raise DataLost(f"source {source_uid} has no subvolume with a marker at {source}; no branch is made")
+    log_as_typed("btrfs", "subvolume", "snapshot", source, begun)
+    btrfs.create_snapshot(source, begun)
+    try:
+        # The source's marker goes first: what is cut off here must never pass for a branch.
+        (begun / MARKER).unlink()
+        tenant.check_whole(begun, source)
+        tenant.ensure_cleaned_offline(begun)
+        floor = max(
+            origin.prepared_floor,
+            read_prepared((begun / POSTGRESQL_CONF).read_text()),
+            tenant.prepared_of_system(begun),
+        )
+        marker = Marker(
+            project_uid, branch_uid, source_uid, now, origin.major, cleaned=False, prepared_floor=floor
+        )
+        _finish(begun, marker, settings)
+    except Exception:
+        destroy(begun)
+        raise
+    return _take_name(begun, branch)
+
+
+def _marker_of(branch: Path) -> Marker:
+    marker = read_marker(branch)
+    if marker is None:
+        raise DataLost(f"branch {branch} has no marker that can be read; nothing is touched; look at it")
+    return marker
+
+
+def _finish(subvolume: Path, marker: Marker, settings: Settings) -> None:
+    write_whole(subvolume / LOCK, "")
+    _write_settings(subvolume, marker, settings)
+    write_whole(subvolume / MARKER, render_marker(marker))
+
+
+def _write_settings(subvolume: Path, marker: Marker, settings: Settings) -> bool:
+    texts = {
+        PORT: f"{settings.port}\n",
+        POSTGRESQL_CONF: render_postgresql_conf(settings, marker.is_root, marker.prepared_floor),
+        PG_HBA: render_hba(settings.user, marker.cleaned),
+        PG_IDENT: render_ident(settings.user),
+    }
+    changed = False
+    for name, text in texts.items():
+        path = subvolume / name
+        if not path.exists() or path.read_text() != text:
+            write_whole(path, text)
+            changed = True
+    return changed
+
+
+def _take_name(begun: Path, branch: Path) -> Marker:
+    log_as_typed("mv", "--no-clobber", begun, branch)
+    rename_new(begun, branch)
+    syncfs(branch.parent)
+    return _marker_of(branch)
 
 
 def ensure_settings(layout: Layout, project_uid: str, branch_uid: str, settings: Settings) -> bool:
     """The branch's settings files say `settings`. True where something changed (then reload or restart)."""
-    raise NotImplementedError
+    branch = layout.branch(_checked_mounted(layout, project_uid), branch_uid)
+    return _write_settings(branch, _marker_of(branch), settings)
+
+
+def ensure_opened(layout: Layout, project_uid: str, branch_uid: str, user: str) -> None:
+    """The branch is cleaned: first the marker says so, then pg_hba.conf admits users (after a reload)."""
+    branch = layout.branch(_checked_mounted(layout, project_uid), branch_uid)
+    marker = _marker_of(branch)
+    if not marker.cleaned:
+        write_whole(branch / MARKER, render_marker(marker.opened()))
+    text = render_hba(user, is_open=True)
+    if (branch / PG_HBA).read_text() != text:
+        write_whole(branch / PG_HBA, text)
+
+
+def _checked_mounted(layout: Layout, project_uid: str) -> str:
+    _mounted(layout, project_uid)
+    return project_uid
+
+
+def _check_unused(subvolume: Path, layout: Layout) -> None:
+    """Busy while the subvolume is bound into a slot of this node or a Postgres holds its lock."""
+    pool = mounts_at(subvolume.parent)
+    devices = {mount.device for mount in pool}
+    for mount in read_mounts():
+        if mount.device in devices and mount.root == f"/{subvolume.name}":
+            raise Busy(f"branch {subvolume} is in use at {mount.point}; it is tried again")
+    if not is_free(subvolume / LOCK):
+        raise Busy(f"a Postgres still holds {subvolume / LOCK}; it is tried again")
 
 
 def ensure_trashed(layout: Layout, project_uid: str, branch_uid: str) -> None:
@@ -45,9 +211,50 @@ def ensure_trashed(layout: Layout, project_uid: str, branch_uid: str) -> None:
 
     Busy while a slot has it bound or a Postgres holds its lock. Gone already: nothing to do.
     """
-    raise NotImplementedError
+    pool = _mounted(layout, project_uid)
+    trash = layout.trash(project_uid)
+    trash.mkdir(mode=0o700, exist_ok=True)
+    for path in (
+        layout.branch(project_uid, branch_uid),
+        layout.initdb_area(project_uid, branch_uid),
+        layout.temporary(project_uid, branch_uid),
+    ):
+        if path.exists():
+            _check_unused(path, layout)
+            thrown = trash / f"{branch_uid}-{secrets.token_hex(4)}"
+            log_as_typed("mv", path, thrown)
+            rename_new(path, thrown)
+    syncfs(pool)
 
 
 def ensure_trash_emptied(layout: Layout, project_uid: str) -> None:
     """Everything in the trash destroyed, what is nested in it first. Space comes back behind this."""
-    raise NotImplementedError
+    _mounted(layout, project_uid)
+    trash = layout.trash(project_uid)
+    if trash.exists():
+        for path in sorted(trash.iterdir()):
+            destroy(path)
+
+
+def destroy(path: Path) -> None:
+    """The subvolume, and those nested in it first, destroyed. Missing: nothing to do."""
+    if not btrfs.is_subvolume(path):
+        if os.path.lexists(path):
+            raise Unsafe(f"{path} is no subvolume; it is left alone; look at it")
+        return
+    for nested in btrfs.nested_subvolumes(path):
+        _destroy_nested(path, nested)
+    log_as_typed("btrfs", "subvolume", "delete", path)
+    btrfs.destroy_subvolume(path)
+
+
+def _destroy_nested(path: Path, nested: str) -> None:
+    # The way there is the tenant's: by descriptors, so that a link cannot make root destroy another's.
+    inner = path / nested
+    with opened_directory(path, str(Path(nested).parent)) as parent:
+        handle = Path(f"/proc/self/fd/{parent}")
+        for deeper in btrfs.nested_subvolumes_at(parent, inner.name):
+            _destroy_nested(path, str(Path(nested) / deeper))
+        log_as_typed("btrfs", "subvolume", "delete", inner)
+        btrfs.destroy_subvolume_at(parent, inner.name)
+        del handle

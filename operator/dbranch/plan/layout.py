@@ -66,6 +66,11 @@ class Layout:
         return self.base / "slots"
 
     @property
+    def machine_id(self) -> Path:
+        """A word drawn once for this base directory."""
+        return self.base / "machine-id"
+
+    @property
     def attach_lock(self) -> Path:
         return self.pools / ".lock"
 

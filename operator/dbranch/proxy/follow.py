@@ -35,6 +35,10 @@ COUNTS_EVERY: Final = 10.0
 _MAX_EVENT: Final = 8 * 2**20
 
 
+# Called after each table that was put in force, with `status.proxies` as it stood in the cluster.
+Applied = Callable[[tuple[ProxyEntry, ...]], None]
+
+
 class Expired(Exception):
     """The resourceVersion is too old to watch from: list again."""
 
@@ -195,8 +199,8 @@ class Backoff:
         self._next = min(self._next * 2, _LAST_BACKOFF)
 
 
-async def follow(client: ProjectClient, own: Own, board: Switchboard, applied: Callable[[], None]) -> None:
-    """Keeps `board` at what the API server says, for ever; calls `applied` after each table.
+async def follow(client: ProjectClient, own: Own, board: Switchboard, applied: Applied) -> None:
+    """Keeps `board` at what the API server says, for ever.
 
     While the API server is away the table stays as it is.
     """
@@ -226,12 +230,13 @@ async def follow(client: ProjectClient, own: Own, board: Switchboard, applied: C
             await backoff.pause()
 
 
-def _apply(board: Switchboard, own: Own, body: dict[str, Any] | None, applied: Callable[[], None]) -> None:
+def _apply(board: Switchboard, own: Own, body: dict[str, Any] | None, applied: Applied) -> None:
     try:
-        table = table_of(parse_project(body)) if body else Table(own.project, gone=True)
+        project = parse_project(body) if body else None
+        table = table_of(project) if project else Table(own.project, gone=True)
     except (InvalidInput, KeyError, TypeError, ValueError) as error:
         log.error(
-            "project %s/%s cannot be read (%r); routes stay as they are", own.namespace, own.project, error
+            "project %s/%s: unreadable (%r); routes stay as they are", own.namespace, own.project, error
         )
         return
     before = board.table
@@ -240,7 +245,7 @@ def _apply(board: Switchboard, own: Own, body: dict[str, Any] | None, applied: C
         return
     if before is None or (before.generation, before.active) != (table.generation, table.active):
         log.info("route generation %d: branch %s", table.generation, table.active)
-    applied()
+    applied(project.proxies if project else ())
 
 
 class EntryWriter:
@@ -251,8 +256,10 @@ class EntryWriter:
         self._written: tuple[str, ProxyEntry] | None = None
         self._wake = asyncio.Event()
 
-    def notice(self) -> None:
-        """The table may have a new generation."""
+    def notice(self, entries: tuple[ProxyEntry, ...]) -> None:
+        """The table may have a new generation, or somebody has taken the entry away."""
+        if all(e.pod != self._own.pod for e in entries):
+            self._written = None
         self._wake.set()
 
     async def run(self) -> None:

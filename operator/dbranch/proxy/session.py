@@ -106,14 +106,16 @@ class Session:
         if self._farewell:
             if self._at_boundary():
                 self.finish("terminated", self._farewell)
-        elif isinstance(self._fate, Drain) and not self.greeting:
-            if wire.transaction_status(self.tail) == "I":
-                self.finish("drained", wire.fatal(SHUTDOWN, self._fate.message, self._fate.hint))
+        elif isinstance(self._fate, Drain) and self._at_rest():
+            self.finish("drained", wire.fatal(SHUTDOWN, self._fate.message, self._fate.hint))
 
     def _at_boundary(self) -> bool:
         if self.greeting and not self.greeting.ready:
             return self.greeting.boundary
         return wire.at_boundary(self.tail)
+
+    def _at_rest(self) -> bool:
+        return not self.greeting and wire.transaction_status(self.tail) == "I"
 
     def _give_up(self) -> None:
         """No boundary in time: an ErrorResponse here would be read as part of another message."""
@@ -134,7 +136,7 @@ class Session:
         close_after_writing(self.client)
         if self.server:
             # At rest the backend can be told to end; in the middle of anything, closing says it.
-            if not self.greeting and wire.transaction_status(self.tail) == "I":
+            if self._at_rest():
                 self.server.write(wire.TERMINATE)
             self.server.close()
         if self.unanswered and not self.unanswered.done():

@@ -16,6 +16,7 @@ from pathlib import Path
 import uvloop
 
 from dbranch import names
+from dbranch.api.project import ProxyEntry
 from dbranch.errors import InvalidInput
 from dbranch.proxy.cancel import Canceller
 from dbranch.proxy.follow import ApiServer, EntryWriter, Own, ProjectClient, follow
@@ -114,14 +115,14 @@ async def serve(settings: Settings) -> None:
             return "stopping"
         return "" if listening else "the project is not read yet"
 
-    def applied() -> None:
+    def applied(entries: tuple[ProxyEntry, ...]) -> None:
         first.set()
-        writer.notice()
+        writer.notice(entries)
 
     health = await serve_health(settings.health_port, why_not_ready)
     following = loop.create_task(follow(client, settings.own, board, applied))
-    tasks = [following, loop.create_task(writer.run())]
-    stopped = loop.create_task(stop.wait())
+    tasks: list[asyncio.Task[None]] = [following, loop.create_task(writer.run())]
+    stopped: asyncio.Task[bool] = loop.create_task(stop.wait())
     try:
         await asyncio.wait(
             [following, stopped, loop.create_task(first.wait())], return_when=asyncio.FIRST_COMPLETED
@@ -141,8 +142,10 @@ async def serve(settings: Settings) -> None:
             if task.done():
                 task.result()
     finally:
-        for task in (*tasks, stopped):
+        stopped.cancel()
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await writer.retire()
         await client.close()
         await health.cleanup()

@@ -1,0 +1,130 @@
+"""The pool's image file and the loop device over it. One image attached or mounted twice is a lost pool."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from dbranch.effect.command import log_as_typed, run
+from dbranch.errors import Busy, CommandFailed, PoolDamaged, PoolLost, Unsafe
+from dbranch.linux import btrfs
+from dbranch.linux.loops import free_loop, loops_of, loops_of_inode
+
+# What mkfs.btrfs needs for one device with its metadata twice.
+LEAST_BYTES = 128 * 2**20
+
+
+def sync_directory(directory: Path) -> None:
+    """Names made or removed in the directory are on disk."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def ensure_image(file: Path, size: int, made: bool) -> None:
+    """The sparse image file, at least LEAST_BYTES large when it is new.
+
+    PoolLost where a pool was `made` once and its image is not there: it is never made again.
+    """
+    if file.exists():
+        return
+    if made:
+        raise PoolLost(
+            f"pool image {file} is missing; nothing is made again; "
+            "bring the file back, or delete the project and restore it from a dump"
+        )
+    size = max(size, LEAST_BYTES)
+    log_as_typed("truncate", "-s", size, file)
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(handle, size)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    sync_directory(file.parent)
+
+
+def ensure_attached(file: Path) -> str:
+    """The path of the one loop device over the image; one that is there is adopted.
+
+    To be called under the attach lock. Busy where the device is going away; Unsafe where there are two.
+    """
+    for _ in range(10):
+        loops = loops_of(file)
+        if len(loops) > 1:
+            raise Unsafe(
+                f"image {file} is attached to {', '.join(loop.path for loop in loops)}; "
+                "nothing is mounted; detach all but the one in use with losetup -d"
+            )
+        if loops:
+            if loops[0].ending:
+                raise Busy(f"{loops[0].path} of {file} is being detached; it is tried again")
+            return loops[0].path
+        device = free_loop()
+        try:
+            run(["losetup", device, file])
+        except CommandFailed as error:
+            # Another agent (kind: the devices are the kernel's, not the node's) took it meanwhile.
+            if "busy" not in error.output.lower():
+                raise
+    raise Busy(f"no free loop device for {file}; it is tried again")
+
+
+def ensure_filesystem(file: Path, device: str, known_uuid: str | None) -> str:
+    """The btrfs on the image, made only where none was ever recorded; returns its UUID.
+
+    PoolLost where it is another than `known_uuid`, PoolDamaged where there is none any more.
+    """
+    uuid = btrfs.superblock_uuid(file)
+    if known_uuid is not None:
+        if uuid is None:
+            raise PoolDamaged(
+                f"pool image {file} holds no btrfs any more, it had {known_uuid}; nothing is made again; "
+                f"look at it with btrfs rescue, or delete the project"
+            )
+        if uuid != known_uuid:
+            raise PoolLost(
+                f"pool image {file} holds filesystem {uuid}, not {known_uuid}; nothing is touched; "
+                "bring the right file back"
+            )
+        return uuid
+    if uuid is not None:
+        # Made by a visit that was cut off before it could say so.
+        return uuid
+    run(["mkfs.btrfs", "--quiet", "--force", "--nodiscard", device], seconds=120)
+    run(["blockdev", "--flushbufs", device])
+    uuid = btrfs.superblock_uuid(file)
+    if uuid is None:
+        raise PoolDamaged(f"mkfs.btrfs on {device} left no filesystem in {file}; look at the node's disk")
+    return uuid
+
+
+def ensure_grown(file: Path, device: str, point: Path, size: int) -> None:
+    """Image, device and filesystem, each that is behind raised to `size` bytes; nothing ever shrinks."""
+    if file.stat().st_size < size:
+        log_as_typed("truncate", "-s", size, file)
+        os.truncate(file, size)
+    image_bytes = file.stat().st_size
+    if any(loop.size < image_bytes // 512 * 512 for loop in loops_of(file)):
+        run(["losetup", "--set-capacity", device])
+    # btrfs uses whole sectors of 4 KiB.
+    if btrfs.device_bytes(point) < image_bytes // 4096 * 4096:
+        run(["btrfs", "filesystem", "resize", "max", point])
+
+
+def ensure_detached(file: Path, seconds: float = 5.0) -> None:
+    """No loop device has this (device, inode). Call only when the filesystem is released everywhere.
+
+    `losetup -d` of a device in use says 0 and only marks it, so the proof is looked for: Busy without it.
+    """
+    facts = file.stat()
+    for loop in loops_of(file):
+        run(["losetup", "--detach", loop.path])
+    end = time.monotonic() + seconds
+    while left := loops_of_inode(facts.st_dev, facts.st_ino):
+        if time.monotonic() > end:
+            raise Busy(f"{left[0].path} of {file} is still in use; nothing is deleted; it is tried again")
+        time.sleep(0.02)

@@ -1,0 +1,139 @@
+"""Work beneath PGDATA, which its tenant writes: by descriptors, never by a path, never through a link."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from dbranch.effect.command import log_as_typed
+from dbranch.errors import SourceUnsafe
+from dbranch.linux import btrfs
+from dbranch.linux.calls import RESOLVE_BENEATH, openat2
+from dbranch.linux.files import opened_directory, read_beneath
+from dbranch.plan.layout import PGDATA
+from dbranch.plan.settings_files import read_prepared
+
+# What a stopped copy must not find: who ran it, what it should become, where it was copied from.
+_STALE: Final = (
+    "postmaster.pid",
+    "postmaster.opts",
+    "standby.signal",
+    "recovery.signal",
+    "promote",
+    "backup_label",
+    "backup_label.old",
+    "tablespace_map",
+    "tablespace_map.old",
+)
+_SLOTS: Final = "pg_replslot"
+
+
+def major_of(subvolume: Path) -> int | None:
+    """PG_VERSION of the subvolume's PGDATA; None where there is no database."""
+    try:
+        with opened_directory(subvolume, PGDATA) as pgdata:
+            text = read_beneath(pgdata, "PG_VERSION", limit=16)
+    except OSError:
+        return None
+    return int(text) if text and text.strip().isdigit() else None
+
+
+def prepared_of_system(subvolume: Path) -> int:
+    """`max_prepared_transactions` of ALTER SYSTEM in this PGDATA; 0 where it is not set."""
+    with opened_directory(subvolume, PGDATA) as pgdata:
+        return read_prepared(read_beneath(pgdata, "postgresql.auto.conf") or "")
+
+
+def check_whole(subvolume: Path, named: Path) -> None:
+    """SourceUnsafe where PGDATA reaches outside its subvolume: a tablespace, a link, a nested subvolume.
+
+    `subvolume` is looked at (the snapshot: nobody changes it any more), `named` is what the text calls it.
+    """
+    for nested in btrfs.nested_subvolumes(named):
+        raise _unsafe(named / nested, "is a subvolume of its own")
+    try:
+        with opened_directory(subvolume, PGDATA) as pgdata:
+            _check_links(pgdata, named / PGDATA)
+            _check_tablespaces(pgdata, named / PGDATA / "pg_tblspc")
+    except OSError as error:
+        raise _unsafe(named / PGDATA, f"cannot be read without links ({error.strerror})") from error
+
+
+def _check_links(pgdata: int, named: Path) -> None:
+    with os.scandir(pgdata) as entries:
+        links = [entry.name for entry in entries if entry.is_symlink()]
+    for name in sorted(links):
+        if name == "pg_wal" or _leaves(pgdata, name):
+            raise _unsafe(named / name, f"is a link to {os.readlink(name, dir_fd=pgdata)}")
+
+
+def _leaves(pgdata: int, name: str) -> bool:
+    try:
+        os.close(openat2(pgdata, name, os.O_PATH, resolve=RESOLVE_BENEATH))
+    except OSError as error:
+        return error.errno != errno.ENOENT
+    return False
+
+
+def _check_tablespaces(pgdata: int, named: Path) -> None:
+    try:
+        handle = openat2(pgdata, "pg_tblspc", os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return
+    try:
+        with os.scandir(handle) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if not entry.is_dir(follow_symlinks=False):
+                    raise _unsafe(named / entry.name, "is a tablespace outside PGDATA")
+    finally:
+        os.close(handle)
+
+
+def _unsafe(path: Path, what: str) -> SourceUnsafe:
+    return SourceUnsafe(
+        f"{path} {what}; a snapshot would not hold it, so no branch is made; move the data into PGDATA"
+    )
+
+
+def ensure_cleaned_offline(subvolume: Path) -> None:
+    """PGDATA of a snapshot without what only its source may keep: locks, signals, replication slots."""
+    with opened_directory(subvolume, PGDATA) as pgdata:
+        for name in _STALE:
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=pgdata)
+                log_as_typed("rm", subvolume / PGDATA / name)
+        try:
+            slots = openat2(pgdata, _SLOTS, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return
+        try:
+            for name in os.listdir(slots):
+                log_as_typed("rm", "-r", subvolume / PGDATA / _SLOTS / name)
+                _remove(slots, name)
+        finally:
+            os.close(slots)
+
+
+def _remove(directory: int, name: str) -> None:
+    if stat.S_ISDIR(os.lstat(name, dir_fd=directory).st_mode):
+        shutil.rmtree(name, dir_fd=directory)
+    else:
+        os.unlink(name, dir_fd=directory)
+
+
+def make_pgdata(subvolume: Path, owner: int) -> None:
+    """An empty `pgdata` in a subvolume that no tenant can reach yet."""
+    path = subvolume / PGDATA
+    path.mkdir(mode=0o700)
+    os.chown(path, owner, owner, follow_symlinks=False)
+
+
+def remove_beneath(subvolume: Path, name: str) -> None:
+    """One file at the top of PGDATA, gone."""
+    with opened_directory(subvolume, PGDATA) as pgdata, suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=pgdata)

@@ -1,0 +1,104 @@
+"""System calls that Python lacks: openat2, renameat2, syncfs, and the immutable flag of a file.
+
+Sources: openat2(2), renameat2(2), syncfs(2), ioctl_iflags(2). The numbers are those of x86_64 and aarch64.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import fcntl
+import os
+import platform
+import struct
+from pathlib import Path
+from typing import Final
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_SYS_OPENAT2: Final = 437
+_SYS_RENAMEAT2: Final = {"x86_64": 316, "aarch64": 276}
+
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_BENEATH: Final = 0x08
+_RENAME_NOREPLACE: Final = 1
+_AT_FDCWD: Final = -100
+
+_FS_IOC_GETFLAGS: Final = 0x80086601
+_FS_IOC_SETFLAGS: Final = 0x40086602
+_FS_IMMUTABLE_FL: Final = 0x10
+
+
+def _check(result: int, path: str | Path) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(path))
+    return result
+
+
+def openat2(
+    directory: int, path: str, flags: int, resolve: int = RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH
+) -> int:
+    """A descriptor of `path` beneath the open `directory`, never through a link and never out of it.
+
+    OSError with ELOOP where a part of the path is a link, EXDEV where it leads out.
+    """
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, resolve | RESOLVE_NO_MAGICLINKS)
+    return _check(
+        _libc.syscall(
+            ctypes.c_long(_SYS_OPENAT2),
+            ctypes.c_int(directory),
+            ctypes.c_char_p(os.fsencode(path)),
+            ctypes.c_char_p(how),
+            ctypes.c_size_t(len(how)),
+        ),
+        path,
+    )
+
+
+def rename_new(old: Path, new: Path) -> None:
+    """Renames `old` to `new`; FileExistsError where `new` is there, in one step (RENAME_NOREPLACE)."""
+    number = _SYS_RENAMEAT2.get(platform.machine())
+    if number is None:
+        raise OSError(errno.ENOSYS, f"renameat2 on {platform.machine()} is not known here", str(new))
+    _check(
+        _libc.syscall(
+            ctypes.c_long(number),
+            ctypes.c_int(_AT_FDCWD),
+            ctypes.c_char_p(os.fsencode(old)),
+            ctypes.c_int(_AT_FDCWD),
+            ctypes.c_char_p(os.fsencode(new)),
+            ctypes.c_uint(_RENAME_NOREPLACE),
+        ),
+        new,
+    )
+
+
+def syncfs(path: Path) -> None:
+    """Everything written to the filesystem that holds `path` is on disk."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _check(_libc.syncfs(directory), path)
+    finally:
+        os.close(directory)
+
+
+def set_immutable(path: Path, immutable: bool) -> bool:
+    """Sets or takes away the immutable flag of a directory; False where the filesystem has no such flag
+    or the process may not set it."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        flags = array.array("l", [0])
+        fcntl.ioctl(directory, _FS_IOC_GETFLAGS, flags, True)
+        wanted = flags[0] | _FS_IMMUTABLE_FL if immutable else flags[0] & ~_FS_IMMUTABLE_FL
+        if wanted != flags[0]:
+            flags[0] = wanted
+            fcntl.ioctl(directory, _FS_IOC_SETFLAGS, flags)
+    except OSError as error:
+        if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM):
+            return False
+        raise
+    finally:
+        os.close(directory)
+    return True

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dbranch.api.project import Target, parse_project
+from dbranch.proxy.routes import (
+    Drain,
+    End,
+    Go,
+    Place,
+    Refuse,
+    Stay,
+    Table,
+    Wait,
+    decide,
+    decide_fate,
+    is_newer,
+    table_of,
+)
+
+TABLE = Table(
+    project="shop",
+    uid="u",
+    generation=7,
+    active="main",
+    targets={
+        "main": Target("main", "Ready", "10.0.0.1", 21733),
+        "pr-1": Target("pr-1", "Ready", "10.0.0.2", 21734),
+        "new": Target("new", "Starting"),
+        "half": Target("half", "Ready"),
+        "off": Target("off", "Stopped"),
+        "bye": Target("bye", "Deleting", "10.0.0.3", 21735),
+    },
+)
+
+
+def test_the_table_of_a_project() -> None:
+    project = parse_project(
+        {
+            "metadata": {"name": "shop", "uid": "u"},
+            "spec": {
+                "proxy": {
+                    "onSwitch": "Drain",
+                    "drainTimeout": "90s",
+                    "startTimeout": "5s",
+                    "tls": {"secretName": "t", "mode": "Required"},
+                }
+            },
+            "status": {
+                "route": {"generation": 7, "branch": "main"},
+                "routes": [{"branch": "main", "address": "10.0.0.1", "port": 1, "state": "Ready"}],
+            },
+        }
+    )
+    main = {"main": Target("main", "Ready", "10.0.0.1", 1)}
+    assert table_of(project) == Table("shop", "u", 7, "main", main, "Drain", 90.0, 5.0, True)
+
+
+def test_a_project_without_a_route_waits() -> None:
+    table = table_of(parse_project({"metadata": {"name": "shop"}, "spec": {}}))
+    assert decide(table, None) == Wait("project shop to have an active branch")
+
+
+@pytest.mark.parametrize(
+    "named, decision",
+    [
+        (None, Go("main", "10.0.0.1", 21733)),
+        ("main", Go("main", "10.0.0.1", 21733)),
+        ("pr-1", Go("pr-1", "10.0.0.2", 21734)),
+        ("new", Wait('branch "new" of project shop to start')),
+        ("half", Wait('branch "half" of project shop to start')),
+    ],
+)
+def test_where_a_session_goes(named: str | None, decision: object) -> None:
+    assert decide(TABLE, named) == decision
+
+
+@pytest.mark.parametrize(
+    "named, code, said",
+    [
+        ("mian", "3D000", ['"mian"', "Branches that exist: bye, half, main, new, off, pr-1."]),
+        ("off", "57P03", ["is stopped", "dbranch resume off", "shop-off"]),
+        ("bye", "57P01", ["is being deleted"]),
+    ],
+)
+def test_who_is_refused(named: str, code: str, said: list[str]) -> None:
+    decision = decide(TABLE, named)
+    assert isinstance(decision, Refuse) and decision.code == code
+    assert all(s in f"{decision.message} {decision.hint}" for s in said)
+
+
+def test_an_active_branch_without_a_target_waits_and_a_deleted_project_refuses() -> None:
+    assert isinstance(decide(replace(TABLE, active="later"), None), Wait)
+    gone = decide(Table("shop", gone=True), None)
+    assert isinstance(gone, Refuse) and gone.code == "57P01"
+
+
+MAIN = Place("main", "10.0.0.1", 21733, named=False)
+SWITCHED = replace(TABLE, active="pr-1", generation=8)
+
+
+@pytest.mark.parametrize(
+    "table, place, fate",
+    [
+        (TABLE, MAIN, Stay),
+        (SWITCHED, MAIN, End),
+        (replace(SWITCHED, on_switch="Drain", drain_timeout=5), MAIN, Drain),
+        (replace(SWITCHED, on_switch="Keep"), MAIN, Stay),
+        (SWITCHED, replace(MAIN, named=True), Stay),
+        (SWITCHED, Place("pr-1", "10.0.0.2", 21734, named=False), Stay),
+        (replace(TABLE, active=None, generation=0), MAIN, Stay),
+        (TABLE, Place("bye", "10.0.0.3", 21735, named=True), End),
+        (TABLE, Place("dropped", "10.0.0.9", 21735, named=True), End),
+        (replace(SWITCHED, on_switch="Keep", targets={}), MAIN, End),
+        (Table("shop", gone=True), MAIN, End),
+        # Its Postgres stops or starts elsewhere: a stop says so itself, another address proves the end.
+        (replace(TABLE, targets={"main": Target("main", "Stopped")}), MAIN, Stay),
+        (replace(TABLE, targets={"main": Target("main", "Starting")}), MAIN, Stay),
+        (replace(TABLE, targets={"main": Target("main", "Ready", "10.0.0.8", 21733)}), MAIN, End),
+    ],
+)
+def test_what_a_change_means_to_a_session(table: Table, place: Place, fate: type) -> None:
+    assert type(decide_fate(table, place)) is fate
+
+
+def test_the_fates_say_why() -> None:
+    ended = decide_fate(SWITCHED, MAIN)
+    assert isinstance(ended, End) and 'switched to branch "pr-1"' in ended.message
+    drained = decide_fate(replace(SWITCHED, on_switch="Drain", drain_timeout=5), MAIN)
+    assert isinstance(drained, Drain) and drained.timeout == 5
+
+
+def test_an_older_table_is_not_taken_back() -> None:
+    assert is_newer(TABLE, None)
+    assert is_newer(SWITCHED, TABLE) and is_newer(TABLE, TABLE)
+    assert not is_newer(TABLE, SWITCHED)
+    assert is_newer(replace(TABLE, uid="made again", generation=1), SWITCHED)
+    assert is_newer(TABLE, Table("shop", gone=True))
