@@ -10,7 +10,8 @@ DbranchError
 │   ├── DataLost        a branch that was there has no subvolume
 │   └── SourceUnsafe    the source keeps data where a snapshot does not reach
 ├── NotAccepting        Postgres does not answer (yet)
-└── ClusterUnreachable  the API server did not answer
+├── ClusterUnreachable  the API server did not answer
+└── Refused             the API server said no
 """
 
 from __future__ import annotations
@@ -56,6 +57,14 @@ class NotAccepting(DbranchError):
 
 class ClusterUnreachable(DbranchError):
     """The API server did not answer."""
+
+
+class Refused(DbranchError):
+    """The API server said no: `status` is the HTTP status, `reason` its one word, the text its message."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        self.status, self.reason = status, reason
+        super().__init__(message)
 
 
 class CommandFailed(DbranchError):

@@ -1,0 +1,224 @@
+"""What an agent does about a branch: its spec and what is true of it -> actions and two steps. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dbranch import names
+from dbranch.api.branch import Branch
+from dbranch.api.conditions import Reason, Step
+from dbranch.api.project import Project
+from dbranch.plan.pod_trouble import PodFacts, trouble_of
+from dbranch.plan.settings_files import Marker
+from dbranch.plan.space import Space, refusal_of
+
+
+@dataclass(frozen=True)
+class BranchFacts:
+    """A branch as its agent finds it.
+
+    `marker` is there once the branch is stored. `pods` are its Postgres pods, `initdb` the one-shot pod;
+    `bound` the slots in which its subvolume (or initdb area) is bound now. `accepting` is the version of
+    the Postgres that answers in the bound slot. `initdb_done`: the area holds a whole database.
+    """
+
+    pool_mounted: bool
+    space: Space
+    marker: Marker | None = None
+    pods: tuple[PodFacts, ...] = ()
+    initdb: PodFacts | None = None
+    initdb_done: bool = False
+    bound: tuple[str, ...] = ()
+    accepting: str | None = None
+
+
+@dataclass(frozen=True)
+class DeletePod:
+    pod: PodFacts
+
+
+@dataclass(frozen=True)
+class RemoveSlot:
+    slot: str
+
+
+@dataclass(frozen=True)
+class MakeInitdbArea:
+    """A fresh area, bound into a slot of its own."""
+
+    slot: str
+
+
+@dataclass(frozen=True)
+class CreateInitdbPod:
+    slot: str
+
+
+@dataclass(frozen=True)
+class AdoptInitdb:
+    """What initdb made becomes the root branch; the project is told that it is initialized."""
+
+
+@dataclass(frozen=True)
+class CreatePod:
+    """The slot's directory, then its pod."""
+
+    slot: str
+
+
+@dataclass(frozen=True)
+class TakeSnapshot:
+    source_uid: str
+
+
+@dataclass(frozen=True)
+class Bind:
+    slot: str
+
+
+@dataclass(frozen=True)
+class WriteSettings:
+    """Settings files as the spec has them, read again by the Postgres that runs."""
+
+    slot: str
+
+
+@dataclass(frozen=True)
+class AwaitPostgres:
+    """A thread waits for the socket, cleans, and tells."""
+
+    slot: str
+
+
+Action = (
+    DeletePod
+    | RemoveSlot
+    | MakeInitdbArea
+    | CreateInitdbPod
+    | AdoptInitdb
+    | CreatePod
+    | TakeSnapshot
+    | Bind
+    | WriteSettings
+    | AwaitPostgres
+)
+
+
+@dataclass(frozen=True)
+class Todo:
+    """Actions in order, and what is true of storage and Postgres when they are done.
+
+    `postgres` None: nothing to say yet. `retry_after`: seconds, where nobody will send an event.
+    """
+
+    actions: tuple[Action, ...]
+    storage: Step
+    postgres: Step | None = None
+    retry_after: float | None = None
+
+
+def plan_branch(project: Project, branch: Branch, facts: BranchFacts) -> Todo:
+    """Towards a branch that is stored and, where it is wanted, runs in one slot."""
+    who = f"branch {branch.branch}"
+    wanted = branch.running and project.running
+    if not facts.pool_mounted:
+        if not project.running:
+            return Todo((), *_at_rest(branch, who))
+        return Todo((), Step(Reason.CREATING_POOL, f"pool of project {project.name} is not mounted yet"))
+    if facts.marker is None:
+        if branch.node.storage and branch.node.storage.reason == Reason.STORED:
+            lost = (
+                f"{who} was stored and its subvolume is gone; nothing is made again; look at the node's disk"
+            )
+            return Todo((), Step(Reason.DATA_LOST, lost))
+        if branch.is_root:
+            return _plan_initdb(project, branch, facts)
+        refused = refusal_of(facts.space, who)
+        if refused:
+            return Todo((), refused, retry_after=30.0)
+    stored = Step(Reason.STORED, f"{who} is stored in the pool of project {project.name}")
+    gone = {pod.name for pod in facts.pods}
+    clean: list[Action] = [RemoveSlot(slot) for slot in facts.bound if slot not in gone]
+    snapshot: list[Action] = []
+    if facts.marker is None and branch.source_uid:
+        snapshot = [TakeSnapshot(branch.source_uid)]
+    if not wanted:
+        ends = [DeletePod(pod) for pod in facts.pods if not pod.terminating]
+        return Todo((*clean, *snapshot, *ends), *_at_rest(branch, who, stored))
+    actions, postgres, retry = _plan_postgres(branch, facts, who, snapshot)
+    return Todo((*clean, *actions), stored, postgres, retry)
+
+
+def _at_rest(branch: Branch, who: str, stored: Step | None = None) -> tuple[Step, Step]:
+    stopped = Step(Reason.STOPPED, f"{who} is stopped; its data stays; set spec.state to Running to start it")
+    if stored is None:
+        was = branch.node.storage
+        stored = was if was and was.reason == Reason.STORED else stopped
+    return stored, stopped
+
+
+def _plan_postgres(
+    branch: Branch, facts: BranchFacts, who: str, snapshot: list[Action]
+) -> tuple[list[Action], Step, float | None]:
+    live = [pod for pod in facts.pods if not pod.terminating and not pod.over]
+    # One that has the branch bound goes on; a second one (made by a visit that was cut off) goes.
+    live.sort(key=lambda pod: (pod.name not in facts.bound, pod.name))
+    ends: list[Action] = [DeletePod(pod) for pod in facts.pods if pod.over and not pod.terminating]
+    ends += [DeletePod(pod) for pod in live[1:]]
+    rejected = next((pod for pod in facts.pods if pod.over), None)
+    if rejected:
+        trouble = trouble_of(rejected, who) or Step(Reason.POD_REJECTED, f"pod {rejected.name} ended")
+        return [*snapshot, *ends], trouble, 10.0
+    if not live:
+        if facts.pods:
+            ending = f"{who}: its last pod {facts.pods[0].name} is still ending; Postgres starts after it"
+            return [*snapshot, *ends], Step(Reason.WAITING_FOR_SLOT, ending), 1.0
+        slot = names.slot_name(branch.uid, branch.node.slot or "")
+        waiting = Step(Reason.WAITING_FOR_SLOT, f"{who}: its pod {slot} is starting")
+        return [CreatePod(slot), *snapshot, Bind(slot), AwaitPostgres(slot)], waiting, None
+    pod = live[0]
+    others = [slot for slot in facts.bound if slot != pod.name]
+    if pod.name not in facts.bound:
+        if others:
+            ending = f"{who}: it is still bound in {others[0]}; Postgres starts in {pod.name} after it"
+            return [*snapshot, *ends], Step(Reason.WAITING_FOR_SLOT, ending), 1.0
+        ends += [*snapshot, Bind(pod.name)]
+    trouble = trouble_of(pod, who)
+    if facts.accepting and facts.marker and facts.marker.cleaned and pod.name in facts.bound:
+        answer = Step(Reason.ACCEPTING, f"Postgres {facts.accepting} of {who} accepts connections")
+        return [*ends, WriteSettings(pod.name)], answer, None
+    if not trouble:
+        if pod.running:
+            trouble = Step(Reason.RECOVERING, f"Postgres of {who} is starting")
+        else:
+            trouble = Step(Reason.WAITING_FOR_SLOT, f"{who}: its pod {pod.name} is starting")
+    settle: list[Action] = [WriteSettings(pod.name)] if facts.marker else []
+    return [*ends, *settle, AwaitPostgres(pod.name)], trouble, None
+
+
+def _plan_initdb(project: Project, branch: Branch, facts: BranchFacts) -> Todo:
+    """initdb runs once, in a fresh area, under a pod; a retry waits until the old pod is gone."""
+    who = f"branch {branch.branch}"
+    slot = names.initdb_pod(project.uid)
+    making = Step(Reason.INITIALIZING, f"initdb runs for project {project.name} in pod {slot}")
+    pod = facts.initdb
+    if pod is None:
+        clean: tuple[Action, ...] = (RemoveSlot(slot),) if slot in facts.bound else ()
+        if facts.initdb_done:
+            # The next visit finds the branch stored and starts it.
+            return Todo((*clean, AdoptInitdb()), making, retry_after=0.05)
+        if project.node.initialized:
+            lost = (
+                f"{who}: project {project.name} was initialized and its data is gone; nothing is made again"
+            )
+            return Todo((), Step(Reason.DATA_LOST, lost))
+        return Todo((*clean, MakeInitdbArea(slot), CreateInitdbPod(slot)), making)
+    if pod.terminating:
+        return Todo((), making, retry_after=0.3)
+    if pod.over:
+        if facts.initdb_done:
+            return Todo((DeletePod(pod),), making, retry_after=0.1)
+        said = pod.message or pod.reason or "no word"
+        failed = f"initdb of project {project.name} failed: {said}; it is tried again"
+        return Todo((DeletePod(pod),), Step(Reason.INITDB_FAILED, failed), retry_after=10.0)
+    return Todo((), making, trouble_of(pod, who))
