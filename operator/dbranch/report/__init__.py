@@ -1,0 +1,1 @@
+"""Saying it: facts and outcome -> status. Pure."""

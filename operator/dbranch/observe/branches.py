@@ -1,0 +1,62 @@
+"""What is true of a branch on its node: pool, subvolume, pods, slots, Postgres. Reads only."""
+
+from __future__ import annotations
+
+from dbranch import names
+from dbranch.api.branch import Branch
+from dbranch.api.project import Project
+from dbranch.cluster import Cluster, path_of
+from dbranch.observe.machine import observe_machine
+from dbranch.observe.pools import observe_pool
+from dbranch.observe.slots import observe_slot, observe_slots
+from dbranch.observe.subvolumes import observe_initdb_done, observe_subvolumes
+from dbranch.plan.agent_branch import BranchFacts
+from dbranch.plan.layout import Layout
+from dbranch.plan.pod_trouble import PodFacts, pod_facts
+from dbranch.plan.space import Space
+
+
+def observe_branch(
+    cluster: Cluster, layout: Layout, home: str, project: Project, branch: Branch
+) -> BranchFacts:
+    """The branch as it is now. `home` is the nodes' namespace. `accepting` is left to who has a session."""
+    pool = observe_pool(layout, project.uid)
+    machine = observe_machine(layout)
+    subvolumes = observe_subvolumes(layout, project.uid)
+    pods = observe_pods(cluster, home, f"{names.LABEL_BRANCH_UID}={branch.uid}")
+    initdb = names.initdb_pod(project.uid)
+    return BranchFacts(
+        pool_mounted=pool.mounted,
+        space=Space(pool.total_bytes, pool.free_bytes, machine.host_total_bytes, machine.host_free_bytes),
+        marker=subvolumes.branches.get(branch.uid),
+        pods=tuple(pod for pod in pods if pod.name != initdb),
+        initdb=next((pod for pod in pods if pod.name == initdb), None),
+        initdb_done=branch.uid in subvolumes.initdb and observe_initdb_done(layout, project.uid, branch.uid),
+        bound=observe_bound(layout, branch.uid, initdb),
+    )
+
+
+def observe_pods(cluster: Cluster, namespace: str, labels: str) -> tuple[PodFacts, ...]:
+    """The pods with these labels, uncached."""
+    found = cluster.list(path_of("v1", "pods", namespace), labels=labels)
+    return tuple(sorted((pod_facts(body) for body in found), key=lambda pod: pod.name))
+
+
+def observe_bound(layout: Layout, branch_uid: str, initdb: str) -> tuple[str, ...]:
+    """The slots in which the branch is bound, and the one of its initdb if that has anything bound."""
+    bound = []
+    for slot in observe_slots(layout):
+        facts = observe_slot(layout, slot)
+        if facts.bound and (facts.branch_uid == branch_uid or slot == initdb):
+            bound.append(slot)
+    return tuple(bound)
+
+
+def observe_project_slots(layout: Layout, project_uid: str) -> tuple[str, ...]:
+    """The slots in which anything of this project's pool is bound, and that of its initdb."""
+    initdb = names.initdb_pod(project_uid)
+    return tuple(
+        slot
+        for slot in observe_slots(layout)
+        if slot == initdb or observe_slot(layout, slot).project_uid == project_uid
+    )

@@ -1,0 +1,255 @@
+"""The agent's work on a branch: observe, plan, apply, report. Every step may be cut off and repeated."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from dbranch import names
+from dbranch.api.branch import Branch, parse_branch
+from dbranch.api.project import Project, parse_project
+from dbranch.cluster import Cluster, branch_path, project_path
+from dbranch.effect import pods, session, slot, subvolume
+from dbranch.effect.pool import ensure_pool, ensure_pool_down
+from dbranch.effect.session import Endpoint
+from dbranch.errors import DbranchError, NotAccepting
+from dbranch.observe.branches import observe_branch, observe_pods
+from dbranch.observe.pools import observe_pool
+from dbranch.observe.sizes import observe_sizes
+from dbranch.observe.slots import observe_slot, observe_slots
+from dbranch.plan import agent_branch as plan
+from dbranch.plan.layout import Layout
+from dbranch.plan.scripts import read_initdb, read_slot_start
+from dbranch.plan.settings_files import Marker, Settings
+from dbranch.plan.slot_pod import Home, initdb_pod, slot_pod
+from dbranch.report import agent as report
+from dbranch.run.agent_watch import Watched, Watchers
+from dbranch.run.keyed_locks import KeyedLocks
+
+logger = logging.getLogger(__name__)
+
+# Seconds that a source's CHECKPOINT may take; without it the branch only starts slower.
+_CHECKPOINT = 10.0
+# Seconds of grace for a Postgres whose data is thrown away.
+_END = 2
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A project and one of its branches, as the API server has them now."""
+
+    project: Project
+    branch: Branch
+
+
+class BranchWork:
+    """What handlers call. Each call answers with the seconds after which it wants to come back, or None."""
+
+    def __init__(self, cluster: Cluster, layout: Layout, home: Home, locks: KeyedLocks) -> None:
+        self._cluster, self._layout, self._home, self._locks = cluster, layout, home, locks
+        self._watchers = Watchers(cluster, layout, home.namespace, locks)
+
+    def reconcile(self, namespace: str, name: str) -> float | None:
+        """One visit of a branch that is not being deleted."""
+        with self._locks.held(namespace, name):
+            scene = self._scene(namespace, name)
+            if scene is None or scene.branch.deleting or scene.project.deleting:
+                return None
+            return self._visit(scene)
+
+    def _scene(self, namespace: str, name: str) -> Scene | None:
+        body = self._cluster.get(branch_path(namespace, name))
+        if body is None or (body.get("status") or {}).get("nodeName") != self._home.node:
+            return None
+        branch = parse_branch(body)
+        above = self._cluster.get(project_path(namespace, branch.project))
+        if above is None or (above.get("status") or {}).get("nodeName") != self._home.node:
+            return None
+        return Scene(parse_project(above), branch)
+
+    def _visit(self, scene: Scene) -> float | None:
+        project, branch = scene.project, scene.branch
+        facts = observe_branch(self._cluster, self._layout, self._home.namespace, project, branch)
+        facts = replace(facts, accepting=self._accepting(scene, facts))
+        todo = plan.plan_branch(project, branch, facts)
+        storage, postgres, retry = todo.storage, todo.postgres, todo.retry_after
+        done = _Done(facts.marker)
+        try:
+            for action in todo.actions:
+                self._apply(scene, action, done)
+        except (DbranchError, OSError) as error:
+            logger.warning("branch %s/%s: %s", branch.namespace, branch.name, error)
+            who, retry = f"branch {branch.branch}", 2.0
+            if done.marker is None:
+                storage, postgres = report.report_failed_storage(error, who), None
+            else:
+                postgres = report.report_failed_postgres(error, who)
+        node: dict[str, Any] = {"observedGeneration": branch.generation, "storage": storage.as_dict()}
+        if postgres:
+            node["postgres"] = postgres.as_dict()
+        node |= self._place(scene, facts, done)
+        if done.marker:
+            node |= {"sourceUID": done.marker.source_uid, "snapshotTime": done.marker.snapshot_time}
+            node |= self._sizes(scene)
+            if done.marker.is_root and not project.node.initialized:
+                self._cluster.merge(
+                    project_path(project.namespace, project.name, "status"),
+                    {"metadata": {"uid": project.uid}, "status": {"node": {"initialized": True}}},
+                )
+        self._write(branch, node)
+        if done.awaited and done.marker:
+            self._watchers.start(Watched(project, branch, done.awaited, done.marker))
+        return retry
+
+    def _accepting(self, scene: Scene, facts: plan.BranchFacts) -> str | None:
+        live = {pod.name for pod in facts.pods if not pod.terminating and not pod.over}
+        for bound in facts.bound:
+            if facts.marker and bound in live:
+                return session.accepting(self._layout, _endpoint(scene, bound, facts.marker))
+        return None
+
+    def _apply(self, scene: Scene, action: plan.Action, done: _Done) -> None:
+        project, branch, layout = scene.project, scene.branch, self._layout
+        owner = project.postgres.run_as_user
+        match action:
+            case plan.DeletePod(pod):
+                pods.ensure_pod_ending(self._cluster, self._home.namespace, pod)
+            case plan.RemoveSlot(name):
+                slot.ensure_slot_removed(layout, name)
+            case plan.MakeInitdbArea(name):
+                subvolume.ensure_initdb_area(layout, project.uid, branch.uid, owner)
+                slot.ensure_slot(layout, name, owner)
+                slot.ensure_initdb_bound(layout, name, project.uid, branch.uid)
+            case plan.CreateInitdbPod():
+                pods.ensure_pod(self._cluster, initdb_pod(self._home, layout, project, branch, read_initdb()))
+            case plan.AdoptInitdb():
+                done.marker = subvolume.ensure_initdb_adopted(
+                    layout, project.uid, branch.uid, _settings(scene), _now()
+                )
+            case plan.CreatePod(name):
+                slot.ensure_slot(layout, name, owner)
+                body = slot_pod(self._home, layout, project, branch, name, read_slot_start())
+                pods.ensure_pod(self._cluster, body)
+                done.slot = name
+            case plan.TakeSnapshot(source):
+                self._checkpoint(scene, source)
+                done.marker = subvolume.ensure_snapshot(
+                    layout, project.uid, source, branch.uid, _settings(scene), _now()
+                )
+            case plan.Bind(name):
+                slot.ensure_slot(layout, name, owner)
+                slot.ensure_bound(layout, name, project.uid, branch.uid)
+                done.slot = name
+            case plan.WriteSettings(name):
+                changed = subvolume.ensure_settings(layout, project.uid, branch.uid, _settings(scene))
+                if changed and done.marker:
+                    self._reload(_endpoint(scene, name, done.marker))
+            case plan.AwaitPostgres(name):
+                done.awaited = done.slot = name
+
+    def _reload(self, endpoint: Endpoint) -> None:
+        try:
+            session.reload(self._layout, endpoint)
+        except NotAccepting:
+            logger.info("slot %s: its Postgres reads the settings when it starts", endpoint.slot)
+
+    def _checkpoint(self, scene: Scene, source_uid: str) -> None:
+        """Best effort, on the slot in which the source runs: the copy then has little to recover."""
+        marker = subvolume.read_marker(self._layout.branch(scene.project.uid, source_uid))
+        for name in observe_slots(self._layout):
+            if marker and observe_slot(self._layout, name).branch_uid == source_uid:
+                user = scene.project.postgres.user
+                endpoint = Endpoint(name, names.branch_port(source_uid), user, marker.major)
+                if not session.checkpoint(self._layout, endpoint, _CHECKPOINT):
+                    logger.info("source %s: no CHECKPOINT; the copy recovers more", source_uid)
+                return
+
+    def _place(self, scene: Scene, facts: plan.BranchFacts, done: _Done) -> dict[str, Any]:
+        """Slot, pod and address: those of the pod that answers; none of a branch that does not run."""
+        live = next((pod for pod in facts.pods if not pod.terminating and not pod.over), None)
+        if facts.accepting and live:
+            return {
+                **{"slot": live.name, "pod": live.name, "address": live.address, "imageID": live.image_id},
+                **{"port": names.branch_port(scene.branch.uid), "postgresVersion": facts.accepting},
+            }
+        name = done.slot or (live.name if live else None)
+        place: dict[str, Any] = {"pod": name, "address": None, "port": names.branch_port(scene.branch.uid)}
+        # The last slot's name stays: the next one's is drawn from it.
+        return place | ({"slot": name} if name else {})
+
+    def _sizes(self, scene: Scene) -> dict[str, Any]:
+        measured = observe_sizes(self._layout, scene.project.uid, scene.branch.uid)
+        if measured is None:
+            return {}
+        return report.sizes("logical", measured.logical_bytes) | report.sizes("unique", measured.unique_bytes)
+
+    def _write(self, branch: Branch, node: dict[str, Any]) -> None:
+        now = branch.status.get("node") or {}
+        changed = report.changes(now, report.told(now, node))
+        changed = {key: value for key, value in changed.items() if value is not None or key in now}
+        if changed:
+            self._cluster.merge(
+                branch_path(branch.namespace, branch.name, "status"),
+                {"metadata": {"uid": branch.uid}, "status": {"node": changed}},
+            )
+
+    def remove(self, body: dict[str, Any]) -> float | None:
+        """One visit of a branch being deleted: None once nothing of it is left but space to reclaim."""
+        branch = parse_branch(body)
+        if names.CONTROLLER_FINALIZER in branch.finalizers:
+            return 0.5
+        with self._locks.held(branch.namespace, branch.name):
+            self._watchers.stop(branch.namespace, branch.name)
+            left = observe_pods(self._cluster, self._home.namespace, f"{names.LABEL_BRANCH_UID}={branch.uid}")
+            for pod in left:
+                if not pod.terminating:
+                    pods.ensure_pod_ending(self._cluster, self._home.namespace, pod, _END)
+            if left:
+                return 0.3
+            self._throw_away(branch)
+            return None
+
+    def _throw_away(self, branch: Branch) -> None:
+        for name in observe_slots(self._layout):
+            if name == branch.node.slot or observe_slot(self._layout, name).branch_uid == branch.uid:
+                slot.ensure_slot_removed(self._layout, name)
+        above = self._cluster.get(project_path(branch.namespace, branch.project))
+        project = parse_project(above) if above else None
+        if project is None or project.node.pool_uuid is None:
+            return
+        pool = observe_pool(self._layout, project.uid)
+        if not pool.image_exists:
+            return
+        if not pool.mounted:
+            node = project.node
+            ensure_pool(self._layout, project.uid, 0, node.pool_uuid, node.machine_id)
+        subvolume.ensure_trashed(self._layout, project.uid, branch.uid)
+        subvolume.ensure_trash_emptied(self._layout, project.uid)
+        if not pool.mounted:
+            ensure_pool_down(self._layout, project.uid)
+
+
+@dataclass
+class _Done:
+    """What the actions of one visit have come to."""
+
+    marker: Marker | None
+    slot: str | None = None
+    awaited: str | None = None
+
+
+def _settings(scene: Scene) -> Settings:
+    project, branch = scene.project, scene.branch
+    parameters = {**project.postgres.parameters, **branch.parameters}
+    return Settings(project.postgres.user, names.branch_port(branch.uid), parameters)
+
+
+def _endpoint(scene: Scene, slot_name: str, marker: Marker) -> Endpoint:
+    port = names.branch_port(scene.branch.uid)
+    return Endpoint(slot_name, port, scene.project.postgres.user, marker.major)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,164 @@
+"""The agent's work on a project: its pool up, down and gone; how full it is."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from dbranch import names
+from dbranch.api.branch import parse_branch
+from dbranch.api.conditions import Reason, Step
+from dbranch.api.project import Project, parse_project
+from dbranch.cluster import Cluster, branch_path, path_of, project_path
+from dbranch.effect import pods, slot
+from dbranch.effect.pool import ensure_base, ensure_pool, ensure_pool_down, ensure_pool_removed
+from dbranch.effect.subvolume import ensure_trash_emptied
+from dbranch.errors import Busy, DbranchError, Refused
+from dbranch.observe.branches import observe_pods, observe_project_slots
+from dbranch.observe.machine import observe_machine
+from dbranch.observe.pools import PoolFacts, observe_pool
+from dbranch.observe.subvolumes import observe_subvolumes
+from dbranch.plan.layout import Layout
+from dbranch.plan.slot_pod import Home
+from dbranch.plan.space import Space, pool_step
+from dbranch.report import agent as report
+from dbranch.run.keyed_locks import KeyedLocks
+
+logger = logging.getLogger(__name__)
+
+
+class ProjectWork:
+    """What handlers call. Each call answers with the seconds after which it wants to come back, or None."""
+
+    def __init__(self, cluster: Cluster, layout: Layout, home: Home, locks: KeyedLocks) -> None:
+        self._cluster, self._layout, self._home, self._locks = cluster, layout, home, locks
+
+    def reconcile(self, namespace: str, name: str) -> float | None:
+        """One visit of a project that is not being deleted."""
+        with self._locks.held(namespace, name):
+            body = self._cluster.get(project_path(namespace, name))
+            if body is None:
+                return None
+            project = parse_project(body)
+            if project.deleting or project.node_name != self._home.node:
+                return None
+            return self._up(project) if project.running else self._down(project)
+
+    def _up(self, project: Project) -> float | None:
+        was = observe_pool(self._layout, project.uid).mounted
+        machine = observe_machine(self._layout)
+        if not (machine.btrfs and machine.loop):
+            lacks = "btrfs" if not machine.btrfs else "loop devices"
+            text = (
+                f"node {self._home.node} has no {lacks} in its kernel; no pool can be made; load the module"
+            )
+            self._write(project, {"storage": Step(Reason.BTRFS_MISSING, text).as_dict()})
+            return 60.0
+        try:
+            known = project.node
+            uuid = ensure_pool(self._layout, project.uid, project.size, known.pool_uuid, known.machine_id)
+        except (DbranchError, OSError) as error:
+            logger.warning("project %s/%s: %s", project.namespace, project.name, error)
+            step = report.report_failed_pool(error, project.name)
+            self._write(project, {"storage": step.as_dict(), "observedGeneration": project.generation})
+            return 30.0
+        pool = observe_pool(self._layout, project.uid)
+        markers = observe_subvolumes(self._layout, project.uid).branches.values()
+        step = pool_step(
+            Space(pool.total_bytes, pool.free_bytes, machine.host_total_bytes, pool.host_free_bytes),
+            project.name,
+        )
+        node: dict[str, Any] = {
+            "machineID": ensure_base(self._layout),
+            "poolUUID": uuid,
+            "initialized": project.node.initialized or any(m and m.is_root for m in markers),
+            "storage": step.as_dict(),
+            "observedGeneration": project.generation,
+        }
+        self._write(project, node | _space(pool))
+        if not was or project.node.observed_generation != project.generation or not known.pool_uuid:
+            self._poke_branches(project)
+        return None
+
+    def _down(self, project: Project) -> float | None:
+        if project.node.observed_generation != project.generation:
+            self._write(project, {"observedGeneration": project.generation})
+            self._poke_branches(project)
+        try:
+            ensure_pool_down(self._layout, project.uid)
+        except Busy as error:
+            logger.info("project %s/%s: %s", project.namespace, project.name, error)
+            return 0.5
+        except (DbranchError, OSError) as error:
+            logger.warning("project %s/%s: %s", project.namespace, project.name, error)
+            return 5.0
+        text = (
+            f"project {project.name} is stopped; its pool is detached; set spec.state to Running to start it"
+        )
+        self._write(project, {"storage": Step(Reason.STOPPED, text).as_dict()})
+        return None
+
+    def _poke_branches(self, project: Project) -> None:
+        """Wakes the project's branches: what they waited for may have come."""
+        path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)
+        for body in self._cluster.list(path, fields=f"status.nodeName={self._home.node}"):
+            branch = parse_branch(body)
+            if branch.project == project.name and not branch.deleting:
+                poke(self._cluster, branch.namespace, branch.name)
+
+    def _write(self, project: Project, node: dict[str, Any]) -> None:
+        now = project.status.get("node") or {}
+        changed = report.changes(now, report.told(now, node))
+        if changed:
+            self._cluster.merge(
+                project_path(project.namespace, project.name, "status"),
+                {"metadata": {"uid": project.uid}, "status": {"node": changed}},
+            )
+
+    def remove(self, body: dict[str, Any]) -> float | None:
+        """One visit of a project being deleted: None once the node is as before it."""
+        project = parse_project(body)
+        if names.CONTROLLER_FINALIZER in project.finalizers:
+            return 0.5
+        with self._locks.held(project.namespace, project.name):
+            of_project = f"{names.LABEL_PROJECT_UID}={project.uid}"
+            left = observe_pods(self._cluster, self._home.namespace, of_project)
+            for pod in left:
+                if not pod.terminating:
+                    pods.ensure_pod_ending(self._cluster, self._home.namespace, pod, 2)
+            if left:
+                return 0.3
+            for name in observe_project_slots(self._layout, project.uid):
+                slot.ensure_slot_removed(self._layout, name)
+            if project.deletion_policy == "Retain":
+                ensure_pool_down(self._layout, project.uid)
+            else:
+                ensure_pool_removed(self._layout, project.uid)
+            return None
+
+    def tidy(self, namespace: str, name: str) -> None:
+        """The slow timer's visit: usage told anew, what was left in the trash destroyed."""
+        with self._locks.held(namespace, name):
+            self.reconcile(namespace, name)
+            body = self._cluster.get(project_path(namespace, name))
+            if body:
+                project = parse_project(body)
+                if observe_pool(self._layout, project.uid).mounted:
+                    ensure_trash_emptied(self._layout, project.uid)
+
+
+def _space(pool: PoolFacts) -> dict[str, Any]:
+    told = {"totalBytes": pool.total_bytes} if pool.total_bytes is not None else {}
+    used, free = report.sizes("used", pool.used_bytes), report.sizes("free", pool.free_bytes)
+    return told | used | free | report.sizes("hostFree", pool.host_free_bytes)
+
+
+def poke(cluster: Cluster, namespace: str, name: str) -> None:
+    """Wakes the agent's own handler of a branch; one that is gone needs no waking."""
+    mark = {"metadata": {"annotations": {names.AGENT_POKE: str(time.time_ns())}}}
+    try:
+        cluster.merge(branch_path(namespace, name), mark)
+    except Refused as error:
+        if error.status != 404:
+            raise

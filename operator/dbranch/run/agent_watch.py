@@ -1,0 +1,136 @@
+"""Threads that wait for a Postgres to accept, clean its copy, and tell: no probe's period in the way."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from dbranch import names
+from dbranch.api.branch import Branch
+from dbranch.api.conditions import Reason, Step
+from dbranch.api.project import Project
+from dbranch.cluster import Cluster, branch_path, path_of, project_path
+from dbranch.effect import session
+from dbranch.effect.cleaning import ensure_cleaned
+from dbranch.effect.session import Endpoint
+from dbranch.errors import DbranchError, Refused
+from dbranch.observe.slots import observe_slot
+from dbranch.plan.layout import Layout
+from dbranch.plan.pod_trouble import PodFacts, pod_facts
+from dbranch.plan.settings_files import Marker
+from dbranch.run.keyed_locks import KeyedLocks
+
+logger = logging.getLogger(__name__)
+
+# Seconds of one wait for the socket, and between two tries after an error.
+_WAIT = 5.0
+_PAUSE = 0.5
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A branch that is starting in a slot."""
+
+    project: Project
+    branch: Branch
+    slot: str
+    marker: Marker
+
+
+class Watchers:
+    """At most one thread a branch; it ends when it has told, or when its slot is no longer the branch's."""
+
+    def __init__(self, cluster: Cluster, layout: Layout, home: str, locks: KeyedLocks) -> None:
+        self._cluster, self._layout, self._home, self._locks = cluster, layout, home, locks
+        self._guard = threading.Lock()
+        self._running: dict[tuple[str, str], tuple[str, threading.Event]] = {}
+
+    def start(self, watched: Watched) -> None:
+        """Watches this slot for the branch, and no other any more."""
+        key = watched.branch.namespace, watched.branch.name
+        stop = threading.Event()
+        with self._guard:
+            there = self._running.get(key)
+            if there and there[0] == watched.slot:
+                return
+            if there:
+                there[1].set()
+            self._running[key] = watched.slot, stop
+        threading.Thread(target=self._run, args=(watched, stop), daemon=True, name=watched.slot).start()
+
+    def stop(self, namespace: str, name: str) -> None:
+        """No thread of this branch tells anything from now on (its lock is the caller's)."""
+        with self._guard:
+            there = self._running.pop((namespace, name), None)
+        if there:
+            there[1].set()
+
+    def _run(self, watched: Watched, stop: threading.Event) -> None:
+        key = watched.branch.namespace, watched.branch.name
+        try:
+            while not stop.is_set():
+                try:
+                    if self._look(watched, stop):
+                        return
+                except (DbranchError, OSError, psycopg.Error) as error:
+                    logger.warning("slot %s: %s", watched.slot, error)
+                    if isinstance(error, Refused) and error.status in (404, 409):
+                        return
+                    time.sleep(_PAUSE)
+        finally:
+            with self._guard:
+                if self._running.get(key, ("", None))[1] is stop:
+                    del self._running[key]
+
+    def _look(self, watched: Watched, stop: threading.Event) -> bool:
+        """Waits once; True when there is nothing more to wait for."""
+        project, branch = watched.project, watched.branch
+        port = names.branch_port(branch.uid)
+        endpoint = Endpoint(watched.slot, port, project.postgres.user, watched.marker.major)
+        version = session.await_accepting(self._layout, endpoint, _WAIT)
+        with self._locks.held(branch.namespace, branch.name):
+            if stop.is_set() or observe_slot(self._layout, watched.slot).branch_uid != branch.uid:
+                return True
+            if version is None:
+                return False
+            cleaned = ensure_cleaned(self._layout, project.uid, branch.uid, endpoint)
+            if cleaned.subscriptions or cleaned.prepared_transactions:
+                logger.info("branch %s/%s: cleaned of %s", branch.namespace, branch.name, cleaned)
+            body = self._cluster.get(path_of("v1", "pods", self._home, watched.slot))
+            pod = pod_facts(body) if body else None
+            if pod is None or not pod.address:
+                time.sleep(_PAUSE / 10)
+                return False
+            self._tell(watched, pod, version, port)
+        return True
+
+    def _tell(self, watched: Watched, pod: PodFacts, version: str, port: int) -> None:
+        project, branch = watched.project, watched.branch
+        text = f"Postgres {version} of branch {branch.branch} accepts connections"
+        node: dict[str, Any] = {
+            "postgres": Step(Reason.ACCEPTING, text).as_dict(),
+            "slot": watched.slot,
+            "pod": watched.slot,
+            "address": pod.address,
+            "port": port,
+            "postgresVersion": version,
+            "imageID": pod.image_id,
+        }
+        self._cluster.merge(
+            branch_path(branch.namespace, branch.name, "status"),
+            {"metadata": {"uid": branch.uid}, "status": {"node": node}},
+        )
+        if project.node.postgres_version != version:
+            digest = (pod.image_id or "").partition("@")[2] or None
+            self._cluster.merge(
+                project_path(project.namespace, project.name, "status"),
+                {
+                    "metadata": {"uid": project.uid},
+                    "status": {"node": {"postgresVersion": version, "imageDigest": digest}},
+                },
+            )

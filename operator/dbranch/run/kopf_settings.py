@@ -1,0 +1,37 @@
+"""How kopf runs in every role of dbranch: own finalizer, own annotations, no peering, no scanning."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import kopf
+
+# Handlers wait for disks and the API server, so there are more of them than processors.
+_WORKERS = 24
+
+
+def settle(settings: kopf.OperatorSettings, finalizer: str, prefix: str) -> None:
+    """The settings that all roles share. `finalizer` and `prefix` differ by role and are fixed for ever."""
+    settings.persistence.finalizer = finalizer
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=prefix)
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=prefix)
+    settings.peering.standalone = True
+    settings.scanning.disabled = True
+    settings.execution.max_workers = _WORKERS
+    settings.posting.enabled = True
+    settings.posting.level = logging.WARNING
+    settings.networking.request_timeout = 30
+    settings.watching.server_timeout = 300
+    settings.watching.connect_timeout = 10
+
+
+def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+    """The pod's service account, or else the kubeconfig of who runs the role by hand."""
+    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+
+def later(seconds: float | None, why: str) -> None:
+    """Comes back after `seconds`; not at all where None: then an event will."""
+    if seconds is not None:
+        raise kopf.TemporaryError(why, delay=seconds)
