@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -94,7 +95,7 @@ class ProjectClient:
         items = body.get("items") or []
         return (items[0] if items else None), body["metadata"]["resourceVersion"]
 
-    async def watch(self, since: str) -> AsyncIterator[dict[str, Any]]:
+    async def watch(self, since: str) -> AsyncGenerator[dict[str, Any], None]:
         """Events behind resourceVersion `since`, until the server ends the watch."""
         params = self._selector() | {
             "watch": "1",
@@ -118,8 +119,11 @@ class ProjectClient:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ClusterUnreachable(f"watch: {error or type(error).__name__}") from error
 
-    async def write_entry(self, entry: ProxyEntry | None) -> None:
-        """Server-side apply of this pod's entry of `status.proxies`; None takes it away."""
+    async def write_entry(self, uid: str, entry: ProxyEntry | None) -> None:
+        """Server-side apply of this pod's entry of `status.proxies`; None takes it away.
+
+        `uid` is the project's: one made again under the name is refused (HTTP 409), not written.
+        """
         entries = (
             [
                 {
@@ -141,7 +145,7 @@ class ProjectClient:
                 {
                     "apiVersion": names.API_VERSION,
                     "kind": names.PROJECT_KIND,
-                    "metadata": {"name": self._own.project, "namespace": self._own.namespace},
+                    "metadata": {"name": self._own.project, "namespace": self._own.namespace, "uid": uid},
                     "status": {"proxies": entries},
                 }
             ),
@@ -212,16 +216,20 @@ async def follow(client: ProjectClient, own: Own, board: Switchboard, applied: A
                 body, since = await client.list()
                 _apply(board, own, body, applied)
                 backoff.reset()
-            async for event in client.watch(since):
-                body = event["object"]
-                if event["type"] == "ERROR":
-                    if body.get("code") == 410:
-                        raise Expired(body.get("message", ""))
-                    raise ClusterUnreachable(f"watch: {body.get('message', body)}")
-                since = body["metadata"]["resourceVersion"]
-                backoff.reset()
-                if event["type"] != "BOOKMARK":
-                    _apply(board, own, None if event["type"] == "DELETED" else body, applied)
+            began = asyncio.get_running_loop().time()
+            async with contextlib.aclosing(client.watch(since)) as events:
+                async for event in events:
+                    body = event["object"]
+                    if event["type"] == "ERROR":
+                        if body.get("code") == 410:
+                            raise Expired(body.get("message", ""))
+                        raise ClusterUnreachable(f"watch: {body.get('message', body)}")
+                    since = body["metadata"]["resourceVersion"]
+                    backoff.reset()
+                    if event["type"] != "BOOKMARK":
+                        _apply(board, own, None if event["type"] == "DELETED" else body, applied)
+            if asyncio.get_running_loop().time() - began < 1.0:
+                await backoff.pause()
         except Expired:
             since = ""
         except (ClusterUnreachable, NotFound) as error:
@@ -270,7 +278,7 @@ class EntryWriter:
             entry = self._entry()
             if table and entry and not table.gone and (table.uid, entry) != self._written:
                 try:
-                    await self._client.write_entry(entry)
+                    await self._client.write_entry(table.uid, entry)
                 except (ClusterUnreachable, NotFound, Expired) as error:
                     log.warning("status.proxies of generation %d not written: %s", entry.generation, error)
                     await backoff.pause()
@@ -289,7 +297,7 @@ class EntryWriter:
         """The proxy's end: its entry goes, best effort."""
         if self._written:
             try:
-                await self._client.write_entry(None)
+                await self._client.write_entry(self._written[0], None)
             except (ClusterUnreachable, NotFound, Expired) as error:
                 log.warning("entry of status.proxies not taken away: %s", error)
 

@@ -37,6 +37,7 @@ class ClientStart(asyncio.Protocol):
         self.encrypted = False
         self.paused_by: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
+        self._shaking = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -95,7 +96,7 @@ class ClientStart(asyncio.Protocol):
             self.paused_by = None
 
     def _too_slow(self) -> None:
-        if not self.opening.began:
+        if self._shaking or not self.opening.began:
             self.transport.abort()
         else:
             self._turn_away("08P01", f"no startup packet within {_START_TIMEOUT:.0f} s")
@@ -111,6 +112,7 @@ class ClientStart(asyncio.Protocol):
 
     def _encrypt(self, context: ssl.SSLContext, first: bytes) -> None:
         self.transport.pause_reading()
+        self._shaking = True
         self._task = self.loop.create_task(self._handshake(context, direct=bool(first)))
         if first:
             # The ClientHello is already read: it goes to the TLS layer behind connection_made, which
@@ -136,11 +138,12 @@ class ClientStart(asyncio.Protocol):
             )
         except (OSError, ssl.SSLError, asyncio.CancelledError) as error:
             log.info("connection", extra={"fields": {"client": self.peer, "end": f"TLS failed: {error}"}})
+            self._timer.cancel()
             self.transport.abort()
             return
         if transport is None:
             return
-        self._task = None
+        self._task, self._shaking = None, False
         self.encrypted = True
         self.transport = transport
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER)
@@ -175,6 +178,13 @@ class ClientStart(asyncio.Protocol):
         self.session.parameters = dict(startup.parameters)
         self.ahead = startup.rest
         self._task = self.loop.create_task(self._connect(self.session, startup))
+        self._task.add_done_callback(self._connected)
+
+    def _connected(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error and self.session:
+            log.error("a session could not be started", exc_info=error)
+            self.session.refuse("XX000", "the proxy failed; its log says why")
 
     async def _connect(self, session: Session, startup: wire.Startup) -> None:
         """Finds the branch and its backend, waiting for either as long as `startTimeout`."""
@@ -221,7 +231,8 @@ class ClientStart(asyncio.Protocol):
         except OSError as error:
             return f"{go.address}:{go.port}: {error.strerror or 'no answer'}"
         # From here to the startup packet nothing is awaited: what the table says now is what holds.
-        if self.board.table is None or decide(self.board.table, startup.branch) != go:
+        table = self.board.table
+        if not table or decide(table, startup.branch) != go or self.board.closing or session.how:
             server.transport.abort()
             return ""
         session.place = Place(go.branch, go.address, go.port, named=startup.branch is not None)
@@ -239,18 +250,19 @@ class ClientStart(asyncio.Protocol):
         if answer is not None:
             session.place = session.server = session.greeting = session.unanswered = None
             server.transport.abort()
-            return "" if answer == "the route changed" else answer
+            return answer
         return None
 
     def hand_over(self, session: Session) -> None:
         """The backend has begun to answer: what the client sent ahead follows, and its pipe is set."""
         assert session.server
+        self.transport.set_protocol(ClientPipe(session))
+        # First resumed, then written: a full buffer of the backend's pauses it again.
+        self.transport.resume_reading()
         if self.ahead:
             session.server.write(self.ahead)
             session.sent += len(self.ahead)
             self.ahead = b""
-        self.transport.set_protocol(ClientPipe(session))
-        self.transport.resume_reading()
 
 
 class ServerStart(asyncio.Protocol):
@@ -288,7 +300,7 @@ class ServerStart(asyncio.Protocol):
         if greeting.ready:
             session.greeted()
             self.transport.set_protocol(ServerPipe(session))
-        forward(session, data)
+        session.heard(data)
 
     def eof_received(self) -> bool:
         return False
@@ -306,16 +318,6 @@ class ServerStart(asyncio.Protocol):
         self.session.client.resume_reading()
 
 
-def forward(session: Session, data: bytes) -> None:
-    """Bytes of the backend to the client."""
-    size = len(data)
-    session.received += size
-    session.tail = data[-wire.WINDOW :] if size >= wire.WINDOW else (session.tail + data)[-wire.WINDOW :]
-    session.client.write(data)
-    if session.watching:
-        session.look()
-
-
 class ClientPipe(asyncio.Protocol):
     """The client's side of a running session."""
 
@@ -326,6 +328,7 @@ class ClientPipe(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.session.sent += len(data)
+        self.session.fresh = 0
         self.write(data)
 
     def eof_received(self) -> bool:
@@ -351,9 +354,8 @@ class ServerPipe(asyncio.Protocol):
 
     def __init__(self, session: Session) -> None:
         self.session, self.client = session, session.client
-
-    def data_received(self, data: bytes) -> None:
-        forward(self.session, data)
+        # What comes in goes straight to the session: the hot path.
+        self.data_received = session.heard  # type: ignore[method-assign]
 
     def eof_received(self) -> bool:
         return False

@@ -142,8 +142,18 @@ def decide(table: Table, named: str | None) -> Decision:
     return Go(branch, target.address, target.port)
 
 
-def decide_fate(table: Table, place: Place) -> Fate:
-    """What a session at `place` has to do under `table`. Asked at each change; an older answer is void."""
+def still_leads(table: Table, place: Place) -> bool:
+    """Whether a client that asks now would be sent to `place`."""
+    go = decide(table, place.branch if place.named else None)
+    return go == Go(place.branch, place.address, place.port)
+
+
+def decide_fate(table: Table, place: Place, greeted: bool = True) -> Fate:
+    """What a session at `place` has to do under `table`. Asked at each change; an older answer is void.
+
+    `greeted`: its client has been let in. One that is still on the way counts as new: it ends at a
+    switch whatever `onSwitch` says, or it would reach the old branch after the switch.
+    """
     target = table.targets.get(place.branch)
     where = f'branch "{place.branch}" of project {table.project}'
     if table.gone or target is None or target.state == "Deleting":
@@ -151,10 +161,12 @@ def decide_fate(table: Table, place: Place) -> Fate:
     elsewhere = (target.address, target.port) != (place.address, place.port)
     if target.state == "Ready" and target.address and elsewhere:
         return End(f"terminating connection: {where} was restarted", "Connect again.")
-    if place.named or table.active in (None, place.branch) or table.on_switch == "Keep":
+    if place.named or table.active in (None, place.branch):
+        return Stay()
+    if greeted and table.on_switch == "Keep":
         return Stay()
     message = f'terminating connection: project {table.project} was switched to branch "{table.active}"'
     hint = "Connect again to reach it."
-    if table.on_switch == "Drain":
+    if greeted and table.on_switch == "Drain":
         return Drain(table.drain_timeout, message, hint)
     return End(message, hint)

@@ -12,7 +12,17 @@ from typing import Final
 
 from dbranch.proxy import wire
 from dbranch.proxy.cancel import Canceller
-from dbranch.proxy.routes import SHUTDOWN, Drain, End, Fate, Place, Stay
+from dbranch.proxy.routes import (
+    SHUTDOWN,
+    Drain,
+    End,
+    Fate,
+    Place,
+    Stay,
+    Table,
+    decide_fate,
+    still_leads,
+)
 from dbranch.proxy.sockets import close_after_writing
 from dbranch.proxy.switchboard import Switchboard
 
@@ -25,7 +35,9 @@ _END_GRACE: Final = 5.0
 class Session:
     """`client` and `server` are the transports; `place` is set from the moment a backend is used.
 
-    `greeting` is there until the backend's first ReadyForQuery. `how` is why it ended, once it has.
+    `greeting` is there until the backend's first ReadyForQuery; `unanswered` until its first byte, and
+    then says None, or why the backend is not used. `fresh` is how many bytes of the backend have come
+    since the client's last. `how` is why the session ended, once it has.
     """
 
     def __init__(
@@ -40,7 +52,7 @@ class Session:
         self.unanswered: asyncio.Future[str | None] | None = None
         self.parameters: dict[str, str] = {}
         self.tail = b""
-        self.sent = self.received = 0
+        self.sent = self.received = self.fresh = 0
         self.began = self.loop.time()
         self.how = ""
         # Set once the proxy wants the end: at the next boundary (_farewell), or the transaction's end.
@@ -57,20 +69,34 @@ class Session:
 
     # What the switchboard says
 
-    def obey(self, fate: Fate) -> None:
+    def obey(self, table: Table) -> None:
+        """Does what `table`, now in force, means to this session."""
+        if self.how or self._farewell or not self.place:
+            return
+        if self.unanswered:
+            # The backend has not said a word: the client can still go where it belongs now.
+            if not still_leads(table, self.place):
+                self._ask_again()
+            return
+        fate = decide_fate(table, self.place, greeted=self.greeting is None)
+        if not (self.board.closing and isinstance(fate, Stay)):
+            self._accept(fate)
+
+    def _ask_again(self) -> None:
+        """Takes the client back from a backend that has not answered."""
+        unanswered, self.unanswered, self.place = self.unanswered, None, None
+        if unanswered and not unanswered.done():
+            unanswered.set_result("")
+
+    def _accept(self, fate: Fate) -> None:
         """Takes the newest fate; one that has begun to end does not come back."""
-        if self.how or self._farewell or fate == self._fate:
+        if fate == self._fate:
             return
         if self._timer:
             self._timer.cancel()
             self._timer = None
         self._fate, self.watching = fate, False
         if isinstance(fate, Stay):
-            return
-        if self.unanswered and not self.unanswered.done():
-            # The backend has not said a word: the client can still go where it belongs now.
-            self.unanswered.set_result("the route changed")
-            self._fate = Stay()
             return
         if isinstance(fate, End):
             self.end(fate.message, fate.hint)
@@ -81,23 +107,29 @@ class Session:
 
     def leave(self) -> None:
         """The proxy stops: as Drain without a limit; who calls this ends what is left."""
-        if self.place and not self.leaving:
-            self.obey(Drain(86400.0, "terminating connection: the proxy is stopping", "Connect again."))
+        if self.unanswered:
+            self._ask_again()
+        elif self.place and not self.leaving and not self.how and not self._farewell:
+            self._accept(Drain(86400.0, "terminating connection: the proxy is stopping", "Connect again."))
 
     # Ends
 
     def end(self, message: str, hint: str = "") -> None:
-        """FATAL 57P01 at the next message boundary; a busy backend is cancelled to come to one."""
+        """FATAL 57P01 at the next message boundary. A busy backend is cancelled: to come to one, and
+        so that its statement does not go on, and commit, behind a client that was told of the end."""
         if self.how or self._farewell:
             return
+        if not self.place:
+            self.finish("terminated", wire.fatal(SHUTDOWN, message, hint))
+            return
+        if self._key and not self._at_rest():
+            self.canceller.send(self.place, wire.cancel_request(self._key))
         self._farewell = wire.fatal(SHUTDOWN, message, hint)
         self.watching = True
         if self._timer:
             self._timer.cancel()
         self._timer = self.loop.call_later(_END_GRACE, self._give_up)
         self.look()
-        if not self.how and self._key and self.place:
-            self.canceller.send(self.place, wire.cancel_request(self._key))
 
     def look(self) -> None:
         """After bytes of the backend, while `watching`: is this where the session can end?"""
@@ -115,7 +147,10 @@ class Session:
         return wire.at_boundary(self.tail)
 
     def _at_rest(self) -> bool:
-        return not self.greeting and wire.transaction_status(self.tail) == "I"
+        """Nothing is asked and no transaction is open: since the client's last bytes a ReadyForQuery came."""
+        if self.greeting or not self.fresh:
+            return False
+        return wire.transaction_status(self.tail[-self.fresh :]) == "I"
 
     def _give_up(self) -> None:
         """No boundary in time: an ErrorResponse here would be read as part of another message."""
@@ -136,7 +171,7 @@ class Session:
         close_after_writing(self.client)
         if self.server:
             # At rest the backend can be told to end; in the middle of anything, closing says it.
-            if self._at_rest():
+            if self._at_rest() and not self.half_closed and not self.server.is_closing():
                 self.server.write(wire.TERMINATE)
             self.server.close()
         if self.unanswered and not self.unanswered.done():
@@ -160,6 +195,18 @@ class Session:
         log.info("session", extra={"fields": fields})
 
     # What the two sides say
+
+    def heard(self, data: bytes) -> None:
+        """Bytes of the backend: on to the client, and the last of them kept."""
+        size = len(data)
+        self.received += size
+        # At rest what comes unasked leaves the ReadyForQuery before it in sight, however much it is.
+        if not (data[0] in wire.UNASKED and self._at_rest() and wire.only_unasked(data)):
+            self.fresh += size
+            self.tail = data[-wire.WINDOW :] if size >= wire.WINDOW else (self.tail + data)[-wire.WINDOW :]
+        self.client.write(data)
+        if self.watching:
+            self.look()
 
     def greeted(self) -> None:
         """The backend's first ReadyForQuery has come: from here on bytes are only forwarded."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from dbranch.proxy.routes import Fate, Place, Table, decide_fate, is_newer
+from dbranch.proxy.routes import Place, Table, is_newer
 from dbranch.proxy.tls import Certificate
 
 
@@ -18,7 +18,7 @@ class Placed(Protocol):
     @property
     def leaving(self) -> bool: ...
 
-    def obey(self, fate: Fate) -> None: ...
+    def obey(self, table: Table) -> None: ...
 
     def leave(self) -> None: ...
 
@@ -48,7 +48,7 @@ class Switchboard:
             self.table = table
             for session in tuple(self.sessions):
                 if session.place:
-                    session.obey(decide_fate(table, session.place))
+                    session.obey(table)
             self._wake()
         return True
 

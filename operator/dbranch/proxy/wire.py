@@ -27,7 +27,7 @@ BRANCH_OPTION: Final = "dbranch.branch"
 TERMINATE: Final = b"X\x00\x00\x00\x04"
 _READY: Final = b"Z\x00\x00\x00\x05"
 # What a backend may send unasked, also after ReadyForQuery: notification, parameter, notice.
-_UNASKED: Final = b"ASN"
+UNASKED: Final = b"ASN"
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,7 @@ def transaction_status(tail: bytes) -> str | None:
     if found is None:
         return None
     status, kinds = found
-    return status if all(k in _UNASKED for k in kinds) else None
+    return status if all(k in UNASKED for k in kinds) else None
 
 
 def _behind_ready(tail: bytes) -> tuple[str, bytes] | None:
@@ -303,6 +303,16 @@ def _behind_ready(tail: bytes) -> tuple[str, bytes] | None:
             return None
         at += 1 + length
     return (chr(tail[start + 5]), bytes(kinds)) if at == len(tail) else None
+
+
+def only_unasked(data: bytes) -> bool:
+    """Whether `data`, read from a message boundary, is whole messages that a backend sends unasked."""
+    at = 0
+    while at < len(data):
+        if data[at] not in UNASKED or len(data) < at + 5:
+            return False
+        at += 1 + max(int.from_bytes(data[at + 1 : at + 5], "big"), 4)
+    return at == len(data)
 
 
 def said_farewell(tail: bytes) -> bool:

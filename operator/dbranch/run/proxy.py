@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from dbranch.proxy.relay import ClientStart
 from dbranch.proxy.sockets import listening_socket
 from dbranch.proxy.switchboard import Switchboard
 from dbranch.proxy.tls import Certificate
+from dbranch.run.logs import start_logging
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +32,20 @@ _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment says. `grace`: seconds for sessions to end after SIGTERM."""
+    """What the environment says.
+
+    After SIGTERM new connections are taken for `withdraw` seconds more, until the cluster's nodes have
+    heard that this pod goes; then sessions have `grace` seconds to end. Both together stay below the
+    pod's termination grace period (30 s).
+    """
 
     own: Own
     api: ApiServer
     tls: Path | None = None
     port: int = names.POSTGRES_PORT
     health_port: int = 8080
-    grace: float = 25.0
+    withdraw: float = 3.0
+    grace: float = 20.0
 
 
 def settings_of(env: Mapping[str, str]) -> Settings:
@@ -68,34 +73,9 @@ def settings_of(env: Mapping[str, str]) -> Settings:
         tls=Path(env["DBRANCH_TLS_DIR"]) if env.get("DBRANCH_TLS_DIR") else None,
         port=int(env.get("DBRANCH_PORT", names.POSTGRES_PORT)),
         health_port=int(env.get("DBRANCH_HEALTH_PORT", "8080")),
-        grace=float(env.get("DBRANCH_GRACE_SECONDS", "25")),
+        withdraw=float(env.get("DBRANCH_WITHDRAW_SECONDS", "3")),
+        grace=float(env.get("DBRANCH_GRACE_SECONDS", "20")),
     )
-
-
-class _Lines(logging.Formatter):
-    """One line a record with its `fields`: JSON, or plain `name=value` words."""
-
-    def __init__(self, as_json: bool) -> None:
-        super().__init__()
-        self._json = as_json
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields = getattr(record, "fields", {})
-        text = record.getMessage()
-        if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
-        when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
-        if self._json:
-            head = {"time": when, "level": record.levelname, "logger": record.name, "message": text}
-            return json.dumps(head | fields, ensure_ascii=True)
-        words = [f"{k}={json.dumps(v)}" for k, v in fields.items() if v != ""]
-        return " ".join([when, record.levelname, record.name, text, *words])
-
-
-def start_logging(env: Mapping[str, str]) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines(env.get("DBRANCH_LOG_FORMAT", "plain") == "json"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
 async def serve(settings: Settings) -> None:
@@ -111,7 +91,7 @@ async def serve(settings: Settings) -> None:
     listening: list[asyncio.Server] = []
 
     def why_not_ready() -> str:
-        if board.closing:
+        if stop.is_set():
             return "stopping"
         return "" if listening else "the project is not read yet"
 
@@ -135,6 +115,8 @@ async def serve(settings: Settings) -> None:
             log.info("project %s/%s on port %d", settings.own.namespace, settings.own.project, settings.port)
         # A task that ends here has failed: that is the proxy's end, and kubelet starts it again.
         await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if listening and stop.is_set():
+            await asyncio.sleep(settings.withdraw)
         for server in listening:
             server.close()
         await _let_go(board, settings.grace)
