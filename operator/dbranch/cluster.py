@@ -64,9 +64,9 @@ class Cluster:
     def __init__(self, manager: str) -> None:
         self._manager = manager
         try:
-            config.load_incluster_config()
+            config.load_incluster_config()  # type: ignore[no-untyped-call]
         except config.ConfigException:
-            config.load_kube_config()
+            config.load_kube_config()  # type: ignore[no-untyped-call]
         self._settings = client.Configuration.get_default_copy()
         self._settings.connection_pool_maxsize = 32
         self._pool: Any = client.ApiClient(self._settings).rest_client.pool_manager
@@ -80,7 +80,7 @@ class Cluster:
                 return None
             raise
 
-    def list(self, path: str, labels: str = "", fields: str = "") -> list[Json]:
+    def find(self, path: str, labels: str = "", fields: str = "") -> list[Json]:
         """The items of a collection, uncached."""
         items: list[Json] = self._call("GET", path, query=_selectors(labels, fields)).get("items") or []
         return items

@@ -9,6 +9,7 @@ DbranchError
 │   ├── PoolDamaged     the pool's image holds no filesystem any more
 │   ├── DataLost        a branch that was there has no subvolume
 │   └── SourceUnsafe    the source keeps data where a snapshot does not reach
+├── NameTaken           an object of somebody else has the name that is needed
 ├── NotAccepting        Postgres does not answer (yet)
 ├── ClusterUnreachable  the API server did not answer
 └── Refused             the API server said no
@@ -49,6 +50,10 @@ class DataLost(Unsafe):
 
 class SourceUnsafe(Unsafe):
     """The source keeps data outside its subvolume, so a snapshot would not be whole; the text names the path."""
+
+
+class NameTaken(DbranchError):
+    """An object of somebody else has the name that is needed; it is left alone."""
 
 
 class NotAccepting(DbranchError):

@@ -42,7 +42,7 @@ class Branch:
     project: str
     source: str | None = None
     generation: int = 1
-    deleting: bool = False
+    deleted: str | None = None
     finalizers: tuple[str, ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
     created: str | None = None
@@ -55,6 +55,11 @@ class Branch:
     active: bool = False
     node: BranchNode = field(default_factory=BranchNode)
     status: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def deleting(self) -> bool:
+        """Whether its deletion was asked for (`deleted`: when, RFC 3339)."""
+        return self.deleted is not None
 
     @property
     def branch(self) -> str:
@@ -80,7 +85,7 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
         project=spec["project"],
         source=spec.get("source"),
         generation=int(meta.get("generation", 1)),
-        deleting=bool(meta.get("deletionTimestamp")),
+        deleted=meta.get("deletionTimestamp"),
         finalizers=tuple(meta.get("finalizers") or ()),
         annotations=dict(meta.get("annotations") or {}),
         created=meta.get("creationTimestamp"),

@@ -38,7 +38,7 @@ def observe_branch(
 
 def observe_pods(cluster: Cluster, namespace: str, labels: str) -> tuple[PodFacts, ...]:
     """The pods with these labels, uncached."""
-    found = cluster.list(path_of("v1", "pods", namespace), labels=labels)
+    found = cluster.find(path_of("v1", "pods", namespace), labels=labels)
     return tuple(sorted((pod_facts(body) for body in found), key=lambda pod: pod.name))
 
 

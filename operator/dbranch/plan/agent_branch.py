@@ -126,7 +126,7 @@ def plan_branch(project: Project, branch: Branch, facts: BranchFacts) -> Todo:
             return Todo((), *_at_rest(branch, who))
         return Todo((), Step(Reason.CREATING_POOL, f"pool of project {project.name} is not mounted yet"))
     if facts.marker is None:
-        if branch.node.storage and branch.node.storage.reason == Reason.STORED:
+        if branch.node.snapshot_time:
             lost = (
                 f"{who} was stored and its subvolume is gone; nothing is made again; look at the node's disk"
             )
@@ -167,8 +167,8 @@ def _plan_postgres(
     ends += [DeletePod(pod) for pod in live[1:]]
     rejected = next((pod for pod in facts.pods if pod.over), None)
     if rejected:
-        trouble = trouble_of(rejected, who) or Step(Reason.POD_REJECTED, f"pod {rejected.name} ended")
-        return [*snapshot, *ends], trouble, 10.0
+        ended = trouble_of(rejected, who) or Step(Reason.POD_REJECTED, f"pod {rejected.name} ended")
+        return [*snapshot, *ends], ended, 10.0
     if not live:
         if facts.pods:
             ending = f"{who}: its last pod {facts.pods[0].name} is still ending; Postgres starts after it"

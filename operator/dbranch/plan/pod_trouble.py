@@ -51,7 +51,7 @@ class PodFacts:
 def pod_facts(body: Mapping[str, Any]) -> PodFacts:
     """The facts of a pod as the API server has it."""
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
-    container = next(iter(status.get("containerStatuses") or ()), {})
+    container: Mapping[str, Any] = next(iter(status.get("containerStatuses") or ()), {})
     state = container.get("state") or {}
     waiting, over = state.get("waiting") or {}, state.get("terminated") or {}
     last = (container.get("lastState") or {}).get("terminated") or {}

@@ -68,7 +68,7 @@ def register(registry: kopf.OperatorRegistry, work: Work, node: str) -> None:
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
         settle(settings, names.AGENT_FINALIZER, names.AGENT_PREFIX)
         for plural in (names.PROJECTS, names.BRANCHES):
-            settings.watching.field_selectors[kopf.Selector(names.GROUP, plural)] = f"status.nodeName={node}"
+            settings.watching.field_selectors[names.GROUP, plural] = f"status.nodeName={node}"
 
     kopf.on.login(**more)(login)
 
@@ -76,14 +76,14 @@ def register(registry: kopf.OperatorRegistry, work: Work, node: str) -> None:
     @kopf.on.create(*_PROJECT, **more)
     @kopf.on.update(*_PROJECT, field="spec", **more)
     @kopf.on.field(*_PROJECT, field=_POKED, **more)
-    def project(namespace: str, name: str, **_: Any) -> None:
+    def project(namespace: Any, name: str, **_: Any) -> None:
         visit(work.projects.reconcile, namespace, name)
 
     @kopf.on.resume(*_BRANCH, **more)
     @kopf.on.create(*_BRANCH, **more)
     @kopf.on.update(*_BRANCH, field="spec", **more)
     @kopf.on.field(*_BRANCH, field=_POKED, **more)
-    def branch(namespace: str, name: str, **_: Any) -> None:
+    def branch(namespace: Any, name: str, **_: Any) -> None:
         visit(work.branches.reconcile, namespace, name)
 
     @kopf.on.delete(*_PROJECT, **more)
@@ -95,11 +95,11 @@ def register(registry: kopf.OperatorRegistry, work: Work, node: str) -> None:
         visit(work.branches.remove, dict(body))
 
     @kopf.timer(*_PROJECT, interval=60.0, initial_delay=60.0, **more)
-    def project_usage(namespace: str, name: str, **_: Any) -> None:
+    def project_usage(namespace: Any, name: str, **_: Any) -> None:
         visit(work.projects.tidy, namespace, name)
 
     @kopf.timer(*_BRANCH, interval=300.0, initial_delay=300.0, **more)
-    def branch_usage(namespace: str, name: str, **_: Any) -> None:
+    def branch_usage(namespace: Any, name: str, **_: Any) -> None:
         visit(work.branches.reconcile, namespace, name)
 
 

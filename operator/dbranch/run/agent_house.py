@@ -51,7 +51,7 @@ def sweep_slots(cluster: Cluster, layout: Layout, home: Home) -> None:
     if not old:
         return
     path = path_of("v1", "pods", home.namespace)
-    there = {pod["metadata"]["name"] for pod in cluster.list(path, labels=names.LABEL_SLOT)}
+    there = {pod["metadata"]["name"] for pod in cluster.find(path, labels=names.LABEL_SLOT)}
     for slot in old:
         if slot not in there:
             ensure_slot_removed(layout, slot)

@@ -102,7 +102,7 @@ class ProjectWork:
     def _poke_branches(self, project: Project) -> None:
         """Wakes the project's branches: what they waited for may have come."""
         path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)
-        for body in self._cluster.list(path, fields=f"status.nodeName={self._home.node}"):
+        for body in self._cluster.find(path, fields=f"status.nodeName={self._home.node}"):
             branch = parse_branch(body)
             if branch.project == project.name and not branch.deleting:
                 poke(self._cluster, branch.namespace, branch.name)

@@ -1,0 +1,76 @@
+"""Objects of the controller's own: applied when they differ, never taken from somebody else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping
+from typing import Any, Final
+
+from dbranch import names
+from dbranch.cluster import Cluster, path_of
+from dbranch.errors import NameTaken, Refused
+
+# What was applied last, so that an object which is as it should be costs one read and no write.
+_APPLIED: Final = f"{names.GROUP}/applied"
+
+
+class Owned:
+    """Remembers what it applied; with `fresh`, it looks again."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._guard = threading.Lock()
+        self._known: dict[str, str] = {}
+
+    def ensure(self, api: str, plural: str, body: Mapping[str, Any], fresh: bool = False) -> None:
+        """The object is as `body` says. NameTaken where one of somebody else has its name.
+
+        Ours is what has our owner reference's UID, or, without one, our managed-by label.
+        """
+        meta = body["metadata"]
+        path = path_of(api, plural, meta["namespace"], meta["name"])
+        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
+        with self._guard:
+            if self._known.get(path) == digest and not fresh:
+                return
+        there = self._cluster.get(path)
+        if there is not None:
+            _check_ours(there, body)
+        applied = ((there or {}).get("metadata", {}).get("annotations") or {}).get(_APPLIED)
+        if applied != digest:
+            annotations = {**(meta.get("annotations") or {}), _APPLIED: digest}
+            self._cluster.apply(path, {**body, "metadata": {**meta, "annotations": annotations}})
+        with self._guard:
+            self._known[path] = digest
+
+    def drop(self, api: str, plural: str, namespace: str, name: str, uid: str | None = None) -> None:
+        """The object is gone, if it is ours (its owner is `uid`, or there is none to ask for)."""
+        path = path_of(api, plural, namespace, name)
+        with self._guard:
+            self._known.pop(path, None)
+        there = self._cluster.get(path)
+        if there is None or (uid and uid not in _owners(there)):
+            return
+        try:
+            self._cluster.delete(path, uid=there["metadata"]["uid"])
+        except Refused as error:
+            if error.status != 404:
+                raise
+
+
+def _owners(body: Mapping[str, Any]) -> set[str]:
+    return {owner.get("uid", "") for owner in body["metadata"].get("ownerReferences") or ()}
+
+
+def _check_ours(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    mine = _owners(wanted)
+    labels = there["metadata"].get("labels") or {}
+    ours = bool(mine & _owners(there)) if mine else labels.get(names.LABEL_MANAGED_BY) == "dbranch"
+    if not ours:
+        meta = wanted["metadata"]
+        raise NameTaken(
+            f"{wanted['kind']} {meta['name']} in namespace {meta['namespace']} belongs to somebody else; "
+            "it is left alone; delete or rename it"
+        )

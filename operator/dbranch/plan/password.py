@@ -1,0 +1,69 @@
+"""The owner's password as Postgres stores it: a SCRAM-SHA-256 verifier. Pure.
+
+Sources: RFC 5803 (form), RFC 4013 (SASLprep), PostgreSQL's `scram_build_secret`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+import stringprep
+import unicodedata
+from typing import Final
+
+_ITERATIONS: Final = 4096
+_FORM: Final = re.compile(r"SCRAM-SHA-256\$(\d+):([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+):([A-Za-z0-9+/=]+)")
+_PROHIBITED: Final = (
+    stringprep.in_table_a1,
+    stringprep.in_table_c12,
+    stringprep.in_table_c21_c22,
+    stringprep.in_table_c3,
+    stringprep.in_table_c4,
+    stringprep.in_table_c5,
+    stringprep.in_table_c6,
+    stringprep.in_table_c7,
+    stringprep.in_table_c8,
+    stringprep.in_table_c9,
+)
+
+
+def saslprep(password: str) -> str:
+    """The password as it is hashed; as it stands where the profile prohibits it (Postgres does the same)."""
+    if password.isascii():
+        return password
+    mapped = "".join(
+        " " if stringprep.in_table_c12(c) else c for c in password if not stringprep.in_table_b1(c)
+    )
+    normal = unicodedata.normalize("NFKC", mapped)
+    if not normal or any(prohibits(c) for c in normal for prohibits in _PROHIBITED):
+        return password
+    if any(stringprep.in_table_d1(c) for c in normal):
+        ends = stringprep.in_table_d1(normal[0]) and stringprep.in_table_d1(normal[-1])
+        if not ends or any(stringprep.in_table_d2(c) for c in normal):
+            return password
+    return normal
+
+
+def verifier_of(password: str, salt: bytes, iterations: int = _ITERATIONS) -> str:
+    """The verifier. `salt` is 16 random bytes.
+
+    >>> verifier_of("pencil", b"0" * 16)[:22]
+    'SCRAM-SHA-256$4096:MDA'
+    """
+    salted = hashlib.pbkdf2_hmac("sha256", saslprep(password).encode(), salt, iterations)
+    client = hmac.digest(salted, b"Client Key", "sha256")
+    server = hmac.digest(salted, b"Server Key", "sha256")
+    stored = hashlib.sha256(client).digest()
+    texts = (base64.b64encode(part).decode() for part in (salt, stored, server))
+    return "SCRAM-SHA-256${}:{}${}:{}".format(iterations, *texts)
+
+
+def is_verifier_of(verifier: str, password: str) -> bool:
+    """Whether the verifier was made of this password."""
+    match = _FORM.fullmatch(verifier.strip())
+    if match is None:
+        return False
+    again = verifier_of(password, base64.b64decode(match[2]), int(match[1]))
+    return hmac.compare_digest(again, verifier.strip())

@@ -1,0 +1,61 @@
+"""A project's steps, from what the agent says and what the controller sees. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dbranch.api.branch import Branch
+from dbranch.api.conditions import Condition, Reason, Step
+from dbranch.api.project import Project, Route
+
+Steps = list[tuple[Condition, Step]]
+
+
+def project_steps(
+    project: Project, scheduled: Step, routed: Step, route: Route | None, branches: Iterable[Branch]
+) -> Steps:
+    """The steps in the order in which they are taken."""
+    return [
+        (Condition.SCHEDULED, scheduled),
+        (Condition.STORAGE_READY, _storage(project)),
+        (Condition.POSTGRES_READY, _postgres(project, route, branches)),
+        (Condition.ROUTED, routed),
+    ]
+
+
+def _storage(project: Project) -> Step:
+    step = project.node.storage
+    if step is None:
+        return Step(Reason.CREATING_POOL, f"the pool of project {project.name} is not made yet")
+    if not project.running and step.reason != Reason.STOPPED and step.done:
+        return Step(Reason.PENDING, f"project {project.name} is stopping")
+    if project.running and step.reason == Reason.STOPPED:
+        return Step(Reason.PENDING, f"project {project.name} is being started")
+    return step
+
+
+def _postgres(project: Project, route: Route | None, branches: Iterable[Branch]) -> Step:
+    """What the active branch says of itself."""
+    name = route.branch if route else project.active_branch
+    branch = next((b for b in branches if b.branch == name), None)
+    if branch is None:
+        return Step(Reason.PENDING, f"branch {name} of project {project.name} is not there yet")
+    step = postgres_step(project, branch)
+    if step.done and not project.node.initialized:
+        return Step(Reason.PENDING, f"project {project.name} is not told to be initialized yet")
+    return step
+
+
+def postgres_step(project: Project, branch: Branch) -> Step:
+    """PostgresReady of a branch, also while its agent has not acted on a changed state yet."""
+    node, who = branch.node, f"branch {branch.branch}"
+    step = node.postgres
+    if step is None:
+        failed = node.storage if node.storage and not node.storage.done else None
+        return failed or Step(Reason.PENDING, f"{who} has no Postgres yet")
+    wanted = branch.running and project.running
+    if not wanted and step.reason != Reason.STOPPED:
+        return Step(Reason.PENDING, f"Postgres of {who} is shutting down")
+    if wanted and step.reason == Reason.STOPPED:
+        return Step(Reason.PENDING, f"Postgres of {who} is being started")
+    return step

@@ -1,0 +1,225 @@
+"""`dbranch-server controller`: kopf handlers over projects, branches, nodes and pods. Wiring only."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import kopf
+from dbranch import names
+from dbranch.api.branch import Branch, parse_branch
+from dbranch.api.conditions import Condition, find, is_true
+from dbranch.api.project import Project, parse_project
+from dbranch.cluster import Cluster
+from dbranch.effect.owned import Owned
+from dbranch.errors import DbranchError, InvalidInput
+from dbranch.observe.nodes import AgentPod, NodeObject, agent_pod, node_object
+from dbranch.plan.binding import node_trouble
+from dbranch.plan.manifests import Release
+from dbranch.run.controller_branches import BranchCare
+from dbranch.run.controller_projects import ProjectCare, Tell
+from dbranch.run.controller_views import Views, poke_branch, poke_project
+from dbranch.run.keyed_locks import KeyedLocks
+from dbranch.run.kopf_settings import later, login, settle
+from dbranch.run.logs import start_logging
+
+logger = logging.getLogger(__name__)
+
+_PROJECT: Any = (names.GROUP, names.VERSION, names.PROJECTS)
+_BRANCH: Any = (names.GROUP, names.VERSION, names.BRANCHES)
+_POKED: Any = ("metadata", "annotations", names.CONTROLLER_POKE)
+# What the controller does not follow by watching (users' Secrets, what others do to its objects).
+_LOOK_EVERY = 20.0
+
+
+def release_of(environment: Mapping[str, str]) -> Release:
+    """What the chart says. InvalidInput with the name of what the environment lacks."""
+    missing = [k for k in ("DBRANCH_NODES_NAMESPACE", "DBRANCH_SERVER_IMAGE") if not environment.get(k)]
+    if missing:
+        raise InvalidInput(
+            f"environment: {', '.join(missing)} not set; the controller's Deployment sets them"
+        )
+    return Release(
+        name=environment.get("DBRANCH_RELEASE", "dbranch"),
+        nodes_namespace=environment["DBRANCH_NODES_NAMESPACE"],
+        server_image=environment["DBRANCH_SERVER_IMAGE"],
+        pull_policy=environment.get("DBRANCH_IMAGE_PULL_POLICY", "IfNotPresent"),
+        log_format=environment.get("DBRANCH_LOG_FORMAT", "plain"),
+    )
+
+
+def register(registry: kopf.OperatorRegistry, cluster: Cluster, release: Release) -> None:
+    """The indices and handlers, each of which only asks for one visit."""
+    locks, owned = KeyedLocks(), Owned(cluster)
+    projects = ProjectCare(cluster, release, owned, locks)
+    branches = BranchCare(cluster, release, owned, locks)
+    _register_indices(registry, release.nodes_namespace)
+    _register_projects(registry, projects)
+    _register_branches(registry, branches)
+    _register_neighbours(registry, cluster, release.nodes_namespace)
+
+
+def _register_indices(registry: kopf.OperatorRegistry, nodes_namespace: str) -> None:
+    more: Any = {"registry": registry}
+
+    @kopf.on.startup(**more)
+    def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+        settle(settings, names.CONTROLLER_FINALIZER, names.CONTROLLER_PREFIX)
+        settings.watching.label_selectors["v1", "pods"] = f"{names.LABEL_NAME}=dbranch"
+
+    kopf.on.login(**more)(login)
+
+    @kopf.index("v1", "nodes", id="node_index", **more)
+    def node_index(body: kopf.Body, **_: Any) -> dict[str, NodeObject]:
+        return {body["metadata"]["name"]: node_object(body)}
+
+    @kopf.index("v1", "pods", id="agent_index", **more)
+    def agent_index(body: kopf.Body, namespace: Any, labels: kopf.Labels, **_: Any) -> dict[str, AgentPod]:
+        mine = namespace == nodes_namespace and labels.get(names.LABEL_COMPONENT) == names.COMPONENT_AGENT
+        agent = agent_pod(body) if mine else None
+        return {agent.node: agent} if agent else {}
+
+    @kopf.index(*_PROJECT, id="project_index", **more)
+    def project_index(body: kopf.Body, **_: Any) -> dict[tuple[str, str], Project]:
+        project = parse_project(body)
+        return {(project.namespace, project.name): project}
+
+    @kopf.index(*_BRANCH, id="branch_index", **more)
+    def branch_index(body: kopf.Body, **_: Any) -> dict[tuple[str, str], Branch]:
+        branch = parse_branch(body)
+        return {(branch.namespace, branch.project): branch}
+
+
+def views_of(found: Mapping[str, Any]) -> Views:
+    """The views in a handler's keywords."""
+    return Views(*(found[f"{noun}_index"] for noun in ("node", "agent", "project", "branch")))
+
+
+def tell_of(body: kopf.Body) -> Tell:
+    """Events about the object."""
+
+    def tell(kind: str, reason: str, message: str) -> None:
+        kopf.event(body, type=kind, reason=reason, message=message)
+
+    return tell
+
+
+def _register_projects(registry: kopf.OperatorRegistry, care: ProjectCare) -> None:
+    more: Any = {"registry": registry}
+
+    @kopf.on.resume(*_PROJECT, **more)
+    @kopf.on.create(*_PROJECT, **more)
+    @kopf.on.update(*_PROJECT, field="spec", **more)
+    @kopf.on.field(*_PROJECT, field="status.node", **more)
+    @kopf.on.field(*_PROJECT, field="status.proxies", **more)
+    @kopf.on.field(*_PROJECT, field=_POKED, **more)
+    def project(namespace: Any, name: str, body: kopf.Body, **found: Any) -> None:
+        visit(care.reconcile, namespace, name, views_of(found), tell_of(body))
+
+    @kopf.on.delete(*_PROJECT, **more)
+    def project_removal(body: kopf.Body, **found: Any) -> None:
+        later(visit(care.remove, parse_project(body), views_of(found)), "its branches are being deleted")
+
+    @kopf.timer(*_PROJECT, interval=_LOOK_EVERY, initial_delay=_LOOK_EVERY, **more)
+    def project_look(namespace: Any, name: str, body: kopf.Body, status: kopf.Status, **found: Any) -> None:
+        secret = body["spec"].get("postgres", {}).get("passwordSecret")
+        if secret or not is_true(status, Condition.READY):
+            visit(care.reconcile, namespace, name, views_of(found), tell_of(body), True)
+
+
+def _register_branches(registry: kopf.OperatorRegistry, care: BranchCare) -> None:
+    more: Any = {"registry": registry}
+
+    @kopf.on.resume(*_BRANCH, **more)
+    @kopf.on.create(*_BRANCH, **more)
+    @kopf.on.update(*_BRANCH, field="spec", **more)
+    @kopf.on.field(*_BRANCH, field="status.node", **more)
+    @kopf.on.field(*_BRANCH, field=_POKED, **more)
+    def branch(namespace: Any, name: str, body: kopf.Body, **found: Any) -> None:
+        visit(care.reconcile, namespace, name, views_of(found), tell_of(body))
+
+    @kopf.on.delete(*_BRANCH, **more)
+    def branch_removal(body: kopf.Body, **found: Any) -> None:
+        wait = visit(care.remove, parse_branch(body), views_of(found), tell_of(body))
+        later(wait, "sessions are still sent to it, or a copy of it is being made")
+
+    @kopf.timer(*_BRANCH, interval=_LOOK_EVERY, initial_delay=_LOOK_EVERY, **more)
+    def branch_look(namespace: Any, name: str, body: kopf.Body, status: kopf.Status, **found: Any) -> None:
+        if not is_true(status, Condition.READY):
+            visit(care.reconcile, namespace, name, views_of(found), tell_of(body), True)
+
+
+def _register_neighbours(registry: kopf.OperatorRegistry, cluster: Cluster, nodes_namespace: str) -> None:
+    """What only wakes: it writes a poke on those objects that would say something else now."""
+    more: Any = {"registry": registry}
+
+    @kopf.on.event(*_BRANCH, **more)
+    def branch_gone(event: Any, body: kopf.Body, **_: Any) -> None:
+        if event["type"] == "DELETED":
+            visit(poke_project, cluster, body["metadata"]["namespace"], body["spec"]["project"])
+
+    @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_PROXY}, **more)
+    def proxy_pod(namespace: Any, labels: kopf.Labels, **found: Any) -> None:
+        project = views_of(found).project(namespace, labels.get(names.LABEL_PROJECT, ""))
+        if project and not project.deleting and project.uid == labels.get(names.LABEL_PROJECT_UID):
+            visit(poke_project, cluster, namespace, project.name)
+
+    @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_AGENT}, **more)
+    def agent_news(**found: Any) -> None:
+        visit(wake_bound, cluster, views_of(found))
+
+    @kopf.on.event("v1", "nodes", **more)
+    def node_news(**found: Any) -> None:
+        visit(wake_bound, cluster, views_of(found))
+
+
+def wake_bound(cluster: Cluster, views: Views) -> None:
+    """Pokes what is bound to a node whose state it does not tell, and projects that wait for a node."""
+    troubles: dict[str, str] = {}
+
+    def expected(node: str) -> str:
+        if node not in troubles:
+            trouble = node_trouble(views.node(node))
+            troubles[node] = trouble.reason.value if trouble else "Bound"
+        return troubles[node]
+
+    for project in views.all_projects():
+        told = (find(project.status, Condition.SCHEDULED) or {}).get("reason")
+        if (
+            not project.deleting
+            and told
+            and (project.node_name is None or told != expected(project.node_name))
+        ):
+            poke_project(cluster, project.namespace, project.name)
+    for branch in views.all_branches():
+        told = (find(branch.status, Condition.SCHEDULED) or {}).get("reason")
+        if (
+            branch.node_name
+            and not branch.deleting
+            and told not in (None, "NameTaken", expected(branch.node_name))
+        ):
+            poke_branch(cluster, branch)
+
+
+def visit(call: Any, *args: Any) -> Any:
+    """One visit; what failed for now is tried again."""
+    try:
+        return call(*args)
+    except (DbranchError, OSError) as error:
+        logger.warning("%s: %s", call.__name__, error)
+        raise kopf.TemporaryError(str(error), delay=2.0) from error
+
+
+def main() -> None:
+    """Runs until it is told to end."""
+    start_logging(os.environ)
+    try:
+        release = release_of(os.environ)
+        cluster = Cluster(names.CONTROLLER_MANAGER)
+    except DbranchError as error:
+        raise SystemExit(f"dbranch-server controller: {error}") from error
+    registry = kopf.OperatorRegistry()
+    register(registry, cluster, release)
+    kopf.run(registry=registry, clusterwide=True, liveness_endpoint="http://0.0.0.0:8080/healthz")

@@ -1,0 +1,197 @@
+"""The controller's work on a branch: binding, its Service and Secret, conditions; its end."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from dbranch import names
+from dbranch.api.branch import Branch, parse_branch
+from dbranch.api.conditions import Condition, Reason, Step, find
+from dbranch.api.project import Project, parse_project
+from dbranch.cluster import Cluster, branch_path, path_of, project_path
+from dbranch.effect.owned import Owned
+from dbranch.errors import NameTaken
+from dbranch.plan import manifests
+from dbranch.plan.binding import Binding, bind_branch, node_trouble
+from dbranch.plan.manifests import Login, Release
+from dbranch.plan.routing import target_of
+from dbranch.report.branch import branch_steps
+from dbranch.report.conditions import phase_of, ready_step, report_conditions
+from dbranch.report.project import postgres_step
+from dbranch.run.controller_projects import Tell, now, tell_transition
+from dbranch.run.controller_views import Views, poke_branch, poke_project
+from dbranch.run.keyed_locks import KeyedLocks
+
+logger = logging.getLogger(__name__)
+
+# Seconds that a deletion waits for proxies that do not answer; the sessions end with Postgres then.
+_PATIENCE = 30.0
+
+
+class BranchCare:
+    """What handlers call, with the views of the moment and a way to tell an Event."""
+
+    def __init__(self, cluster: Cluster, release: Release, owned: Owned, locks: KeyedLocks) -> None:
+        self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
+
+    def reconcile(self, namespace: str, name: str, views: Views, tell: Tell, fresh: bool = False) -> None:
+        """One visit of a branch that is not being deleted. `fresh`: look at what is remembered, too."""
+        with self._locks.held(namespace, name):
+            body = self._cluster.get(branch_path(namespace, name))
+            if body is None or body["metadata"].get("deletionTimestamp"):
+                return
+            branch = parse_branch(body)
+            above = self._cluster.get(project_path(namespace, branch.project))
+            project = parse_project(above) if above else None
+            siblings = views.branches_of(namespace, branch.project)
+            wanted: dict[str, Any] = {}
+            scheduled = self._bind(project, branch, siblings, views, fresh, wanted)
+            branch = replace(branch, node_name=wanted.get("nodeName", branch.node_name))
+            steps = branch_steps(project, branch, scheduled)
+            ready = ready_step(
+                steps, f"branch {branch.branch} accepts connections at {names.host_of(name, namespace)}"
+            )
+            before = branch.status.get("conditions") or ()
+            wanted |= {
+                "observedGeneration": branch.generation,
+                "conditions": report_conditions(before, steps, ready, branch.generation, now()),
+                "phase": phase_of(ready),
+                "active": bool(project and project.route and project.route.branch == branch.branch),
+            }
+            changed = {key: value for key, value in wanted.items() if branch.status.get(key) != value}
+            if changed:
+                patch = {"metadata": {"uid": branch.uid}, "status": changed}
+                self._cluster.merge(branch_path(namespace, name, "status"), patch)
+                tell_transition(branch.status, ready, tell)
+            self._wake(project, branch, siblings)
+
+    def _bind(
+        self,
+        project: Project | None,
+        branch: Branch,
+        siblings: tuple[Branch, ...],
+        views: Views,
+        fresh: bool,
+        wanted: dict[str, Any],
+    ) -> Step:
+        """The binding and the objects of the branch; a name that is taken is found before anything is made."""
+        try:
+            if project:
+                self._ensure_objects(project, branch, fresh)
+        except NameTaken as error:
+            return Step(Reason.NAME_TAKEN, str(error))
+        if branch.node_name is None:
+            answer = bind_branch(project, branch, siblings)
+            if isinstance(answer, Step):
+                return answer
+            wanted["nodeName"] = answer.node
+            if answer.source_uid:
+                wanted["sourceUID"] = answer.source_uid
+            return Step(Reason.BOUND, f"branch {branch.branch} is bound to node {answer.node}")
+        trouble = node_trouble(views.node(branch.node_name))
+        return trouble or Step(Reason.BOUND, f"branch {branch.branch} is bound to node {branch.node_name}")
+
+    def _ensure_objects(self, project: Project, branch: Branch, fresh: bool) -> None:
+        service = manifests.branch_service(project, branch, self._release)
+        self._owned.ensure("v1", "services", service, fresh)
+        target = target_of(project, branch)
+        reachable = target is not None and target.state == "Ready"
+        endpoints = manifests.branch_endpoints(project, branch, self._release, reachable)
+        self._owned.ensure("discovery.k8s.io/v1", "endpointslices", endpoints, fresh)
+        login = self._login(project)
+        if login:
+            secret = manifests.conn_secret(project, self._release, login, branch)
+            self._owned.ensure("v1", "secrets", secret, fresh)
+
+    def _login(self, project: Project) -> Login | None:
+        """What the project's own Secret says; None before the project has one."""
+        path = path_of("v1", "secrets", project.namespace, names.conn_secret(project.name))
+        body = self._cluster.get(path)
+        if body is None or project.uid not in (
+            owner.get("uid") for owner in body["metadata"].get("ownerReferences") or ()
+        ):
+            return None
+        password = base64.b64decode(body["data"]["password"]).decode()
+        return Login(project.postgres.user, password, project.postgres.database)
+
+    def _wake(self, project: Project | None, branch: Branch, siblings: tuple[Branch, ...]) -> None:
+        """Wakes the project and the branches that would say something else now."""
+        if project and not project.deleting and _news_for(project, branch, siblings):
+            poke_project(self._cluster, project.namespace, project.name)
+        for other in siblings:
+            if other.node_name is None and not other.deleting and other.source == branch.branch:
+                answer = bind_branch(project, other, siblings)
+                told = (find(other.status, Condition.SCHEDULED) or {}).get("reason")
+                if isinstance(answer, Binding) or answer.reason.value != told:
+                    poke_branch(self._cluster, other)
+
+    def remove(self, branch: Branch, views: Views, tell: Tell) -> float | None:
+        """One visit of a branch being deleted: None once nobody is sent there; seconds to wait else."""
+        with self._locks.held(branch.namespace, branch.name):
+            above = self._cluster.get(project_path(branch.namespace, branch.project))
+            project = parse_project(above) if above else None
+            siblings = views.branches_of(branch.namespace, branch.project)
+            self._tell_deleting(branch, tell)
+            if any(_copies(other, branch) for other in siblings):
+                return 0.3
+            if project and not project.deleting and _age(branch) < _PATIENCE:
+                entry = next((t for t in project.routes if t.branch == branch.branch), None)
+                if entry and entry.state != "Deleting":
+                    poke_project(self._cluster, project.namespace, project.name)
+                    return 0.2
+                route = project.route
+                if entry and route and any(p.generation < route.generation for p in project.proxies):
+                    return 0.2
+            self._owned.drop(
+                "discovery.k8s.io/v1", "endpointslices", branch.namespace, branch.name, branch.uid
+            )
+            return None
+
+    def _tell_deleting(self, branch: Branch, tell: Tell) -> None:
+        ready = Step(Reason.DELETING, f"branch {branch.branch} is being deleted")
+        steps = [(Condition.DELETION_BLOCKED, _waiting(branch))] if _age(branch) > _PATIENCE else []
+        before = branch.status.get("conditions") or ()
+        conditions = report_conditions(before, steps, ready, branch.generation, now())
+        if conditions != list(before):
+            patch = {
+                "metadata": {"uid": branch.uid},
+                "status": {"conditions": conditions, "phase": "Deleting"},
+            }
+            self._cluster.merge(branch_path(branch.namespace, branch.name, "status"), patch)
+            tell_transition(branch.status, ready, tell)
+
+
+def _waiting(branch: Branch) -> Step:
+    text = f"branch {branch.branch} waits for a branch that is being made of it; it ends by itself"
+    return Step(Reason.WAITING_FOR_AGENT, text)
+
+
+def _copies(other: Branch, source: Branch) -> bool:
+    """Whether a snapshot of `source` is still to be taken."""
+    return other.source_uid == source.uid and other.node.snapshot_time is None and not other.deleting
+
+
+def _news_for(project: Project, branch: Branch, siblings: tuple[Branch, ...]) -> bool:
+    """Whether the project's status tells something else of this branch than is true."""
+    count = len({b.uid for b in siblings} | {branch.uid})
+    told = next((t for t in project.routes if t.branch == branch.branch), None)
+    if told != target_of(project, branch) or project.status.get("branches") != count:
+        return True
+    shown = project.route.branch if project.route else project.active_branch
+    if branch.branch != shown:
+        return False
+    condition = find(project.status, Condition.POSTGRES_READY) or {}
+    return bool(condition.get("reason") != postgres_step(project, branch).reason.value)
+
+
+def _age(branch: Branch) -> float:
+    """Seconds since the deletion was asked for."""
+    asked = branch.deleted
+    if asked is None:
+        return 0.0
+    then = datetime.fromisoformat(asked.replace("Z", "+00:00"))
+    return (datetime.now(UTC) - then).total_seconds()

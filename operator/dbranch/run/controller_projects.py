@@ -1,0 +1,250 @@
+"""The controller's work on a project: binding, Secrets, proxy, routes, conditions."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from dbranch import names
+from dbranch.api.branch import Branch
+from dbranch.api.conditions import Condition, Reason, Step, find
+from dbranch.api.project import Project, Route, Target, parse_project
+from dbranch.cluster import Cluster, branch_path, path_of, project_path
+from dbranch.effect.owned import Owned
+from dbranch.errors import NameTaken, Refused
+from dbranch.observe.nodes import is_ready
+from dbranch.plan import manifests
+from dbranch.plan.binding import Binding, bind_branch, bind_project, node_trouble
+from dbranch.plan.manifests import Login, Release
+from dbranch.plan.password import is_verifier_of, verifier_of
+from dbranch.plan.routing import ProxyPod, plan_route, routed_step, targets_of
+from dbranch.report.conditions import phase_of, ready_step, report_conditions
+from dbranch.report.project import project_steps
+from dbranch.run.controller_views import Views, poke_branch
+from dbranch.run.keyed_locks import KeyedLocks
+
+logger = logging.getLogger(__name__)
+
+Tell = Callable[[str, str, str], None]
+# Writes of others (the proxies' entries) come in between; then the visit is made anew.
+_ATTEMPTS = 8
+
+
+class ProjectCare:
+    """What handlers call, with the views of the moment and a way to tell an Event."""
+
+    def __init__(self, cluster: Cluster, release: Release, owned: Owned, locks: KeyedLocks) -> None:
+        self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
+
+    def reconcile(self, namespace: str, name: str, views: Views, tell: Tell, fresh: bool = False) -> None:
+        """One visit of a project that is not being deleted. `fresh`: look at what is remembered, too."""
+        with self._locks.held(namespace, name):
+            for attempt in range(_ATTEMPTS):
+                body = self._cluster.get(project_path(namespace, name))
+                if body is None or body["metadata"].get("deletionTimestamp"):
+                    return
+                try:
+                    self._visit(body, views, tell, fresh)
+                    return
+                except Refused as error:
+                    if error.status != 409 or attempt == _ATTEMPTS - 1:
+                        raise
+
+    def _visit(self, body: dict[str, Any], views: Views, tell: Tell, fresh: bool) -> None:
+        project = parse_project(body)
+        branches = views.branches_of(project.namespace, project.name)
+        self._ensure_root(project, branches)
+        wanted: dict[str, Any] = {"host": names.host_of(project.name, project.namespace)}
+        scheduled = self._bind(project, views, wanted)
+        blocked = self._ensure_objects(project, fresh)
+        targets = targets_of(project, branches)
+        route = plan_route(project, targets)
+        pods = self._proxy_pods(project)
+        self._clear_entries(project, pods)
+        routed = blocked or routed_step(project, route, targets, pods)
+        steps = project_steps(project, scheduled, routed, route, branches)
+        ready = ready_step(steps, f"project {project.name} answers at {wanted['host']}")
+        wanted |= {
+            "observedGeneration": project.generation,
+            "conditions": report_conditions(
+                project.status.get("conditions") or (), steps, ready, project.generation, now()
+            ),
+            "phase": phase_of(ready),
+            "branches": len(branches),
+            "routes": [_target_dict(target) for target in targets],
+        }
+        if route:
+            wanted["route"] = {"generation": route.generation, "branch": route.branch}
+        changed = {k: v for k, v in wanted.items() if project.status.get(k) != v}
+        if changed:
+            version = {"resourceVersion": body["metadata"]["resourceVersion"]}
+            path = project_path(project.namespace, project.name, "status")
+            self._cluster.merge(path, {"metadata": version, "status": changed})
+            tell_transition(project.status, ready, tell)
+        self._wake_branches(
+            replace(project, node_name=wanted.get("nodeName", project.node_name)), branches, route
+        )
+
+    def _ensure_root(self, project: Project, branches: tuple[Branch, ...]) -> None:
+        if any(branch.branch == names.ROOT_BRANCH for branch in branches):
+            return
+        path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)
+        try:
+            self._cluster.create(path, manifests.root_branch(project))
+        except Refused as error:
+            if error.reason != "AlreadyExists":
+                raise
+
+    def _bind(self, project: Project, views: Views, wanted: dict[str, Any]) -> Step:
+        if project.node_name is None:
+            answer = bind_project(project, views.all_nodes())
+            if isinstance(answer, Step):
+                return answer
+            wanted["nodeName"] = answer.node
+            return _bound(project, answer.node)
+        return node_trouble(views.node(project.node_name)) or _bound(project, project.node_name)
+
+    def _ensure_objects(self, project: Project, fresh: bool) -> Step | None:
+        """Everything that the project is reached by. What stands in its way, as the step Routed."""
+        try:
+            for api, plural, body in manifests.proxy_access(project, self._release):
+                self._owned.ensure(api, plural, body, fresh)
+            service = manifests.project_service(project, self._release)
+            self._owned.ensure("v1", "services", service, fresh)
+            deployment = manifests.proxy_deployment(project, self._release)
+            self._owned.ensure("apps/v1", "deployments", deployment, fresh)
+            allow = manifests.allow_policy(project.namespace, self._release)
+            self._owned.ensure("networking.k8s.io/v1", "networkpolicies", allow, fresh)
+            password = self._password(project)
+            if isinstance(password, Step):
+                return password
+            login = Login(project.postgres.user, password, project.postgres.database)
+            conn = manifests.conn_secret(project, self._release, login)
+            self._owned.ensure("v1", "secrets", conn, fresh)
+            self._ensure_verifier(project, password, fresh)
+        except NameTaken as error:
+            return Step(Reason.NAME_TAKEN, str(error))
+        return self._tls_trouble(project)
+
+    def _password(self, project: Project) -> str | Step:
+        """The user's, the one drawn earlier, or a new one."""
+        asked = project.postgres.password_secret
+        if asked:
+            text = self._secret_text(project.namespace, asked.name, asked.key)
+            if text:
+                return text
+            missing = (
+                f'Secret "{asked.name}" with the key "{asked.key}" does not exist in {project.namespace}'
+            )
+            return Step(Reason.SECRET_NOT_FOUND, f"{missing}; no database is made before; create it")
+        drawn = self._secret_text(project.namespace, names.conn_secret(project.name), "password")
+        return drawn or secrets.token_urlsafe(24)
+
+    def _ensure_verifier(self, project: Project, password: str, fresh: bool) -> None:
+        name = names.verifier_secret(project.uid)
+        there = self._secret_text(self._release.nodes_namespace, name, "verifier")
+        verifier = there if there and is_verifier_of(there, password) else None
+        verifier = verifier or verifier_of(password, secrets.token_bytes(16))
+        body = manifests.verifier_secret(project, self._release, verifier)
+        self._owned.ensure("v1", "secrets", body, fresh)
+
+    def _secret_text(self, namespace: str, name: str, key: str) -> str | None:
+        body = self._cluster.get(path_of("v1", "secrets", namespace, name))
+        data = ((body or {}).get("data") or {}).get(key)
+        return base64.b64decode(data).decode() if data else None
+
+    def _tls_trouble(self, project: Project) -> Step | None:
+        tls = project.proxy.tls
+        if tls is None:
+            return None
+        body = self._cluster.get(path_of("v1", "secrets", project.namespace, tls.secret_name))
+        if body is None:
+            text = f'Secret "{tls.secret_name}" does not exist; the proxy offers no TLS; create it'
+            return Step(Reason.TLS_SECRET_NOT_FOUND, text)
+        lacking = [key for key in ("tls.crt", "tls.key") if not (body.get("data") or {}).get(key)]
+        if lacking:
+            text = f'Secret "{tls.secret_name}" has no {lacking[0]}; the proxy offers no TLS; add it'
+            return Step(Reason.TLS_SECRET_INVALID, text)
+        return None
+
+    def _proxy_pods(self, project: Project) -> tuple[ProxyPod, ...]:
+        """Uncached: a proxy that the watch has not told of must not be overlooked."""
+        selector = ",".join(f"{k}={v}" for k, v in manifests.proxy_selector(project).items())
+        found = self._cluster.find(path_of("v1", "pods", project.namespace), labels=selector)
+        alive = (b for b in found if (b.get("status") or {}).get("phase") not in ("Succeeded", "Failed"))
+        return tuple(
+            ProxyPod(b["metadata"]["name"], is_ready(b) and not b["metadata"].get("deletionTimestamp"))
+            for b in alive
+        )
+
+    def _clear_entries(self, project: Project, pods: tuple[ProxyPod, ...]) -> None:
+        """Entries of proxies that are gone for good, taken away as their own field managers."""
+        there = {pod.name for pod in pods}
+        for entry in project.proxies:
+            if entry.pod not in there:
+                body = {
+                    "apiVersion": names.API_VERSION,
+                    "kind": names.PROJECT_KIND,
+                    "metadata": {"name": project.name, "namespace": project.namespace},
+                    "status": {"proxies": []},
+                }
+                path = project_path(project.namespace, project.name, "status")
+                self._cluster.apply(path, body, names.PROXY_MANAGER_PREFIX + entry.pod)
+
+    def _wake_branches(self, project: Project, branches: tuple[Branch, ...], route: Route | None) -> None:
+        """Wakes the branches that would say something else now."""
+        for branch in branches:
+            if branch.deleting:
+                continue
+            active = route is not None and route.branch == branch.branch
+            told = (find(branch.status, Condition.SCHEDULED) or {}).get("reason")
+            expected: str | None = told
+            if branch.node_name is None:
+                answer = bind_branch(project, branch, branches)
+                expected = "" if isinstance(answer, Binding) else answer.reason.value
+            if branch.active != active or told != expected:
+                poke_branch(self._cluster, branch)
+
+    def remove(self, project: Project, views: Views) -> float | None:
+        """One visit of a project being deleted: None once its branches are gone; seconds to wait else."""
+        path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)
+        left = [b for b in self._cluster.find(path) if b["spec"]["project"] == project.name]
+        for body in left:
+            if not body["metadata"].get("deletionTimestamp"):
+                meta = body["metadata"]
+                self._cluster.delete(branch_path(meta["namespace"], meta["name"]), uid=meta["uid"])
+        if left:
+            return 0.5
+        nodes = self._release.nodes_namespace
+        self._owned.drop("v1", "secrets", nodes, names.verifier_secret(project.uid))
+        others = [
+            p for p in views.all_projects() if p.namespace == project.namespace and p.uid != project.uid
+        ]
+        if not others:
+            self._owned.drop("networking.k8s.io/v1", "networkpolicies", nodes, f"allow-{project.namespace}")
+        return None
+
+
+def _bound(project: Project, node: str) -> Step:
+    return Step(Reason.BOUND, f"project {project.name} is bound to node {node}")
+
+
+def _target_dict(target: Target) -> dict[str, Any]:
+    told = {"branch": target.branch, "state": target.state}
+    return told | ({"address": target.address, "port": target.port} if target.address else {})
+
+
+def tell_transition(status: Any, ready: Step, tell: Tell) -> None:
+    """One Event for each new reason of Ready."""
+    was = find(status, Condition.READY)
+    if was is None or was.get("reason") != ready.reason.value:
+        tell("Normal" if ready.done else "Warning", ready.reason.value, ready.message)
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
