@@ -127,6 +127,26 @@ STALLED = frozenset(
         Reason.IMAGE_INCOMPATIBLE,
     }
 )
+# Worth a Warning among the Events, though waiting or a retry may help.
+TROUBLED = STALLED | {
+    Reason.NO_ELIGIBLE_NODE,
+    Reason.NODE_NOT_READY,
+    Reason.AGENT_NOT_REPORTING,
+    Reason.LIMIT_EXCEEDED,
+    Reason.ATTACH_FAILED,
+    Reason.POOL_FULL,
+    Reason.NODE_DISK_LOW,
+    Reason.MOUNT_NOT_PROPAGATED,
+    Reason.SNAPSHOT_FAILED,
+    Reason.INITDB_FAILED,
+    Reason.IMAGE_PULL_FAILED,
+    Reason.POD_REJECTED,
+    Reason.CRASH_LOOPING,
+    Reason.BRANCH_NOT_FOUND,
+    Reason.SECRET_NOT_FOUND,
+    Reason.TLS_SECRET_NOT_FOUND,
+    Reason.TLS_SECRET_INVALID,
+}
 # Asked for by the user, so neither Reconciling nor Stalled.
 AT_REST = frozenset({Reason.STOPPED})
 

@@ -72,33 +72,33 @@ def register(registry: kopf.OperatorRegistry, work: Work, node: str) -> None:
 
     kopf.on.login(**more)(login)
 
-    @kopf.on.resume(*_PROJECT, **more)
-    @kopf.on.create(*_PROJECT, **more)
-    @kopf.on.update(*_PROJECT, field="spec", **more)
-    @kopf.on.field(*_PROJECT, field=_POKED, **more)
+    @kopf.on.resume(*_PROJECT, id="project", **more)
+    @kopf.on.create(*_PROJECT, id="project", **more)
+    @kopf.on.update(*_PROJECT, field="spec", id="project", **more)
+    @kopf.on.field(*_PROJECT, field=_POKED, id="project", **more)
     def project(namespace: Any, name: str, **_: Any) -> None:
         visit(work.projects.reconcile, namespace, name)
 
-    @kopf.on.resume(*_BRANCH, **more)
-    @kopf.on.create(*_BRANCH, **more)
-    @kopf.on.update(*_BRANCH, field="spec", **more)
-    @kopf.on.field(*_BRANCH, field=_POKED, **more)
+    @kopf.on.resume(*_BRANCH, id="branch", **more)
+    @kopf.on.create(*_BRANCH, id="branch", **more)
+    @kopf.on.update(*_BRANCH, field="spec", id="branch", **more)
+    @kopf.on.field(*_BRANCH, field=_POKED, id="branch", **more)
     def branch(namespace: Any, name: str, **_: Any) -> None:
         visit(work.branches.reconcile, namespace, name)
 
-    @kopf.on.delete(*_PROJECT, **more)
+    @kopf.on.delete(*_PROJECT, id="project-removal", **more)
     def project_removal(body: kopf.Body, **_: Any) -> None:
         visit(work.projects.remove, dict(body))
 
-    @kopf.on.delete(*_BRANCH, **more)
+    @kopf.on.delete(*_BRANCH, id="branch-removal", **more)
     def branch_removal(body: kopf.Body, **_: Any) -> None:
         visit(work.branches.remove, dict(body))
 
-    @kopf.timer(*_PROJECT, interval=60.0, initial_delay=60.0, **more)
+    @kopf.timer(*_PROJECT, interval=60.0, initial_delay=60.0, id="project-usage", **more)
     def project_usage(namespace: Any, name: str, **_: Any) -> None:
         visit(work.projects.tidy, namespace, name)
 
-    @kopf.timer(*_BRANCH, interval=300.0, initial_delay=300.0, **more)
+    @kopf.timer(*_BRANCH, interval=300.0, initial_delay=300.0, id="branch-usage", **more)
     def branch_usage(namespace: Any, name: str, **_: Any) -> None:
         visit(work.branches.reconcile, namespace, name)
 

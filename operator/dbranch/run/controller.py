@@ -109,20 +109,20 @@ def tell_of(body: kopf.Body) -> Tell:
 def _register_projects(registry: kopf.OperatorRegistry, care: ProjectCare) -> None:
     more: Any = {"registry": registry}
 
-    @kopf.on.resume(*_PROJECT, **more)
-    @kopf.on.create(*_PROJECT, **more)
-    @kopf.on.update(*_PROJECT, field="spec", **more)
-    @kopf.on.field(*_PROJECT, field="status.node", **more)
-    @kopf.on.field(*_PROJECT, field="status.proxies", **more)
-    @kopf.on.field(*_PROJECT, field=_POKED, **more)
+    @kopf.on.resume(*_PROJECT, id="project", **more)
+    @kopf.on.create(*_PROJECT, id="project", **more)
+    @kopf.on.update(*_PROJECT, field="spec", id="project", **more)
+    @kopf.on.field(*_PROJECT, field="status.node", id="project", **more)
+    @kopf.on.field(*_PROJECT, field="status.proxies", id="project", **more)
+    @kopf.on.field(*_PROJECT, field=_POKED, id="project", **more)
     def project(namespace: Any, name: str, body: kopf.Body, **found: Any) -> None:
         visit(care.reconcile, namespace, name, views_of(found), tell_of(body))
 
-    @kopf.on.delete(*_PROJECT, **more)
+    @kopf.on.delete(*_PROJECT, id="project-removal", **more)
     def project_removal(body: kopf.Body, **found: Any) -> None:
         later(visit(care.remove, parse_project(body), views_of(found)), "its branches are being deleted")
 
-    @kopf.timer(*_PROJECT, interval=_LOOK_EVERY, initial_delay=_LOOK_EVERY, **more)
+    @kopf.timer(*_PROJECT, interval=_LOOK_EVERY, initial_delay=_LOOK_EVERY, id="project-look", **more)
     def project_look(namespace: Any, name: str, body: kopf.Body, status: kopf.Status, **found: Any) -> None:
         secret = body["spec"].get("postgres", {}).get("passwordSecret")
         if secret or not is_true(status, Condition.READY):
@@ -132,20 +132,20 @@ def _register_projects(registry: kopf.OperatorRegistry, care: ProjectCare) -> No
 def _register_branches(registry: kopf.OperatorRegistry, care: BranchCare) -> None:
     more: Any = {"registry": registry}
 
-    @kopf.on.resume(*_BRANCH, **more)
-    @kopf.on.create(*_BRANCH, **more)
-    @kopf.on.update(*_BRANCH, field="spec", **more)
-    @kopf.on.field(*_BRANCH, field="status.node", **more)
-    @kopf.on.field(*_BRANCH, field=_POKED, **more)
+    @kopf.on.resume(*_BRANCH, id="branch", **more)
+    @kopf.on.create(*_BRANCH, id="branch", **more)
+    @kopf.on.update(*_BRANCH, field="spec", id="branch", **more)
+    @kopf.on.field(*_BRANCH, field="status.node", id="branch", **more)
+    @kopf.on.field(*_BRANCH, field=_POKED, id="branch", **more)
     def branch(namespace: Any, name: str, body: kopf.Body, **found: Any) -> None:
         visit(care.reconcile, namespace, name, views_of(found), tell_of(body))
 
-    @kopf.on.delete(*_BRANCH, **more)
+    @kopf.on.delete(*_BRANCH, id="branch-removal", **more)
     def branch_removal(body: kopf.Body, **found: Any) -> None:
-        wait = visit(care.remove, parse_branch(body), views_of(found), tell_of(body))
+        wait = visit(care.remove, parse_branch(body), views_of(found))
         later(wait, "sessions are still sent to it, or a copy of it is being made")
 
-    @kopf.timer(*_BRANCH, interval=_LOOK_EVERY, initial_delay=_LOOK_EVERY, **more)
+    @kopf.timer(*_BRANCH, interval=_LOOK_EVERY, initial_delay=_LOOK_EVERY, id="branch-look", **more)
     def branch_look(namespace: Any, name: str, body: kopf.Body, status: kopf.Status, **found: Any) -> None:
         if not is_true(status, Condition.READY):
             visit(care.reconcile, namespace, name, views_of(found), tell_of(body), True)

@@ -129,13 +129,13 @@ class BranchCare:
                 if isinstance(answer, Binding) or answer.reason.value != told:
                     poke_branch(self._cluster, other)
 
-    def remove(self, branch: Branch, views: Views, tell: Tell) -> float | None:
+    def remove(self, branch: Branch, views: Views) -> float | None:
         """One visit of a branch being deleted: None once nobody is sent there; seconds to wait else."""
         with self._locks.held(branch.namespace, branch.name):
             above = self._cluster.get(project_path(branch.namespace, branch.project))
             project = parse_project(above) if above else None
             siblings = views.branches_of(branch.namespace, branch.project)
-            self._tell_deleting(branch, tell)
+            self._tell_deleting(branch)
             if any(_copies(other, branch) for other in siblings):
                 return 0.3
             if project and not project.deleting and _age(branch) < _PATIENCE:
@@ -151,7 +151,7 @@ class BranchCare:
             )
             return None
 
-    def _tell_deleting(self, branch: Branch, tell: Tell) -> None:
+    def _tell_deleting(self, branch: Branch) -> None:
         ready = Step(Reason.DELETING, f"branch {branch.branch} is being deleted")
         steps = [(Condition.DELETION_BLOCKED, _waiting(branch))] if _age(branch) > _PATIENCE else []
         before = branch.status.get("conditions") or ()
@@ -162,7 +162,6 @@ class BranchCare:
                 "status": {"conditions": conditions, "phase": "Deleting"},
             }
             self._cluster.merge(branch_path(branch.namespace, branch.name, "status"), patch)
-            tell_transition(branch.status, ready, tell)
 
 
 def _waiting(branch: Branch) -> Step:

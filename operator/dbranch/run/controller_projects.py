@@ -12,7 +12,7 @@ from typing import Any
 
 from dbranch import names
 from dbranch.api.branch import Branch
-from dbranch.api.conditions import Condition, Reason, Step, find
+from dbranch.api.conditions import TROUBLED, Condition, Reason, Step, find
 from dbranch.api.project import Project, Route, Target, parse_project
 from dbranch.cluster import Cluster, branch_path, path_of, project_path
 from dbranch.effect.owned import Owned
@@ -243,7 +243,7 @@ def tell_transition(status: Any, ready: Step, tell: Tell) -> None:
     """One Event for each new reason of Ready."""
     was = find(status, Condition.READY)
     if was is None or was.get("reason") != ready.reason.value:
-        tell("Normal" if ready.done else "Warning", ready.reason.value, ready.message)
+        tell("Warning" if ready.reason in TROUBLED else "Normal", ready.reason.value, ready.message)
 
 
 def now() -> str:

@@ -21,6 +21,9 @@ def settle(settings: kopf.OperatorSettings, finalizer: str, prefix: str) -> None
     settings.execution.max_workers = _WORKERS
     settings.posting.enabled = True
     settings.posting.level = logging.WARNING
+    settings.posting.reporting_component = f"dbranch-{finalizer.rpartition('/')[2]}"
+    # Each visit says itself what it did; kopf's lines would only repeat that it did.
+    logging.getLogger("kopf").setLevel(logging.WARNING)
     settings.networking.request_timeout = 30
     settings.watching.server_timeout = 300
     settings.watching.connect_timeout = 10
