@@ -17,6 +17,7 @@ from dbranch.proxy.routes import (
     decide,
     decide_fate,
     is_newer,
+    still_leads,
     table_of,
 )
 
@@ -138,3 +139,19 @@ def test_an_older_table_is_not_taken_back() -> None:
     assert not is_newer(TABLE, SWITCHED)
     assert is_newer(replace(TABLE, uid="made again", generation=1), SWITCHED)
     assert is_newer(TABLE, Table("shop", gone=True))
+
+
+@pytest.mark.parametrize("on_switch", ["Terminate", "Drain", "Keep"])
+def test_who_is_not_let_in_yet_ends_at_a_switch_whatever_it_says(on_switch: str) -> None:
+    table = replace(SWITCHED, on_switch=on_switch)
+    assert isinstance(decide_fate(table, MAIN, greeted=False), End)
+    assert decide_fate(table, replace(MAIN, named=True), greeted=False) == Stay()
+    assert decide_fate(replace(TABLE, on_switch=on_switch), MAIN, greeted=False) == Stay()
+
+
+def test_who_is_on_the_way_is_asked_again_when_the_way_changes() -> None:
+    assert still_leads(TABLE, MAIN)
+    assert not still_leads(SWITCHED, MAIN)
+    assert still_leads(SWITCHED, replace(MAIN, named=True))
+    assert not still_leads(replace(TABLE, targets={"main": Target("main", "Starting")}), MAIN)
+    assert not still_leads(Table("shop", gone=True), MAIN)

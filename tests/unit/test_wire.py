@@ -217,3 +217,18 @@ def test_a_first_error_is_held_until_it_is_whole() -> None:
     assert [wire.held_error(sent[:n]) for n in (1, 4, 20, len(sent) - 1)] == [""] * 4
     assert wire.held_error(READY) is None
     assert wire.held_error(b"E" + struct.pack("!I", wire.MAX_HELD_ERROR + 1)) is None
+
+
+@pytest.mark.parametrize(
+    "data, only",
+    [
+        (message(b"A", b"1234chan\0\0"), True),
+        (message(b"A", b"1234chan\0\0") + message(b"S", b"a\0b\0") + message(b"N", b"\0"), True),
+        (message(b"A", b"1234chan\0\0")[:-1], False),
+        (b"A\0\0", False),
+        (message(b"N", b"\0") + READY, False),
+        (ROW, False),
+    ],
+)
+def test_what_comes_unasked_is_known_as_such(data: bytes, only: bool) -> None:
+    assert wire.only_unasked(data) is only

@@ -17,9 +17,11 @@ from dbranch.proxy.tls import ALPN
 
 log = logging.getLogger(__name__)
 
-# Seconds: for a client to send its startup packet; one attempt to reach a backend; between two.
+# Seconds: for a client to send its startup packet; one attempt to reach a backend; between two; for a
+# backend to answer, however late it was reached.
 _START_TIMEOUT: Final = 30.0
 _DIAL_TIMEOUT: Final = 5.0
+_LEAST: Final = 1.0
 _RETRY: Final = 0.25
 # Bytes that a client may send ahead before its backend has answered.
 _MOST_AHEAD: Final = 64 * 1024
@@ -240,10 +242,11 @@ class ClientStart(asyncio.Protocol):
         session.unanswered = server.answered
         server.transport.write(startup.packet)
         try:
-            async with asyncio.timeout(max(left, _DIAL_TIMEOUT)):
-                answer = await server.answered
-        except TimeoutError:
-            answer = "no answer to the startup packet"
+            # Not `timeout`: that would cancel `answered` itself, which means that the session is over.
+            await asyncio.wait([server.answered], timeout=max(left, _LEAST))
+            if not server.answered.done():
+                server.answered.set_result("no answer to the startup packet")
+            answer = server.answered.result()
         except asyncio.CancelledError:
             server.transport.abort()
             raise
