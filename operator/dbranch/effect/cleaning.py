@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import psycopg
+from psycopg import sql
+
+from dbranch.effect import session
+from dbranch.effect.command import log_as_typed
 from dbranch.effect.session import Endpoint
+from dbranch.effect.subvolume import ensure_opened, read_marker
+from dbranch.errors import DataLost
 from dbranch.plan.layout import Layout
+
+# A connection that leads nowhere: DROP would otherwise remove the source's slots at the publisher.
+_NOWHERE = "host=/nonexistent port=1 dbname=nowhere"
 
 
 @dataclass(frozen=True)
@@ -22,4 +32,47 @@ def ensure_cleaned(layout: Layout, project_uid: str, branch_uid: str, endpoint: 
     Call as soon as `session.await_accepting` returned, before the branch is told to be Accepting. Where
     there is nothing to clean it costs one session and a reload (milliseconds).
     """
-    raise NotImplementedError
+    marker = read_marker(layout.branch(project_uid, branch_uid))
+    if marker is None:
+        raise DataLost(f"branch {branch_uid} has no marker that can be read; it is not opened to users")
+    if marker.cleaned:
+        return Cleaned()
+    subscriptions = prepared = 0
+    with session.connect(layout, endpoint) as first:
+        subscribed = _subscribed(first)
+        waiting = first.execute("select gid, database from pg_prepared_xacts").fetchall()
+    for database in subscribed:
+        with session.connect(layout, endpoint, database) as there:
+            subscriptions += _drop_subscriptions(there)
+    for gid, database in waiting:
+        with session.connect(layout, endpoint, str(database)) as there:
+            log_as_typed("psql", str(database), "-c", f"rollback prepared '{gid}'")
+            there.execute(sql.SQL("rollback prepared {}").format(sql.Literal(gid)))
+            prepared += 1
+    ensure_opened(layout, project_uid, branch_uid, endpoint.user)
+    session.reload(layout, endpoint)
+    return Cleaned(subscriptions, prepared)
+
+
+def _subscribed(first: psycopg.Connection[object]) -> list[str]:
+    """The databases with subscriptions: pg_subscription is shared, so one session sees them all."""
+    rows = first.execute(
+        "select distinct d.datname from pg_subscription s join pg_database d on d.oid = s.subdbid"
+    ).fetchall()
+    return sorted(str(row[0]) for row in rows)  # type: ignore[index]
+
+
+def _drop_subscriptions(there: psycopg.Connection[object]) -> int:
+    rows = there.execute(
+        "select subname from pg_subscription s join pg_database d on d.oid = s.subdbid"
+        " where d.datname = current_database()"
+    ).fetchall()
+    for row in rows:
+        name = sql.Identifier(str(row[0]))  # type: ignore[index]
+        log_as_typed("psql", "-c", f"drop subscription {row[0]}")  # type: ignore[index]
+        there.execute(sql.SQL("alter subscription {} disable").format(name))
+        there.execute(sql.SQL("alter subscription {} set (slot_name = none)").format(name))
+        nowhere = sql.SQL("alter subscription {} connection {}")
+        there.execute(nowhere.format(name, sql.Literal(_NOWHERE)))
+        there.execute(sql.SQL("drop subscription {}").format(name))
+    return len(rows)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 
+from dbranch.errors import NotAccepting
+from dbranch.linux.calls import openat2
+from dbranch.linux.files import opened_directory
 from dbranch.plan.layout import Layout
+
+# Seconds between two looks at a socket that is not there yet, and at one that does not answer yet.
+_LOOK: Final = 0.005
+_RETRY: Final = 0.02
 
 
 @dataclass(frozen=True)
@@ -27,30 +37,96 @@ def connect(
     layout: Layout, endpoint: Endpoint, database: str = "postgres", seconds: float = 5.0
 ) -> Iterator[psycopg.Connection[Any]]:
     """A session in autocommit; all of it within `seconds`. NotAccepting where there is no server (yet)."""
-    raise NotImplementedError
-    yield
+    with _socket_directory(layout, endpoint) as run:
+        milliseconds = max(1, int(seconds * 1000))
+        options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
+        if endpoint.major >= 17:
+            options += " -c event_triggers=off"
+        try:
+            session = psycopg.connect(
+                host=f"/proc/self/fd/{run}",
+                port=endpoint.port,
+                user=endpoint.user,
+                dbname=database,
+                application_name="dbranch-agent",
+                connect_timeout=max(2, int(seconds)),
+                options=options,
+                autocommit=True,
+            )
+        except psycopg.OperationalError as error:
+            raise NotAccepting(f"Postgres in slot {endpoint.slot}: {_line(error)}") from error
+        try:
+            yield session
+        finally:
+            session.close()
+
+
+@contextmanager
+def _socket_directory(layout: Layout, endpoint: Endpoint) -> Iterator[int]:
+    """The tenant's `run`, with a real socket of this port in it. NotAccepting where it is not (yet)."""
+    try:
+        with opened_directory(layout.slot(endpoint.slot), "run") as run:
+            name = f".s.PGSQL.{endpoint.port}"
+            handle = openat2(run, name, os.O_PATH | os.O_NOFOLLOW)
+            try:
+                is_socket = stat.S_ISSOCK(os.fstat(handle).st_mode)
+            finally:
+                os.close(handle)
+            if not is_socket:
+                raise NotAccepting(f"{name} in slot {endpoint.slot} is no socket")
+            yield run
+    except OSError as error:
+        raise NotAccepting(f"slot {endpoint.slot} has no socket ({error.strerror})") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def await_accepting(layout: Layout, endpoint: Endpoint, seconds: float) -> str | None:
     """Blocks until Postgres accepts; its `server_version` ("17.6"), or None after `seconds`. For a thread."""
-    raise NotImplementedError
+    end = time.monotonic() + seconds
+    socket = layout.run(endpoint.slot) / f".s.PGSQL.{endpoint.port}"
+    while time.monotonic() < end:
+        if os.path.lexists(socket):
+            version = accepting(layout, endpoint)
+            if version:
+                return version
+            time.sleep(_RETRY)
+        else:
+            time.sleep(_LOOK)
+    return None
 
 
 def accepting(layout: Layout, endpoint: Endpoint) -> str | None:
     """One try: the `server_version`, or None where it does not accept."""
-    raise NotImplementedError
+    try:
+        with connect(layout, endpoint) as session:
+            row = session.execute("show server_version").fetchone()
+    except (NotAccepting, psycopg.Error):
+        return None
+    # Debian and others append their own build: "17.6 (Debian 17.6-1.pgdg13+1)".
+    return str(row[0]).split()[0] if row else None
 
 
 def checkpoint(layout: Layout, endpoint: Endpoint, seconds: float) -> bool:
     """A CHECKPOINT, best effort: False where it could not be had within `seconds`."""
-    raise NotImplementedError
+    try:
+        with connect(layout, endpoint, seconds=seconds) as session:
+            session.execute("checkpoint")
+    except (NotAccepting, psycopg.Error):
+        return False
+    return True
 
 
 def reload(layout: Layout, endpoint: Endpoint) -> None:
     """Settings files read again."""
-    raise NotImplementedError
+    with connect(layout, endpoint) as session:
+        session.execute("select pg_reload_conf()")
 
 
 def restart_pending(layout: Layout, endpoint: Endpoint) -> tuple[str, ...]:
     """The names of settings that wait for a restart."""
-    raise NotImplementedError
+    with connect(layout, endpoint) as session:
+        rows = session.execute("select name from pg_settings where pending_restart order by name").fetchall()
+    return tuple(str(row[0]) for row in rows)

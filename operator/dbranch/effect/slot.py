@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from dbranch.effect import mount
+from dbranch.effect.command import log_as_typed
+from dbranch.effect.lock import held
+from dbranch.errors import Busy, DataLost
+from dbranch.linux.btrfs import is_subvolume
+from dbranch.linux.calls import set_immutable
+from dbranch.linux.mounts import mounts_at, read_mounts
 from dbranch.plan.layout import Layout
 
 
 def ensure_slot(layout: Layout, slot: str, owner: int) -> None:
     """The slot's directory: `data` empty and immutable, `run` owned by the user ID `owner`, the FIFO `wake`."""
-    raise NotImplementedError
+    directory, data, run, wake = layout.slot(slot), layout.data(slot), layout.run(slot), layout.wake(slot)
+    directory.mkdir(mode=0o755, exist_ok=True)
+    directory.chmod(0o755)
+    if not data.is_mount():
+        data.mkdir(mode=0o755, exist_ok=True)
+        # What is written here would be below the bind, and out of sight.
+        set_immutable(data, True)
+    with suppress(FileExistsError):
+        run.mkdir(mode=0o700)
+        os.chown(run, owner, owner, follow_symlinks=False)
+    with suppress(FileExistsError):
+        os.mkfifo(wake, 0o644)
+        wake.chmod(0o644)
 
 
 def ensure_bound(layout: Layout, slot: str, project_uid: str, branch_uid: str) -> bool:
@@ -15,19 +40,60 @@ def ensure_bound(layout: Layout, slot: str, project_uid: str, branch_uid: str) -
 
     Busy where the slot or the branch is in use otherwise; DataLost where the branch has no subvolume.
     """
-    raise NotImplementedError
+    branch = layout.branch(project_uid, branch_uid)
+    if not is_subvolume(branch):
+        raise DataLost(f"branch {branch_uid} has no subvolume at {branch}; nothing is started")
+    return _ensure_bound(layout, slot, branch)
 
 
 def ensure_initdb_bound(layout: Layout, slot: str, project_uid: str, branch_uid: str) -> bool:
     """The root branch's initdb area bound at the slot's `data`. As `ensure_bound`."""
-    raise NotImplementedError
+    return _ensure_bound(layout, slot, layout.initdb_area(project_uid, branch_uid))
+
+
+def _ensure_bound(layout: Layout, slot: str, subvolume: Path) -> bool:
+    data, root = layout.data(slot), f"/{subvolume.name}"
+    with held(layout.slots_lock):
+        mounts = read_mounts()
+        devices = {m.device for m in mounts_at(subvolume.parent, mounts)}
+        there = mounts_at(data, mounts)
+        if there:
+            if len(there) == 1 and there[0].root == root and there[0].device in devices:
+                return False
+            raise Busy(f"slot {slot} has {there[-1].root} bound, not {root}; it is tried again")
+        for other in mounts:
+            if other.device in devices and other.root == root:
+                raise Busy(f"{subvolume} is bound at {other.point} already; it is tried again")
+        mount.bind(subvolume, data)
+    _wake(layout.wake(slot))
+    return True
+
+
+def _wake(fifo: Path) -> None:
+    """Opened and closed: who reads it comes back. Nobody reads it (yet): nobody has to be woken."""
+    try:
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno not in (errno.ENXIO, errno.ENOENT):
+            raise
 
 
 def ensure_unbound(layout: Layout, slot: str) -> None:
     """Nothing mounted at the slot's `data`. Call only when the slot's pod object is gone. Busy while in use."""
-    raise NotImplementedError
+    with held(layout.slots_lock):
+        while mounts_at(layout.data(slot)):
+            mount.unmount(layout.data(slot))
 
 
 def ensure_slot_removed(layout: Layout, slot: str) -> None:
     """Unbound and the directory gone. As `ensure_unbound`."""
-    raise NotImplementedError
+    ensure_unbound(layout, slot)
+    directory, data = layout.slot(slot), layout.data(slot)
+    if not directory.exists():
+        return
+    if data.exists():
+        set_immutable(data, False)
+        # Only ever empty: what is not ours stays, and stops this.
+        data.rmdir()
+    log_as_typed("rm", "-r", directory)
+    shutil.rmtree(directory)

@@ -252,9 +252,7 @@ def _destroy_nested(path: Path, nested: str) -> None:
     # The way there is the tenant's: by descriptors, so that a link cannot make root destroy another's.
     inner = path / nested
     with opened_directory(path, str(Path(nested).parent)) as parent:
-        handle = Path(f"/proc/self/fd/{parent}")
         for deeper in btrfs.nested_subvolumes_at(parent, inner.name):
             _destroy_nested(path, str(Path(nested) / deeper))
         log_as_typed("btrfs", "subvolume", "delete", inner)
         btrfs.destroy_subvolume_at(parent, inner.name)
-        del handle

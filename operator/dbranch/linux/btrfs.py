@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from dbranch.linux.calls import openat2
+
 _SUPERBLOCK_AT: Final = 65536
 # mkfs writes this one last: until everything else is on the device, another stands here.
 _MAGIC: Final = b"_BHRfS_M"
@@ -89,6 +91,20 @@ def create_snapshot(source: Path, path: Path) -> None:
         fcntl.ioctl(parent, _SNAP_CREATE_V2, bytearray(arguments), True)
 
 
+def destroy_subvolume_at(directory: int, name: str) -> None:
+    """As `destroy_subvolume`, below an open directory that nobody can exchange meanwhile."""
+    fcntl.ioctl(directory, _SNAP_DESTROY, bytearray(_ARGS.pack(0, os.fsencode(name))), True)
+
+
+def nested_subvolumes_at(directory: int, name: str) -> tuple[str, ...]:
+    """As `nested_subvolumes`, of the subvolume `name` below an open directory; never through a link."""
+    handle = openat2(directory, name, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return _nested(handle)
+    finally:
+        os.close(handle)
+
+
 def destroy_subvolume(path: Path) -> None:
     """A subvolume that has no other nested in it, unlinked; its space is reclaimed behind this."""
     with _opened(path.parent) as parent:
@@ -97,25 +113,29 @@ def destroy_subvolume(path: Path) -> None:
 
 def nested_subvolumes(path: Path) -> tuple[str, ...]:
     """The paths, relative to `path`, of the subvolumes directly nested in this one."""
-    found: list[str] = []
     with _opened(path) as handle:
-        least = 0
-        while True:
-            page = bytearray(4096)
-            struct.pack_into("=Q", page, 0, least)
-            more = False
-            try:
-                fcntl.ioctl(handle, _GET_SUBVOL_ROOTREF, page, True)
-            except OSError as error:
-                if error.errno != errno.EOVERFLOW:
-                    raise
-                more = True
-            for index in range(page[4088]):
-                tree, directory = struct.unpack_from("=QQ", page, 8 + 16 * index)
-                found.append(_name_of(handle, tree, directory))
-                least = tree + 1
-            if not more:
-                return tuple(found)
+        return _nested(handle)
+
+
+def _nested(handle: int) -> tuple[str, ...]:
+    found: list[str] = []
+    least = 0
+    while True:
+        page = bytearray(4096)
+        struct.pack_into("=Q", page, 0, least)
+        more = False
+        try:
+            fcntl.ioctl(handle, _GET_SUBVOL_ROOTREF, page, True)
+        except OSError as error:
+            if error.errno != errno.EOVERFLOW:
+                raise
+            more = True
+        for index in range(page[4088]):
+            tree, directory = struct.unpack_from("=QQ", page, 8 + 16 * index)
+            found.append(_name_of(handle, tree, directory))
+            least = tree + 1
+        if not more:
+            return tuple(found)
 
 
 def _name_of(handle: int, tree: int, directory: int) -> str:

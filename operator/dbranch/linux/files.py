@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,7 @@ def read_beneath(directory: int, path: str, limit: int = 2**20) -> str | None:
     except OSError:
         return None
     with os.fdopen(handle, "rb") as file:
-        if not os.path.isfile(f"/proc/self/fd/{file.fileno()}"):
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             return None
         return file.read(limit).decode(errors="replace")
 

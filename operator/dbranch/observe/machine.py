@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
+from dbranch.linux.btrfs import btrfs_supported
+from dbranch.linux.loops import loop_supported
+from dbranch.linux.mounts import mount_over
 from dbranch.plan.layout import Layout
 
 
@@ -25,4 +29,18 @@ class MachineFacts:
 
 def observe_machine(layout: Layout) -> MachineFacts:
     """The node under the base directory. OSError where it cannot be read."""
-    raise NotImplementedError
+    try:
+        machine: str | None = layout.machine_id.read_text().strip() or None
+    except FileNotFoundError:
+        machine = None
+    there = layout.base if layout.base.exists() else layout.base.parent
+    disk = os.statvfs(there)
+    mount = mount_over(there)
+    return MachineFacts(
+        machine_id=machine,
+        btrfs=btrfs_supported(),
+        loop=loop_supported(),
+        propagates=mount is not None and mount.shared,
+        host_free_bytes=disk.f_bavail * disk.f_frsize,
+        host_total_bytes=disk.f_blocks * disk.f_frsize,
+    )

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from dbranch.plan.layout import Layout
+from dbranch.linux.btrfs import superblock_uuid
+from dbranch.linux.loops import loops_of
+from dbranch.linux.mounts import mounts_at, read_mounts
+from dbranch.plan.layout import Layout, is_uid
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,40 @@ class PoolFacts:
 
 def observe_pool(layout: Layout, project_uid: str) -> PoolFacts:
     """The pool of a project. OSError where the node cannot be read."""
-    raise NotImplementedError
+    file, point = layout.image(project_uid), layout.pool(project_uid)
+    host = os.statvfs(layout.base) if layout.base.exists() else None
+    host_free = host.f_bavail * host.f_frsize if host else None
+    mounts = read_mounts()
+    there = mounts_at(point, mounts)
+    if not file.exists():
+        return PoolFacts(False, foreign=there[-1].source if there else None, host_free_bytes=host_free)
+    loops = tuple(loop.path for loop in loops_of(file))
+    mounted = bool(there) and there[-1].kind == "btrfs" and os.path.realpath(there[-1].source) in loops
+    facts = PoolFacts(
+        image_exists=True,
+        image_bytes=file.stat().st_size,
+        loops=loops,
+        uuid=superblock_uuid(file),
+        mounted=mounted,
+        shared=mounted and there[-1].shared,
+        foreign=there[-1].source if there and not mounted else None,
+        host_free_bytes=host_free,
+    )
+    if not mounted:
+        return facts
+    devices = {mount.device for mount in there}
+    bound = (m.point for m in mounts if m.device in devices and m.point.startswith(f"{layout.slots}/"))
+    pool = os.statvfs(point)
+    return replace(
+        facts,
+        bound_slots=tuple(sorted({Path(path).parent.name for path in bound})),
+        total_bytes=pool.f_blocks * pool.f_frsize,
+        used_bytes=(pool.f_blocks - pool.f_bfree) * pool.f_frsize,
+        free_bytes=pool.f_bavail * pool.f_frsize,
+    )
 
 
 def observe_pools(layout: Layout) -> tuple[str, ...]:
     """The UIDs of all projects that have an image on this node."""
-    raise NotImplementedError
+    found = (path.stem for path in layout.pools.glob("*.img"))
+    return tuple(sorted(uid for uid in found if is_uid(uid)))

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
-from dbranch.plan.layout import Layout
+from dbranch.linux.files import opened_directory
+from dbranch.linux.mounts import mounts_at, read_mounts
+from dbranch.plan.layout import Layout, is_slot, is_uid
+
+_SOCKET: Final = re.compile(r"\.s\.PGSQL\.(\d{1,5})")
 
 
 @dataclass(frozen=True)
@@ -24,9 +32,43 @@ class SlotFacts:
 
 def observe_slot(layout: Layout, slot: str) -> SlotFacts:
     """A slot by name."""
-    raise NotImplementedError
+    directory = layout.slot(slot)
+    if not directory.exists():
+        return SlotFacts(exists=False)
+    mounts = read_mounts()
+    there = mounts_at(layout.data(slot), mounts)
+    port = _socket_port(directory)
+    if not there:
+        return SlotFacts(exists=True, socket_port=port)
+    top = there[-1]
+    name = top.root.removeprefix("/")
+    pools = {
+        mount.device: Path(mount.point).name
+        for mount in mounts
+        if Path(mount.point).parent == layout.mounts and is_uid(Path(mount.point).name)
+    }
+    return SlotFacts(
+        exists=True,
+        bound=True,
+        project_uid=pools.get(top.device),
+        branch_uid=name if is_uid(name) and top.device in pools else None,
+        bound_root=top.root,
+        socket_port=port,
+    )
+
+
+def _socket_port(directory: Path) -> int | None:
+    try:
+        with opened_directory(directory, "run") as run:
+            names = os.listdir(run)
+    except OSError:
+        return None
+    ports = (_SOCKET.fullmatch(name) for name in names)
+    return next((int(match[1]) for match in ports if match), None)
 
 
 def observe_slots(layout: Layout) -> tuple[str, ...]:
     """The names of all slots that have a directory on this node."""
-    raise NotImplementedError
+    if not layout.slots.exists():
+        return ()
+    return tuple(sorted(path.name for path in layout.slots.iterdir() if is_slot(path.name) and path.is_dir()))

@@ -32,16 +32,26 @@ INITDB_PREFIX: Final = ".init-"
 TRASH: Final = ".trash"
 
 
+def is_uid(text: str) -> bool:
+    """Whether `text` has the form of the UID of a Kubernetes object."""
+    return _UID.fullmatch(text) is not None
+
+
 def checked_uid(uid: str) -> str:
     """The UID itself; InvalidInput where it is none, so that it can never be a path."""
-    if _UID.fullmatch(uid) is None:
+    if not is_uid(uid):
         raise InvalidInput(f"{uid!r} is no UID of a Kubernetes object")
     return uid
 
 
+def is_slot(text: str) -> bool:
+    """Whether `text` has the form of a slot's name."""
+    return _SLOT.fullmatch(text) is not None
+
+
 def checked_slot(slot: str) -> str:
     """The slot's name itself; InvalidInput where it is no DNS label."""
-    if _SLOT.fullmatch(slot) is None:
+    if not is_slot(slot):
         raise InvalidInput(f"{slot!r} is no name of a slot")
     return slot
 

@@ -1,0 +1,33 @@
+# PID 1 of a slot's pod: waits until the agent binds a branch to /slot/data, then becomes its Postgres.
+# It never exits on a failed check, since an exit earns a back-off. POSIX sh; coreutils and flock.
+set -u
+trap 'exit 0' TERM INT QUIT
+d=/slot/data p=/slot/data/pgdata last=
+say() { [ "$1" = "$last" ] || { last=$1; echo "slot: $1" >&2; }; }
+nap() { sleep "$1" & wait $!; }
+bad() { say "refused: $1"; nap 1; }
+while :; do
+  # The agent opens and closes `wake` after a bind; the time limit is for a wake-up that was missed.
+  [ -e $d/marker.json ] || { say waiting; timeout 2 cat /slot/wake >/dev/null 2>&1 & wait $!; continue; }
+  [ "$(stat -f -c %t $d)" = 9123683e ] || { bad "data is not btrfs"; continue; }
+  [ "$(stat -c %i:%u $d)" = 256:0 ] || { bad "data is not a root-owned subvolume"; continue; }
+  [ "$(stat -c %d $d)" != "$(stat -c %d /slot)" ] || { bad "data is not a mount"; continue; }
+  [ "$(stat -c %u:%a $p)" = "$(id -u):700" ] || { bad "pgdata: owner or mode"; continue; }
+  have=$(cat $p/PG_VERSION) want=$(postgres -V | sed 's/[^0-9]*\([0-9]*\).*/\1/')
+  [ "$have" = "$want" ] || { bad "data is of PostgreSQL $have, image is $want"; continue; }
+  # Postgres inherits the lock: a second one on this data never starts, also from another pod.
+  exec 9<$d/lock || { bad "no lock file"; continue; }
+  flock -n 9 || { exec 9<&-; bad "another container holds the lock"; continue; }
+  [ "$(stat -L -c %d:%i /proc/self/fd/9)" = "$(stat -c %d:%i $d/lock)" ] && [ -e $d/marker.json ] && break
+  exec 9<&-
+done
+rm -f /slot/run/.s.PGSQL.*
+# A copy must not take up its source's subscriptions, whoever makes them anew in it.
+if grep -q '"root": true' $d/marker.json; then set --; else set -- -c max_logical_replication_workers=0; fi
+say starting
+exec postgres -D $p -c data_directory=$p \
+  -c config_file=$d/postgresql.conf -c hba_file=$d/pg_hba.conf -c ident_file=$d/pg_ident.conf \
+  -c listen_addresses='*' -c port="$(cat $d/port)" -c unix_socket_directories=/slot/run \
+  -c fsync=on -c full_page_writes=on -c data_sync_retry=off -c recovery_init_sync_method=syncfs \
+  -c archive_mode=off -c primary_conninfo= -c restore_command= -c synchronous_standby_names= \
+  -c logging_collector=off -c log_destination=stderr "$@"
