@@ -47,6 +47,8 @@ def load(context: click.Context, file: str, branch: str | None, no_transaction: 
         if head[:2] == b"\x1f\x8b":
             source = cast(IO[bytes], gzip.GzipFile(fileobj=_Joined(head, source)))
             head = _head_of(source)
+        if not head:
+            raise Failure(USAGE, "EmptyDump", f"{_called(file)} is empty; nothing was loaded")
         program = program_for(head)
         options = (
             restore_arguments(not no_transaction)
@@ -137,4 +139,8 @@ def _end(scope: Scope, code: int, program: str, file: str, target: str) -> None:
             "LoadFailed",
             f"{program} ended with exit code {code}; its messages above say why; branch {target} was being loaded",
         )
-    scope.say(f"{'standard input' if file == '-' else file} loaded into {target}")
+    scope.say(f"{_called(file)} loaded into {target}")
+
+
+def _called(file: str) -> str:
+    return "standard input" if file == "-" else file

@@ -72,6 +72,9 @@ class Verbs(click.Group):
         self.aliases: dict[str, str] = {}
         self.params.extend(common_options())
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # as wired: what one needs first comes first
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return super().get_command(ctx, self.aliases.get(cmd_name, cmd_name))
 

@@ -100,8 +100,9 @@ class Scope:
         return self.store.branch(self.project_name, name)
 
     def say(self, text: str) -> None:
-        """A remark for people, on standard error."""
-        click.echo(text, err=True)
+        """A remark for people, on standard error; none where a program reads."""
+        if self.for_people:
+            click.echo(text, err=True)
 
     def result(self, text: str, body: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """What the verb was asked for, on standard output: `text` for people, else the objects."""

@@ -51,9 +51,16 @@ def use(scope: Scope, branch: str, force: bool, no_wait: bool, timeout: float, d
 def use_branch(scope: Scope, project: Body, live: Mapping[str, Any], force: bool, timeout: float) -> Body:
     """Switch to a branch and, unless `timeout` is 0, wait until all proxies obey. The project as it is then."""
     branch = branch_of(live)
-    if live["spec"].get("state") == "Stopped" or live["metadata"].get("deletionTimestamp"):
-        how = "stopped; dbranch resume" if live["spec"].get("state") == "Stopped" else "being deleted; not"
-        raise Failure(REFUSED, "BranchStopped", f"branch {branch} is {how} {branch}")
+    if project["spec"].get("state") == "Stopped":
+        raise Failure(
+            REFUSED, "Stopped", f"project {scope.project_name} is stopped; start it with dbranch resume --all"
+        )
+    if live["metadata"].get("deletionTimestamp"):
+        raise Failure(REFUSED, "BranchDeleting", f"branch {branch} is being deleted")
+    if live["spec"].get("state") == "Stopped":
+        raise Failure(
+            REFUSED, "BranchStopped", f"branch {branch} is stopped; start it with dbranch resume {branch}"
+        )
     old, (sessions, _) = active_of(project), sessions_of(project)
     changed = scope.store.set_field(project, "activeBranch", branch, force)
     if old != branch:
