@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -20,8 +19,10 @@ from dbranch_cli.scope import Scope
 
 def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
     if asked and not context.resilient_parsing:
-        with contextlib.suppress(metadata.PackageNotFoundError):
+        try:
             click.echo(f"dbranch {metadata.version('dbranch')}")
+        except metadata.PackageNotFoundError:
+            click.echo("dbranch, run from its sources")
         context.exit()
 
 

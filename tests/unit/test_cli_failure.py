@@ -1,0 +1,113 @@
+"""Every way to fail has its exit code."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import requests
+
+from dbranch.errors import ClusterUnreachable, DbranchError, InvalidInput, Refused
+from dbranch_cli import main as entry
+from dbranch_cli.connection import root_cause
+from dbranch_cli.failure import Failure, failure_of
+
+POLICY = (
+    "dbbranches.dbranch.io \"shop-main\" is forbidden: ValidatingAdmissionPolicy 'dbranch-deletion' with binding"
+    " 'dbranch-deletion' denied request: main is the root branch of project shop; delete the project instead"
+)
+RBAC = 'dbprojects.dbranch.io is forbidden: User "nobody" cannot list resource "dbprojects"'
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InvalidInput("x"), 2),
+        (Refused(404, "NotFound", "x"), 3),
+        (Refused(401, "Unauthorized", "x"), 4),
+        (Refused(403, "Forbidden", RBAC), 4),
+        (Refused(403, "Forbidden", POLICY), 6),
+        (Refused(422, "Invalid", POLICY), 6),
+        (Refused(422, "Invalid", "spec.source is immutable"), 6),
+        (Refused(403, "Forbidden", 'admission webhook "x" denied the request: no'), 6),
+        (Refused(409, "Conflict", "x"), 6),
+        (Refused(500, "InternalError", "x"), 1),
+        (ClusterUnreachable("x"), 1),
+        (DbranchError("x"), 1),
+        (Failure(7, "DataLost", "x"), 7),
+    ],
+)
+def test_exit_codes(error: DbranchError, code: int) -> None:
+    assert failure_of(error).code == code
+
+
+def test_a_policys_refusal_is_its_own_sentence() -> None:
+    said = str(failure_of(Refused(422, "Invalid", POLICY)))
+    assert said == (
+        "main is the root branch of project shop; delete the project instead (policy dbranch-deletion)"
+    )
+
+
+def test_the_innermost_cause_is_told() -> None:
+    refused = ConnectionRefusedError(111, "Connection refused")
+    middle = OSError("HTTPSConnectionPool(host='x', port=9): Max retries exceeded")
+    middle.__cause__ = refused
+    assert root_cause(requests.ConnectionError(middle)) == "Connection refused"
+    assert root_cause(ValueError("just this")) == "just this"
+
+
+def ended(*argv: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        entry.main(list(argv))
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+@pytest.fixture
+def nowhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No kubeconfig, no settings, no `.dbranch`."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("KUBECONFIG", str(home / "none"))
+    for name in ("DBRANCH_PROJECT", "DBRANCH_CONFIG", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("nowhere")
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        (["craete", "x"], 2, "did you mean create?"),
+        (["create", "--sorce", "main", "x"], 2, "--sourc"),
+        (["create"], 2, "BRANCH"),
+        (["create", "x", "--timeout", "soon"], 2, "no duration"),
+        (["-p", "shop", "create", "feature/X"], 2, "try feature-x"),
+        (["-p", "shop", "list"], 1, "--kubeconfig"),
+        (["--kubeconfig", "/no/such", "-p", "shop", "list"], 2, "/no/such"),
+        (["-p", "shop", "use", "x", "-o", "xml"], 2, "xml"),
+        (["-p", "shop", "stop"], 2, "--all"),
+        (["init", "Shop", "--dry-run", "client"], 2, "try shop"),
+        (["-p", "shop", "wait", "x", "--for", "Happy"], 2, "Ready"),
+    ],
+)
+def test_the_command_ends_with_its_code_and_says_why(
+    argv: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(*argv) == code
+    out, err = capsys.readouterr()
+    assert out == "" and said in err and err.startswith("dbranch: ") and err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("nowhere")
+@pytest.mark.parametrize("form", [["-o", "json"], ["-ojson"], ["--output=json"], ["--output", "json"]])
+def test_errors_as_json(form: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(*form, "craete") == 2
+    said = json.loads(capsys.readouterr().err)["error"]
+    assert (said["code"], said["reason"]) == (2, "Usage") and "create" in said["message"]
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["create", "-h"], ["--version"], ["completion", "bash"]])
+def test_help_and_completion_need_no_cluster(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(*argv) == 0
+    assert capsys.readouterr().out

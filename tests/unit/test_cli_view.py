@@ -1,0 +1,220 @@
+"""`list`, `status`, `show` and `tree` against the examples of the API's contract."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from dbranch_cli.paint import age, table
+from dbranch_cli.view import (
+    branch_block,
+    branch_table,
+    branch_tree,
+    counted,
+    project_table,
+    state_of,
+    status_block,
+)
+
+NOW = datetime(2030, 1, 13, 12, 0, 0, tzinfo=UTC)
+GI = 2**30
+
+
+def condition(kind: str, status: str, reason: str, message: str = "") -> dict[str, str]:
+    return {"type": kind, "status": status, "reason": reason, "message": message}
+
+
+def branch(name: str, source: str | None, created: str, **more: Any) -> dict[str, Any]:
+    status = {"conditions": [condition("Ready", "True", "Available")], **more}
+    return {
+        "kind": "DBBranch",
+        "metadata": {"name": f"shop-{name}", "namespace": "team-a", "creationTimestamp": created},
+        "spec": {"project": "shop", **({"source": source} if source else {})},
+        "status": status,
+    }
+
+
+PULL = "cannot pull postgres:17 (403); Postgres is not started; check postgres.imagePullSecrets"
+MAIN = branch(
+    "main",
+    None,
+    "2030-01-01T11:00:00Z",
+    node={"logicalBytes": 41 * GI, "uniqueBytes": 39 * GI},
+    nodeName="n1",
+)
+FEATURE = branch(
+    "feature-x", "main", "2030-01-13T08:30:00Z", node={"logicalSize": "41Gi", "uniqueSize": "37Mi"}
+)
+PR = branch(
+    "pr-118",
+    "main",
+    "2030-01-13T11:59:51Z",
+    conditions=[condition("Ready", "False", "ImagePullFailed", PULL)],
+)
+PROJECT: dict[str, Any] = {
+    "kind": "DBProject",
+    "metadata": {"name": "shop", "namespace": "team-a", "creationTimestamp": "2030-01-01T11:00:00Z"},
+    "spec": {
+        "activeBranch": "feature-x",
+        "postgres": {"image": "postgres:17"},
+        "storage": {"size": "60Gi"},
+        "proxy": {"port": 5432},
+    },
+    "status": {
+        "conditions": [condition("Ready", "True", "Available"), condition("Routed", "True", "Draining")],
+        "nodeName": "n1",
+        "host": "shop.team-a.svc",
+        "branches": 3,
+        "route": {"generation": 7, "branch": "feature-x"},
+        "routes": [
+            {"branch": "main", "state": "Ready"},
+            {"branch": "feature-x", "state": "Ready"},
+            {"branch": "pr-118", "state": "Starting"},
+        ],
+        "proxies": [
+            {"pod": "a", "generation": 7, "sessions": 10, "draining": 2},
+            {"pod": "b", "generation": 7, "sessions": 4},
+        ],
+        "node": {"postgresVersion": "17.6", "usedSize": "39.1Gi", "hostFreeSize": "31Gi"},
+    },
+}
+
+
+def test_the_list_is_the_contracts_example() -> None:
+    assert branch_table(PROJECT, [MAIN, FEATURE, PR], wide=False, now=NOW) == "\n".join(
+        [
+            "ACTIVE  BRANCH     SOURCE  STATE    SIZE  UNIQUE  AGE",
+            "        main       -       Ready    41Gi  39Gi    12d",
+            "*       feature-x  main    Ready    41Gi  37Mi    3h",
+            "        pr-118     main    Pending  -     -       9s",
+        ]
+    )
+
+
+def test_the_wide_list_says_why() -> None:
+    lines = branch_table(PROJECT, [MAIN, PR], wide=True, now=NOW).split("\n")
+    assert lines[0].split()[-3:] == ["REASON", "NODE", "MESSAGE"]
+    assert "Available" in lines[1] and "n1" in lines[1]
+    assert lines[2].endswith(PULL)
+
+
+def test_the_status_is_the_contracts_example() -> None:
+    assert status_block(PROJECT, [MAIN, FEATURE, PR], "k3s") == "\n".join(
+        [
+            "Project   shop (namespace team-a, context k3s)",
+            "Ready     True",
+            "Active    feature-x, 14 sessions; 2 draining on main",
+            "Connect   shop.team-a.svc:5432",
+            "Postgres  17.6 (postgres:17)",
+            "Pool      39.1Gi of 60Gi; node n1, disk 31Gi free",
+            "Branches  3: 2 Ready, 1 Pending",
+            f"! pr-118  ImagePullFailed: {PULL}",
+        ]
+    )
+
+
+def test_the_status_of_a_project_that_nobody_has_seen_yet() -> None:
+    bare = {**PROJECT, "spec": {"storage": {"size": "1Gi"}}, "status": {}}
+    said = status_block(bare, [], "k3s")
+    assert "Ready     Unknown" in said and "Active    main, 0 sessions" in said
+    assert "Pool      - of 1Gi\nBranches  0" in said
+
+
+def test_a_switch_that_has_not_come_says_why() -> None:
+    waits = {
+        **PROJECT,
+        "spec": {**PROJECT["spec"], "activeBranch": "nowhere"},
+        "status": {
+            **PROJECT["status"],
+            "proxies": [],
+            "conditions": [
+                condition("Ready", "False", "BranchNotFound", "no nowhere"),
+                condition("Routed", "False", "BranchNotFound", "no nowhere"),
+            ],
+        },
+    }
+    said = status_block(waits, [], "k3s")
+    assert "Ready     False, BranchNotFound: no nowhere" in said
+    assert "Active    feature-x, 0 sessions; wanted: nowhere (BranchNotFound)" in said
+
+
+@pytest.mark.parametrize(
+    ("conditions", "state"),
+    [
+        ([], "Pending"),
+        ([condition("Ready", "True", "Available")], "Ready"),
+        ([condition("Ready", "False", "Stopped")], "Stopped"),
+        ([condition("Ready", "False", "ImagePullFailed")], "Pending"),
+        ([condition("Ready", "Unknown", "Pending")], "Pending"),
+        ([condition("Ready", "Unknown", "NodeNotReady")], "Unknown"),
+        ([condition("Ready", "False", "DataLost"), condition("Stalled", "True", "DataLost")], "Stalled"),
+    ],
+)
+def test_states(conditions: list[dict[str, str]], state: str) -> None:
+    assert state_of(branch("x", "main", "2030-01-01T00:00:00Z", conditions=conditions)) == state
+
+
+def test_deleting_wins() -> None:
+    body = branch("x", "main", "2030-01-01T00:00:00Z")
+    body["metadata"]["deletionTimestamp"] = "2030-01-02T00:00:00Z"
+    assert state_of(body) == "Deleting"
+
+
+def test_show_ends_with_conditions_and_events() -> None:
+    event = {
+        "type": "Warning",
+        "reason": "ImagePullFailed",
+        "message": PULL,
+        "metadata": {"creationTimestamp": "2030-01-13T11:59:00Z"},
+    }
+    said = branch_block(PR, False, [event], NOW)
+    assert said.index("Branch") < said.index("CONDITION") < said.index("EVENT")
+    assert said.split("\n")[-1].split()[:3] == ["1m", "Warning", "ImagePullFailed"]
+    assert "you may not list them" in branch_block(PR, False, None, NOW)
+    assert "feature-x (active)" in branch_block(FEATURE, True, [], NOW)
+
+
+def test_the_tree_shows_a_branch_whose_source_is_gone() -> None:
+    below = branch("deep", "feature-x", "2030-01-13T09:00:00Z")
+    orphan = branch("late", "gone", "2030-01-13T09:00:00Z")
+    assert branch_tree(PROJECT, [MAIN, FEATURE, PR, below, orphan]).split("\n") == [
+        "main",
+        "├─ feature-x  *",
+        "│  └─ deep",
+        "└─ pr-118  Pending",
+        "late  of gone, deleted",
+    ]
+
+
+def test_projects_have_a_star_at_the_current_one() -> None:
+    lines = project_table([PROJECT], "shop", wide=False, now=NOW).split("\n")
+    assert lines[0].split()[:2] == ["CURRENT", "PROJECT"]
+    assert lines[1].split() == ["*", "shop", "Ready", "feature-x", "3", "39.1Gi", "60Gi", "12d"]
+
+
+@pytest.mark.parametrize(
+    ("since", "said"),
+    [
+        ("2030-01-13T11:59:51Z", "9s"),
+        ("2030-01-13T11:59:00Z", "1m"),
+        ("2030-01-13T08:30:00Z", "3h"),
+        ("2030-01-01T11:00:00Z", "12d"),
+        ("2028-12-01T00:00:00Z", "408d"),
+        ("2027-01-01T00:00:00Z", "3y"),
+        ("2031-01-01T00:00:00Z", "0s"),  # a clock ahead of ours
+        (None, "-"),
+    ],
+)
+def test_ages(since: str | None, said: str) -> None:
+    assert age(since, NOW) == said
+
+
+def test_words() -> None:
+    assert (counted(0, "session"), counted(1, "branch"), counted(2, "branch")) == (
+        "0 sessions",
+        "1 branch",
+        "2 branches",
+    )
+    assert table(["A", "B"], []) == "A  B"
