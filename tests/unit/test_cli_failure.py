@@ -9,7 +9,7 @@ import requests
 
 from dbranch.errors import ClusterUnreachable, DbranchError, InvalidInput, Refused
 from dbranch_cli import main as entry
-from dbranch_cli.connection import root_cause
+from dbranch_cli.connection import refusal_of, root_cause
 from dbranch_cli.failure import Failure, failure_of
 
 POLICY = (
@@ -54,6 +54,28 @@ def test_the_innermost_cause_is_told() -> None:
     middle.__cause__ = refused
     assert root_cause(requests.ConnectionError(middle)) == "Connection refused"
     assert root_cause(ValueError("just this")) == "just this"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reason"),
+    [
+        ("/apis/dbranch.io/v1alpha1/namespaces/a/dbprojects", "404 page not found", "NotInstalled"),
+        (
+            "/apis/dbranch.io/v1alpha1/namespaces/a/dbprojects/x",
+            '{"details": {"kind": "dbprojects"}}',
+            "NotFound",
+        ),
+        ("/api/v1/namespaces/a/secrets/x", '{"details": {"kind": "secrets"}}', "NotFound"),
+    ],
+)
+def test_a_cluster_without_dbranch_is_told_from_an_object_that_is_not_there(
+    path: str, body: str, reason: str
+) -> None:
+    response = requests.Response()
+    response.status_code, response.url = 404, f"https://server{path}"
+    response._content = body.replace("{", '{"reason": "NotFound", ', 1).encode()
+    error = refusal_of(response)
+    assert (error.reason, failure_of(error).code) == (reason, 3)
 
 
 def ended(*argv: str) -> int:
