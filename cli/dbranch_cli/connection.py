@@ -80,7 +80,7 @@ class Connection:
             raise self._unreachable(error) from error
         if response.status_code >= 400:
             with response:
-                raise _refused(response)
+                raise refusal_of(response)
         return response
 
     def _unreachable(self, error: Exception) -> ClusterUnreachable:
@@ -112,7 +112,8 @@ def root_cause(error: BaseException) -> str:
     return str(inner) or type(inner).__name__
 
 
-def _refused(response: requests.Response) -> Refused:
+def refusal_of(response: requests.Response) -> Refused:
+    """The API server's Status as an exception; `NotInstalled` where it does not know dbranch's kinds."""
     try:
         said = response.json()
     except ValueError:

@@ -16,7 +16,7 @@ import yaml
 
 from dbranch import names
 from dbranch_cli.connection import Connection
-from dbranch_cli.failure import NOT_FOUND, USAGE, Failure
+from dbranch_cli.failure import NOT_FOUND, OTHER, USAGE, Failure
 from dbranch_cli.kubeconfig import Login, find_login
 from dbranch_cli.objects import Body, Store
 from dbranch_cli.settings import current_project, settings_path
@@ -109,7 +109,7 @@ class Scope:
         click.echo(text if self.for_people else written(body, self.output))
 
     def confirm(self, question: str, yes: bool) -> None:
-        """Goes on only with a yes. Raises Failure where nobody can be asked, click.Abort on a no."""
+        """Goes on only with a yes. Raises Failure where nobody can be asked, also on a no."""
         if yes:
             return
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
@@ -117,7 +117,7 @@ class Scope:
                 USAGE, "NotConfirmed", f"{question} There is no terminal to ask on; say so with --yes"
             )
         if not click.confirm(question, default=False, err=True):
-            raise Failure(USAGE, "NotConfirmed", "nothing was done")
+            raise Failure(OTHER, "NotConfirmed", "nothing was done")
 
 
 def project_file(directory: Path) -> tuple[str, str] | None:

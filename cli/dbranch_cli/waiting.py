@@ -95,30 +95,34 @@ class Progress:
         self.quiet, self.live = quiet, sys.stderr.isatty()
         self.began: dict[str, float] = {}
         self.said: dict[str, str] = {}
-        self.pending = ""
+        # A step's seconds count from the end of the one before it.
+        self.mark = time.monotonic()
+        self.pending = "waiting"
 
     def show(self, body: Mapping[str, Any]) -> None:
         """Lines for what is new in the object's conditions."""
-        self.pending = ""
+        self.pending = "waiting"
         for kind in _STEPS:
             entry = current(body, kind)
             if entry is None:
                 continue
-            self.began.setdefault(kind, time.monotonic())
+            self.began.setdefault(kind, self.mark)
             done = entry["status"] == "True" and kind != Condition.DELETION_BLOCKED
             said = f"{entry['status']} {entry['reason']}"
             if said != self.said.get(kind) and (done or not self.live):
                 self._line(kind, entry, done)
+            if done and said != self.said.get(kind):
+                self.mark = time.monotonic()
             self.said[kind] = said
-            if not done and not self.pending:
+            if not done and self.pending == "waiting":
                 self.pending = kind
         self.tick()
 
     def tick(self) -> None:
         """The line of the step under way, on a terminal."""
         if self.live and self.pending and not self.quiet:
-            seconds = time.monotonic() - self.began[self.pending]
-            reason = self.said[self.pending].split()[1]
+            seconds = time.monotonic() - self.began.get(self.pending, self.mark)
+            reason = self.said.get(self.pending, " ").split(" ")[1]
             sys.stderr.write(f"\r\x1b[K… {self.pending:<15} {reason:<20} {seconds:5.1f} s")
             sys.stderr.flush()
 
