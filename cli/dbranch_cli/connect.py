@@ -51,10 +51,8 @@ def start(scope: Scope, port: int, branches: bool, nodes_namespace: str) -> None
     require_permission(connection, scope.namespace)
     if branches:
         require_permission(connection, nodes_namespace)
-    proxy_endpoint(connection, scope.namespace, name)
-    listener = Listener(
-        connection, lambda: proxy_endpoint(connection, scope.namespace, name), port, scope.say
-    )
+    proxy_endpoint(connection, project)
+    listener = Listener(connection, lambda: proxy_endpoint(connection, project), port, scope.say)
     rows = [[f"localhost:{listener.port}", f"the active branch, now {active_of(project)}"]]
     if branches:
         for place, body in enumerate(scope.store.branches(name), 1):
@@ -117,8 +115,8 @@ def run_client(
     connection, name = scope.store.connection, project["metadata"]["name"]
     secret = scope.store.secret(name)
     require_permission(connection, scope.namespace)
-    proxy_endpoint(connection, scope.namespace, name)
-    listener = Listener(connection, lambda: proxy_endpoint(connection, scope.namespace, name), 0)
+    proxy_endpoint(connection, project)
+    listener = Listener(connection, lambda: proxy_endpoint(connection, project), 0)
     feed = stdin if isinstance(stdin, Iterator) and not hasattr(stdin, "fileno") else None
     try:
         with _interrupts_left_to_it():

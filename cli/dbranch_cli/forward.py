@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import socket
 import ssl
 import threading
@@ -69,16 +70,17 @@ def _forbidden(namespace: str) -> Failure:
     )
 
 
-def proxy_endpoint(connection: Connection, namespace: str, project: str) -> Endpoint:
-    """A proxy pod of the project that is Ready; the oldest one of those."""
-    selector = f"{names.LABEL_COMPONENT}={names.COMPONENT_PROXY},{names.LABEL_PROJECT}={project}"
+def proxy_endpoint(connection: Connection, project: Mapping[str, Any]) -> Endpoint:
+    """A proxy pod of the DBProject that is Ready; the oldest one of those."""
+    namespace, name, uid = (project["metadata"][key] for key in ("namespace", "name", "uid"))
+    selector = f"{names.LABEL_COMPONENT}={names.COMPONENT_PROXY},{names.LABEL_PROJECT_UID}={uid}"
     listed = connection.get(f"/api/v1/namespaces/{namespace}/pods", labelSelector=selector)
     ready = [pod for pod in listed["items"] if _is_ready(pod)]
     if not ready:
         raise Failure(
             OTHER,
             "ProxyNotReady",
-            f"no proxy pod of project {project} is Ready ({len(listed['items'])} there); see dbranch status",
+            f"no proxy pod of project {name} is Ready ({len(listed['items'])} there); see dbranch status",
         )
     chosen = min(ready, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
     return Endpoint(namespace, chosen["metadata"]["name"], names.POSTGRES_PORT)
@@ -146,7 +148,7 @@ def _bound(port: int) -> list[socket.socket]:
         raise Failure(
             OTHER,
             "PortTaken",
-            f"cannot listen on localhost:{port}: {error.strerror}; name another port with --port",
+            f"cannot listen on localhost:{port}: {os.strerror(error.errno or 0)}; name another port with --port",
         ) from error
     chosen = first.getsockname()[1]
     second: list[socket.socket] = []
