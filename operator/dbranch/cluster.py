@@ -172,7 +172,7 @@ class Cluster:
         seconds: float,
     ) -> Any:
         headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": self._manager}
-        token = self._settings.get_api_key_with_prefix("authorization")
+        token = self._settings.get_api_key_with_prefix("BearerToken", "authorization")
         if token:
             headers["Authorization"] = token
         url = self._settings.host + path + (f"?{urlencode(query)}" if query else "")
