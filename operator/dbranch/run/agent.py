@@ -22,7 +22,7 @@ from dbranch.run.agent_house import keep_house
 from dbranch.run.agent_pods import watch_pods
 from dbranch.run.agent_projects import ProjectWork
 from dbranch.run.keyed_locks import KeyedLocks
-from dbranch.run.kopf_settings import later, login, settle
+from dbranch.run.kopf_settings import later, login, serve, settle
 from dbranch.run.logs import start_logging
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def register(registry: kopf.OperatorRegistry, work: Work, node: str) -> None:
 
     @kopf.on.startup(**more)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
-        settle(settings, names.AGENT_FINALIZER, names.AGENT_PREFIX)
+        settle(settings, names.AGENT_FINALIZER, names.AGENT_PREFIX, names.CONTROLLER_POKE)
         for plural in (names.PROJECTS, names.BRANCHES):
             settings.watching.field_selectors[names.GROUP, plural] = f"status.nodeName={node}"
 
@@ -139,4 +139,4 @@ def main() -> None:
         threading.Thread(target=target, args=args, daemon=True, name=target.__name__).start()
     registry = kopf.OperatorRegistry()
     register(registry, work, home.node)
-    kopf.run(registry=registry, clusterwide=True, liveness_endpoint="http://0.0.0.0:8080/healthz")
+    serve(registry, names.AGENT_MANAGER)

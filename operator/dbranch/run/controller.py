@@ -22,7 +22,7 @@ from dbranch.run.controller_branches import BranchCare
 from dbranch.run.controller_projects import ProjectCare, Tell
 from dbranch.run.controller_views import Views, poke_branch, poke_project
 from dbranch.run.keyed_locks import KeyedLocks
-from dbranch.run.kopf_settings import later, login, settle
+from dbranch.run.kopf_settings import later, login, serve, settle
 from dbranch.run.logs import start_logging
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def _register_indices(registry: kopf.OperatorRegistry, nodes_namespace: str) -> 
 
     @kopf.on.startup(**more)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
-        settle(settings, names.CONTROLLER_FINALIZER, names.CONTROLLER_PREFIX)
+        settle(settings, names.CONTROLLER_FINALIZER, names.CONTROLLER_PREFIX, names.AGENT_POKE)
         settings.watching.label_selectors["v1", "pods"] = f"{names.LABEL_NAME}=dbranch"
 
     kopf.on.login(**more)(login)
@@ -222,4 +222,4 @@ def main() -> None:
         raise SystemExit(f"dbranch-server controller: {error}") from error
     registry = kopf.OperatorRegistry()
     register(registry, cluster, release)
-    kopf.run(registry=registry, clusterwide=True, liveness_endpoint="http://0.0.0.0:8080/healthz")
+    serve(registry, names.CONTROLLER_MANAGER)

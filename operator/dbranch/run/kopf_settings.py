@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 import kopf
 
@@ -11,11 +11,18 @@ import kopf
 _WORKERS = 24
 
 
-def settle(settings: kopf.OperatorSettings, finalizer: str, prefix: str) -> None:
-    """The settings that all roles share. `finalizer` and `prefix` differ by role and are fixed for ever."""
+def settle(settings: kopf.OperatorSettings, finalizer: str, prefix: str, other_poke: str) -> None:
+    """The settings that all roles share. `finalizer` and `prefix` differ by role and are fixed for ever.
+
+    kopf's own annotations stand under `kopf-state.<prefix>`: what it finds under the prefix of a storage it takes
+    for a storage's, and a poke there would wake nobody (tried). `other_poke` is not this role's concern.
+    """
+    prefix = f"kopf-state.{prefix}"
     settings.persistence.finalizer = finalizer
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=prefix)
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=prefix)
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(
+        prefix=prefix, ignored_fields=[("metadata", "annotations", other_poke)]
+    )
     settings.peering.standalone = True
     settings.scanning.disabled = True
     settings.execution.max_workers = _WORKERS
@@ -38,3 +45,15 @@ def later(seconds: float | None, why: str) -> None:
     """Comes back after `seconds`; not at all where None: then an event will."""
     if seconds is not None:
         raise kopf.TemporaryError(why, delay=seconds)
+
+
+def serve(registry: kopf.OperatorRegistry, identity: str) -> None:
+    """Runs the handlers until the process is told to end; kubelet asks at :8080/healthz."""
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    kopf.run(
+        registry=registry,
+        clusterwide=True,
+        # Without one kopf asks for the name of the user, which a container need not have.
+        identity=cast(Any, identity),
+        liveness_endpoint="http://0.0.0.0:8080/healthz",
+    )
