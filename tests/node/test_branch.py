@@ -1,0 +1,196 @@
+"""Branches of a real Postgres: initdb, snapshots, binds, cleaning, sizes, the end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+from tests.node.conftest import OWNER, Node
+
+from dbranch.effect import session, slot, subvolume
+from dbranch.effect.cleaning import Cleaned, ensure_cleaned
+from dbranch.effect.session import Endpoint
+from dbranch.errors import Busy, DataLost, InvalidInput, NotAccepting, SourceUnsafe
+from dbranch.observe.sizes import observe_sizes
+from dbranch.observe.slots import observe_slot, observe_slots
+from dbranch.observe.subvolumes import observe_subvolumes
+from dbranch.plan.scripts import read_slot_start
+
+
+def sql(node: Node, endpoint: Endpoint, query: str, database: str = "postgres") -> list[tuple[object, ...]]:
+    with session.connect(node.layout, endpoint, database, seconds=30) as connection:
+        cursor = connection.execute(query.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+@pytest.fixture
+def main(up: Node) -> tuple[Node, str, Endpoint]:
+    """A running root branch with a row, and the superuser's own database."""
+    branch = up.root(max_prepared_transactions="5", wal_level="logical")
+    endpoint = up.start(branch)
+    sql(up, endpoint, "create table item (name text)")
+    sql(up, endpoint, "insert into item values ('first')")
+    return up, branch, endpoint
+
+
+def test_initdb_makes_what_was_asked_for(main: tuple[Node, str, Endpoint]) -> None:
+    node, branch, endpoint = main
+    assert sql(node, endpoint, "select datname from pg_database where datname = 'dbranch'")
+    told = "select current_setting('data_checksums'), current_setting('server_encoding'), current_setting('fsync')"
+    assert sql(node, endpoint, told) == [("on", "UTF8", "on")]
+    stored = sql(node, endpoint, "select rolpassword from pg_authid where rolname = 'postgres'")
+    assert str(stored[0][0]).startswith("SCRAM-SHA-256$4096:")
+    marker = observe_subvolumes(node.layout, node.project).branches[branch]
+    assert marker and marker.is_root and marker.cleaned
+
+
+def test_a_snapshot_of_a_running_source_is_isolated_both_ways(main: tuple[Node, str, Endpoint]) -> None:
+    node, branch, endpoint = main
+    assert session.checkpoint(node.layout, endpoint, 10)
+    copy = node.snapshot(branch)
+    sql(node, endpoint, "insert into item values ('later')")
+    there = node.start(copy)
+    ensure_cleaned(node.layout, node.project, copy, there)
+    assert sql(node, there, "select name from item") == [("first",)]
+    sql(node, there, "delete from item")
+    assert sql(node, endpoint, "select count(*) from item") == [(2,)]
+    assert node.take(branch, copy).branch_uid == copy
+    assert observe_slot(node.layout, there.slot).branch_uid == copy
+
+
+def test_sizes(main: tuple[Node, str, Endpoint]) -> None:
+    node, branch, endpoint = main
+    session.checkpoint(node.layout, endpoint, 10)
+    copy = node.snapshot(branch)
+    sizes = observe_sizes(node.layout, node.project, copy)
+    assert sizes and sizes.logical_bytes > 5 * 2**20 and sizes.unique_bytes < 2**20
+    assert observe_sizes(node.layout, node.project, node.project) is None
+
+
+def test_a_copy_opens_only_when_it_is_cleaned(main: tuple[Node, str, Endpoint]) -> None:
+    node, branch, endpoint = main
+    sql(
+        node,
+        endpoint,
+        "create subscription s connection 'host=/nowhere' publication p with (connect = false, slot_name = 'theirs')",
+    )
+    with session.connect(node.layout, endpoint) as connection:
+        connection.execute("begin")
+        connection.execute("insert into item values ('prepared')")
+        connection.execute("prepare transaction 'half'")
+    sql(node, endpoint, "select pg_create_physical_replication_slot('standby', true)")
+    copy = node.snapshot(branch)
+    files = node.layout.branch(node.project, copy)
+    assert list((files / "pgdata" / "pg_replslot").iterdir()) == []
+    assert "scram" not in (files / "pg_hba.conf").read_text()
+    there = node.start(copy)
+    assert ensure_cleaned(node.layout, node.project, copy, there) == Cleaned(1, 1)
+    assert ensure_cleaned(node.layout, node.project, copy, there) == Cleaned()
+    assert "scram" in (files / "pg_hba.conf").read_text()
+    left = "select (select count(*) from pg_subscription), (select count(*) from pg_prepared_xacts)"
+    assert sql(node, there, left) == [(0, 0)]
+    assert sql(node, endpoint, left) == [(1, 1)]
+    assert sql(node, there, "show max_logical_replication_workers") == [("0",)]
+    assert sql(node, endpoint, "select count(*) from pg_replication_slots") == [(1,)]
+
+
+def test_alter_system_cannot_undo_what_protects(main: tuple[Node, str, Endpoint]) -> None:
+    node, _, endpoint = main
+    for setting in ("fsync = off", "full_page_writes = off", "archive_mode = on"):
+        sql(node, endpoint, f"alter system set {setting}")
+    node.stop(endpoint.slot)
+    node.script(endpoint.slot, read_slot_start())
+    assert session.await_accepting(node.layout, endpoint, 30)
+    told = "select current_setting('fsync'), current_setting('full_page_writes'), current_setting('archive_mode')"
+    assert sql(node, endpoint, told) == [("on", "on", "off")]
+
+
+def test_a_second_postgres_on_one_branch_waits(main: tuple[Node, str, Endpoint]) -> None:
+    node, branch, endpoint = main
+    with pytest.raises(Busy, match="already"):
+        slot.ensure_slot(node.layout, "slot-b", OWNER)
+        slot.ensure_bound(node.layout, "slot-b", node.project, branch)
+    first = node.running[endpoint.slot]
+    rival = node.script(endpoint.slot, read_slot_start())
+    node.running[endpoint.slot] = first
+    try:
+        eventually(lambda: "another container holds the lock" in node.said(endpoint.slot))
+        assert sql(node, endpoint, "select 1") == [(1,)]
+    finally:
+        rival.terminate()
+        assert rival.wait(10) == 0
+
+
+def eventually(check: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not check():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_source_that_reaches_outside_is_refused_with_the_path(main: tuple[Node, str, Endpoint]) -> None:
+    node, branch, _ = main
+    pgdata = node.layout.branch(node.project, branch) / "pgdata"
+    outside = node.layout.base / "outside"
+    outside.mkdir()
+    (pgdata / "pg_tblspc" / "16999").symlink_to(outside)
+    with pytest.raises(SourceUnsafe, match="pg_tblspc/16999"):
+        node.snapshot(branch)
+    (pgdata / "pg_tblspc" / "16999").unlink()
+    subprocess.run(["btrfs", "-q", "subvolume", "create", str(pgdata / "nested")], check=True)
+    with pytest.raises(SourceUnsafe, match="nested"):
+        node.snapshot(branch)
+    assert observe_subvolumes(node.layout, node.project).temporary == ()
+
+
+def test_links_of_a_tenant_lead_nowhere(main: tuple[Node, str, Endpoint]) -> None:
+    node, branch, endpoint = main
+    run = node.layout.run("slot-x")
+    slot.ensure_slot(node.layout, "slot-x", OWNER)
+    (run / f".s.PGSQL.{endpoint.port}").symlink_to(
+        node.layout.run(endpoint.slot) / f".s.PGSQL.{endpoint.port}"
+    )
+    with (
+        pytest.raises(NotAccepting),
+        session.connect(node.layout, Endpoint("slot-x", endpoint.port, "postgres", 17)),
+    ):
+        pass
+    kept = node.layout.base / "kept"
+    kept.write_text("keep me")
+    pgdata = node.layout.branch(node.project, branch) / "pgdata"
+    (pgdata / "postmaster.opts").unlink()
+    (pgdata / "postmaster.opts").symlink_to(os.path.relpath(pgdata / "PG_VERSION", pgdata))
+    copy = node.snapshot(branch)
+    assert not os.path.lexists(node.layout.branch(node.project, copy) / "pgdata" / "postmaster.opts")
+    assert kept.read_text() == "keep me" and (pgdata / "PG_VERSION").exists()
+
+
+def test_the_end_of_a_branch(main: tuple[Node, str, Endpoint]) -> None:
+    node, branch, _ = main
+    copy = node.snapshot(branch)
+    there = node.start(copy)
+    with pytest.raises(Busy):
+        subvolume.ensure_trashed(node.layout, node.project, copy)
+    with pytest.raises(Busy):
+        slot.ensure_unbound(node.layout, there.slot)
+    node.stop(there.slot)
+    slot.ensure_slot_removed(node.layout, there.slot)
+    slot.ensure_slot_removed(node.layout, there.slot)
+    assert there.slot not in observe_slots(node.layout)
+    subvolume.ensure_trashed(node.layout, node.project, copy)
+    assert copy not in observe_subvolumes(node.layout, node.project).branches
+    subvolume.ensure_trash_emptied(node.layout, node.project)
+    subvolume.ensure_trashed(node.layout, node.project, copy)
+    assert observe_subvolumes(node.layout, node.project).trash == ()
+    with pytest.raises(DataLost):
+        node.snapshot(copy)
+
+
+def test_parameters_that_protect_are_refused(up: Node) -> None:
+    branch = up.root()
+    with pytest.raises(InvalidInput, match="fsync"):
+        up.snapshot(branch, fsync="off")
+    assert set(observe_subvolumes(up.layout, up.project).branches) == {branch}

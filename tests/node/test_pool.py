@@ -1,0 +1,127 @@
+"""The pool: made once, adopted, grown, taken down; never made twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+from contextlib import suppress
+
+import pytest
+from tests.node.conftest import OWNER, SIZE, Node
+
+from dbranch.effect import pool, slot
+from dbranch.errors import Busy, CommandFailed, DbranchError, PoolDamaged, PoolLost
+from dbranch.linux.loops import loops_of
+from dbranch.linux.mounts import mounts_at
+from dbranch.observe.machine import observe_machine
+from dbranch.observe.pools import observe_pool, observe_pools
+
+
+def test_made_once_and_found_again(node: Node) -> None:
+    uuid = node.up()
+    facts = observe_pool(node.layout, node.project)
+    assert facts.mounted and facts.uuid == uuid and len(facts.loops) == 1
+    assert facts.total_bytes == SIZE == facts.image_bytes
+    assert node.up() == uuid
+    assert observe_pool(node.layout, node.project).loops == facts.loops
+    assert observe_pools(node.layout) == (node.project,)
+
+
+def test_the_machine_keeps_its_name(node: Node) -> None:
+    facts = observe_machine(node.layout)
+    assert facts.machine_id == pool.ensure_base(node.layout) and facts.btrfs and facts.loop
+    assert 0 < facts.host_free_bytes < facts.host_total_bytes
+
+
+def test_many_at_once_attach_one_device(node: Node) -> None:
+    failed: list[Exception] = []
+
+    def attempt() -> None:
+        try:
+            pool.ensure_pool(node.layout, node.project, SIZE, None, None)
+        except (DbranchError, OSError) as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=attempt) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert len(loops_of(node.layout.image(node.project))) == 1
+    assert len(mounts_at(node.layout.pool(node.project))) == 1
+
+
+def test_an_attached_device_is_adopted_after_a_restart_of_the_node(up: Node) -> None:
+    before = observe_pool(up.layout, up.project).loops
+    subprocess.run(["umount", str(up.layout.pool(up.project))], check=True)
+    up.up()
+    assert observe_pool(up.layout, up.project).loops == before
+
+
+def test_growing_raises_what_is_behind(up: Node) -> None:
+    larger = SIZE + 64 * 2**20
+    # Cut off after the image was raised.
+    os.truncate(up.layout.image(up.project), larger)
+    pool.ensure_pool(up.layout, up.project, larger, up.pool_uuid, None)
+    assert observe_pool(up.layout, up.project).total_bytes == larger
+    pool.ensure_pool(up.layout, up.project, SIZE, up.pool_uuid, None)
+    assert observe_pool(up.layout, up.project).total_bytes == larger
+
+
+def test_down_and_removed_leave_nothing(up: Node) -> None:
+    image = up.layout.image(up.project)
+    pool.ensure_pool_down(up.layout, up.project)
+    facts = observe_pool(up.layout, up.project)
+    assert facts.image_exists and not facts.mounted and facts.loops == ()
+    pool.ensure_pool_down(up.layout, up.project)
+    pool.ensure_pool_removed(up.layout, up.project)
+    assert not image.exists() and not up.layout.pool(up.project).exists()
+    pool.ensure_pool_removed(up.layout, up.project)
+
+
+def test_a_pool_in_use_stays(up: Node) -> None:
+    branch = up.root()
+    slot.ensure_slot(up.layout, "slot-a", OWNER)
+    slot.ensure_bound(up.layout, "slot-a", up.project, branch)
+    with pytest.raises(Busy, match="slot-a"):
+        pool.ensure_pool_removed(up.layout, up.project)
+    assert observe_pool(up.layout, up.project).mounted
+
+
+def test_what_is_gone_is_never_made_again(up: Node) -> None:
+    pool.ensure_pool_down(up.layout, up.project)
+    image = up.layout.image(up.project)
+    aside = image.with_suffix(".aside")
+    image.rename(aside)
+    with pytest.raises(PoolLost, match="missing"):
+        up.up()
+    assert not image.exists()
+    image.write_bytes(b"\0" * SIZE)
+    with pytest.raises(PoolDamaged):
+        up.up()
+    image.unlink()
+    aside.rename(image)
+    up.up()
+
+
+def test_another_filesystem_or_machine_is_refused(up: Node) -> None:
+    with pytest.raises(PoolLost, match="holds filesystem"):
+        pool.ensure_pool(up.layout, up.project, SIZE, "00000000-0000-0000-0000-000000000000", None)
+    with pytest.raises(PoolLost, match="disk"):
+        pool.ensure_pool(up.layout, up.project, SIZE, up.pool_uuid, "another-machine")
+
+
+def test_a_copied_image_never_mixes_with_the_other(node: Node) -> None:
+    """Two projects with one filesystem UUID: kernels mount the second apart or refuse it."""
+    uuid = node.up()
+    copy = Node(node.layout)
+    subprocess.run(["sync", "-f", str(node.layout.pool(node.project))], check=True)
+    shutil.copyfile(node.layout.image(node.project), node.layout.image(copy.project))
+    with suppress(CommandFailed):
+        pool.ensure_pool(node.layout, copy.project, SIZE, uuid, None)
+        (node.layout.pool(copy.project) / "theirs").write_text("")
+    assert observe_pool(node.layout, node.project).mounted
+    assert not (node.layout.pool(node.project) / "theirs").exists()
