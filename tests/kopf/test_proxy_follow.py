@@ -28,7 +28,7 @@ import pytest
 
 from dbranch import names
 
-SOON = 2.0
+SOON = 15.0
 READY = b"Z\0\0\0\x05I"
 SOURCES = Path(__file__).parents[2] / "operator"
 MANAGER = "--field-manager=" + names.CONTROLLER_MANAGER
@@ -81,7 +81,7 @@ class Server:
             self.serve(taken)
 
     def serve(self, taken: socket.socket) -> None:
-        raise NotImplementedError
+        """One connection; it is closed when this returns."""
 
     def cut(self) -> None:
         """Ends every connection that is open."""
@@ -148,9 +148,16 @@ def namespace() -> Iterator[str]:
     kubectl("delete", "namespace", name, "--wait=false")
 
 
+PODS = ("shop-proxy-1", "shop-proxy-2")
+
+
 @pytest.fixture(scope="module")
 def account(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with `token` and `ca.crt` of an account that may what a proxy's may."""
+    """A directory with `ca.crt` and a token for each of PODS, of an account that may what a proxy's may.
+
+    A token speaks for its pod (the policy `dbranch-proxy-entry` looks at that); no node has the label that
+    these pods ask for, so that they exist and never run.
+    """
     rules: list[dict[str, Any]] = [
         {"resources": [names.PROJECTS], "verbs": ["get", "list", "watch"]},
         {"resources": [f"{names.PROJECTS}/status"], "verbs": ["patch"]},
@@ -174,7 +181,20 @@ def account(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for one in objects:
         kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(one | {"metadata": {"name": name}}))
     home = tmp_path_factory.mktemp("account")
-    (home / "token").write_text(kubectl("create", "token", "-n", namespace, name))
+    for pod in PODS:
+        body = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": pod},
+            "spec": {
+                "serviceAccountName": name,
+                "nodeSelector": {"dbranch.io/none": "here"},
+                "containers": [{"name": "proxy", "image": "none"}],
+            },
+        }
+        kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(body))
+        bound = ["--bound-object-kind=Pod", f"--bound-object-name={pod}"]
+        (home / pod).write_text(kubectl("create", "token", "-n", namespace, name, *bound))
     (home / "ca.crt").write_bytes(base64.b64decode(cluster()["certificate-authority-data"]))
     return home
 
@@ -211,13 +231,13 @@ class Shop:
             for b in backends.values()
         ]
 
-    def make(self) -> None:
+    def make(self, **proxy: Any) -> None:
         body = {
             "apiVersion": names.API_VERSION,
             "kind": names.PROJECT_KIND,
             "metadata": {"name": "shop"},
             # No node has this label: a controller that runs in this cluster leaves the project alone.
-            "spec": {"storage": {"nodeSelector": {"dbranch.io/none": "here"}}},
+            "spec": {"storage": {"nodeSelector": {"dbranch.io/none": "here"}}, "proxy": proxy},
         }
         kubectl("apply", "-n", self.namespace, "-f", "-", stdin=json.dumps(body))
 
@@ -266,12 +286,12 @@ class Proxy:
             "DBRANCH_PROJECT_NAMESPACE": namespace,
             "DBRANCH_POD_NAME": pod,
             "DBRANCH_API_SERVER": f"https://127.0.0.1:{way.port}",
-            "DBRANCH_API_TOKEN": str(account / "token"),
+            "DBRANCH_API_TOKEN": str(account / pod),
             "DBRANCH_API_CA": str(account / "ca.crt"),
             "DBRANCH_PORT": str(self.port),
             "DBRANCH_HEALTH_PORT": str(self.health),
             "DBRANCH_WITHDRAW_SECONDS": "0.2",
-            "DBRANCH_GRACE_SECONDS": "2",
+            "DBRANCH_GRACE_SECONDS": "5",
             "DBRANCH_LOG_FORMAT": "json",
         }
         with log.open("ab") as out:
@@ -323,7 +343,7 @@ StartProxy = Callable[..., Proxy]
 def start(namespace: str, account: Path, way: Way, tmp_path: Path) -> Iterator[StartProxy]:
     started: list[Proxy] = []
 
-    def start(pod: str = "shop-proxy-1", ready: bool = True) -> Proxy:
+    def start(pod: str = PODS[0], ready: bool = True) -> Proxy:
         proxy = Proxy(pod, namespace, account, way, tmp_path / f"{pod}.log")
         started.append(proxy)
         if ready:
@@ -358,7 +378,7 @@ def test_an_entry_is_only_written_when_something_is_new(shop: Shop, start: Start
 
 def test_entries_of_several_writers_stand_side_by_side(shop: Shop, start: StartProxy) -> None:
     shop.route(1, "main")
-    one, two = start("shop-proxy-1"), start("shop-proxy-2")
+    one, two = (start(pod) for pod in PODS)
     wait_until(lambda: shop.entries().keys() == {one.pod, two.pod}, SOON)
     # Another manager's merge patch leaves them alone.
     shop.patch({"branches": 2, "host": "shop.here.svc"})
@@ -432,6 +452,7 @@ def test_sigterm_ends_its_sessions_and_takes_its_entry_away(shop: Shop, start: S
 
 def test_a_stopping_proxy_still_obeys(shop: Shop, start: StartProxy) -> None:
     """Until it ends, what it says is waited for: a session that is left on it must not be on its own."""
+    shop.make(onSwitch="Keep")
     shop.route(1, "main")
     proxy = start()
     with proxy.open() as sock:
