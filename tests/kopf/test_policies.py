@@ -231,12 +231,14 @@ def test_an_agent_reads_no_secrets_and_no_other_namespaces_pods(agent: Api, shop
 
 
 def test_an_agent_writes_its_facts_and_its_finalizer(agent: Api, shop: Shop) -> None:
-    agent.may("PATCH", shop.status, {"status": {"node": {"ready": True}}})
-    agent.may("PATCH", shop.path, {"metadata": {"finalizers": [names.AGENT_FINALIZER]}})
-    agent.may("PATCH", shop.path, {"metadata": {"annotations": {"kopf-state.agent/touched": "1"}}})
-    agent.may(
-        "PATCH", branch_path(shop.team, "shop-feature-x", "status"), {"status": {"node": {"ready": True}}}
-    )
+    facts = {"status": {"node": {"ready": True}}}
+    for path, patch in (
+        (shop.status, facts),
+        (branch_path(shop.team, "shop-feature-x", "status"), facts),
+        (shop.path, {"metadata": {"finalizers": [names.AGENT_FINALIZER]}}),
+        (shop.path, {"metadata": {"annotations": {"kopf-state.agent/touched": "1"}}}),
+    ):
+        agent.may("PATCH", path, patch, dry=True)
 
 
 STATUS_CHANGES: list[Json] = [

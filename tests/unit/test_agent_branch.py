@@ -144,9 +144,26 @@ def test_a_full_pool_refuses_new_branches_and_leaves_those_that_run() -> None:
 
 def test_an_image_that_cannot_be_pulled_is_said() -> None:
     pod = PodFacts("slot-1", image="nope:17", reason="ErrImagePull", message="not found")
-    todo = plan_branch(PROJECT, COPY, BranchFacts(True, ROOMY, marker(COPY), (pod,), bound=("slot-1",)))
+    wrong = replace(PROJECT, postgres=replace(PROJECT.postgres, image="nope:17"))
+    facts = BranchFacts(True, ROOMY, marker(COPY), (pod,), bound=("slot-1",))
+    todo = plan_branch(wrong, COPY, facts)
     assert todo.postgres == Step(Reason.IMAGE_PULL_FAILED, todo.postgres.message if todo.postgres else "")
     assert todo.postgres and "nope:17" in todo.postgres.message
+
+
+def test_a_pod_that_waits_for_a_wrong_image_is_made_anew_with_the_right_one() -> None:
+    pod = PodFacts("slot-1", image="nope:17", reason="ImagePullBackOff")
+    todo = plan_branch(PROJECT, COPY, BranchFacts(True, ROOMY, marker(COPY), (pod,), bound=("slot-1",)))
+    assert plan.DeletePod(pod) in todo.actions
+    initdb = replace(pod, name=INITDB)
+    assert plan_branch(NEW, ROOT, BranchFacts(True, ROOMY, initdb=initdb)).actions == (
+        plan.DeletePod(initdb),
+    )
+    # One that runs goes on: a change of the image is taken at its restart.
+    facts = BranchFacts(
+        True, ROOMY, marker(COPY), (PodFacts("s", image="old:17", running=True),), bound=("s",)
+    )
+    assert not any(isinstance(a, plan.DeletePod) for a in plan_branch(PROJECT, COPY, facts).actions)
 
 
 def test_a_rejected_pod_is_replaced_but_not_at_once() -> None:

@@ -27,12 +27,19 @@ def ensure_slot(layout: Layout, slot: str, owner: int) -> None:
         data.mkdir(mode=0o755, exist_ok=True)
         # What is written here would be below the bind, and out of sight.
         set_immutable(data, True)
-    with suppress(FileExistsError):
-        run.mkdir(mode=0o700)
-        os.chown(run, owner, owner, follow_symlinks=False)
-    with suppress(FileExistsError):
-        os.mkfifo(wake, 0o644)
-        wake.chmod(0o644)
+    if not run.exists():
+        # Its owner first, its name last: what is cut off between the two is made again.
+        begun = run.with_suffix(".new")
+        with suppress(FileExistsError):
+            begun.mkdir(mode=0o700)
+        os.chown(begun, owner, owner, follow_symlinks=False)
+        begun.rename(run)
+    if not wake.exists():
+        begun = wake.with_suffix(".new")
+        with suppress(FileExistsError):
+            os.mkfifo(begun)
+        begun.chmod(0o644)
+        begun.rename(wake)
 
 
 def ensure_bound(layout: Layout, slot: str, project_uid: str, branch_uid: str) -> bool:

@@ -32,7 +32,7 @@ def observe_branch(
         pods=tuple(pod for pod in pods if pod.name != initdb),
         initdb=next((pod for pod in pods if pod.name == initdb), None),
         initdb_done=branch.uid in subvolumes.initdb and observe_initdb_done(layout, project.uid, branch.uid),
-        bound=observe_bound(layout, branch.uid, initdb),
+        bound=observe_bound(layout, branch.uid, initdb if branch.is_root else None),
     )
 
 
@@ -42,14 +42,13 @@ def observe_pods(cluster: Cluster, namespace: str, labels: str) -> tuple[PodFact
     return tuple(sorted((pod_facts(body) for body in found), key=lambda pod: pod.name))
 
 
-def observe_bound(layout: Layout, branch_uid: str, initdb: str) -> tuple[str, ...]:
-    """The slots in which the branch is bound, and the one of its initdb if that has anything bound."""
-    bound = []
-    for slot in observe_slots(layout):
-        facts = observe_slot(layout, slot)
-        if facts.bound and (facts.branch_uid == branch_uid or slot == initdb):
-            bound.append(slot)
-    return tuple(bound)
+def observe_bound(layout: Layout, branch_uid: str, initdb: str | None) -> tuple[str, ...]:
+    """The slots in which the branch is bound, and the one of its initdb while that has a directory."""
+    return tuple(
+        slot
+        for slot in observe_slots(layout)
+        if slot == initdb or observe_slot(layout, slot).branch_uid == branch_uid
+    )
 
 
 def observe_project_slots(layout: Layout, project_uid: str) -> tuple[str, ...]:

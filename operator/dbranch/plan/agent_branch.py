@@ -145,7 +145,7 @@ def plan_branch(project: Project, branch: Branch, facts: BranchFacts) -> Todo:
     if not wanted:
         ends = [DeletePod(pod) for pod in facts.pods if not pod.terminating]
         return Todo((*clean, *snapshot, *ends), *_at_rest(branch, who, stored))
-    actions, postgres, retry = _plan_postgres(branch, facts, who, snapshot)
+    actions, postgres, retry = _plan_postgres(project, branch, facts, who, snapshot)
     return Todo((*clean, *actions), stored, postgres, retry)
 
 
@@ -157,14 +157,22 @@ def _at_rest(branch: Branch, who: str, stored: Step | None = None) -> tuple[Step
     return stored, stopped
 
 
+def _never_ran(pod: PodFacts, project: Project) -> bool:
+    """Whether the pod waits for an image that is no longer the one: it is made anew."""
+    other = pod.image not in ("", project.postgres.image)
+    return other and not pod.running and not pod.over and pod.restarts == 0
+
+
 def _plan_postgres(
-    branch: Branch, facts: BranchFacts, who: str, snapshot: list[Action]
+    project: Project, branch: Branch, facts: BranchFacts, who: str, snapshot: list[Action]
 ) -> tuple[list[Action], Step, float | None]:
-    live = [pod for pod in facts.pods if not pod.terminating and not pod.over]
+    alive = [pod for pod in facts.pods if not pod.terminating and not pod.over]
+    misfits = [pod for pod in alive if _never_ran(pod, project)]
+    live = [pod for pod in alive if pod not in misfits]
     # One that has the branch bound goes on; a second one (made by a visit that was cut off) goes.
     live.sort(key=lambda pod: (pod.name not in facts.bound, pod.name))
     ends: list[Action] = [DeletePod(pod) for pod in facts.pods if pod.over and not pod.terminating]
-    ends += [DeletePod(pod) for pod in live[1:]]
+    ends += [DeletePod(pod) for pod in (*misfits, *live[1:])]
     rejected = next((pod for pod in facts.pods if pod.over), None)
     if rejected:
         ended = trouble_of(rejected, who) or Step(Reason.POD_REJECTED, f"pod {rejected.name} ended")
@@ -215,6 +223,8 @@ def _plan_initdb(project: Project, branch: Branch, facts: BranchFacts) -> Todo:
         return Todo((*clean, MakeInitdbArea(slot), CreateInitdbPod(slot)), making)
     if pod.terminating:
         return Todo((), making, retry_after=0.3)
+    if _never_ran(pod, project):
+        return Todo((DeletePod(pod),), making, retry_after=0.3)
     if pod.over:
         if facts.initdb_done:
             return Todo((DeletePod(pod),), making, retry_after=0.1)

@@ -45,9 +45,9 @@ def tell_room(cluster: Cluster, layout: Layout, home: Home, pod: str, told: int 
     return free
 
 
-def sweep_slots(cluster: Cluster, layout: Layout, home: Home) -> None:
-    """Removes the directories of slots whose pod does not exist (any more)."""
-    old = [slot for slot in observe_slots(layout) if _age(layout, slot) > _YOUNG]
+def sweep_slots(cluster: Cluster, layout: Layout, home: Home, young: float = _YOUNG) -> None:
+    """Removes the directories of slots, older than `young` seconds, whose pod does not exist (any more)."""
+    old = [slot for slot in observe_slots(layout) if _age(layout, slot) > young]
     if not old:
         return
     path = path_of("v1", "pods", home.namespace)

@@ -1,0 +1,9 @@
+"""Options of every layer's tests."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="the long forms: every point, more rounds")

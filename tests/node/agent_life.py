@@ -1,0 +1,166 @@
+"""One life of an agent's process over a paper API: visits until there is no more to do, or until its kill.
+
+    python -m tests.node.agent_life API-FILE BASE-DIRECTORY KILL-AT
+
+KILL-AT n: SIGKILL at the n-th effect: a command or system call that is about to be made (the interpreter's
+audit hooks and the log of commands tell), or a write to the API that was just made; 0: never. Prints the
+number of effects of a life that ended by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from tests.node.paper_api import Json, PaperApi
+
+from dbranch import names
+from dbranch.cluster import Cluster, path_of
+from dbranch.errors import Busy, DbranchError
+from dbranch.plan.layout import Layout
+from dbranch.plan.slot_pod import Home
+from dbranch.run.agent_branches import BranchWork
+from dbranch.run.agent_house import sweep_slots
+from dbranch.run.agent_projects import ProjectWork
+from dbranch.run.keyed_locks import KeyedLocks
+
+NODE = "here"
+NAMESPACE = "team"
+PODS = path_of("v1", "pods", "dbranch-nodes")
+PROJECTS = path_of(names.API_VERSION, names.PROJECTS, NAMESPACE)
+BRANCHES = path_of(names.API_VERSION, names.BRANCHES, NAMESPACE)
+# Seconds in which a life without a kill has to come to its end.
+_LIMIT = 60.0
+
+
+class Clock(logging.Handler):
+    """Counts effects; at the one that was asked for this process is no more."""
+
+    def __init__(self, kill_at: int) -> None:
+        super().__init__()
+        self._kill_at, self._guard, self.count = kill_at, threading.Lock(), 0
+
+    def tick(self) -> None:
+        with self._guard:
+            self.count += 1
+            if self.count == self._kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # Logged before it is done: what was done is the one before.
+        self.tick()
+
+
+_MAKES = frozenset({"os.mkdir", "os.mknod", "os.link"})
+_CHANGES = frozenset(f"os.{call}" for call in ("rename", "rmdir", "remove", "chmod", "chown", "truncate"))
+
+
+def is_effect(event: str, args: tuple[Any, ...], base: str) -> bool:
+    """Whether an audit event says that something on the node is about to change."""
+    path = args[0] if args else None
+    if event == "open":
+        flags = args[2]
+        if not isinstance(path, str) or not path.startswith(base) or not flags & (os.O_CREAT | os.O_TRUNC):
+            return False
+        return bool(flags & os.O_TRUNC) or not os.path.lexists(path)
+    if event in _MAKES:
+        return not os.path.lexists(path)
+    return event in _CHANGES and not str(path).startswith("/proc/")
+
+
+class TimedApi(PaperApi):
+    """A paper API whose writes count as effects."""
+
+    def __init__(self, file: Path, clock: Clock) -> None:
+        super().__init__(file)
+        self._clock = clock
+
+    def written(self) -> None:
+        self._clock.tick()
+
+
+def settled(body: Json, project: Json | None, has_pods: bool) -> bool:
+    """Whether the agent has nothing more to do for this branch."""
+    node = (body.get("status") or {}).get("node") or {}
+    wanted = body["spec"].get("state", "Running") == "Running"
+    if project is None or project["spec"].get("state", "Running") != "Running":
+        wanted = False
+    asked = node.get("observedGeneration") == body["metadata"]["generation"]
+    said = (node.get("postgres") or {}).get("reason") == ("Accepting" if wanted else "Stopped")
+    return asked and said and (wanted or not has_pods)
+
+
+class Life:
+    """The agent without kopf: every object visited again and again, finalizers dropped as kopf does."""
+
+    def __init__(self, api: PaperApi, base: Path) -> None:
+        self._api = api
+        home = Home(NODE, "node-uid", "dbranch-nodes", "dbranch")
+        cluster, layout, locks = cast(Cluster, api), Layout(base), KeyedLocks()
+        self._sweep = partial(sweep_slots, cluster, layout, home, young=0.0)
+        self._projects = ProjectWork(cluster, layout, home, locks)
+        self._branches = BranchWork(cluster, layout, home, locks)
+
+    def live(self) -> None:
+        until = time.monotonic() + _LIMIT
+        while not self._round():
+            assert time.monotonic() < until, (
+                f"never done: {self._api.find(PROJECTS)} {self._api.find(BRANCHES)}"
+            )
+            time.sleep(0.1)
+        self._sweep()
+
+    def _round(self) -> bool:
+        done = True
+        for path, work in ((PROJECTS, self._projects), (BRANCHES, self._branches)):
+            for body in self._api.find(path):
+                done = self._visit(path, work, body) and done
+        return done
+
+    def _visit(self, path: str, work: Any, body: Json) -> bool:
+        name = body["metadata"]["name"]
+        try:
+            if body["metadata"].get("deletionTimestamp"):
+                if work.remove(body) is None:
+                    self._api.merge(f"{path}/{name}", {"metadata": {"finalizers": []}})
+                return False
+            ending = self._api.find(PODS, f"{names.LABEL_BRANCH_UID}={body['metadata']['uid']}")
+            later = work.reconcile(NAMESPACE, name)
+        except Busy:
+            return False
+        except (DbranchError, OSError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return False
+        now = self._api.get(f"{path}/{name}") or body
+        if path == PROJECTS:
+            return later is None and bool((now.get("status") or {}).get("node"))
+        project = self._api.get(f"{PROJECTS}/{now['spec']['project']}")
+        return later is None and settled(now, project, bool(ending))
+
+
+def main() -> None:
+    file, base, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    clock = Clock(kill_at)
+    papers = str(file.with_suffix(""))
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if is_effect(event, args, f"{base}/") and not str(args[0]).startswith(papers):
+            clock.tick()
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("dbranch.command").addHandler(clock)
+    # Past the imports: what they compile and cache is no effect.
+    sys.addaudithook(hook)
+    Life(TimedApi(file, clock), base).live()
+    print(clock.count)
+
+
+if __name__ == "__main__":
+    main()

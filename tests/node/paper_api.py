@@ -1,0 +1,135 @@
+"""The API server on paper: a file of objects behind `dbranch.cluster.Cluster`'s verbs, so that the agent's
+process can be killed at any moment and a second one meets what the first one wrote. No kopf, no network.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dbranch.errors import Refused
+
+Json = dict[str, Any]
+
+
+def merged(old: Any, patch: Any) -> Any:
+    """RFC 7386."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(old) if isinstance(old, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merged(result.get(key), value)
+    return result
+
+
+def selected(body: Json, labels: str, fields: str) -> bool:
+    """Whether the selectors (`a=b,c`; `status.nodeName=n`) find the object."""
+    there = body["metadata"].get("labels") or {}
+    for term in filter(None, labels.split(",")):
+        key, equals, value = term.partition("=")
+        if key not in there or (equals and there[key] != value):
+            return False
+    for term in filter(None, fields.split(",")):
+        path, _, value = term.partition("=")
+        found: Any = body
+        for step in path.split("."):
+            found = (found or {}).get(step)
+        if found != value:
+            return False
+    return True
+
+
+class PaperApi:
+    """What `Cluster` offers, over the file. `written` is called after every write (the kills' clock)."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def written(self) -> None:
+        """Called when a write is on paper."""
+
+    @contextmanager
+    def _paper(self, write: bool) -> Iterator[dict[str, Json]]:
+        with self._file.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            paper: dict[str, Json] = json.loads(self._file.read_text()) if self._file.exists() else {}
+            yield paper
+            if write:
+                begun = self._file.with_suffix(".new")
+                begun.write_text(json.dumps(paper))
+                begun.rename(self._file)
+        if write:
+            self.written()
+
+    @staticmethod
+    def _key(path: str) -> str:
+        return path.removesuffix("/status")
+
+    @staticmethod
+    def _there(paper: dict[str, Json], key: str) -> Json:
+        if key not in paper:
+            raise Refused(404, "NotFound", f"{key} not found")
+        return paper[key]
+
+    def get(self, path: str) -> Json | None:
+        with self._paper(write=False) as paper:
+            return paper.get(self._key(path))
+
+    def find(self, path: str, labels: str = "", fields: str = "") -> list[Json]:
+        with self._paper(write=False) as paper:
+            return [
+                body
+                for key, body in sorted(paper.items())
+                if key.rpartition("/")[0] == path and selected(body, labels, fields)
+            ]
+
+    def create(self, path: str, body: Mapping[str, Any]) -> Json:
+        made: Json = json.loads(json.dumps(body))
+        made["metadata"] = {"generation": 1, "uid": str(uuid.uuid4()), **made["metadata"]}
+        key = f"{path}/{made['metadata']['name']}"
+        with self._paper(write=True) as paper:
+            if key in paper:
+                raise Refused(409, "AlreadyExists", f"{key} already exists")
+            paper[key] = made
+        return made
+
+    def merge(self, path: str, body: Mapping[str, Any]) -> Json:
+        key = self._key(path)
+        with self._paper(write=True) as paper:
+            old = self._there(paper, key)
+            uid = (body.get("metadata") or {}).get("uid")
+            if uid and uid != old["metadata"]["uid"]:
+                raise Refused(409, "Conflict", f"{key} is another object")
+            new = merged(old, body)
+            if new.get("spec") != old.get("spec"):
+                new["metadata"]["generation"] += 1
+            paper[key] = new
+            self._let_go(paper, key)
+        return new
+
+    def delete(self, path: str, uid: str | None = None, grace: int | None = None) -> None:
+        key = self._key(path)
+        with self._paper(write=True) as paper:
+            if key not in paper or (uid and paper[key]["metadata"]["uid"] != uid):
+                return
+            paper[key]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+            self._let_go(paper, key)
+
+    def gone(self, path: str) -> None:
+        """The kubelet's word: the pod has ended and its object goes."""
+        with self._paper(write=True) as paper:
+            paper.pop(path, None)
+
+    @staticmethod
+    def _let_go(paper: dict[str, Json], key: str) -> None:
+        meta = paper[key]["metadata"]
+        if meta.get("deletionTimestamp") and not meta.get("finalizers") and "/pods/" not in key:
+            del paper[key]
