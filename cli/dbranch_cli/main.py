@@ -54,6 +54,7 @@ for _verb in (
     load.load,
     switch.stop,
     switch.resume,
+    switch.restart,
     branches.wait,
     branches.delete,
     projects.delete_project,

@@ -137,6 +137,13 @@ class Store:
             )
         return self.apply(manifest(kind, self.namespace, name, {field: value}), live)
 
+    def ask_restart(self, live: Mapping[str, Any], when: str) -> Body:
+        """Asks for one restart of a branch's Postgres. `when`: RFC 3339, another one for each restart."""
+        name = live["metadata"]["name"]
+        body = manifest(live["kind"], self.namespace, name, {})
+        body["metadata"]["annotations"] = {names.RESTARTED_AT: when}
+        return self.apply(body, live)
+
     def delete(self, live: Mapping[str, Any]) -> None:
         """Delete this very object (by its UID)."""
         self.connection.request(

@@ -1,8 +1,9 @@
-"""The verbs that move what runs: use, stop, resume."""
+"""The verbs that move what runs: use, stop, resume, restart."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -22,7 +23,7 @@ from dbranch_cli.options import (
 )
 from dbranch_cli.scope import Scope, written
 from dbranch_cli.view import counted, sessions_of
-from dbranch_cli.waiting import holds, is_routed, is_stopped, wait_for
+from dbranch_cli.waiting import holds, is_restarted, is_routed, is_stopped, wait_for
 
 
 @click.command(cls=Verb)
@@ -137,6 +138,28 @@ def resume(
         ready = holds(Condition.READY)
         live = wait_for(scope.store, live, ready, f"{what} is Ready", timeout, quiet=not scope.for_people)
     scope.result(f"{what} {'is being started' if no_wait else 'is Ready'}", live)
+
+
+@click.command(cls=Verb)
+@click.argument("branch", type=BranchName())
+@no_wait_option()
+@timeout_option("2m")
+@click.pass_obj
+def restart(scope: Scope, branch: str, no_wait: bool, timeout: float) -> None:
+    """Restart a branch's Postgres: it takes settings, resources and an image that wait for that."""
+    live = scope.branch(branch)
+    stopped = "Stopped" in (live["spec"].get("state"), scope.project()["spec"].get("state"))
+    if stopped:
+        raise Failure(
+            REFUSED, "Stopped", f"branch {branch} is stopped; it takes everything new when it is resumed"
+        )
+    when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    live = scope.store.ask_restart(live, when)
+    if not no_wait:
+        live = wait_for(
+            scope.store, live, is_restarted(when), f"{branch} is Ready", timeout, quiet=not scope.for_people
+        )
+    scope.result(f"{branch} is {'being restarted' if no_wait else 'Ready'}", live)
 
 
 def _target(scope: Scope, branch: str | None, everything: bool, verb: str) -> tuple[Body, str]:

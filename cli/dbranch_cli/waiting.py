@@ -57,6 +57,16 @@ def is_stopped(body: Mapping[str, Any]) -> bool:
     return entry is not None and entry["reason"] == Reason.STOPPED
 
 
+def is_restarted(when: str) -> Goal:
+    """Whether a Postgres that was started for this restart accepts."""
+
+    def check(body: Mapping[str, Any]) -> bool:
+        node = (body.get("status") or {}).get("node") or {}
+        return node.get("restartedAt") == when and holds(Condition.READY)(body)
+
+    return check
+
+
 def is_routed(branch: str) -> Goal:
     """Whether every new session reaches the branch: the proxies have said so."""
 

@@ -29,6 +29,8 @@ CONTROLLER_POKE: Final = f"{CONTROLLER_PREFIX}/poke"
 AGENT_POKE: Final = f"{AGENT_PREFIX}/poke"
 # On an agent's own pod: free bytes of the disk that holds the base directory, decimal.
 AGENT_HOST_FREE: Final = f"{AGENT_PREFIX}/host-free-bytes"
+# By a person (or `dbranch restart`), on a branch: its Postgres is started anew once for each value, RFC 3339.
+RESTARTED_AT: Final = f"{GROUP}/restartedAt"
 # By a person, on a project or branch whose node is away for good: `dbranch.io/abandon-node: <node>`.
 ABANDON_NODE: Final = f"{GROUP}/abandon-node"
 
@@ -49,6 +51,7 @@ LABEL_BRANCH: Final = f"{GROUP}/branch"
 LABEL_PROJECT_UID: Final = f"{GROUP}/project-uid"
 LABEL_BRANCH_UID: Final = f"{GROUP}/branch-uid"
 LABEL_SLOT: Final = f"{GROUP}/slot"
+LABEL_CLASS: Final = f"{GROUP}/class"
 
 COMPONENT_CONTROLLER: Final = "controller"
 COMPONENT_AGENT: Final = "agent"

@@ -93,8 +93,10 @@ def settled(body: Json, project: Json | None, has_pods: bool) -> bool:
     if project is None or project["spec"].get("state", "Running") != "Running":
         wanted = False
     asked = node.get("observedGeneration") == body["metadata"]["generation"]
-    said = (node.get("postgres") or {}).get("reason") == ("Accepting" if wanted else "Stopped")
-    return asked and said and (wanted or not has_pods)
+    reason = (node.get("postgres") or {}).get("reason")
+    if wanted:
+        return asked and reason in ("Accepting", "RestartPending", "ImageIncompatible")
+    return asked and reason == "Stopped" and not has_pods
 
 
 class Life:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from tests.node.conftest import OWNER, Node
+from tests.node.machine import OWNER, Node
 
 from dbranch.effect import session, slot, subvolume
 from dbranch.effect.cleaning import Cleaned, ensure_cleaned

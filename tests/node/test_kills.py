@@ -5,187 +5,14 @@ The points are found by a life that is not killed. Real btrfs, loop devices and 
 
 from __future__ import annotations
 
-import os
-import random
-import signal
-import subprocess
-import sys
-import threading
-import uuid
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
-import pytest
-from tests.node.agent_life import BRANCHES, NAMESPACE, NODE, PODS, PROJECTS
-from tests.node.conftest import OWNER, Node
-from tests.node.paper_api import Json, PaperApi
+from tests.node.agent_life import BRANCHES, PODS, PROJECTS
+from tests.node.world import DRAWN, World
 
-from dbranch import names
-from dbranch.effect import session
-from dbranch.effect.session import Endpoint
-from dbranch.linux.loops import loops_of
 from dbranch.linux.mounts import read_mounts
-from dbranch.observe.slots import observe_slots
-from dbranch.observe.subvolumes import observe_subvolumes
 
-ROOT = Path(__file__).parents[2]
 MIB = 2**20
-# Kills of each kind in the short form.
-_DRAWN = 5
-
-
-class Kubelet(threading.Thread):
-    """Runs the pods on the paper as processes, ends them when their end is asked for."""
-
-    def __init__(self, api: PaperApi, node: Node) -> None:
-        super().__init__(daemon=True)
-        self._api, self._node, self._over = api, node, threading.Event()
-
-    def run(self) -> None:
-        while not self._over.wait(0.02):
-            for pod in self._api.find(PODS):
-                self._sync(pod)
-
-    def end(self) -> None:
-        self._over.set()
-        self.join()
-
-    def _sync(self, pod: Json) -> None:
-        name, path = pod["metadata"]["name"], f"{PODS}/{pod['metadata']['name']}"
-        process = self._node.running.get(name)
-        asked = bool(pod["metadata"].get("deletionTimestamp"))
-        if process is None and not asked:
-            process = self._node.script(name, pod["spec"]["containers"][0]["command"][2])
-            self._says(path, {"phase": "Running", "podIP": "127.0.0.1", "containerStatuses": [_RUNNING]})
-        elif process is not None and process.poll() is not None:
-            if asked:
-                self._node.running.pop(name)
-                self._api.gone(path)
-            elif pod["spec"]["restartPolicy"] == "Never" and pod["status"]["phase"] == "Running":
-                self._says(path, {"phase": "Failed" if process.returncode else "Succeeded"})
-        elif process is None:
-            self._api.gone(path)
-        elif asked:
-            process.send_signal(signal.SIGINT)
-
-    def _says(self, path: str, status: Json) -> None:
-        self._api.merge(path, {"status": status})
-
-
-_RUNNING = {"state": {"running": {}}, "imageID": "", "restartCount": 0}
-
-
-class World:
-    """A node with a paper API, its kubelet, and agents that come and are killed."""
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        node.layout.base.joinpath("verifier").write_text("")
-        self._file = node.layout.base / "api.json"
-        self.api = PaperApi(self._file)
-        self.kubelet = Kubelet(self.api, node)
-        self.kubelet.start()
-        self.kills = 0
-
-    def agent(self, kill_at: int = 0) -> int | None:
-        """One agent's life; its effects, None where it was killed."""
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.node.agent_life", self._file, self.node.layout.base, str(kill_at)],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'operator'}", "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        if done.returncode == -signal.SIGKILL and kill_at:
-            self.kills += 1
-            return None
-        assert done.returncode == 0, done.stderr
-        return int(done.stdout)
-
-    def killed_at_each(self, ask: Callable[[int], Callable[[], None]], soak: bool) -> int:
-        """What `ask` asks for, once without a kill to find its effects, then killed at each of them (at a
-        few drawn ones without `soak`): a killed agent, another, the check that `ask` returned."""
-        check = ask(0)
-        effects = self.agent()
-        assert effects
-        check()
-        points = range(1, effects + 1)
-        for at in points if soak else sorted(random.sample(points, min(_DRAWN, effects))):
-            check = ask(at)
-            if self.agent(at) is None:
-                self.agent()
-            check()
-        return effects
-
-    def make_project(self) -> str:
-        project, name = str(uuid.uuid4()), "shop"
-        spec = {
-            "postgres": {"image": "postgres:17", "runAsUser": OWNER, "parameters": {"shared_buffers": "16MB"}}
-        }
-        meta = {"name": name, "namespace": NAMESPACE, "uid": project, "finalizers": [names.AGENT_FINALIZER]}
-        body = {
-            "metadata": meta,
-            "spec": {**spec, "storage": {"size": "256Mi"}},
-            "status": {"nodeName": NODE},
-        }
-        self.api.create(PROJECTS, body)
-        self.make_branch("main", None)
-        return project
-
-    def make_branch(self, name: str, source: str | None) -> str:
-        status: Json = {"nodeName": NODE}
-        spec: Json = {"project": "shop"}
-        if source is not None:
-            spec["source"] = source
-            status["sourceUID"] = self.uid(source)
-        meta = {"name": f"shop-{name}", "namespace": NAMESPACE, "finalizers": [names.AGENT_FINALIZER]}
-        made = self.api.create(BRANCHES, {"metadata": meta, "spec": spec, "status": status})
-        return str(made["metadata"]["uid"])
-
-    def branch(self, name: str) -> Json:
-        body = self.api.get(f"{BRANCHES}/shop-{name}")
-        assert body is not None
-        return body
-
-    def uid(self, name: str) -> str:
-        return str(self.branch(name)["metadata"]["uid"])
-
-    def set(self, name: str, **spec: object) -> None:
-        self.api.merge(f"{BRANCHES}/shop-{name}", {"spec": spec})
-
-    def sql(self, name: str, query: str) -> list[tuple[object, ...]]:
-        node = self.branch(name)["status"]["node"]
-        major = int(str(node["postgresVersion"]).partition(".")[0])
-        endpoint = Endpoint(node["slot"], node["port"], "postgres", major)
-        with session.connect(self.node.layout, endpoint, seconds=30) as connection:
-            cursor = connection.execute(query.encode())
-            return cursor.fetchall() if cursor.description else []
-
-    def whole(self, project: str, running: int, stored: int) -> None:
-        """One device, one mount, `running` binds and pods, `stored` subvolumes, nothing temporary."""
-        layout = self.node.layout
-        assert len(loops_of(layout.image(project))) == 1
-        points = [m.point for m in read_mounts() if m.point.startswith(f"{layout.base}/")]
-        assert points.count(str(layout.pool(project))) == 1
-        assert len(points) == 1 + running, points
-        assert len(self.api.find(PODS)) == running == len(observe_slots(layout))
-        found = observe_subvolumes(layout, project)
-        assert len(found.branches) == stored and all(found.branches.values())
-        assert not found.temporary and not found.initdb and not found.trash
-
-
-@pytest.fixture
-def world(node: Node) -> Iterator[World]:
-    world = World(node)
-    yield world
-    world.kubelet.end()
-
-
-@pytest.fixture
-def soak(request: pytest.FixtureRequest) -> bool:
-    return bool(request.config.getoption("--soak"))
 
 
 def test_a_projects_making_and_its_end(world: World, soak: bool) -> None:
@@ -211,7 +38,7 @@ def test_a_projects_making_and_its_end(world: World, soak: bool) -> None:
 
     effects = world.killed_at_each(ask_make, soak)
     print(f"project: {effects} effects, {world.kills} kills")
-    assert effects > 10 and world.kills >= _DRAWN
+    assert effects > 10 and world.kills >= DRAWN
 
 
 def test_a_branchs_life(world: World, soak: bool) -> None:

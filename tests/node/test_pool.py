@@ -9,7 +9,7 @@ import threading
 from contextlib import suppress
 
 import pytest
-from tests.node.conftest import OWNER, SIZE, Node
+from tests.node.machine import OWNER, SIZE, Node
 
 from dbranch.effect import pool, slot
 from dbranch.errors import Busy, CommandFailed, DbranchError, PoolDamaged, PoolLost

@@ -7,6 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dbranch import names
 from dbranch.api.branch import Branch, BranchNode
 from dbranch.api.conditions import Reason, Step
 from dbranch.api.project import Project, ProjectNode
@@ -14,6 +15,7 @@ from dbranch.plan import agent_branch as plan
 from dbranch.plan.agent_branch import BranchFacts, Todo, plan_branch
 from dbranch.plan.pod_trouble import PodFacts
 from dbranch.plan.settings_files import Marker
+from dbranch.plan.slot_pod import slot_class
 from dbranch.plan.space import Space
 
 PROJECT = Project("team", "shop", "p-uid", node_name="n1", node=ProjectNode(pool_uuid="u", initialized=True))
@@ -164,6 +166,52 @@ def test_a_pod_that_waits_for_a_wrong_image_is_made_anew_with_the_right_one() ->
         True, ROOMY, marker(COPY), (PodFacts("s", image="old:17", running=True),), bound=("s",)
     )
     assert not any(isinstance(a, plan.DeletePod) for a in plan_branch(PROJECT, COPY, facts).actions)
+
+
+def running(project: Project, branch: Branch, **more: object) -> BranchFacts:
+    pod = PodFacts("s", image=project.postgres.image, slot_class=slot_class(project, branch), running=True)
+    facts = BranchFacts(True, ROOMY, marker(branch), (pod,), bound=("s",), accepting="17.6")
+    return replace(facts, **more)  # type: ignore[arg-type]
+
+
+def test_what_waits_for_a_restart_is_named_and_runs_on() -> None:
+    facts = running(PROJECT, COPY)
+    newer = replace(PROJECT, postgres=replace(PROJECT.postgres, image="postgres:17.7"))
+    larger = replace(COPY, resources={"requests": {"cpu": "2"}})
+    for project, branch, seen, words in (
+        (PROJECT, COPY, replace(facts, pending=("shared_buffers", "wal_level")), "shared_buffers, wal_level"),
+        (newer, COPY, facts, "image"),
+        (PROJECT, larger, facts, "resources"),
+    ):
+        todo = plan_branch(project, branch, seen)
+        assert todo.postgres and todo.postgres.reason == Reason.RESTART_PENDING
+        assert words in todo.postgres.message and "dbranch restart x" in todo.postgres.message
+        assert not any(isinstance(a, plan.DeletePod) for a in todo.actions)
+
+
+def test_a_restart_that_was_asked_for_is_made_once() -> None:
+    asked = replace(COPY, annotations={names.RESTARTED_AT: "2026-01-01T00:00:00Z"})
+    before = running(PROJECT, asked)
+    todo = plan_branch(PROJECT, asked, before)
+    assert plan.DeletePod(before.pods[0]) in todo.actions
+    assert todo.postgres and todo.postgres.reason == Reason.WAITING_FOR_SLOT
+    done = replace(before, pods=(replace(before.pods[0], restarted_at="2026-01-01T00:00:00Z"),))
+    after = plan_branch(PROJECT, asked, done)
+    assert after.postgres and after.postgres.reason == Reason.ACCEPTING
+    # The annotation taken away again asks for nothing.
+    assert not any(isinstance(a, plan.DeletePod) for a in plan_branch(PROJECT, COPY, done).actions)
+
+
+def test_an_image_of_another_major_version_is_refused_until_it_is_another_image() -> None:
+    refused = running(PROJECT, COPY, accepting=None, refused="data is of PostgreSQL 16, image is 17")
+    todo = plan_branch(PROJECT, COPY, refused)
+    assert todo.postgres and todo.postgres.reason == Reason.IMAGE_INCOMPATIBLE
+    assert "PostgreSQL 16" in todo.postgres.message and todo.actions == ()
+    right = replace(PROJECT, postgres=replace(PROJECT.postgres, image="postgres:16"))
+    assert plan.DeletePod(refused.pods[0]) in plan_branch(right, COPY, refused).actions
+    # What a tenant may have written there besides is no reason.
+    odd = replace(refused, refused="no lock file")
+    assert (plan_branch(PROJECT, COPY, odd).postgres or todo.postgres).reason == Reason.RECOVERING
 
 
 def test_a_rejected_pod_is_replaced_but_not_at_once() -> None:

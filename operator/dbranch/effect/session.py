@@ -126,7 +126,10 @@ def reload(layout: Layout, endpoint: Endpoint) -> None:
 
 
 def restart_pending(layout: Layout, endpoint: Endpoint) -> tuple[str, ...]:
-    """The names of settings that wait for a restart."""
-    with connect(layout, endpoint) as session:
-        rows = session.execute("select name from pg_settings where pending_restart order by name").fetchall()
-    return tuple(str(row[0]) for row in rows)
+    """The names of settings that wait for a restart; none where it does not accept."""
+    query = "select name from pg_settings where pending_restart order by name"
+    try:
+        with connect(layout, endpoint) as session:
+            return tuple(str(row[0]) for row in session.execute(query).fetchall())
+    except (NotAccepting, psycopg.Error):
+        return ()

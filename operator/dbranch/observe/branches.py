@@ -19,12 +19,13 @@ from dbranch.plan.space import Space
 def observe_branch(
     cluster: Cluster, layout: Layout, home: str, project: Project, branch: Branch
 ) -> BranchFacts:
-    """The branch as it is now. `home` is the nodes' namespace. `accepting` is left to who has a session."""
+    """The branch as it is now. `home` is the nodes' namespace. `accepting`, `pending`: left to who has a session."""
     pool = observe_pool(layout, project.uid)
     machine = observe_machine(layout)
     subvolumes = observe_subvolumes(layout, project.uid)
     pods = observe_pods(cluster, home, f"{names.LABEL_BRANCH_UID}={branch.uid}")
     initdb = names.initdb_pod(project.uid)
+    bound = observe_bound(layout, branch.uid, initdb if branch.is_root else None)
     return BranchFacts(
         pool_mounted=pool.mounted,
         space=Space(pool.total_bytes, pool.free_bytes, machine.host_total_bytes, machine.host_free_bytes),
@@ -32,7 +33,8 @@ def observe_branch(
         pods=tuple(pod for pod in pods if pod.name != initdb),
         initdb=next((pod for pod in pods if pod.name == initdb), None),
         initdb_done=branch.uid in subvolumes.initdb and observe_initdb_done(layout, project.uid, branch.uid),
-        bound=observe_bound(layout, branch.uid, initdb if branch.is_root else None),
+        bound=bound,
+        refused=next((said for slot in bound if (said := observe_slot(layout, slot).refused)), None),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dbranch.linux.files import opened_directory
+from dbranch.linux.files import opened_directory, read_beneath
 from dbranch.linux.mounts import mounts_at, read_mounts
 from dbranch.plan.layout import Layout, is_slot, is_uid
 
@@ -20,6 +20,7 @@ class SlotFacts:
     """A slot as it is now. `bound` is whether something is mounted at `data`; `project_uid` and `branch_uid`
     say whose subvolume that is, by mountinfo (None: an initdb area, a deleted or a foreign one; then
     `bound_root` is what mountinfo says). `socket_port` is the port in the socket's name, None without one.
+    `refused` is what the script that waits there says keeps it from starting Postgres (a tenant may write it).
     """
 
     exists: bool
@@ -28,6 +29,7 @@ class SlotFacts:
     branch_uid: str | None = None
     bound_root: str | None = None
     socket_port: int | None = None
+    refused: str | None = None
 
 
 def observe_slot(layout: Layout, slot: str) -> SlotFacts:
@@ -37,9 +39,9 @@ def observe_slot(layout: Layout, slot: str) -> SlotFacts:
         return SlotFacts(exists=False)
     mounts = read_mounts()
     there = mounts_at(layout.data(slot), mounts)
-    port = _socket_port(directory)
+    port, refused = _socket_port(directory), _refused(directory)
     if not there:
-        return SlotFacts(exists=True, socket_port=port)
+        return SlotFacts(exists=True, socket_port=port, refused=refused)
     top = there[-1]
     name = top.root.removeprefix("/")
     pools = {
@@ -54,7 +56,17 @@ def observe_slot(layout: Layout, slot: str) -> SlotFacts:
         branch_uid=name if is_uid(name) and top.device in pools else None,
         bound_root=top.root,
         socket_port=port,
+        refused=refused,
     )
+
+
+def _refused(directory: Path) -> str | None:
+    try:
+        with opened_directory(directory, "run") as run:
+            text = read_beneath(run, "refused", limit=200)
+    except OSError:
+        return None
+    return text.strip() or None if text else None
 
 
 def _socket_port(directory: Path) -> int | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Final
 
 from dbranch import names
 from dbranch.api.branch import Branch
@@ -10,6 +12,7 @@ from dbranch.api.conditions import Reason, Step
 from dbranch.api.project import Project
 from dbranch.plan.pod_trouble import PodFacts, trouble_of
 from dbranch.plan.settings_files import Marker
+from dbranch.plan.slot_pod import slot_class
 from dbranch.plan.space import Space, refusal_of
 
 
@@ -19,7 +22,9 @@ class BranchFacts:
 
     `marker` is there once the branch is stored. `pods` are its Postgres pods, `initdb` the one-shot pod;
     `bound` the slots in which its subvolume (or initdb area) is bound now. `accepting` is the version of
-    the Postgres that answers in the bound slot. `initdb_done`: the area holds a whole database.
+    the Postgres that answers in the bound slot, `pending` the names of its settings that wait for a restart.
+    `refused`: why the waiting script of the bound slot does not start Postgres. `initdb_done`: the area holds
+    a whole database.
     """
 
     pool_mounted: bool
@@ -30,6 +35,8 @@ class BranchFacts:
     initdb_done: bool = False
     bound: tuple[str, ...] = ()
     accepting: str | None = None
+    pending: tuple[str, ...] = ()
+    refused: str | None = None
 
 
 @dataclass(frozen=True)
@@ -163,11 +170,51 @@ def _never_ran(pod: PodFacts, project: Project) -> bool:
     return other and not pod.running and not pod.over and pod.restarts == 0
 
 
+def _is_stale(pod: PodFacts, project: Project, branch: Branch, facts: BranchFacts) -> bool:
+    """Whether another pod has to take its place: its Postgres cannot start, or a restart was asked for."""
+    asked = branch.annotations.get(names.RESTARTED_AT)
+    if asked and pod.restarted_at != asked:
+        return True
+    other = pod.slot_class not in ("", slot_class(project, branch))
+    return _never_ran(pod, project) or (other and facts.refused is not None)
+
+
+_INCOMPATIBLE: Final = re.compile(r"data is of PostgreSQL (\d+), image is (\d+)")
+
+
+def is_final(refused: str | None) -> bool:
+    """Whether what the waiting script said will not change by itself."""
+    return bool(_INCOMPATIBLE.match(refused or ""))
+
+
+def _refusal(project: Project, branch: Branch, facts: BranchFacts, who: str) -> Step | None:
+    """Why the script that waits in the slot does not start Postgres, where that is final."""
+    found = _INCOMPATIBLE.match(facts.refused or "")
+    if not found:
+        return None
+    text = (
+        f"{who} holds data of PostgreSQL {found[1]}, image {project.postgres.image} is PostgreSQL {found[2]}; "
+        f"Postgres is not started; set spec.postgres.image to a {found[1]}"
+    )
+    return Step(Reason.IMAGE_INCOMPATIBLE, text)
+
+
+def _accepting(project: Project, branch: Branch, facts: BranchFacts, pod: PodFacts, who: str) -> Step:
+    waits = list(facts.pending)
+    if pod.slot_class not in ("", slot_class(project, branch)):
+        waits.append("image" if pod.image != project.postgres.image else "resources")
+    if waits:
+        shown = ", ".join(waits[:5]) + (f" and {len(waits) - 5} more" if len(waits) > 5 else "")
+        text = f"{who} runs without its new {shown}; it takes them at its next start; dbranch restart {branch.branch}"
+        return Step(Reason.RESTART_PENDING, text)
+    return Step(Reason.ACCEPTING, f"Postgres {facts.accepting} of {who} accepts connections")
+
+
 def _plan_postgres(
     project: Project, branch: Branch, facts: BranchFacts, who: str, snapshot: list[Action]
 ) -> tuple[list[Action], Step, float | None]:
     alive = [pod for pod in facts.pods if not pod.terminating and not pod.over]
-    misfits = [pod for pod in alive if _never_ran(pod, project)]
+    misfits = [pod for pod in alive if _is_stale(pod, project, branch, facts)]
     live = [pod for pod in alive if pod not in misfits]
     # One that has the branch bound goes on; a second one (made by a visit that was cut off) goes.
     live.sort(key=lambda pod: (pod.name not in facts.bound, pod.name))
@@ -193,8 +240,10 @@ def _plan_postgres(
         ends += [*snapshot, Bind(pod.name)]
     trouble = trouble_of(pod, who)
     if facts.accepting and facts.marker and facts.marker.cleaned and pod.name in facts.bound:
-        answer = Step(Reason.ACCEPTING, f"Postgres {facts.accepting} of {who} accepts connections")
-        return [*ends, WriteSettings(pod.name)], answer, None
+        return [*ends, WriteSettings(pod.name)], _accepting(project, branch, facts, pod, who), None
+    refused = _refusal(project, branch, facts, who) if pod.name in facts.bound else None
+    if refused:
+        return ends, refused, None
     if not trouble:
         if pod.running:
             trouble = Step(Reason.RECOVERING, f"Postgres of {who} is starting")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from dbranch import names
 from dbranch.api.conditions import Reason, Step
 
 _PULL: Final = frozenset(
@@ -30,12 +31,15 @@ _PARAMETERS: Final = (
 class PodFacts:
     """A pod of one container. `reason`, `message`: what its status says is the matter, empty where nothing is.
 
+    `slot_class` is the class that it was made for, `restarted_at` the restart it was made for, if for one.
     `over`: in a terminal phase. `restarts` of the container; `ended` is what the last one that ended said.
     """
 
     name: str
     uid: str = ""
     image: str = ""
+    slot_class: str = ""
+    restarted_at: str | None = None
     terminating: bool = False
     over: bool = False
     running: bool = False
@@ -60,6 +64,8 @@ def pod_facts(body: Mapping[str, Any]) -> PodFacts:
         name=meta["name"],
         uid=meta.get("uid", ""),
         image=next((c["image"] for c in spec.get("containers") or ()), ""),
+        slot_class=(meta.get("labels") or {}).get(names.LABEL_CLASS, ""),
+        restarted_at=(meta.get("annotations") or {}).get(names.RESTARTED_AT),
         terminating=bool(meta.get("deletionTimestamp")),
         over=status.get("phase") in ("Succeeded", "Failed"),
         running="running" in state,

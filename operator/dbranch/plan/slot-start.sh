@@ -5,7 +5,7 @@ trap 'exit 0' TERM INT QUIT
 d=/slot/data p=/slot/data/pgdata last=
 say() { [ "$1" = "$last" ] || { last=$1; echo "slot: $1" >&2; }; }
 nap() { sleep "$1" & wait $!; }
-bad() { say "refused: $1"; nap 1; }
+bad() { say "refused: $1"; echo "$1" >/slot/run/refused; nap 1; }
 while :; do
   # The agent opens and closes `wake` after a bind; the time limit is for a wake-up that was missed.
   [ -e $d/marker.json ] || { say waiting; timeout 2 cat /slot/wake >/dev/null 2>&1 & wait $!; continue; }
@@ -21,7 +21,7 @@ while :; do
   [ "$(stat -L -c %d:%i /proc/self/fd/9)" = "$(stat -c %d:%i $d/lock)" ] && [ -e $d/marker.json ] && break
   exec 9<&-
 done
-rm -f /slot/run/.s.PGSQL.*
+rm -f /slot/run/.s.PGSQL.* /slot/run/refused
 # A copy must not take up its source's subscriptions, whoever makes them anew in it.
 if grep -q '"root": true' $d/marker.json; then set --; else set -- -c max_logical_replication_workers=0; fi
 say starting

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,6 +38,18 @@ class Home:
     node_uid: str
     namespace: str
     release: str
+
+
+def slot_class(project: Project, branch: Branch) -> str:
+    """What a pod is made of, in a word: slots of one class are interchangeable."""
+    postgres = project.postgres
+    made_of = (
+        postgres.image,
+        postgres.run_as_user,
+        branch.resources or postgres.resources,
+        postgres.image_pull_secrets,
+    )
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def slot_pod(
@@ -124,6 +138,7 @@ def _pod(
             "name": slot,
             "namespace": home.namespace,
             "labels": pod_labels(home.release, project, branch, slot),
+            "annotations": restart_asked(branch),
             # Owned by its Node, or `kubectl drain` would refuse a pod that nobody makes again elsewhere.
             "ownerReferences": [
                 {
@@ -156,6 +171,12 @@ def _pod(
     }
 
 
+def restart_asked(branch: Branch) -> dict[str, str]:
+    """The annotation of the restart that was asked for last; its pod carries it on."""
+    asked = branch.annotations.get(names.RESTARTED_AT)
+    return {names.RESTARTED_AT: asked} if asked else {}
+
+
 def pod_labels(release: str, project: Project, branch: Branch, slot: str) -> dict[str, str]:
     """The labels of a branch's pod: by them it is found again, and its owner is told of its events."""
     return names.labels(
@@ -168,5 +189,6 @@ def pod_labels(release: str, project: Project, branch: Branch, slot: str) -> dic
             names.LABEL_PROJECT_UID: project.uid,
             names.LABEL_BRANCH_UID: branch.uid,
             names.LABEL_SLOT: slot,
+            names.LABEL_CLASS: slot_class(project, branch),
         },
     )

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _PROJECT: Any = (names.GROUP, names.VERSION, names.PROJECTS)
 _BRANCH: Any = (names.GROUP, names.VERSION, names.BRANCHES)
+_RESTARTED: Any = ("metadata", "annotations", names.RESTARTED_AT)
 _POKED: Any = ("metadata", "annotations", names.AGENT_POKE)
 
 
@@ -83,6 +84,7 @@ def register(registry: kopf.OperatorRegistry, work: Work, node: str) -> None:
     @kopf.on.create(*_BRANCH, id="branch", **more)
     @kopf.on.update(*_BRANCH, field="spec", id="branch", **more)
     @kopf.on.field(*_BRANCH, field=_POKED, id="branch", **more)
+    @kopf.on.field(*_BRANCH, field=_RESTARTED, id="branch", **more)
     def branch(namespace: Any, name: str, **_: Any) -> None:
         visit(work.branches.reconcile, namespace, name)
 

@@ -72,7 +72,7 @@ class BranchWork:
     def _visit(self, scene: Scene) -> float | None:
         project, branch = scene.project, scene.branch
         facts = observe_branch(self._cluster, self._layout, self._home.namespace, project, branch)
-        facts = replace(facts, accepting=self._accepting(scene, facts))
+        facts = self._asked(scene, facts)
         todo = plan.plan_branch(project, branch, facts)
         storage, postgres, retry = todo.storage, todo.postgres, todo.retry_after
         done = _Done(facts.marker)
@@ -99,16 +99,23 @@ class BranchWork:
                     {"metadata": {"uid": project.uid}, "status": {"node": {"initialized": True}}},
                 )
         self._write(branch, node)
+        if done.reloaded:
+            # What of it waits for a restart is known when Postgres has read it.
+            retry = retry or 0.3
         if done.awaited and done.marker:
             self._watchers.start(Watched(project, branch, done.awaited, done.marker))
         return retry
 
-    def _accepting(self, scene: Scene, facts: plan.BranchFacts) -> str | None:
+    def _asked(self, scene: Scene, facts: plan.BranchFacts) -> plan.BranchFacts:
+        """What the Postgres of a bound slot says itself."""
         live = {pod.name for pod in facts.pods if not pod.terminating and not pod.over}
-        for bound in facts.bound:
-            if facts.marker and bound in live:
-                return session.accepting(self._layout, _endpoint(scene, bound, facts.marker))
-        return None
+        bound = next((name for name in facts.bound if name in live), None)
+        if bound is None or facts.marker is None:
+            return facts
+        endpoint = _endpoint(scene, bound, facts.marker)
+        version = session.accepting(self._layout, endpoint)
+        pending = session.restart_pending(self._layout, endpoint) if version else ()
+        return replace(facts, accepting=version, pending=pending)
 
     def _apply(self, scene: Scene, action: plan.Action, done: _Done) -> None:
         project, branch, layout = scene.project, scene.branch, self._layout
@@ -146,6 +153,7 @@ class BranchWork:
                 changed = subvolume.ensure_settings(layout, project.uid, branch.uid, _settings(scene))
                 if changed and done.marker:
                     self._reload(_endpoint(scene, name, done.marker))
+                    done.reloaded = True
             case plan.AwaitPostgres(name):
                 done.awaited = done.slot = name
 
@@ -173,6 +181,7 @@ class BranchWork:
             return {
                 **{"slot": live.name, "pod": live.name, "address": live.address, "imageID": live.image_id},
                 **{"port": names.branch_port(scene.branch.uid), "postgresVersion": facts.accepting},
+                "restartedAt": live.restarted_at,
             }
         name = done.slot or (live.name if live else None)
         place: dict[str, Any] = {"pod": name, "address": None, "port": names.branch_port(scene.branch.uid)}
@@ -238,6 +247,7 @@ class _Done:
     marker: Marker | None
     slot: str | None = None
     awaited: str | None = None
+    reloaded: bool = False
 
 
 def _settings(scene: Scene) -> Settings:

@@ -20,9 +20,11 @@ from dbranch.effect.cleaning import ensure_cleaned
 from dbranch.effect.session import Endpoint
 from dbranch.errors import DbranchError, Refused
 from dbranch.observe.slots import observe_slot
+from dbranch.plan.agent_branch import is_final
 from dbranch.plan.layout import Layout
 from dbranch.plan.pod_trouble import PodFacts, pod_facts
 from dbranch.plan.settings_files import Marker
+from dbranch.run.agent_projects import poke
 from dbranch.run.keyed_locks import KeyedLocks
 
 logger = logging.getLogger(__name__)
@@ -97,6 +99,9 @@ class Watchers:
             if stop.is_set() or observe_slot(self._layout, watched.slot).branch_uid != branch.uid:
                 return True
             if version is None:
+                if is_final(observe_slot(self._layout, watched.slot).refused):
+                    poke(self._cluster, branch.namespace, branch.name)
+                    return True
                 return False
             cleaned = ensure_cleaned(self._layout, project.uid, branch.uid, endpoint)
             if cleaned.subscriptions or cleaned.prepared_transactions:
@@ -120,6 +125,7 @@ class Watchers:
             "port": port,
             "postgresVersion": version,
             "imageID": pod.image_id,
+            "restartedAt": pod.restarted_at,
         }
         self._cluster.merge(
             branch_path(branch.namespace, branch.name, "status"),
