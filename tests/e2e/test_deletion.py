@@ -87,3 +87,18 @@ def test_delete_project_by_the_cli(team: Namespace) -> None:
     assert team.exists("dbproject", "clishop")
     team.dbranch("delete-project", "clishop", "--yes")
     assert not team.exists("dbproject", "clishop")
+
+
+def test_what_is_bound_to_a_node_that_is_gone_can_be_deleted(other_team: Namespace) -> None:
+    ghost = Project(other_team, "ghost")
+    # Bound by hand to a node that does not exist: no agent will ever take its finalizer away.
+    nowhere = {"size": "1Gi", "nodeSelector": {"dbranch.io/none": "here"}}
+    other_team.apply(ghost.manifest(storage=nowhere), ghost.branch_manifest("main", None))
+    for kind, name in (("dbproject", "ghost"), ("dbbranch", "ghost-main")):
+        patch = ("patch", kind, name, "--type=merge")
+        other_team.kubectl(*patch, "-p", '{"metadata": {"finalizers": ["dbranch.io/agent"]}}')
+        other_team.kubectl(*patch, "--subresource=status", "-p", '{"status": {"nodeName": "ghost-1"}}')
+    other_team.wait_reason("dbproject", "ghost", "Ready", "NodeGone")
+    assert other_team.condition("dbproject", "ghost", "Stalled")["status"] == "True"
+    other_team.kubectl("delete", "dbproject", "ghost", "--timeout=60s")
+    assert not other_team.exists("dbbranch", "ghost-main")

@@ -245,6 +245,7 @@ STATUS_CHANGES: list[Json] = [
     {"nodeName": "node-b"},
     {"route": {"generation": 2, "branch": "feature-x"}},
     {"host": "elsewhere"},
+    {"passwordVersion": "0123"},
     {"observedGeneration": 7},
     {"phase": "Ready"},
     {"branches": 3},

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+from contextlib import suppress
 from typing import Any
 
 from tests.node.agent_life import BRANCHES, PODS, PROJECTS
 from tests.node.world import World
 
 from dbranch import names
+from dbranch.cluster import path_of
+from dbranch.errors import Refused
+from dbranch.plan.password import verifier_of, version_of
+
+SECRETS = path_of("v1", "secrets", "dbranch-nodes")
 
 
 def says(world: World, branch: str) -> tuple[str, str]:
@@ -25,6 +32,23 @@ def restart(world: World, branch: str, when: str) -> None:
     mark = {"metadata": {"annotations": {names.RESTARTED_AT: when}}}
     world.api.merge(f"{BRANCHES}/shop-{branch}", mark)
     world.agent()
+
+
+def give_password(world: World, project: str, password: str) -> str:
+    """What the controller does: the verifier's Secret, then its version in the status. The verifier."""
+    verifier = verifier_of(password, b"0123456789abcdef")
+    body = {"metadata": {"name": names.verifier_secret(project)}}
+    body["data"] = {"verifier": base64.b64encode(verifier.encode()).decode()}
+    with suppress(Refused):
+        world.api.create(SECRETS, body)
+    world.api.merge(f"{SECRETS}/{names.verifier_secret(project)}", body)
+    version = {"status": {"passwordVersion": version_of(verifier)}}
+    world.api.merge(f"{PROJECTS}/shop", version)
+    return verifier
+
+
+def stored_password(world: World, branch: str) -> object:
+    return world.sql(branch, "select rolpassword from pg_authid where rolname = 'postgres'")[0][0]
 
 
 def setting(world: World, branch: str, name: str) -> object:
@@ -70,6 +94,25 @@ def test_an_image_of_another_major_version_starts_nothing(world: World) -> None:
         if says(world, "main")[0] == "Accepting":
             break
     assert says(world, "main")[0] == "Accepting"
+
+
+def test_a_new_password_reaches_every_branch(world: World) -> None:
+    project = world.make_project()
+    first = give_password(world, project, "first")
+    world.agent()
+    for name in ("runs", "rests"):
+        world.make_branch(name, "main")
+    world.agent()
+    assert {stored_password(world, b) for b in ("main", "runs", "rests")} == {first}
+    world.set("rests", state="Stopped")
+    world.agent()
+    second = give_password(world, project, "second")
+    world.agent()
+    assert {stored_password(world, b) for b in ("main", "runs")} == {second}
+    world.set("rests", state="Running")
+    world.make_branch("later", "runs")
+    world.agent()
+    assert {stored_password(world, b) for b in ("rests", "later")} == {second}
 
 
 def test_a_stopped_branch_can_be_a_source(world: World) -> None:

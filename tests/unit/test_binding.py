@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from dbranch import names
 from dbranch.api.branch import Branch, BranchNode
 from dbranch.api.conditions import Reason, Step
 from dbranch.api.project import Project
-from dbranch.plan.binding import Binding, NodeFacts, bind_branch, bind_project, node_trouble
+from dbranch.plan.binding import Binding, NodeFacts, bind_branch, bind_project, is_abandoned, node_trouble
 
 GIB = 2**30
 SHOP = Project("team", "shop", "p")
@@ -83,3 +84,13 @@ def test_a_missing_source_is_answered_with_those_that_exist() -> None:
     step = bind_branch(BOUND, replace(COPY, source="mian"), [MAIN, COPY])
     assert isinstance(step, Step)
     assert step.message == 'source "mian" does not exist in project shop; nothing was made; name one of: main'
+
+
+def test_only_a_node_that_is_gone_or_given_up_is_abandoned() -> None:
+    gone = NodeFacts("n1", exists=False, ready=False)
+    assert is_abandoned(gone, {})
+    # An agent that still runs there tidies up itself; a node that is only away comes back.
+    assert not is_abandoned(replace(gone, agent=True), {})
+    away = NodeFacts("n1", ready=False, agent=True)
+    assert not is_abandoned(away, {}) and not is_abandoned(away, {names.ABANDON_NODE: "n2"})
+    assert is_abandoned(away, {names.ABANDON_NODE: "n1"})

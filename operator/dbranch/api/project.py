@@ -91,6 +91,7 @@ class ProjectNode:
     initialized: bool = False
     storage: Step | None = None
     observed_generation: int = 0
+    password_version: str | None = None
     image_digest: str | None = None
     postgres_version: str | None = None
     total_bytes: int | None = None
@@ -120,6 +121,7 @@ class Project:
     proxy: Proxy = field(default_factory=Proxy)
     node_name: str | None = None
     host: str | None = None
+    password_version: str | None = None
     route: Route | None = None
     routes: tuple[Target, ...] = ()
     proxies: tuple[ProxyEntry, ...] = ()
@@ -193,6 +195,7 @@ def parse_project(body: Mapping[str, Any]) -> Project:
         ),
         node_name=status.get("nodeName"),
         host=status.get("host"),
+        password_version=status.get("passwordVersion"),
         route=Route(int(route["generation"]), route["branch"]) if route else None,
         routes=tuple(
             Target(r["branch"], r["state"], r.get("address"), r.get("port"))
@@ -216,6 +219,7 @@ def _parse_node(raw: Mapping[str, Any]) -> ProjectNode:
         initialized=bool(raw.get("initialized")),
         storage=Step.from_dict(raw.get("storage")),
         observed_generation=int(raw.get("observedGeneration", 0)),
+        password_version=raw.get("passwordVersion"),
         image_digest=raw.get("imageDigest"),
         postgres_version=raw.get("postgresVersion"),
         total_bytes=raw.get("totalBytes"),

@@ -127,9 +127,7 @@ def ensure_snapshot(
             read_prepared((begun / POSTGRESQL_CONF).read_text()),
             tenant.prepared_of_system(begun),
         )
-        marker = Marker(
-            project_uid, branch_uid, source_uid, now, origin.major, cleaned=False, prepared_floor=floor
-        )
+        marker = Marker(project_uid, branch_uid, source_uid, now, origin.major, False, floor, origin.password)
         _finish(begun, marker, settings)
     except Exception:
         destroy(begun)
@@ -188,6 +186,14 @@ def ensure_opened(layout: Layout, project_uid: str, branch_uid: str, user: str) 
     text = render_hba(user, is_open=True)
     if (branch / PG_HBA).read_text() != text:
         write_whole(branch / PG_HBA, text)
+
+
+def ensure_keyed(layout: Layout, project_uid: str, branch_uid: str, version: str) -> None:
+    """The marker says which version of the owner's password the branch has."""
+    branch = layout.branch(_checked_mounted(layout, project_uid), branch_uid)
+    marker = _marker_of(branch)
+    if marker.password != version:
+        write_whole(branch / MARKER, render_marker(marker.keyed(version)))
 
 
 def _checked_mounted(layout: Layout, project_uid: str) -> str:

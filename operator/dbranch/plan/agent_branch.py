@@ -91,6 +91,13 @@ class WriteSettings:
 
 
 @dataclass(frozen=True)
+class TakePassword:
+    """The owner's new password, in the Postgres that runs."""
+
+    slot: str
+
+
+@dataclass(frozen=True)
 class AwaitPostgres:
     """A thread waits for the socket, cleans, and tells."""
 
@@ -107,6 +114,7 @@ Action = (
     | TakeSnapshot
     | Bind
     | WriteSettings
+    | TakePassword
     | AwaitPostgres
 )
 
@@ -240,7 +248,10 @@ def _plan_postgres(
         ends += [*snapshot, Bind(pod.name)]
     trouble = trouble_of(pod, who)
     if facts.accepting and facts.marker and facts.marker.cleaned and pod.name in facts.bound:
-        return [*ends, WriteSettings(pod.name)], _accepting(project, branch, facts, pod, who), None
+        keyed = project.password_version in (None, facts.marker.password)
+        password: list[Action] = [] if keyed else [TakePassword(pod.name)]
+        step = _accepting(project, branch, facts, pod, who)
+        return [*ends, WriteSettings(pod.name), *password], step, None
     refused = _refusal(project, branch, facts, who) if pod.name in facts.bound else None
     if refused:
         return ends, refused, None

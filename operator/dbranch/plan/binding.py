@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from dbranch import names
 from dbranch.api.branch import Branch
 from dbranch.api.conditions import Reason, Step
 from dbranch.api.project import Project
@@ -79,6 +80,13 @@ def node_trouble(node: NodeFacts) -> Step | None:
         text = f"the agent of node {node.name} is not Ready; its state is not known"
         return Step(Reason.AGENT_NOT_REPORTING, text)
     return None
+
+
+def is_abandoned(node: NodeFacts, annotations: Mapping[str, str]) -> bool:
+    """Whether nobody will ever tidy up there: the Node object and its agent are gone, or a person said so."""
+    trouble = node_trouble(node)
+    gone = trouble is not None and trouble.reason == Reason.NODE_GONE
+    return gone or annotations.get(names.ABANDON_NODE) == node.name
 
 
 def bind_branch(project: Project | None, branch: Branch, siblings: Iterable[Branch]) -> Binding | Step:

@@ -60,6 +60,11 @@ def verifier_of(password: str, salt: bytes, iterations: int = _ITERATIONS) -> st
     return "SCRAM-SHA-256${}:{}${}:{}".format(iterations, *texts)
 
 
+def version_of(verifier: str) -> str:
+    """A word that changes with the verifier and tells nothing of it."""
+    return hashlib.sha256(verifier.strip().encode()).hexdigest()[:16]
+
+
 def is_verifier_of(verifier: str, password: str) -> bool:
     """Whether the verifier was made of this password."""
     match = _FORM.fullmatch(verifier.strip())

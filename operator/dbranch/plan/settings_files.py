@@ -51,7 +51,8 @@ class Marker:
     """`marker.json`: says that the subvolume is a whole branch. `source_uid` None: the root branch.
 
     `snapshot_time`: RFC 3339. `major`: PG_VERSION. `cleaned`: open to users. `prepared_floor`: the least
-    max_prepared_transactions with which its prepared transactions can be recovered.
+    max_prepared_transactions with which its prepared transactions can be recovered. `password`: the version
+    of the owner's password that it surely has, empty where that is not known.
     """
 
     project_uid: str
@@ -61,6 +62,7 @@ class Marker:
     major: int
     cleaned: bool
     prepared_floor: int = 0
+    password: str = ""
 
     @property
     def is_root(self) -> bool:
@@ -69,6 +71,10 @@ class Marker:
     def opened(self) -> Marker:
         """The same branch, cleaned."""
         return replace(self, cleaned=True)
+
+    def keyed(self, password: str) -> Marker:
+        """The same branch with this version of the owner's password."""
+        return replace(self, password=password)
 
 
 def render_marker(marker: Marker) -> str:
@@ -88,6 +94,7 @@ def parse_marker(text: str) -> Marker | None:
             major=int(raw["major"]),
             cleaned=bool(raw["cleaned"]),
             prepared_floor=int(raw.get("prepared_floor", 0)),
+            password=str(raw.get("password", "")),
         )
     except (ValueError, KeyError, TypeError):
         return None

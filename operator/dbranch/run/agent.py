@@ -77,6 +77,7 @@ def register(registry: kopf.OperatorRegistry, work: Work, node: str) -> None:
     @kopf.on.create(*_PROJECT, id="project", **more)
     @kopf.on.update(*_PROJECT, field="spec", id="project", **more)
     @kopf.on.field(*_PROJECT, field=_POKED, id="project", **more)
+    @kopf.on.field(*_PROJECT, field="status.passwordVersion", id="project", **more)
     def project(namespace: Any, name: str, **_: Any) -> None:
         visit(work.projects.reconcile, namespace, name)
 

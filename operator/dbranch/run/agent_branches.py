@@ -154,6 +154,9 @@ class BranchWork:
                 if changed and done.marker:
                     self._reload(_endpoint(scene, name, done.marker))
                     done.reloaded = True
+            case plan.TakePassword(name):
+                if done.marker:
+                    self._watchers.take_password(project, branch, _endpoint(scene, name, done.marker))
             case plan.AwaitPostgres(name):
                 done.awaited = done.slot = name
 

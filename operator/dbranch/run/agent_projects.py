@@ -76,15 +76,19 @@ class ProjectWork:
             "storage": step.as_dict(),
             "observedGeneration": project.generation,
         }
-        self._write(project, node | _space(pool))
-        if not was or project.node.observed_generation != project.generation or not known.pool_uuid:
+        if project.password_version:
+            node["passwordVersion"] = project.password_version
+        told = (known.observed_generation, known.password_version)
+        if not (was and known.pool_uuid) or told != (project.generation, project.password_version):
+            # Before it is told: what is cut off here is done again.
             self._poke_branches(project)
+        self._write(project, node | _space(pool))
         return None
 
     def _down(self, project: Project) -> float | None:
         if project.node.observed_generation != project.generation:
-            self._write(project, {"observedGeneration": project.generation})
             self._poke_branches(project)
+            self._write(project, {"observedGeneration": project.generation})
         try:
             ensure_pool_down(self._layout, project.uid)
         except Busy as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import threading
 import time
@@ -17,7 +18,9 @@ from dbranch.api.project import Project
 from dbranch.cluster import Cluster, branch_path, path_of, project_path
 from dbranch.effect import session
 from dbranch.effect.cleaning import ensure_cleaned
+from dbranch.effect.password import ensure_password
 from dbranch.effect.session import Endpoint
+from dbranch.effect.subvolume import read_marker
 from dbranch.errors import DbranchError, Refused
 from dbranch.observe.slots import observe_slot
 from dbranch.plan.agent_branch import is_final
@@ -106,6 +109,9 @@ class Watchers:
             cleaned = ensure_cleaned(self._layout, project.uid, branch.uid, endpoint)
             if cleaned.subscriptions or cleaned.prepared_transactions:
                 logger.info("branch %s/%s: cleaned of %s", branch.namespace, branch.name, cleaned)
+            marker = read_marker(self._layout.branch(project.uid, branch.uid))
+            if marker and project.password_version not in (None, marker.password):
+                self.take_password(project, branch, endpoint)
             body = self._cluster.get(path_of("v1", "pods", self._home, watched.slot))
             pod = pod_facts(body) if body else None
             if pod is None or not pod.address:
@@ -113,6 +119,15 @@ class Watchers:
                 return False
             self._tell(watched, pod, version, port)
         return True
+
+    def take_password(self, project: Project, branch: Branch, endpoint: Endpoint) -> None:
+        """The owner's password as the controller has it now, in this Postgres."""
+        path = path_of("v1", "secrets", self._home, names.verifier_secret(project.uid))
+        body = self._cluster.get(path)
+        verifier = ((body or {}).get("data") or {}).get("verifier")
+        if verifier:
+            text = base64.b64decode(verifier).decode()
+            ensure_password(self._layout, project.uid, branch.uid, endpoint, text)
 
     def _tell(self, watched: Watched, pod: PodFacts, version: str, port: int) -> None:
         project, branch = watched.project, watched.branch

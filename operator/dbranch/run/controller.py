@@ -12,11 +12,12 @@ from dbranch import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Condition, find, is_true
 from dbranch.api.project import Project, parse_project
-from dbranch.cluster import Cluster
+from dbranch.cluster import Cluster, branch_path, project_path
+from dbranch.effect.finalizers import ensure_agent_dropped
 from dbranch.effect.owned import Owned
 from dbranch.errors import DbranchError, InvalidInput
 from dbranch.observe.nodes import AgentPod, NodeObject, agent_pod, node_object
-from dbranch.plan.binding import node_trouble
+from dbranch.plan.binding import is_abandoned, node_trouble
 from dbranch.plan.manifests import Release
 from dbranch.run.controller_branches import BranchCare
 from dbranch.run.controller_projects import ProjectCare, Tell
@@ -160,6 +161,16 @@ def _register_neighbours(registry: kopf.OperatorRegistry, cluster: Cluster, node
         if event["type"] == "DELETED":
             visit(poke_project, cluster, body["metadata"]["namespace"], body["spec"]["project"])
 
+    @kopf.on.event(*_BRANCH, **more)
+    def branch_let_go(body: kopf.Body, **found: Any) -> None:
+        if body["metadata"].get("deletionTimestamp"):
+            visit(let_go, cluster, views_of(found), parse_branch(body))
+
+    @kopf.on.event(*_PROJECT, **more)
+    def project_let_go(body: kopf.Body, **found: Any) -> None:
+        if body["metadata"].get("deletionTimestamp"):
+            visit(let_go, cluster, views_of(found), parse_project(body))
+
     @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_PROXY}, **more)
     def proxy_pod(namespace: Any, labels: kopf.Labels, **found: Any) -> None:
         project = views_of(found).project(namespace, labels.get(names.LABEL_PROJECT, ""))
@@ -175,8 +186,18 @@ def _register_neighbours(registry: kopf.OperatorRegistry, cluster: Cluster, node
         visit(wake_bound, cluster, views_of(found))
 
 
+def let_go(cluster: Cluster, views: Views, item: Project | Branch) -> None:
+    """What is being deleted and waits for an agent that will never come, waits no more."""
+    if item.node_name and item.deleting and is_abandoned(views.node(item.node_name), item.annotations):
+        of = project_path if isinstance(item, Project) else branch_path
+        ensure_agent_dropped(cluster, of(item.namespace, item.name), item.uid)
+
+
 def wake_bound(cluster: Cluster, views: Views) -> None:
     """Pokes what is bound to a node whose state it does not tell, and projects that wait for a node."""
+    bound: list[Project | Branch] = [*views.all_branches(), *views.all_projects()]
+    for item in bound:
+        let_go(cluster, views, item)
     troubles: dict[str, str] = {}
 
     def expected(node: str) -> str:

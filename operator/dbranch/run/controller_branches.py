@@ -16,7 +16,7 @@ from dbranch.cluster import Cluster, branch_path, path_of, project_path
 from dbranch.effect.owned import Owned
 from dbranch.errors import NameTaken
 from dbranch.plan import manifests
-from dbranch.plan.binding import Binding, bind_branch, node_trouble
+from dbranch.plan.binding import Binding, bind_branch, is_abandoned, node_trouble
 from dbranch.plan.manifests import Login, Release
 from dbranch.plan.routing import target_of
 from dbranch.report.branch import branch_steps
@@ -136,7 +136,10 @@ class BranchCare:
             project = parse_project(above) if above else None
             siblings = views.branches_of(branch.namespace, branch.project)
             self._tell_deleting(branch)
-            if any(_copies(other, branch) for other in siblings):
+            lost = bool(branch.node_name) and is_abandoned(
+                views.node(branch.node_name or ""), branch.annotations
+            )
+            if not lost and any(_copies(other, branch) for other in siblings):
                 return 0.3
             if project and not project.deleting and _age(branch) < _PATIENCE:
                 entry = next((t for t in project.routes if t.branch == branch.branch), None)

@@ -21,7 +21,7 @@ from dbranch.observe.nodes import is_ready
 from dbranch.plan import manifests
 from dbranch.plan.binding import Binding, bind_branch, bind_project, node_trouble
 from dbranch.plan.manifests import Login, Release
-from dbranch.plan.password import is_verifier_of, verifier_of
+from dbranch.plan.password import is_verifier_of, verifier_of, version_of
 from dbranch.plan.routing import ProxyPod, plan_route, routed_step, targets_of
 from dbranch.report.conditions import phase_of, ready_step, report_conditions
 from dbranch.report.project import project_steps
@@ -61,7 +61,7 @@ class ProjectCare:
         self._ensure_root(project, branches)
         wanted: dict[str, Any] = {"host": names.host_of(project.name, project.namespace)}
         scheduled = self._bind(project, views, wanted)
-        blocked = self._ensure_objects(project, fresh)
+        blocked = self._ensure_objects(project, fresh, wanted)
         targets = targets_of(project, branches)
         route = plan_route(project, targets)
         pods = self._proxy_pods(project)
@@ -109,7 +109,7 @@ class ProjectCare:
             return _bound(project, answer.node)
         return node_trouble(views.node(project.node_name)) or _bound(project, project.node_name)
 
-    def _ensure_objects(self, project: Project, fresh: bool) -> Step | None:
+    def _ensure_objects(self, project: Project, fresh: bool, wanted: dict[str, Any]) -> Step | None:
         """Everything that the project is reached by. What stands in its way, as the step Routed."""
         try:
             for api, plural, body in manifests.proxy_access(project, self._release):
@@ -126,7 +126,7 @@ class ProjectCare:
             login = Login(project.postgres.user, password, project.postgres.database)
             conn = manifests.conn_secret(project, self._release, login)
             self._owned.ensure("v1", "secrets", conn, fresh)
-            self._ensure_verifier(project, password, fresh)
+            wanted["passwordVersion"] = self._ensure_verifier(project, password, fresh)
         except NameTaken as error:
             return Step(Reason.NAME_TAKEN, str(error))
         return self._tls_trouble(project)
@@ -145,13 +145,15 @@ class ProjectCare:
         drawn = self._secret_text(project.namespace, names.conn_secret(project.name), "password")
         return drawn or secrets.token_urlsafe(24)
 
-    def _ensure_verifier(self, project: Project, password: str, fresh: bool) -> None:
+    def _ensure_verifier(self, project: Project, password: str, fresh: bool) -> str:
+        """The verifier for the agent; returns its version."""
         name = names.verifier_secret(project.uid)
         there = self._secret_text(self._release.nodes_namespace, name, "verifier")
         verifier = there if there and is_verifier_of(there, password) else None
         verifier = verifier or verifier_of(password, secrets.token_bytes(16))
         body = manifests.verifier_secret(project, self._release, verifier)
         self._owned.ensure("v1", "secrets", body, fresh)
+        return version_of(verifier)
 
     def _secret_text(self, namespace: str, name: str, key: str) -> str | None:
         body = self._cluster.get(path_of("v1", "secrets", namespace, name))
