@@ -47,6 +47,9 @@ from dbranch_cli.words import check_project, suggestion
     help="What happens to open sessions at a switch; default: Terminate.",
 )
 @click.option(
+    "--adopt", metavar="UID", help="Take over the pool of a deleted project (deletionPolicy Retain)."
+)
+@click.option(
     "--node-selector", "selectors", multiple=True, metavar="LABEL=VALUE", help="Nodes that may hold it."
 )
 @no_wait_option()
@@ -112,6 +115,7 @@ def project_spec(
     run_as_user: int | None = None,
     on_switch: str | None = None,
     selectors: tuple[str, ...] = (),
+    adopt: str | None = None,
 ) -> dict[str, Any]:
     """The spec that `init`'s options say; what was not given is left to the API server's defaults."""
     secret_name, _, secret_key = (password_secret or "").partition(":")
@@ -127,7 +131,7 @@ def project_spec(
     }
     parts: dict[str, dict[str, Any]] = {
         "postgres": postgres,
-        "storage": {"size": size, "nodeSelector": _pairs("--node-selector", selectors)},
+        "storage": {"size": size, "nodeSelector": _pairs("--node-selector", selectors), "adopt": adopt},
         "proxy": {"port": port, "onSwitch": on_switch},
     }
     given = {
@@ -205,4 +209,5 @@ def delete_project(scope: Scope, name: str | None, yes: bool, no_wait: bool, tim
         wait_gone(scope.store, body, f"project {name} is gone", timeout, quiet=not scope.for_people)
     if current_project(scope.login.context, scope.namespace) == name:
         set_current_project(scope.login.context, scope.namespace, None)
-    scope.result(f"project {name} {'is being deleted' if no_wait else 'deleted'}", body)
+    stays = f"; its pool stays: dbranch init {name} --adopt {body['metadata']['uid']}" if kept else ""
+    scope.result(f"project {name} {'is being deleted' if no_wait else 'deleted'}{stays}", body)

@@ -31,6 +31,8 @@ AGENT_POKE: Final = f"{AGENT_PREFIX}/poke"
 AGENT_HOST_FREE: Final = f"{AGENT_PREFIX}/host-free-bytes"
 # By a person (or `dbranch restart`), on a branch: its Postgres is started anew once for each value, RFC 3339.
 RESTARTED_AT: Final = f"{GROUP}/restartedAt"
+# On an agent's own pod: the UIDs of projects whose retained pools it holds, separated by commas.
+AGENT_RETAINED: Final = f"{AGENT_PREFIX}/retained"
 # By a person, on a project or branch whose node is away for good: `dbranch.io/abandon-node: <node>`.
 ABANDON_NODE: Final = f"{GROUP}/abandon-node"
 

@@ -1,10 +1,10 @@
 """One life of an agent's process over a paper API: visits until there is no more to do, or until its kill.
 
-    python -m tests.node.agent_life API-FILE BASE-DIRECTORY KILL-AT
+    python -m tests.node.agent_life API-FILE BASE-DIRECTORY KILL-AT [ROUNDS]
 
 KILL-AT n: SIGKILL at the n-th effect: a command or system call that is about to be made (the interpreter's
 audit hooks and the log of commands tell), or a write to the API that was just made; 0: never. Prints the
-number of effects of a life that ended by itself.
+number of effects of a life that ended by itself. ROUNDS: it ends after so many, done or not.
 """
 
 from __future__ import annotations
@@ -110,7 +110,12 @@ class Life:
         self._projects = ProjectWork(cluster, layout, home, locks)
         self._branches = BranchWork(cluster, layout, home, locks)
 
-    def live(self) -> None:
+    def live(self, rounds: int | None = None) -> None:
+        """Until there is no more to do, or for so many rounds."""
+        for _ in range(rounds or 0):
+            self._round()
+        if rounds:
+            return
         until = time.monotonic() + _LIMIT
         while not self._round():
             assert time.monotonic() < until, (
@@ -123,6 +128,14 @@ class Life:
         done = True
         for path, work in ((PROJECTS, self._projects), (BRANCHES, self._branches)):
             for body in self._api.find(path):
+                if (
+                    path == PROJECTS
+                    and body["metadata"].get("deletionTimestamp")
+                    and self._api.find(BRANCHES)
+                ):
+                    # The controller's finalizer holds a project until its branches are gone.
+                    done = False
+                    continue
                 done = self._visit(path, work, body) and done
         return done
 
@@ -149,6 +162,7 @@ class Life:
 
 def main() -> None:
     file, base, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    rounds = int(sys.argv[4]) if len(sys.argv) > 4 else None
     clock = Clock(kill_at)
     papers = str(file.with_suffix(""))
 
@@ -160,7 +174,7 @@ def main() -> None:
     logging.getLogger("dbranch.command").addHandler(clock)
     # Past the imports: what they compile and cache is no effect.
     sys.addaudithook(hook)
-    Life(TimedApi(file, clock), base).live()
+    Life(TimedApi(file, clock), base).live(rounds)
     print(clock.count)
 
 

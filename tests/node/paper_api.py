@@ -47,6 +47,13 @@ def selected(body: Json, labels: str, fields: str) -> bool:
     return True
 
 
+def _collections(key: str) -> tuple[str, str]:
+    """The lists in which an object stands: its namespace's, and that of all namespaces."""
+    here = key.rpartition("/")[0]
+    head, _, rest = here.partition("/namespaces/")
+    return here, f"{head}/{rest.rpartition('/')[2]}"
+
+
 class PaperApi:
     """What `Cluster` offers, over the file. `written` is called after every write (the kills' clock)."""
 
@@ -88,7 +95,7 @@ class PaperApi:
             return [
                 body
                 for key, body in sorted(paper.items())
-                if key.rpartition("/")[0] == path and selected(body, labels, fields)
+                if path in _collections(key) and selected(body, labels, fields)
             ]
 
     def create(self, path: str, body: Mapping[str, Any]) -> Json:

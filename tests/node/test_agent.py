@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import base64
+import time
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
-from tests.node.agent_life import BRANCHES, PODS, PROJECTS
+from tests.node.agent_life import BRANCHES, NODE, PODS, PROJECTS
 from tests.node.world import World
 
 from dbranch import names
-from dbranch.cluster import path_of
+from dbranch.cluster import Cluster, path_of
 from dbranch.errors import Refused
+from dbranch.linux.loops import loops_of
+from dbranch.linux.mounts import read_mounts
 from dbranch.plan.password import verifier_of, version_of
+from dbranch.plan.slot_pod import Home
+from dbranch.run.agent_house import sweep_slots, sweep_unclaimed
 
 SECRETS = path_of("v1", "secrets", "dbranch-nodes")
 
@@ -125,3 +130,70 @@ def test_a_stopped_branch_can_be_a_source(world: World) -> None:
     world.agent()
     assert world.sql("copy", "select id from item") == [(1,)]
     world.whole(project, running=1, stored=2)
+
+
+def test_a_retained_pool_is_taken_over_by_a_new_project(world: World) -> None:
+    old = world.make_project(deletionPolicy="Retain")
+    world.agent()
+    world.sql("main", "create table item as select generate_series(1, 5000) as id")
+    world.make_branch("feature", "main")
+    world.make_branch("forgotten", "main")
+    world.agent()
+    world.sql("feature", "delete from item where id > 10")
+    of_feature = world.uid("feature")
+    world.delete_project()
+    image = world.node.layout.image(old)
+    assert image.exists() and loops_of(image) == () and world.api.find(PODS) == []
+    assert [m.point for m in read_mounts() if m.point.startswith(f"{world.node.layout.base}/")] == []
+    new = world.make_project(storage={"adopt": old})
+    world.agent()
+    assert world.sql("main", "select count(*), sum(id) from item") == [(5000, 12502500)]
+    world.make_branch("feature", "main")
+    world.make_branch("fresh", "main")
+    world.agent()
+    assert world.sql("feature", "select count(*) from item") == [(10,)]
+    assert world.sql("fresh", "select count(*) from item") == [(5000,)]
+    assert world.uid("feature") != of_feature
+    # The one that nobody named is still there; the image has the new project's name.
+    world.whole(new, running=3, stored=4)
+    assert not image.exists() and not world.node.layout.record(old).exists()
+
+
+def test_a_retained_pool_of_another_namespace_is_not_given(world: World) -> None:
+    old = world.make_project(deletionPolicy="Retain")
+    world.agent()
+    world.delete_project()
+    record = world.node.layout.record(old)
+    record.write_text(record.read_text().replace('"team"', '"others"'))
+    new = world.make_project(storage={"adopt": old})
+    world.visit()
+    step = (world.api.get(f"{PROJECTS}/shop") or {})["status"]["node"]["storage"]
+    assert step["reason"] == "PoolLost" and f"no retained pool {old}" in step["message"]
+    assert world.node.layout.image(old).exists() and not world.node.layout.image(new).exists()
+
+
+def test_what_no_object_names_goes_after_the_grace_and_not_before(world: World) -> None:
+    project = world.make_project()
+    world.agent()
+    world.make_branch("stripped", "main")
+    world.agent()
+    layout, uid = world.node.layout, world.uid("stripped")
+    # Finalizers stripped by hand: the object is gone at once, its pod still runs.
+    world.api.merge(f"{BRANCHES}/shop-stripped", {"metadata": {"finalizers": []}})
+    world.api.delete(f"{BRANCHES}/shop-stripped")
+    home = Home(NODE, "node-uid", "dbranch-nodes", "dbranch")
+    cluster = cast(Cluster, world.api)
+    sweep_unclaimed(cluster, layout, home, 3600.0)
+    assert layout.branch(project, uid).exists() and len(world.api.find(PODS)) == 2
+    for _ in range(100):
+        sweep_unclaimed(cluster, layout, home, 0.0)
+        sweep_slots(cluster, layout, home, young=0.0)
+        if not layout.branch(project, uid).exists():
+            break
+        time.sleep(0.1)
+    world.whole(project, running=1, stored=1)
+    assert not layout.unclaimed(uid).exists()
+    # One that is claimed again in time loses its mark.
+    layout.unclaimed(world.uid("main")).touch()
+    sweep_unclaimed(cluster, layout, home, 3600.0)
+    assert not layout.unclaimed(world.uid("main")).exists()

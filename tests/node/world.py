@@ -82,10 +82,22 @@ class World:
         self.kubelet.start()
         self.kills = 0
 
-    def agent(self, kill_at: int = 0) -> int | None:
+    def visit(self) -> None:
+        """A few rounds of an agent that cannot come to an end."""
+        self.agent(0, 3)
+
+    def agent(self, kill_at: int = 0, *rounds: int) -> int | None:
         """One agent's life; its effects, None where it was killed."""
         done = subprocess.run(
-            [sys.executable, "-m", "tests.node.agent_life", self._file, self.node.layout.base, str(kill_at)],
+            [
+                sys.executable,
+                "-m",
+                "tests.node.agent_life",
+                self._file,
+                self.node.layout.base,
+                str(kill_at),
+                *map(str, rounds),
+            ],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'operator'}", "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
@@ -114,7 +126,8 @@ class World:
             check()
         return effects
 
-    def make_project(self) -> str:
+    def make_project(self, storage: Json | None = None, **more: object) -> str:
+        """A project with its root branch; `storage` and `more` go into its spec. Its UID."""
         project, name = str(uuid.uuid4()), "shop"
         spec = {
             "postgres": {"image": "postgres:17", "runAsUser": OWNER, "parameters": {"shared_buffers": "16MB"}}
@@ -122,12 +135,20 @@ class World:
         meta = {"name": name, "namespace": NAMESPACE, "uid": project, "finalizers": [names.AGENT_FINALIZER]}
         body = {
             "metadata": meta,
-            "spec": {**spec, "storage": {"size": "256Mi"}},
+            "spec": {**spec, "storage": {"size": "256Mi", **(storage or {})}, **more},
             "status": {"nodeName": NODE},
         }
         self.api.create(PROJECTS, body)
         self.make_branch("main", None)
         return project
+
+    def delete_project(self) -> None:
+        """As the controller does: the branches first, then the project."""
+        for body in self.api.find(BRANCHES):
+            self.api.delete(f"{BRANCHES}/{body['metadata']['name']}")
+        # Its own deletion is asked for first of all.
+        self.api.delete(f"{PROJECTS}/shop")
+        self.agent()
 
     def make_branch(self, name: str, source: str | None) -> str:
         status: Json = {"nodeName": NODE}

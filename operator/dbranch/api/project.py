@@ -118,6 +118,7 @@ class Project:
     postgres: Postgres = field(default_factory=Postgres)
     size: int = 10 * 2**30
     node_selector: Mapping[str, str] = field(default_factory=dict)
+    adopt: str | None = None
     proxy: Proxy = field(default_factory=Proxy)
     node_name: str | None = None
     host: str | None = None
@@ -184,6 +185,7 @@ def parse_project(body: Mapping[str, Any]) -> Project:
         ),
         size=parse_bytes(storage.get("size", "10Gi")),
         node_selector=dict(storage.get("nodeSelector") or {}),
+        adopt=storage.get("adopt"),
         proxy=Proxy(
             replicas=int(proxy.get("replicas", base.proxy.replicas)),
             port=int(proxy.get("port", base.proxy.port)),

@@ -91,7 +91,7 @@ def ensure_initdb_adopted(
         major = tenant.major_of(area)
         if major is None:
             raise Unsafe(f"initdb left no PG_VERSION in {area}; nothing is used; check spec.postgres.image")
-        marker = Marker(project_uid, branch_uid, None, now, major, cleaned=True)
+        marker = Marker(project_uid, branch_uid, None, now, major, cleaned=True, whose=settings.whose)
         _finish(area, marker, settings)
         tenant.remove_beneath(area, INITDB_DONE)
     return _take_name(area, branch)
@@ -127,7 +127,17 @@ def ensure_snapshot(
             read_prepared((begun / POSTGRESQL_CONF).read_text()),
             tenant.prepared_of_system(begun),
         )
-        marker = Marker(project_uid, branch_uid, source_uid, now, origin.major, False, floor, origin.password)
+        marker = Marker(
+            project_uid,
+            branch_uid,
+            source_uid,
+            now,
+            origin.major,
+            cleaned=False,
+            prepared_floor=floor,
+            password=origin.password,
+            whose=settings.whose,
+        )
         _finish(begun, marker, settings)
     except Exception:
         destroy(begun)
@@ -144,11 +154,12 @@ def _marker_of(branch: Path) -> Marker:
 
 def _finish(subvolume: Path, marker: Marker, settings: Settings) -> None:
     write_whole(subvolume / LOCK, "")
-    _write_settings(subvolume, marker, settings)
+    write_settings(subvolume, marker, settings)
     write_whole(subvolume / MARKER, render_marker(marker))
 
 
-def _write_settings(subvolume: Path, marker: Marker, settings: Settings) -> bool:
+def write_settings(subvolume: Path, marker: Marker, settings: Settings) -> bool:
+    """The files as `settings` and `marker` have them. True where one of them changed."""
     texts = {
         PORT: f"{settings.port}\n",
         POSTGRESQL_CONF: render_postgresql_conf(settings, marker.is_root, marker.prepared_floor),
@@ -174,7 +185,7 @@ def _take_name(begun: Path, branch: Path) -> Marker:
 def ensure_settings(layout: Layout, project_uid: str, branch_uid: str, settings: Settings) -> bool:
     """The branch's settings files say `settings`. True where something changed (then reload or restart)."""
     branch = layout.branch(_checked_mounted(layout, project_uid), branch_uid)
-    return _write_settings(branch, _marker_of(branch), settings)
+    return write_settings(branch, _marker_of(branch), settings)
 
 
 def ensure_opened(layout: Layout, project_uid: str, branch_uid: str, user: str) -> None:

@@ -13,6 +13,7 @@ from dbranch.observe.subvolumes import observe_initdb_done, observe_subvolumes
 from dbranch.plan.agent_branch import BranchFacts
 from dbranch.plan.layout import Layout
 from dbranch.plan.pod_trouble import PodFacts, pod_facts
+from dbranch.plan.retained import retained_branch
 from dbranch.plan.space import Space
 
 
@@ -25,11 +26,16 @@ def observe_branch(
     subvolumes = observe_subvolumes(layout, project.uid)
     pods = observe_pods(cluster, home, f"{names.LABEL_BRANCH_UID}={branch.uid}")
     initdb = names.initdb_pod(project.uid)
+    marker = subvolumes.branches.get(branch.uid)
+    retained: str | None = None
+    if marker is None and project.adopt:
+        retained = retained_branch(subvolumes.branches, project.adopt, branch.branch, branch.uid)
     bound = observe_bound(layout, branch.uid, initdb if branch.is_root else None)
     return BranchFacts(
         pool_mounted=pool.mounted,
         space=Space(pool.total_bytes, pool.free_bytes, machine.host_total_bytes, machine.host_free_bytes),
-        marker=subvolumes.branches.get(branch.uid),
+        marker=marker,
+        retained=retained,
         pods=tuple(pod for pod in pods if pod.name != initdb),
         initdb=next((pod for pod in pods if pod.name == initdb), None),
         initdb_done=branch.uid in subvolumes.initdb and observe_initdb_done(layout, project.uid, branch.uid),

@@ -12,11 +12,12 @@ from dbranch.plan.binding import NodeFacts
 
 @dataclass(frozen=True)
 class AgentPod:
-    """An agent's pod: its node, whether it is Ready, the free bytes that it told."""
+    """An agent's pod: its node, whether it is Ready, the free bytes and the retained pools that it told."""
 
     node: str
     ready: bool
     free: int | None
+    retained: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,14 @@ def agent_pod(body: Mapping[str, Any]) -> AgentPod | None:
     node = (body.get("spec") or {}).get("nodeName")
     if not node or body["metadata"].get("deletionTimestamp"):
         return None
-    free = (body["metadata"].get("annotations") or {}).get(names.AGENT_HOST_FREE)
-    return AgentPod(node, is_ready(body), int(free) if free and free.isdigit() else None)
+    told = body["metadata"].get("annotations") or {}
+    free, retained = told.get(names.AGENT_HOST_FREE), told.get(names.AGENT_RETAINED, "")
+    return AgentPod(
+        node,
+        is_ready(body),
+        int(free) if free and free.isdigit() else None,
+        frozenset(filter(None, retained.split(","))),
+    )
 
 
 def node_object(body: Mapping[str, Any]) -> NodeObject:
@@ -67,4 +74,5 @@ def node_facts(name: str, node: NodeObject | None, agent: AgentPod | None) -> No
         agent=agent is not None,
         agent_ready=agent.ready if agent else False,
         free=agent.free if agent else None,
+        retained=agent.retained if agent else frozenset(),
     )

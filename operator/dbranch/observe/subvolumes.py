@@ -18,6 +18,7 @@ from dbranch.plan.layout import (
     Layout,
     is_uid,
 )
+from dbranch.plan.retained import Retained, parse_retained
 from dbranch.plan.settings_files import Marker, parse_marker
 
 
@@ -53,6 +54,14 @@ def observe_subvolumes(layout: Layout, project_uid: str) -> SubvolumesFacts:
     trash = layout.trash(project_uid)
     thrown = tuple(sorted(path.name for path in trash.iterdir())) if trash.exists() else ()
     return SubvolumesFacts(branches, tuple(temporary), tuple(initdb), thrown)
+
+
+def observe_retained(layout: Layout, project_uid: str) -> Retained | None:
+    """The record of a retained pool; None where there is none that can be read."""
+    try:
+        return parse_retained(layout.record(project_uid).read_text())
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _marker(subvolume: Path) -> Marker | None:

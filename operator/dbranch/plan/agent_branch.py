@@ -20,7 +20,8 @@ from dbranch.plan.space import Space, refusal_of
 class BranchFacts:
     """A branch as its agent finds it.
 
-    `marker` is there once the branch is stored. `pods` are its Postgres pods, `initdb` the one-shot pod;
+    `marker` is there once the branch is stored; `retained` is the UID under which a pool that was taken over
+    holds its data. `pods` are its Postgres pods, `initdb` the one-shot pod;
     `bound` the slots in which its subvolume (or initdb area) is bound now. `accepting` is the version of
     the Postgres that answers in the bound slot, `pending` the names of its settings that wait for a restart.
     `refused`: why the waiting script of the bound slot does not start Postgres. `initdb_done`: the area holds
@@ -30,6 +31,7 @@ class BranchFacts:
     pool_mounted: bool
     space: Space
     marker: Marker | None = None
+    retained: str | None = None
     pods: tuple[PodFacts, ...] = ()
     initdb: PodFacts | None = None
     initdb_done: bool = False
@@ -79,6 +81,13 @@ class TakeSnapshot:
 
 
 @dataclass(frozen=True)
+class TakeOver:
+    """What the pool held under another UID is this branch."""
+
+    uid: str
+
+
+@dataclass(frozen=True)
 class Bind:
     slot: str
 
@@ -112,6 +121,7 @@ Action = (
     | AdoptInitdb
     | CreatePod
     | TakeSnapshot
+    | TakeOver
     | Bind
     | WriteSettings
     | TakePassword
@@ -146,16 +156,18 @@ def plan_branch(project: Project, branch: Branch, facts: BranchFacts) -> Todo:
                 f"{who} was stored and its subvolume is gone; nothing is made again; look at the node's disk"
             )
             return Todo((), Step(Reason.DATA_LOST, lost))
-        if branch.is_root:
+        if branch.is_root and facts.retained is None:
             return _plan_initdb(project, branch, facts)
-        refused = refusal_of(facts.space, who)
+        refused = None if facts.retained else refusal_of(facts.space, who)
         if refused:
             return Todo((), refused, retry_after=30.0)
     stored = Step(Reason.STORED, f"{who} is stored in the pool of project {project.name}")
     gone = {pod.name for pod in facts.pods}
     clean: list[Action] = [RemoveSlot(slot) for slot in facts.bound if slot not in gone]
     snapshot: list[Action] = []
-    if facts.marker is None and branch.source_uid:
+    if facts.marker is None and facts.retained:
+        snapshot = [TakeOver(facts.retained)]
+    elif facts.marker is None and branch.source_uid:
         snapshot = [TakeSnapshot(branch.source_uid)]
     if not wanted:
         ends = [DeletePod(pod) for pod in facts.pods if not pod.terminating]

@@ -20,7 +20,8 @@ class NodeFacts:
     """A node and its agent. `open`: neither cordoned nor tainted against ordinary pods.
 
     `agent`: whether the node has an agent's pod at all; `agent_ready` whether that is Ready.
-    `free`: free bytes of the disk under the base directory, as the agent told.
+    `free`: free bytes of the disk under the base directory, as the agent told; `retained`: the pools that
+    lie there since their project was deleted.
     """
 
     name: str
@@ -31,6 +32,7 @@ class NodeFacts:
     agent: bool = False
     agent_ready: bool = False
     free: int | None = None
+    retained: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ def bind_project(project: Project, nodes: Iterable[NodeFacts]) -> Binding | Step
     with_agent = [n for n in all_nodes if n.agent_ready and n.ready]
     if not with_agent:
         return _nowhere(who, "no node has a ready agent", "see the pods of the DaemonSet dbranch-agent")
+    if project.adopt:
+        # A cordoned node, or a full one, holds it all the same.
+        holds = [n for n in with_agent if project.adopt in n.retained]
+        lacks = f"no node with a ready agent has a retained pool {project.adopt}"
+        return Binding(holds[0].name) if holds else _nowhere(who, lacks, "see spec.storage.adopt")
     chosen = [n for n in with_agent if project.node_selector.items() <= n.labels.items()]
     if not chosen:
         wanted = ", ".join(f"{k}={v}" for k, v in sorted(project.node_selector.items()))

@@ -92,6 +92,14 @@ class Layout:
     def image(self, project_uid: str) -> Path:
         return self.pools / f"{checked_uid(project_uid)}.img"
 
+    def record(self, project_uid: str) -> Path:
+        """What says whose a retained image was."""
+        return self.pools / f"{checked_uid(project_uid)}.json"
+
+    def unclaimed(self, uid: str) -> Path:
+        """The mark of a pool or branch that no object names; as old as that is known."""
+        return self.pools / f"{checked_uid(uid)}.unclaimed"
+
     def pool(self, project_uid: str) -> Path:
         """Where the project's pool is mounted."""
         return self.mounts / checked_uid(project_uid)

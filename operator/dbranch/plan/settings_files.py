@@ -37,13 +37,23 @@ _COPY: Final = {"cron.launch_active_jobs": "off", "pg_partman_bgw.dbname": ""}
 
 
 @dataclass(frozen=True)
+class Whose:
+    """The names of a branch, for people and for a pool that is taken over; paths are made of UIDs."""
+
+    namespace: str = ""
+    project: str = ""
+    branch: str = ""
+
+
+@dataclass(frozen=True)
 class Settings:
     """What a branch's files say. `parameters`: the project's, then the branch's over them; `port`: the
-    branch's (names.branch_port); `user`: `spec.postgres.user`, the superuser."""
+    branch's (names.branch_port); `user`: `spec.postgres.user`, the superuser; `whose` goes into the marker."""
 
     user: str
     port: int
     parameters: Mapping[str, str] = field(default_factory=dict)
+    whose: Whose = Whose()
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ class Marker:
     cleaned: bool
     prepared_floor: int = 0
     password: str = ""
+    whose: Whose = Whose()
 
     @property
     def is_root(self) -> bool:
@@ -75,6 +86,10 @@ class Marker:
     def keyed(self, password: str) -> Marker:
         """The same branch with this version of the owner's password."""
         return replace(self, password=password)
+
+    def given_to(self, project_uid: str, branch_uid: str, whose: Whose) -> Marker:
+        """The same data as a branch of another project."""
+        return replace(self, project_uid=project_uid, branch_uid=branch_uid, whose=whose)
 
 
 def render_marker(marker: Marker) -> str:
@@ -95,6 +110,7 @@ def parse_marker(text: str) -> Marker | None:
             cleaned=bool(raw["cleaned"]),
             prepared_floor=int(raw.get("prepared_floor", 0)),
             password=str(raw.get("password", "")),
+            whose=Whose(**raw.get("whose", {})),
         )
     except (ValueError, KeyError, TypeError):
         return None

@@ -11,6 +11,7 @@ from typing import Any
 
 import kopf
 from dbranch import names
+from dbranch.api.project import parse_seconds
 from dbranch.cluster import Cluster, path_of
 from dbranch.effect.pool import ensure_base
 from dbranch.errors import Busy, DbranchError, InvalidInput
@@ -126,6 +127,7 @@ def main() -> None:
     except DbranchError as error:
         raise SystemExit(f"dbranch-server agent: {error}") from error
     ensure_base(layout)
+    grace = parse_seconds(os.environ.get("DBRANCH_UNCLAIMED_GRACE", "24h"))
     machine = observe_machine(layout)
     if not (machine.btrfs and machine.loop and machine.propagates):
         logger.error(
@@ -137,7 +139,7 @@ def main() -> None:
         )
     for target, args in (
         (watch_pods, (cluster, home)),
-        (keep_house, (cluster, layout, home, os.environ["DBRANCH_POD_NAME"])),
+        (keep_house, (cluster, layout, home, os.environ["DBRANCH_POD_NAME"], grace)),
     ):
         threading.Thread(target=target, args=args, daemon=True, name=target.__name__).start()
     registry = kopf.OperatorRegistry()

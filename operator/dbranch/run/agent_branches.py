@@ -13,6 +13,7 @@ from dbranch.api.project import Project, parse_project
 from dbranch.cluster import Cluster, branch_path, project_path
 from dbranch.effect import pods, session, slot, subvolume
 from dbranch.effect.pool import ensure_pool, ensure_pool_down
+from dbranch.effect.retained import ensure_branch_taken_over
 from dbranch.effect.session import Endpoint
 from dbranch.errors import DbranchError, NotAccepting
 from dbranch.observe.branches import observe_branch, observe_pods
@@ -22,7 +23,7 @@ from dbranch.observe.slots import observe_slot, observe_slots
 from dbranch.plan import agent_branch as plan
 from dbranch.plan.layout import Layout
 from dbranch.plan.scripts import read_initdb, read_slot_start
-from dbranch.plan.settings_files import Marker, Settings
+from dbranch.plan.settings_files import Marker, Settings, Whose
 from dbranch.plan.slot_pod import Home, initdb_pod, slot_pod
 from dbranch.report import agent as report
 from dbranch.run.agent_watch import Watched, Watchers
@@ -145,6 +146,8 @@ class BranchWork:
                 done.marker = subvolume.ensure_snapshot(
                     layout, project.uid, source, branch.uid, _settings(scene), _now()
                 )
+            case plan.TakeOver(old):
+                done.marker = ensure_branch_taken_over(layout, project.uid, old, branch.uid, _settings(scene))
             case plan.Bind(name):
                 slot.ensure_slot(layout, name, owner)
                 slot.ensure_bound(layout, name, project.uid, branch.uid)
@@ -237,6 +240,8 @@ class BranchWork:
         if not pool.mounted:
             node = project.node
             ensure_pool(self._layout, project.uid, 0, node.pool_uuid, node.machine_id)
+        if project.deleting and project.deletion_policy == "Retain":
+            return
         subvolume.ensure_trashed(self._layout, project.uid, branch.uid)
         subvolume.ensure_trash_emptied(self._layout, project.uid)
         if not pool.mounted:
@@ -256,7 +261,8 @@ class _Done:
 def _settings(scene: Scene) -> Settings:
     project, branch = scene.project, scene.branch
     parameters = {**project.postgres.parameters, **branch.parameters}
-    return Settings(project.postgres.user, names.branch_port(branch.uid), parameters)
+    whose = Whose(project.namespace, project.name, branch.branch)
+    return Settings(project.postgres.user, names.branch_port(branch.uid), parameters, whose)
 
 
 def _endpoint(scene: Scene, slot_name: str, marker: Marker) -> Endpoint:

@@ -13,13 +13,15 @@ from dbranch.api.project import Project, parse_project
 from dbranch.cluster import Cluster, branch_path, path_of, project_path
 from dbranch.effect import pods, slot
 from dbranch.effect.pool import ensure_base, ensure_pool, ensure_pool_down, ensure_pool_removed
+from dbranch.effect.retained import ensure_forgotten, ensure_recorded, ensure_taken_over
 from dbranch.effect.subvolume import ensure_trash_emptied
 from dbranch.errors import Busy, DbranchError, Refused
 from dbranch.observe.branches import observe_pods, observe_project_slots
 from dbranch.observe.machine import observe_machine
 from dbranch.observe.pools import PoolFacts, observe_pool
-from dbranch.observe.subvolumes import observe_subvolumes
+from dbranch.observe.subvolumes import observe_retained, observe_subvolumes
 from dbranch.plan.layout import Layout
+from dbranch.plan.retained import checked_retained
 from dbranch.plan.slot_pod import Home
 from dbranch.plan.space import Space, pool_step
 from dbranch.report import agent as report
@@ -57,7 +59,7 @@ class ProjectWork:
             return 60.0
         try:
             known = project.node
-            uuid = ensure_pool(self._layout, project.uid, project.size, known.pool_uuid, known.machine_id)
+            uuid = ensure_pool(self._layout, project.uid, project.size, self._made(project), known.machine_id)
         except (DbranchError, OSError) as error:
             logger.warning("project %s/%s: %s", project.namespace, project.name, error)
             step = report.report_failed_pool(error, project.name)
@@ -72,7 +74,7 @@ class ProjectWork:
         node: dict[str, Any] = {
             "machineID": ensure_base(self._layout),
             "poolUUID": uuid,
-            "initialized": project.node.initialized or any(m and m.is_root for m in markers),
+            "initialized": known.initialized or bool(project.adopt) or any(m and m.is_root for m in markers),
             "storage": step.as_dict(),
             "observedGeneration": project.generation,
         }
@@ -83,7 +85,18 @@ class ProjectWork:
             # Before it is told: what is cut off here is done again.
             self._poke_branches(project)
         self._write(project, node | _space(pool))
+        if project.adopt and known.pool_uuid:
+            ensure_forgotten(self._layout, project.adopt)
         return None
+
+    def _made(self, project: Project) -> str | None:
+        """The UUID of the filesystem that is there already: its own, or the retained one that it takes over."""
+        if project.adopt is None or project.node.pool_uuid is not None:
+            return project.node.pool_uuid
+        found = observe_retained(self._layout, project.adopt)
+        record = checked_retained(found, project.adopt, project.namespace)
+        ensure_taken_over(self._layout, record, project.uid)
+        return record.pool_uuid
 
     def _down(self, project: Project) -> float | None:
         if project.node.observed_generation != project.generation:
@@ -136,6 +149,7 @@ class ProjectWork:
             for name in observe_project_slots(self._layout, project.uid):
                 slot.ensure_slot_removed(self._layout, name)
             if project.deletion_policy == "Retain":
+                ensure_recorded(self._layout, project.uid, project.namespace, project.name)
                 ensure_pool_down(self._layout, project.uid)
             else:
                 ensure_pool_removed(self._layout, project.uid)
