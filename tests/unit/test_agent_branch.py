@@ -250,3 +250,11 @@ def test_every_state_converges(stored: bool, running: bool, pods: list[PodFacts]
     ended, todo = converge(PROJECT, branch, facts)
     assert todo.postgres and todo.postgres.reason == (Reason.ACCEPTING if running else Reason.STOPPED)
     assert len(ended.pods) == len(ended.bound) == int(running)
+
+
+def test_what_a_pool_that_was_taken_over_holds_is_no_new_database() -> None:
+    for branch in (ROOT, COPY):
+        facts = BranchFacts(True, Space(2**30, 2**20, 2**40, 2**39), retained="o-uid")
+        todo = plan_branch(PROJECT, branch, facts)
+        assert plan.TakeOver("o-uid") in todo.actions
+        assert not any(isinstance(a, plan.TakeSnapshot | plan.MakeInitdbArea) for a in todo.actions)

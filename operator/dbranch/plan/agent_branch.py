@@ -31,7 +31,6 @@ class BranchFacts:
     pool_mounted: bool
     space: Space
     marker: Marker | None = None
-    retained: str | None = None
     pods: tuple[PodFacts, ...] = ()
     initdb: PodFacts | None = None
     initdb_done: bool = False
@@ -39,6 +38,7 @@ class BranchFacts:
     accepting: str | None = None
     pending: tuple[str, ...] = ()
     refused: str | None = None
+    retained: str | None = None
 
 
 @dataclass(frozen=True)
