@@ -123,6 +123,9 @@ class Life:
             )
             time.sleep(0.1)
         self._sweep()
+        # The slow timer's visit.
+        for body in self._api.find(PROJECTS):
+            self._projects.tidy(NAMESPACE, body["metadata"]["name"])
 
     def _round(self) -> bool:
         done = True

@@ -1,0 +1,141 @@
+"""Power cuts: the node's disk as it was at one moment, taken by a snapshot of an outer btrfs while clients
+write and branches come and go. From each the pool mounts, every acknowledged row is there, the indexes are
+whole, and the agent repairs the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+from tests.node.agent_life import BRANCHES
+from tests.node.machine import Node, postgres_directory, unmount
+from tests.node.world import World
+
+from dbranch.effect import pool, session
+from dbranch.effect.session import Endpoint
+from dbranch.errors import NotAccepting
+from dbranch.plan.layout import Layout
+
+
+def run(*argv: object) -> str:
+    done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{argv}: {done.stderr}"
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def disk() -> Iterator[Path]:
+    """An outer btrfs of its own: what is snapshotted there is what a power cut leaves."""
+    with tempfile.TemporaryDirectory(prefix="dbranch-power-", dir="/var/tmp") as name:
+        file, point = Path(name) / "disk.img", Path(name).resolve() / "disk"
+        file.touch()
+        os.truncate(file, 8 * 2**30)
+        device = run("losetup", "--find", "--show", file)
+        run("mkfs.btrfs", "--quiet", device)
+        point.mkdir()
+        run("mount", device, point)
+        Path(name).chmod(0o711)
+        point.chmod(0o711)
+        try:
+            yield point
+        finally:
+            unmount(str(point))
+            run("losetup", "-d", device)
+
+
+class Writer(threading.Thread):
+    """A client that remembers which rows were acknowledged, and how many at what time."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(daemon=True)
+        self._world, self._over, self.acknowledged = world, threading.Event(), 0
+
+    def run(self) -> None:
+        node = self._world.branch("main")["status"]["node"]
+        endpoint = Endpoint(node["slot"], node["port"], "postgres", 15)
+        with (
+            suppress(psycopg.Error, NotAccepting),
+            session.connect(self._world.node.layout, endpoint, seconds=60) as there,
+        ):
+            while not self._over.is_set():
+                there.execute("insert into item values (%s, repeat('x', 300))", [self.acknowledged + 1])
+                self.acknowledged += 1
+
+    def end(self) -> None:
+        self._over.set()
+        self.join()
+
+
+def cut(disk: Path, base: Path, number: int) -> Path:
+    """What a power cut now would leave of the disk under `base`."""
+    copy = disk / f"cut-{number}"
+    run("btrfs", "subvolume", "snapshot", base, copy)
+    return copy
+
+
+def check(world: World, branch: str) -> None:
+    """Every index of every table of the branch, against its table."""
+    node = world.branch(branch)["status"]["node"]
+    run(
+        *(postgres_directory() / "pg_amcheck", "--all", "--install-missing", "--heapallindexed"),
+        *("-h", world.node.layout.run(node["slot"]), "-p", node["port"], "-U", "postgres"),
+    )
+
+
+def test_power_cuts(disk: Path, soak: bool) -> None:
+    base = disk / "base"
+    run("btrfs", "subvolume", "create", base)
+    base.chmod(0o711)
+    node = Node(Layout(base))
+    pool.ensure_base(node.layout)
+    cuts: list[tuple[Path, int, int]] = []
+    try:
+        world = World(node)
+        project = world.make_project(storage={"size": "1Gi"})
+        world.agent()
+        world.sql("main", "create table item (id int primary key, filler text)")
+        writer = Writer(world)
+        writer.start()
+        for number in range(40 if soak else 4):
+            # A branch comes and one goes, and the agent is cut off somewhere in it.
+            world.make_branch(f"b{number}", "main")
+            if number:
+                world.api.delete(f"{BRANCHES}/shop-b{number - 1}")
+            ended = world.agent(random.randint(1, 90))
+            time.sleep(random.random() / 2)
+            before = writer.acknowledged
+            copy = cut(disk, base, number)
+            cuts.append((copy, before, number))
+            if ended is None:
+                world.agent()
+        writer.end()
+        world.kubelet.end()
+    finally:
+        node.end()
+    assert cuts[-1][1] > 100, "hardly anything was written"
+    for copy, before, number in cuts:
+        restarted, after = Node(Layout(copy)), None
+        try:
+            after = World(restarted)
+            # Kubelet starts every pod that it knew of, the agent comes back.
+            after.agent()
+            rows = after.sql("main", "select count(*), max(id) from item")[0]
+            assert rows[0] == rows[1] and int(str(rows[0])) >= before, (number, rows, before)
+            after.whole(project, running=2, stored=2)
+            for branch in ("main", f"b{number}"):
+                check(after, branch)
+        finally:
+            if after:
+                after.kubelet.end()
+            restarted.end()
+    print(f"{len(cuts)} power cuts, {cuts[-1][1]} rows acknowledged at the last, none lost")
