@@ -95,9 +95,14 @@ def test_what_is_bound_to_a_node_that_is_gone_can_be_deleted(other_team: Namespa
     nowhere = {"size": "1Gi", "nodeSelector": {"dbranch.io/none": "here"}}
     other_team.apply(ghost.manifest(storage=nowhere), ghost.branch_manifest("main", None))
     for kind, name in (("dbproject", "ghost"), ("dbbranch", "ghost-main")):
-        patch = ("patch", kind, name, "--type=merge")
-        other_team.kubectl(*patch, "-p", '{"metadata": {"finalizers": ["dbranch.io/agent"]}}')
-        other_team.kubectl(*patch, "--subresource=status", "-p", '{"status": {"nodeName": "ghost-1"}}')
+        eventually(
+            f"{kind} {name} has the controller's finalizer",
+            lambda k=kind, n=name: other_team.get(k, n)["metadata"].get("finalizers"),
+        )
+        agents = '[{"op": "add", "path": "/metadata/finalizers/-", "value": "dbranch.io/agent"}]'
+        other_team.kubectl("patch", kind, name, "--type=json", "-p", agents)
+        bound = ("--type=merge", "--subresource=status", "-p", '{"status": {"nodeName": "ghost-1"}}')
+        other_team.kubectl("patch", kind, name, *bound)
     other_team.wait_reason("dbproject", "ghost", "Ready", "NodeGone")
     assert other_team.condition("dbproject", "ghost", "Stalled")["status"] == "True"
     other_team.kubectl("delete", "dbproject", "ghost", "--timeout=60s")
