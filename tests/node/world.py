@@ -56,7 +56,11 @@ class Kubelet(threading.Thread):
             if asked:
                 self._node.running.pop(name)
                 self._api.gone(path)
-            elif pod["spec"]["restartPolicy"] == "Never" and pod["status"]["phase"] == "Running":
+            elif pod["spec"]["restartPolicy"] == "Always":
+                self._node.script(name, pod["spec"]["containers"][0]["command"][2])
+                again = pod["status"]["containerStatuses"][0]["restartCount"] + 1
+                self._says(path, {"containerStatuses": [{**_RUNNING, "restartCount": again}]})
+            elif pod["status"]["phase"] == "Running":
                 self._says(path, {"phase": "Failed" if process.returncode else "Succeeded"})
         elif process is None:
             self._api.gone(path)
@@ -73,10 +77,9 @@ _RUNNING = {"state": {"running": {}}, "imageID": "", "restartCount": 0}
 class World:
     """A node with a paper API, its kubelet, and agents that come and are killed."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, paper: Path | None = None) -> None:
         self.node = node
-        node.layout.base.joinpath("verifier").write_text("")
-        self._file = node.layout.base / "api.json"
+        self._file = paper or node.layout.base / "api.json"
         self.api = PaperApi(self._file)
         self.kubelet = Kubelet(self.api, node)
         self.kubelet.start()

@@ -10,7 +10,8 @@ from pathlib import Path
 @dataclass(frozen=True)
 class Mount:
     """One line of mountinfo. `root`: the path within the filesystem that forms the root of this mount
-    (it follows renames and ends in `//deleted`); `device` is `major:minor`; `shared`: it propagates."""
+    (it follows renames and ends in `//deleted`); `device` is `major:minor`; `shared`: it propagates;
+    `frozen`: the filesystem itself takes no writes (a mount may be read-only besides)."""
 
     point: str
     root: str
@@ -18,6 +19,7 @@ class Mount:
     kind: str
     source: str
     shared: bool
+    frozen: bool = False
 
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
@@ -43,6 +45,7 @@ def parse_mountinfo(text: str) -> tuple[Mount, ...]:
                 kind=more[0],
                 source=_plain(more[1]),
                 shared=any(option.startswith("shared:") for option in fields[6:]),
+                frozen=len(more) > 2 and "ro" in more[2].split(","),
             )
         )
     return tuple(mounts)

@@ -32,7 +32,7 @@ def observe_branch(
         retained = retained_branch(subvolumes.branches, project.adopt, branch.branch, branch.uid)
     bound = observe_bound(layout, branch.uid, initdb if branch.is_root else None)
     return BranchFacts(
-        pool_mounted=pool.mounted,
+        pool_mounted=pool.mounted and not pool.frozen,
         space=Space(pool.total_bytes, pool.free_bytes, machine.host_total_bytes, machine.host_free_bytes),
         marker=marker,
         retained=retained,

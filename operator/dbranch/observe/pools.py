@@ -18,7 +18,8 @@ class PoolFacts:
 
     `loops` are the device paths attached to the image, by its (device, inode). `uuid` is the
     filesystem's as the image's superblock says, None where there is no btrfs. `mounted` is whether
-    exactly this filesystem is mounted at the pool's place; `shared` whether that mount propagates.
+    exactly this filesystem is mounted at the pool's place; `shared` whether that mount propagates; `frozen`
+    whether the kernel has stopped writing to it after an error.
     `foreign` says what is mounted there instead, where something else is.
     `total_bytes`, `used_bytes`, `free_bytes` are of the mounted filesystem; `host_free_bytes` of the
     disk under the base directory.
@@ -30,6 +31,7 @@ class PoolFacts:
     uuid: str | None = None
     mounted: bool = False
     shared: bool = False
+    frozen: bool = False
     foreign: str | None = None
     bound_slots: tuple[str, ...] = ()
     total_bytes: int | None = None
@@ -56,6 +58,7 @@ def observe_pool(layout: Layout, project_uid: str) -> PoolFacts:
         uuid=superblock_uuid(file),
         mounted=mounted,
         shared=mounted and there[-1].shared,
+        frozen=mounted and there[-1].frozen,
         foreign=there[-1].source if there and not mounted else None,
         host_free_bytes=host_free,
     )

@@ -48,12 +48,34 @@ def refusal_of(space: Space, who: str) -> Step | None:
     return None
 
 
+def frozen_step(space: Space, project: str, again: bool) -> Step:
+    """The step of a pool that the kernel has stopped writing to. `again`: soon after it was mounted anew.
+
+    NodeDiskLow and PoolDamaged wait (for room, for a person); AttachFailed is mended by mounting it anew.
+    """
+    refused = refusal_of(
+        Space(host_total=space.host_total, host_free=space.host_free), f"pool of project {project}"
+    )
+    if refused:
+        text = f"{refused.message}; the kernel stopped writing to the pool and it goes on when there is room"
+        return Step(Reason.NODE_DISK_LOW, text)
+    if again:
+        text = (
+            f"pool of project {project} cannot be written, again after it was mounted anew; nothing is started; "
+            "see the node's kernel log, then btrfs check"
+        )
+        return Step(Reason.POOL_DAMAGED, text)
+    text = f"the kernel stopped writing to the pool of project {project}; it is mounted anew; it goes on by itself"
+    return Step(Reason.ATTACH_FAILED, text)
+
+
 def pool_step(space: Space, project: str) -> Step:
     """The step of a mounted pool, with a warning where little is left."""
     refused = refusal_of(space, f"pool of project {project}")
     if refused and refused.reason == Reason.NODE_DISK_LOW:
         return Step(Reason.POOL_LOW, refused.message)
-    if space.free is not None and space.total and space.free < space.total * _POOL_LOW:
+    low = space.free is not None and space.total and space.free < space.total * _POOL_LOW
+    if refused or low:
         return Step(
             Reason.POOL_LOW,
             f"pool of project {project} is almost full; "

@@ -17,17 +17,20 @@ from dbranch.effect.retained import ensure_forgotten, ensure_recorded, ensure_ta
 from dbranch.effect.subvolume import ensure_trash_emptied
 from dbranch.errors import Busy, DbranchError, Refused
 from dbranch.observe.branches import observe_pods, observe_project_slots
-from dbranch.observe.machine import observe_machine
+from dbranch.observe.machine import MachineFacts, observe_machine
 from dbranch.observe.pools import PoolFacts, observe_pool
 from dbranch.observe.subvolumes import observe_retained, observe_subvolumes
 from dbranch.plan.layout import Layout
 from dbranch.plan.retained import checked_retained
 from dbranch.plan.slot_pod import Home
-from dbranch.plan.space import Space, pool_step
+from dbranch.plan.space import Space, frozen_step, pool_step
 from dbranch.report import agent as report
 from dbranch.run.keyed_locks import KeyedLocks
 
 logger = logging.getLogger(__name__)
+
+# Seconds within which a pool that fails again after it was mounted anew is left to a person.
+_SOON = 600.0
 
 
 class ProjectWork:
@@ -35,6 +38,7 @@ class ProjectWork:
 
     def __init__(self, cluster: Cluster, layout: Layout, home: Home, locks: KeyedLocks) -> None:
         self._cluster, self._layout, self._home, self._locks = cluster, layout, home, locks
+        self._thawed: dict[str, float] = {}
 
     def reconcile(self, namespace: str, name: str) -> float | None:
         """One visit of a project that is not being deleted."""
@@ -66,6 +70,8 @@ class ProjectWork:
             self._write(project, {"storage": step.as_dict(), "observedGeneration": project.generation})
             return 30.0
         pool = observe_pool(self._layout, project.uid)
+        if pool.frozen:
+            return self._thaw(project, machine)
         markers = observe_subvolumes(self._layout, project.uid).branches.values()
         step = pool_step(
             Space(pool.total_bytes, pool.free_bytes, machine.host_total_bytes, pool.host_free_bytes),
@@ -88,6 +94,30 @@ class ProjectWork:
         if project.adopt and known.pool_uuid:
             ensure_forgotten(self._layout, project.adopt)
         return None
+
+    def _thaw(self, project: Project, machine: MachineFacts) -> float:
+        """The kernel has stopped writing to the pool: ended, and mounted anew once that can help."""
+        space = Space(host_total=machine.host_total_bytes, host_free=machine.host_free_bytes)
+        again = time.monotonic() - self._thawed.get(project.uid, -_SOON) < _SOON
+        step = frozen_step(space, project.name, again)
+        self._write(project, {"storage": step.as_dict(), "observedGeneration": project.generation})
+        if step.reason != Reason.ATTACH_FAILED:
+            return 10.0
+        if self._pods_left(project):
+            return 0.5
+        for name in observe_project_slots(self._layout, project.uid):
+            slot.ensure_slot_removed(self._layout, name)
+        ensure_pool_down(self._layout, project.uid)
+        self._thawed[project.uid] = time.monotonic()
+        return 0.05
+
+    def _pods_left(self, project: Project) -> bool:
+        """Whether pods of the project are left; the end of all is asked for."""
+        left = observe_pods(self._cluster, self._home.namespace, f"{names.LABEL_PROJECT_UID}={project.uid}")
+        for pod in left:
+            if not pod.terminating:
+                pods.ensure_pod_ending(self._cluster, self._home.namespace, pod, 2)
+        return bool(left)
 
     def _made(self, project: Project) -> str | None:
         """The UUID of the filesystem that is there already: its own, or the retained one that it takes over."""
@@ -139,12 +169,7 @@ class ProjectWork:
         if names.CONTROLLER_FINALIZER in project.finalizers:
             return 0.5
         with self._locks.held(project.namespace, project.name):
-            of_project = f"{names.LABEL_PROJECT_UID}={project.uid}"
-            left = observe_pods(self._cluster, self._home.namespace, of_project)
-            for pod in left:
-                if not pod.terminating:
-                    pods.ensure_pod_ending(self._cluster, self._home.namespace, pod, 2)
-            if left:
+            if self._pods_left(project):
                 return 0.3
             for name in observe_project_slots(self._layout, project.uid):
                 slot.ensure_slot_removed(self._layout, name)

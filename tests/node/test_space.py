@@ -1,0 +1,159 @@
+"""Disks and pools that fill up: new branches are refused first, what runs goes on, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from tests.node.agent_life import BRANCHES, PROJECTS
+from tests.node.machine import Node, unmount
+from tests.node.world import World
+
+from dbranch.effect import pool
+from dbranch.effect.session import Endpoint, connect
+from dbranch.errors import NotAccepting
+from dbranch.linux.mounts import mounts_at
+from dbranch.plan.layout import Layout
+
+MIB = 2**20
+
+
+def fill(world: World, branch: str, most: int) -> int:
+    """Rows of a mebibyte each (not compressible), one commit each, until one is refused; those acknowledged."""
+    node = world.branch(branch)["status"]["node"]
+    endpoint = Endpoint(node["slot"], node["port"], "postgres", 15)
+    acknowledged = 0
+    try:
+        with connect(world.node.layout, endpoint, seconds=60) as there:
+            there.execute("create table if not exists filler (id serial primary key, data bytea)")
+            there.execute("alter table filler alter data set storage external")
+            for _ in range(most):
+                there.execute("insert into filler (data) values (%s)", [os.urandom(MIB)])
+                acknowledged += 1
+    except (psycopg.Error, NotAccepting) as error:
+        print(f"{branch}: {acknowledged} rows, then {error}")
+    return acknowledged
+
+
+def step_of(world: World, branch: str | None = None) -> tuple[str, str]:
+    """Reason and message of the storage of a branch, or of the project."""
+    body = world.branch(branch) if branch else world.api.get(f"{PROJECTS}/shop") or {}
+    step = body["status"]["node"]["storage"]
+    return step["reason"], step["message"]
+
+
+def settle(world: World, branch: str) -> None:
+    """Visits as the slow timers make them, until the branch's Postgres accepts and answers."""
+    until = time.monotonic() + 90
+    while time.monotonic() < until:
+        world.visit()
+        node = world.branch(branch)["status"]["node"]
+        try:
+            if (node.get("postgres") or {}).get("reason") == "Accepting" and world.sql(branch, "select 1"):
+                return
+        except (psycopg.Error, NotAccepting):
+            pass
+    raise AssertionError(f"not healed: {world.branch(branch)['status']} {step_of(world)}")
+
+
+def test_a_full_pool(world: World) -> None:
+    project = world.make_project(storage={"size": "512Mi"})
+    world.agent()
+    world.make_branch("hungry", "main")
+    world.agent()
+    assert fill(world, "hungry", 600) > 50
+    world.set("hungry", state="Stopped")
+    world.agent()
+    # What its Postgres gave back at its end is taken by something else.
+    ballast, free = world.node.layout.pool(project) / "ballast", 62 * MIB
+    with ballast.open("wb") as file:
+        while (left := os.statvfs(ballast.parent)).f_bavail * left.f_frsize > free:
+            file.write(os.urandom(MIB))
+            os.fsync(file.fileno())
+    world.make_branch("late", "main")
+    world.visit()
+    reason, message = step_of(world, "late")
+    assert reason == "PoolFull" and "of 512Mi free, 64Mi are needed" in message
+    assert step_of(world)[0] == "PoolLow"
+    assert fill(world, "main", 5) == 5
+    ballast.unlink()
+    # The one that eats is deleted; the others go on, the one that waited is made.
+    world.api.delete(f"{BRANCHES}/shop-hungry")
+    settle(world, "main")
+    settle(world, "late")
+    assert world.sql("late", "select count(*) from filler") == [(5,)]
+
+
+def test_a_full_pool_that_grows_loses_nothing(world: World) -> None:
+    world.make_project(storage={"size": "512Mi"})
+    world.agent()
+    rows = fill(world, "main", 600)
+    assert rows > 100
+    world.api.merge(f"{PROJECTS}/shop", {"spec": {"storage": {"size": "1Gi"}}})
+    settle(world, "main")
+    assert world.sql("main", "select count(*) from filler")[0][0] in (rows, rows + 1)
+    assert fill(world, "main", 50) == 50
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A disk of its own of 1200 MiB, as a node's that is nearly full."""
+    with tempfile.TemporaryDirectory(prefix="dbranch-disk-", dir="/var/tmp") as name:
+        file, point = Path(name) / "disk.img", Path(name).resolve() / "disk"
+        file.touch()
+        os.truncate(file, 1200 * MIB)
+        made = subprocess.run(
+            ["losetup", "--find", "--show", file], capture_output=True, text=True, check=True
+        )
+        device = made.stdout.strip()
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", device], check=True)
+        point.mkdir()
+        subprocess.run(["mount", device, point], check=True)
+        Path(name).chmod(0o711)
+        point.chmod(0o711)
+        try:
+            yield point
+        finally:
+            unmount(str(point))
+            subprocess.run(["losetup", "-d", device], check=True)
+
+
+def test_a_full_disk_under_a_thin_image(small_disk: Path) -> None:
+    node = Node(Layout(small_disk / "base"))
+    pool.ensure_base(node.layout)
+    world = None
+    try:
+        world = World(node, small_disk.with_name("api.json"))
+        project = world.make_project(storage={"size": "4Gi"})
+        world.agent()
+        rows = fill(world, "main", 100)
+        assert rows == 100
+        ballast = small_disk / "ballast"
+        free = os.statvfs(small_disk)
+        with ballast.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - 120 * MIB)
+        world.make_branch("late", "main")
+        world.visit()
+        reason, message = step_of(world, "late")
+        assert reason == "NodeDiskLow" and "the node's disk has" in message
+        # What runs goes on until there is no block left.
+        rows += fill(world, "main", 400)
+        assert rows > 120
+        world.visit()
+        ballast.unlink()
+        settle(world, "main")
+        settle(world, "late")
+        assert not mounts_at(node.layout.pool(project))[0].frozen
+        count = world.sql("main", "select count(*) from filler")[0][0]
+        assert count in (rows, rows + 1), (count, rows)
+        assert fill(world, "main", 20) == 20
+    finally:
+        if world:
+            world.kubelet.end()
+        node.end()
