@@ -129,11 +129,17 @@ class World:
             check()
         return effects
 
-    def make_project(self, storage: Json | None = None, **more: object) -> str:
-        """A project with its root branch; `storage` and `more` go into its spec. Its UID."""
+    def make_project(
+        self, storage: Json | None = None, parameters: dict[str, str] | None = None, **more: object
+    ) -> str:
+        """A project with its root branch; `storage`, `parameters` and `more` go into its spec. Its UID."""
         project, name = str(uuid.uuid4()), "shop"
         spec = {
-            "postgres": {"image": "postgres:17", "runAsUser": OWNER, "parameters": {"shared_buffers": "16MB"}}
+            "postgres": {
+                "image": "postgres:17",
+                "runAsUser": OWNER,
+                "parameters": {"shared_buffers": "16MB", **(parameters or {})},
+            }
         }
         meta = {"name": name, "namespace": NAMESPACE, "uid": project, "finalizers": [names.AGENT_FINALIZER]}
         body = {

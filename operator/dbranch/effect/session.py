@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +22,8 @@ from dbranch.plan.layout import Layout
 # Seconds between two looks at a socket that is not there yet, and at one that does not answer yet.
 _LOOK: Final = 0.005
 _RETRY: Final = 0.02
+# Seconds that a server has beyond its own time limit.
+_PATIENCE: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,21 @@ def connect(
             )
         except psycopg.OperationalError as error:
             raise NotAccepting(f"Postgres in slot {endpoint.slot}: {_line(error)}") from error
+        # The server's own time limits are worth nothing where the server stands still.
+        watchdog = threading.Timer(seconds + _PATIENCE, _cut, args=[session])
+        watchdog.daemon = True
+        watchdog.start()
         try:
             yield session
         finally:
+            watchdog.cancel()
             session.close()
+
+
+def _cut(session: psycopg.Connection[Any]) -> None:
+    """Ends a session from this side: who waits for it gets an error."""
+    with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(session.fileno())) as sock:
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
