@@ -86,14 +86,17 @@ class Cluster:
             *more,
         )
 
-    def on_node(self, script: str, check: bool = True) -> str:
-        """What a shell script prints in the (first) agent's pod, which sees the node's disk and devices."""
-        return self.kubectl(
-            "exec", "--namespace", NODES, "daemonset/dbranch-agent", "--", "sh", "-c", script, check=check
-        ).text
+    def nodes(self) -> list[str]:
+        """The nodes' names, by name."""
+        return sorted(self.kubectl("get", "nodes", "-o", "jsonpath={.items[*].metadata.name}").text.split())
+
+    def on_node(self, script: str, node: str | None = None, check: bool = True) -> str:
+        """What a shell script prints on a node (the first where None): kind's nodes are containers."""
+        return run(["docker", "exec", node or self.nodes()[0], "sh", "-c", script], check=check).text
 
     def footprint(self) -> dict[str, list[str]]:
-        """What dbranch holds on the node: files and mounts below its base directory, loop devices on them."""
+        """What dbranch holds on the (first) node: files and mounts below its base directory, loop devices
+        on them; and its pods and Secrets."""
         return {
             "files": self.on_node(
                 "cd /var/lib/dbranch && ls -d pools/* mnt/* slots/* 2>/dev/null || true"
@@ -112,16 +115,16 @@ class Cluster:
 
 
 class Namespace:
-    """A users' namespace, with a pod `client` that holds psql."""
+    """A users' namespace, with a pod `client` that holds psql (on the node `client_node`, where it is given)."""
 
-    def __init__(self, cluster: Cluster, name: str) -> None:
-        self.cluster, self.name = cluster, name
+    def __init__(self, cluster: Cluster, name: str, client_node: str | None = None) -> None:
+        self.cluster, self.name, self.client_node = cluster, name, client_node
 
     def make(self, **labels: str) -> None:
         self.apply(
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name, "labels": labels}}
         )
-        self.apply(client_pod())
+        self.apply(client_pod(self.client_node))
         self.kubectl("wait", "--for=condition=Ready", "pod/client", "--timeout=120s")
 
     def remove(self) -> None:
@@ -273,13 +276,15 @@ def reached(attempt: Callable[[], Outcome], timeout: float = 30) -> Outcome:
     return outcome
 
 
-def client_pod() -> dict[str, Any]:
+def client_pod(node: str | None = None) -> dict[str, Any]:
     """A pod that waits with psql at hand, allowed under PSA `restricted`."""
+    where = {"nodeSelector": {"kubernetes.io/hostname": node}} if node else {}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "client"},
         "spec": {
+            **where,
             "terminationGracePeriodSeconds": 0,
             "automountServiceAccountToken": False,
             "securityContext": {

@@ -12,21 +12,34 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.chaos import Chaos
 from tests.e2e.cluster import Cluster, Namespace, Project
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
-def cluster(kind_cluster: object) -> Cluster:
-    """The cluster that pytest-kind found or made, with dbranch installed from this checkout's chart."""
+def cluster(kind_cluster: object, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """The cluster that pytest-kind found or made, with dbranch installed from this checkout's chart.
+
+    With `--chaos` its controller and its agents are deleted in turn all the time.
+    """
     cluster = Cluster(ROOT)
     cluster.install()
-    return cluster
+    every = request.config.getoption("--chaos")
+    if not every:
+        yield cluster
+        return
+    with Chaos(cluster, float(every)) as chaos:
+        yield cluster
+    assert chaos.deleted > 1, "the tests were over before anything was deleted twice"
 
 
-def _namespace(cluster: Cluster, **labels: str) -> Iterator[Namespace]:
-    namespace = Namespace(cluster, f"e2e-{secrets.token_hex(3)}")
+def namespace_for_tests(
+    cluster: Cluster, client_node: str | None = None, **labels: str
+) -> Iterator[Namespace]:
+    """A users' namespace of a drawn name with these labels, taken away behind the tests."""
+    namespace = Namespace(cluster, f"e2e-{secrets.token_hex(3)}", client_node)
     namespace.make(**labels)
     try:
         yield namespace
@@ -37,13 +50,13 @@ def _namespace(cluster: Cluster, **labels: str) -> Iterator[Namespace]:
 @pytest.fixture(scope="module")
 def team(cluster: Cluster) -> Iterator[Namespace]:
     """A users' namespace for a module's tests, labelled PSA `restricted`, with a client pod in it."""
-    yield from _namespace(cluster, **{"pod-security.kubernetes.io/enforce": "restricted"})
+    yield from namespace_for_tests(cluster, **{"pod-security.kubernetes.io/enforce": "restricted"})
 
 
 @pytest.fixture
 def other_team(cluster: Cluster) -> Iterator[Namespace]:
     """A second users' namespace, for one test."""
-    yield from _namespace(cluster)
+    yield from namespace_for_tests(cluster)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from tests.e2e.cluster import Project
 
 
@@ -84,6 +86,7 @@ def test_sizes_are_told(shop: Project) -> None:
     assert 0 < pool["usedBytes"] < pool["totalBytes"] == 2**30
 
 
+@pytest.mark.calm
 def test_privileged_commands_stand_in_the_agents_log(shop: Project) -> None:
     shop.branch("logged")
     uid = shop.team.get("dbbranch", "shop-logged")["metadata"]["uid"]

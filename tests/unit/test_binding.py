@@ -9,8 +9,16 @@ import pytest
 from dbranch import names
 from dbranch.api.branch import Branch, BranchNode
 from dbranch.api.conditions import Reason, Step
-from dbranch.api.project import Project
-from dbranch.plan.binding import Binding, NodeFacts, bind_branch, bind_project, is_abandoned, node_trouble
+from dbranch.api.project import Project, ProjectNode
+from dbranch.plan.binding import (
+    Binding,
+    NodeFacts,
+    bind_branch,
+    bind_project,
+    is_abandoned,
+    node_trouble,
+    promised_bytes,
+)
 
 GIB = 2**30
 SHOP = Project("team", "shop", "p")
@@ -24,8 +32,18 @@ COPY = Branch("team", "shop-x", "x", "shop", "main")
 def test_the_node_with_the_most_room() -> None:
     nodes = [NODE, replace(NODE, name="n2", free=20 * GIB), replace(NODE, name="n3", free=None)]
     assert bind_project(SHOP, nodes) == Binding("n2")
+    nodes[1] = replace(nodes[1], promised=15 * GIB)
+    assert bind_project(SHOP, nodes) == Binding("n1")
+    # More is promised than there is: that is what thin pools are for.
+    assert bind_project(SHOP, [replace(NODE, promised=15 * GIB)]) == Binding("n1")
     chosen = replace(SHOP, node_selector={"disk": "fast"})
     assert bind_project(chosen, [*nodes, replace(NODE, name="n4", labels={"disk": "fast"})]) == Binding("n4")
+
+
+def test_what_a_pool_may_still_grow_into() -> None:
+    assert promised_bytes(SHOP) == 10 * GIB
+    assert promised_bytes(replace(SHOP, node=ProjectNode(used_bytes=4 * GIB))) == 6 * GIB
+    assert promised_bytes(replace(SHOP, size=GIB, node=ProjectNode(used_bytes=2 * GIB))) == 0
 
 
 @pytest.mark.parametrize(

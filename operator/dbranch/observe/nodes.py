@@ -63,8 +63,8 @@ def is_ready(body: Mapping[str, Any]) -> bool:
     return any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)
 
 
-def node_facts(name: str, node: NodeObject | None, agent: AgentPod | None) -> NodeFacts:
-    """A node and its agent together; either may be missing."""
+def node_facts(name: str, node: NodeObject | None, agent: AgentPod | None, promised: int = 0) -> NodeFacts:
+    """A node and its agent together; either may be missing. `promised`: as in NodeFacts."""
     return NodeFacts(
         name=name,
         exists=node is not None,
@@ -74,5 +74,6 @@ def node_facts(name: str, node: NodeObject | None, agent: AgentPod | None) -> No
         agent=agent is not None,
         agent_ready=agent.ready if agent else False,
         free=agent.free if agent else None,
+        promised=promised,
         retained=agent.retained if agent else frozenset(),
     )

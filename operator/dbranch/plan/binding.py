@@ -20,8 +20,9 @@ class NodeFacts:
     """A node and its agent. `open`: neither cordoned nor tainted against ordinary pods.
 
     `agent`: whether the node has an agent's pod at all; `agent_ready` whether that is Ready.
-    `free`: free bytes of the disk under the base directory, as the agent told; `retained`: the pools that
-    lie there since their project was deleted.
+    `free`: free bytes of the disk under the base directory, as the agent told; `promised`: bytes of it that the
+    pools of projects there may still grow into; `retained`: the pools that lie there since their project was
+    deleted.
     """
 
     name: str
@@ -32,6 +33,7 @@ class NodeFacts:
     agent: bool = False
     agent_ready: bool = False
     free: int | None = None
+    promised: int = 0
     retained: frozenset[str] = frozenset()
 
 
@@ -44,7 +46,8 @@ class Binding:
 
 
 def bind_project(project: Project, nodes: Iterable[NodeFacts]) -> Binding | Step:
-    """The node with the most room of those that may hold the project, or why there is none."""
+    """The node with the most room that is promised to nobody, of those that may hold the project, or why
+    there is none."""
     all_nodes = sorted(nodes, key=lambda node: node.name)
     who = f"project {project.name}"
     with_agent = [n for n in all_nodes if n.agent_ready and n.ready]
@@ -69,7 +72,13 @@ def bind_project(project: Project, nodes: Iterable[NodeFacts]) -> Binding | Step
         most = max((n.free or 0 for n in chosen), default=0)
         needs = f"no node has {format_bytes(LEAST_FREE)} free, the most is {format_bytes(most)}"
         return _nowhere(who, needs, "free space on a node")
-    return Binding(max(roomy, key=lambda n: (n.free or 0, n.name)).name)
+    # Thin pools may promise more than there is; then the node where that is least so.
+    return Binding(max(roomy, key=lambda n: ((n.free or 0) - n.promised, n.name)).name)
+
+
+def promised_bytes(project: Project) -> int:
+    """What the project's pool may still grow into, in bytes."""
+    return max(0, project.size - (project.node.used_bytes or 0))
 
 
 def _nowhere(who: str, why: str, advice: str) -> Step:

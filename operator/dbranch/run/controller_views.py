@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from dbranch.api.project import Project
 from dbranch.cluster import Cluster, branch_path, project_path
 from dbranch.errors import Refused
 from dbranch.observe.nodes import AgentPod, NodeObject, node_facts
-from dbranch.plan.binding import NodeFacts
+from dbranch.plan.binding import NodeFacts, promised_bytes
 
 T = TypeVar("T")
 Index = Mapping[Any, Any]
@@ -28,15 +29,19 @@ class Views:
     projects: Index
     branches: Index
 
-    def node(self, name: str) -> NodeFacts:
-        """A node that may not be there any more."""
+    def node(self, name: str, promised: int = 0) -> NodeFacts:
+        """A node that may not be there any more. `promised`: as in NodeFacts."""
         nodes: list[NodeObject] = _values(self.nodes, name)
         agents: list[AgentPod] = _values(self.agents, name)
         ready = sorted(agents, key=lambda agent: not agent.ready)
-        return node_facts(name, nodes[0] if nodes else None, ready[0] if ready else None)
+        return node_facts(name, nodes[0] if nodes else None, ready[0] if ready else None, promised)
 
     def all_nodes(self) -> list[NodeFacts]:
-        return [self.node(name) for name in _settled(lambda: list(self.nodes))]
+        """The nodes, with what they have promised to the projects there."""
+        promised: dict[str, int] = defaultdict(int)
+        for project in self.all_projects():
+            promised[project.node_name or ""] += promised_bytes(project)
+        return [self.node(name, promised[name]) for name in _settled(lambda: list(self.nodes))]
 
     def branches_of(self, namespace: str, project: str) -> tuple[Branch, ...]:
         """The branches of one project, by name."""
