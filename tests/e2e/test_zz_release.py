@@ -13,12 +13,32 @@ def test_upgrade_restarts_no_postgres(shop: Project) -> None:
     shop.branch("upgraded")
     before = pods_of(shop)
     shop.team.cluster.install(
-        "--set", "controller.podAnnotations.upgraded=yes", "--set", "agent.podAnnotations.upgraded=yes"
+        *("--set", "controller.podAnnotations.upgraded=yes", "--set", "agent.podAnnotations.upgraded=yes"),
+        *("--set", "controller.resyncPeriod=3s"),
     )
     shop.team.cluster.kubectl("rollout", "status", "-n", NODES, "daemonset/dbranch-agent", "--timeout=120s")
     assert pods_of(shop) == before
     shop.branch("after-upgrade")
     assert shop.sql("select name from item where id = 1", "upgraded") == "first"
+
+
+def test_what_somebody_deleted_is_made_again(shop: Project) -> None:
+    """Behind the upgrade, which made the look at it frequent."""
+    team = shop.team
+    made = (
+        ("service", "shop"),
+        ("service", "shop-main"),
+        ("deployment", "shop-proxy"),
+        ("secret", "shop-main-conn"),
+    )
+    before = {what: team.get(*what)["metadata"]["uid"] for what in made}
+    for what in made:
+        team.kubectl("delete", *what)
+    for what, uid in before.items():
+        eventually(f"{what} is back", lambda w=what: team.exists(*w))
+        assert team.get(*what)["metadata"]["uid"] != uid
+    team.wait_ready("dbproject", "shop")
+    assert shop.sql("select name from item where id = 1") == "first"
 
 
 def test_values_that_break_the_schema_are_refused(shop: Project) -> None:

@@ -11,7 +11,7 @@ import kopf
 from dbranch import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Condition, find, is_true
-from dbranch.api.project import Project, parse_project
+from dbranch.api.project import Project, parse_project, parse_seconds
 from dbranch.cluster import Cluster, branch_path, project_path
 from dbranch.effect.finalizers import ensure_agent_dropped
 from dbranch.effect.owned import Owned
@@ -51,14 +51,15 @@ def release_of(environment: Mapping[str, str]) -> Release:
     )
 
 
-def register(registry: kopf.OperatorRegistry, cluster: Cluster, release: Release) -> None:
-    """The indices and handlers, each of which only asks for one visit."""
+def register(registry: kopf.OperatorRegistry, cluster: Cluster, release: Release, resync: float) -> None:
+    """The indices and handlers, each of which only asks for one visit. `resync`: seconds between two looks at
+    whether everything made for an object is still there."""
     locks, owned = KeyedLocks(), Owned(cluster)
     projects = ProjectCare(cluster, release, owned, locks)
     branches = BranchCare(cluster, release, owned, locks)
     _register_indices(registry, release.nodes_namespace)
-    _register_projects(registry, projects)
-    _register_branches(registry, branches)
+    _register_projects(registry, projects, resync)
+    _register_branches(registry, branches, resync)
     _register_neighbours(registry, cluster, release.nodes_namespace)
 
 
@@ -107,7 +108,7 @@ def tell_of(body: kopf.Body) -> Tell:
     return tell
 
 
-def _register_projects(registry: kopf.OperatorRegistry, care: ProjectCare) -> None:
+def _register_projects(registry: kopf.OperatorRegistry, care: ProjectCare, resync: float) -> None:
     more: Any = {"registry": registry}
 
     @kopf.on.resume(*_PROJECT, id="project", **more)
@@ -129,8 +130,12 @@ def _register_projects(registry: kopf.OperatorRegistry, care: ProjectCare) -> No
         if secret or not is_true(status, Condition.READY):
             visit(care.reconcile, namespace, name, views_of(found), tell_of(body), True)
 
+    @kopf.timer(*_PROJECT, interval=resync, initial_delay=resync, id="project-resync", **more)
+    def project_resync(namespace: Any, name: str, body: kopf.Body, **found: Any) -> None:
+        visit(care.reconcile, namespace, name, views_of(found), tell_of(body), True)
 
-def _register_branches(registry: kopf.OperatorRegistry, care: BranchCare) -> None:
+
+def _register_branches(registry: kopf.OperatorRegistry, care: BranchCare, resync: float) -> None:
     more: Any = {"registry": registry}
 
     @kopf.on.resume(*_BRANCH, id="branch", **more)
@@ -150,6 +155,10 @@ def _register_branches(registry: kopf.OperatorRegistry, care: BranchCare) -> Non
     def branch_look(namespace: Any, name: str, body: kopf.Body, status: kopf.Status, **found: Any) -> None:
         if not is_true(status, Condition.READY):
             visit(care.reconcile, namespace, name, views_of(found), tell_of(body), True)
+
+    @kopf.timer(*_BRANCH, interval=resync, initial_delay=resync, id="branch-resync", **more)
+    def branch_resync(namespace: Any, name: str, body: kopf.Body, **found: Any) -> None:
+        visit(care.reconcile, namespace, name, views_of(found), tell_of(body), True)
 
 
 def _register_neighbours(registry: kopf.OperatorRegistry, cluster: Cluster, nodes_namespace: str) -> None:
@@ -238,9 +247,10 @@ def main() -> None:
     start_logging(os.environ)
     try:
         release = release_of(os.environ)
+        resync = parse_seconds(os.environ.get("DBRANCH_RESYNC_PERIOD", "5m"))
         cluster = Cluster(names.CONTROLLER_MANAGER)
     except DbranchError as error:
         raise SystemExit(f"dbranch-server controller: {error}") from error
     registry = kopf.OperatorRegistry()
-    register(registry, cluster, release)
+    register(registry, cluster, release, resync)
     serve(registry, names.CONTROLLER_MANAGER)

@@ -31,9 +31,15 @@ def settle(settings: kopf.OperatorSettings, finalizer: str, prefix: str, other_p
     settings.posting.reporting_component = f"dbranch-{finalizer.rpartition('/')[2]}"
     # Each visit says itself what it did; kopf's lines would only repeat that it did.
     logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("kopf.objects").addFilter(_is_news)
     settings.networking.request_timeout = 30
     settings.watching.server_timeout = 300
     settings.watching.connect_timeout = 10
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not kopf's ERROR for each TemporaryError: a visit that comes back is no error, and one that failed said why."""
+    return "failed temporarily" not in record.getMessage()
 
 
 def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
