@@ -85,7 +85,21 @@ class Node:
             "/slot", str(self.layout.slot(name))
         )
         process = subprocess.Popen(
-            ["setpriv", "--reuid", str(OWNER), "--regid", str(OWNER), "--clear-groups", "sh", "-c", script],
+            # A shell cannot trap what was ignored when it began, as SIGINT is under a job in the background.
+            [
+                *("env", "--default-signal=INT,QUIT,TERM"),
+                *(
+                    "setpriv",
+                    "--reuid",
+                    str(OWNER),
+                    "--regid",
+                    str(OWNER),
+                    "--clear-groups",
+                    "sh",
+                    "-c",
+                    script,
+                ),
+            ],
             env={
                 **os.environ,
                 "PATH": f"{postgres_directory()}:{os.environ['PATH']}",
