@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.node.agent_life import BRANCHES, PODS, PROJECTS
-from tests.node.machine import OWNER, Node
+from tests.node.machine import AS_TENANT, OWNER, Node
 from tests.node.world import World
 
 from dbranch.effect import slot, subvolume
@@ -27,16 +27,7 @@ LONG = "n" * 254
 
 def as_tenant(script: str, directory: Path) -> None:
     """Python that the tenant runs in a directory of its own."""
-    words = [
-        "setpriv",
-        "--reuid",
-        str(OWNER),
-        "--regid",
-        str(OWNER),
-        "--clear-groups",
-        "/usr/bin/python3",
-        "-c",
-    ]
+    words = [*AS_TENANT, "/usr/bin/python3", "-c"]
     # The way to the directory is closed to it: it is let in by a descriptor, as a pod is by its mount.
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
