@@ -4,7 +4,7 @@
 
 KILL-AT n: SIGKILL at the n-th effect: a command or system call that is about to be made (the interpreter's
 audit hooks and the log of commands tell), or a write to the API that was just made; 0: never. Prints the
-number of effects of a life that ended by itself. ROUNDS: it ends after so many, done or not.
+effects of a life that ended by itself, a line each. ROUNDS: it ends after so many, done or not.
 """
 
 from __future__ import annotations
@@ -45,17 +45,18 @@ class Clock(logging.Handler):
 
     def __init__(self, kill_at: int) -> None:
         super().__init__()
-        self._kill_at, self._guard, self.count = kill_at, threading.Lock(), 0
+        self._kill_at, self._guard = kill_at, threading.Lock()
+        self.effects: list[str] = []
 
-    def tick(self) -> None:
+    def tick(self, effect: str) -> None:
         with self._guard:
-            self.count += 1
-            if self.count == self._kill_at:
+            self.effects.append(" ".join(effect.split()))
+            if len(self.effects) == self._kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def emit(self, record: logging.LogRecord) -> None:
         # Logged before it is done: what was done is the one before.
-        self.tick()
+        self.tick(record.getMessage())
 
 
 _MAKES = frozenset({"os.mkdir", "os.mknod", "os.link"})
@@ -83,7 +84,7 @@ class TimedApi(PaperApi):
         self._clock = clock
 
     def written(self) -> None:
-        self._clock.tick()
+        self._clock.tick("write to the API")
 
 
 def settled(body: Json, project: Json | None, has_pods: bool) -> bool:
@@ -105,7 +106,8 @@ class Life:
     def __init__(self, api: PaperApi, base: Path) -> None:
         self._api = api
         home = Home(NODE, "node-uid", "dbranch-nodes", "dbranch")
-        cluster, layout, locks = cast(Cluster, api), Layout(base), KeyedLocks()
+        cluster, layout = cast(Cluster, api), Layout(base)
+        locks = KeyedLocks(layout.visits)
         self._sweep = partial(sweep_slots, cluster, layout, home, young=0.0)
         self._projects = ProjectWork(cluster, layout, home, locks)
         self._branches = BranchWork(cluster, layout, home, locks)
@@ -131,16 +133,17 @@ class Life:
         done = True
         for path, work in ((PROJECTS, self._projects), (BRANCHES, self._branches)):
             for body in self._api.find(path):
-                if (
-                    path == PROJECTS
-                    and body["metadata"].get("deletionTimestamp")
-                    and self._api.find(BRANCHES)
-                ):
+                if path == PROJECTS and self._waits_for_branches(body):
                     # The controller's finalizer holds a project until its branches are gone.
                     done = False
                     continue
                 done = self._visit(path, work, body) and done
         return done
+
+    def _waits_for_branches(self, project: Json) -> bool:
+        name = project["metadata"]["name"]
+        left = any(branch["spec"]["project"] == name for branch in self._api.find(BRANCHES))
+        return left and bool(project["metadata"].get("deletionTimestamp"))
 
     def _visit(self, path: str, work: Any, body: Json) -> bool:
         name = body["metadata"]["name"]
@@ -171,14 +174,14 @@ def main() -> None:
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if is_effect(event, args, f"{base}/") and not str(args[0]).startswith(papers):
-            clock.tick()
+            clock.tick(f"{event} {args[0]!r}")
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     logging.getLogger("dbranch.command").addHandler(clock)
     # Past the imports: what they compile and cache is no effect.
     sys.addaudithook(hook)
     Life(TimedApi(file, clock), base).live(rounds)
-    print(clock.count)
+    print("\n".join(clock.effects))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ SIZE = 512 * 2**20
 # initdb asks for the name of who runs it.
 OWNER = pwd.getpwnam("nobody").pw_uid
 USER = "postgres"
+AS_TENANT = ("setpriv", "--reuid", str(OWNER), "--regid", str(OWNER), "--clear-groups")
 
 
 def postgres_directory() -> Path:
@@ -85,7 +86,11 @@ class Node:
             "/slot", str(self.layout.slot(name))
         )
         process = subprocess.Popen(
-            ["setpriv", "--reuid", str(OWNER), "--regid", str(OWNER), "--clear-groups", "sh", "-c", script],
+            # A shell cannot trap what was ignored when it began, as SIGINT is under a job in the background.
+            [
+                *("env", "--default-signal=INT,QUIT,TERM"),
+                *(*AS_TENANT, "sh", "-c", script),
+            ],
             env={
                 **os.environ,
                 "PATH": f"{postgres_directory()}:{os.environ['PATH']}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import signal
@@ -84,6 +85,15 @@ class World:
         self.kubelet = Kubelet(self.api, node)
         self.kubelet.start()
         self.kills = 0
+        self.name = "shop"
+        # Of the last life that was not killed.
+        self.effects: list[str] = []
+
+    def beside(self, name: str) -> World:
+        """The same node, seen from another project of it."""
+        other = copy.copy(self)
+        other.name = name
+        return other
 
     def visit(self) -> None:
         """A few rounds of an agent that cannot come to an end."""
@@ -91,28 +101,26 @@ class World:
 
     def agent(self, kill_at: int = 0, *rounds: int) -> int | None:
         """One agent's life; its effects, None where it was killed."""
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "tests.node.agent_life",
-                self._file,
-                self.node.layout.base,
-                str(kill_at),
-                *map(str, rounds),
-            ],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'operator'}", "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        if done.returncode == -signal.SIGKILL and kill_at:
+        process = self.begin(kill_at, *rounds)
+        said, failed = process.communicate(timeout=120)
+        if process.returncode == -signal.SIGKILL and kill_at:
             self.kills += 1
             return None
-        assert done.returncode == 0, done.stderr
-        return int(done.stdout)
+        assert process.returncode == 0, failed
+        self.effects = said.splitlines()
+        return len(self.effects)
+
+    def begin(self, kill_at: int = 0, *rounds: int, within: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        """An agent that lives on beside this; `within` are commands that run it, as `unshare`."""
+        life = ("-m", "tests.node.agent_life", self._file, self.node.layout.base, kill_at, *rounds)
+        return subprocess.Popen(
+            [*within, sys.executable, *map(str, life)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'operator'}", "PYTHONDONTWRITEBYTECODE": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def killed_at_each(self, ask: Callable[[int], Callable[[], None]], soak: bool) -> int:
         """What `ask` asks for, once without a kill to find its effects, then killed at each of them (at a
@@ -133,7 +141,7 @@ class World:
         self, storage: Json | None = None, parameters: dict[str, str] | None = None, **more: object
     ) -> str:
         """A project with its root branch; `storage`, `parameters` and `more` go into its spec. Its UID."""
-        project, name = str(uuid.uuid4()), "shop"
+        project, name = str(uuid.uuid4()), self.name
         spec = {
             "postgres": {
                 "image": "postgres:17",
@@ -151,26 +159,28 @@ class World:
         self.make_branch("main", None)
         return project
 
-    def delete_project(self) -> None:
-        """As the controller does: the branches first, then the project."""
+    def delete_project(self, live: Callable[[], object] | None = None) -> None:
+        """As the controller does: the branches first, then the project; `live`: who acts, else one agent."""
         for body in self.api.find(BRANCHES):
+            if body["spec"]["project"] != self.name:
+                continue
             self.api.delete(f"{BRANCHES}/{body['metadata']['name']}")
         # Its own deletion is asked for first of all.
-        self.api.delete(f"{PROJECTS}/shop")
-        self.agent()
+        self.api.delete(f"{PROJECTS}/{self.name}")
+        (live or self.agent)()
 
     def make_branch(self, name: str, source: str | None) -> str:
         status: Json = {"nodeName": NODE}
-        spec: Json = {"project": "shop"}
+        spec: Json = {"project": self.name}
         if source is not None:
             spec["source"] = source
             status["sourceUID"] = self.uid(source)
-        meta = {"name": f"shop-{name}", "namespace": NAMESPACE, "finalizers": [names.AGENT_FINALIZER]}
+        meta = {"name": f"{self.name}-{name}", "namespace": NAMESPACE, "finalizers": [names.AGENT_FINALIZER]}
         made = self.api.create(BRANCHES, {"metadata": meta, "spec": spec, "status": status})
         return str(made["metadata"]["uid"])
 
     def branch(self, name: str) -> Json:
-        body = self.api.get(f"{BRANCHES}/shop-{name}")
+        body = self.api.get(f"{BRANCHES}/{self.name}-{name}")
         assert body is not None
         return body
 
@@ -178,7 +188,7 @@ class World:
         return str(self.branch(name)["metadata"]["uid"])
 
     def set(self, name: str, **spec: object) -> None:
-        self.api.merge(f"{BRANCHES}/shop-{name}", {"spec": spec})
+        self.api.merge(f"{BRANCHES}/{self.name}-{name}", {"spec": spec})
 
     def sql(self, name: str, query: str) -> list[tuple[object, ...]]:
         node = self.branch(name)["status"]["node"]

@@ -184,9 +184,18 @@ class Step:
         return cls(Reason(raw["reason"]), raw.get("message", ""))
 
 
+def printable(text: str) -> str:
+    r"""The text with an escape for each character that is no letter, sign or blank: names of a tenant's files.
+
+    >>> printable("a\x1b[2Jb\n")
+    'a\\x1b[2Jb\\n'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def clip(message: str) -> str:
-    """The message within the API's bound, on one line."""
-    line = " ".join(message.split())
+    """The message within the API's bound, on one line, without what would steer a terminal."""
+    line = printable(" ".join(message.split()))
     return line if len(line) <= MESSAGE_LIMIT else line[: MESSAGE_LIMIT - 1] + "…"
 
 

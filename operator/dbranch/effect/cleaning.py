@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -42,16 +45,35 @@ def ensure_cleaned(layout: Layout, project_uid: str, branch_uid: str, endpoint: 
         subscribed = _subscribed(first)
         waiting = first.execute("select gid, database from pg_prepared_xacts").fetchall()
     for database in subscribed:
-        with session.connect(layout, endpoint, database) as there:
+        with _admitted(layout, endpoint, database) as there:
             subscriptions += _drop_subscriptions(there)
     for gid, database in waiting:
-        with session.connect(layout, endpoint, str(database)) as there:
+        with _admitted(layout, endpoint, str(database)) as there:
             log_as_typed("psql", str(database), "-c", f"rollback prepared '{gid}'")
             there.execute(sql.SQL("rollback prepared {}").format(sql.Literal(gid)))
             prepared += 1
     ensure_opened(layout, project_uid, branch_uid, endpoint.user)
     session.reload(layout, endpoint)
     return Cleaned(subscriptions, prepared)
+
+
+@contextmanager
+def _admitted(layout: Layout, endpoint: Endpoint, database: str) -> Iterator[psycopg.Connection[Any]]:
+    """A session in this database, also where it admits none: nobody but the agent gets in yet."""
+    change = sql.SQL("alter database {} allow_connections {}")
+    name = sql.Identifier(database)
+    with session.connect(layout, endpoint) as first:
+        query = "select datallowconn from pg_database where datname = %s"
+        row = first.execute(query, [database]).fetchone()
+        closed = row is not None and not row[0]
+        if closed:
+            first.execute(change.format(name, sql.SQL("true")))
+        try:
+            with session.connect(layout, endpoint, database) as there:
+                yield there
+        finally:
+            if closed:
+                first.execute(change.format(name, sql.SQL("false")))
 
 
 def _subscribed(first: psycopg.Connection[object]) -> list[str]:

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 from collections.abc import Sequence
 
+from dbranch.api.conditions import printable
 from dbranch.errors import CommandFailed
 
 logger = logging.getLogger("dbranch.command")
@@ -14,7 +15,7 @@ logger = logging.getLogger("dbranch.command")
 
 def log_as_typed(*argv: object) -> None:
     """Logs the command line that does what a system call is about to do."""
-    logger.info("# %s", shlex.join(str(word) for word in argv))
+    logger.info("# %s", printable(shlex.join(str(word) for word in argv)))
 
 
 def run(argv: Sequence[object], seconds: float = 60.0) -> str:

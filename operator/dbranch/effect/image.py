@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 from dbranch.effect.command import log_as_typed, run
+from dbranch.effect.mount import await_released
 from dbranch.errors import Busy, CommandFailed, PoolDamaged, PoolLost, Unsafe
 from dbranch.linux import btrfs
-from dbranch.linux.loops import free_loop, loops_of, loops_of_inode
+from dbranch.linux.loops import Loop, free_loop, loops_of, loops_of_deleted, loops_of_inode
 
 # What mkfs.btrfs needs for one device with its metadata twice.
 LEAST_BYTES = 128 * 2**20
@@ -63,7 +64,13 @@ def ensure_attached(file: Path) -> str:
             if loops[0].ending:
                 raise Busy(f"{loops[0].path} of {file} is being detached; it is tried again")
             return loops[0].path
-        device = free_loop()
+        try:
+            device = free_loop()
+        except OSError as error:
+            raise Busy(
+                f"no loop device can be had for {file} ({error.strerror}); nothing is attached; "
+                "detach what is not used on the node (losetup --list); it is tried again"
+            ) from error
         try:
             run(["losetup", device, file])
         except CommandFailed as error:
@@ -76,9 +83,17 @@ def ensure_attached(file: Path) -> str:
 def ensure_filesystem(file: Path, device: str, known_uuid: str | None) -> str:
     """The btrfs on the image, made only where none was ever recorded; returns its UUID.
 
-    PoolLost where it is another than `known_uuid`, PoolDamaged where there is none any more.
+    PoolLost where it is another than `known_uuid`, PoolDamaged where there is none any more or the image is
+    shorter than what was made on it.
     """
-    uuid = btrfs.superblock_uuid(file)
+    found = btrfs.superblock(file)
+    uuid = found.uuid if found else None
+    size = file.stat().st_size
+    if found and size < found.total_bytes:
+        raise PoolDamaged(
+            f"pool image {file} has {size} bytes, its filesystem {found.total_bytes}: its end is lost; "
+            "nothing is touched; bring the whole image back, or delete the project"
+        )
     if known_uuid is not None:
         if uuid is None:
             raise PoolDamaged(
@@ -116,15 +131,21 @@ def ensure_grown(file: Path, device: str, point: Path, size: int) -> None:
 
 
 def ensure_detached(file: Path, seconds: float = 5.0) -> None:
-    """No loop device has this (device, inode). Call only when the filesystem is released everywhere.
+    """No loop device holds this image, nor one of its name that was deleted. Call only when nothing of it
+    is mounted here any more.
 
-    `losetup -d` of a device in use says 0 and only marks it, so the proof is looked for: Busy without it.
+    `losetup -d` of a device in use says 0 and only marks it, so the proof is looked for: Busy without it, and
+    Busy, with nothing done, while another mount namespace holds the filesystem.
     """
-    facts = file.stat()
-    for loop in loops_of(file):
+    for loop in (*loops_of(file), *loops_of_deleted(file)):
+        await_released(loop.path)
         run(["losetup", "--detach", loop.path])
+        _await_detached(loop, file, seconds)
+
+
+def _await_detached(loop: Loop, file: Path, seconds: float) -> None:
     end = time.monotonic() + seconds
-    while left := loops_of_inode(facts.st_dev, facts.st_ino):
+    while any(left.path == loop.path for left in loops_of_inode(loop.device, loop.inode)):
         if time.monotonic() > end:
-            raise Busy(f"{left[0].path} of {file} is still in use; nothing is deleted; it is tried again")
+            raise Busy(f"{loop.path} of {file} is still in use; nothing is deleted; it is tried again")
         time.sleep(0.02)

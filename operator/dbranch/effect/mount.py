@@ -60,13 +60,13 @@ def unmount(point: Path) -> None:
         raise Busy(f"{point} cannot be unmounted now: {error.output}; it is tried again") from error
 
 
-def await_released(uuid: str, seconds: float = 5.0) -> None:
-    """The kernel has let go of the filesystem. Busy while another mount namespace still holds it."""
+def await_released(device: str, seconds: float = 5.0) -> None:
+    """The kernel has let go of the filesystem on it. Busy while another mount namespace still holds it."""
     end = time.monotonic() + seconds
-    while btrfs.in_use(uuid):
+    while btrfs.in_use(device):
         if time.monotonic() > end:
             raise Busy(
-                f"filesystem {uuid} is unmounted here and still held by another mount namespace; "
+                f"the filesystem on {device} is unmounted here and still held by another mount namespace; "
                 "it is neither detached nor deleted; it is tried again"
             )
         time.sleep(0.02)

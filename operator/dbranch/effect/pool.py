@@ -11,7 +11,6 @@ from dbranch.effect import image, mount
 from dbranch.effect.command import log_as_typed
 from dbranch.effect.lock import held
 from dbranch.errors import PoolLost
-from dbranch.linux import btrfs
 from dbranch.plan.layout import Layout
 
 
@@ -25,6 +24,7 @@ def ensure_base(layout: Layout) -> str:
         (layout.pools, 0o700),
         (layout.mounts, 0o711),
         (layout.slots, 0o711),
+        (layout.visits, 0o700),
     ):
         directory.mkdir(mode=mode, parents=True, exist_ok=True)
     with held(layout.attach_lock):
@@ -72,11 +72,7 @@ def ensure_pool_down(layout: Layout, project_uid: str) -> None:
     file = layout.image(project_uid)
     with held(layout.attach_lock, seconds=60):
         mount.ensure_unmounted(layout, project_uid)
-        if file.exists():
-            uuid = btrfs.superblock_uuid(file)
-            if uuid:
-                mount.await_released(uuid)
-            image.ensure_detached(file)
+        image.ensure_detached(file)
 
 
 def ensure_pool_removed(layout: Layout, project_uid: str) -> None:
@@ -84,8 +80,8 @@ def ensure_pool_removed(layout: Layout, project_uid: str) -> None:
     ensure_pool_down(layout, project_uid)
     file, point = layout.image(project_uid), layout.pool(project_uid)
     with held(layout.attach_lock, seconds=60):
+        image.ensure_detached(file)
         if file.exists():
-            image.ensure_detached(file)
             log_as_typed("rm", file)
             file.unlink()
             image.sync_directory(layout.pools)

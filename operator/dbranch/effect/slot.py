@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from dbranch.effect.lock import held
 from dbranch.errors import Busy, DataLost
 from dbranch.linux.btrfs import is_subvolume
 from dbranch.linux.calls import set_immutable
+from dbranch.linux.files import opened_directory, remove_at
 from dbranch.linux.mounts import mounts_at, read_mounts
 from dbranch.plan.layout import Layout
 
@@ -71,9 +71,20 @@ def _ensure_bound(layout: Layout, slot: str, subvolume: Path) -> bool:
         for other in mounts:
             if other.device in devices and other.root == root:
                 raise Busy(f"{subvolume} is bound at {other.point} already; it is tried again")
+        # The time of the bind: by it the script's later words are judged.
+        os.utime(layout.wake(slot), follow_symlinks=False)
         mount.bind(subvolume, data)
     _wake(layout.wake(slot))
     return True
+
+
+def immutable_supported(layout: Layout) -> bool:
+    """Whether a directory below `slots` can be made immutable; tried on one of its own."""
+    probe = layout.slots / ".probe"
+    probe.mkdir(mode=0o700, exist_ok=True)
+    supported = set_immutable(probe, True) and set_immutable(probe, False)
+    probe.rmdir()
+    return supported
 
 
 def _wake(fifo: Path) -> None:
@@ -103,4 +114,5 @@ def ensure_slot_removed(layout: Layout, slot: str) -> None:
         # Only ever empty: what is not ours stays, and stops this.
         data.rmdir()
     log_as_typed("rm", "-r", directory)
-    shutil.rmtree(directory)
+    with opened_directory(layout.slots) as slots:
+        remove_at(slots, slot)

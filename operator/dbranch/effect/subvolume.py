@@ -6,6 +6,7 @@ written and fsynced, the name taken in one step, and the filesystem synced; only
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -15,8 +16,8 @@ from dbranch.effect.command import log_as_typed
 from dbranch.effect.lock import is_free
 from dbranch.errors import Busy, DataLost, Unsafe
 from dbranch.linux import btrfs
-from dbranch.linux.calls import rename_new, syncfs
-from dbranch.linux.files import opened_directory, read_beneath, write_whole
+from dbranch.linux.calls import openat2, rename_new, syncfs
+from dbranch.linux.files import empty_directory, opened_directory, read_beneath, write_whole
 from dbranch.linux.mounts import mounts_at, read_mounts
 from dbranch.plan.layout import (
     INITDB_DONE,
@@ -27,6 +28,7 @@ from dbranch.plan.layout import (
     PGDATA,
     PORT,
     POSTGRESQL_CONF,
+    TRASH,
     Layout,
 )
 from dbranch.plan.settings_files import (
@@ -254,22 +256,56 @@ def ensure_trash_emptied(layout: Layout, project_uid: str) -> None:
 
 
 def destroy(path: Path) -> None:
-    """The subvolume, and those nested in it first, destroyed. Missing: nothing to do."""
+    """The subvolume destroyed, and those that its tenant nested in it. Missing: nothing to do.
+
+    Nested ones are moved into the trash before and destroyed there: they may nest however deep, and what is
+    cut off is found there again.
+    """
     if not btrfs.is_subvolume(path):
         if os.path.lexists(path):
             raise Unsafe(f"{path} is no subvolume; it is left alone; look at it")
         return
-    for nested in btrfs.nested_subvolumes(path):
-        _destroy_nested(path, nested)
-    log_as_typed("btrfs", "subvolume", "delete", path)
-    btrfs.destroy_subvolume(path)
+    trash = path.parent if path.parent.name == TRASH else path.parent / TRASH
+    pending = [path]
+    while pending:
+        top = pending.pop()
+        pending += _nested_thrown(top, trash)
+        log_as_typed("btrfs", "subvolume", "delete", top)
+        btrfs.destroy_subvolume(top)
 
 
-def _destroy_nested(path: Path, nested: str) -> None:
-    # The way there is the tenant's: by descriptors, so that a link cannot make root destroy another's.
-    inner = path / nested
-    with opened_directory(path, str(Path(nested).parent)) as parent:
-        for deeper in btrfs.nested_subvolumes_at(parent, inner.name):
-            _destroy_nested(path, str(Path(nested) / deeper))
-        log_as_typed("btrfs", "subvolume", "delete", inner)
-        btrfs.destroy_subvolume_at(parent, inner.name)
+def _nested_thrown(top: Path, trash: Path) -> list[Path]:
+    """The subvolumes directly nested in this one, moved into the trash; their new places."""
+    too_deep = False
+    try:
+        nested = btrfs.nested_subvolumes(top)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        nested, too_deep = (), True
+    if not nested and not too_deep:
+        return []
+    trash.mkdir(mode=0o700, exist_ok=True)
+    thrown: list[Path] = []
+    with opened_directory(trash) as bin_, opened_directory(top) as inside:
+
+        def throw(directory: int, name: str) -> bool:
+            if not btrfs.is_subvolume_at(directory, name):
+                return False
+            new = f"nested-{secrets.token_hex(8)}"
+            btrfs.ensure_writable_at(directory, name)
+            log_as_typed("mv", top / "…" / name, trash / new)
+            os.rename(name, new, src_dir_fd=directory, dst_dir_fd=bin_)
+            thrown.append(trash / new)
+            return True
+
+        # The way there is the tenant's: by descriptors, so that a link cannot make root take another's.
+        for path in map(Path, nested):
+            parent = openat2(inside, str(path.parent), os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                throw(parent, path.name)
+            finally:
+                os.close(parent)
+        if too_deep:
+            empty_directory(inside, throw)
+    return thrown

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -14,7 +12,7 @@ from dbranch.effect.command import log_as_typed
 from dbranch.errors import SourceUnsafe
 from dbranch.linux import btrfs
 from dbranch.linux.calls import RESOLVE_BENEATH, openat2
-from dbranch.linux.files import opened_directory, read_beneath
+from dbranch.linux.files import opened_directory, read_beneath, remove_at, walk_beneath
 from dbranch.plan.layout import PGDATA
 from dbranch.plan.settings_files import read_prepared
 
@@ -31,6 +29,7 @@ _STALE: Final = (
     "tablespace_map.old",
 )
 _SLOTS: Final = "pg_replslot"
+_SHOWN: Final = 160
 
 
 def major_of(subvolume: Path) -> int | None:
@@ -54,22 +53,21 @@ def check_whole(subvolume: Path, named: Path) -> None:
 
     `subvolume` is looked at (the snapshot: nobody changes it any more), `named` is what the text calls it.
     """
-    for nested in btrfs.nested_subvolumes(named):
-        raise _unsafe(named / nested, "is a subvolume of its own")
     try:
+        for nested in btrfs.nested_subvolumes(named):
+            raise _unsafe(named / nested, "is a subvolume of its own")
         with opened_directory(subvolume, PGDATA) as pgdata:
-            _check_links(pgdata, named / PGDATA)
             _check_tablespaces(pgdata, named / PGDATA / "pg_tblspc")
+            _check_links(pgdata, named / PGDATA)
     except OSError as error:
         raise _unsafe(named / PGDATA, f"cannot be read without links ({error.strerror})") from error
 
 
 def _check_links(pgdata: int, named: Path) -> None:
-    with os.scandir(pgdata) as entries:
-        links = [entry.name for entry in entries if entry.is_symlink()]
-    for name in sorted(links):
-        if name == "pg_wal" or _leaves(pgdata, name):
-            raise _unsafe(named / name, f"is a link to {os.readlink(name, dir_fd=pgdata)}")
+    for path, _, entries in walk_beneath(pgdata, strict=True):
+        for name in sorted(str(path / entry.name) for entry in entries if entry.is_symlink()):
+            if name == "pg_wal" or _leaves(pgdata, name):
+                raise _unsafe(named / name, f"is a link to {os.readlink(name, dir_fd=pgdata)}")
 
 
 def _leaves(pgdata: int, name: str) -> bool:
@@ -95,8 +93,10 @@ def _check_tablespaces(pgdata: int, named: Path) -> None:
 
 
 def _unsafe(path: Path, what: str) -> SourceUnsafe:
+    # A tenant's path may be longer than any message.
+    text = str(path) if len(str(path)) <= _SHOWN else f"…{str(path)[-_SHOWN:]}"
     return SourceUnsafe(
-        f"{path} {what}; a snapshot would not hold it, so no branch is made; move the data into PGDATA"
+        f"{text} {what}; a snapshot would not hold it, so no branch is made; move the data into PGDATA"
     )
 
 
@@ -114,16 +114,9 @@ def ensure_cleaned_offline(subvolume: Path) -> None:
         try:
             for name in os.listdir(slots):
                 log_as_typed("rm", "-r", subvolume / PGDATA / _SLOTS / name)
-                _remove(slots, name)
+                remove_at(slots, name)
         finally:
             os.close(slots)
-
-
-def _remove(directory: int, name: str) -> None:
-    if stat.S_ISDIR(os.lstat(name, dir_fd=directory).st_mode):
-        shutil.rmtree(name, dir_fd=directory)
-    else:
-        os.unlink(name, dir_fd=directory)
 
 
 def make_pgdata(subvolume: Path, owner: int) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from dbranch.linux.calls import openat2
 
@@ -41,6 +42,89 @@ def read_beneath(directory: int, path: str, limit: int = 2**20) -> str | None:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             return None
         return file.read(limit).decode(errors="replace")
+
+
+def walk_beneath(
+    top: int, strict: bool = False
+) -> Iterator[tuple[PurePosixPath, int, list[os.DirEntry[str]]]]:
+    """Every directory beneath the open one, itself (`.`) first: its path, a descriptor, its entries.
+
+    The descriptor is closed before the next one comes. Neither recursion nor a descriptor a level: a tenant's
+    tree may be deeper than both. What cannot be opened (exchanged meanwhile, a path beyond the kernel's limit)
+    is left out; with `strict` it is an OSError.
+    """
+    pending = [PurePosixPath(".")]
+    while pending:
+        path = pending.pop()
+        try:
+            directory = openat2(top, str(path), os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            if strict:
+                raise
+            continue
+        try:
+            with os.scandir(directory) as found:
+                entries = list(found)
+            yield path, directory, entries
+        finally:
+            os.close(directory)
+        pending += [path / entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _never(directory: int, name: str) -> bool:
+    return False
+
+
+def empty_directory(top: int, taken: Callable[[int, str], bool] = _never) -> None:
+    """Everything beneath the open directory removed, except the directories that `taken` takes elsewhere.
+
+    What is deep down is brought up before it is emptied, so that neither depth nor length of a path matters.
+    """
+    while names := _names(top):
+        for name in names:
+            if not _is_directory(top, name):
+                os.unlink(name, dir_fd=top)
+            elif not taken(top, name):
+                below = openat2(top, name, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    _bring_up(below, top, taken)
+                finally:
+                    os.close(below)
+                os.rmdir(name, dir_fd=top)
+
+
+def _names(directory: int) -> list[str]:
+    # Opened anew each time: btrfs does not show what came after the opening.
+    again = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        return os.listdir(again)
+    finally:
+        os.close(again)
+
+
+def _bring_up(below: int, top: int, taken: Callable[[int, str], bool]) -> None:
+    for name in os.listdir(below):
+        if not _is_directory(below, name):
+            os.unlink(name, dir_fd=below)
+        elif not taken(below, name):
+            os.rename(name, secrets.token_hex(8), src_dir_fd=below, dst_dir_fd=top)
+
+
+def _is_directory(directory: int, name: str) -> bool:
+    return stat.S_ISDIR(os.lstat(name, dir_fd=directory).st_mode)
+
+
+def remove_at(directory: int, name: str) -> None:
+    """`name` in the open directory gone, whatever it is and holds; never through a link."""
+    if not _is_directory(directory, name):
+        os.unlink(name, dir_fd=directory)
+        return
+    top = openat2(directory, name, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        empty_directory(top)
+    finally:
+        os.close(top)
+    os.rmdir(name, dir_fd=directory)
 
 
 def write_whole(path: Path, text: str, mode: int = 0o644) -> None:

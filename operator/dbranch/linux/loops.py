@@ -91,6 +91,21 @@ def loops_of_inode(device: int, inode: int) -> tuple[Loop, ...]:
     return tuple(loop for loop in loops if loop and (loop.device, loop.inode) == (device, inode))
 
 
+def loops_of_deleted(image: Path) -> tuple[Loop, ...]:
+    """The loop devices attached to a file that had this (unique) name and is deleted."""
+    end = f"/{image.name} (deleted)\n"
+    found = []
+    for number in _attached():
+        try:
+            text = Path(f"/sys/block/loop{number}/loop/backing_file").read_text(errors="surrogateescape")
+        except OSError:
+            continue
+        loop = _read(number) if text.endswith(end) else None
+        if loop:
+            found.append(loop)
+    return tuple(found)
+
+
 def free_loop() -> str:
     """The path of a device that holds nothing at this moment, its node made where it is missing."""
     control = os.open(_node(_CONTROL, _CONTROL_DEVICE, stat.S_IFCHR), os.O_RDWR | os.O_CLOEXEC)

@@ -40,6 +40,7 @@ def observe_branch(
         initdb=next((pod for pod in pods if pod.name == initdb), None),
         initdb_done=branch.uid in subvolumes.initdb and observe_initdb_done(layout, project.uid, branch.uid),
         bound=bound,
+        unseen=any(observe_slot(layout, slot).unseen for slot in bound),
         refused=next((said for slot in bound if (said := observe_slot(layout, slot).refused)), None),
     )
 

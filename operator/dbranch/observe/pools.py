@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dbranch.linux.btrfs import superblock_uuid
+from dbranch.linux.btrfs import device_damaged, superblock_uuid
 from dbranch.linux.loops import loops_of
 from dbranch.linux.mounts import mounts_at, read_mounts
 from dbranch.plan.layout import Layout, is_uid
@@ -21,17 +21,21 @@ class PoolFacts:
     exactly this filesystem is mounted at the pool's place; `shared` whether that mount propagates; `frozen`
     whether the kernel has stopped writing to it after an error.
     `foreign` says what is mounted there instead, where something else is.
+    `damaged`: the device gave back something else than was written (btrfs' own counts, until they are reset).
+    `allocated_bytes` is what the sparse image takes of the node's disk;
     `total_bytes`, `used_bytes`, `free_bytes` are of the mounted filesystem; `host_free_bytes` of the
     disk under the base directory.
     """
 
     image_exists: bool
     image_bytes: int | None = None
+    allocated_bytes: int | None = None
     loops: tuple[str, ...] = ()
     uuid: str | None = None
     mounted: bool = False
     shared: bool = False
     frozen: bool = False
+    damaged: bool = False
     foreign: str | None = None
     bound_slots: tuple[str, ...] = ()
     total_bytes: int | None = None
@@ -54,6 +58,7 @@ def observe_pool(layout: Layout, project_uid: str) -> PoolFacts:
     facts = PoolFacts(
         image_exists=True,
         image_bytes=file.stat().st_size,
+        allocated_bytes=file.stat().st_blocks * 512,
         loops=loops,
         uuid=superblock_uuid(file),
         mounted=mounted,
@@ -69,6 +74,7 @@ def observe_pool(layout: Layout, project_uid: str) -> PoolFacts:
     pool = os.statvfs(point)
     return replace(
         facts,
+        damaged=device_damaged(point),
         bound_slots=tuple(sorted({Path(path).parent.name for path in bound})),
         total_bytes=pool.f_blocks * pool.f_frsize,
         used_bytes=(pool.f_blocks - pool.f_bfree) * pool.f_frsize,

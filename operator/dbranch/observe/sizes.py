@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dbranch.linux.btrfs import is_subvolume
 from dbranch.linux.extents import extent_bytes
-from dbranch.linux.files import opened_directory
+from dbranch.linux.files import opened_directory, walk_beneath
 from dbranch.plan.layout import Layout
 
 
@@ -28,10 +28,11 @@ def observe_sizes(layout: Layout, project_uid: str, branch_uid: str) -> Sizes | 
     logical = unique = 0
     with opened_directory(branch) as top:
         # By descriptors: the tenant may exchange a directory for a link at any moment.
-        for _, _, files, directory in os.fwalk(".", dir_fd=top, follow_symlinks=False):
-            for name in files:
-                held, own = _bytes_of(directory, name)
-                logical, unique = logical + held, unique + own
+        for _, directory, entries in walk_beneath(top):
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    held, own = _bytes_of(directory, entry.name)
+                    logical, unique = logical + held, unique + own
     return Sizes(logical, unique)
 
 

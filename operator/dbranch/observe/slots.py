@@ -13,6 +13,9 @@ from dbranch.linux.mounts import mounts_at, read_mounts
 from dbranch.plan.layout import Layout, is_slot, is_uid
 
 _SOCKET: Final = re.compile(r"\.s\.PGSQL\.(\d{1,5})")
+# What slot-start.sh says while it sees no branch; it looks every two seconds.
+WAITING: Final = "waiting"
+_SEEN: Final = 3.0
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class SlotFacts:
     """A slot as it is now. `bound` is whether something is mounted at `data`; `project_uid` and `branch_uid`
     say whose subvolume that is, by mountinfo (None: an initdb area, a deleted or a foreign one; then
     `bound_root` is what mountinfo says). `socket_port` is the port in the socket's name, None without one.
-    `refused` is what the script that waits there says keeps it from starting Postgres (a tenant may write it).
+    `refused` is what the script that waits there says keeps it from starting Postgres (a tenant may write it);
+    `unseen`: seconds after the bind it still said that it waits for one, so the bind did not reach it.
     """
 
     exists: bool
@@ -30,6 +34,7 @@ class SlotFacts:
     bound_root: str | None = None
     socket_port: int | None = None
     refused: str | None = None
+    unseen: bool = False
 
 
 def observe_slot(layout: Layout, slot: str) -> SlotFacts:
@@ -40,6 +45,7 @@ def observe_slot(layout: Layout, slot: str) -> SlotFacts:
     mounts = read_mounts()
     there = mounts_at(layout.data(slot), mounts)
     port, refused = _socket_port(directory), _refused(directory)
+    unseen = bool(there) and refused == WAITING and _waits_since(layout.wake(slot), layout.run(slot)) > _SEEN
     if not there:
         return SlotFacts(exists=True, socket_port=port, refused=refused)
     top = there[-1]
@@ -57,7 +63,16 @@ def observe_slot(layout: Layout, slot: str) -> SlotFacts:
         bound_root=top.root,
         socket_port=port,
         refused=refused,
+        unseen=unseen,
     )
+
+
+def _waits_since(wake: Path, run: Path) -> float:
+    """The seconds from the bind (it touches `wake`) to the script's last word."""
+    try:
+        return (run / "refused").lstat().st_mtime - wake.lstat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _refused(directory: Path) -> str | None:

@@ -24,8 +24,8 @@ class BranchFacts:
     holds its data. `pods` are its Postgres pods, `initdb` the one-shot pod;
     `bound` the slots in which its subvolume (or initdb area) is bound now. `accepting` is the version of
     the Postgres that answers in the bound slot, `pending` the names of its settings that wait for a restart.
-    `refused`: why the waiting script of the bound slot does not start Postgres. `initdb_done`: the area holds
-    a whole database.
+    `refused`: why the waiting script of the bound slot does not start Postgres; `unseen`: it does not see what
+    is bound there. `initdb_done`: the area holds a whole database.
     """
 
     pool_mounted: bool
@@ -38,6 +38,7 @@ class BranchFacts:
     accepting: str | None = None
     pending: tuple[str, ...] = ()
     refused: str | None = None
+    unseen: bool = False
     retained: str | None = None
 
 
@@ -267,6 +268,12 @@ def _plan_postgres(
     refused = _refusal(project, branch, facts, who) if pod.name in facts.bound else None
     if refused:
         return ends, refused, None
+    if facts.unseen and pod.running and pod.name in facts.bound:
+        text = (
+            f"{who}: its data is bound and does not reach pod {pod.name}; Postgres is not started; "
+            "restart the node's agent, and see that its base directory is mounted with Bidirectional propagation"
+        )
+        return ends, Step(Reason.MOUNT_NOT_PROPAGATED, text), 30.0
     if not trouble:
         if pod.running:
             trouble = Step(Reason.RECOVERING, f"Postgres of {who} is starting")

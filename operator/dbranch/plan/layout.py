@@ -89,6 +89,11 @@ class Layout:
         """Outside every slot's directory: a tenant must not be able to hold it."""
         return self.slots / ".lock"
 
+    @property
+    def visits(self) -> Path:
+        """Locks of the objects that are being worked on. Root's alone."""
+        return self.base / "visits"
+
     def image(self, project_uid: str) -> Path:
         return self.pools / f"{checked_uid(project_uid)}.img"
 

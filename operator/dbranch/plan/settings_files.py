@@ -32,8 +32,12 @@ FORCED: Final = frozenset(
 
 # On btrfs a new file is as good as an old one, and zeroes are only written twice.
 _ALWAYS: Final = {"wal_init_zero": "off", "wal_recycle": "off"}
-# A copy must not run its source's jobs again.
-_COPY: Final = {"cron.launch_active_jobs": "off", "pg_partman_bgw.dbname": ""}
+# A copy must not run its source's jobs again, unless its own parameters ask for it. slot-start.sh reads these
+# lines: libraries that it leaves out of shared_preload_libraries, and settings; both go on the command line, so
+# that ALTER SYSTEM cannot undo them. TimescaleDB cannot be left out: its tables need it.
+_PRELOADED: Final = "shared_preload_libraries"
+_SCHEDULERS: Final = "pg_cron pg_partman_bgw pg_timetable pglogical bdr pg_task pg_dbms_job"
+_WORKERS: Final = "timescaledb.max_background_workers"
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,15 @@ class Whose:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a branch's files say. `parameters`: the project's, then the branch's over them; `port`: the
-    branch's (names.branch_port); `user`: `spec.postgres.user`, the superuser; `whose` goes into the marker."""
+    """What a branch's files say. `parameters`: the project's, then the branch's over them; `own`: the names
+    that the branch sets itself; `port`: the branch's (names.branch_port); `user`: `spec.postgres.user`, the
+    superuser; `whose` goes into the marker."""
 
     user: str
     port: int
     parameters: Mapping[str, str] = field(default_factory=dict)
     whose: Whose = Whose()
+    own: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -141,12 +147,17 @@ def render_postgresql_conf(settings: Settings, is_root: bool, prepared_floor: in
     """postgresql.conf. InvalidInput as `check_parameters`; the last line of a setting wins."""
     check_parameters(settings.parameters)
     lines = {**settings.parameters, **_ALWAYS}
-    if not is_root:
-        lines |= _COPY
     if prepared_of(settings.parameters) < prepared_floor:
         lines[_PREPARED] = str(prepared_floor)
     head = "# Written by dbranch from spec.postgres.parameters; ALTER SYSTEM comes after it.\n"
-    return head + "".join(f"{key} = {quoted(value)}\n" for key, value in sorted(lines.items()))
+    jobs = "" if is_root else _jobs_off(settings.own)
+    return head + jobs + "".join(f"{key} = {quoted(value)}\n" for key, value in sorted(lines.items()))
+
+
+def _jobs_off(own: frozenset[str]) -> str:
+    """What keeps preloaded schedulers still; nothing of what the branch itself asks for."""
+    off = "" if _PRELOADED in own else f"# Not loaded in a copy: {_SCHEDULERS}\n"
+    return off if _WORKERS in own else f"{off}# Set in a copy: {_WORKERS}=0\n"
 
 
 def prepared_of(parameters: Mapping[str, str]) -> int:

@@ -8,7 +8,7 @@ nap() { sleep "$1" & wait $!; }
 bad() { say "refused: $1"; echo "$1" >/slot/run/refused; nap 1; }
 while :; do
   # The agent opens and closes `wake` after a bind; the time limit is for a wake-up that was missed.
-  [ -e $d/marker.json ] || { say waiting; timeout 2 cat /slot/wake >/dev/null 2>&1 & wait $!; continue; }
+  [ -e $d/marker.json ] || { say waiting; echo waiting >/slot/run/refused; timeout 2 cat /slot/wake >/dev/null 2>&1 & wait $!; continue; }
   [ "$(stat -f -c %t $d)" = 9123683e ] || { bad "data is not btrfs"; continue; }
   [ "$(stat -c %i:%u $d)" = 256:0 ] || { bad "data is not a root-owned subvolume"; continue; }
   [ "$(stat -c %d $d)" != "$(stat -c %d /slot)" ] || { bad "data is not a mount"; continue; }
@@ -22,8 +22,22 @@ while :; do
   exec 9<&-
 done
 rm -f /slot/run/.s.PGSQL.* /slot/run/refused
-# A copy must not take up its source's subscriptions, whoever makes them anew in it.
-if grep -q '"root": true' $d/marker.json; then set --; else set -- -c max_logical_replication_workers=0; fi
+set --
+if ! grep -q '"root": true' $d/marker.json; then
+  # A copy must not take up its source's subscriptions, whoever makes them anew in it, nor run its jobs.
+  # What is to be left out stands in the settings file, where the tenant cannot write.
+  off=$(sed -n 's/^# Not loaded in a copy: //p' $d/postgresql.conf)
+  kept=
+  for lib in $(postgres -C shared_preload_libraries -D $p -c config_file=$d/postgresql.conf | tr -d '"' | tr , ' '); do
+    name=${lib##*/}
+    case " $off " in *" ${name%.so} "*) ;; *) kept=$kept${kept:+,}$lib ;; esac
+  done
+  set -- -c max_logical_replication_workers=0 -c shared_preload_libraries="$kept"
+  workers=$(sed -n 's/^# Set in a copy: //p' $d/postgresql.conf)
+  [ -z "$workers" ] || set -- "$@" -c "$workers"
+fi
+# What a superuser may have left there would make a standby of it, which waits for ever.
+rm -f $p/standby.signal $p/recovery.signal
 say starting
 exec postgres -D $p -c data_directory=$p \
   -c config_file=$d/postgresql.conf -c hba_file=$d/pg_hba.conf -c ident_file=$d/pg_ident.conf \

@@ -69,8 +69,14 @@ def frozen_step(space: Space, project: str, again: bool) -> Step:
     return Step(Reason.ATTACH_FAILED, text)
 
 
-def pool_step(space: Space, project: str) -> Step:
-    """The step of a mounted pool, with a warning where little is left."""
+def pool_step(space: Space, project: str, damaged: bool = False) -> Step:
+    """The step of a mounted pool, with a warning where little is left. `damaged`: btrfs has counted wrong blocks."""
+    if damaged:
+        return Step(
+            Reason.POOL_DAMAGED,
+            f"pool of project {project} gave back blocks that were not written so; what can be read goes on; "
+            "dump it, run btrfs scrub on the node, then btrfs device stats --reset",
+        )
     refused = refusal_of(space, f"pool of project {project}")
     if refused and refused.reason == Reason.NODE_DISK_LOW:
         return Step(Reason.POOL_LOW, refused.message)

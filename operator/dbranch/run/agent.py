@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from dbranch.run.agent_branches import BranchWork
 from dbranch.run.agent_house import keep_house
 from dbranch.run.agent_pods import watch_pods
 from dbranch.run.agent_projects import ProjectWork
+from dbranch.run.agent_ready import Readiness
 from dbranch.run.keyed_locks import KeyedLocks
 from dbranch.run.kopf_settings import later, login, serve, settle
 from dbranch.run.logs import start_logging
@@ -57,13 +59,16 @@ def make_work(environment: dict[str, str]) -> tuple[Work, Cluster, Layout, Home]
         namespace=environment["DBRANCH_NODES_NAMESPACE"],
         release=environment.get("DBRANCH_RELEASE", "dbranch"),
     )
-    locks = KeyedLocks()
+    ensure_base(layout)
+    locks = KeyedLocks(layout.visits)
     work = Work(ProjectWork(cluster, layout, home, locks), BranchWork(cluster, layout, home, locks))
     return work, cluster, layout, home
 
 
-def register(registry: kopf.OperatorRegistry, work: Work, node: str) -> None:
-    """The handlers, each of which only asks for one visit."""
+def register(
+    registry: kopf.OperatorRegistry, work: Work, node: str, started: Callable[[], None] = lambda: None
+) -> None:
+    """The handlers, each of which only asks for one visit. `started` is called when they are about to run."""
     more: Any = {"registry": registry}
 
     @kopf.on.startup(**more)
@@ -71,6 +76,7 @@ def register(registry: kopf.OperatorRegistry, work: Work, node: str) -> None:
         settle(settings, names.AGENT_FINALIZER, names.AGENT_PREFIX, names.CONTROLLER_POKE)
         for plural in (names.PROJECTS, names.BRANCHES):
             settings.watching.field_selectors[names.GROUP, plural] = f"status.nodeName={node}"
+        started()
 
     kopf.on.login(**more)(login)
 
@@ -129,19 +135,15 @@ def main() -> None:
     ensure_base(layout)
     grace = parse_seconds(os.environ.get("DBRANCH_UNCLAIMED_GRACE", "24h"))
     machine = observe_machine(layout)
-    if not (machine.btrfs and machine.loop and machine.propagates):
-        logger.error(
-            "node %s: btrfs %s, loop %s, propagates %s",
-            home.node,
-            machine.btrfs,
-            machine.loop,
-            machine.propagates,
-        )
+    if not (machine.btrfs and machine.loop):
+        logger.error("node %s: btrfs %s, loop %s", home.node, machine.btrfs, machine.loop)
+    readiness = Readiness(layout)
+    readiness.serve()
     for target, args in (
         (watch_pods, (cluster, home)),
         (keep_house, (cluster, layout, home, os.environ["DBRANCH_POD_NAME"], grace)),
     ):
         threading.Thread(target=target, args=args, daemon=True, name=target.__name__).start()
     registry = kopf.OperatorRegistry()
-    register(registry, work, home.node)
+    register(registry, work, home.node, readiness.started.set)
     serve(registry, names.AGENT_MANAGER)

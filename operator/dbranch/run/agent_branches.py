@@ -232,7 +232,8 @@ class BranchWork:
                 slot.ensure_slot_removed(self._layout, name)
         above = self._cluster.get(project_path(branch.namespace, branch.project))
         project = parse_project(above) if above else None
-        if project is None or project.node.pool_uuid is None:
+        # A project that is being deleted takes its pool with it, or keeps it as it is.
+        if project is None or project.deleting or project.node.pool_uuid is None:
             return
         pool = observe_pool(self._layout, project.uid)
         if not pool.image_exists:
@@ -240,8 +241,6 @@ class BranchWork:
         if not pool.mounted:
             node = project.node
             ensure_pool(self._layout, project.uid, 0, node.pool_uuid, node.machine_id)
-        if project.deleting and project.deletion_policy == "Retain":
-            return
         subvolume.ensure_trashed(self._layout, project.uid, branch.uid)
         subvolume.ensure_trash_emptied(self._layout, project.uid)
         if not pool.mounted:
@@ -262,7 +261,8 @@ def _settings(scene: Scene) -> Settings:
     project, branch = scene.project, scene.branch
     parameters = {**project.postgres.parameters, **branch.parameters}
     whose = Whose(project.namespace, project.name, branch.branch)
-    return Settings(project.postgres.user, names.branch_port(branch.uid), parameters, whose)
+    own = frozenset(branch.parameters)
+    return Settings(project.postgres.user, names.branch_port(branch.uid), parameters, whose, own)
 
 
 def _endpoint(scene: Scene, slot_name: str, marker: Marker) -> Endpoint:

@@ -76,6 +76,7 @@ class ProjectWork:
         step = pool_step(
             Space(pool.total_bytes, pool.free_bytes, machine.host_total_bytes, pool.host_free_bytes),
             project.name,
+            pool.damaged,
         )
         node: dict[str, Any] = {
             "machineID": ensure_base(self._layout),
@@ -136,6 +137,12 @@ class ProjectWork:
             ensure_pool_down(self._layout, project.uid)
         except Busy as error:
             logger.info("project %s/%s: %s", project.namespace, project.name, error)
+            if not observe_pool(self._layout, project.uid).bound_slots:
+                # Not its own pods: somebody has to be told.
+                step = Step(
+                    Reason.PENDING, report.sentence(error, f"project {project.name} is not stopped yet")
+                )
+                self._write(project, {"storage": step.as_dict()})
             return 0.5
         except (DbranchError, OSError) as error:
             logger.warning("project %s/%s: %s", project.namespace, project.name, error)
@@ -194,7 +201,8 @@ class ProjectWork:
 def _space(pool: PoolFacts) -> dict[str, Any]:
     told = {"totalBytes": pool.total_bytes} if pool.total_bytes is not None else {}
     used, free = report.sizes("used", pool.used_bytes), report.sizes("free", pool.free_bytes)
-    return told | used | free | report.sizes("hostFree", pool.host_free_bytes)
+    allocated = report.sizes("allocated", pool.allocated_bytes)
+    return told | used | free | allocated | report.sizes("hostFree", pool.host_free_bytes)
 
 
 def poke(cluster: Cluster, namespace: str, name: str) -> None:

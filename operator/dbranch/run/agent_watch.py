@@ -102,7 +102,8 @@ class Watchers:
             if stop.is_set() or observe_slot(self._layout, watched.slot).branch_uid != branch.uid:
                 return True
             if version is None:
-                if is_final(observe_slot(self._layout, watched.slot).refused):
+                slot = observe_slot(self._layout, watched.slot)
+                if is_final(slot.refused) or slot.unseen:
                     poke(self._cluster, branch.namespace, branch.name)
                     return True
                 return False

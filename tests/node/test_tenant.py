@@ -1,0 +1,253 @@
+"""A hostile tenant with superuser in a branch: nothing outside is read, written or signalled, deletion ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.node.agent_life import BRANCHES, PODS, PROJECTS
+from tests.node.machine import AS_TENANT, OWNER, Node
+from tests.node.world import World
+
+from dbranch.effect import slot, subvolume
+from dbranch.effect.command import log_as_typed
+from dbranch.linux import btrfs
+from dbranch.linux.files import opened_directory, remove_at
+from dbranch.observe.sizes import observe_sizes
+from dbranch.observe.slots import observe_slot, observe_slots
+from dbranch.observe.subvolumes import observe_subvolumes
+
+LONG = "n" * 254
+
+
+def as_tenant(script: str, directory: Path) -> None:
+    """Python that the tenant runs in a directory of its own."""
+    words = [*AS_TENANT, "/usr/bin/python3", "-c"]
+    # The way to the directory is closed to it: it is let in by a descriptor, as a pod is by its mount.
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        enter = f"import os, fcntl, struct\nos.fchdir({handle})\n"
+        done = subprocess.run(
+            [*words, enter + script], pass_fds=[handle], capture_output=True, text=True, check=False
+        )
+    finally:
+        os.close(handle)
+    assert done.returncode == 0, done.stderr
+
+
+MAKE = """
+def subvolume(name, at='.', read_only=False):
+    directory = os.open(at, os.O_RDONLY)
+    fcntl.ioctl(directory, 0x5000940E, bytearray(struct.pack('=q4088s', 0, os.fsencode(name))), True)
+    if read_only:
+        handle = os.open(os.path.join(at, name), os.O_RDONLY)
+        fcntl.ioctl(handle, 0x4008941A, struct.pack('=Q', 2))
+"""
+# Each makes subvolumes of its own in PGDATA.
+NESTS: dict[str, str] = {
+    "one": "subvolume('mine')",
+    "read-only, with another in it": (
+        "subvolume('mine'); os.mkdir('mine/in')\n"
+        "subvolume('deeper', 'mine/in'); subvolume('last', 'mine/in/deeper')\n"
+        "for at in ('mine/in/deeper', 'mine'):\n"
+        "    fcntl.ioctl(os.open(at, os.O_RDONLY), 0x4008941A, struct.pack('=Q', 2))"
+    ),
+    "odd names": (
+        "for name in ('..x', 'a\\nb', '\\x1b[2J', 'n' * 254, b'\\xff\\xfe', '-rf', ' '):\n"
+        "    inner = os.path.join(os.fsencode(name), b'd')\n"
+        "    subvolume(name); os.mkdir(inner); subvolume(name, inner)"
+    ),
+    "deeper than the kernel can say": (
+        "subvolume('first')\n"
+        "for _ in range(30):\n"
+        "    os.mkdir('n' * 254); os.chdir('n' * 254)\n"
+        "subvolume('mine'); os.chdir('mine')\n"
+        "for _ in range(20):\n"
+        "    os.mkdir('n' * 254); os.chdir('n' * 254)\n"
+        "subvolume('mine', read_only=True)"
+    ),
+    "a thousand in one another": "for _ in range(1100): subvolume('s'); os.chdir('s')",
+}
+
+
+@pytest.mark.parametrize("nest", NESTS.values(), ids=list(NESTS))
+def test_what_a_tenant_nests_goes_with_its_branch(up: Node, nest: str) -> None:
+    source, other = up.root(), up.project
+    branch = up.snapshot(source)
+    as_tenant(MAKE + nest, up.layout.branch(up.project, branch) / "pgdata")
+    assert observe_sizes(up.layout, up.project, branch)
+    subvolume.ensure_trashed(up.layout, up.project, branch)
+    subvolume.ensure_trash_emptied(up.layout, up.project)
+    found = observe_subvolumes(up.layout, other)
+    assert set(found.branches) == {source} and found.trash == ()
+    assert btrfs_count(up) == 1
+
+
+def btrfs_count(node: Node) -> int:
+    """Subvolumes of the pool, however deep."""
+    pool = node.layout.pool(node.project)
+    listed = subprocess.run(["btrfs", "subvolume", "list", pool], capture_output=True, check=True)
+    return listed.stdout.count(b"ID ")
+
+
+def test_an_emptying_of_the_trash_that_was_cut_off_goes_on(up: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    branch = up.snapshot(up.root())
+    as_tenant(MAKE + NESTS["read-only, with another in it"], up.layout.branch(up.project, branch) / "pgdata")
+    subvolume.ensure_trashed(up.layout, up.project, branch)
+    real, calls = btrfs.destroy_subvolume, iter([False, True, False, True])
+
+    def cut_off(path: Path) -> None:
+        if next(calls, False):
+            raise OSError("cut off")
+        real(path)
+
+    monkeypatch.setattr(btrfs, "destroy_subvolume", cut_off)
+    for _ in range(2):
+        with pytest.raises(OSError, match="cut off"):
+            subvolume.ensure_trash_emptied(up.layout, up.project)
+    subvolume.ensure_trash_emptied(up.layout, up.project)
+    assert btrfs_count(up) == 1
+
+
+DEEP = """
+for _ in range(1500):
+    os.mkdir('d'); os.chdir('d')
+open('file', 'w').close()
+"""
+
+
+def test_a_tree_without_a_floor_is_measured_and_removed(up: Node) -> None:
+    branch = up.snapshot(up.root())
+    pgdata = up.layout.branch(up.project, branch) / "pgdata"
+    as_tenant(DEEP, pgdata)
+    as_tenant(DEEP, pgdata / "pg_replslot")
+    assert observe_sizes(up.layout, up.project, branch)
+    slot.ensure_slot(up.layout, "slot-deep", OWNER)
+    as_tenant(DEEP + "os.symlink('/etc', 'out')", up.layout.run("slot-deep"))
+    slot.ensure_slot_removed(up.layout, "slot-deep")
+    assert "slot-deep" not in observe_slots(up.layout) and Path("/etc/passwd").exists()
+    # The slots directory of a copy's source is emptied at the snapshot.
+    copy = up.layout.branch(up.project, up.snapshot(branch)) / "pgdata" / "pg_replslot"
+    assert list(copy.iterdir()) == []
+
+
+def test_links_are_removed_and_not_followed(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("keep me")
+    tree = tmp_path / "tree"
+    (tree / "a" / "b").mkdir(parents=True)
+    for place in (tree, tree / "a", tree / "a" / "b"):
+        (place / "out").symlink_to(kept)
+        (place / "a\nb").write_text("")
+    with opened_directory(tmp_path) as top:
+        remove_at(top, "tree")
+    assert not tree.exists() and (kept / "file").read_text() == "keep me"
+
+
+def test_names_of_a_tenant_make_no_line_and_no_escape_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    log_as_typed("rm", "-r", "/x/a\nERROR forged\x1b[2J\udcff")
+    assert caplog.messages == ["# rm -r '/x/a\\nERROR forged\\x1b[2J\\udcff'"]
+
+
+@pytest.fixture
+def secret() -> Path:
+    with tempfile.NamedTemporaryFile("w", prefix="dbranch-secret-", delete=False) as file:
+        file.write("top secret\n")
+    path = Path(file.name)
+    path.chmod(0o600)
+    return path
+
+
+def test_a_tenant_that_links_and_names_others(world: World, secret: Path) -> None:
+    project = world.make_project()
+    world.agent()
+    world.make_branch("hostile", "main")
+    world.agent()
+    layout, node = world.node.layout, world.branch("hostile")["status"]["node"]
+    pgdata = layout.branch(project, world.uid("hostile")) / "pgdata"
+    run = layout.run(node["slot"])
+    victim = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    of_main = layout.run(world.branch("main")["status"]["node"]["slot"])
+    try:
+        pidfile = (pgdata / "postmaster.pid").read_text().split("\n")
+        (pgdata / "postmaster.pid").write_text("\n".join([str(victim.pid), *pidfile[1:]]))
+        (run / "refused").unlink(missing_ok=True)
+        (run / "refused").symlink_to(secret)
+        (run / ".s.PGSQL.1").symlink_to(
+            of_main / f".s.PGSQL.{world.branch('main')['status']['node']['port']}"
+        )
+        # In PGDATA itself a link that leaves would only keep it from being a source.
+        (pgdata / "dbranch_initdb_done").symlink_to("PG_VERSION")
+        for name in ("a\nb", "..x", LONG, "-rf"):
+            (pgdata / name).mkdir()
+            (run / name).mkdir()
+        world.visit()
+        assert "secret" not in str(world.branch("hostile"))
+        assert observe_slot(layout, node["slot"]).refused is None
+        # A copy of it is made: what is odd in it harms nobody.
+        world.make_branch("copy", "hostile")
+        world.agent()
+        copy = layout.branch(project, world.uid("copy")) / "pgdata"
+        assert str(victim.pid) not in (copy / "postmaster.pid").read_text().split("\n")
+        # The socket exchanged for a link to main's: the agent's SQL never goes there.
+        socket = run / f".s.PGSQL.{node['port']}"
+        socket.rename(run / "aside")
+        socket.symlink_to(of_main / f".s.PGSQL.{world.branch('main')['status']['node']['port']}")
+        world.visit()
+        assert says(world, "hostile") != "Accepting"
+        for name in ("hostile", "copy"):
+            world.api.delete(f"{BRANCHES}/shop-{name}")
+        world.agent()
+        assert victim.poll() is None and secret.read_text() == "top secret\n"
+        world.whole(project, running=1, stored=1)
+        assert world.sql("main", "select 1") == [(1,)]
+    finally:
+        victim.kill()
+        victim.wait()
+        secret.unlink()
+
+
+def says(world: World, branch: str) -> str:
+    return str(world.branch(branch)["status"]["node"]["postgres"]["reason"])
+
+
+def made_again(world: World, rounds: int) -> Callable[[str], None]:
+    def check(name: str) -> None:
+        for number in range(rounds):
+            world.make_branch(name, "main")
+            world.agent()
+            assert world.sql(name, "select id from item") == [(0,)], number
+            world.sql(name, f"insert into item values ({number + 1})")
+            assert says(world, name) == "Accepting"
+            world.api.delete(f"{BRANCHES}/shop-{name}")
+            world.agent()
+
+    return check
+
+
+def test_an_object_made_again_under_its_name_never_meets_old_data(world: World, soak: bool) -> None:
+    project = world.make_project()
+    world.agent()
+    world.sql("main", "create table item as select 0 as id")
+    world.make_branch("other", "main")
+    world.agent()
+    world.sql("other", "update item set id = 99")
+    rounds = 50 if soak else 4
+    made_again(world, rounds)("again")
+    assert world.sql("other", "select id from item") == [(99,)]
+    world.whole(project, running=2, stored=2)
+    print(f"{rounds} branches of one name, none with old data")
+    for _ in range(5 if soak else 1):
+        world.delete_project()
+        assert world.api.find(PODS) == [] and world.api.find(PROJECTS) == []
+        world.make_project()
+        world.agent()
+        tables = "select count(*) from pg_class where relname = 'item'"
+        assert world.sql("main", tables) == [(0,)]
