@@ -64,7 +64,7 @@ class Backend:
                     str(self.programs / "postgres"),
                     *("-D", str(self.home / "data"), "-k", str(self.home), "-p", str(self.port)),
                     *("-c", "listen_addresses=127.0.0.1", "-c", f"cluster_name={self.branch}"),
-                    *("-c", "fsync=off", "-c", "max_connections=30"),
+                    *("-c", "fsync=off", "-c", "max_connections=30", "-c", "wal_level=logical"),
                 ],
                 stdout=out,
                 stderr=out,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -63,3 +64,8 @@ def sleepers(direct: psycopg.Connection[Any]) -> int:
     assert row
     count: int = row[0]
     return count
+
+
+def resident_bytes() -> int:
+    """Of this process, which the proxy under test is a thread of."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

@@ -9,7 +9,6 @@ import struct
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -22,7 +21,7 @@ from tests.node.proxy_backend import (
     branch_of,
     wait_until,
 )
-from tests.node.proxy_talk import error_of, read_all, refused, startup
+from tests.node.proxy_talk import error_of, read_all, refused, resident_bytes, startup
 
 from dbranch.api.project import Target
 
@@ -77,10 +76,6 @@ def test_a_large_copy_is_whole_both_ways(proxy: Proxy) -> None:
                 assert bytes(data) == line
                 size += len(data)
         assert size == rows * len(line)
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def test_a_slow_client_holds_its_backend_back(proxy: Proxy) -> None:

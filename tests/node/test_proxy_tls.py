@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import ssl
 import struct
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +14,9 @@ from typing import Any
 import psycopg
 import pytest
 from tests.node.proxy_backend import (
+    PASSWORD,
     USER,
+    Backend,
     MakeProxy,
     Proxy,
     branch_of,
@@ -103,3 +107,62 @@ def test_a_tls_handshake_that_fails_leaves_nothing(make_proxy: MakeProxy, tls: P
             read_all(sock)
     with proxy.connect(sslmode="require") as connection:
         assert branch_of(connection) == "main"
+
+
+# SCRAM: the proxy ends TLS, so that Postgres cannot bind a login to its channel
+
+
+@pytest.mark.parametrize("binding", ["prefer", "disable"])
+@pytest.mark.parametrize("negotiation", ["postgres", "direct"])
+def test_scram_through_tls(make_proxy: MakeProxy, tls: Path, binding: str, negotiation: str) -> None:
+    proxy = make_proxy(tls)
+    words = {"sslmode": "require", "channel_binding": binding, "sslnegotiation": negotiation}
+    with proxy.connect(**words, require_auth="scram-sha-256") as connection:
+        assert branch_of(connection) == "main"
+
+
+@pytest.mark.parametrize("binding", ["prefer", "disable"])
+def test_psql_by_scram_through_tls(make_proxy: MakeProxy, tls: Path, main: Backend, binding: str) -> None:
+    proxy = make_proxy(tls)
+    url = f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{proxy.port}/postgres?sslmode=require"
+    said = subprocess.run(
+        [str(main.programs / "psql"), "-XAt", "-c", "\\conninfo", f"{url}&channel_binding={binding}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "TLSv1.3" in said.stdout
+
+
+def test_a_client_that_insists_on_channel_binding_is_not_let_down(make_proxy: MakeProxy, tls: Path) -> None:
+    """It says itself that there is none, rather than going on without."""
+    proxy = make_proxy(tls)
+    assert "channel binding" in refused(proxy, sslmode="require", channel_binding="require")
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tls_is_1_2_or_later(make_proxy: MakeProxy, tls: Path, version: ssl.TLSVersion) -> None:
+    proxy, context = make_proxy(tls), trusting(tls)
+    # What this machine's OpenSSL itself would not do any more is not what is tested here.
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    context.minimum_version = context.maximum_version = version
+    with proxy.raw() as sock:
+        sock.sendall(struct.pack("!II", 8, wire.SSL_CODE))
+        assert sock.recv(1) == b"S"
+        if version < ssl.TLSVersion.TLSv1_2:
+            with pytest.raises(ssl.SSLError):
+                context.wrap_socket(sock, server_hostname="shop")
+        else:
+            with context.wrap_socket(sock, server_hostname="shop") as inside:
+                inside.sendall(startup({"user": USER, "database": "postgres"}))
+                assert inside.recv(1) == b"R"
+
+
+def test_bytes_stuffed_behind_an_sslrequest_are_an_error(make_proxy: MakeProxy, tls: Path) -> None:
+    """Also with a certificate: a startup packet put in by someone on the way is not taken as said within TLS."""
+    proxy = make_proxy(tls)
+    with proxy.raw() as sock:
+        sock.sendall(struct.pack("!II", 8, wire.SSL_CODE) + startup({"user": "mallory"}))
+        assert error_of(read_all(sock))["C"] == "08P01"
+    assert not proxy.board.sessions
