@@ -44,11 +44,6 @@ def up(node: Node) -> Node:
 
 
 @pytest.fixture
-def soak(request: pytest.FixtureRequest) -> bool:
-    return bool(request.config.getoption("--soak"))
-
-
-@pytest.fixture
 def world(node: Node) -> Iterator[World]:
     world = World(node)
     yield world

@@ -79,12 +79,12 @@ def test_a_large_copy_is_whole_both_ways(proxy: Proxy) -> None:
 
 
 def test_a_slow_client_holds_its_backend_back(proxy: Proxy) -> None:
-    """A client that asks for 200 MB and does not read: the proxy does not buffer it."""
+    """A client that asks for a gigabyte and does not read: the proxy does not buffer it."""
     connection = proxy.connect()
     with proxy.connect() as other:
         pg = connection.pgconn
         before = resident_bytes()
-        pg.send_query(b"SELECT repeat('x', 1000) FROM generate_series(1, 200000)")
+        pg.send_query(b"SELECT repeat('x', 1000) FROM generate_series(1, 1000000)")
         pg.flush()
         time.sleep(2)
         assert resident_bytes() - before < 30_000_000
