@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import time
@@ -10,7 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from tests.node.proxy_backend import Client, Proxy
+from tests.node.proxy_backend import PASSWORD, USER, Client, Proxy
 
 
 def refused(proxy: Proxy, **more: Any) -> str:
@@ -69,3 +70,16 @@ def sleepers(direct: psycopg.Connection[Any]) -> int:
 def resident_bytes() -> int:
     """Of this process, which the proxy under test is a thread of."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def environment(proxy: Proxy, **more: str) -> dict[str, str]:
+    """Of a program that connects through the proxy."""
+    return {
+        **os.environ,
+        "PGHOST": "127.0.0.1",
+        "PGPORT": str(proxy.port),
+        "PGUSER": USER,
+        "PGPASSWORD": PASSWORD,
+        "PGDATABASE": "postgres",
+        **more,
+    }

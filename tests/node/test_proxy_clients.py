@@ -22,7 +22,7 @@ from tests.node.proxy_backend import (
     trusting,
     wait_until,
 )
-from tests.node.proxy_talk import resident_bytes
+from tests.node.proxy_talk import environment, resident_bytes
 
 NAMED = "-c dbranch.branch=feature-x"
 
@@ -30,18 +30,6 @@ NAMED = "-c dbranch.branch=feature-x"
 @pytest.fixture
 def programs(main: Backend) -> Path:
     return main.programs
-
-
-def environment(proxy: Proxy, **more: str) -> dict[str, str]:
-    return {
-        **os.environ,
-        "PGHOST": "127.0.0.1",
-        "PGPORT": str(proxy.port),
-        "PGUSER": USER,
-        "PGPASSWORD": PASSWORD,
-        "PGDATABASE": "postgres",
-        **more,
-    }
 
 
 def run(proxy: Proxy, program: Path, *words: str, **more: str) -> str:

@@ -146,3 +146,15 @@ def test_a_client_that_vanishes_takes_its_backend_along(proxy: Proxy, main: Back
         sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'vanishes'"
         wait_until(lambda: direct.execute(sql).fetchone() == (0,))
     wait_until(lambda: not proxy.board.sessions)
+
+
+def test_a_peer_that_is_gone_without_a_word_is_noticed(proxy: Proxy) -> None:
+    """On both sides: probes after a minute of silence, and an end to what is sent and not acknowledged."""
+    with proxy.connect():
+        (session,) = proxy.board.sessions
+        for transport in (session.client, session.server):
+            sock = transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            tcp = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT", "TCP_NODELAY")
+            found = [sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in tcp]
+            assert found == [60, 10, 3, 90_000, 1]
