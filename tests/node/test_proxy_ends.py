@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -134,6 +135,19 @@ def test_a_half_closed_client_still_hears_its_answer(proxy: Proxy) -> None:
         assert b"still here" in read_all(sock)
     connection.close()
     wait_until(lambda: not proxy.board.sessions)
+
+
+def test_a_client_that_says_goodbye_has_closed_whoever_is_faster(
+    proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The backend closes at Terminate, here long before the client does."""
+    caplog.set_level(logging.INFO, "dbranch.session")
+    with proxy.connect() as connection, socket.socket(fileno=os.dup(connection.pgconn.socket)) as sock:
+        sock.sendall(wire.TERMINATE)
+        sock.settimeout(10)
+        sock.setblocking(True)
+        assert read_all(sock) == b""
+    assert [r.fields["end"] for r in caplog.records if r.name == "dbranch.session"] == ["client closed"]  # type: ignore[attr-defined]
 
 
 def test_a_client_that_vanishes_takes_its_backend_along(proxy: Proxy, main: Backend) -> None:

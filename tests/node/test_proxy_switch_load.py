@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import signal
 import statistics
@@ -73,47 +74,69 @@ class Load:
 
 @dataclass
 class Newcomers:
-    """A session after the other; `took` is how long each took from the first attempt, in seconds."""
+    """A session after the other; `let_in` is when each had its first answer (of the monotonic clock)."""
 
     proxy: Proxy
     stop: threading.Event
-    took: list[float] = field(default_factory=list)
+    in_force: list[str]
+    let_in: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
     def run(self) -> None:
         while not self.stop.is_set():
-            began, before = time.monotonic(), self.proxy.table.active
-            reached = before
-            while True:
-                try:
-                    with self.proxy.connect() as connection:
-                        reached = branch_of(connection)
-                    break
-                except psycopg.OperationalError as error:
-                    if "was switched" not in str(error):
-                        self.wrong.append(str(error))
-                        break
-            self.took.append(time.monotonic() - began)
-            if reached not in (before, self.proxy.table.active):
-                self.wrong.append(f"{reached}, not {before}")
+            # The branches from the last switch that was over when this one began, on.
+            first = len(self.in_force) - 1
+            while not (reached := self.once()):
+                pass
+            self.let_in.append(time.monotonic())
+            # The next one may be in force before this thread hears of it.
+            if reached not in (*self.in_force[first:], self.proxy.table.active):
+                self.wrong.append(f"{reached}, not {self.in_force[first:]}")
             time.sleep(0.005)
+
+    def once(self) -> str | None:
+        """The branch that a session reaches; None where a switch ended it first."""
+        heard: list[str] = []
+        try:
+            with self.proxy.connect() as connection:
+                # A FATAL that comes between two statements is a notice to libpq.
+                heard = connection.heard
+                return branch_of(connection)
+        except psycopg.OperationalError as error:
+            # libpq may see the close before it has read the FATAL in front of it.
+            if "was switched" in f"{error} {heard}" or "server closed the connection" in str(error):
+                return None
+            self.wrong.append(str(error))
+            return "?"
 
 
 @pytest.mark.parametrize("on_switch", ["Terminate", "Drain", "Keep"])
 def test_twenty_switches_under_load(
-    make_proxy: MakeProxy, main: Backend, feature: Backend, seen: None, tmp_path: Path, on_switch: str
+    make_proxy: MakeProxy,
+    main: Backend,
+    feature: Backend,
+    seen: None,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    on_switch: str,
 ) -> None:
+    caplog.set_level(logging.INFO, "dbranch.session")
     proxy = make_proxy(on_switch=on_switch, drain_timeout=30.0)
     script, stop = tmp_path / "script", threading.Event()
     script.write_text(SCRIPT)
     load = Load(proxy, main.programs / "pgbench", script, stop)
-    newcomers = Newcomers(proxy, stop)
+    in_force = ["main"]
+    newcomers = Newcomers(proxy, stop, in_force)
     workers = [threading.Thread(target=w.run) for w in (load, newcomers)]
     for worker in workers:
         worker.start()
+    switched: list[float] = []
     for i in range(SWITCHES):
         time.sleep(0.3)
-        proxy.apply(active=("feature-x", "main")[i % 2])
+        branch = ("feature-x", "main")[i % 2]
+        proxy.apply(active=branch)
+        in_force.append(branch)
+        switched.append(time.monotonic())
     time.sleep(0.3)
     stop.set()
     for worker in workers:
@@ -129,9 +152,13 @@ def test_twenty_switches_under_load(
     committed = len(ids[0]) + len(ids[1])
     assert committed > 300
     assert newcomers.wrong == []
-    gap = statistics.quantiles(newcomers.took, n=100)[98]
-    print(f"{on_switch}: {len(newcomers.took)} new sessions, p99 {gap * 1000:.0f} ms")
-    assert len(newcomers.took) > 100 and gap < 0.1
+    # For how long after a switch nobody was let in. The machine may be busy with something else now and then.
+    gaps = [min(t for t in newcomers.let_in if t >= at) - at for at in switched]
+    print(f"{on_switch}: gap of new sessions {statistics.median(gaps):.3f} s, at most {max(gaps):.3f} s")
+    assert len(newcomers.let_in) > 60
+    assert statistics.median(gaps) < 0.1 and max(gaps) < 2
+    ends = {r.fields["end"].split(":")[0] for r in caplog.records if r.name == "dbranch.session"}  # type: ignore[attr-defined]
+    assert ends <= {"client closed", "terminated", "drained"}
 
     # Nobody is told anything else than that it was switched, and who may stay is told nothing.
     assert [e for e in load.errors if "was switched to branch" not in e] == []

@@ -76,6 +76,7 @@ class ClientPipe(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.session.sent += len(data)
         self.session.fresh = 0
+        self.session.said_bye = data == wire.TERMINATE
         self.write(data)
 
     def eof_received(self) -> bool:

@@ -57,7 +57,7 @@ class Session:
         self.began = self.loop.time()
         self.how = ""
         # Set once the proxy wants the end: at the next boundary (_farewell), or the transaction's end.
-        self.watching = self.half_closed = False
+        self.watching = self.half_closed = self.said_bye = False
         self._farewell: bytes | None = None
         self._fate: Fate = Stay()
         self._timer: asyncio.TimerHandle | None = None
@@ -241,7 +241,8 @@ class Session:
         """The backend's side is closed. The client hears why, unless the backend has said so itself."""
         if self.how:
             return
-        if self.half_closed:
+        if self.half_closed or self.said_bye:
+            # A backend that is told to end may be faster than its client's own close.
             self.finish("client closed")
         elif self._farewell and self._at_boundary():
             self.finish("terminated", self._farewell)
