@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.node.machine import Node
+from tests.node.proxy_backend import Backend, MakeProxy, Proxy, make_certificate, running_backend
 from tests.node.world import World
 
 from dbranch.effect import pool
 from dbranch.plan.layout import Layout
+from dbranch.proxy.routes import Table
 
 
 @pytest.fixture
@@ -40,12 +44,61 @@ def up(node: Node) -> Node:
 
 
 @pytest.fixture
-def soak(request: pytest.FixtureRequest) -> bool:
-    return bool(request.config.getoption("--soak"))
-
-
-@pytest.fixture
 def world(node: Node) -> Iterator[World]:
     world = World(node)
     yield world
     world.kubelet.end()
+
+
+# The proxy's
+
+
+@pytest.fixture(scope="session")
+def main() -> Iterator[Backend]:
+    with running_backend("main") as backend:
+        yield backend
+
+
+@pytest.fixture(scope="session")
+def feature() -> Iterator[Backend]:
+    with running_backend("feature-x") as backend:
+        yield backend
+
+
+@pytest.fixture
+def make_proxy(main: Backend, feature: Backend) -> Iterator[MakeProxy]:
+    made: list[Proxy] = []
+
+    def make(tls: Path | None = None, **more: Any) -> Proxy:
+        table = Table(
+            "shop",
+            uid="u",
+            generation=1,
+            active="main",
+            targets={b.branch: b.target() for b in (main, feature)},
+            start_timeout=10,
+        )
+        made.append(Proxy(table.__class__(**{**table.__dict__, **more}), tls))
+        return made[-1]
+
+    yield make
+    for proxy in made:
+        proxy.close()
+    assert [p.trouble for p in made] == [[] for _ in made]
+
+
+@pytest.fixture
+def proxy(make_proxy: MakeProxy) -> Proxy:
+    return make_proxy()
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(16) as made:
+        yield made
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Path:
+    make_certificate(tmp_path)
+    return tmp_path

@@ -24,7 +24,7 @@ import uvloop
 
 from dbranch.api.project import Target
 from dbranch.proxy.cancel import Canceller
-from dbranch.proxy.relay import ClientStart
+from dbranch.proxy.client import ClientStart
 from dbranch.proxy.routes import Table
 from dbranch.proxy.sockets import listening_socket
 from dbranch.proxy.switchboard import Switchboard
@@ -64,7 +64,7 @@ class Backend:
                     str(self.programs / "postgres"),
                     *("-D", str(self.home / "data"), "-k", str(self.home), "-p", str(self.port)),
                     *("-c", "listen_addresses=127.0.0.1", "-c", f"cluster_name={self.branch}"),
-                    *("-c", "fsync=off", "-c", "max_connections=30"),
+                    *("-c", "fsync=off", "-c", "max_connections=30", "-c", "wal_level=logical"),
                 ],
                 stdout=out,
                 stderr=out,
@@ -143,6 +143,9 @@ class Client(psycopg.Connection[Any]):
         self.add_notice_handler(lambda d: self.heard.append(f"{d.sqlstate} {d.message_primary}"))
 
 
+MakeProxy = Callable[..., "Proxy"]
+
+
 class Proxy:
     """The proxy on a port of its own, its event loop in a thread of its own."""
 
@@ -188,6 +191,16 @@ class Proxy:
             return found
 
         found: tuple[int, int] = self._call(now())
+        return found
+
+    def metrics(self) -> str:
+        """What `/metrics` shows."""
+
+        async def now() -> str:
+            text: bytes = self.board.metrics.text()
+            return text.decode()
+
+        found: str = self._call(now())
         return found
 
     def stop_taking(self) -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+import yaml
 
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import MESSAGE_LIMIT, STALLED, TRUE, UNKNOWN, Reason, Step, clip, find, is_true
-from dbranch.api.project import Project, Route, Target, parse_project
+from dbranch.api.project import Project, ProxyLimits, Route, Target, parse_project
 
 
 def test_a_bare_project_has_the_defaults() -> None:
@@ -35,6 +39,7 @@ def test_a_full_project() -> None:
     assert parsed.deleting and parsed.generation == 4
     assert parsed.postgres.password_secret and parsed.postgres.password_secret.key == "password"
     assert parsed.proxy.drain_timeout == 90 and parsed.proxy.tls and parsed.proxy.tls.mode == "Optional"
+    assert parsed.proxy.handshake_timeout == 30 and parsed.proxy.limits == ProxyLimits(1000, None, None)
     assert parsed.route == Route(7, "main")
     assert parsed.routes == (Target("main", "Ready", "10.0.0.1", 21733),)
     assert parsed.proxies[0].sessions == 2
@@ -73,3 +78,19 @@ def test_conditions_of_an_object_without_status() -> None:
 
     assert is_true(status, Condition.READY) and not is_true(status, Condition.ROUTED)
     assert find(None, Condition.READY) is None and not is_true({}, Condition.READY)
+
+
+def schema_defaults(schema: dict[str, Any]) -> Any:
+    """What the API server makes of an empty value under this schema."""
+    if schema.get("type") != "object":
+        return schema.get("default")
+    inner = {k: schema_defaults(v) for k, v in schema.get("properties", {}).items() if "default" in v}
+    return {k: v for k, v in inner.items() if v is not None}
+
+
+def test_the_schemas_defaults_are_those_of_the_code() -> None:
+    crd = yaml.safe_load((Path(__file__).parents[2] / "crds" / "dbprojects.yaml").read_text())
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    spec = schema_defaults(schema)
+    assert spec["proxy"]["limits"] == {"sessions": 1000} and spec["proxy"]["proxyProtocol"] == "Disabled"
+    assert parse_project({"metadata": {"name": "shop"}, "spec": spec}) == Project("", "shop", "")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from dbranch.api.project import Target, parse_project
+from dbranch.api.project import ProxyLimits, Target, parse_project
 from dbranch.proxy.routes import (
     Drain,
     End,
@@ -14,9 +14,12 @@ from dbranch.proxy.routes import (
     Stay,
     Table,
     Wait,
+    cancel_candidates,
     decide,
     decide_fate,
     is_newer,
+    refuse_branch,
+    refuse_session,
     still_leads,
     table_of,
 )
@@ -46,6 +49,9 @@ def test_the_table_of_a_project() -> None:
                     "onSwitch": "Drain",
                     "drainTimeout": "90s",
                     "startTimeout": "5s",
+                    "handshakeTimeout": "3s",
+                    "proxyProtocol": "Required",
+                    "limits": {"sessions": 9, "sessionsPerBranch": 4},
                     "tls": {"secretName": "t", "mode": "Required"},
                 }
             },
@@ -56,7 +62,20 @@ def test_the_table_of_a_project() -> None:
         }
     )
     main = {"main": Target("main", "Ready", "10.0.0.1", 1)}
-    assert table_of(project) == Table("shop", "u", 7, "main", main, "Drain", 90.0, 5.0, True)
+    assert table_of(project) == Table(
+        "shop",
+        "u",
+        7,
+        "main",
+        main,
+        "Drain",
+        90.0,
+        5.0,
+        True,
+        handshake_timeout=3.0,
+        proxy_protocol=True,
+        limits=ProxyLimits(9, None, 4),
+    )
 
 
 def test_a_project_without_a_route_waits() -> None:
@@ -155,3 +174,24 @@ def test_who_is_on_the_way_is_asked_again_when_the_way_changes() -> None:
     assert still_leads(SWITCHED, replace(MAIN, named=True))
     assert not still_leads(replace(TABLE, targets={"main": Target("main", "Starting")}), MAIN)
     assert not still_leads(Table("shop", gone=True), MAIN)
+
+
+def test_the_limits() -> None:
+    table = replace(TABLE, limits=ProxyLimits(sessions=10, sessions_per_address=3, sessions_per_branch=5))
+    assert refuse_session(table, 9, "10.1.1.1", 2) is None
+    assert refuse_branch(table, "main", 4) is None
+    for refusal, reason, said in (
+        (refuse_session(table, 10, "10.1.1.1", 0), "limit_sessions", "project shop has 10 sessions"),
+        (refuse_session(table, 9, "10.1.1.1", 3), "limit_address", "10.1.1.1 has 3 sessions"),
+        (refuse_branch(table, "main", 5), "limit_branch", 'branch "main" has 5 sessions'),
+    ):
+        assert refusal and (refusal.code, refusal.reason) == ("53300", reason)
+        assert said in refusal.message and "spec.proxy.limits" in refusal.hint
+    assert refuse_session(TABLE, 999, "10.1.1.1", 999) is None
+    assert refuse_branch(TABLE, "main", 10_000) is None
+
+
+def test_where_a_cancel_that_is_not_known_here_may_belong() -> None:
+    assert [p.branch for p in cancel_candidates(TABLE, ("pr-1",), 32)] == ["main", "pr-1", "bye"]
+    assert [p.branch for p in cancel_candidates(TABLE, (), 1)] == ["main"]
+    assert cancel_candidates(replace(TABLE, active=None, targets={}), ("main",), 32) == []

@@ -39,8 +39,17 @@ class Tls:
 
 
 @dataclass(frozen=True)
+class ProxyLimits:
+    """`spec.proxy.limits`, each of one proxy pod; None: no limit."""
+
+    sessions: int = 1000
+    sessions_per_address: int | None = None
+    sessions_per_branch: int | None = None
+
+
+@dataclass(frozen=True)
 class Proxy:
-    """`spec.proxy`. `drain_timeout` and `start_timeout` are in seconds."""
+    """`spec.proxy`. The timeouts are in seconds."""
 
     replicas: int = 1
     port: int = names.POSTGRES_PORT
@@ -48,6 +57,9 @@ class Proxy:
     on_switch: str = "Terminate"
     drain_timeout: float = 60.0
     start_timeout: float = 30.0
+    handshake_timeout: float = 30.0
+    proxy_protocol: str = "Disabled"
+    limits: ProxyLimits = field(default_factory=ProxyLimits)
     tls: Tls | None = None
 
 
@@ -193,6 +205,9 @@ def parse_project(body: Mapping[str, Any]) -> Project:
             on_switch=proxy.get("onSwitch", base.proxy.on_switch),
             drain_timeout=parse_seconds(proxy.get("drainTimeout", "60s")),
             start_timeout=parse_seconds(proxy.get("startTimeout", "30s")),
+            handshake_timeout=parse_seconds(proxy.get("handshakeTimeout", "30s")),
+            proxy_protocol=proxy.get("proxyProtocol", base.proxy.proxy_protocol),
+            limits=_parse_limits(proxy.get("limits") or {}),
             tls=Tls(tls["secretName"], tls.get("mode", "Optional")) if tls else None,
         ),
         node_name=status.get("nodeName"),
@@ -211,6 +226,14 @@ def parse_project(body: Mapping[str, Any]) -> Project:
         ),
         node=_parse_node(status.get("node") or {}),
         status=status,
+    )
+
+
+def _parse_limits(raw: Mapping[str, Any]) -> ProxyLimits:
+    return ProxyLimits(
+        sessions=int(raw.get("sessions", ProxyLimits.sessions)),
+        sessions_per_address=raw.get("sessionsPerAddress"),
+        sessions_per_branch=raw.get("sessionsPerBranch"),
     )
 
 

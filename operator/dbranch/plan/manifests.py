@@ -13,6 +13,13 @@ from dbranch.api.project import Project
 
 Json = dict[str, Any]
 
+# The usual way of saying to Prometheus where a pod's metrics are.
+_SCRAPED: Json = {
+    "prometheus.io/scrape": "true",
+    "prometheus.io/port": "8080",
+    "prometheus.io/path": "/metrics",
+}
+
 
 @dataclass(frozen=True)
 class Release:
@@ -293,6 +300,6 @@ def proxy_deployment(project: Project, release: Release) -> Json:
         "replicas": project.proxy.replicas,
         "selector": {"matchLabels": proxy_selector(project)},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-        "template": {"metadata": {"labels": meta["labels"]}, "spec": pod},
+        "template": {"metadata": {"labels": meta["labels"], "annotations": _SCRAPED}, "spec": pod},
     }
     return _object("apps/v1", "Deployment", meta, spec=spec)

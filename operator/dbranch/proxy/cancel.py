@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Final, cast
 
 from dbranch.proxy.routes import Place
@@ -11,8 +12,8 @@ from dbranch.proxy.sockets import dial
 
 log = logging.getLogger(__name__)
 
-# Cancel requests under way at once; more are dropped, as nobody is told how one ended anyway.
-_MOST: Final = 64
+# Requests to backends under way at once; more are dropped, as nobody is told how one ended anyway.
+MOST: Final = 64
 _TIMEOUT: Final = 5.0
 
 
@@ -34,30 +35,41 @@ class _Sent(asyncio.Protocol):
 
 
 class Canceller:
-    """Sends cancel requests, at most `_MOST` at once."""
+    """Sends cancel requests, at most `MOST` at once."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way = 0
+        self._tasks: set[asyncio.Task[object]] = set()
 
-    def send(self, place: Place, packet: bytes) -> asyncio.Task[None] | None:
-        """Sends `packet` to the backend at `place`. The task ends when the backend has taken it."""
-        if len(self._tasks) >= _MOST:
-            log.warning("a cancel request was dropped: %d are under way", _MOST)
+    def send(self, places: Sequence[Place], packet: bytes) -> asyncio.Task[object] | None:
+        """Sends `packet` to the backends at `places`, to as many as there is room for. The task ends when
+        each of them has taken it; None: nothing was sent."""
+        places = places[: MOST - self._under_way]
+        if not places:
             return None
-        task = asyncio.get_running_loop().create_task(_deliver(place, packet))
+        self._under_way += len(places)
+        task = asyncio.get_running_loop().create_task(self._deliver(places, packet))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
+    async def _deliver(self, places: Sequence[Place], packet: bytes) -> object:
+        try:
+            # One that fails is news only where the key's owner is known.
+            level = logging.WARNING if len(places) == 1 else logging.DEBUG
+            return await asyncio.gather(*(_deliver(place, packet, level) for place in places))
+        finally:
+            self._under_way -= len(places)
 
-async def _deliver(place: Place, packet: bytes) -> None:
+
+async def _deliver(place: Place, packet: bytes, level: int) -> None:
     sent = _Sent(packet)
     try:
         async with asyncio.timeout(_TIMEOUT):
             await dial(sent, place.address, place.port)
             await sent.closed
     except OSError as error:  # a time-out is one, too
-        log.warning("cancel request to branch %s: %s", place.branch, error or "timed out")
+        log.log(level, "cancel request to branch %s: %s", place.branch, str(error) or "timed out")
     finally:
         if sent.transport:
             sent.transport.abort()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dbranch import names
-from dbranch.api.project import Project, Target
+from dbranch.api.project import Project, ProxyLimits, Target
 
 SHUTDOWN = "57P01"
 CANNOT_CONNECT_NOW = "57P03"
 NO_SUCH_BRANCH = "3D000"
+TOO_MANY = "53300"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Table:
     start_timeout: float = 30.0
     tls_required: bool = False
     gone: bool = False
+    handshake_timeout: float = 30.0
+    proxy_protocol: bool = False
+    limits: ProxyLimits = field(default_factory=ProxyLimits)
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,12 @@ class Wait:
 
 @dataclass(frozen=True)
 class Refuse:
+    """`reason` is the word under which refusals are counted."""
+
     code: str
     message: str
     hint: str = ""
+    reason: str = ""
 
 
 Decision = Go | Wait | Refuse
@@ -103,6 +110,9 @@ def table_of(project: Project) -> Table:
         drain_timeout=project.proxy.drain_timeout,
         start_timeout=project.proxy.start_timeout,
         tls_required=project.proxy.tls is not None and project.proxy.tls.mode == "Required",
+        handshake_timeout=project.proxy.handshake_timeout,
+        proxy_protocol=project.proxy.proxy_protocol == "Required",
+        limits=project.proxy.limits,
     )
 
 
@@ -114,7 +124,7 @@ def is_newer(table: Table, than: Table | None) -> bool:
 def decide(table: Table, named: str | None) -> Decision:
     """Where a new session goes; `named` is the branch that its client asked for, if it did."""
     if table.gone:
-        return Refuse(SHUTDOWN, f"project {table.project} is deleted")
+        return Refuse(SHUTDOWN, f"project {table.project} is deleted", reason="deleted")
     branch = named or table.active
     if branch is None:
         return Wait(f"project {table.project} to have an active branch")
@@ -127,6 +137,7 @@ def decide(table: Table, named: str | None) -> Decision:
             NO_SUCH_BRANCH,
             f'branch "{branch}" does not exist in project {table.project}',
             f"Branches that exist: {there}.",
+            "unknown_branch",
         )
     if target.state == "Stopped":
         return Refuse(
@@ -134,12 +145,51 @@ def decide(table: Table, named: str | None) -> Decision:
             f'branch "{branch}" of project {table.project} is stopped',
             f'Resume it with "dbranch resume {branch}", or set spec.state of DBBranch '
             f"{names.branch_object(table.project, branch)} to Running.",
+            "stopped",
         )
     if target.state == "Deleting":
-        return Refuse(SHUTDOWN, f'branch "{branch}" of project {table.project} is being deleted')
+        message = f'branch "{branch}" of project {table.project} is being deleted'
+        return Refuse(SHUTDOWN, message, reason="deleted")
     if target.state != "Ready" or not target.address or not target.port:
         return Wait(f'branch "{branch}" of project {table.project} to start')
     return Go(branch, target.address, target.port)
+
+
+def refuse_session(table: Table, sessions: int, address: str, of_address: int) -> Refuse | None:
+    """Whether one more session from `address` is too many beside those that are there."""
+    limits = table.limits
+    if sessions >= limits.sessions:
+        text = f"this proxy of project {table.project} has {sessions} sessions, as many as it takes"
+        return Refuse(TOO_MANY, text, _see_limits(table), "limit_sessions")
+    if limits.sessions_per_address is not None and of_address >= limits.sessions_per_address:
+        text = f"{address} has {of_address} sessions, as many as this proxy takes of one address"
+        return Refuse(TOO_MANY, text, _see_limits(table), "limit_address")
+    return None
+
+
+def refuse_branch(table: Table, branch: str, of_branch: int) -> Refuse | None:
+    """Whether one more session on `branch` is too many."""
+    most = table.limits.sessions_per_branch
+    if most is None or of_branch < most:
+        return None
+    text = f'branch "{branch}" has {of_branch} sessions, as many as this proxy takes of one branch'
+    return Refuse(TOO_MANY, text, _see_limits(table), "limit_branch")
+
+
+def _see_limits(table: Table) -> str:
+    return f"Close some, or raise spec.proxy.limits of DBProject {table.project}."
+
+
+def cancel_candidates(table: Table, known: Sequence[str], most: int) -> list[Place]:
+    """Where a cancel whose key is not known here may belong: a replica of the proxy may have its session.
+
+    The active branch first, then those of `known` (where sessions are here), then the others; at most `most`.
+    """
+    first = [table.active] if table.active else []
+    order = dict.fromkeys([*first, *known, *sorted(table.targets)])
+    there = (table.targets[b] for b in order if b in table.targets)
+    places = [Place(t.branch, t.address, t.port, named=False) for t in there if t.address and t.port]
+    return places[:most]
 
 
 def still_leads(table: Table, place: Place) -> bool:

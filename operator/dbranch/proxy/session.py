@@ -18,6 +18,7 @@ from dbranch.proxy.routes import (
     End,
     Fate,
     Place,
+    Refuse,
     Stay,
     Table,
     decide_fate,
@@ -56,12 +57,20 @@ class Session:
         self.began = self.loop.time()
         self.how = ""
         # Set once the proxy wants the end: at the next boundary (_farewell), or the transaction's end.
-        self.watching = self.half_closed = False
+        self.watching = self.half_closed = self.said_bye = False
         self._farewell: bytes | None = None
         self._fate: Fate = Stay()
         self._timer: asyncio.TimerHandle | None = None
         self._key: bytes | None = None
-        board.sessions.add(self)
+        # The branch under which the session is counted, from before its backend is dialled.
+        self.claimed = ""
+        board.add(self)
+
+    def claim(self, branch: str) -> None:
+        """Counts the session under `branch`; empty: under none."""
+        if branch != self.claimed:
+            self.board.count_branch(self.claimed, branch)
+            self.claimed = branch
 
     @property
     def leaving(self) -> bool:
@@ -96,6 +105,7 @@ class Session:
             self._timer.cancel()
             self._timer = None
         self._fate, self.watching = fate, False
+        self.board.mark(self)
         if isinstance(fate, Stay):
             return
         if isinstance(fate, End):
@@ -123,7 +133,7 @@ class Session:
             self.finish("terminated", wire.fatal(SHUTDOWN, message, hint))
             return
         if self._key and not self._at_rest():
-            self.canceller.send(self.place, wire.cancel_request(self._key))
+            self.canceller.send([self.place], wire.cancel_request(self._key))
         self._farewell = wire.fatal(SHUTDOWN, message, hint)
         self.watching = True
         if self._timer:
@@ -156,8 +166,10 @@ class Session:
         """No boundary in time: an ErrorResponse here would be read as part of another message."""
         self.finish("terminated within a message")
 
-    def refuse(self, code: str, message: str, hint: str = "") -> None:
-        self.finish(f"refused {code}: {message}", wire.fatal(code, message, hint))
+    def refuse(self, refusal: Refuse) -> None:
+        self.board.metrics.refused(refusal.reason)
+        last = wire.fatal(refusal.code, refusal.message, refusal.hint)
+        self.finish(f"refused {refusal.code}: {refusal.message}", last)
 
     def finish(self, how: str, last: bytes = b"") -> None:
         """Ends both sides, the client's after `last`, and writes the session's one line."""
@@ -176,7 +188,8 @@ class Session:
             self.server.close()
         if self.unanswered and not self.unanswered.done():
             self.unanswered.cancel()
-        self.board.sessions.discard(self)
+        self.board.remove(self)
+        self.claim("")
         if self._key and self.board.keys.get(self._key) is self:
             del self.board.keys[self._key]
         self._report()
@@ -228,7 +241,8 @@ class Session:
         """The backend's side is closed. The client hears why, unless the backend has said so itself."""
         if self.how:
             return
-        if self.half_closed:
+        if self.half_closed or self.said_bye:
+            # A backend that is told to end may be faster than its client's own close.
             self.finish("client closed")
         elif self._farewell and self._at_boundary():
             self.finish("terminated", self._farewell)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 from typing import Any, Final, TypeVar
+
+from dbranch.proxy.proxy_protocol import peer_name
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
@@ -54,8 +57,18 @@ def address_of(transport: asyncio.BaseTransport) -> str:
     peer: Any = transport.get_extra_info("peername")
     if not peer:
         return "unknown"
-    host = str(peer[0]).removeprefix("::ffff:")
-    return f"[{host}]:{peer[1]}" if ":" in host else f"{host}:{peer[1]}"
+    return peer_name(str(peer[0]), int(peer[1]))
+
+
+def host_of(peer: str) -> str:
+    """The address of a peer's name."""
+    return peer.rpartition(":")[0]
+
+
+def is_loopback(peer: str) -> bool:
+    """Whether a peer's name is one of the machine (the pod) itself."""
+    host = host_of(peer).strip("[]")
+    return bool(host) and ipaddress.ip_address(host).is_loopback
 
 
 class _Lingering(asyncio.Protocol):

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+import time
+from collections import Counter
+from typing import Final, Protocol
 
-from dbranch.proxy.routes import Place, Table, is_newer
+from dbranch.proxy.metrics import Counted, Metrics
+from dbranch.proxy.routes import Table, is_newer
+from dbranch.proxy.sockets import host_of
 from dbranch.proxy.tls import Certificate
 
+# Connections that have not sent a whole startup packet yet; one more, and the oldest of them goes.
+MOST_OPENING: Final = 1000
 
-class Placed(Protocol):
+
+class Placed(Counted, Protocol):
     """A session as the switchboard sees it."""
 
-    @property
-    def place(self) -> Place | None: ...
-
-    @property
-    def leaving(self) -> bool: ...
+    peer: str
 
     def obey(self, table: Table) -> None: ...
 
     def leave(self) -> None: ...
 
     def end(self, message: str, hint: str = "") -> None: ...
+
+
+class Opening(Protocol):
+    """A connection that is not a session yet."""
+
+    def crowd_out(self) -> None: ...
 
 
 class Switchboard:
@@ -36,19 +45,35 @@ class Switchboard:
         self.certificate = certificate
         self.table: Table | None = None
         self.sessions: set[Placed] = set()
+        self.leaving: set[Placed] = set()
+        # By age; a dict, since a set has no order.
+        self.opening: dict[Opening, None] = {}
+        self.by_address: Counter[str] = Counter()
+        self.by_branch: Counter[str] = Counter()
         self.keys: dict[bytes, Placed] = {}
         self.closing = False
+        self.metrics = Metrics(self)
         self._changed = asyncio.Event()
+        self._switched: float | None = None
 
     def apply(self, table: Table) -> bool:
         """Puts `table` in force. False: it is older than the one in force, and nothing was done."""
-        if not is_newer(table, self.table):
+        before = self.table
+        if not is_newer(table, before):
             return False
-        if table != self.table:
+        if table != before:
             self.table = table
+            began = self._switched
+            if before and before.active and before.active != table.active:
+                began = time.monotonic()
+            # Not over before every session has been asked.
+            self._switched = None
             for session in tuple(self.sessions):
                 if session.place:
                     session.obey(table)
+            self._switched = began
+            self.metrics.forget(set(table.targets))
+            self._settle()
             self._wake()
         return True
 
@@ -56,11 +81,57 @@ class Switchboard:
         """Set at the next change of the table, or when the proxy closes; ask anew after each."""
         return self._changed
 
+    # Who is here
+
+    def enter(self, connection: Opening) -> None:
+        """A connection that is not a session yet. Takes it out of `opening` itself once it is, or has gone."""
+        self.metrics.connected()
+        if len(self.opening) >= MOST_OPENING:
+            oldest = next(iter(self.opening))
+            del self.opening[oldest]
+            oldest.crowd_out()
+        self.opening[connection] = None
+
+    def add(self, session: Placed) -> None:
+        self.sessions.add(session)
+        self.by_address[host_of(session.peer)] += 1
+
+    def remove(self, session: Placed) -> None:
+        """Takes out a session that is over."""
+        if session not in self.sessions:
+            return
+        self.sessions.discard(session)
+        _lower(self.by_address, host_of(session.peer))
+        self.metrics.ended(session)
+        self.leaving.discard(session)
+        self._settle()
+
+    def count_branch(self, before: str, after: str) -> None:
+        """A session is no longer counted under branch `before`, but under `after` (either may be empty)."""
+        _lower(self.by_branch, before)
+        if after:
+            self.by_branch[after] += 1
+
+    def mark(self, session: Placed) -> None:
+        """Notes whether the session is still to end."""
+        if session.leaving:
+            self.leaving.add(session)
+        else:
+            self.leaving.discard(session)
+            self._settle()
+
     def counts(self) -> tuple[int, int]:
         """How many sessions go on where they are, and how many of the old branch are still to end."""
-        placed = [s for s in self.sessions if s.place]
-        draining = sum(1 for s in placed if s.leaving)
-        return len(placed) - draining, draining
+        draining = len(self.leaving)
+        return sum(1 for s in self.sessions if s.place) - draining, draining
+
+    def _settle(self) -> None:
+        """A switch is over when nobody is left who has to leave."""
+        if self._switched is not None and not self.leaving:
+            self.metrics.switched(time.monotonic() - self._switched)
+            self._switched = None
+
+    # The end
 
     def close(self) -> None:
         """The proxy ends: who waits for a branch is refused, the others leave with their transaction."""
@@ -77,3 +148,11 @@ class Switchboard:
     def _wake(self) -> None:
         before, self._changed = self._changed, asyncio.Event()
         before.set()
+
+
+def _lower(counter: Counter[str], key: str) -> None:
+    """One less; a key at zero goes, or the keys would grow with the addresses ever seen."""
+    if key in counter:
+        counter[key] -= 1
+        if counter[key] <= 0:
+            del counter[key]

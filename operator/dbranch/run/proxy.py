@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Mapping
@@ -17,9 +18,9 @@ from dbranch import names
 from dbranch.api.project import ProxyEntry
 from dbranch.errors import InvalidInput
 from dbranch.proxy.cancel import Canceller
+from dbranch.proxy.client import ClientStart
 from dbranch.proxy.follow import ApiServer, EntryWriter, Own, ProjectClient, follow
 from dbranch.proxy.health import serve_health
-from dbranch.proxy.relay import ClientStart
 from dbranch.proxy.sockets import listening_socket
 from dbranch.proxy.switchboard import Switchboard
 from dbranch.proxy.tls import Certificate
@@ -99,7 +100,7 @@ async def serve(settings: Settings) -> None:
         first.set()
         writer.notice(entries)
 
-    health = await serve_health(settings.health_port, why_not_ready)
+    health = await serve_health(settings.health_port, why_not_ready, board.metrics.text)
     following = loop.create_task(follow(client, settings.own, board, applied))
     tasks: list[asyncio.Task[None]] = [following, loop.create_task(writer.run())]
     stopped: asyncio.Task[bool] = loop.create_task(stop.wait())
@@ -149,12 +150,20 @@ async def _let_go(board: Switchboard, grace: float) -> None:
     await asyncio.sleep(0.1)
 
 
+def raise_file_limit() -> None:
+    """As many open files as the system lets this process have: a session takes two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> None:
     start_logging(os.environ)
     try:
         settings = settings_of(os.environ)
     except InvalidInput as error:
         sys.exit(f"dbranch-server proxy: {error}")
+    raise_file_limit()
     uvloop.run(serve(settings))
 
 

@@ -1,0 +1,186 @@
+"""The proxy as its own process, and the little of an API server that it needs: one DBProject."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from tests.node.proxy_backend import Backend, free_port, wait_until
+
+Json = dict[str, Any]
+SOURCES = Path(__file__).parents[2] / "operator"
+
+
+class PaperProject:
+    """A DBProject behind list, watch and the apply of `status.proxies`. `up` False: nobody is answered."""
+
+    def __init__(self, backends: list[Backend], proxy: Json) -> None:
+        routes = [
+            {"branch": b.branch, "address": "127.0.0.1", "port": b.port, "state": "Ready"} for b in backends
+        ]
+        self.body: Json = {
+            "metadata": {"name": "shop", "namespace": "team-a", "uid": "u"},
+            "spec": {"proxy": proxy},
+            "status": {"route": {"generation": 1, "branch": backends[0].branch}, "routes": routes},
+        }
+        self.up = True
+        self._version = 1
+        self._changed = threading.Condition()
+        paper = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                paper.get(self)
+
+            def do_PATCH(self) -> None:
+                paper.patch(self)
+
+            def log_message(self, *words: Any) -> None:
+                """Says nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.port: int = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def shown(self) -> Json:
+        return {**self.body, "metadata": {**self.body["metadata"], "resourceVersion": str(self._version)}}
+
+    def get(self, handler: BaseHTTPRequestHandler) -> None:
+        if not self.up:
+            handler.close_connection = True
+            return
+        if "watch=1" not in handler.path:
+            answer(handler, {"items": [self.shown()], "metadata": {"resourceVersion": str(self._version)}})
+            return
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        seen = int(handler.path.split("resourceVersion=")[1].split("&")[0])
+        with self._changed:
+            while self.up:
+                if seen < self._version:
+                    seen = self._version
+                    line = json.dumps({"type": "MODIFIED", "object": self.shown()}).encode() + b"\n"
+                    try:
+                        handler.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
+                    except OSError:
+                        break
+                self._changed.wait(0.5)
+        handler.close_connection = True
+
+    def patch(self, handler: BaseHTTPRequestHandler) -> None:
+        said = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        if not self.up:
+            handler.close_connection = True
+            return
+        with self._changed:
+            self.body["status"]["proxies"] = said["status"]["proxies"]
+            self._version += 1
+            self._changed.notify_all()
+        answer(handler, self.shown())
+
+    def entries(self) -> list[Json]:
+        found: list[Json] = self.body["status"].get("proxies", [])
+        return found
+
+    def switch(self, branch: str) -> None:
+        with self._changed:
+            route = self.body["status"]["route"]
+            self.body["status"]["route"] = {"generation": route["generation"] + 1, "branch": branch}
+            self._version += 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        self.up = False
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def answer(handler: BaseHTTPRequestHandler, body: Json) -> None:
+    data = json.dumps(body).encode()
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", str(len(data)))
+    handler.end_headers()
+    handler.wfile.write(data)
+
+
+class ProxyProcess:
+    """`dbranch-server proxy` of the project on paper."""
+
+    def __init__(self, project: PaperProject, log: Path, **more: str) -> None:
+        self.project, self.port, self.health, self.log = project, free_port(), free_port(), log
+        env = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(SOURCES),
+            "DBRANCH_PROJECT": "shop",
+            "DBRANCH_PROJECT_NAMESPACE": "team-a",
+            "DBRANCH_POD_NAME": "shop-proxy-1",
+            "DBRANCH_API_SERVER": f"http://127.0.0.1:{project.port}",
+            "DBRANCH_PORT": str(self.port),
+            "DBRANCH_HEALTH_PORT": str(self.health),
+            "DBRANCH_LOG_FORMAT": "json",
+            **more,
+        }
+        with log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "dbranch.run.main", "proxy"], env=env, stdout=out, stderr=out
+            )
+        wait_until(lambda: self.get("readyz")[0] == 200, 20)
+
+    def get(self, path: str) -> tuple[int, str]:
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.health}/{path}", timeout=5) as got:
+                return got.status, got.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def logged(self, logger: str) -> list[Json]:
+        lines = (json.loads(line) for line in self.log.read_text().splitlines())
+        return [line for line in lines if line["logger"] == logger]
+
+    def resident_bytes(self) -> int:
+        statm = Path(f"/proc/{self.process.pid}/statm").read_text()
+        return int(statm.split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    def cpu_seconds(self) -> float:
+        words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+    def stop(self, by: signal.Signals = signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(by)
+        return self.process.wait(40)
+
+
+@contextmanager
+def proxy_process(
+    backends: list[Backend], log: Path, proxy: Json | None = None, **more: str
+) -> Iterator[ProxyProcess]:
+    """The process with its project; both end with the block."""
+    project = PaperProject(backends, proxy or {})
+    try:
+        running = ProxyProcess(project, log, **more)
+        try:
+            yield running
+        finally:
+            running.stop(signal.SIGKILL)
+    finally:
+        project.close()

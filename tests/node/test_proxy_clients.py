@@ -1,0 +1,244 @@
+"""Real programs and drivers through the proxy: what each of them does in the protocol, and nothing lost of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from tests.node.proxy_backend import (
+    PASSWORD,
+    USER,
+    Backend,
+    MakeProxy,
+    Proxy,
+    branch_of,
+    trusting,
+    wait_until,
+)
+from tests.node.proxy_talk import environment, resident_bytes
+
+NAMED = "-c dbranch.branch=feature-x"
+
+
+@pytest.fixture
+def programs(main: Backend) -> Path:
+    return main.programs
+
+
+def run(proxy: Proxy, program: Path, *words: str, **more: str) -> str:
+    done = subprocess.run(
+        [str(program), *words], env=environment(proxy, **more), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_psql_by_url(proxy: Proxy, programs: Path) -> None:
+    url = f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{proxy.port}/postgres"
+    show = ("-XAtc", "SHOW cluster_name")
+    assert run(proxy, programs / "psql", *show, url) == "main\n"
+    named = f"{url}?options=-c%20dbranch.branch%3Dfeature-x"
+    assert run(proxy, programs / "psql", *show, named) == "feature-x\n"
+    assert run(proxy, programs / "psql", *show, f"{url}?application_name=own&sslmode=prefer") == "main\n"
+
+
+def test_the_applications_name_is_its_own(proxy: Proxy) -> None:
+    with proxy.connect(application_name="shop web 1") as connection:
+        assert connection.execute("SHOW application_name").fetchone() == ("shop web 1",)
+
+
+@pytest.mark.parametrize("mode", ["simple", "extended", "prepared"])
+def test_pgbench(proxy: Proxy, programs: Path, mode: str) -> None:
+    run(proxy, programs / "pgbench", "-i", "-q", "-s", "1")
+    said = run(proxy, programs / "pgbench", "-n", "-M", mode, "-c", "4", "-j", "2", "-t", "100")
+    assert "number of transactions actually processed: 400/400" in said
+    assert "number of failed transactions: 0 " in said
+    sums = "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(delta) FROM pgbench_history)"
+    with proxy.connect() as connection:
+        row = connection.execute(sums).fetchone()
+        assert row and row[0] == row[1]
+        assert connection.execute("SELECT count(*) FROM pgbench_history").fetchone() == (400,)
+
+
+def test_pgbench_with_a_connection_a_transaction(proxy: Proxy, programs: Path) -> None:
+    run(proxy, programs / "pgbench", "-i", "-q", "-s", "1")
+    said = run(proxy, programs / "pgbench", "-n", "-S", "-C", "-c", "2", "-t", "50")
+    assert "number of transactions actually processed: 100/100" in said
+
+
+def test_psycopg_with_cursors_on_the_server_and_notifications(proxy: Proxy) -> None:
+    with proxy.connect() as listener, proxy.connect(autocommit=False) as connection:
+        listener.execute("LISTEN news")
+        with connection.cursor("far") as cursor:
+            cursor.itersize = 100
+            cursor.execute("SELECT g, repeat('x', g %% 100) FROM generate_series(1, %s) g", [5000])
+            assert sum(row[0] for row in cursor) == 5000 * 5001 // 2
+        with connection.cursor(binary=True) as binary:
+            assert binary.execute("SELECT %b::int8, %b::bytea", [7, b"\0\xff"]).fetchone() == (7, b"\0\xff")
+        connection.execute("SELECT pg_notify('news', 'it is out')")
+        connection.commit()
+        heard = next(iter(listener.notifies(timeout=10, stop_after=1)))
+        assert (heard.channel, heard.payload) == ("news", "it is out")
+
+
+def test_a_notice_among_a_result(proxy: Proxy) -> None:
+    with proxy.connect() as connection:
+        connection.execute("DO $$ BEGIN RAISE NOTICE 'so far'; END $$")
+        assert [h for h in connection.heard if "so far" in h]
+
+
+async def _asyncpg(proxy: Proxy, **more: Any) -> asyncpg.Connection[Any]:
+    return await asyncpg.connect(
+        host="127.0.0.1", port=proxy.port, user=USER, password=PASSWORD, database="postgres", **more
+    )
+
+
+def test_asyncpg(make_proxy: MakeProxy, tls: Path) -> None:
+    """Prepared statements, its own COPY, a time-out (which is a cancel), notifications; plain and by TLS."""
+    proxy = make_proxy(tls)
+
+    async def work(**more: Any) -> None:
+        connection = await _asyncpg(proxy, **more)
+        try:
+            assert await connection.fetchval("SHOW cluster_name") == "main"
+            statement = await connection.prepare("SELECT $1::int + 1")
+            assert [await statement.fetchval(i) for i in range(100)] == list(range(1, 101))
+            await connection.execute("CREATE TEMP TABLE t (a int, b text)")
+            rows = [(i, "x" * (i % 50)) for i in range(5000)]
+            await connection.copy_records_to_table("t", records=rows)
+            assert await connection.fetchval("SELECT count(*) FROM t") == 5000
+            with pytest.raises(asyncio.TimeoutError):
+                await connection.execute("SELECT pg_sleep(60)", timeout=0.5)
+            heard: asyncio.Queue[object] = asyncio.Queue()
+            await connection.add_listener("news", lambda *words: heard.put_nowait(words[3]))
+            await connection.execute("SELECT pg_notify('news', 'out')")
+            assert await asyncio.wait_for(heard.get(), 10) == "out"
+        finally:
+            await connection.close()
+
+    asyncio.run(work(ssl=False))
+    asyncio.run(work(ssl=trusting(tls)))
+    asyncio.run(work(ssl=trusting(tls), direct_tls=True))
+    wait_until(lambda: not proxy.board.sessions)
+
+
+def test_copy_both_ways(proxy: Proxy, programs: Path, tmp_path: Path) -> None:
+    source, back = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("".join(f"{i},{'x' * (i % 300)}\n" for i in range(50_000)))
+    sql = ["CREATE TABLE copied (a int, b text)", f"\\copy copied FROM '{source}' CSV"]
+    sql += [f"\\copy (SELECT * FROM copied ORDER BY a) TO '{back}' CSV", "DROP TABLE copied"]
+    run(proxy, programs / "psql", "-X", "-v", "ON_ERROR_STOP=1", *(w for s in sql for w in ("-c", s)))
+    assert back.read_text() == source.read_text()
+
+
+def test_large_objects(proxy: Proxy, programs: Path, tmp_path: Path) -> None:
+    """psql moves them by function calls, a message of their own in the protocol."""
+    source, back = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(os.urandom(3_000_000))
+    said = run(proxy, programs / "psql", "-X", "-c", f"\\lo_import '{source}'")
+    oid = said.split()[-1]
+    run(proxy, programs / "psql", "-X", "-c", f"\\lo_export {oid} '{back}'", "-c", f"\\lo_unlink {oid}")
+    assert back.read_bytes() == source.read_bytes()
+
+
+def test_a_dump_of_one_branch_into_another(proxy: Proxy, programs: Path) -> None:
+    with proxy.connect() as connection:
+        connection.execute("CREATE SCHEMA dumped")
+        connection.execute(
+            "CREATE TABLE dumped.t AS SELECT g, md5(g::text) m FROM generate_series(1, 20000) g"
+        )
+    dump = subprocess.Popen(
+        [str(programs / "pg_dump"), "-Fc", "-n", "dumped"], env=environment(proxy), stdout=subprocess.PIPE
+    )
+    restore = subprocess.run(
+        [str(programs / "pg_restore"), "-d", "postgres", "--single-transaction"],
+        env=environment(proxy, PGOPTIONS=NAMED),
+        stdin=dump.stdout,
+        check=False,
+    )
+    assert (dump.wait(30), restore.returncode) == (0, 0)
+    sql = "SELECT count(*), md5(string_agg(m, '' ORDER BY g)) FROM dumped.t"
+    with proxy.connect() as there, proxy.connect(options=NAMED) as here:
+        assert branch_of(here) == "feature-x"
+        assert there.execute(sql).fetchone() == here.execute(sql).fetchone()
+        for connection in (there, here):
+            connection.execute("DROP SCHEMA dumped CASCADE")
+
+
+def test_a_base_backup_with_its_wal(proxy: Proxy, programs: Path, tmp_path: Path) -> None:
+    """The replication protocol: two walsenders, COPY BOTH."""
+    run(
+        proxy,
+        programs / "pg_basebackup",
+        "-D",
+        str(tmp_path / "copy"),
+        "-X",
+        "stream",
+        "-c",
+        "fast",
+        "--no-sync",
+    )
+    assert (tmp_path / "copy" / "PG_VERSION").read_text().strip()
+    assert list((tmp_path / "copy" / "pg_wal").glob("0000*"))
+    run(proxy, programs / "pg_verifybackup", str(tmp_path / "copy"))
+
+
+@pytest.fixture
+def slot(proxy: Proxy) -> Iterator[str]:
+    yield "through_the_proxy"
+    with proxy.connect() as connection:
+        connection.execute(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s",
+            ["through_the_proxy"],
+        )
+
+
+def test_wal_is_received(proxy: Proxy, programs: Path, slot: str, tmp_path: Path) -> None:
+    receive = programs / "pg_receivewal"
+    run(proxy, receive, "--create-slot", "--slot", slot)
+    with subprocess.Popen(
+        [str(receive), "-D", str(tmp_path), "--slot", slot, "--no-loop"], env=environment(proxy)
+    ) as receiving:
+        with proxy.connect() as connection:
+            for _ in range(3):
+                connection.execute("SELECT pg_logical_emit_message(false, 'x', repeat('y', 100000))")
+                connection.execute("SELECT pg_switch_wal()")
+            wait_until(lambda: [p for p in tmp_path.iterdir() if p.suffix != ".partial"], 20)
+        receiving.send_signal(signal.SIGINT)
+        assert receiving.wait(20) == 0
+
+
+def test_changes_are_decoded(proxy: Proxy, programs: Path, slot: str, tmp_path: Path) -> None:
+    receive, out = programs / "pg_recvlogical", tmp_path / "changes"
+    common = ("--slot", slot, "-d", "postgres")
+    run(proxy, receive, *common, "--create-slot", "-P", "test_decoding")
+    with subprocess.Popen(
+        [str(receive), *common, "--start", "-f", str(out), "--no-loop"], env=environment(proxy)
+    ) as receiving:
+        with proxy.connect() as connection:
+            connection.execute("CREATE TABLE decoded AS SELECT 'read me' AS words")
+            wait_until(lambda: out.exists() and "read me" in out.read_text(), 20)
+            connection.execute("DROP TABLE decoded")
+        receiving.send_signal(signal.SIGINT)
+        assert receiving.wait(20) == 0
+
+
+def test_a_thousand_sessions_in_turn(proxy: Proxy) -> None:
+    """None is left, and the proxy does not grow."""
+    for _ in range(100):
+        proxy.connect().close()
+    before = resident_bytes()
+    for _ in range(1000):
+        proxy.connect().close()
+    wait_until(lambda: not proxy.board.sessions)
+    assert (proxy.board.keys, proxy.board.by_address, proxy.board.by_branch) == ({}, {}, {})
+    assert resident_bytes() - before < 15_000_000
+    with proxy.connect() as connection:
+        assert branch_of(connection) == "main"

@@ -1,0 +1,96 @@
+"""The proxy's own process: probes, metrics, its log, a signal, an API server that is away."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from tests.node.proxy_backend import PASSWORD, USER, Backend, Client, branch_of, wait_until
+from tests.node.proxy_process import ProxyProcess, proxy_process
+from tests.node.proxy_talk import ended
+
+
+@pytest.fixture
+def running(main: Backend, feature: Backend, tmp_path: Path) -> Iterator[ProxyProcess]:
+    short = {"DBRANCH_WITHDRAW_SECONDS": "1", "DBRANCH_GRACE_SECONDS": "3"}
+    with proxy_process([main, feature], tmp_path / "log", **short) as running:
+        yield running
+
+
+def connect(running: ProxyProcess, **more: Any) -> Client:
+    words = {"host": "127.0.0.1", "user": USER, "password": PASSWORD, "dbname": "postgres"}
+    return Client.connect(port=running.port, autocommit=True, **words, **more)
+
+
+def test_metrics_probes_and_the_line_of_a_session(running: ProxyProcess) -> None:
+    assert running.get("healthz") == (200, "ok\n")
+    assert running.get("readyz") == (200, "ok\n")
+    with connect(running, application_name="web") as connection:
+        connection.execute("SELECT repeat('x', 100000)").fetchall()
+        code, text = running.get("metrics")
+        assert code == 200
+        assert 'dbranch_proxy_sessions{branch="main",state="open"} 1.0\n' in text
+        assert "# TYPE dbranch_proxy_bytes_total counter" in text
+    wait_until(lambda: running.logged("dbranch.session"))
+    (line,) = running.logged("dbranch.session")
+    assert line["client"].startswith("127.0.0.1:")
+    assert (line["branch"], line["user"], line["database"]) == ("main", USER, "postgres")
+    assert (line["end"], line["message"]) == ("client closed", "session")
+    assert line["bytes_out"] > 100_000 > line["bytes_in"]
+
+
+def test_sigterm_drains_within_its_grace_and_tells_the_rest(running: ProxyProcess) -> None:
+    idle, busy, stuck = connect(running), connect(running), connect(running)
+    for one in (busy, stuck):
+        one.execute("BEGIN")
+    began = time.monotonic()
+    running.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: running.get("readyz")[0] == 503, 3)
+    # The cluster has not heard yet that this pod goes: who comes is taken.
+    with connect(running) as late:
+        assert branch_of(late) == "main"
+    assert ended(idle).startswith("57P01")
+    with pytest.raises(psycopg.OperationalError):
+        connect(running)
+    assert busy.execute("SELECT 1").fetchone() == (1,)
+    busy.execute("COMMIT")
+    assert "the proxy is stopping" in ended(busy)
+    assert ended(stuck).startswith("57P01")
+    assert running.process.wait(10) == 0
+    assert time.monotonic() - began < 1 + 3 + 3
+    assert running.project.entries() == []
+
+
+def test_without_an_api_server_routing_goes_on(running: ProxyProcess) -> None:
+    wait_until(lambda: [e["generation"] for e in running.project.entries()] == [1])
+    running.project.switch("feature-x")
+    wait_until(lambda: [e["generation"] for e in running.project.entries()] == [2])
+    running.project.up = False
+    time.sleep(1.5)
+    with connect(running) as connection:
+        assert branch_of(connection) == "feature-x"
+    assert running.get("readyz")[0] == 200
+    running.project.up = True
+    running.project.switch("main")
+    wait_until(lambda: [e["generation"] for e in running.project.entries()] == [3], 20)
+    with connect(running) as connection:
+        assert branch_of(connection) == "main"
+
+
+def test_it_takes_as_many_files_as_it_may(main: Backend, tmp_path: Path) -> None:
+    """A session takes two, and containers often start with a soft limit of 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with proxy_process([main], tmp_path / "log") as running:
+            limits = Path(f"/proc/{running.process.pid}/limits").read_text()
+            (line,) = [line for line in limits.splitlines() if line.startswith("Max open files")]
+            assert line.split()[3] == str(hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
