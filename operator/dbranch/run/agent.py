@@ -22,6 +22,7 @@ from dbranch.run.agent_branches import BranchWork
 from dbranch.run.agent_house import keep_house
 from dbranch.run.agent_pods import watch_pods
 from dbranch.run.agent_projects import ProjectWork
+from dbranch.run.agent_warm import WarmWork
 from dbranch.run.keyed_locks import KeyedLocks
 from dbranch.run.kopf_settings import later, login, serve, settle
 from dbranch.run.logs import start_logging
@@ -38,6 +39,7 @@ _POKED: Any = ("metadata", "annotations", names.AGENT_POKE)
 class Work:
     projects: ProjectWork
     branches: BranchWork
+    warm: WarmWork
 
 
 def make_work(environment: dict[str, str]) -> tuple[Work, Cluster, Layout, Home]:
@@ -57,8 +59,15 @@ def make_work(environment: dict[str, str]) -> tuple[Work, Cluster, Layout, Home]
         namespace=environment["DBRANCH_NODES_NAMESPACE"],
         release=environment.get("DBRANCH_RELEASE", "dbranch"),
     )
-    locks = KeyedLocks()
-    work = Work(ProjectWork(cluster, layout, home, locks), BranchWork(cluster, layout, home, locks))
+    slots = environment.get("DBRANCH_WARM_SLOTS", "1")
+    if not slots.isdecimal():
+        raise InvalidInput(f"environment: DBRANCH_WARM_SLOTS is {slots!r}, not a number; see agent.warmSlots")
+    locks, warm = KeyedLocks(), WarmWork(cluster, layout, home, int(slots))
+    work = Work(
+        ProjectWork(cluster, layout, home, locks, warm.stir),
+        BranchWork(cluster, layout, home, locks, warm),
+        warm,
+    )
     return work, cluster, layout, home
 
 
@@ -138,7 +147,8 @@ def main() -> None:
             machine.propagates,
         )
     for target, args in (
-        (watch_pods, (cluster, home)),
+        (watch_pods, (cluster, home, work.warm)),
+        (work.warm.keep, (work.branches.quiet,)),
         (keep_house, (cluster, layout, home, os.environ["DBRANCH_POD_NAME"], grace)),
     ):
         threading.Thread(target=target, args=args, daemon=True, name=target.__name__).start()
