@@ -20,7 +20,7 @@ postgres_image() {
 wheels_dir() { echo "$DBRANCH_CACHE/wheels-$(key_of "$HACK/../operator/requirements.lock" "$(uname -m)")"; }
 
 download_wheels() {
-    local dir=${*: -1} venv="$DBRANCH_CACHE/python" machine libc platforms=()
+    local dir=${*: -1} venv="$DBRANCH_CACHE/pip" machine libc platforms=()
     machine=$(uname -m)
     for libc in manylinux_2_34 manylinux_2_28 manylinux_2_17 manylinux2014; do platforms+=(--platform "${libc}_$machine"); done
     "$venv/bin/pip" --version >/dev/null 2>&1 || { rm -rf "$venv" && python3 -m venv "$venv"; } || return
