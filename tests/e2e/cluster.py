@@ -105,7 +105,7 @@ class Cluster:
                 "awk '$5 ~ /dbranch\\/(mnt|slots)/ {print $5}' /proc/self/mountinfo"
             ).split(),
             "loops": self.on_node(
-                "cat /sys/block/loop*/loop/backing_file 2>/dev/null | grep dbranch || true"
+                "cat /sys/block/loop*/loop/backing_file 2>/dev/null | grep ^/var/lib/dbranch/ || true"
             ).split(),
             "pods": self.kubectl(
                 *("get", "pods", "-n", NODES, "-l", "dbranch.io/slot,dbranch.io/branch-uid", "-o", "name"),
