@@ -157,7 +157,8 @@ def status(scope: Scope) -> None:
     """The project, and below it each branch that is not as it should be."""
     project = scope.project()
     found = scope.store.branches(scope.project_name)
-    scope.result(status_block(project, found, scope.login.context), project)
+    wide = scope.output == "wide"
+    scope.result(status_block(project, found, scope.login.context, wide), project)
 
 
 @click.command(cls=Verb)

@@ -101,7 +101,7 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun if count == 1 else many}"
 
 
-def status_block(project: Json, branches: Sequence[Json], context: str) -> str:
+def status_block(project: Json, branches: Sequence[Json], context: str, wide: bool = False) -> str:
     """The block of `dbranch status`: the project, and below it each branch that is not as asked for."""
     meta, spec, status = project["metadata"], project["spec"], project.get("status") or {}
     node, postgres = status.get("node") or {}, spec.get("postgres") or {}
@@ -117,6 +117,9 @@ def status_block(project: Json, branches: Sequence[Json], context: str) -> str:
         ("Pool", _pool_line(project)),
         ("Branches", _branches_line(branches)),
     ]
+    if wide:
+        waiting = node.get("warmSlots")
+        pairs.append(("Slots", "-" if waiting is None else f"{waiting} waiting for the next branch"))
     lines = [block(pairs)]
     for body in branches:
         trouble = trouble_of(body)

@@ -99,14 +99,22 @@ class Cluster:
         return self._call("PATCH", path, body, _MERGE, {"fieldManager": self._manager})
 
     def json_patch(self, path: str, operations: list[Json]) -> Json:
-        """A JSON patch (RFC 6902)."""
+        """A JSON patch (RFC 6902). Refused (422) where a `test` in it fails; nothing is changed then.
+
+        A `test` for None holds where there is nothing at that path.
+        """
         return self._call("PATCH", path, operations, _JSON_PATCH, {"fieldManager": self._manager})
 
-    def delete(self, path: str, uid: str | None = None, grace: int | None = None) -> None:
-        """Asks for the end of an object (of this very one, with `uid`). One that is gone is gone."""
+    def delete(
+        self, path: str, uid: str | None = None, grace: int | None = None, version: str | None = None
+    ) -> None:
+        """Asks for the end of an object (of this very one with `uid`, unchanged since with `version`).
+
+        One that is gone is gone; one that is another, or has changed, stays.
+        """
         options: Json = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         if uid:
-            options["preconditions"] = {"uid": uid}
+            options["preconditions"] = {"uid": uid, **({"resourceVersion": version} if version else {})}
         if grace is not None:
             options["gracePeriodSeconds"] = grace
         try:

@@ -9,6 +9,7 @@ DbranchError
 │   ├── PoolDamaged     the pool's image holds no filesystem any more
 │   ├── DataLost        a branch that was there has no subvolume
 │   └── SourceUnsafe    the source keeps data where a snapshot does not reach
+├── SlotTaken           a waiting slot has another branch by now
 ├── NameTaken           an object of somebody else has the name that is needed
 ├── NotAccepting        Postgres does not answer (yet)
 ├── ClusterUnreachable  the API server did not answer
@@ -50,6 +51,10 @@ class DataLost(Unsafe):
 
 class SourceUnsafe(Unsafe):
     """The source keeps data outside its subvolume, so a snapshot would not be whole; the text names the path."""
+
+
+class SlotTaken(DbranchError):
+    """A waiting slot has got another branch, or is gone: look again."""
 
 
 class NameTaken(DbranchError):

@@ -54,6 +54,8 @@ LABEL_PROJECT_UID: Final = f"{GROUP}/project-uid"
 LABEL_BRANCH_UID: Final = f"{GROUP}/branch-uid"
 LABEL_SLOT: Final = f"{GROUP}/slot"
 LABEL_CLASS: Final = f"{GROUP}/class"
+# On a slot's pod: what it is made of besides its class, so that a new release makes waiting slots anew.
+SLOT_FORM: Final = f"{AGENT_PREFIX}/form"
 
 COMPONENT_CONTROLLER: Final = "controller"
 COMPONENT_AGENT: Final = "agent"
@@ -139,6 +141,11 @@ def slot_name(branch_uid: str, attempt: str) -> str:
     `attempt` is what makes this use another than the last one (a random or counted word).
     """
     return f"slot-{hashlib.sha256(f'{branch_uid}/{attempt}'.encode()).hexdigest()[:16]}"
+
+
+def warm_slot(drawn: str) -> str:
+    """A slot that waits for any branch of its class: its directory and pod. `drawn`: a word drawn for it."""
+    return slot_name("", drawn)
 
 
 def branch_port(branch_uid: str) -> int:

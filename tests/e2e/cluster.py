@@ -96,22 +96,31 @@ class Cluster:
 
     def footprint(self) -> dict[str, list[str]]:
         """What dbranch holds on the (first) node: files and mounts below its base directory, loop devices
-        on them; and its pods and Secrets."""
+        on them; and its pods and Secrets.
+
+        Without the slots that wait for any branch: they come and go with those that take them.
+        """
+        free = self.waiting()
+        files = self.on_node("cd /var/lib/dbranch && ls -d pools/* mnt/* slots/* 2>/dev/null || true").split()
         return {
-            "files": self.on_node(
-                "cd /var/lib/dbranch && ls -d pools/* mnt/* slots/* 2>/dev/null || true"
-            ).split(),
+            "files": [path for path in files if path not in {f"slots/{slot}" for slot in free}],
             "mounts": self.on_node(
                 "awk '$5 ~ /dbranch\\/(mnt|slots)/ {print $5}' /proc/self/mountinfo"
             ).split(),
             "loops": self.on_node(
-                "cat /sys/block/loop*/loop/backing_file 2>/dev/null | grep dbranch || true"
+                "cat /sys/block/loop*/loop/backing_file 2>/dev/null | grep ^/var/lib/dbranch/ || true"
             ).split(),
             "pods": self.kubectl(
-                *("get", "pods", "-n", NODES, "-l", "dbranch.io/slot", "-o", "name"),
+                *("get", "pods", "-n", NODES, "-l", "dbranch.io/slot,dbranch.io/branch-uid", "-o", "name"),
             ).text.split(),
             "secrets": self.kubectl("get", "secrets", "-n", NODES, "-o", "name").text.split(),
         }
+
+    def waiting(self) -> dict[str, str]:
+        """The slots that wait for any branch: name -> phase of the pod."""
+        free = "dbranch.io/slot,!dbranch.io/branch-uid"
+        listed = self.kubectl("get", "pods", "-n", NODES, "-l", free, "-o", "json")
+        return {i["metadata"]["name"]: i["status"].get("phase", "") for i in json.loads(listed.out)["items"]}
 
 
 class Namespace:

@@ -29,6 +29,7 @@ from dbranch.plan.slot_pod import Home
 from dbranch.run.agent_branches import BranchWork
 from dbranch.run.agent_house import sweep_slots
 from dbranch.run.agent_projects import ProjectWork
+from dbranch.run.agent_warm import WarmWork
 from dbranch.run.keyed_locks import KeyedLocks
 
 NODE = "here"
@@ -36,6 +37,8 @@ NAMESPACE = "team"
 PODS = path_of("v1", "pods", "dbranch-nodes")
 PROJECTS = path_of(names.API_VERSION, names.PROJECTS, NAMESPACE)
 BRANCHES = path_of(names.API_VERSION, names.BRANCHES, NAMESPACE)
+# How many slots of each class wait.
+WARM = 1
 # Seconds in which a life without a kill has to come to its end.
 _LIMIT = 60.0
 
@@ -109,8 +112,9 @@ class Life:
         cluster, layout = cast(Cluster, api), Layout(base)
         locks = KeyedLocks(layout.visits)
         self._sweep = partial(sweep_slots, cluster, layout, home, young=0.0)
-        self._projects = ProjectWork(cluster, layout, home, locks)
-        self._branches = BranchWork(cluster, layout, home, locks)
+        self._warm = WarmWork(cluster, layout, home, WARM)
+        self._projects = ProjectWork(cluster, layout, home, locks, self._warm.stir)
+        self._branches = BranchWork(cluster, layout, home, locks, self._warm)
 
     def live(self, rounds: int | None = None) -> None:
         """Until there is no more to do, or for so many rounds."""
@@ -138,7 +142,7 @@ class Life:
                     done = False
                     continue
                 done = self._visit(path, work, body) and done
-        return done
+        return self._warm.reconcile() is None and done
 
     def _waits_for_branches(self, project: Json) -> bool:
         name = project["metadata"]["name"]

@@ -31,10 +31,14 @@ def merged(old: Any, patch: Any) -> Any:
 
 
 def selected(body: Json, labels: str, fields: str) -> bool:
-    """Whether the selectors (`a=b,c`; `status.nodeName=n`) find the object."""
+    """Whether the selectors (`a=b,c,!d`; `status.nodeName=n`) find the object."""
     there = body["metadata"].get("labels") or {}
     for term in filter(None, labels.split(",")):
         key, equals, value = term.partition("=")
+        if key.startswith("!"):
+            if key[1:] in there:
+                return False
+            continue
         if key not in there or (equals and there[key] != value):
             return False
     for term in filter(None, fields.split(",")):
@@ -45,6 +49,22 @@ def selected(body: Json, labels: str, fields: str) -> bool:
         if found != value:
             return False
     return True
+
+
+def json_patched(body: Json, operations: list[Json]) -> Json | None:
+    """RFC 6902, as far as `test` and `add` of members go; None where a test fails. A test for None holds
+    where there is nothing."""
+    new: Json = json.loads(json.dumps(body))
+    for operation in operations:
+        *steps, last = (s.replace("~1", "/").replace("~0", "~") for s in operation["path"].split("/")[1:])
+        place = new
+        for step in steps:
+            place = place[step]
+        if operation["op"] == "add":
+            place[last] = operation["value"]
+        elif operation["op"] != "test" or place.get(last) != operation["value"]:
+            return None
+    return new
 
 
 def _collections(key: str) -> tuple[str, str]:
@@ -100,7 +120,8 @@ class PaperApi:
 
     def create(self, path: str, body: Mapping[str, Any]) -> Json:
         made: Json = json.loads(json.dumps(body))
-        made["metadata"] = {"generation": 1, "uid": str(uuid.uuid4()), **made["metadata"]}
+        drawn = {"generation": 1, "uid": str(uuid.uuid4()), "resourceVersion": uuid.uuid4().hex}
+        made["metadata"] = {**drawn, **made["metadata"]}
         key = f"{path}/{made['metadata']['name']}"
         with self._paper(write=True) as paper:
             if key in paper:
@@ -118,14 +139,29 @@ class PaperApi:
             new = merged(old, body)
             if new.get("spec") != old.get("spec"):
                 new["metadata"]["generation"] += 1
+            new["metadata"]["resourceVersion"] = uuid.uuid4().hex
             paper[key] = new
             self._let_go(paper, key)
         return new
 
-    def delete(self, path: str, uid: str | None = None, grace: int | None = None) -> None:
+    def json_patch(self, path: str, operations: list[Json]) -> Json:
+        key = self._key(path)
+        with self._paper(write=True) as paper:
+            new = json_patched(self._there(paper, key), operations)
+            if new is None:
+                raise Refused(422, "Invalid", f"{key}: a test of the patch failed")
+            new["metadata"]["resourceVersion"] = uuid.uuid4().hex
+            paper[key] = new
+        return new
+
+    def delete(
+        self, path: str, uid: str | None = None, grace: int | None = None, version: str | None = None
+    ) -> None:
         key = self._key(path)
         with self._paper(write=True) as paper:
             if key not in paper or (uid and paper[key]["metadata"]["uid"] != uid):
+                return
+            if version and paper[key]["metadata"]["resourceVersion"] != version:
                 return
             paper[key]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
             self._let_go(paper, key)

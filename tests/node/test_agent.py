@@ -63,17 +63,17 @@ def setting(world: World, branch: str, name: str) -> object:
 def test_parameters_apply_at_once_or_wait_for_a_restart(world: World) -> None:
     world.make_project()
     world.agent()
-    pods = [pod["metadata"]["uid"] for pod in world.api.find(PODS)]
+    pods = [pod["metadata"]["uid"] for pod in world.pods()]
     configure(world, parameters={"shared_buffers": "16MB", "work_mem": "7MB"})
     assert says(world, "main")[0] == "Accepting" and setting(world, "main", "work_mem") == "7MB"
     configure(world, parameters={"shared_buffers": "24MB", "work_mem": "7MB"})
     reason, message = says(world, "main")
     assert reason == "RestartPending" and "shared_buffers" in message
-    assert [pod["metadata"]["uid"] for pod in world.api.find(PODS)] == pods
+    assert [pod["metadata"]["uid"] for pod in world.pods()] == pods
     restart(world, "main", "2026-01-01T00:00:00Z")
     assert says(world, "main")[0] == "Accepting" and setting(world, "main", "shared_buffers") == "24MB"
     assert world.branch("main")["status"]["node"]["restartedAt"] == "2026-01-01T00:00:00Z"
-    assert [pod["metadata"]["uid"] for pod in world.api.find(PODS)] != pods
+    assert [pod["metadata"]["uid"] for pod in world.pods()] != pods
 
 
 def test_an_image_of_another_major_version_starts_nothing(world: World) -> None:
@@ -88,10 +88,10 @@ def test_an_image_of_another_major_version_starts_nothing(world: World) -> None:
     world.agent()
     reason, message = says(world, "main")
     assert reason == "ImageIncompatible" and f"PostgreSQL {right.strip()}" in message
-    refused = world.api.find(PODS)[0]["metadata"]["uid"]
+    refused = world.pods()[0]["metadata"]["uid"]
     configure(world, image="postgres:another")
     assert says(world, "main")[0] == "ImageIncompatible"
-    assert world.api.find(PODS)[0]["metadata"]["uid"] != refused
+    assert world.pods()[0]["metadata"]["uid"] != refused
     # The script that waits there looks again by itself; so does the agent's slow timer.
     version.write_text(right)
     for _ in range(10):
@@ -184,7 +184,7 @@ def test_what_no_object_names_goes_after_the_grace_and_not_before(world: World) 
     home = Home(NODE, "node-uid", "dbranch-nodes", "dbranch")
     cluster = cast(Cluster, world.api)
     sweep_unclaimed(cluster, layout, home, 3600.0)
-    assert layout.branch(project, uid).exists() and len(world.api.find(PODS)) == 2
+    assert layout.branch(project, uid).exists() and len(world.pods()) == 2
     for _ in range(100):
         sweep_unclaimed(cluster, layout, home, 0.0)
         sweep_slots(cluster, layout, home, young=0.0)

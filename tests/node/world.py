@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.node.agent_life import BRANCHES, NAMESPACE, NODE, PODS, PROJECTS
+from tests.node.agent_life import BRANCHES, NAMESPACE, NODE, PODS, PROJECTS, WARM
 from tests.node.machine import OWNER, Node
 from tests.node.paper_api import Json, PaperApi
 
@@ -187,6 +187,14 @@ class World:
     def uid(self, name: str) -> str:
         return str(self.branch(name)["metadata"]["uid"])
 
+    def pods(self) -> list[Json]:
+        """The branches' pods."""
+        return self.api.find(PODS, names.LABEL_BRANCH_UID)
+
+    def waiting(self) -> list[Json]:
+        """The pods that wait for a branch."""
+        return self.api.find(PODS, f"{names.LABEL_SLOT},!{names.LABEL_BRANCH_UID}")
+
     def set(self, name: str, **spec: object) -> None:
         self.api.merge(f"{BRANCHES}/{self.name}-{name}", {"spec": spec})
 
@@ -199,13 +207,17 @@ class World:
             return cursor.fetchall() if cursor.description else []
 
     def whole(self, project: str, running: int, stored: int) -> None:
-        """One device, one mount, `running` binds and pods, `stored` subvolumes, nothing temporary."""
+        """One device, one mount, `running` binds and branches with a pod each, `stored` subvolumes, nothing
+        temporary; as many slots wait as shall, and no directory is without a pod."""
         layout = self.node.layout
         assert len(loops_of(layout.image(project))) == 1
         points = [m.point for m in read_mounts() if m.point.startswith(f"{layout.base}/")]
         assert points.count(str(layout.pool(project))) == 1
         assert len(points) == 1 + running, points
-        assert len(self.api.find(PODS)) == running == len(observe_slots(layout))
+        of_branches = [pod["metadata"]["labels"][names.LABEL_BRANCH_UID] for pod in self.pods()]
+        assert len(of_branches) == running == len(set(of_branches))
+        assert len(self.waiting()) == WARM
+        assert set(observe_slots(layout)) == {pod["metadata"]["name"] for pod in self.api.find(PODS)}
         found = observe_subvolumes(layout, project)
         assert len(found.branches) == stored and all(found.branches.values())
         assert not found.temporary and not found.initdb and not found.trash

@@ -50,6 +50,9 @@ def apply(branch: Branch, facts: BranchFacts, action: plan.Action) -> BranchFact
         case plan.AdoptInitdb():
             assert facts.initdb is None and facts.initdb_done and INITDB not in facts.bound
             return replace(facts, marker=marker(branch), initdb_done=False)
+        case plan.Claim(pod):
+            assert not pods and pod in facts.waiting, "a second pod, or one that was not free"
+            return replace(facts, pods=(replace(pod, running=True),), waiting=())
         case plan.CreatePod(slot):
             assert not pods
             return replace(facts, pods=(PodFacts(slot, running=True),))
@@ -87,9 +90,9 @@ def converge(
     return facts, todo
 
 
-def every_cut(project: Project, branch: Branch) -> list[BranchFacts]:
+def every_cut(project: Project, branch: Branch, *waiting: PodFacts) -> list[BranchFacts]:
     """The states after each single action of a whole creation."""
-    facts = BranchFacts(pool_mounted=True, space=ROOMY)
+    facts = BranchFacts(pool_mounted=True, space=ROOMY, waiting=waiting)
     states = [facts]
     for _ in range(8):
         for action in plan_branch(project, branch, facts).actions:
@@ -108,6 +111,37 @@ def test_a_creation_that_is_cut_off_anywhere_ends_running() -> None:
             facts, todo = converge(project, branch, state)
             assert todo.postgres and todo.postgres.reason == Reason.ACCEPTING, state
             assert len(facts.pods) == 1 and facts.bound == (facts.pods[0].name,), state
+
+
+def test_a_branch_takes_a_waiting_slot_and_is_cut_off_anywhere() -> None:
+    free = (PodFacts("warm-1", "w1", running=True), PodFacts("warm-2", "w2", running=True))
+    states = every_cut(PROJECT, COPY, *free)
+    assert [s.pods[0].name for s in states if s.pods] and {s.pods[0] for s in states if s.pods} <= set(free)
+    for state in states:
+        facts, todo = converge(PROJECT, COPY, state)
+        assert todo.postgres and todo.postgres.reason == Reason.ACCEPTING, state
+        assert facts.pods[0] in free and facts.bound == (facts.pods[0].name,), state
+    # Branches that look at the same moment do not all choose the same one.
+    chosen = set()
+    for uid in "abcdefgh":
+        action = plan_branch(PROJECT, replace(COPY, uid=uid), states[0]).actions[0]
+        assert isinstance(action, plan.Claim)
+        chosen.add(action.pod.name)
+    assert chosen == {"warm-1", "warm-2"}
+
+
+def test_a_branch_that_is_stopped_or_refused_or_still_ending_takes_none() -> None:
+    free = (PodFacts("warm-1", "w1", running=True),)
+    full = Space(2**30, 2**20, 2**40, 2**39)
+    for branch, facts in (
+        (replace(COPY, state="Stopped"), BranchFacts(True, ROOMY, marker(COPY), waiting=free)),
+        (COPY, BranchFacts(True, full, waiting=free)),
+        (COPY, BranchFacts(False, ROOMY, waiting=free)),
+        (COPY, BranchFacts(True, ROOMY, marker(COPY), (PodFacts("s", terminating=True),), waiting=free)),
+        (ROOT, BranchFacts(True, ROOMY, waiting=free)),
+    ):
+        actions = plan_branch(NEW if branch is ROOT else PROJECT, branch, facts).actions
+        assert not any(isinstance(action, plan.Claim) for action in actions)
 
 
 def test_a_stopped_branch_is_stored_and_has_no_pod_whatever_was_there() -> None:

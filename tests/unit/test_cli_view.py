@@ -115,6 +115,14 @@ def test_the_status_is_the_contracts_example() -> None:
     )
 
 
+def test_the_wide_status_tells_of_waiting_slots() -> None:
+    node = {**PROJECT["status"]["node"], "warmSlots": 1}
+    waits = {**PROJECT, "status": {**PROJECT["status"], "node": node}}
+    assert status_block(waits, [], "k3s", wide=True).endswith("Slots     1 waiting for the next branch")
+    assert status_block(PROJECT, [], "k3s", wide=True).endswith("Slots     -")
+    assert "Slots" not in status_block(waits, [], "k3s")
+
+
 def test_the_status_of_a_project_that_nobody_has_seen_yet() -> None:
     bare = {**PROJECT, "spec": {"storage": {"size": "1Gi"}}, "status": {}}
     said = status_block(bare, [], "k3s")

@@ -110,6 +110,7 @@ class ProjectNode:
     used_bytes: int | None = None
     free_bytes: int | None = None
     host_free_bytes: int | None = None
+    warm_slots: int | None = None
 
 
 @dataclass(frozen=True)
@@ -251,4 +252,5 @@ def _parse_node(raw: Mapping[str, Any]) -> ProjectNode:
         used_bytes=raw.get("usedBytes"),
         free_bytes=raw.get("freeBytes"),
         host_free_bytes=raw.get("hostFreeBytes"),
+        warm_slots=raw.get("warmSlots"),
     )

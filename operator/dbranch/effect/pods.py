@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from dbranch.cluster import Cluster, path_of
-from dbranch.errors import Refused
+from dbranch.errors import Refused, SlotTaken
 from dbranch.plan.pod_trouble import PodFacts
+
+# Seconds of grace for a pod that only waits.
+_WAITING_END = 2
 
 
 def ensure_pod(cluster: Cluster, body: Mapping[str, Any]) -> None:
@@ -22,3 +25,19 @@ def ensure_pod(cluster: Cluster, body: Mapping[str, Any]) -> None:
 def ensure_pod_ending(cluster: Cluster, namespace: str, pod: PodFacts, grace: int | None = None) -> None:
     """The pod's end is asked for, of this very one. `grace`: seconds, the pod's own where None."""
     cluster.delete(path_of("v1", "pods", namespace, pod.name), uid=pod.uid or None, grace=grace)
+
+
+def ensure_unclaimed_ending(cluster: Cluster, namespace: str, pod: PodFacts) -> None:
+    """The end of a waiting pod is asked for; one that has changed since it was seen (claimed, say) stays."""
+    path = path_of("v1", "pods", namespace, pod.name)
+    cluster.delete(path, uid=pod.uid or None, grace=_WAITING_END, version=pod.version or None)
+
+
+def ensure_claimed(cluster: Cluster, namespace: str, pod: PodFacts, claim: list[dict[str, Any]]) -> None:
+    """The waiting pod is the branch's that `claim` names. SlotTaken where another one was faster."""
+    try:
+        cluster.json_patch(path_of("v1", "pods", namespace, pod.name), claim)
+    except Refused as error:
+        if error.status not in (404, 409, 422):
+            raise
+        raise SlotTaken(f"slot {pod.name} is not free any more ({error})") from error

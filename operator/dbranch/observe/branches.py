@@ -10,26 +10,32 @@ from dbranch.observe.machine import observe_machine
 from dbranch.observe.pools import observe_pool
 from dbranch.observe.slots import observe_slot, observe_slots
 from dbranch.observe.subvolumes import observe_initdb_done, observe_subvolumes
+from dbranch.observe.warm import observe_free
 from dbranch.plan.agent_branch import BranchFacts
 from dbranch.plan.layout import Layout
 from dbranch.plan.pod_trouble import PodFacts, pod_facts
 from dbranch.plan.retained import retained_branch
+from dbranch.plan.slot_pod import Home, slot_class
 from dbranch.plan.space import Space
 
 
 def observe_branch(
-    cluster: Cluster, layout: Layout, home: str, project: Project, branch: Branch
+    cluster: Cluster, layout: Layout, home: Home, form: str, project: Project, branch: Branch
 ) -> BranchFacts:
-    """The branch as it is now. `home` is the nodes' namespace. `accepting`, `pending`: left to who has a session."""
+    """The branch as it is now. `form` is that of the waiting slots which it may take. `accepting` and `pending`
+    are left to who has a session."""
     pool = observe_pool(layout, project.uid)
     machine = observe_machine(layout)
     subvolumes = observe_subvolumes(layout, project.uid)
-    pods = observe_pods(cluster, home, f"{names.LABEL_BRANCH_UID}={branch.uid}")
+    pods = observe_pods(cluster, home.namespace, f"{names.LABEL_BRANCH_UID}={branch.uid}")
     initdb = names.initdb_pod(project.uid)
     marker = subvolumes.branches.get(branch.uid)
     retained: str | None = None
     if marker is None and project.adopt:
         retained = retained_branch(subvolumes.branches, project.adopt, branch.branch, branch.uid)
+    waiting: tuple[PodFacts, ...] = ()
+    if not pods and branch.running and project.running and (marker or branch.source_uid or retained):
+        waiting = observe_free(cluster, home, slot_class(project, branch), form)
     bound = observe_bound(layout, branch.uid, initdb if branch.is_root else None)
     return BranchFacts(
         pool_mounted=pool.mounted and not pool.frozen,
@@ -37,6 +43,7 @@ def observe_branch(
         marker=marker,
         retained=retained,
         pods=tuple(pod for pod in pods if pod.name != initdb),
+        waiting=waiting,
         initdb=next((pod for pod in pods if pod.name == initdb), None),
         initdb_done=branch.uid in subvolumes.initdb and observe_initdb_done(layout, project.uid, branch.uid),
         bound=bound,

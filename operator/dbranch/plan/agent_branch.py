@@ -22,6 +22,7 @@ class BranchFacts:
 
     `marker` is there once the branch is stored; `retained` is the UID under which a pool that was taken over
     holds its data. `pods` are its Postgres pods, `initdb` the one-shot pod;
+    `waiting` the slots of its class that are free and run, looked for only where it has no pod;
     `bound` the slots in which its subvolume (or initdb area) is bound now. `accepting` is the version of
     the Postgres that answers in the bound slot, `pending` the names of its settings that wait for a restart.
     `refused`: why the waiting script of the bound slot does not start Postgres; `unseen`: it does not see what
@@ -32,6 +33,7 @@ class BranchFacts:
     space: Space
     marker: Marker | None = None
     pods: tuple[PodFacts, ...] = ()
+    waiting: tuple[PodFacts, ...] = ()
     initdb: PodFacts | None = None
     initdb_done: bool = False
     bound: tuple[str, ...] = ()
@@ -67,6 +69,13 @@ class CreateInitdbPod:
 @dataclass(frozen=True)
 class AdoptInitdb:
     """What initdb made becomes the root branch; the project is told that it is initialized."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The waiting pod becomes the branch's; where another branch has it by now, it is all looked at again."""
+
+    pod: PodFacts
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,7 @@ Action = (
     | MakeInitdbArea
     | CreateInitdbPod
     | AdoptInitdb
+    | Claim
     | CreatePod
     | TakeSnapshot
     | TakeOver
@@ -249,6 +259,11 @@ def _plan_postgres(
         if facts.pods:
             ending = f"{who}: its last pod {facts.pods[0].name} is still ending; Postgres starts after it"
             return [*snapshot, *ends], Step(Reason.WAITING_FOR_SLOT, ending), 1.0
+        if facts.waiting:
+            # Branches that look at the same moment choose different ones.
+            free = min(facts.waiting, key=lambda pod: names.slot_name(branch.uid, pod.name))
+            taking = Step(Reason.RECOVERING, f"Postgres of {who} is starting")
+            return [Claim(free), *snapshot, Bind(free.name), AwaitPostgres(free.name)], taking, None
         slot = names.slot_name(branch.uid, branch.node.slot or "")
         waiting = Step(Reason.WAITING_FOR_SLOT, f"{who}: its pod {slot} is starting")
         return [CreatePod(slot), *snapshot, Bind(slot), AwaitPostgres(slot)], waiting, None

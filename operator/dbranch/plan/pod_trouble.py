@@ -32,13 +32,16 @@ class PodFacts:
     """A pod of one container. `reason`, `message`: what its status says is the matter, empty where nothing is.
 
     `slot_class` is the class that it was made for, `restarted_at` the restart it was made for, if for one.
+    `form`: what it was made of besides, if it is a slot's; `version`: the resourceVersion of what was read.
     `over`: in a terminal phase. `restarts` of the container; `ended` is what the last one that ended said.
     """
 
     name: str
     uid: str = ""
+    version: str = ""
     image: str = ""
     slot_class: str = ""
+    form: str = ""
     restarted_at: str | None = None
     terminating: bool = False
     over: bool = False
@@ -60,12 +63,15 @@ def pod_facts(body: Mapping[str, Any]) -> PodFacts:
     waiting, over = state.get("waiting") or {}, state.get("terminated") or {}
     last = (container.get("lastState") or {}).get("terminated") or {}
     conditions = {c["type"]: c["status"] for c in status.get("conditions") or ()}
+    marks = meta.get("annotations") or {}
     return PodFacts(
         name=meta["name"],
         uid=meta.get("uid", ""),
+        version=meta.get("resourceVersion", ""),
         image=next((c["image"] for c in spec.get("containers") or ()), ""),
         slot_class=(meta.get("labels") or {}).get(names.LABEL_CLASS, ""),
-        restarted_at=(meta.get("annotations") or {}).get(names.RESTARTED_AT),
+        form=marks.get(names.SLOT_FORM, ""),
+        restarted_at=marks.get(names.RESTARTED_AT),
         terminating=bool(meta.get("deletionTimestamp")),
         over=status.get("phase") in ("Succeeded", "Failed"),
         running="running" in state,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +20,9 @@ _PROBE: Final = 10
 
 # PID 1 drops a signal that comes while it becomes Postgres, so it is sent until the process is gone.
 _PRE_STOP: Final = "while kill -INT 1 2>/dev/null; do sleep 0.2; done"
+# A slot that waits is ready to be taken; one with a branch is ready when its Postgres answers.
 _READY: Final = """
+[ -e /slot/data/port ] || exit 0
 for _ in $(seq 80); do
   port=$(cat /slot/data/port 2>/dev/null) && {
     if command -v pg_isready >/dev/null; then pg_isready -q -h /slot/run -p "$port" && exit 0
@@ -40,27 +43,86 @@ class Home:
     release: str
 
 
-def slot_class(project: Project, branch: Branch) -> str:
-    """What a pod is made of, in a word: slots of one class are interchangeable."""
+@dataclass(frozen=True)
+class SlotClass:
+    """What a slot's pod is made of: slots of one class are interchangeable."""
+
+    image: str
+    run_as_user: int
+    resources: Mapping[str, Any]
+    image_pull_secrets: tuple[str, ...] = ()
+
+    @property
+    def word(self) -> str:
+        """The class in a word, as its label has it."""
+        return _word(self.image, self.run_as_user, self.resources, self.image_pull_secrets)
+
+
+def class_of(project: Project, branch: Branch | None = None) -> SlotClass:
+    """The class of a branch's slots; without one, that of a branch with no resources of its own."""
     postgres = project.postgres
-    made_of = (
-        postgres.image,
-        postgres.run_as_user,
-        branch.resources or postgres.resources,
-        postgres.image_pull_secrets,
+    own = branch.resources if branch else None
+    return SlotClass(
+        postgres.image, postgres.run_as_user, own or postgres.resources, postgres.image_pull_secrets
     )
+
+
+def slot_class(project: Project, branch: Branch) -> str:
+    """The class of a branch's slots in a word."""
+    return class_of(project, branch).word
+
+
+def slot_form(home: Home, layout: Layout, script: str) -> str:
+    """Everything else that a slot's pod is made of, in a word: it changes with the release."""
+    return _word(_slot_spec(home, layout, SlotClass("", 1, {}), "any", script))
+
+
+def _word(*made_of: Any) -> str:
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def waiting_pod(home: Home, layout: Layout, kind: SlotClass, slot: str, script: str) -> dict[str, Any]:
+    """A pod that waits in its slot and is no branch's yet; a `claim` makes it one's."""
+    labels = names.labels(
+        names.COMPONENT_POSTGRES, home.release, **{names.LABEL_SLOT: slot, names.LABEL_CLASS: kind.word}
+    )
+    marks = {names.SLOT_FORM: slot_form(home, layout, script)}
+    return _pod(home, slot, labels, marks, _slot_spec(home, layout, kind, slot, script))
 
 
 def slot_pod(
     home: Home, layout: Layout, project: Project, branch: Branch, slot: str, script: str
 ) -> dict[str, Any]:
     """The pod of a branch. It waits in its slot until the branch is bound there, then becomes Postgres."""
+    pod = waiting_pod(home, layout, class_of(project, branch), slot, script)
+    pod["metadata"]["labels"] |= owner_labels(project, branch)
+    pod["metadata"]["annotations"] |= restart_asked(branch)
+    return pod
+
+
+def claim(project: Project, branch: Branch, uid: str) -> list[dict[str, Any]]:
+    """The JSON patch by which the waiting pod with this UID becomes the branch's; it fails on one that is taken."""
+    labels, marks = "/metadata/labels", "/metadata/annotations"
+    tests = {"/metadata/uid": uid, f"{labels}/{_escaped(names.LABEL_BRANCH_UID)}": None}
+    adds = {f"{labels}/{_escaped(key)}": value for key, value in owner_labels(project, branch).items()}
+    adds |= {f"{marks}/{_escaped(key)}": value for key, value in restart_asked(branch).items()}
+    return [
+        *({"op": "test", "path": path, "value": value} for path, value in tests.items()),
+        *({"op": "add", "path": path, "value": value} for path, value in adds.items()),
+    ]
+
+
+def _escaped(key: str) -> str:
+    """A key as a step of a JSON pointer (RFC 6901)."""
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def _slot_spec(home: Home, layout: Layout, kind: SlotClass, slot: str, script: str) -> dict[str, Any]:
     container = {
         "name": "postgres",
-        "image": project.postgres.image,
+        "image": kind.image,
         "command": ["sh", "-c", script],
-        "resources": dict(branch.resources or project.postgres.resources),
+        "resources": dict(kind.resources),
         "securityContext": _CONFINED,
         "lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", _PRE_STOP]}}},
         "readinessProbe": {
@@ -72,7 +134,7 @@ def slot_pod(
         "volumeMounts": [*_mounts(), {"name": "shm", "mountPath": "/dev/shm"}],
     }
     volumes = [*_volumes(layout, slot), {"name": "shm", "emptyDir": {"medium": "Memory"}}]
-    return _pod(home, project, branch, slot, "Always", GRACE, container, volumes)
+    return _spec(home, kind, "Always", GRACE, container, volumes)
 
 
 def initdb_pod(home: Home, layout: Layout, project: Project, branch: Branch, script: str) -> dict[str, Any]:
@@ -92,7 +154,12 @@ def initdb_pod(home: Home, layout: Layout, project: Project, branch: Branch, scr
     }
     secret = {"secretName": names.verifier_secret(project.uid), "defaultMode": 0o444}
     volumes = [*_volumes(layout, slot), {"name": "verifier", "secret": secret}]
-    return _pod(home, project, branch, slot, "Never", 5, container, volumes)
+    kind = class_of(project, branch)
+    labels = names.labels(
+        names.COMPONENT_POSTGRES, home.release, **{names.LABEL_SLOT: slot, names.LABEL_CLASS: kind.word}
+    )
+    spec = _spec(home, kind, "Never", 5, container, volumes)
+    return _pod(home, slot, labels | owner_labels(project, branch), restart_asked(branch), spec)
 
 
 _CONFINED: Final = {
@@ -117,28 +184,16 @@ def _volumes(layout: Layout, slot: str) -> list[dict[str, Any]]:
 
 
 def _pod(
-    home: Home,
-    project: Project,
-    branch: Branch,
-    slot: str,
-    restart: str,
-    grace: int,
-    container: dict[str, Any],
-    volumes: list[dict[str, Any]],
+    home: Home, slot: str, labels: dict[str, str], annotations: dict[str, str], spec: dict[str, Any]
 ) -> dict[str, Any]:
-    user = project.postgres.run_as_user
-    away = [
-        {"key": f"node.kubernetes.io/{state}", "operator": "Exists", "effect": "NoExecute"}
-        for state in ("not-ready", "unreachable")
-    ]
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
             "name": slot,
             "namespace": home.namespace,
-            "labels": pod_labels(home.release, project, branch, slot),
-            "annotations": restart_asked(branch),
+            "labels": labels,
+            "annotations": annotations,
             # Owned by its Node, or `kubectl drain` would refuse a pod that nobody makes again elsewhere.
             "ownerReferences": [
                 {
@@ -150,24 +205,39 @@ def _pod(
                 }
             ],
         },
-        "spec": {
-            "nodeName": home.node,
-            "serviceAccountName": names.POSTGRES_SERVICE_ACCOUNT,
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            "restartPolicy": restart,
-            "terminationGracePeriodSeconds": grace,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": user,
-                "runAsGroup": user,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "tolerations": away,
-            "imagePullSecrets": [{"name": name} for name in project.postgres.image_pull_secrets],
-            "containers": [container],
-            "volumes": volumes,
+        "spec": spec,
+    }
+
+
+def _spec(
+    home: Home,
+    kind: SlotClass,
+    restart: str,
+    grace: int,
+    container: dict[str, Any],
+    volumes: list[dict[str, Any]],
+) -> dict[str, Any]:
+    away = [
+        {"key": f"node.kubernetes.io/{state}", "operator": "Exists", "effect": "NoExecute"}
+        for state in ("not-ready", "unreachable")
+    ]
+    return {
+        "nodeName": home.node,
+        "serviceAccountName": names.POSTGRES_SERVICE_ACCOUNT,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "restartPolicy": restart,
+        "terminationGracePeriodSeconds": grace,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": kind.run_as_user,
+            "runAsGroup": kind.run_as_user,
+            "seccompProfile": {"type": "RuntimeDefault"},
         },
+        "tolerations": away,
+        "imagePullSecrets": [{"name": name} for name in kind.image_pull_secrets],
+        "containers": [container],
+        "volumes": volumes,
     }
 
 
@@ -177,18 +247,12 @@ def restart_asked(branch: Branch) -> dict[str, str]:
     return {names.RESTARTED_AT: asked} if asked else {}
 
 
-def pod_labels(release: str, project: Project, branch: Branch, slot: str) -> dict[str, str]:
-    """The labels of a branch's pod: by them it is found again, and its owner is told of its events."""
-    return names.labels(
-        names.COMPONENT_POSTGRES,
-        release,
-        **{
-            names.LABEL_NAMESPACE: project.namespace,
-            names.LABEL_PROJECT: project.name,
-            names.LABEL_BRANCH: branch.branch,
-            names.LABEL_PROJECT_UID: project.uid,
-            names.LABEL_BRANCH_UID: branch.uid,
-            names.LABEL_SLOT: slot,
-            names.LABEL_CLASS: slot_class(project, branch),
-        },
-    )
+def owner_labels(project: Project, branch: Branch) -> dict[str, str]:
+    """The labels that make a pod a branch's: by them it is found again, and reached from its namespace alone."""
+    return {
+        names.LABEL_NAMESPACE: project.namespace,
+        names.LABEL_PROJECT: project.name,
+        names.LABEL_BRANCH: branch.branch,
+        names.LABEL_PROJECT_UID: project.uid,
+        names.LABEL_BRANCH_UID: branch.uid,
+    }

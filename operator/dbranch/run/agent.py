@@ -24,6 +24,7 @@ from dbranch.run.agent_house import keep_house
 from dbranch.run.agent_pods import watch_pods
 from dbranch.run.agent_projects import ProjectWork
 from dbranch.run.agent_ready import Readiness
+from dbranch.run.agent_warm import WarmWork
 from dbranch.run.keyed_locks import KeyedLocks
 from dbranch.run.kopf_settings import later, login, serve, settle
 from dbranch.run.logs import start_logging
@@ -40,6 +41,7 @@ _POKED: Any = ("metadata", "annotations", names.AGENT_POKE)
 class Work:
     projects: ProjectWork
     branches: BranchWork
+    warm: WarmWork
 
 
 def make_work(environment: dict[str, str]) -> tuple[Work, Cluster, Layout, Home]:
@@ -59,9 +61,16 @@ def make_work(environment: dict[str, str]) -> tuple[Work, Cluster, Layout, Home]
         namespace=environment["DBRANCH_NODES_NAMESPACE"],
         release=environment.get("DBRANCH_RELEASE", "dbranch"),
     )
+    slots = environment.get("DBRANCH_WARM_SLOTS", "1")
+    if not slots.isdecimal():
+        raise InvalidInput(f"environment: DBRANCH_WARM_SLOTS is {slots!r}, not a number; see agent.warmSlots")
     ensure_base(layout)
-    locks = KeyedLocks(layout.visits)
-    work = Work(ProjectWork(cluster, layout, home, locks), BranchWork(cluster, layout, home, locks))
+    locks, warm = KeyedLocks(layout.visits), WarmWork(cluster, layout, home, int(slots))
+    work = Work(
+        ProjectWork(cluster, layout, home, locks, warm.stir),
+        BranchWork(cluster, layout, home, locks, warm),
+        warm,
+    )
     return work, cluster, layout, home
 
 
@@ -132,7 +141,6 @@ def main() -> None:
         work, cluster, layout, home = make_work(dict(os.environ))
     except DbranchError as error:
         raise SystemExit(f"dbranch-server agent: {error}") from error
-    ensure_base(layout)
     grace = parse_seconds(os.environ.get("DBRANCH_UNCLAIMED_GRACE", "24h"))
     machine = observe_machine(layout)
     if not (machine.btrfs and machine.loop):
@@ -140,7 +148,8 @@ def main() -> None:
     readiness = Readiness(layout)
     readiness.serve()
     for target, args in (
-        (watch_pods, (cluster, home)),
+        (watch_pods, (cluster, home, work.warm)),
+        (work.warm.keep, (work.branches.quiet,)),
         (keep_house, (cluster, layout, home, os.environ["DBRANCH_POD_NAME"], grace)),
     ):
         threading.Thread(target=target, args=args, daemon=True, name=target.__name__).start()

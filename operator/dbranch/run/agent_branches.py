@@ -15,7 +15,7 @@ from dbranch.effect import pods, session, slot, subvolume
 from dbranch.effect.pool import ensure_pool, ensure_pool_down
 from dbranch.effect.retained import ensure_branch_taken_over
 from dbranch.effect.session import Endpoint
-from dbranch.errors import DbranchError, NotAccepting
+from dbranch.errors import DbranchError, NotAccepting, SlotTaken
 from dbranch.observe.branches import observe_branch, observe_pods
 from dbranch.observe.pools import observe_pool
 from dbranch.observe.sizes import observe_sizes
@@ -24,8 +24,9 @@ from dbranch.plan import agent_branch as plan
 from dbranch.plan.layout import Layout
 from dbranch.plan.scripts import read_initdb, read_slot_start
 from dbranch.plan.settings_files import Marker, Settings, Whose
-from dbranch.plan.slot_pod import Home, initdb_pod, slot_pod
+from dbranch.plan.slot_pod import Home, claim, initdb_pod, slot_pod
 from dbranch.report import agent as report
+from dbranch.run.agent_warm import WarmWork
 from dbranch.run.agent_watch import Watched, Watchers
 from dbranch.run.keyed_locks import KeyedLocks
 
@@ -48,9 +49,16 @@ class Scene:
 class BranchWork:
     """What handlers call. Each call answers with the seconds after which it wants to come back, or None."""
 
-    def __init__(self, cluster: Cluster, layout: Layout, home: Home, locks: KeyedLocks) -> None:
+    def __init__(
+        self, cluster: Cluster, layout: Layout, home: Home, locks: KeyedLocks, warm: WarmWork
+    ) -> None:
         self._cluster, self._layout, self._home, self._locks = cluster, layout, home, locks
+        self._warm = warm
         self._watchers = Watchers(cluster, layout, home.namespace, locks)
+
+    def quiet(self, seconds: float) -> None:
+        """Waits until no branch is starting, so many seconds at most."""
+        self._watchers.quiet(seconds)
 
     def reconcile(self, namespace: str, name: str) -> float | None:
         """One visit of a branch that is not being deleted."""
@@ -58,7 +66,13 @@ class BranchWork:
             scene = self._scene(namespace, name)
             if scene is None or scene.branch.deleting or scene.project.deleting:
                 return None
-            return self._visit(scene)
+            tried: set[str] = set()
+            while True:
+                try:
+                    return self._visit(scene, tried)
+                except SlotTaken as error:
+                    # Looked at again without it: a burst goes the cold way.
+                    logger.info("branch %s/%s: %s", namespace, name, error)
 
     def _scene(self, namespace: str, name: str) -> Scene | None:
         body = self._cluster.get(branch_path(namespace, name))
@@ -70,16 +84,20 @@ class BranchWork:
             return None
         return Scene(parse_project(above), branch)
 
-    def _visit(self, scene: Scene) -> float | None:
+    def _visit(self, scene: Scene, tried: set[str]) -> float | None:
         project, branch = scene.project, scene.branch
-        facts = observe_branch(self._cluster, self._layout, self._home.namespace, project, branch)
-        facts = self._asked(scene, facts)
+        facts = observe_branch(self._cluster, self._layout, self._home, self._warm.form, project, branch)
+        free = tuple(pod for pod in facts.waiting if pod.name not in tried)
+        facts = self._asked(scene, replace(facts, waiting=free))
         todo = plan.plan_branch(project, branch, facts)
         storage, postgres, retry = todo.storage, todo.postgres, todo.retry_after
         done = _Done(facts.marker)
+        tried |= {action.pod.name for action in todo.actions if isinstance(action, plan.Claim)}
         try:
             for action in todo.actions:
                 self._apply(scene, action, done)
+        except SlotTaken:
+            raise
         except (DbranchError, OSError) as error:
             logger.warning("branch %s/%s: %s", branch.namespace, branch.name, error)
             who, retry = f"branch {branch.branch}", 2.0
@@ -100,6 +118,8 @@ class BranchWork:
                     {"metadata": {"uid": project.uid}, "status": {"node": {"initialized": True}}},
                 )
         self._write(branch, node)
+        if _moves_pods(todo) or branch.node.observed_generation != branch.generation:
+            self._warm.stir()
         if done.reloaded:
             # What of it waits for a restart is known when Postgres has read it.
             retry = retry or 0.3
@@ -136,6 +156,9 @@ class BranchWork:
                 done.marker = subvolume.ensure_initdb_adopted(
                     layout, project.uid, branch.uid, _settings(scene), _now()
                 )
+            case plan.Claim(pod):
+                pods.ensure_claimed(self._cluster, self._home.namespace, pod, claim(project, branch, pod.uid))
+                done.slot = pod.name
             case plan.CreatePod(name):
                 slot.ensure_slot(layout, name, owner)
                 body = slot_pod(self._home, layout, project, branch, name, read_slot_start())
@@ -224,6 +247,7 @@ class BranchWork:
             if left:
                 return 0.3
             self._throw_away(branch)
+            self._warm.stir()
             return None
 
     def _throw_away(self, branch: Branch) -> None:
@@ -255,6 +279,10 @@ class _Done:
     slot: str | None = None
     awaited: str | None = None
     reloaded: bool = False
+
+
+def _moves_pods(todo: plan.Todo) -> bool:
+    return any(isinstance(action, plan.Claim | plan.CreatePod | plan.DeletePod) for action in todo.actions)
 
 
 def _settings(scene: Scene) -> Settings:

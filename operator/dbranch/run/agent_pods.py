@@ -1,6 +1,6 @@
 """A thread that watches this node's Postgres pods and wakes the branch whose pod has met with something.
 
-A pod that goes its way (pulled, started, ready) wakes nobody: the socket is watched for that.
+A branch's pod that goes its way (pulled, started, ready) wakes nobody: the socket is watched for that.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dbranch.errors import DbranchError
 from dbranch.plan.pod_trouble import PodFacts, pod_facts
 from dbranch.plan.slot_pod import Home
 from dbranch.run.agent_projects import poke
+from dbranch.run.agent_warm import WarmWork
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,13 @@ def news_of(before: PodFacts | None, now: PodFacts | None) -> bool:
     return changed or trouble or moved or (before.ready and not now.ready and not now.terminating)
 
 
-def watch_pods(cluster: Cluster, home: Home) -> None:
-    """For ever: pokes branches by the labels of their pods."""
+def is_crowded(pod: PodFacts) -> bool:
+    """Whether the node had no room for the pod."""
+    return pod.over and pod.reason.startswith("OutOf")
+
+
+def watch_pods(cluster: Cluster, home: Home, warm: WarmWork) -> None:
+    """For ever: pokes branches by the labels of their pods, and stirs what keeps the waiting ones."""
     path = path_of("v1", "pods", home.namespace)
     seen: dict[str, PodFacts] = {}
     while True:
@@ -51,7 +57,13 @@ def watch_pods(cluster: Cluster, home: Home) -> None:
                 gone = event["type"] == "DELETED"
                 if not synced:
                     listed.add(facts.name)
-                if news_of(seen.get(facts.name), None if gone else facts):
+                before = seen.get(facts.name)
+                if names.LABEL_BRANCH_UID not in body["metadata"]["labels"]:
+                    if gone or facts.over or (facts.running and not (before and before.running)):
+                        warm.stir()
+                elif news_of(before, None if gone else facts):
+                    if is_crowded(facts):
+                        warm.make_room()
                     _wake(cluster, body)
                 if gone:
                     seen.pop(facts.name, None)

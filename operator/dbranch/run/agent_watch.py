@@ -52,7 +52,7 @@ class Watchers:
 
     def __init__(self, cluster: Cluster, layout: Layout, home: str, locks: KeyedLocks) -> None:
         self._cluster, self._layout, self._home, self._locks = cluster, layout, home, locks
-        self._guard = threading.Lock()
+        self._guard = threading.Condition()
         self._running: dict[tuple[str, str], tuple[str, threading.Event]] = {}
 
     def start(self, watched: Watched) -> None:
@@ -72,8 +72,14 @@ class Watchers:
         """No thread of this branch tells anything from now on (its lock is the caller's)."""
         with self._guard:
             there = self._running.pop((namespace, name), None)
+            self._guard.notify_all()
         if there:
             there[1].set()
+
+    def quiet(self, seconds: float) -> None:
+        """Waits until nothing is watched, so many seconds at most."""
+        with self._guard:
+            self._guard.wait_for(lambda: not self._running, seconds)
 
     def _run(self, watched: Watched, stop: threading.Event) -> None:
         key = watched.branch.namespace, watched.branch.name
@@ -91,6 +97,7 @@ class Watchers:
             with self._guard:
                 if self._running.get(key, ("", None))[1] is stop:
                     del self._running[key]
+                    self._guard.notify_all()
 
     def _look(self, watched: Watched, stop: threading.Event) -> bool:
         """Waits once; True when there is nothing more to wait for."""

@@ -1,0 +1,49 @@
+"""What is true of the slots that wait on a node, and of what would use them. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from dbranch import names
+from dbranch.api.branch import parse_branch
+from dbranch.api.project import parse_project
+from dbranch.cluster import Cluster, path_of
+from dbranch.plan.pod_trouble import PodFacts, pod_facts
+from dbranch.plan.slot_pod import Home
+from dbranch.plan.warm import Waiting, WarmFacts, is_free
+
+_FREE = f"{names.LABEL_SLOT},!{names.LABEL_BRANCH_UID}"
+
+
+def observe_free(cluster: Cluster, home: Home, word: str, form: str) -> tuple[PodFacts, ...]:
+    """The running, unclaimed pods of one class and form on the node, uncached."""
+    found = _unclaimed(cluster, home, f"{_FREE},{names.LABEL_CLASS}={word}")
+    pods = (pod_facts(body) for body in found)
+    return tuple(pod for pod in pods if is_free(pod, form))
+
+
+def observe_warm(cluster: Cluster, home: Home, crowded: bool = False) -> WarmFacts:
+    """Everything that waits on the node, uncached, and the projects and branches bound to it."""
+    waiting = tuple(Waiting(pod_facts(body), _age(body)) for body in _unclaimed(cluster, home, _FREE))
+    here = f"status.nodeName={home.node}"
+    projects = cluster.find(path_of(names.API_VERSION, names.PROJECTS), fields=here)
+    branches = cluster.find(path_of(names.API_VERSION, names.BRANCHES), fields=here)
+    return WarmFacts(
+        tuple(parse_project(body) for body in projects),
+        tuple(parse_branch(body) for body in branches),
+        waiting,
+        crowded,
+    )
+
+
+def _unclaimed(cluster: Cluster, home: Home, labels: str) -> list[dict[str, Any]]:
+    return cluster.find(path_of("v1", "pods", home.namespace), labels, f"spec.nodeName={home.node}")
+
+
+def _age(body: Mapping[str, Any]) -> float:
+    made = body["metadata"].get("creationTimestamp")
+    if not made:
+        return 0.0
+    return (datetime.now(UTC) - datetime.fromisoformat(made.replace("Z", "+00:00"))).total_seconds()

@@ -1,0 +1,102 @@
+"""The agent's waiting slots: kept at their number behind the branches that take them."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+
+from dbranch import names
+from dbranch.cluster import Cluster, path_of, project_path
+from dbranch.effect import pods, slot
+from dbranch.errors import DbranchError
+from dbranch.observe.warm import observe_warm
+from dbranch.plan.layout import Layout
+from dbranch.plan.scripts import read_slot_start
+from dbranch.plan.slot_pod import Home, SlotClass, slot_form, waiting_pod
+from dbranch.plan.warm import WarmFacts, plan_warm, warm_count
+
+logger = logging.getLogger(__name__)
+
+# Seconds between two visits that nothing asked for.
+_EVERY = 60.0
+_PAUSE = 3.0
+# Seconds that a visit waits for branches that are starting: what they need goes first.
+_PATIENCE = 5.0
+# Seconds for which no slot waits on a node that had no room for a branch's pod.
+_CROWDED = 60.0
+
+
+class WarmWork:
+    """`limit` waiting slots of each class in use. What stands in the cluster is the only memory of them."""
+
+    def __init__(self, cluster: Cluster, layout: Layout, home: Home, limit: int) -> None:
+        self._cluster, self._layout, self._home, self._limit = cluster, layout, home, limit
+        self._script = read_slot_start()
+        self.form = slot_form(home, layout, self._script)
+        self._guard, self._stirred = threading.Lock(), threading.Event()
+        self._ended: set[str] = set()
+        self._crowded_until = 0.0
+
+    def stir(self) -> None:
+        """Something may be missing, or too much."""
+        self._stirred.set()
+
+    def make_room(self) -> None:
+        """The node had no room for a branch's pod: nothing waits there for a while."""
+        self._crowded_until = time.monotonic() + _CROWDED
+        self.stir()
+
+    def keep(self, quiet: Callable[[float], None]) -> None:
+        """For ever. `quiet` waits (so many seconds at most) until no branch is starting."""
+        pause = 0.0
+        while True:
+            asked = self._stirred.wait(pause)
+            self._stirred.clear()
+            quiet(_PATIENCE)
+            try:
+                pause = self.reconcile(slow=not asked) or _EVERY
+            except (DbranchError, OSError) as error:
+                logger.warning("waiting slots: %s", error)
+                pause = _PAUSE
+
+    def reconcile(self, slow: bool = False) -> float | None:
+        """One visit; the seconds after which it wants to come back, or None. `slow`: tell what is there anyway."""
+        with self._guard:
+            facts = observe_warm(self._cluster, self._home, time.monotonic() < self._crowded_until)
+            todo = plan_warm(self._limit, self.form, facts)
+            for pod in todo.end:
+                self._ended.add(pod.name)
+                pods.ensure_unclaimed_ending(self._cluster, self._home.namespace, pod)
+            for kind in todo.make:
+                self._make(kind)
+            self._remove_ended({waiting.pod.name for waiting in facts.waiting})
+            settled = not todo.make and all(waiting.pod.running for waiting in facts.waiting)
+            if slow or (settled and not self._ended):
+                self._tell(facts)
+            return 0.5 if self._ended else None
+
+    def _make(self, kind: SlotClass) -> None:
+        """The directory, then its pod; one that is cut off between the two is swept."""
+        name = names.warm_slot(secrets.token_hex(8))
+        slot.ensure_slot(self._layout, name, kind.run_as_user)
+        pods.ensure_pod(self._cluster, waiting_pod(self._home, self._layout, kind, name, self._script))
+        logger.info("slot %s waits for a branch (image %s)", name, kind.image)
+
+    def _remove_ended(self, waiting: set[str]) -> None:
+        """The directories of those that are gone. One that was claimed before its end was asked for is a branch's."""
+        for name in self._ended - waiting:
+            if self._cluster.get(path_of("v1", "pods", self._home.namespace, name)) is None:
+                slot.ensure_slot_removed(self._layout, name)
+            self._ended.discard(name)
+
+    def _tell(self, facts: WarmFacts) -> None:
+        for project in facts.projects:
+            count = warm_count(self._limit, self.form, facts, project)
+            if project.node.warm_slots != count and not project.deleting:
+                self._cluster.merge(
+                    project_path(project.namespace, project.name, "status"),
+                    {"metadata": {"uid": project.uid}, "status": {"node": {"warmSlots": count}}},
+                )

@@ -1,0 +1,79 @@
+"""Slots that wait: a branch takes one that runs already, another is made behind it."""
+
+from __future__ import annotations
+
+import json
+
+from tests.e2e.cluster import NODES, Project, eventually
+
+
+def one_waits(project: Project, *others: str) -> str:
+    """The name of the only slot that waits, once it runs and is none of `others`."""
+
+    def found() -> str:
+        waiting = project.team.cluster.waiting()
+        ready = [name for name, phase in waiting.items() if phase == "Running" and name not in others]
+        return ready[0] if len(ready) == len(waiting) == 1 else ""
+
+    return str(eventually("one slot waits", found))
+
+
+def slot_of(project: Project, branch: str) -> str:
+    return str(project.team.get("dbbranch", f"{project.name}-{branch}")["status"]["node"]["slot"])
+
+
+def test_a_branch_takes_the_waiting_slot_and_is_reached_through_it(shop: Project) -> None:
+    slot = one_waits(shop)
+    shop.branch("taker")
+    assert slot_of(shop, "taker") == slot
+    assert shop.sql("select name from item where id = 1", "taker") == "first"
+    pod = json.loads(shop.team.cluster.kubectl("get", "pod", "-n", NODES, slot, "-o", "json").out)
+    labels = pod["metadata"]["labels"]
+    assert labels["dbranch.io/namespace"] == shop.team.name and labels["dbranch.io/branch"] == "taker"
+    one_waits(shop, slot)
+
+
+def test_resume_and_restart_take_one(shop: Project) -> None:
+    shop.branch("again")
+    waiting = one_waits(shop, slot_of(shop, "again"))
+    shop.team.dbranch("-p", "shop", "stop", "again")
+    shop.team.dbranch("-p", "shop", "resume", "again")
+    assert slot_of(shop, "again") == waiting
+    waiting = one_waits(shop, waiting)
+    shop.team.dbranch("-p", "shop", "restart", "again")
+    assert slot_of(shop, "again") == waiting
+    assert shop.sql("select name from item where id = 1", "again") == "first"
+
+
+def test_an_agent_that_comes_back_keeps_it(shop: Project) -> None:
+    waiting, cluster = one_waits(shop), shop.team.cluster
+    cluster.kubectl("delete", "pod", "-n", NODES, "-l", "app.kubernetes.io/component=agent")
+    cluster.kubectl("rollout", "status", "-n", NODES, "daemonset/dbranch-agent", "--timeout=120s")
+    shop.branch("after")
+    assert slot_of(shop, "after") == waiting
+
+
+def test_a_burst_beyond_what_waits_is_made_all_the_same(shop: Project) -> None:
+    slot, names = one_waits(shop), [f"burst-{n}" for n in range(4)]
+    shop.team.apply(*(shop.branch_manifest(name) for name in names))
+    for name in names:
+        shop.team.wait_ready("dbbranch", f"shop-{name}")
+    slots = [slot_of(shop, name) for name in names]
+    assert len(set(slots)) == 4 and slot in slots
+    for name in names:
+        assert shop.sql("select name from item where id = 1", name) == "first"
+    one_waits(shop, *slots)
+
+
+def test_it_is_shown_and_made_anew_for_other_resources(shop: Project) -> None:
+    slot = one_waits(shop)
+    shown = "1 waiting for the next branch"
+    eventually("it is told", lambda: shown in shop.team.dbranch("-p", "shop", "status", "-o", "wide").out)
+    patch = {"spec": {"postgres": {"resources": {"requests": {"cpu": "11m"}}}}}
+    shop.team.kubectl("patch", "dbproject", "shop", "--type=merge", "-p", json.dumps(patch))
+    anew = one_waits(shop, slot)
+    pod = json.loads(shop.team.cluster.kubectl("get", "pod", "-n", NODES, anew, "-o", "json").out)
+    assert pod["spec"]["containers"][0]["resources"]["requests"]["cpu"] == "11m"
+    shop.branch("newer")
+    assert slot_of(shop, "newer") == anew
+    assert shop.sql("select name from item where id = 1", "newer") == "first"

@@ -1,0 +1,218 @@
+"""Slots that wait: taken by one branch each, replaced, kept and made anew. Real btrfs and Postgres, API on paper."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from tests.node.agent_life import BRANCHES, NAMESPACE, NODE, PODS, PROJECTS
+from tests.node.machine import OWNER
+from tests.node.paper_api import Json, PaperApi
+from tests.node.test_agent import configure, restart, says
+from tests.node.world import World
+
+from dbranch import names
+from dbranch.api.branch import parse_branch
+from dbranch.api.project import parse_project
+from dbranch.cluster import Cluster
+from dbranch.effect.pods import ensure_claimed, ensure_unclaimed_ending
+from dbranch.errors import Refused, SlotTaken
+from dbranch.observe.slots import observe_slots
+from dbranch.plan.pod_trouble import pod_facts
+from dbranch.plan.slot_pod import Home, claim
+from dbranch.run.agent_branches import BranchWork
+from dbranch.run.agent_warm import WarmWork
+from dbranch.run.keyed_locks import KeyedLocks
+
+HOME = Home(NODE, "node-uid", "dbranch-nodes", "dbranch")
+
+
+def uids(pods: list[Json]) -> set[str]:
+    return {pod["metadata"]["uid"] for pod in pods}
+
+
+def pod_of(world: World, branch: str) -> Json:
+    found = world.api.find(PODS, f"{names.LABEL_BRANCH_UID}={world.uid(branch)}")
+    assert len(found) == 1
+    return found[0]
+
+
+def told(world: World) -> object:
+    return ((world.api.get(f"{PROJECTS}/shop") or {})["status"]["node"]).get("warmSlots")
+
+
+@pytest.fixture
+def shop(world: World) -> World:
+    world.make_project()
+    world.agent()
+    world.sql("main", "create table item as select generate_series(1, 100) as id")
+    return world
+
+
+def test_a_branch_takes_the_waiting_slot_and_another_is_made_behind_it(shop: World) -> None:
+    waiting = shop.waiting()
+    assert len(waiting) == 1 and told(shop) == 1
+    shop.make_branch("copy", "main")
+    shop.agent()
+    pod = pod_of(shop, "copy")
+    assert pod["metadata"]["uid"] == waiting[0]["metadata"]["uid"]
+    assert pod["metadata"]["labels"][names.LABEL_NAMESPACE] == NAMESPACE
+    assert pod["metadata"]["labels"][names.LABEL_BRANCH] == "copy"
+    assert shop.branch("copy")["status"]["node"]["slot"] == pod["metadata"]["name"]
+    assert shop.sql("copy", "select count(*) from item") == [(100,)]
+    assert len(shop.waiting()) == 1 and told(shop) == 1
+
+
+def test_an_agent_that_comes_back_keeps_them(shop: World) -> None:
+    before = uids(shop.waiting())
+    for _ in range(2):
+        shop.agent()
+    assert uids(shop.waiting()) == before
+
+
+def test_resume_restart_and_a_lost_pod_take_one_each_and_none_twice(shop: World) -> None:
+    shop.make_branch("copy", "main")
+    shop.agent()
+    used = uids(shop.api.find(PODS)) - uids(shop.waiting())
+
+    def takes(act: Any) -> None:
+        (waiting,) = uids(shop.waiting())
+        act()
+        pod = pod_of(shop, "copy")
+        assert pod["metadata"]["uid"] == waiting not in used
+        assert shop.sql("copy", "select count(*) from item") == [(100,)]
+        used.add(waiting)
+
+    def resume() -> None:
+        shop.set("copy", state="Stopped")
+        shop.agent()
+        assert len(shop.pods()) == 1
+        shop.set("copy", state="Running")
+        shop.agent()
+
+    def lose() -> None:
+        shop.api.delete(f"{PODS}/{pod_of(shop, 'copy')['metadata']['name']}")
+        shop.agent()
+
+    takes(resume)
+    takes(lambda: restart(shop, "copy", "2026-01-01T00:00:00Z"))
+    assert pod_of(shop, "copy")["metadata"]["annotations"][names.RESTARTED_AT] == "2026-01-01T00:00:00Z"
+    takes(lose)
+    # The restart that was asked for is not made again by the pod that came after it.
+    assert shop.branch("copy")["status"]["node"]["restartedAt"] == "2026-01-01T00:00:00Z"
+
+
+def test_they_are_made_anew_for_another_image_and_other_resources_and_go_with_their_class(
+    shop: World,
+) -> None:
+    layout = shop.node.layout
+    for change in (
+        {"image": "postgres:another"},
+        {"resources": {"requests": {"cpu": "10m"}}},
+        {"imagePullSecrets": [{"name": "registry"}]},
+    ):
+        before = uids(shop.waiting())
+        configure(shop, **change)
+        assert len(shop.waiting()) == 1 and not uids(shop.waiting()) & before
+    spec = shop.waiting()[0]["spec"]
+    assert spec["containers"][0]["image"] == "postgres:another"
+    assert spec["containers"][0]["resources"] == {"requests": {"cpu": "10m"}}
+    assert spec["imagePullSecrets"] == [{"name": "registry"}]
+    assert says(shop, "main")[0] == "RestartPending"
+    # A class of its own, while the branch runs.
+    shop.make_branch("large", "main")
+    shop.set("large", postgres={"resources": {"requests": {"cpu": "20m"}}})
+    shop.agent()
+    assert len(shop.waiting()) == 2
+    shop.set("large", state="Stopped")
+    shop.agent()
+    assert len(shop.waiting()) == 1
+    shop.api.merge(f"{PROJECTS}/shop", {"spec": {"state": "Stopped"}})
+    shop.agent()
+    assert shop.waiting() == [] and shop.pods() == [] and observe_slots(layout) == () and told(shop) is None
+
+
+class Meeting(PaperApi):
+    """Its first two claims are asked for at the same moment."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file)
+        self._met = threading.Barrier(2)
+        self.asked = 0
+
+    def json_patch(self, path: str, operations: list[Json]) -> Json:
+        self.asked += 1
+        if self.asked <= 2:
+            self._met.wait(20)
+        return super().json_patch(path, operations)
+
+
+def test_of_two_that_ask_for_the_last_one_the_other_goes_the_cold_way(shop: World) -> None:
+    (waiting,) = uids(shop.waiting())
+    api = Meeting(shop.node.layout.base / "api.json")
+    cluster, layout, locks = cast(Cluster, api), shop.node.layout, KeyedLocks()
+    work = BranchWork(cluster, layout, HOME, locks, WarmWork(cluster, layout, HOME, 1))
+    branches = [shop.make_branch(name, "main") for name in ("one", "two")]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda name: work.reconcile(NAMESPACE, name), ("shop-one", "shop-two")))
+    assert api.asked == 2 and waiting in uids(shop.pods()) and shop.waiting() == []
+    of_branches = [pod["metadata"]["labels"][names.LABEL_BRANCH_UID] for pod in shop.pods()]
+    assert sorted(of_branches) == sorted([*branches, shop.uid("main")])
+    work.quiet(30)
+    for name in ("one", "two"):
+        assert shop.sql(name, "select count(*) from item") == [(100,)]
+
+
+class Denying(PaperApi):
+    """An API server whose policies let nothing be claimed."""
+
+    def json_patch(self, path: str, operations: list[Json]) -> Json:
+        raise Refused(422, "Invalid", "denied by a policy")
+
+
+def test_where_nothing_can_be_claimed_branches_go_the_cold_way(shop: World) -> None:
+    before = uids(shop.waiting())
+    cluster = cast(Cluster, Denying(shop.node.layout.base / "api.json"))
+    layout = shop.node.layout
+    work = BranchWork(cluster, layout, HOME, KeyedLocks(), WarmWork(cluster, layout, HOME, 1))
+    shop.make_branch("copy", "main")
+    work.reconcile(NAMESPACE, "shop-copy")
+    work.quiet(30)
+    assert shop.sql("copy", "select count(*) from item") == [(100,)]
+    assert uids(shop.waiting()) == before
+
+
+def test_a_burst_never_has_more_of_them_than_the_limit(shop: World) -> None:
+    cluster, layout = cast(Cluster, shop.api), shop.node.layout
+    warm = [WarmWork(cluster, layout, HOME, 2) for _ in range(2)]
+    most = 0
+    for n in range(6):
+        shop.make_branch(f"b{n}", "main")
+    work = BranchWork(cluster, layout, HOME, KeyedLocks(), warm[0])
+    for n in range(6):
+        work.reconcile(NAMESPACE, f"shop-b{n}")
+        for keeper in warm:
+            keeper.reconcile()
+        most = max(most, len(shop.waiting()))
+    assert most == 2 == len(shop.waiting())
+    work.quiet(30)
+    for body in shop.api.find(BRANCHES):
+        assert body["status"]["node"]["postgres"]["reason"] == "Accepting"
+
+
+def test_a_claimed_slot_is_neither_claimed_nor_ended_any_more(shop: World) -> None:
+    seen = pod_facts(shop.waiting()[0])
+    cluster = cast(Cluster, shop.api)
+    project = parse_project(shop.api.get(f"{PROJECTS}/shop") or {})
+    branch = parse_branch(shop.branch("main"))
+    ensure_claimed(cluster, HOME.namespace, seen, claim(project, branch, seen.uid))
+    with pytest.raises(SlotTaken):
+        ensure_claimed(cluster, HOME.namespace, seen, claim(project, branch, seen.uid))
+    # What was seen free before it was claimed is not ended now.
+    ensure_unclaimed_ending(cluster, HOME.namespace, seen)
+    pod = shop.api.get(f"{PODS}/{seen.name}")
+    assert pod and "deletionTimestamp" not in pod["metadata"]
+    assert shop.node.layout.run(seen.name).stat().st_uid == OWNER
