@@ -107,9 +107,8 @@ class Cluster:
             "mounts": self.on_node(
                 "awk '$5 ~ /dbranch\\/(mnt|slots)/ {print $5}' /proc/self/mountinfo"
             ).split(),
-            "loops": self.on_node(
-                "cat /sys/block/loop*/loop/backing_file 2>/dev/null | grep ^/var/lib/dbranch/ || true"
-            ).split(),
+            # The path of an image is told as the agent's own container sees it.
+            "loops": self.on_node("cat /sys/block/loop*/loop/backing_file 2>/dev/null || true").split(),
             "pods": self.kubectl(
                 *("get", "pods", "-n", NODES, "-l", "dbranch.io/slot,dbranch.io/branch-uid", "-o", "name"),
             ).text.split(),
