@@ -58,7 +58,10 @@ class BranchWork:
             scene = self._scene(namespace, name)
             if scene is None or scene.branch.deleting or scene.project.deleting:
                 return None
-            return self._visit(scene)
+            retry = self._visit(scene)
+        # Out of turn: a large branch takes a while to measure, and its Postgres is not to wait for that.
+        self._tell_sizes(scene)
+        return retry
 
     def _scene(self, namespace: str, name: str) -> Scene | None:
         body = self._cluster.get(branch_path(namespace, name))
@@ -93,7 +96,6 @@ class BranchWork:
         node |= self._place(scene, facts, done)
         if done.marker:
             node |= {"sourceUID": done.marker.source_uid, "snapshotTime": done.marker.snapshot_time}
-            node |= self._sizes(scene)
             if done.marker.is_root and not project.node.initialized:
                 self._cluster.merge(
                     project_path(project.namespace, project.name, "status"),
@@ -194,11 +196,15 @@ class BranchWork:
         # The last slot's name stays: the next one's is drawn from it.
         return place | ({"slot": name} if name else {})
 
-    def _sizes(self, scene: Scene) -> dict[str, Any]:
-        measured = observe_sizes(self._layout, scene.project.uid, scene.branch.uid)
-        if measured is None:
-            return {}
-        return report.sizes("logical", measured.logical_bytes) | report.sizes("unique", measured.unique_bytes)
+    def _tell_sizes(self, scene: Scene) -> None:
+        try:
+            measured = observe_sizes(self._layout, scene.project.uid, scene.branch.uid)
+        except OSError as error:
+            logger.info("branch %s/%s not measured: %s", scene.branch.namespace, scene.branch.name, error)
+            return
+        if measured is not None:
+            logical = report.sizes("logical", measured.logical_bytes)
+            self._write(scene.branch, logical | report.sizes("unique", measured.unique_bytes))
 
     def _write(self, branch: Branch, node: dict[str, Any]) -> None:
         now = branch.status.get("node") or {}
