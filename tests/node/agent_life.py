@@ -1,16 +1,19 @@
 """One life of an agent's process over a paper API: visits until there is no more to do, or until its kill.
 
-    python -m tests.node.agent_life API-FILE BASE-DIRECTORY KILL-AT [ROUNDS]
+    python -m tests.node.agent_process API-FILE BASE-DIRECTORY KILL-AT [ROUNDS]
 
 KILL-AT n: SIGKILL at the n-th effect: a command or system call that is about to be made (the interpreter's
-audit hooks and the log of commands tell), or a write to the API that was just made; 0: never. Prints the
-effects of a life that ended by itself, a line each. ROUNDS: it ends after so many, done or not.
+audit hooks and the log of commands tell), or a write to the API that was just made; 0: never; a pattern: when
+the first effect that it finds is done, before the next; `~` and a pattern: it stands still (SIGSTOP) just before
+the first effect that it finds. Prints the effects of a life that ended by itself, a
+line each. ROUNDS: it ends after so many, done or not.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -46,9 +49,13 @@ _LIMIT = 60.0
 class Clock(logging.Handler):
     """Counts effects; at the one that was asked for this process is no more."""
 
-    def __init__(self, kill_at: int) -> None:
+    def __init__(self, kill_at: str) -> None:
         super().__init__()
-        self._kill_at, self._guard = kill_at, threading.Lock()
+        self._kill_at, self._last = (
+            (int(kill_at), None) if kill_at.isdigit() else (0, re.compile(kill_at.strip("~")))
+        )
+        self._halts = kill_at.startswith("~")
+        self._guard = threading.Lock()
         self.effects: list[str] = []
 
     def tick(self, effect: str) -> None:
@@ -56,6 +63,12 @@ class Clock(logging.Handler):
             self.effects.append(" ".join(effect.split()))
             if len(self.effects) == self._kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self._last and self._last.search(self.effects[-1]):
+                # It was told before it is done: the next one is one too many.
+                self._kill_at = 0 if self._halts else len(self.effects) + 1
+                if self._halts:
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                self._last = None
 
     def emit(self, record: logging.LogRecord) -> None:
         # Logged before it is done: what was done is the one before.
@@ -171,7 +184,7 @@ class Life:
 
 
 def main() -> None:
-    file, base, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    file, base, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     rounds = int(sys.argv[4]) if len(sys.argv) > 4 else None
     clock = Clock(kill_at)
     papers = str(file.with_suffix(""))
@@ -186,7 +199,3 @@ def main() -> None:
     sys.addaudithook(hook)
     Life(TimedApi(file, clock), base).live(rounds)
     print("\n".join(clock.effects))
-
-
-if __name__ == "__main__":
-    main()

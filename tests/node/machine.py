@@ -8,6 +8,8 @@ import signal
 import subprocess
 import time
 import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -142,6 +144,36 @@ class Node:
                 subprocess.run(["losetup", "-d", loop.path], check=False)
         for data in self.layout.slots.glob("*/data"):
             subprocess.run(["chattr", "-i", str(data)], check=False, capture_output=True)
+
+
+def children_of(pid: int) -> dict[int, str]:
+    """The processes of a postmaster: PID -> its title."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+            title = (path.parent / "cmdline").read_text().replace("\0", " ").strip()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found[int(path.parent.name)] = title
+    return found
+
+
+@contextmanager
+def stopped(pids: Iterable[int]) -> Iterator[None]:
+    """Processes that stand still meanwhile."""
+    there = tuple(pids)
+    assert there
+    for pid in there:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in there:
+            # One of a Postgres that was killed may have ended meanwhile.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def unmount(point: str) -> None:

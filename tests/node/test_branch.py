@@ -6,9 +6,10 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
-from tests.node.machine import OWNER, Node
+from tests.node.machine import OWNER, Node, children_of, stopped
 
 from dbranch.effect import session, slot, subvolume
 from dbranch.effect.cleaning import Cleaned, ensure_cleaned
@@ -122,6 +123,29 @@ def test_a_second_postgres_on_one_branch_waits(main: tuple[Node, str, Endpoint])
     finally:
         rival.terminate()
         assert rival.wait(10) == 0
+
+
+def test_a_second_postgres_in_another_slot_waits_also_for_the_children_of_a_killed_one(
+    main: tuple[Node, str, Endpoint],
+) -> None:
+    node, branch, endpoint = main
+    # Bound by hand: the agent would not do it.
+    slot.ensure_slot(node.layout, "slot-b", OWNER)
+    there = node.layout.branch(node.project, branch)
+    subprocess.run(["mount", "--bind", there, node.layout.data("slot-b")], check=True)
+    node.script("slot-b", read_slot_start())
+    eventually(lambda: "another container holds the lock" in node.said("slot-b"))
+    first = node.running.pop(endpoint.slot)
+    with stopped(children_of(first.pid)):
+        first.kill()
+        first.wait()
+        # It looks once a second.
+        time.sleep(2.5)
+        assert "starting" not in node.said("slot-b")
+        assert not list(node.layout.run("slot-b").glob(".s.PGSQL.*"))
+    second = replace(endpoint, slot="slot-b")
+    assert session.await_accepting(node.layout, second, 30), node.said("slot-b")
+    assert sql(node, second, "select name from item") == [("first",)]
 
 
 def eventually(check: Callable[[], bool]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -418,6 +419,36 @@ def test_two_agents_at_once(world: World, soak: bool) -> None:
         world.delete_project(watched.together)
         assert not world.node.layout.image(project).exists() and world.api.find(PODS) == []
         assert list(world.node.layout.visits.iterdir()) == []
+
+
+def test_two_agents_never_work_on_one_branch_at_once(world: World) -> None:
+    """One stands still when its snapshot is clean, another one makes the same snapshot anew meanwhile: if the
+    first went on with that, the branch would be a copy that nobody cleaned."""
+    project = world.make_project()
+    world.agent()
+    world.sql("main", "select pg_create_physical_replication_slot('theirs', true)")
+    world.make_branch("copy", "main")
+    first = world.begin(r"~^open .*marker\.json")
+    await_stopped(first, 30)
+    second = world.begin(r"~^os\.remove .*marker\.json")
+    try:
+        await_stopped(second, 5)
+    finally:
+        for life in (first, second):
+            life.send_signal(signal.SIGCONT)
+            _, failed = life.communicate(timeout=60)
+            assert life.returncode == 0, failed
+    assert world.sql("copy", "select count(*) from pg_replication_slots") == [(0,)]
+    world.whole(project, running=2, stored=2)
+
+
+def await_stopped(life: subprocess.Popen[str], seconds: float) -> None:
+    """Until it stands still, or is known not to."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if Path(f"/proc/{life.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+            return
+        time.sleep(0.05)
 
 
 class Watched:

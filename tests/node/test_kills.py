@@ -10,6 +10,7 @@ from collections.abc import Callable
 from tests.node.agent_life import BRANCHES, PODS, PROJECTS
 from tests.node.world import DRAWN, World
 
+from dbranch.linux.loops import loops_of
 from dbranch.linux.mounts import read_mounts
 
 MIB = 2**20
@@ -105,3 +106,65 @@ def test_a_branchs_life(world: World, soak: bool) -> None:
     print(f"{counted} effects, {world.kills} kills")
     assert world.kills >= len(counted) and all(count > 2 for count in counted.values()), counted
     assert world.sql("main", "select count(*) from item") == [(1000,)]
+
+
+def test_a_projects_rest_and_its_end_with_branches(world: World, soak: bool) -> None:
+    project = world.make_project()
+    world.agent()
+    world.sql("main", "create table item as select generate_series(1, 1000) as id")
+    world.make_branch("b", "main")
+    world.make_branch("rests", "main")
+    world.set("rests", state="Stopped")
+    world.agent()
+    counted: dict[str, int] = {}
+
+    def switch(state: str) -> None:
+        world.api.merge(f"{PROJECTS}/shop", {"spec": {"state": state}})
+
+    def stop(at: int) -> Callable[[], None]:
+        switch("Running")
+        world.agent()
+        switch("Stopped")
+        return lambda: nothing_held(world, project)
+
+    def resume(at: int) -> Callable[[], None]:
+        switch("Stopped")
+        world.agent()
+        switch("Running")
+
+        def check() -> None:
+            # Those that ran, and no others.
+            world.whole(project, running=2, stored=3)
+            assert world.sql("b", "select count(*) from item") == [(1000,)]
+
+        return check
+
+    def remove(at: int) -> Callable[[], None]:
+        if world.api.get(f"{PROJECTS}/shop"):
+            world.delete_project()
+        made = world.make_project()
+        world.agent()
+        world.make_branch("b", "main")
+        world.agent()
+        world.ask_for_deletion()
+
+        def check() -> None:
+            nothing_held(world, made)
+            assert not world.node.layout.image(made).exists()
+            assert list(world.node.layout.slots.glob("[!.]*")) == []
+            assert list(world.node.layout.mounts.iterdir()) == []
+            assert world.api.find(PROJECTS) == [] == world.api.find(BRANCHES)
+
+        return check
+
+    for ask in (stop, resume, remove):
+        counted[ask.__name__] = world.killed_at_each(ask, soak)
+    print(f"{counted} effects of a project, {world.kills} kills")
+    assert world.kills >= len(counted) and all(count > 2 for count in counted.values()), counted
+
+
+def nothing_held(world: World, project: str) -> None:
+    """No pod, no mount and no device of the project."""
+    layout = world.node.layout
+    assert world.api.find(PODS) == [] and loops_of(layout.image(project)) == ()
+    assert [m.point for m in read_mounts() if m.point.startswith(f"{layout.base}/")] == []

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -92,13 +92,14 @@ def check(world: World, branch: str) -> None:
     )
 
 
-def test_power_cuts(disk: Path, soak: bool) -> None:
+@contextmanager
+def powered(disk: Path) -> Iterator[tuple[World, str, Writer]]:
+    """A node on this disk with a project, and a client that writes into it all the while."""
     base = disk / "base"
     run("btrfs", "subvolume", "create", base)
     base.chmod(0o711)
     node = Node(Layout(base))
     pool.ensure_base(node.layout)
-    cuts: list[tuple[Path, int, int]] = []
     try:
         world = World(node)
         project = world.make_project(storage={"size": "1Gi"})
@@ -106,7 +107,36 @@ def test_power_cuts(disk: Path, soak: bool) -> None:
         world.sql("main", "create table item (id int primary key, filler text)")
         writer = Writer(world)
         writer.start()
-        for number in range(40 if soak else 4):
+        yield world, project, writer
+        writer.end()
+        world.kubelet.end()
+    finally:
+        node.end()
+
+
+@contextmanager
+def restarted(copy: Path) -> Iterator[World]:
+    """The node after a power cut that left this: kubelet starts every pod that it knew of, the agent comes back."""
+    node, world = Node(Layout(copy)), None
+    try:
+        world = World(node)
+        world.agent()
+        yield world
+    finally:
+        if world:
+            world.kubelet.end()
+        node.end()
+
+
+def check_rows(world: World, least: int) -> None:
+    rows = world.sql("main", "select count(*), max(id) from item")[0]
+    assert rows[0] == rows[1] and int(str(rows[0])) >= least, (rows, least)
+
+
+def test_power_cuts(disk: Path, soak: bool) -> None:
+    cuts: list[tuple[Path, int, int]] = []
+    with powered(disk) as (world, project, writer):
+        for number in range(40 if soak else 3):
             # A branch comes and one goes, and the agent is cut off somewhere in it.
             world.make_branch(f"b{number}", "main")
             if number:
@@ -114,28 +144,43 @@ def test_power_cuts(disk: Path, soak: bool) -> None:
             ended = world.agent(random.randint(1, 90))
             time.sleep(random.random() / 2)
             before = writer.acknowledged
-            copy = cut(disk, base, number)
+            copy = cut(disk, disk / "base", number)
             cuts.append((copy, before, number))
             if ended is None:
                 world.agent()
-        writer.end()
-        world.kubelet.end()
-    finally:
-        node.end()
     assert cuts[-1][1] > 100, "hardly anything was written"
     for copy, before, number in cuts:
-        restarted, after = Node(Layout(copy)), None
-        try:
-            after = World(restarted)
-            # Kubelet starts every pod that it knew of, the agent comes back.
-            after.agent()
-            rows = after.sql("main", "select count(*), max(id) from item")[0]
-            assert rows[0] == rows[1] and int(str(rows[0])) >= before, (number, rows, before)
+        with restarted(copy) as after:
+            check_rows(after, before)
             after.whole(project, running=2, stored=2)
             for branch in ("main", f"b{number}"):
                 check(after, branch)
-        finally:
-            if after:
-                after.kubelet.end()
-            restarted.end()
     print(f"{len(cuts)} power cuts, {cuts[-1][1]} rows acknowledged at the last, none lost")
+
+
+# The effect after which the power goes, before anything else is done: what was made, then what was taken away.
+MADE = (r"os\.rename .*marker\.json", r"^# mv --no-clobber", r"^# sync")
+TAKEN = (r"^# mv ", r"^# sync", r"^# btrfs subvolume delete")
+
+
+def test_power_cuts_right_after_a_marker_a_rename_and_a_delete(disk: Path, soak: bool) -> None:
+    cuts: list[tuple[Path, int, int]] = []
+    points = [(last, 2) for last in MADE] + [(last, 1) for last in TAKEN]
+    with powered(disk) as (world, project, writer):
+        for last, branches in points * 5 if soak else points:
+            world.make_branch("b", "main")
+            if branches == 1:
+                world.agent()
+                world.api.delete(f"{BRANCHES}/shop-b")
+            assert world.agent(last) is None
+            before = writer.acknowledged
+            cuts.append((cut(disk, disk / "base", len(cuts)), before, branches))
+            world.agent()
+            if branches == 2:
+                world.delete_branch("b")
+    for copy, before, branches in cuts if soak else random.sample(cuts, 3):
+        with restarted(copy) as after:
+            check_rows(after, before)
+            after.whole(project, running=branches, stored=branches)
+            check(after, "b" if branches == 2 else "main")
+    print(f"{len(cuts)} power cuts right after an effect, none lost")

@@ -6,10 +6,10 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 
 import pytest
+from tests.node.machine import children_of, stopped
 from tests.node.world import World
 
 from dbranch.effect.session import Endpoint, connect
@@ -22,43 +22,17 @@ def postmaster(world: World, branch: str) -> int:
     return world.node.running[world.branch(branch)["status"]["node"]["slot"]].pid
 
 
-def processes(world: World, branch: str) -> dict[int, str]:
-    """The processes of a branch's Postgres: PID -> its title."""
-    top, found = postmaster(world, branch), {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-            title = (path.parent / "cmdline").read_text().replace("\0", " ").strip()
-        except OSError:
-            continue
-        if int(fields[1]) == top or path.parent.name == str(top):
-            found[int(path.parent.name)] = title
-    return found
-
-
-@contextmanager
-def stopped(pids: list[int]) -> Iterator[None]:
-    assert pids
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            # One of a Postgres that was killed may have been ended meanwhile.
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-
-
 @contextmanager
 def hanging_checkpoint(world: World) -> Iterator[None]:
-    with stopped([pid for pid, title in processes(world, "main").items() if "checkpointer" in title]):
+    with stopped(
+        [pid for pid, title in children_of(postmaster(world, "main")).items() if "checkpointer" in title]
+    ):
         yield
 
 
 @contextmanager
 def standing_still(world: World) -> Iterator[None]:
-    with stopped(list(processes(world, "main"))):
+    with stopped([postmaster(world, "main"), *children_of(postmaster(world, "main"))]):
         yield
 
 
@@ -76,8 +50,7 @@ def out_of_connections(world: World) -> Iterator[None]:
 @contextmanager
 def killed(world: World) -> Iterator[None]:
     """A postmaster that was killed; its children still live."""
-    children = [pid for pid in processes(world, "main") if pid != postmaster(world, "main")]
-    with stopped(children):
+    with stopped(children_of(postmaster(world, "main"))):
         os.kill(postmaster(world, "main"), signal.SIGKILL)
         yield
 

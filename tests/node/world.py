@@ -27,7 +27,7 @@ from dbranch.observe.subvolumes import observe_subvolumes
 
 ROOT = Path(__file__).parents[2]
 # Kills of each kind in the short form.
-DRAWN = 5
+DRAWN = 3
 
 
 class Kubelet(threading.Thread):
@@ -99,7 +99,7 @@ class World:
         """A few rounds of an agent that cannot come to an end."""
         self.agent(0, 3)
 
-    def agent(self, kill_at: int = 0, *rounds: int) -> int | None:
+    def agent(self, kill_at: int | str = 0, *rounds: int) -> int | None:
         """One agent's life; its effects, None where it was killed."""
         process = self.begin(kill_at, *rounds)
         said, failed = process.communicate(timeout=120)
@@ -110,9 +110,11 @@ class World:
         self.effects = said.splitlines()
         return len(self.effects)
 
-    def begin(self, kill_at: int = 0, *rounds: int, within: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    def begin(
+        self, kill_at: int | str = 0, *rounds: int, within: tuple[str, ...] = ()
+    ) -> subprocess.Popen[str]:
         """An agent that lives on beside this; `within` are commands that run it, as `unshare`."""
-        life = ("-m", "tests.node.agent_life", self._file, self.node.layout.base, kill_at, *rounds)
+        life = ("-m", "tests.node.agent_process", self._file, self.node.layout.base, kill_at, *rounds)
         return subprocess.Popen(
             [*within, sys.executable, *map(str, life)],
             cwd=ROOT,
@@ -160,14 +162,16 @@ class World:
         return project
 
     def delete_project(self, live: Callable[[], object] | None = None) -> None:
-        """As the controller does: the branches first, then the project; `live`: who acts, else one agent."""
-        for body in self.api.find(BRANCHES):
-            if body["spec"]["project"] != self.name:
-                continue
-            self.api.delete(f"{BRANCHES}/{body['metadata']['name']}")
-        # Its own deletion is asked for first of all.
-        self.api.delete(f"{PROJECTS}/{self.name}")
+        """Deleted, until it is gone; `live`: who acts, else one agent."""
+        self.ask_for_deletion()
         (live or self.agent)()
+
+    def ask_for_deletion(self) -> None:
+        """As the controller does: the branches first, then the project."""
+        for body in self.api.find(BRANCHES):
+            if body["spec"]["project"] == self.name:
+                self.api.delete(f"{BRANCHES}/{body['metadata']['name']}")
+        self.api.delete(f"{PROJECTS}/{self.name}")
 
     def make_branch(self, name: str, source: str | None) -> str:
         status: Json = {"nodeName": NODE}
@@ -178,6 +182,11 @@ class World:
         meta = {"name": f"{self.name}-{name}", "namespace": NAMESPACE, "finalizers": [names.AGENT_FINALIZER]}
         made = self.api.create(BRANCHES, {"metadata": meta, "spec": spec, "status": status})
         return str(made["metadata"]["uid"])
+
+    def delete_branch(self, name: str) -> None:
+        """Deleted, until it is gone."""
+        self.api.delete(f"{BRANCHES}/{self.name}-{name}")
+        self.agent()
 
     def branch(self, name: str) -> Json:
         body = self.api.get(f"{BRANCHES}/{self.name}-{name}")

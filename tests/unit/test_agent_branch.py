@@ -4,90 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given
-from hypothesis import strategies as st
+from tests.unit.branch_model import (
+    COPY,
+    INITDB,
+    NEW,
+    PROJECT,
+    ROOMY,
+    ROOT,
+    apply,
+    converge,
+    marker,
+    world,
+)
 
 from dbranch import names
 from dbranch.api.branch import Branch, BranchNode
 from dbranch.api.conditions import Reason, Step
-from dbranch.api.project import Project, ProjectNode
+from dbranch.api.project import Project
 from dbranch.plan import agent_branch as plan
-from dbranch.plan.agent_branch import BranchFacts, Todo, plan_branch
+from dbranch.plan.agent_branch import BranchFacts, plan_branch
 from dbranch.plan.pod_trouble import PodFacts
-from dbranch.plan.settings_files import Marker
 from dbranch.plan.slot_pod import slot_class
 from dbranch.plan.space import Space
-
-PROJECT = Project("team", "shop", "p-uid", node_name="n1", node=ProjectNode(pool_uuid="u", initialized=True))
-NEW = Project("team", "shop", "p-uid", node_name="n1", node=ProjectNode(pool_uuid="u"))
-ROOT = Branch("team", "shop-main", "r-uid", "shop", node_name="n1")
-COPY = Branch("team", "shop-x", "x-uid", "shop", "main", node_name="n1", source_uid="r-uid")
-ROOMY = Space(2**30, 2**29, 2**40, 2**39)
-INITDB = "initdb-p-uid"
-
-
-def marker(branch: Branch, cleaned: bool = True) -> Marker:
-    return Marker("p-uid", branch.uid, branch.source_uid, "2026-01-01T00:00:00Z", 17, cleaned)
-
-
-def apply(branch: Branch, facts: BranchFacts, action: plan.Action) -> BranchFacts:
-    """What a node is like after one action that succeeded."""
-    pods = facts.pods
-    match action:
-        case plan.DeletePod(pod):
-            if pod.name == INITDB:
-                return replace(facts, initdb=None)
-            return replace(facts, pods=tuple(p for p in pods if p.name != pod.name))
-        case plan.RemoveSlot(slot):
-            assert slot not in {p.name for p in pods}, "a slot is removed under its pod"
-            return replace(facts, bound=tuple(s for s in facts.bound if s != slot))
-        case plan.MakeInitdbArea(slot):
-            assert facts.marker is None and facts.initdb is None
-            return replace(facts, bound=(*facts.bound, slot), initdb_done=False)
-        case plan.CreateInitdbPod(slot):
-            assert slot in facts.bound
-            return replace(facts, initdb=PodFacts(slot, running=True))
-        case plan.AdoptInitdb():
-            assert facts.initdb is None and facts.initdb_done and INITDB not in facts.bound
-            return replace(facts, marker=marker(branch), initdb_done=False)
-        case plan.Claim(pod):
-            assert not pods and pod in facts.waiting, "a second pod, or one that was not free"
-            return replace(facts, pods=(replace(pod, running=True),), waiting=())
-        case plan.CreatePod(slot):
-            assert not pods
-            return replace(facts, pods=(PodFacts(slot, running=True),))
-        case plan.TakeSnapshot():
-            assert facts.marker is None
-            return replace(facts, marker=marker(branch, cleaned=False))
-        case plan.Bind(slot):
-            assert facts.marker is not None and not facts.bound, "two binds of one branch"
-            return replace(facts, bound=(slot,))
-        case plan.AwaitPostgres():
-            opened = marker(branch) if facts.marker else None
-            return replace(facts, marker=opened, accepting="17.6")
-        case _:
-            return facts
-
-
-def world(facts: BranchFacts) -> BranchFacts:
-    """What happens by itself between two visits."""
-    if facts.initdb and facts.initdb.running:
-        facts = replace(facts, initdb=PodFacts(INITDB, over=True), initdb_done=True)
-    pods = tuple(p for p in facts.pods if not p.terminating)
-    alive = any(not p.over and p.name in facts.bound for p in pods)
-    return replace(facts, pods=pods, accepting=facts.accepting if alive else None)
-
-
-def converge(
-    project: Project, branch: Branch, facts: BranchFacts, visits: int = 12
-) -> tuple[BranchFacts, Todo]:
-    todo = plan_branch(project, branch, facts)
-    for _ in range(visits):
-        todo = plan_branch(project, branch, facts)
-        for action in todo.actions:
-            facts = apply(branch, facts, action)
-        facts = world(facts)
-    return facts, todo
 
 
 def every_cut(project: Project, branch: Branch, *waiting: PodFacts) -> list[BranchFacts]:
@@ -253,37 +191,6 @@ def test_a_rejected_pod_is_replaced_but_not_at_once() -> None:
     todo = plan_branch(PROJECT, COPY, BranchFacts(True, ROOMY, marker(COPY), (pod,), bound=("slot-1",)))
     assert plan.DeletePod(pod) in todo.actions and todo.retry_after and todo.retry_after >= 5
     assert todo.postgres and todo.postgres.reason == Reason.POD_REJECTED
-
-
-@given(
-    stored=st.booleans(),
-    running=st.booleans(),
-    pods=st.lists(
-        st.builds(
-            PodFacts,
-            name=st.sampled_from(["slot-a", "slot-b"]),
-            terminating=st.booleans(),
-            over=st.booleans(),
-            running=st.booleans(),
-        ),
-        max_size=2,
-        unique_by=lambda pod: pod.name,
-    ),
-    bound=st.lists(st.sampled_from(["slot-a", "slot-b", "slot-old"]), max_size=1),
-)
-def test_every_state_converges(stored: bool, running: bool, pods: list[PodFacts], bound: list[str]) -> None:
-    """From any mixture of pods and binds: at most one pod and one bind, and the state that was asked for."""
-    facts = BranchFacts(
-        pool_mounted=True,
-        space=ROOMY,
-        marker=marker(COPY, cleaned=False) if stored or bound else None,
-        pods=tuple(pods),
-        bound=tuple(bound),
-    )
-    branch = COPY if running else replace(COPY, state="Stopped")
-    ended, todo = converge(PROJECT, branch, facts)
-    assert todo.postgres and todo.postgres.reason == (Reason.ACCEPTING if running else Reason.STOPPED)
-    assert len(ended.pods) == len(ended.bound) == int(running)
 
 
 def test_what_a_pool_that_was_taken_over_holds_is_no_new_database() -> None:

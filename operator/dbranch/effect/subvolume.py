@@ -50,6 +50,11 @@ def _mounted(layout: Layout, project_uid: str) -> Path:
     return point
 
 
+def _sync(path: Path) -> None:
+    log_as_typed("sync", "--file-system", path)
+    syncfs(path)
+
+
 def read_marker(subvolume: Path) -> Marker | None:
     """The marker of a subvolume; None where it has none that can be read."""
     try:
@@ -72,7 +77,7 @@ def ensure_initdb_area(layout: Layout, project_uid: str, branch_uid: str, owner:
     btrfs.create_subvolume(area)
     area.chmod(0o755)
     tenant.make_pgdata(area, owner)
-    syncfs(area)
+    _sync(area)
 
 
 def ensure_initdb_adopted(
@@ -180,7 +185,7 @@ def write_settings(subvolume: Path, marker: Marker, settings: Settings) -> bool:
 def _take_name(begun: Path, branch: Path) -> Marker:
     log_as_typed("mv", "--no-clobber", begun, branch)
     rename_new(begun, branch)
-    syncfs(branch.parent)
+    _sync(branch.parent)
     return _marker_of(branch)
 
 
@@ -243,7 +248,7 @@ def ensure_trashed(layout: Layout, project_uid: str, branch_uid: str) -> None:
             thrown = trash / f"{branch_uid}-{secrets.token_hex(4)}"
             log_as_typed("mv", path, thrown)
             rename_new(path, thrown)
-    syncfs(pool)
+    _sync(pool)
 
 
 def ensure_trash_emptied(layout: Layout, project_uid: str) -> None:

@@ -50,8 +50,8 @@ def walk_beneath(
     """Every directory beneath the open one, itself (`.`) first: its path, a descriptor, its entries.
 
     The descriptor is closed before the next one comes. Neither recursion nor a descriptor a level: a tenant's
-    tree may be deeper than both. What cannot be opened (exchanged meanwhile, a path beyond the kernel's limit)
-    is left out; with `strict` it is an OSError.
+    tree may be deeper than both. What cannot be read (exchanged meanwhile, damaged, a path beyond the kernel's
+    limit) is left out; with `strict` it is an OSError.
     """
     pending = [PurePosixPath(".")]
     while pending:
@@ -63,12 +63,21 @@ def walk_beneath(
                 raise
             continue
         try:
-            with os.scandir(directory) as found:
-                entries = list(found)
+            entries = _entries(directory, strict)
             yield path, directory, entries
         finally:
             os.close(directory)
         pending += [path / entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _entries(directory: int, strict: bool) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(directory) as found:
+            return list(found)
+    except OSError:
+        if strict:
+            raise
+        return []
 
 
 def _never(directory: int, name: str) -> bool:

@@ -66,13 +66,19 @@ class BranchWork:
             scene = self._scene(namespace, name)
             if scene is None or scene.branch.deleting or scene.project.deleting:
                 return None
-            tried: set[str] = set()
-            while True:
-                try:
-                    return self._visit(scene, tried)
-                except SlotTaken as error:
-                    # Looked at again without it: a burst goes the cold way.
-                    logger.info("branch %s/%s: %s", namespace, name, error)
+            retry = self._visit_until_claimed(scene)
+        # Out of turn: a large branch takes a while to measure, and its Postgres is not to wait for that.
+        self._tell_sizes(scene)
+        return retry
+
+    def _visit_until_claimed(self, scene: Scene) -> float | None:
+        tried: set[str] = set()
+        while True:
+            try:
+                return self._visit(scene, tried)
+            except SlotTaken as error:
+                # Looked at again without it: a burst goes the cold way.
+                logger.info("branch %s/%s: %s", scene.branch.namespace, scene.branch.name, error)
 
     def _scene(self, namespace: str, name: str) -> Scene | None:
         body = self._cluster.get(branch_path(namespace, name))
@@ -111,7 +117,6 @@ class BranchWork:
         node |= self._place(scene, facts, done)
         if done.marker:
             node |= {"sourceUID": done.marker.source_uid, "snapshotTime": done.marker.snapshot_time}
-            node |= self._sizes(scene)
             if done.marker.is_root and not project.node.initialized:
                 self._cluster.merge(
                     project_path(project.namespace, project.name, "status"),
@@ -217,11 +222,15 @@ class BranchWork:
         # The last slot's name stays: the next one's is drawn from it.
         return place | ({"slot": name} if name else {})
 
-    def _sizes(self, scene: Scene) -> dict[str, Any]:
-        measured = observe_sizes(self._layout, scene.project.uid, scene.branch.uid)
-        if measured is None:
-            return {}
-        return report.sizes("logical", measured.logical_bytes) | report.sizes("unique", measured.unique_bytes)
+    def _tell_sizes(self, scene: Scene) -> None:
+        try:
+            measured = observe_sizes(self._layout, scene.project.uid, scene.branch.uid)
+        except OSError as error:
+            logger.info("branch %s/%s not measured: %s", scene.branch.namespace, scene.branch.name, error)
+            return
+        if measured is not None:
+            logical = report.sizes("logical", measured.logical_bytes)
+            self._write(scene.branch, logical | report.sizes("unique", measured.unique_bytes))
 
     def _write(self, branch: Branch, node: dict[str, Any]) -> None:
         now = branch.status.get("node") or {}

@@ -1,0 +1,96 @@
+"""Two hundred branches (fewer without --soak): what a snapshot, a round of the agent and a deletion take."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from tests.node.machine import Node, new_uid
+
+from dbranch.api.branch import Branch
+from dbranch.api.project import Project, ProjectNode
+from dbranch.cluster import Cluster
+from dbranch.effect import pool, session, subvolume
+from dbranch.observe.branches import observe_branch
+from dbranch.observe.sizes import observe_sizes
+
+MIB = 2**20
+
+
+class NoPods:
+    """A cluster in which no pod is found."""
+
+    def find(self, path: str, labels: str = "", fields: str = "") -> list[Any]:
+        return []
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Milliseconds."""
+    began = time.perf_counter()
+    call()
+    return (time.perf_counter() - began) * 1000
+
+
+def shown(times: list[float]) -> str:
+    ends = f"first ten {statistics.median(times[:10]):.1f}, last ten {statistics.median(times[-10:]):.1f}"
+    return f"median {statistics.median(times):.1f} ms, worst {max(times):.1f} ms ({ends})"
+
+
+def overwrite(pgdata: Path, count: int) -> None:
+    """Blocks of 8 KiB in the middle of the largest file, as a branch that is worked in writes them."""
+    largest = max((p for p in (pgdata / "base").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    with largest.open("r+b") as file:
+        for block in range(count):
+            file.seek((block * 37 % (largest.stat().st_size // 8192)) * 8192)
+            file.write(os.urandom(8192))
+        os.fsync(file.fileno())
+
+
+def end(node: Node, branch: str) -> None:
+    subvolume.ensure_trashed(node.layout, node.project, branch)
+    subvolume.ensure_trash_emptied(node.layout, node.project)
+
+
+def test_many_branches(node: Node, soak: bool) -> None:
+    count, layout, project = (200 if soak else 12), node.layout, node.project
+    node.pool_uuid = pool.ensure_pool(layout, project, 4 * 2**30, None, None)
+    root = node.root()
+    endpoint = node.start(root)
+    with session.connect(layout, endpoint, "dbranch", seconds=60) as there:
+        there.execute(
+            "create table item as select id, repeat('x', 500) as text from generate_series(1, 120000) id"
+        )
+        there.execute("checkpoint")
+    branches = [new_uid() for _ in range(count)]
+    snapshots = []
+    for branch in branches:
+        snapshots.append(timed(partial(node.take, root, branch)))
+        overwrite(layout.branch(project, branch) / "pgdata", 40)
+    said = Project("team", "shop", project, node=ProjectNode(pool_uuid=node.pool_uuid, initialized=True))
+    cluster = cast(Cluster, NoPods())
+    facts: list[float] = []
+    sizes: list[float] = []
+    for branch in branches:
+        body = Branch("team", "shop-b", branch, "shop", "main", source_uid=root)
+        facts.append(timed(partial(observe_branch, cluster, layout, "nodes", said, body)))
+        sizes.append(timed(partial(observe_sizes, layout, project, branch)))
+    of_root, of_one = observe_sizes(layout, project, root), observe_sizes(layout, project, branches[-1])
+    assert of_root and of_one and of_root.logical_bytes > 90 * MIB
+    # Its own forty blocks, and not the hundred megabytes that it shares.
+    assert 40 * 8192 <= of_one.unique_bytes < 10 * MIB
+    ends = []
+    for branch in branches:
+        ends.append(timed(partial(end, node, branch)))
+    assert not layout.branch(project, branches[0]).exists()
+    round_ = sum(facts) + sum(sizes)
+    logical, unique = of_root.logical_bytes / MIB, of_one.unique_bytes / MIB
+    print(f"\n{count} branches of {logical:.0f} MiB, {unique:.1f} MiB unique each")
+    print(f"snapshot: {shown(snapshots)}")
+    print(f"a round: {round_ / 1000:.2f} s; its facts {shown(facts)}; its sizes {shown(sizes)}")
+    print(f"deletion: {shown(ends)}")
+    assert round_ / count < 250, "a round is too dear for two hundred branches"
