@@ -184,6 +184,8 @@ class ClientStart(asyncio.Protocol):
             self.transport.abort()
             return
         if transport is None:
+            # The connection was lost meanwhile, and nobody else is told.
+            self._entered()
             return
         self._task, self._shaking = None, False
         self.encrypted = True
