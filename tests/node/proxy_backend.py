@@ -104,10 +104,13 @@ class Backend:
 
 
 @contextmanager
-def running_backend(branch: str, max_connections: int = 30) -> Iterator[Backend]:
+def running_backend(
+    branch: str, max_connections: int = 30, programs: Path | None = None
+) -> Iterator[Backend]:
     """A server in a directory of its own, which goes with it. Fails where Postgres is not installed."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    assert found, "no /usr/lib/postgresql/*/bin/initdb: apt-get install postgresql (hack/test does)"
+    root = programs.parent.parent if programs else Path("/usr/lib/postgresql")
+    found = sorted(root.glob("*/bin/initdb"))
+    assert found, f"no {root}/*/bin/initdb: apt-get install postgresql (hack/test does)"
     home = Path(tempfile.mkdtemp(prefix="dbranch-proxy-"))
     backend = Backend(branch, free_port(), home, found[-1].parent, max_connections=max_connections)
     try:
