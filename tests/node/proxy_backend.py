@@ -55,6 +55,7 @@ class Backend:
     home: Path
     programs: Path
     server: subprocess.Popen[bytes] | None = None
+    max_connections: int = 30
 
     def start(self) -> None:
         nobody = pwd.getpwnam("nobody")
@@ -64,7 +65,8 @@ class Backend:
                     str(self.programs / "postgres"),
                     *("-D", str(self.home / "data"), "-k", str(self.home), "-p", str(self.port)),
                     *("-c", "listen_addresses=127.0.0.1", "-c", f"cluster_name={self.branch}"),
-                    *("-c", "fsync=off", "-c", "max_connections=30", "-c", "wal_level=logical"),
+                    *("-c", "fsync=off", "-c", "wal_level=logical"),
+                    *("-c", f"max_connections={self.max_connections}"),
                 ],
                 stdout=out,
                 stderr=out,
@@ -102,12 +104,15 @@ class Backend:
 
 
 @contextmanager
-def running_backend(branch: str) -> Iterator[Backend]:
+def running_backend(
+    branch: str, max_connections: int = 30, programs: Path | None = None
+) -> Iterator[Backend]:
     """A server in a directory of its own, which goes with it. Fails where Postgres is not installed."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    assert found, "no /usr/lib/postgresql/*/bin/initdb: apt-get install postgresql (hack/test does)"
+    root = programs.parent.parent if programs else Path("/usr/lib/postgresql")
+    found = sorted(root.glob("*/bin/initdb"))
+    assert found, f"no {root}/*/bin/initdb: apt-get install postgresql (hack/test does)"
     home = Path(tempfile.mkdtemp(prefix="dbranch-proxy-"))
-    backend = Backend(branch, free_port(), home, found[-1].parent)
+    backend = Backend(branch, free_port(), home, found[-1].parent, max_connections=max_connections)
     try:
         nobody = pwd.getpwnam("nobody")
         (home / "password").write_text(PASSWORD)

@@ -102,6 +102,12 @@ def test_a_tls_handshake_has_its_time(make_proxy: MakeProxy, tls: Any) -> None:
         assert read_all(sock) == b""
         assert time.monotonic() - began < 3
     wait_until(lambda: not proxy.board.opening)
+    # Nor does one stay that goes in the middle of it.
+    with proxy.raw() as sock:
+        sock.sendall(struct.pack("!II", 8, 80877103))
+        assert sock.recv(1) == b"S"
+        assert proxy.board.opening
+    wait_until(lambda: not proxy.board.opening)
 
 
 def test_a_login_among_five_hundred_silent_connections(make_proxy: MakeProxy) -> None:

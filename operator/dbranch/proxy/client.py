@@ -183,7 +183,9 @@ class ClientStart(asyncio.Protocol):
             self._entered()
             self.transport.abort()
             return
-        if transport is None:
+        if transport is None or self.transport.is_closing():
+            # The connection was lost meanwhile, and nobody else is told.
+            self._entered()
             return
         self._task, self._shaking = None, False
         self.encrypted = True

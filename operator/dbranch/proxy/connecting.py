@@ -92,17 +92,21 @@ async def _try(
     session.server, session.greeting = server.transport, wire.Greeting()
     session.unanswered = server.answered
     server.transport.write(startup.packet)
+    timer = session.loop.call_later(max(left, _LEAST), _no_answer, server.answered)
     try:
-        # Not `timeout`: that would cancel `answered` itself, which means that the session is over.
-        await asyncio.wait([server.answered], timeout=max(left, _LEAST))
-        if not server.answered.done():
-            server.answered.set_result("no answer to the startup packet")
-        answer = server.answered.result()
+        answer = await server.answered
     except asyncio.CancelledError:
         server.transport.abort()
         raise
+    finally:
+        timer.cancel()
     if answer is not None:
         session.place = session.server = session.greeting = session.unanswered = None
         server.transport.abort()
         return answer
     return None
+
+
+def _no_answer(answered: asyncio.Future[str | None]) -> None:
+    if not answered.done():
+        answered.set_result("no answer to the startup packet")

@@ -7,8 +7,6 @@ import ipaddress
 import socket
 from typing import Any, Final, TypeVar
 
-from dbranch.proxy.proxy_protocol import peer_name
-
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
 # A peer that is gone without a word is known after about 90 s.
@@ -57,7 +55,8 @@ def address_of(transport: asyncio.BaseTransport) -> str:
     peer: Any = transport.get_extra_info("peername")
     if not peer:
         return "unknown"
-    return peer_name(str(peer[0]), int(peer[1]))
+    host = str(peer[0]).removeprefix("::ffff:")
+    return f"[{host}]:{peer[1]}" if ":" in host else f"{host}:{peer[1]}"
 
 
 def host_of(peer: str) -> str:

@@ -32,6 +32,8 @@ class Lines(logging.Formatter):
 
 def start_logging(env: Mapping[str, str]) -> None:
     """Logs from INFO on to standard error: `DBRANCH_LOG_FORMAT=json`, or plain text (the default)."""
+    # What no line shows is not looked up for each.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines(env.get("DBRANCH_LOG_FORMAT", "plain") == "json"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

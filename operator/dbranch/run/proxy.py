@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -113,6 +114,8 @@ async def serve(settings: Settings) -> None:
             listening.append(
                 await loop.create_server(lambda: ClientStart(board, canceller), sock=sock, backlog=1024)
             )
+            # What is there now stays for good: the collector need not look at it again and again.
+            gc.freeze()
             log.info("project %s/%s on port %d", settings.own.namespace, settings.own.project, settings.port)
         # A task that ends here has failed: that is the proxy's end, and kubelet starts it again.
         await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
