@@ -144,7 +144,11 @@ class Life:
                     done = False
                     continue
                 done = self._visit(path, work, body) and done
-        return self._warm.reconcile() is None and done
+        self._warm.reconcile()
+        waiting = self._api.find(PODS, f"{names.LABEL_SLOT},!{names.LABEL_BRANCH_UID}")
+        run = all((pod.get("status") or {}).get("phase") == "Running" for pod in waiting)
+        # That a waiting pod runs now is an event, too.
+        return run and self._warm.reconcile() is None and done
 
     def _visit(self, path: str, work: Any, body: Json) -> bool:
         name = body["metadata"]["name"]

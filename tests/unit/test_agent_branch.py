@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbranch import names
@@ -255,6 +255,7 @@ def test_a_rejected_pod_is_replaced_but_not_at_once() -> None:
     assert todo.postgres and todo.postgres.reason == Reason.POD_REJECTED
 
 
+@settings(deadline=None)
 @given(
     stored=st.booleans(),
     running=st.booleans(),
