@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tests.e2e.cluster import Project
+from tests.e2e.cluster import Project, eventually
 
 
 def test_apply_of_manifests_becomes_ready(shop: Project) -> None:
@@ -79,7 +79,14 @@ def test_own_service_whatever_is_active(shop: Project) -> None:
 
 def test_sizes_are_told(shop: Project) -> None:
     shop.branch("sized")
-    node = shop.team.get("dbbranch", "shop-sized")["status"]["node"]
+    node = eventually(
+        "it is measured",
+        lambda: (
+            (told := shop.team.get("dbbranch", "shop-sized")["status"]["node"])
+            and "uniqueBytes" in told
+            and told
+        ),
+    )
     assert node["logicalBytes"] > 2**20
     assert node["uniqueBytes"] < node["logicalBytes"]
     pool = shop.team.get("dbproject", "shop")["status"]["node"]

@@ -155,7 +155,11 @@ class Life:
                     done = False
                     continue
                 done = self._visit(path, work, body) and done
-        return self._warm.reconcile() is None and done
+        self._warm.reconcile()
+        waiting = self._api.find(PODS, f"{names.LABEL_SLOT},!{names.LABEL_BRANCH_UID}")
+        run = all((pod.get("status") or {}).get("phase") == "Running" for pod in waiting)
+        # That a waiting pod runs now is an event, too.
+        return run and self._warm.reconcile() is None and done
 
     def _waits_for_branches(self, project: Json) -> bool:
         name = project["metadata"]["name"]

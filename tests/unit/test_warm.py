@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbranch import names
@@ -97,6 +97,7 @@ def test_a_pod_that_the_node_had_no_room_for() -> None:
     assert not is_crowded(PodFacts("a", running=True))
 
 
+@settings(deadline=None)
 @given(
     limit=st.integers(0, 3),
     pods=st.lists(

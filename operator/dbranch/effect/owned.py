@@ -17,33 +17,50 @@ _APPLIED: Final = f"{names.GROUP}/applied"
 
 
 class Owned:
-    """Remembers what it applied; with `fresh`, it looks again."""
+    """Remembers what it applied, and to which object; with `fresh`, it looks again."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._guard = threading.Lock()
-        self._known: dict[str, str] = {}
+        self._known: dict[str, tuple[str, str]] = {}
 
-    def ensure(self, api: str, plural: str, body: Mapping[str, Any], fresh: bool = False) -> None:
+    def ensure(
+        self, api: str, plural: str, body: Mapping[str, Any], fresh: bool = False, new: bool = False
+    ) -> None:
         """The object is as `body` says. NameTaken where one of somebody else has its name.
 
-        Ours is what has our owner reference's UID, or, without one, our managed-by label.
+        Ours is what has our owner reference's UID, or, without one, our managed-by label. `new`: there is
+        probably none yet. What is new, and what is known to be ours, costs one request.
         """
         meta = body["metadata"]
         path = path_of(api, plural, meta["namespace"], meta["name"])
         digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
         with self._guard:
-            if self._known.get(path) == digest and not fresh:
-                return
-        there = self._cluster.get(path)
-        if there is not None:
-            _check_ours(there, body)
-        applied = ((there or {}).get("metadata", {}).get("annotations") or {}).get(_APPLIED)
-        if applied != digest:
-            annotations = {**(meta.get("annotations") or {}), _APPLIED: digest}
-            self._cluster.apply(path, {**body, "metadata": {**meta, "annotations": annotations}})
+            known, uid = self._known.get(path, ("", ""))
+        if known == digest and not fresh:
+            return
+        marked = {**meta, "annotations": {**(meta.get("annotations") or {}), _APPLIED: digest}}
+        there: Mapping[str, Any] | None = None
+        try:
+            if new:
+                there = self._cluster.create(
+                    path_of(api, plural, meta["namespace"]), {**body, "metadata": marked}
+                )
+            elif uid and not fresh:
+                # With its UID: another object of that name is refused.
+                there = self._cluster.apply(path, {**body, "metadata": {**marked, "uid": uid}})
+        except Refused as error:
+            if error.status != 409:
+                raise
+        if there is None:
+            there = self._cluster.get(path)
+            if there is not None:
+                _check_ours(there, body)
+            applied = ((there or {}).get("metadata", {}).get("annotations") or {}).get(_APPLIED)
+            if there is None or applied != digest:
+                there = self._cluster.apply(path, {**body, "metadata": marked})
         with self._guard:
-            self._known[path] = digest
+            self._known[path] = digest, there["metadata"]["uid"]
 
     def drop(self, api: str, plural: str, namespace: str, name: str, uid: str | None = None) -> None:
         """The object is gone, if it is ours (its owner is `uid`, or there is none to ask for)."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from dbranch.cluster import Cluster, path_of
 from dbranch.errors import Refused, SlotTaken
-from dbranch.plan.pod_trouble import PodFacts
+from dbranch.plan.pod_trouble import PodFacts, pod_facts
 
 # Seconds of grace for a pod that only waits.
 _WAITING_END = 2
@@ -33,10 +33,10 @@ def ensure_unclaimed_ending(cluster: Cluster, namespace: str, pod: PodFacts) -> 
     cluster.delete(path, uid=pod.uid or None, grace=_WAITING_END, version=pod.version or None)
 
 
-def ensure_claimed(cluster: Cluster, namespace: str, pod: PodFacts, claim: list[dict[str, Any]]) -> None:
-    """The waiting pod is the branch's that `claim` names. SlotTaken where another one was faster."""
+def ensure_claimed(cluster: Cluster, namespace: str, pod: PodFacts, claim: list[dict[str, Any]]) -> PodFacts:
+    """The waiting pod is the branch's that `claim` names; as it is then. SlotTaken where another one was faster."""
     try:
-        cluster.json_patch(path_of("v1", "pods", namespace, pod.name), claim)
+        return pod_facts(cluster.json_patch(path_of("v1", "pods", namespace, pod.name), claim))
     except Refused as error:
         if error.status not in (404, 409, 422):
             raise

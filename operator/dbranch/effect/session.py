@@ -117,11 +117,12 @@ def accepting(layout: Layout, endpoint: Endpoint) -> str | None:
     """One try: the `server_version`, or None where it does not accept."""
     try:
         with connect(layout, endpoint) as session:
-            row = session.execute("show server_version").fetchone()
+            # The server says it with its first words.
+            version = session.info.parameter_status("server_version")
     except (NotAccepting, psycopg.Error):
         return None
     # Debian and others append their own build: "17.6 (Debian 17.6-1.pgdg13+1)".
-    return str(row[0]).split()[0] if row else None
+    return version.split()[0] if version else None
 
 
 def checkpoint(layout: Layout, endpoint: Endpoint, seconds: float) -> bool:

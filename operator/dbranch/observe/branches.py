@@ -6,10 +6,11 @@ from dbranch import names
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project
 from dbranch.cluster import Cluster, path_of
+from dbranch.linux.mounts import read_mounts
 from dbranch.observe.machine import observe_machine
 from dbranch.observe.pools import observe_pool
-from dbranch.observe.slots import observe_slot, observe_slots
-from dbranch.observe.subvolumes import observe_initdb_done, observe_subvolumes
+from dbranch.observe.slots import observe_slot, observe_slots, observe_slots_of
+from dbranch.observe.subvolumes import observe_initdb_done, observe_marker, observe_subvolumes
 from dbranch.observe.warm import observe_free
 from dbranch.plan.agent_branch import BranchFacts
 from dbranch.plan.layout import Layout
@@ -26,13 +27,16 @@ def observe_branch(
     are left to who has a session."""
     pool = observe_pool(layout, project.uid)
     machine = observe_machine(layout)
-    subvolumes = observe_subvolumes(layout, project.uid)
     pods = observe_pods(cluster, home.namespace, f"{names.LABEL_BRANCH_UID}={branch.uid}")
     initdb = names.initdb_pod(project.uid)
-    marker = subvolumes.branches.get(branch.uid)
+    marker = observe_marker(layout, project.uid, branch.uid)
     retained: str | None = None
-    if marker is None and project.adopt:
-        retained = retained_branch(subvolumes.branches, project.adopt, branch.branch, branch.uid)
+    initdb_done = False
+    if marker is None and (project.adopt or branch.is_root):
+        subvolumes = observe_subvolumes(layout, project.uid)
+        if project.adopt:
+            retained = retained_branch(subvolumes.branches, project.adopt, branch.branch, branch.uid)
+        initdb_done = branch.uid in subvolumes.initdb and observe_initdb_done(layout, project.uid, branch.uid)
     waiting: tuple[PodFacts, ...] = ()
     if not pods and branch.running and project.running and (marker or branch.source_uid or retained):
         waiting = observe_free(cluster, home, slot_class(project, branch), form)
@@ -45,7 +49,7 @@ def observe_branch(
         pods=tuple(pod for pod in pods if pod.name != initdb),
         waiting=waiting,
         initdb=next((pod for pod in pods if pod.name == initdb), None),
-        initdb_done=branch.uid in subvolumes.initdb and observe_initdb_done(layout, project.uid, branch.uid),
+        initdb_done=initdb_done,
         bound=bound,
         unseen=any(observe_slot(layout, slot).unseen for slot in bound),
         refused=next((said for slot in bound if (said := observe_slot(layout, slot).refused)), None),
@@ -60,18 +64,15 @@ def observe_pods(cluster: Cluster, namespace: str, labels: str) -> tuple[PodFact
 
 def observe_bound(layout: Layout, branch_uid: str, initdb: str | None) -> tuple[str, ...]:
     """The slots in which the branch is bound, and the one of its initdb while that has a directory."""
-    return tuple(
-        slot
-        for slot in observe_slots(layout)
-        if slot == initdb or observe_slot(layout, slot).branch_uid == branch_uid
-    )
+    bound = observe_slots_of(layout, branch_uid)
+    return (*bound, initdb) if initdb and initdb not in bound and layout.slot(initdb).is_dir() else bound
 
 
 def observe_project_slots(layout: Layout, project_uid: str) -> tuple[str, ...]:
     """The slots in which anything of this project's pool is bound, and that of its initdb."""
-    initdb = names.initdb_pod(project_uid)
+    initdb, mounts = names.initdb_pod(project_uid), read_mounts()
     return tuple(
         slot
         for slot in observe_slots(layout)
-        if slot == initdb or observe_slot(layout, slot).project_uid == project_uid
+        if slot == initdb or observe_slot(layout, slot, mounts).project_uid == project_uid
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from dbranch.linux.files import opened_directory, read_beneath
-from dbranch.linux.mounts import mounts_at, read_mounts
+from dbranch.linux.mounts import Mount, mounts_at, read_mounts
 from dbranch.plan.layout import Layout, is_slot, is_uid
 
 _SOCKET: Final = re.compile(r"\.s\.PGSQL\.(\d{1,5})")
@@ -37,12 +37,12 @@ class SlotFacts:
     unseen: bool = False
 
 
-def observe_slot(layout: Layout, slot: str) -> SlotFacts:
-    """A slot by name."""
+def observe_slot(layout: Layout, slot: str, mounts: tuple[Mount, ...] | None = None) -> SlotFacts:
+    """A slot by name. `mounts`: as they were just read, where many slots are looked at."""
     directory = layout.slot(slot)
     if not directory.exists():
         return SlotFacts(exists=False)
-    mounts = read_mounts()
+    mounts = read_mounts() if mounts is None else mounts
     there = mounts_at(layout.data(slot), mounts)
     port, refused = _socket_port(directory), _refused(directory)
     unseen = bool(there) and refused == WAITING and _waits_since(layout.wake(slot), layout.run(slot)) > _SEEN
@@ -92,6 +92,14 @@ def _socket_port(directory: Path) -> int | None:
         return None
     ports = (_SOCKET.fullmatch(name) for name in names)
     return next((int(match[1]) for match in ports if match), None)
+
+
+def observe_slots_of(layout: Layout, branch_uid: str) -> tuple[str, ...]:
+    """The slots in which the branch is bound; one look at the mounts, however many slots there are."""
+    mounts, name = read_mounts(), f"/{branch_uid}"
+    points = (Path(m.point) for m in mounts if m.root == name and m.point.startswith(f"{layout.slots}/"))
+    slots = sorted({point.parent.name for point in points})
+    return tuple(s for s in slots if is_slot(s) and observe_slot(layout, s, mounts).branch_uid == branch_uid)
 
 
 def observe_slots(layout: Layout) -> tuple[str, ...]:

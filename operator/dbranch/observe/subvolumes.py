@@ -56,6 +56,15 @@ def observe_subvolumes(layout: Layout, project_uid: str) -> SubvolumesFacts:
     return SubvolumesFacts(branches, tuple(temporary), tuple(initdb), thrown)
 
 
+def observe_marker(layout: Layout, project_uid: str, branch_uid: str) -> Marker | None:
+    """The marker of one branch, however many the pool holds; None where there is no such branch (yet)."""
+    there = mounts_at(layout.pool(project_uid))
+    path = layout.branch(project_uid, branch_uid)
+    if not there or there[-1].kind != "btrfs" or not is_subvolume(path):
+        return None
+    return _marker(path)
+
+
 def observe_retained(layout: Layout, project_uid: str) -> Retained | None:
     """The record of a retained pool; None where there is none that can be read."""
     try:

@@ -3,6 +3,8 @@
 set -u
 trap 'exit 0' TERM INT QUIT
 d=/slot/data p=/slot/data/pgdata last=
+# What the image is, asked while nobody waits.
+me=$(id -u) want=$(postgres -V | sed 's/[^0-9]*\([0-9]*\).*/\1/')
 say() { [ "$1" = "$last" ] || { last=$1; echo "slot: $1" >&2; }; }
 nap() { sleep "$1" & wait $!; }
 bad() { say "refused: $1"; echo "$1" >/slot/run/refused; nap 1; }
@@ -12,8 +14,8 @@ while :; do
   [ "$(stat -f -c %t $d)" = 9123683e ] || { bad "data is not btrfs"; continue; }
   [ "$(stat -c %i:%u $d)" = 256:0 ] || { bad "data is not a root-owned subvolume"; continue; }
   [ "$(stat -c %d $d)" != "$(stat -c %d /slot)" ] || { bad "data is not a mount"; continue; }
-  [ "$(stat -c %u:%a $p)" = "$(id -u):700" ] || { bad "pgdata: owner or mode"; continue; }
-  have=$(cat $p/PG_VERSION) want=$(postgres -V | sed 's/[^0-9]*\([0-9]*\).*/\1/')
+  [ "$(stat -c %u:%a $p)" = "$me:700" ] || { bad "pgdata: owner or mode"; continue; }
+  have=$(cat $p/PG_VERSION)
   [ "$have" = "$want" ] || { bad "data is of PostgreSQL $have, image is $want"; continue; }
   # Postgres inherits the lock: a second one on this data never starts, also from another pod.
   exec 9<$d/lock || { bad "no lock file"; continue; }

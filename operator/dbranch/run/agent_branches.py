@@ -18,22 +18,26 @@ from dbranch.effect.session import Endpoint
 from dbranch.errors import DbranchError, NotAccepting, SlotTaken
 from dbranch.observe.branches import observe_branch, observe_pods
 from dbranch.observe.pools import observe_pool
-from dbranch.observe.sizes import observe_sizes
-from dbranch.observe.slots import observe_slot, observe_slots
+from dbranch.observe.slots import observe_slots_of
 from dbranch.plan import agent_branch as plan
 from dbranch.plan.layout import Layout
+from dbranch.plan.pod_trouble import PodFacts
 from dbranch.plan.scripts import read_initdb, read_slot_start
 from dbranch.plan.settings_files import Marker, Settings, Whose
 from dbranch.plan.slot_pod import Home, claim, initdb_pod, slot_pod
 from dbranch.report import agent as report
+from dbranch.run.agent_sizes import tell_sizes
 from dbranch.run.agent_warm import WarmWork
 from dbranch.run.agent_watch import Watched, Watchers
 from dbranch.run.keyed_locks import KeyedLocks
+from dbranch.run.laps import Laps
 
 logger = logging.getLogger(__name__)
 
 # Seconds that a source's CHECKPOINT may take; without it the branch only starts slower.
 _CHECKPOINT = 10.0
+# Seconds that a visit itself waits for a Postgres in a slot that ran already: one write then says all.
+_AT_ONCE = 1.0
 # Seconds of grace for a Postgres whose data is thrown away.
 _END = 2
 
@@ -63,19 +67,21 @@ class BranchWork:
     def reconcile(self, namespace: str, name: str) -> float | None:
         """One visit of a branch that is not being deleted."""
         with self._locks.held(namespace, name):
+            laps = Laps()
             scene = self._scene(namespace, name)
+            laps.lap("read")
             if scene is None or scene.branch.deleting or scene.project.deleting:
                 return None
-            retry = self._visit_until_claimed(scene)
-        # Out of turn: a large branch takes a while to measure, and its Postgres is not to wait for that.
-        self._tell_sizes(scene)
+            retry = self._visit_until_claimed(scene, laps)
+        # Out of turn: its Postgres is not to wait for that.
+        tell_sizes(self._cluster, self._layout, scene.project, scene.branch)
         return retry
 
-    def _visit_until_claimed(self, scene: Scene) -> float | None:
+    def _visit_until_claimed(self, scene: Scene, laps: Laps) -> float | None:
         tried: set[str] = set()
         while True:
             try:
-                return self._visit(scene, tried)
+                return self._visit(scene, tried, laps)
             except SlotTaken as error:
                 # Looked at again without it: a burst goes the cold way.
                 logger.info("branch %s/%s: %s", scene.branch.namespace, scene.branch.name, error)
@@ -90,18 +96,20 @@ class BranchWork:
             return None
         return Scene(parse_project(above), branch)
 
-    def _visit(self, scene: Scene, tried: set[str]) -> float | None:
+    def _visit(self, scene: Scene, tried: set[str], laps: Laps) -> float | None:
         project, branch = scene.project, scene.branch
         facts = observe_branch(self._cluster, self._layout, self._home, self._warm.form, project, branch)
         free = tuple(pod for pod in facts.waiting if pod.name not in tried)
         facts = self._asked(scene, replace(facts, waiting=free))
         todo = plan.plan_branch(project, branch, facts)
         storage, postgres, retry = todo.storage, todo.postgres, todo.retry_after
-        done = _Done(facts.marker)
+        done = _Done(facts.marker, laps)
+        laps.lap("look")
         tried |= {action.pod.name for action in todo.actions if isinstance(action, plan.Claim)}
         try:
             for action in todo.actions:
                 self._apply(scene, action, done)
+                laps.lap(type(action).__name__)
         except SlotTaken:
             raise
         except (DbranchError, OSError) as error:
@@ -122,15 +130,25 @@ class BranchWork:
                     project_path(project.namespace, project.name, "status"),
                     {"metadata": {"uid": project.uid}, "status": {"node": {"initialized": True}}},
                 )
-        self._write(branch, node)
+        self._tell(scene, node, done)
         if _moves_pods(todo) or branch.node.observed_generation != branch.generation:
             self._warm.stir()
         if done.reloaded:
             # What of it waits for a restart is known when Postgres has read it.
             retry = retry or 0.3
-        if done.awaited and done.marker:
-            self._watchers.start(Watched(project, branch, done.awaited, done.marker))
         return retry
+
+    def _tell(self, scene: Scene, node: dict[str, Any], done: _Done) -> None:
+        """`node`, and that Postgres accepts: with it where it starts at once, by a thread where it takes longer."""
+        branch = scene.branch
+        if not (done.awaited and done.marker):
+            self._write(branch, node)
+            return
+        watched = Watched(scene.project, branch, done.awaited, done.marker, done.pod, done.laps)
+        if done.pod and self._watchers.at_once(watched, _AT_ONCE, node):
+            return
+        self._write(branch, node)
+        self._watchers.start(watched)
 
     def _asked(self, scene: Scene, facts: plan.BranchFacts) -> plan.BranchFacts:
         """What the Postgres of a bound slot says itself."""
@@ -162,7 +180,9 @@ class BranchWork:
                     layout, project.uid, branch.uid, _settings(scene), _now()
                 )
             case plan.Claim(pod):
-                pods.ensure_claimed(self._cluster, self._home.namespace, pod, claim(project, branch, pod.uid))
+                done.pod = pods.ensure_claimed(
+                    self._cluster, self._home.namespace, pod, claim(project, branch, pod.uid)
+                )
                 done.slot = pod.name
             case plan.CreatePod(name):
                 slot.ensure_slot(layout, name, owner)
@@ -171,6 +191,7 @@ class BranchWork:
                 done.slot = name
             case plan.TakeSnapshot(source):
                 self._checkpoint(scene, source)
+                done.laps.lap("Checkpoint")
                 done.marker = subvolume.ensure_snapshot(
                     layout, project.uid, source, branch.uid, _settings(scene), _now()
                 )
@@ -200,13 +221,11 @@ class BranchWork:
     def _checkpoint(self, scene: Scene, source_uid: str) -> None:
         """Best effort, on the slot in which the source runs: the copy then has little to recover."""
         marker = subvolume.read_marker(self._layout.branch(scene.project.uid, source_uid))
-        for name in observe_slots(self._layout):
-            if marker and observe_slot(self._layout, name).branch_uid == source_uid:
-                user = scene.project.postgres.user
-                endpoint = Endpoint(name, names.branch_port(source_uid), user, marker.major)
-                if not session.checkpoint(self._layout, endpoint, _CHECKPOINT):
-                    logger.info("source %s: no CHECKPOINT; the copy recovers more", source_uid)
-                return
+        for name in observe_slots_of(self._layout, source_uid) if marker else ():
+            user, major = scene.project.postgres.user, marker.major if marker else 0
+            endpoint = Endpoint(name, names.branch_port(source_uid), user, major)
+            if not session.checkpoint(self._layout, endpoint, _CHECKPOINT):
+                logger.info("source %s: no CHECKPOINT; the copy recovers more", source_uid)
 
     def _place(self, scene: Scene, facts: plan.BranchFacts, done: _Done) -> dict[str, Any]:
         """Slot, pod and address: those of the pod that answers; none of a branch that does not run."""
@@ -221,16 +240,6 @@ class BranchWork:
         place: dict[str, Any] = {"pod": name, "address": None, "port": names.branch_port(scene.branch.uid)}
         # The last slot's name stays: the next one's is drawn from it.
         return place | ({"slot": name} if name else {})
-
-    def _tell_sizes(self, scene: Scene) -> None:
-        try:
-            measured = observe_sizes(self._layout, scene.project.uid, scene.branch.uid)
-        except OSError as error:
-            logger.info("branch %s/%s not measured: %s", scene.branch.namespace, scene.branch.name, error)
-            return
-        if measured is not None:
-            logical = report.sizes("logical", measured.logical_bytes)
-            self._write(scene.branch, logical | report.sizes("unique", measured.unique_bytes))
 
     def _write(self, branch: Branch, node: dict[str, Any]) -> None:
         now = branch.status.get("node") or {}
@@ -260,9 +269,8 @@ class BranchWork:
             return None
 
     def _throw_away(self, branch: Branch) -> None:
-        for name in observe_slots(self._layout):
-            if name == branch.node.slot or observe_slot(self._layout, name).branch_uid == branch.uid:
-                slot.ensure_slot_removed(self._layout, name)
+        for name in {*observe_slots_of(self._layout, branch.uid), *filter(None, [branch.node.slot])}:
+            slot.ensure_slot_removed(self._layout, name)
         above = self._cluster.get(project_path(branch.namespace, branch.project))
         project = parse_project(above) if above else None
         # A project that is being deleted takes its pool with it, or keeps it as it is.
@@ -285,7 +293,9 @@ class _Done:
     """What the actions of one visit have come to."""
 
     marker: Marker | None
+    laps: Laps
     slot: str | None = None
+    pod: PodFacts | None = None
     awaited: str | None = None
     reloaded: bool = False
 

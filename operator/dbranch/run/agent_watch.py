@@ -6,7 +6,7 @@ import base64
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -28,7 +28,9 @@ from dbranch.plan.layout import Layout
 from dbranch.plan.pod_trouble import PodFacts, pod_facts
 from dbranch.plan.settings_files import Marker
 from dbranch.run.agent_projects import poke
+from dbranch.run.agent_sizes import tell_sizes
 from dbranch.run.keyed_locks import KeyedLocks
+from dbranch.run.laps import Laps
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +41,19 @@ _PAUSE = 0.5
 
 @dataclass(frozen=True)
 class Watched:
-    """A branch that is starting in a slot."""
+    """A branch that is starting in a slot; `pod` is its pod, where that is known already; `laps` so far."""
 
     project: Project
     branch: Branch
     slot: str
     marker: Marker
+    pod: PodFacts | None = None
+    laps: Laps = field(default_factory=Laps)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        port = names.branch_port(self.branch.uid)
+        return Endpoint(self.slot, port, self.project.postgres.user, self.marker.major)
 
 
 class Watchers:
@@ -101,10 +110,8 @@ class Watchers:
 
     def _look(self, watched: Watched, stop: threading.Event) -> bool:
         """Waits once; True when there is nothing more to wait for."""
-        project, branch = watched.project, watched.branch
-        port = names.branch_port(branch.uid)
-        endpoint = Endpoint(watched.slot, port, project.postgres.user, watched.marker.major)
-        version = session.await_accepting(self._layout, endpoint, _WAIT)
+        branch = watched.branch
+        version = session.await_accepting(self._layout, watched.endpoint, _WAIT)
         with self._locks.held(branch.namespace, branch.name):
             if stop.is_set() or observe_slot(self._layout, watched.slot).branch_uid != branch.uid:
                 return True
@@ -114,18 +121,40 @@ class Watchers:
                     poke(self._cluster, branch.namespace, branch.name)
                     return True
                 return False
-            cleaned = ensure_cleaned(self._layout, project.uid, branch.uid, endpoint)
-            if cleaned.subscriptions or cleaned.prepared_transactions:
-                logger.info("branch %s/%s: cleaned of %s", branch.namespace, branch.name, cleaned)
-            marker = read_marker(self._layout.branch(project.uid, branch.uid))
-            if marker and project.password_version not in (None, marker.password):
-                self.take_password(project, branch, endpoint)
+            told = self._open(watched, version, {})
+        if told:
+            tell_sizes(self._cluster, self._layout, watched.project, branch)
+        else:
+            time.sleep(_PAUSE / 10)
+        return told
+
+    def at_once(self, watched: Watched, seconds: float, more: dict[str, Any]) -> bool:
+        """Waits so long in the visit itself, whose lock is held: True where all is told, `more` with it."""
+        version = session.await_accepting(self._layout, watched.endpoint, seconds)
+        try:
+            return version is not None and self._open(watched, version, more)
+        except psycopg.Error as error:
+            logger.warning("slot %s: %s", watched.slot, error)
+            return False
+
+    def _open(self, watched: Watched, version: str, more: dict[str, Any]) -> bool:
+        """Cleaned, given the owner's password, and told with `more`; False where its pod has no address yet."""
+        project, branch, endpoint = watched.project, watched.branch, watched.endpoint
+        watched.laps.lap("accept")
+        cleaned = ensure_cleaned(self._layout, project.uid, branch.uid, endpoint)
+        if cleaned.subscriptions or cleaned.prepared_transactions:
+            logger.info("branch %s/%s: cleaned of %s", branch.namespace, branch.name, cleaned)
+        marker = read_marker(self._layout.branch(project.uid, branch.uid))
+        if marker and project.password_version not in (None, marker.password):
+            self.take_password(project, branch, endpoint)
+        pod = watched.pod
+        if pod is None or not pod.address:
             body = self._cluster.get(path_of("v1", "pods", self._home, watched.slot))
             pod = pod_facts(body) if body else None
-            if pod is None or not pod.address:
-                time.sleep(_PAUSE / 10)
-                return False
-            self._tell(watched, pod, version, port)
+        watched.laps.lap("open")
+        if pod is None or not pod.address:
+            return False
+        self._tell(watched, pod, version, more)
         return True
 
     def take_password(self, project: Project, branch: Branch, endpoint: Endpoint) -> None:
@@ -137,15 +166,16 @@ class Watchers:
             text = base64.b64decode(verifier).decode()
             ensure_password(self._layout, project.uid, branch.uid, endpoint, text)
 
-    def _tell(self, watched: Watched, pod: PodFacts, version: str, port: int) -> None:
+    def _tell(self, watched: Watched, pod: PodFacts, version: str, more: dict[str, Any]) -> None:
         project, branch = watched.project, watched.branch
         text = f"Postgres {version} of branch {branch.branch} accepts connections"
         node: dict[str, Any] = {
+            **more,
             "postgres": Step(Reason.ACCEPTING, text).as_dict(),
             "slot": watched.slot,
             "pod": watched.slot,
             "address": pod.address,
-            "port": port,
+            "port": watched.endpoint.port,
             "postgresVersion": version,
             "imageID": pod.image_id,
             "restartedAt": pod.restarted_at,
@@ -153,6 +183,13 @@ class Watchers:
         self._cluster.merge(
             branch_path(branch.namespace, branch.name, "status"),
             {"metadata": {"uid": branch.uid}, "status": {"node": node}},
+        )
+        watched.laps.lap("tell")
+        logger.info(
+            "branch %s/%s accepts",
+            branch.namespace,
+            branch.name,
+            extra={"fields": watched.laps.milliseconds()},
         )
         if project.node.postgres_version != version:
             digest = (pod.image_id or "").partition("@")[2] or None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -37,6 +38,8 @@ class BranchCare:
 
     def __init__(self, cluster: Cluster, release: Release, owned: Owned, locks: KeyedLocks) -> None:
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
+        # By project UID: the password's version and the login that goes with it.
+        self._logins: dict[str, tuple[str, Login]] = {}
 
     def reconcile(self, namespace: str, name: str, views: Views, tell: Tell, fresh: bool = False) -> None:
         """One visit of a branch that is not being deleted. `fresh`: look at what is remembered, too."""
@@ -50,24 +53,36 @@ class BranchCare:
             siblings = views.branches_of(namespace, branch.project)
             wanted: dict[str, Any] = {}
             scheduled = self._bind(project, branch, siblings, views, fresh, wanted)
+            is_new = "nodeName" in wanted
             branch = replace(branch, node_name=wanted.get("nodeName", branch.node_name))
-            steps = branch_steps(project, branch, scheduled)
-            ready = ready_step(
-                steps, f"branch {branch.branch} accepts connections at {names.host_of(name, namespace)}"
-            )
-            before = branch.status.get("conditions") or ()
-            wanted |= {
-                "observedGeneration": branch.generation,
-                "conditions": report_conditions(before, steps, ready, branch.generation, now()),
-                "phase": phase_of(ready),
-                "active": bool(project and project.route and project.route.branch == branch.branch),
-            }
-            changed = {key: value for key, value in wanted.items() if branch.status.get(key) != value}
-            if changed:
-                patch = {"metadata": {"uid": branch.uid}, "status": changed}
-                self._cluster.merge(branch_path(namespace, name, "status"), patch)
-                tell_transition(branch.status, ready, tell)
+            if project and not is_new:
+                scheduled = self._named(self._ensure_reached, project, branch, fresh) or scheduled
+            self._write(project, branch, scheduled, wanted, tell)
+            if project and is_new:
+                # Behind its binding: the agent works meanwhile.
+                taken = self._named(self._ensure_reached, project, branch, fresh)
+                if taken:
+                    self._write(project, branch, taken, wanted, tell)
             self._wake(project, branch, siblings)
+
+    def _write(
+        self, project: Project | None, branch: Branch, scheduled: Step, wanted: dict[str, Any], tell: Tell
+    ) -> None:
+        steps = branch_steps(project, branch, scheduled)
+        host = names.host_of(branch.name, branch.namespace)
+        ready = ready_step(steps, f"branch {branch.branch} accepts connections at {host}")
+        before = branch.status.get("conditions") or ()
+        wanted |= {
+            "observedGeneration": branch.generation,
+            "conditions": report_conditions(before, steps, ready, branch.generation, now()),
+            "phase": phase_of(ready),
+            "active": bool(project and project.route and project.route.branch == branch.branch),
+        }
+        changed = {key: value for key, value in wanted.items() if branch.status.get(key) != value}
+        if changed:
+            patch = {"metadata": {"uid": branch.uid}, "status": changed}
+            self._cluster.merge(branch_path(branch.namespace, branch.name, "status"), patch)
+            tell_transition(branch.status, ready, tell)
 
     def _bind(
         self,
@@ -78,12 +93,10 @@ class BranchCare:
         fresh: bool,
         wanted: dict[str, Any],
     ) -> Step:
-        """The binding and the objects of the branch; a name that is taken is found before anything is made."""
-        try:
-            if project:
-                self._ensure_objects(project, branch, fresh)
-        except NameTaken as error:
-            return Step(Reason.NAME_TAKEN, str(error))
+        """The binding; a name that is taken is found before anything is made."""
+        taken = self._named(self._ensure_service, project, branch, fresh) if project else None
+        if taken:
+            return taken
         if branch.node_name is None:
             answer = bind_branch(project, branch, siblings)
             if isinstance(answer, Step):
@@ -95,20 +108,36 @@ class BranchCare:
         trouble = node_trouble(views.node(branch.node_name))
         return trouble or Step(Reason.BOUND, f"branch {branch.branch} is bound to node {branch.node_name}")
 
-    def _ensure_objects(self, project: Project, branch: Branch, fresh: bool) -> None:
+    def _named(
+        self, ensure: Callable[[Project, Branch, bool], None], project: Project, branch: Branch, fresh: bool
+    ) -> Step | None:
+        """What `ensure` makes is there; the step where somebody else has the name."""
+        try:
+            ensure(project, branch, fresh)
+        except NameTaken as error:
+            return Step(Reason.NAME_TAKEN, str(error))
+        return None
+
+    def _ensure_service(self, project: Project, branch: Branch, fresh: bool) -> None:
         service = manifests.branch_service(project, branch, self._release)
-        self._owned.ensure("v1", "services", service, fresh)
+        self._owned.ensure("v1", "services", service, fresh, new=_is_new(branch))
+
+    def _ensure_reached(self, project: Project, branch: Branch, fresh: bool) -> None:
+        """How the branch is reached: before it is told to be Ready."""
         target = target_of(project, branch)
         reachable = target is not None and target.state == "Ready"
         endpoints = manifests.branch_endpoints(project, branch, self._release, reachable)
-        self._owned.ensure("discovery.k8s.io/v1", "endpointslices", endpoints, fresh)
-        login = self._login(project)
+        self._owned.ensure("discovery.k8s.io/v1", "endpointslices", endpoints, fresh, new=_is_new(branch))
+        login = self._login(project, fresh)
         if login:
             secret = manifests.conn_secret(project, self._release, login, branch)
-            self._owned.ensure("v1", "secrets", secret, fresh)
+            self._owned.ensure("v1", "secrets", secret, fresh, new=_is_new(branch))
 
-    def _login(self, project: Project) -> Login | None:
-        """What the project's own Secret says; None before the project has one."""
+    def _login(self, project: Project, fresh: bool) -> Login | None:
+        """What the project's own Secret says; None before the project has one. Read once for each password."""
+        version, known = self._logins.get(project.uid, ("", None))
+        if known and version == project.password_version and not fresh:
+            return Login(project.postgres.user, known.password, project.postgres.database)
         path = path_of("v1", "secrets", project.namespace, names.conn_secret(project.name))
         body = self._cluster.get(path)
         if body is None or project.uid not in (
@@ -116,7 +145,10 @@ class BranchCare:
         ):
             return None
         password = base64.b64decode(body["data"]["password"]).decode()
-        return Login(project.postgres.user, password, project.postgres.database)
+        login = Login(project.postgres.user, password, project.postgres.database)
+        if project.password_version:
+            self._logins[project.uid] = project.password_version, login
+        return login
 
     def _wake(self, project: Project | None, branch: Branch, siblings: tuple[Branch, ...]) -> None:
         """Wakes the project and the branches that would say something else now."""
@@ -165,6 +197,11 @@ class BranchCare:
                 "status": {"conditions": conditions, "phase": "Deleting"},
             }
             self._cluster.merge(branch_path(branch.namespace, branch.name, "status"), patch)
+
+
+def _is_new(branch: Branch) -> bool:
+    """Whether nothing was said of it yet: then nothing is there of it."""
+    return not branch.status.get("conditions")
 
 
 def _waiting(branch: Branch) -> Step:

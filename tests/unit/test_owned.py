@@ -1,0 +1,103 @@
+"""Objects of the controller's own: how many requests one costs, and that nobody else's is taken."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from dbranch.cluster import Cluster
+from dbranch.effect.owned import Owned
+from dbranch.errors import NameTaken, Refused
+
+Json = dict[str, Any]
+
+
+class Paper:
+    """One object's place, and the verbs that were asked for."""
+
+    def __init__(self, there: Json | None = None) -> None:
+        self.there, self.verbs, self._uids = there, [], iter(["u1", "u2", "u3"])
+
+    def get(self, path: str) -> Json | None:
+        self.verbs.append("get")
+        return self.there
+
+    def create(self, path: str, body: Json) -> Json:
+        self.verbs.append("create")
+        if self.there is not None:
+            raise Refused(409, "AlreadyExists", path)
+        return self._put(body, next(self._uids))
+
+    def apply(self, path: str, body: Json) -> Json:
+        self.verbs.append("apply")
+        uid = body["metadata"].get("uid")
+        if uid and (self.there is None or self.there["metadata"]["uid"] != uid):
+            raise Refused(409, "Conflict", path)
+        return self._put(body, self.there["metadata"]["uid"] if self.there else next(self._uids))
+
+    def _put(self, body: Json, uid: str) -> Json:
+        self.there = {**body, "metadata": {**body["metadata"], "uid": uid}}
+        return self.there
+
+    def asked(self) -> list[str]:
+        verbs, self.verbs = self.verbs, []
+        return verbs
+
+
+def wanted(value: str, owner: str = "mine") -> Json:
+    meta = {"name": "shop", "namespace": "team", "ownerReferences": [{"uid": owner}]}
+    return {"kind": "Service", "metadata": meta, "spec": value}
+
+
+def ensure(owned: Owned, value: str, **how: bool) -> None:
+    owned.ensure("v1", "services", wanted(value), **how)
+
+
+def test_a_new_one_costs_one_request_and_one_that_is_as_it_should_be_none() -> None:
+    paper = Paper()
+    owned = Owned(cast(Cluster, paper))
+    ensure(owned, "a", new=True)
+    assert paper.asked() == ["create"] and paper.there and paper.there["spec"] == "a"
+    ensure(owned, "a", new=True)
+    assert paper.asked() == []
+    ensure(owned, "b")
+    assert paper.asked() == ["apply"] and paper.there["spec"] == "b"
+    # Somebody else's controller starts: it looks, and writes nothing.
+    ensure(Owned(cast(Cluster, paper)), "b")
+    assert paper.asked() == ["get"]
+    ensure(owned, "b", fresh=True)
+    assert paper.asked() == ["get"]
+
+
+def test_a_name_that_is_taken_is_left_alone() -> None:
+    for how in ({"new": True}, {}, {"fresh": True}):
+        paper = Paper(
+            {**wanted("x", "theirs"), "metadata": {**wanted("x", "theirs")["metadata"], "uid": "t"}}
+        )
+        with pytest.raises(NameTaken):
+            ensure(Owned(cast(Cluster, paper)), "a", **how)
+        assert paper.there and paper.there["spec"] == "x"
+
+
+def test_one_that_was_exchanged_for_another_is_not_written_to() -> None:
+    paper = Paper()
+    owned = Owned(cast(Cluster, paper))
+    ensure(owned, "a", new=True)
+    theirs = wanted("x", "theirs")
+    paper.there = {**theirs, "metadata": {**theirs["metadata"], "uid": "t"}}
+    with pytest.raises(NameTaken):
+        ensure(owned, "b")
+    assert paper.there["spec"] == "x"
+    # Deleted by hand: made anew.
+    paper.there = None
+    ensure(owned, "b")
+    assert paper.there and paper.there["spec"] == "b"
+
+
+def test_one_of_ours_that_is_there_though_it_should_be_new() -> None:
+    paper = Paper()
+    ensure(Owned(cast(Cluster, paper)), "a", new=True)
+    paper.asked()
+    ensure(Owned(cast(Cluster, paper)), "b", new=True)
+    assert paper.asked() == ["create", "get", "apply"] and paper.there and paper.there["spec"] == "b"
