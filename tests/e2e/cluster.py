@@ -115,11 +115,11 @@ class Cluster:
             "secrets": self.kubectl("get", "secrets", "-n", NODES, "-o", "name").text.split(),
         }
 
-    def waiting(self) -> dict[str, str]:
-        """The slots that wait for any branch: name -> phase of the pod."""
+    def waiting(self) -> dict[str, dict[str, Any]]:
+        """The slots that wait for any branch: name -> pod."""
         free = "dbranch.io/slot,!dbranch.io/branch-uid"
         listed = self.kubectl("get", "pods", "-n", NODES, "-l", free, "-o", "json")
-        return {i["metadata"]["name"]: i["status"].get("phase", "") for i in json.loads(listed.out)["items"]}
+        return {pod["metadata"]["name"]: pod for pod in json.loads(listed.out)["items"]}
 
 
 class Namespace:

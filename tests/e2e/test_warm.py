@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
-from tests.e2e.cluster import NODES, Project, eventually
+import pytest
+
+from tests.e2e.cluster import NODES, Namespace, Project, eventually
+
+# By what its Postgres asks for, the project's slots are told from those of other projects of the cluster.
+CPU = "7m"
 
 
-def one_waits(project: Project, *others: str) -> str:
-    """The name of the only slot that waits, once it runs and is none of `others`."""
+@pytest.fixture(scope="module")
+def shop(team: Namespace) -> Project:
+    shop = Project(team, "shop")
+    manifest = shop.manifest()
+    manifest["spec"]["postgres"]["resources"] = {"requests": {"cpu": CPU}}
+    team.apply(manifest)
+    team.wait_ready("dbproject", "shop")
+    shop.sql("create table item (id int primary key, name text); insert into item values (1, 'first')")
+    return shop
+
+
+def one_waits(project: Project, *others: str, cpu: str = CPU) -> str:
+    """The name of the only slot of this class that waits, once it runs and is none of `others`."""
 
     def found() -> str:
-        waiting = project.team.cluster.waiting()
-        ready = [name for name, phase in waiting.items() if phase == "Running" and name not in others]
-        return ready[0] if len(ready) == len(waiting) == 1 else ""
+        pods = project.team.cluster.waiting()
+        waiting = {name: pod for name, pod in pods.items() if asked_cpu(pod) == cpu}
+        phases = {name: pod["status"].get("phase") for name, pod in waiting.items() if name not in others}
+        return next(iter(phases)) if len(waiting) == 1 and list(phases.values()) == ["Running"] else ""
 
     return str(eventually("one slot waits", found))
+
+
+def asked_cpu(pod: dict[str, Any]) -> str | None:
+    requests: dict[str, str] = pod["spec"]["containers"][0]["resources"].get("requests", {})
+    return requests.get("cpu")
 
 
 def slot_of(project: Project, branch: str) -> str:
@@ -71,9 +94,8 @@ def test_it_is_shown_and_made_anew_for_other_resources(shop: Project) -> None:
     eventually("it is told", lambda: shown in shop.team.dbranch("-p", "shop", "status", "-o", "wide").out)
     patch = {"spec": {"postgres": {"resources": {"requests": {"cpu": "11m"}}}}}
     shop.team.kubectl("patch", "dbproject", "shop", "--type=merge", "-p", json.dumps(patch))
-    anew = one_waits(shop, slot)
-    pod = json.loads(shop.team.cluster.kubectl("get", "pod", "-n", NODES, anew, "-o", "json").out)
-    assert pod["spec"]["containers"][0]["resources"]["requests"]["cpu"] == "11m"
+    anew = one_waits(shop, slot, cpu="11m")
+    eventually("the one of the old class is gone", lambda: slot not in shop.team.cluster.waiting())
     shop.branch("newer")
     assert slot_of(shop, "newer") == anew
     assert shop.sql("select name from item where id = 1", "newer") == "first"
