@@ -8,7 +8,7 @@ from dbranch.api.project import Project
 from dbranch.cluster import Cluster, path_of
 from dbranch.observe.machine import observe_machine
 from dbranch.observe.pools import observe_pool
-from dbranch.observe.slots import observe_slot, observe_slots
+from dbranch.observe.slots import observe_bound_branches, observe_slot, observe_slots
 from dbranch.observe.subvolumes import observe_initdb_done, observe_subvolumes
 from dbranch.plan.agent_branch import BranchFacts
 from dbranch.plan.layout import Layout
@@ -23,7 +23,9 @@ def observe_branch(
     """The branch as it is now. `home` is the nodes' namespace. `accepting`, `pending`: left to who has a session."""
     pool = observe_pool(layout, project.uid)
     machine = observe_machine(layout)
-    subvolumes = observe_subvolumes(layout, project.uid)
+    # The markers of all the others are read only where one may be taken over.
+    only = None if project.adopt else branch.uid
+    subvolumes = observe_subvolumes(layout, project.uid, only)
     pods = observe_pods(cluster, home, f"{names.LABEL_BRANCH_UID}={branch.uid}")
     initdb = names.initdb_pod(project.uid)
     marker = subvolumes.branches.get(branch.uid)
@@ -31,6 +33,7 @@ def observe_branch(
     if marker is None and project.adopt:
         retained = retained_branch(subvolumes.branches, project.adopt, branch.branch, branch.uid)
     bound = observe_bound(layout, branch.uid, initdb if branch.is_root else None)
+    slots = [observe_slot(layout, slot) for slot in bound]
     return BranchFacts(
         pool_mounted=pool.mounted and not pool.frozen,
         space=Space(pool.total_bytes, pool.free_bytes, machine.host_total_bytes, machine.host_free_bytes),
@@ -40,8 +43,8 @@ def observe_branch(
         initdb=next((pod for pod in pods if pod.name == initdb), None),
         initdb_done=branch.uid in subvolumes.initdb and observe_initdb_done(layout, project.uid, branch.uid),
         bound=bound,
-        unseen=any(observe_slot(layout, slot).unseen for slot in bound),
-        refused=next((said for slot in bound if (said := observe_slot(layout, slot).refused)), None),
+        unseen=any(slot.unseen for slot in slots),
+        refused=next((slot.refused for slot in slots if slot.refused), None),
     )
 
 
@@ -51,20 +54,20 @@ def observe_pods(cluster: Cluster, namespace: str, labels: str) -> tuple[PodFact
     return tuple(sorted((pod_facts(body) for body in found), key=lambda pod: pod.name))
 
 
-def observe_bound(layout: Layout, branch_uid: str, initdb: str | None) -> tuple[str, ...]:
-    """The slots in which the branch is bound, and the one of its initdb while that has a directory."""
+def observe_bound(layout: Layout, branch_uid: str, also: str | None) -> tuple[str, ...]:
+    """The slots in which the branch is bound, and the slot `also` while it has a directory."""
+    bound = observe_bound_branches(layout)
     return tuple(
-        slot
-        for slot in observe_slots(layout)
-        if slot == initdb or observe_slot(layout, slot).branch_uid == branch_uid
+        slot for slot in observe_slots(layout) if slot == also or bound.get(slot, ("", None))[1] == branch_uid
     )
 
 
 def observe_project_slots(layout: Layout, project_uid: str) -> tuple[str, ...]:
     """The slots in which anything of this project's pool is bound, and that of its initdb."""
     initdb = names.initdb_pod(project_uid)
+    bound = observe_bound_branches(layout)
     return tuple(
         slot
         for slot in observe_slots(layout)
-        if slot == initdb or observe_slot(layout, slot).project_uid == project_uid
+        if slot == initdb or bound.get(slot, ("", None))[0] == project_uid
     )

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from dbranch.linux.files import opened_directory, read_beneath
-from dbranch.linux.mounts import mounts_at, read_mounts
+from dbranch.linux.mounts import Mount, mounts_at, read_mounts
 from dbranch.plan.layout import Layout, is_slot, is_uid
 
 _SOCKET: Final = re.compile(r"\.s\.PGSQL\.(\d{1,5})")
 # What slot-start.sh says while it sees no branch; it looks every two seconds.
 WAITING: Final = "waiting"
-_SEEN: Final = 3.0
+_SEEN: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,33 @@ class SlotFacts:
     unseen: bool = False
 
 
+def observe_bound_branches(layout: Layout) -> dict[str, tuple[str, str | None]]:
+    """What is bound in which slot, from one reading of the mounts: slot -> the UIDs of project and branch.
+
+    The branch is None where it is an initdb area or a deleted one; a slot with something else is not there.
+    """
+    mounts = read_mounts()
+    pools = _pools(layout, mounts)
+    found: dict[str, tuple[str, str | None]] = {}
+    for mount in mounts:
+        point = Path(mount.point)
+        if point.name == "data" and point.parent.parent == layout.slots and is_slot(point.parent.name):
+            found.pop(point.parent.name, None)
+            if mount.device in pools:
+                name = mount.root.removeprefix("/")
+                found[point.parent.name] = pools[mount.device], name if is_uid(name) else None
+    return found
+
+
+def _pools(layout: Layout, mounts: tuple[Mount, ...]) -> dict[str, str]:
+    """The device of each mounted pool -> the UID of its project."""
+    return {
+        mount.device: Path(mount.point).name
+        for mount in mounts
+        if Path(mount.point).parent == layout.mounts and is_uid(Path(mount.point).name)
+    }
+
+
 def observe_slot(layout: Layout, slot: str) -> SlotFacts:
     """A slot by name."""
     directory = layout.slot(slot)
@@ -50,11 +77,7 @@ def observe_slot(layout: Layout, slot: str) -> SlotFacts:
         return SlotFacts(exists=True, socket_port=port, refused=refused)
     top = there[-1]
     name = top.root.removeprefix("/")
-    pools = {
-        mount.device: Path(mount.point).name
-        for mount in mounts
-        if Path(mount.point).parent == layout.mounts and is_uid(Path(mount.point).name)
-    }
+    pools = _pools(layout, mounts)
     return SlotFacts(
         exists=True,
         bound=True,

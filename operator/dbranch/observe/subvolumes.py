@@ -36,8 +36,11 @@ class SubvolumesFacts:
     trash: tuple[str, ...] = ()
 
 
-def observe_subvolumes(layout: Layout, project_uid: str) -> SubvolumesFacts:
-    """The subvolumes of a project's pool; nothing where the pool is not mounted."""
+def observe_subvolumes(layout: Layout, project_uid: str, only: str | None = None) -> SubvolumesFacts:
+    """The subvolumes of a project's pool; nothing where the pool is not mounted.
+
+    `only`: of the branches just this one, so that a visit costs the same whatever their number.
+    """
     point = layout.pool(project_uid)
     there = mounts_at(point)
     if not there or there[-1].kind != "btrfs":
@@ -45,6 +48,8 @@ def observe_subvolumes(layout: Layout, project_uid: str) -> SubvolumesFacts:
     branches: dict[str, Marker | None] = {}
     temporary, initdb = [], []
     for path in sorted(point.iterdir()):
+        if only not in (None, path.name) and is_uid(path.name):
+            continue
         if is_uid(path.name) and is_subvolume(path):
             branches[path.name] = _marker(path)
         elif path.name.startswith(TEMPORARY_PREFIX):

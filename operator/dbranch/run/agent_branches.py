@@ -16,10 +16,9 @@ from dbranch.effect.pool import ensure_pool, ensure_pool_down
 from dbranch.effect.retained import ensure_branch_taken_over
 from dbranch.effect.session import Endpoint
 from dbranch.errors import DbranchError, NotAccepting
-from dbranch.observe.branches import observe_branch, observe_pods
+from dbranch.observe.branches import observe_bound, observe_branch, observe_pods
 from dbranch.observe.pools import observe_pool
 from dbranch.observe.sizes import observe_sizes
-from dbranch.observe.slots import observe_slot, observe_slots
 from dbranch.plan import agent_branch as plan
 from dbranch.plan.layout import Layout
 from dbranch.plan.scripts import read_initdb, read_slot_start
@@ -174,8 +173,8 @@ class BranchWork:
     def _checkpoint(self, scene: Scene, source_uid: str) -> None:
         """Best effort, on the slot in which the source runs: the copy then has little to recover."""
         marker = subvolume.read_marker(self._layout.branch(scene.project.uid, source_uid))
-        for name in observe_slots(self._layout):
-            if marker and observe_slot(self._layout, name).branch_uid == source_uid:
+        for name in observe_bound(self._layout, source_uid, None):
+            if marker:
                 user = scene.project.postgres.user
                 endpoint = Endpoint(name, names.branch_port(source_uid), user, marker.major)
                 if not session.checkpoint(self._layout, endpoint, _CHECKPOINT):
@@ -233,9 +232,9 @@ class BranchWork:
             return None
 
     def _throw_away(self, branch: Branch) -> None:
-        for name in observe_slots(self._layout):
-            if name == branch.node.slot or observe_slot(self._layout, name).branch_uid == branch.uid:
-                slot.ensure_slot_removed(self._layout, name)
+        # That of its status, too: one that was made and never bound.
+        for name in observe_bound(self._layout, branch.uid, branch.node.slot):
+            slot.ensure_slot_removed(self._layout, name)
         above = self._cluster.get(project_path(branch.namespace, branch.project))
         project = parse_project(above) if above else None
         # A project that is being deleted takes its pool with it, or keeps it as it is.
