@@ -90,6 +90,31 @@ def test_an_image_deleted_under_its_mount(world: World, other: World) -> None:
     ends(world, project, other)
 
 
+def test_an_image_deleted_under_its_mount_is_copied_back_by_hand(world: World) -> None:
+    """As docs/storage.md says it."""
+    project = world.make_project()
+    world.agent()
+    world.sql("main", "create table item as select generate_series(1, 1000) as id")
+    file, point = world.node.layout.image(project), world.node.layout.pool(project)
+    file.unlink()
+    (gone,) = loops_of_deleted(file)
+    run("fsfreeze", "--freeze", point)
+    try:
+        run("dd", f"if={gone.path}", f"of={file}", "bs=16M", "conv=sparse,fsync")
+    finally:
+        run("fsfreeze", "--unfreeze", point)
+    world.visit()
+    # Its image is there, and another one is mounted.
+    assert says(world)[0] == "AttachFailed"
+    switch(world, "Stopped")
+    world.agent()
+    assert loops_of(file) == () == loops_of_deleted(file)
+    switch(world, "Running")
+    world.agent()
+    assert world.sql("main", "select count(*) from item") == [(1000,)]
+    world.whole(project, running=1, stored=1)
+
+
 def test_a_truncated_image(world: World, other: World) -> None:
     project = world.make_project()
     world.agent()

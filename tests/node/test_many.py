@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from tests.node.machine import Node, new_uid
+from tests.node.machine import OWNER, Node, new_uid
 
+from dbranch import names
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project, ProjectNode
 from dbranch.cluster import Cluster
-from dbranch.effect import pool, session, subvolume
+from dbranch.effect import pool, session, slot, subvolume
 from dbranch.observe.branches import observe_branch
 from dbranch.observe.sizes import observe_sizes
 
@@ -52,6 +53,7 @@ def overwrite(pgdata: Path, count: int) -> None:
 
 
 def end(node: Node, branch: str) -> None:
+    slot.ensure_slot_removed(node.layout, names.slot_name(branch, ""))
     subvolume.ensure_trashed(node.layout, node.project, branch)
     subvolume.ensure_trash_emptied(node.layout, node.project)
 
@@ -71,6 +73,9 @@ def test_many_branches(node: Node, soak: bool) -> None:
     for branch in branches:
         snapshots.append(timed(partial(node.take, root, branch)))
         overwrite(layout.branch(project, branch) / "pgdata", 40)
+        # As one that runs: bound in a slot of its own.
+        slot.ensure_slot(layout, names.slot_name(branch, ""), OWNER)
+        slot.ensure_bound(layout, names.slot_name(branch, ""), project, branch)
     said = Project("team", "shop", project, node=ProjectNode(pool_uuid=node.pool_uuid, initialized=True))
     cluster = cast(Cluster, NoPods())
     facts: list[float] = []

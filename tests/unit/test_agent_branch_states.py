@@ -149,5 +149,13 @@ def test_a_visit_is_the_same_twice_and_its_actions_are_in_order(case: Case) -> N
 
 
 @given(case=cases())
-def test_without_its_pool_nothing_is_done(case: Case) -> None:
-    assert plan_branch(case.project, case.branch, replace(case.facts, pool_mounted=False)).actions == ()
+def test_without_its_pool_nothing_is_begun_and_what_is_to_rest_ends(case: Case) -> None:
+    facts = replace(case.facts, pool_mounted=False)
+    for _ in range(BOUND):
+        facts, todo = visited(case, facts)
+        assert all(isinstance(action, plan.DeletePod | plan.RemoveSlot) for action in todo.actions)
+        if case.branch.running and case.project.running:
+            assert todo.actions == ()
+            return
+        facts = kubelet(facts)
+    assert facts.pods == () == facts.bound

@@ -6,10 +6,9 @@ from dbranch import names
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project
 from dbranch.cluster import Cluster, path_of
-from dbranch.linux.mounts import read_mounts
 from dbranch.observe.machine import observe_machine
 from dbranch.observe.pools import observe_pool
-from dbranch.observe.slots import observe_slot, observe_slots, observe_slots_of
+from dbranch.observe.slots import observe_bound_branches, observe_slot, observe_slots
 from dbranch.observe.subvolumes import observe_initdb_done, observe_marker, observe_subvolumes
 from dbranch.observe.warm import observe_free
 from dbranch.plan.agent_branch import BranchFacts
@@ -41,6 +40,7 @@ def observe_branch(
     if not pods and branch.running and project.running and (marker or branch.source_uid or retained):
         waiting = observe_free(cluster, home, slot_class(project, branch), form)
     bound = observe_bound(layout, branch.uid, initdb if branch.is_root else None)
+    slots = [observe_slot(layout, slot) for slot in bound]
     return BranchFacts(
         pool_mounted=pool.mounted and not pool.frozen,
         space=Space(pool.total_bytes, pool.free_bytes, machine.host_total_bytes, machine.host_free_bytes),
@@ -51,8 +51,8 @@ def observe_branch(
         initdb=next((pod for pod in pods if pod.name == initdb), None),
         initdb_done=initdb_done,
         bound=bound,
-        unseen=any(observe_slot(layout, slot).unseen for slot in bound),
-        refused=next((said for slot in bound if (said := observe_slot(layout, slot).refused)), None),
+        unseen=any(slot.unseen for slot in slots),
+        refused=next((slot.refused for slot in slots if slot.refused), None),
     )
 
 
@@ -62,17 +62,20 @@ def observe_pods(cluster: Cluster, namespace: str, labels: str) -> tuple[PodFact
     return tuple(sorted((pod_facts(body) for body in found), key=lambda pod: pod.name))
 
 
-def observe_bound(layout: Layout, branch_uid: str, initdb: str | None) -> tuple[str, ...]:
-    """The slots in which the branch is bound, and the one of its initdb while that has a directory."""
-    bound = observe_slots_of(layout, branch_uid)
-    return (*bound, initdb) if initdb and initdb not in bound and layout.slot(initdb).is_dir() else bound
+def observe_bound(layout: Layout, branch_uid: str, also: str | None) -> tuple[str, ...]:
+    """The slots in which the branch is bound, and the slot `also` while it has a directory."""
+    bound = observe_bound_branches(layout)
+    return tuple(
+        slot for slot in observe_slots(layout) if slot == also or bound.get(slot, ("", None))[1] == branch_uid
+    )
 
 
 def observe_project_slots(layout: Layout, project_uid: str) -> tuple[str, ...]:
     """The slots in which anything of this project's pool is bound, and that of its initdb."""
-    initdb, mounts = names.initdb_pod(project_uid), read_mounts()
+    initdb = names.initdb_pod(project_uid)
+    bound = observe_bound_branches(layout)
     return tuple(
         slot
         for slot in observe_slots(layout)
-        if slot == initdb or observe_slot(layout, slot, mounts).project_uid == project_uid
+        if slot == initdb or bound.get(slot, ("", None))[0] == project_uid
     )

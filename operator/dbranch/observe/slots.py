@@ -15,7 +15,7 @@ from dbranch.plan.layout import Layout, is_slot, is_uid
 _SOCKET: Final = re.compile(r"\.s\.PGSQL\.(\d{1,5})")
 # What slot-start.sh says while it sees no branch; it looks every two seconds.
 WAITING: Final = "waiting"
-_SEEN: Final = 3.0
+_SEEN: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,39 @@ class SlotFacts:
     unseen: bool = False
 
 
-def observe_slot(layout: Layout, slot: str, mounts: tuple[Mount, ...] | None = None) -> SlotFacts:
-    """A slot by name. `mounts`: as they were just read, where many slots are looked at."""
+def observe_bound_branches(layout: Layout) -> dict[str, tuple[str, str | None]]:
+    """What is bound in which slot, from one reading of the mounts: slot -> the UIDs of project and branch.
+
+    The branch is None where it is an initdb area or a deleted one; a slot with something else is not there.
+    """
+    mounts = read_mounts()
+    pools = _pools(layout, mounts)
+    found: dict[str, tuple[str, str | None]] = {}
+    for mount in mounts:
+        point = Path(mount.point)
+        if point.name == "data" and point.parent.parent == layout.slots and is_slot(point.parent.name):
+            found.pop(point.parent.name, None)
+            if mount.device in pools:
+                name = mount.root.removeprefix("/")
+                found[point.parent.name] = pools[mount.device], name if is_uid(name) else None
+    return found
+
+
+def _pools(layout: Layout, mounts: tuple[Mount, ...]) -> dict[str, str]:
+    """The device of each mounted pool -> the UID of its project."""
+    return {
+        mount.device: Path(mount.point).name
+        for mount in mounts
+        if Path(mount.point).parent == layout.mounts and is_uid(Path(mount.point).name)
+    }
+
+
+def observe_slot(layout: Layout, slot: str) -> SlotFacts:
+    """A slot by name."""
     directory = layout.slot(slot)
     if not directory.exists():
         return SlotFacts(exists=False)
-    mounts = read_mounts() if mounts is None else mounts
+    mounts = read_mounts()
     there = mounts_at(layout.data(slot), mounts)
     port, refused = _socket_port(directory), _refused(directory)
     unseen = bool(there) and refused == WAITING and _waits_since(layout.wake(slot), layout.run(slot)) > _SEEN
@@ -50,11 +77,7 @@ def observe_slot(layout: Layout, slot: str, mounts: tuple[Mount, ...] | None = N
         return SlotFacts(exists=True, socket_port=port, refused=refused)
     top = there[-1]
     name = top.root.removeprefix("/")
-    pools = {
-        mount.device: Path(mount.point).name
-        for mount in mounts
-        if Path(mount.point).parent == layout.mounts and is_uid(Path(mount.point).name)
-    }
+    pools = _pools(layout, mounts)
     return SlotFacts(
         exists=True,
         bound=True,
@@ -92,14 +115,6 @@ def _socket_port(directory: Path) -> int | None:
         return None
     ports = (_SOCKET.fullmatch(name) for name in names)
     return next((int(match[1]) for match in ports if match), None)
-
-
-def observe_slots_of(layout: Layout, branch_uid: str) -> tuple[str, ...]:
-    """The slots in which the branch is bound; one look at the mounts, however many slots there are."""
-    mounts, name = read_mounts(), f"/{branch_uid}"
-    points = (Path(m.point) for m in mounts if m.root == name and m.point.startswith(f"{layout.slots}/"))
-    slots = sorted({point.parent.name for point in points})
-    return tuple(s for s in slots if is_slot(s) and observe_slot(layout, s, mounts).branch_uid == branch_uid)
 
 
 def observe_slots(layout: Layout) -> tuple[str, ...]:

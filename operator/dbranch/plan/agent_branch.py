@@ -157,9 +157,13 @@ def plan_branch(project: Project, branch: Branch, facts: BranchFacts) -> Todo:
     """Towards a branch that is stored and, where it is wanted, runs in one slot."""
     who = f"branch {branch.branch}"
     wanted = branch.running and project.running
+    gone = {pod.name for pod in facts.pods}
+    clean: list[Action] = [RemoveSlot(slot) for slot in facts.bound if slot not in gone]
+    ends: list[Action] = [DeletePod(pod) for pod in facts.pods if not pod.terminating]
     if not facts.pool_mounted:
-        if not project.running:
-            return Todo((), *_at_rest(branch, who))
+        if not wanted:
+            # Also what runs on a pool that was lost: it comes to rest, and the pool can be let go.
+            return Todo((*clean, *ends), *_at_rest(branch, who))
         return Todo((), Step(Reason.CREATING_POOL, f"pool of project {project.name} is not mounted yet"))
     if facts.marker is None:
         if branch.node.snapshot_time:
@@ -173,15 +177,12 @@ def plan_branch(project: Project, branch: Branch, facts: BranchFacts) -> Todo:
         if refused:
             return Todo((), refused, retry_after=30.0)
     stored = Step(Reason.STORED, f"{who} is stored in the pool of project {project.name}")
-    gone = {pod.name for pod in facts.pods}
-    clean: list[Action] = [RemoveSlot(slot) for slot in facts.bound if slot not in gone]
     snapshot: list[Action] = []
     if facts.marker is None and facts.retained:
         snapshot = [TakeOver(facts.retained)]
     elif facts.marker is None and branch.source_uid:
         snapshot = [TakeSnapshot(branch.source_uid)]
     if not wanted:
-        ends = [DeletePod(pod) for pod in facts.pods if not pod.terminating]
         return Todo((*clean, *snapshot, *ends), *_at_rest(branch, who, stored))
     actions, postgres, retry = _plan_postgres(project, branch, facts, who, snapshot)
     return Todo((*clean, *actions), stored, postgres, retry)

@@ -29,12 +29,13 @@ if ! grep -q '"root": true' $d/marker.json; then
   # A copy must not take up its source's subscriptions, whoever makes them anew in it, nor run its jobs.
   # What is to be left out stands in the settings file, where the tenant cannot write.
   off=$(sed -n 's/^# Not loaded in a copy: //p' $d/postgresql.conf)
-  kept=
+  kept='' left=''
   for lib in $(postgres -C shared_preload_libraries -D $p -c config_file=$d/postgresql.conf | tr -d '"' | tr , ' '); do
     name=${lib##*/}
-    case " $off " in *" ${name%.so} "*) ;; *) kept=$kept${kept:+,}$lib ;; esac
+    case " $off " in *" ${name%.so} "*) left=1 ;; *) kept=$kept${kept:+,}$lib ;; esac
   done
-  set -- -c max_logical_replication_workers=0 -c shared_preload_libraries="$kept"
+  set -- -c max_logical_replication_workers=0
+  [ -z "$left" ] || set -- "$@" -c shared_preload_libraries="$kept"
   workers=$(sed -n 's/^# Set in a copy: //p' $d/postgresql.conf)
   [ -z "$workers" ] || set -- "$@" -c "$workers"
 fi

@@ -16,9 +16,8 @@ from dbranch.effect.pool import ensure_pool, ensure_pool_down
 from dbranch.effect.retained import ensure_branch_taken_over
 from dbranch.effect.session import Endpoint
 from dbranch.errors import DbranchError, NotAccepting, SlotTaken
-from dbranch.observe.branches import observe_branch, observe_pods
+from dbranch.observe.branches import observe_bound, observe_branch, observe_pods
 from dbranch.observe.pools import observe_pool
-from dbranch.observe.slots import observe_slots_of
 from dbranch.plan import agent_branch as plan
 from dbranch.plan.layout import Layout
 from dbranch.plan.pod_trouble import PodFacts
@@ -221,11 +220,12 @@ class BranchWork:
     def _checkpoint(self, scene: Scene, source_uid: str) -> None:
         """Best effort, on the slot in which the source runs: the copy then has little to recover."""
         marker = subvolume.read_marker(self._layout.branch(scene.project.uid, source_uid))
-        for name in observe_slots_of(self._layout, source_uid) if marker else ():
-            user, major = scene.project.postgres.user, marker.major if marker else 0
-            endpoint = Endpoint(name, names.branch_port(source_uid), user, major)
-            if not session.checkpoint(self._layout, endpoint, _CHECKPOINT):
-                logger.info("source %s: no CHECKPOINT; the copy recovers more", source_uid)
+        for name in observe_bound(self._layout, source_uid, None):
+            if marker:
+                user = scene.project.postgres.user
+                endpoint = Endpoint(name, names.branch_port(source_uid), user, marker.major)
+                if not session.checkpoint(self._layout, endpoint, _CHECKPOINT):
+                    logger.info("source %s: no CHECKPOINT; the copy recovers more", source_uid)
 
     def _place(self, scene: Scene, facts: plan.BranchFacts, done: _Done) -> dict[str, Any]:
         """Slot, pod and address: those of the pod that answers; none of a branch that does not run."""
@@ -269,7 +269,8 @@ class BranchWork:
             return None
 
     def _throw_away(self, branch: Branch) -> None:
-        for name in {*observe_slots_of(self._layout, branch.uid), *filter(None, [branch.node.slot])}:
+        # That of its status, too: one that was made and never bound.
+        for name in observe_bound(self._layout, branch.uid, branch.node.slot):
             slot.ensure_slot_removed(self._layout, name)
         above = self._cluster.get(project_path(branch.namespace, branch.project))
         project = parse_project(above) if above else None
