@@ -12,7 +12,8 @@ _TURNS = (("controller",), ("agent",), ("controller", "agent"))
 
 
 class Chaos:
-    """A thread that deletes pods of dbranch every so many seconds, from `with` to its end."""
+    """A thread that deletes pods of dbranch, each time they have been Ready for so many seconds, from `with` to
+    its end. (On a machine so slow that they need longer than that to start, nothing would ever be done.)"""
 
     def __init__(self, cluster: Cluster, every: float) -> None:
         self._cluster, self._every, self._over = cluster, every, threading.Event()
@@ -30,6 +31,7 @@ class Chaos:
 
     def _run(self) -> None:
         for turn in cycle(_TURNS):
+            self._await_ready()
             if self._over.wait(self._every):
                 return
             for component in turn:
@@ -40,3 +42,10 @@ class Chaos:
                     check=False,
                 )
                 self.deleted += len(said.text.splitlines())
+
+    def _await_ready(self) -> None:
+        for namespace, what in (
+            (SYSTEM, "deployment/dbranch-controller"),
+            (NODES, "daemonset/dbranch-agent"),
+        ):
+            self._cluster.kubectl("rollout", "status", "-n", namespace, what, "--timeout=60s", check=False)
