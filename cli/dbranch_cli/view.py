@@ -142,10 +142,9 @@ def _active_line(project: Json) -> str:
     sessions, draining = sessions_of(project)
     line = f"{active}, {counted(sessions, 'session')}"
     if draining:
-        # The proxies count them together; only where one other branch is reachable is it known which.
-        routes = (project.get("status") or {}).get("routes") or ()
-        old = [r["branch"] for r in routes if r["branch"] != active and r["state"] in ("Ready", "Deleting")]
-        line += f"; {draining} draining on {old[0] if len(old) == 1 else 'old branches'}"
+        proxies = (project.get("status") or {}).get("proxies") or ()
+        old = sorted({b["branch"] for p in proxies for b in p.get("branches") or () if b.get("draining")})
+        line += f"; {draining} draining on {', '.join(old) or 'old branches'}"
     if wanted != active:
         routed = find(project.get("status"), Condition.ROUTED) or {}
         line += f"; wanted: {wanted}" + (f" ({routed['reason']})" if routed.get("reason") else "")

@@ -192,8 +192,8 @@ class Proxy:
 
     def counts(self) -> tuple[int, int]:
         async def now() -> tuple[int, int]:
-            found: tuple[int, int] = self.board.counts()
-            return found
+            found = self.board.counts()
+            return sum(b.sessions for b in found), sum(b.draining for b in found)
 
         found: tuple[int, int] = self._call(now())
         return found

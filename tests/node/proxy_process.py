@@ -35,6 +35,7 @@ class PaperProject:
             "status": {"route": {"generation": 1, "branch": backends[0].branch}, "routes": routes},
         }
         self.up = True
+        self.writes = 0
         self._version = 1
         self._changed = threading.Condition()
         paper = self
@@ -89,6 +90,7 @@ class PaperProject:
             return
         with self._changed:
             self.body["status"]["proxies"] = said["status"]["proxies"]
+            self.writes += 1
             self._version += 1
             self._changed.notify_all()
         answer(handler, self.shown())

@@ -67,6 +67,35 @@ def test_sigterm_drains_within_its_grace_and_tells_the_rest(running: ProxyProces
     assert running.project.entries() == []
 
 
+def test_the_entry_counts_by_branch_and_says_at_once_when_a_drain_is_over(
+    main: Backend, feature: Backend, tmp_path: Path
+) -> None:
+    with proxy_process([main, feature], tmp_path / "log", {"onSwitch": "Drain"}) as running:
+        entries = running.project.entries
+        with connect(running) as busy, connect(running, options="-c dbranch.branch=feature-x"):
+            busy.execute("BEGIN")
+            running.project.switch("feature-x")
+            old = {"branch": "main", "sessions": 0, "draining": 1}
+            new = {"branch": "feature-x", "sessions": 1, "draining": 0}
+            wait_until(lambda: [e["branches"] for e in entries()] == [[new, old]], 3)
+            assert [(e["sessions"], e["draining"]) for e in entries()] == [(1, 1)]
+            busy.execute("COMMIT")
+            wait_until(lambda: [e["branches"] for e in entries()] == [[new]], 3)
+
+
+def test_counts_are_written_seldom(main: Backend, tmp_path: Path) -> None:
+    """At most once in ten seconds, however much comes and goes; and that often also while it does."""
+    with proxy_process([main], tmp_path / "log") as running:
+        wait_until(running.project.entries)
+        before, until = running.project.writes, time.monotonic() + 22
+        while time.monotonic() < until:
+            connect(running).close()
+            time.sleep(0.2)
+        with connect(running):
+            wait_until(lambda: running.project.entries()[0]["sessions"] == 1, 12)
+        assert running.project.writes - before <= 4
+
+
 def test_without_an_api_server_routing_goes_on(running: ProxyProcess) -> None:
     wait_until(lambda: [e["generation"] for e in running.project.entries()] == [1])
     running.project.switch("feature-x")

@@ -8,7 +8,7 @@ import yaml
 
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import MESSAGE_LIMIT, STALLED, TRUE, UNKNOWN, Reason, Step, clip, find, is_true
-from dbranch.api.project import Project, ProxyLimits, Route, Target, parse_project
+from dbranch.api.project import BranchSessions, Project, ProxyEntry, ProxyLimits, Route, Target, parse_project
 
 
 def test_a_bare_project_has_the_defaults() -> None:
@@ -31,7 +31,14 @@ def test_a_full_project() -> None:
                 "nodeName": "n1",
                 "route": {"generation": 7, "branch": "main"},
                 "routes": [{"branch": "main", "address": "10.0.0.1", "port": 21733, "state": "Ready"}],
-                "proxies": [{"pod": "p", "generation": 7, "sessions": 2}],
+                "proxies": [
+                    {
+                        "pod": "p",
+                        "generation": 7,
+                        "sessions": 2,
+                        "branches": [{"branch": "main", "sessions": 2}],
+                    }
+                ],
                 "node": {"poolUUID": "x", "storage": {"reason": "PoolMounted", "message": "m"}},
             },
         }
@@ -42,7 +49,7 @@ def test_a_full_project() -> None:
     assert parsed.proxy.handshake_timeout == 30 and parsed.proxy.limits == ProxyLimits(1000, None, None)
     assert parsed.route == Route(7, "main")
     assert parsed.routes == (Target("main", "Ready", "10.0.0.1", 21733),)
-    assert parsed.proxies[0].sessions == 2
+    assert parsed.proxies == (ProxyEntry("p", 7, 2, 0, (BranchSessions("main", 2, 0),)),)
     assert parsed.node.storage == Step(Reason.POOL_MOUNTED, "m")
 
 

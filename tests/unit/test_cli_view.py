@@ -74,7 +74,13 @@ PROJECT: dict[str, Any] = {
             {"branch": "pr-118", "state": "Starting"},
         ],
         "proxies": [
-            {"pod": "a", "generation": 7, "sessions": 10, "draining": 2},
+            {
+                "pod": "a",
+                "generation": 7,
+                "sessions": 10,
+                "draining": 2,
+                "branches": [{"branch": "feature-x", "sessions": 10}, {"branch": "main", "draining": 2}],
+            },
             {"pod": "b", "generation": 7, "sessions": 4},
         ],
         "node": {"postgresVersion": "17.6", "usedSize": "39.1Gi", "hostFreeSize": "31Gi"},

@@ -85,13 +85,23 @@ class Target:
 
 
 @dataclass(frozen=True)
+class BranchSessions:
+    """How many sessions a proxy pod has on one branch; `draining` of them, beside `sessions`, are to end."""
+
+    branch: str
+    sessions: int = 0
+    draining: int = 0
+
+
+@dataclass(frozen=True)
 class ProxyEntry:
-    """One of `status.proxies`, written by that proxy pod alone."""
+    """One of `status.proxies`, written by that proxy pod alone. `branches`: those with sessions."""
 
     pod: str
     generation: int
     sessions: int = 0
     draining: int = 0
+    branches: tuple[BranchSessions, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -219,14 +229,22 @@ def parse_project(body: Mapping[str, Any]) -> Project:
             Target(r["branch"], r["state"], r.get("address"), r.get("port"))
             for r in status.get("routes") or ()
         ),
-        proxies=tuple(
-            ProxyEntry(
-                p["pod"], int(p.get("generation", 0)), int(p.get("sessions", 0)), int(p.get("draining", 0))
-            )
-            for p in status.get("proxies") or ()
-        ),
+        proxies=tuple(_parse_entry(p) for p in status.get("proxies") or ()),
         node=_parse_node(status.get("node") or {}),
         status=status,
+    )
+
+
+def _parse_entry(raw: Mapping[str, Any]) -> ProxyEntry:
+    return ProxyEntry(
+        raw["pod"],
+        int(raw.get("generation", 0)),
+        int(raw.get("sessions", 0)),
+        int(raw.get("draining", 0)),
+        tuple(
+            BranchSessions(b["branch"], int(b.get("sessions", 0)), int(b.get("draining", 0)))
+            for b in raw.get("branches") or ()
+        ),
     )
 
 

@@ -9,7 +9,7 @@ import logging
 import random
 import ssl
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -131,6 +131,7 @@ class ProjectClient:
                     "generation": entry.generation,
                     "sessions": entry.sessions,
                     "draining": entry.draining,
+                    "branches": [asdict(b) for b in entry.branches],
                 }
             ]
             if entry
@@ -257,12 +258,14 @@ def _apply(board: Switchboard, own: Own, body: dict[str, Any] | None, applied: A
 
 
 class EntryWriter:
-    """Writes this pod's entry: a new generation at once and until accepted, counts seldom."""
+    """Writes this pod's entry: a new generation, and the end of a drain, at once and until accepted; else
+    counts that have changed, at most every COUNTS_EVERY seconds."""
 
     def __init__(self, client: ProjectClient, own: Own, board: Switchboard) -> None:
         self._client, self._own, self._board = client, own, board
         self._written: tuple[str, ProxyEntry] | None = None
         self._wake = asyncio.Event()
+        board.on_settled = self._wake.set
 
     def notice(self, entries: tuple[ProxyEntry, ...]) -> None:
         """The table may have a new generation, or somebody has taken the entry away."""
@@ -285,9 +288,11 @@ class EntryWriter:
                     continue
                 self._written = table.uid, entry
                 backoff.reset()
-            while not self._generation_is_new():
+            # A deadline, since what wakes this may come without end.
+            until = asyncio.get_running_loop().time() + COUNTS_EVERY
+            while not self._is_due():
                 try:
-                    async with asyncio.timeout(COUNTS_EVERY):
+                    async with asyncio.timeout_at(until):
                         await self._wake.wait()
                 except TimeoutError:
                     break
@@ -304,14 +309,17 @@ class EntryWriter:
     def _entry(self) -> ProxyEntry | None:
         if self._board.table is None:
             return None
-        sessions, draining = self._board.counts()
-        return ProxyEntry(self._own.pod, self._board.table.generation, sessions, draining)
+        branches = self._board.counts()
+        sessions, draining = sum(b.sessions for b in branches), sum(b.draining for b in branches)
+        return ProxyEntry(self._own.pod, self._board.table.generation, sessions, draining, branches)
 
-    def _generation_is_new(self) -> bool:
+    def _is_due(self) -> bool:
+        """Whether others wait for what has not been written yet."""
         table = self._board.table
         if table is None or table.gone:
             return False
-        return self._written is None or (table.uid, table.generation) != (
-            self._written[0],
-            self._written[1].generation,
-        )
+        if self._written is None:
+            return True
+        uid, entry = self._written
+        drained = entry.draining > 0 and not self._board.leaving
+        return drained or (table.uid, table.generation) != (uid, entry.generation)

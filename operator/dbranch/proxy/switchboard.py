@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Final, Protocol
 
+from dbranch.api.project import BranchSessions
 from dbranch.proxy.metrics import Counted, Metrics
 from dbranch.proxy.routes import Table, is_newer
 from dbranch.proxy.sockets import host_of
@@ -52,6 +54,8 @@ class Switchboard:
         self.by_branch: Counter[str] = Counter()
         self.keys: dict[bytes, Placed] = {}
         self.closing = False
+        # Called when nobody is left who has to leave.
+        self.on_settled: Callable[[], None] | None = None
         self.metrics = Metrics(self)
         self._changed = asyncio.Event()
         self._switched: float | None = None
@@ -103,8 +107,7 @@ class Switchboard:
         self.sessions.discard(session)
         _lower(self.by_address, host_of(session.peer))
         self.metrics.ended(session)
-        self.leaving.discard(session)
-        self._settle()
+        self._has_left(session)
 
     def count_branch(self, before: str, after: str) -> None:
         """A session is no longer counted under branch `before`, but under `after` (either may be empty)."""
@@ -117,19 +120,29 @@ class Switchboard:
         if session.leaving:
             self.leaving.add(session)
         else:
+            self._has_left(session)
+
+    def _has_left(self, session: Placed) -> None:
+        if session in self.leaving:
             self.leaving.discard(session)
             self._settle()
 
-    def counts(self) -> tuple[int, int]:
-        """How many sessions go on where they are, and how many of the old branch are still to end."""
-        draining = len(self.leaving)
-        return sum(1 for s in self.sessions if s.place) - draining, draining
+    def counts(self) -> tuple[BranchSessions, ...]:
+        """By branch: how many sessions go on where they are, and how many are still to end."""
+        staying = Counter(s.place.branch for s in self.sessions if s.place and not s.leaving)
+        draining = Counter(s.place.branch for s in self.leaving if s.place)
+        there = sorted(staying.keys() | draining.keys())
+        return tuple(BranchSessions(b, staying[b], draining[b]) for b in there)
 
     def _settle(self) -> None:
         """A switch is over when nobody is left who has to leave."""
-        if self._switched is not None and not self.leaving:
+        if self.leaving:
+            return
+        if self._switched is not None:
             self.metrics.switched(time.monotonic() - self._switched)
             self._switched = None
+        if self.on_settled:
+            self.on_settled()
 
     # The end
 
