@@ -9,7 +9,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -165,13 +165,18 @@ def stopped(pids: Iterable[int]) -> Iterator[None]:
     """Processes that stand still meanwhile."""
     there = tuple(pids)
     assert there
-    for pid in there:
-        os.kill(pid, signal.SIGSTOP)
+    _tell(there, signal.SIGSTOP)
     try:
         yield
     finally:
-        for pid in there:
-            os.kill(pid, signal.SIGCONT)
+        _tell(there, signal.SIGCONT)
+
+
+def _tell(pids: Iterable[int], what: signal.Signals) -> None:
+    for pid in pids:
+        # A worker may have ended by itself since it was seen.
+        with suppress(ProcessLookupError):
+            os.kill(pid, what)
 
 
 def unmount(point: str) -> None:
