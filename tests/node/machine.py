@@ -165,15 +165,18 @@ def stopped(pids: Iterable[int]) -> Iterator[None]:
     """Processes that stand still meanwhile."""
     there = tuple(pids)
     assert there
-    for pid in there:
-        os.kill(pid, signal.SIGSTOP)
+    _tell(there, signal.SIGSTOP)
     try:
         yield
     finally:
-        for pid in there:
-            # One of a Postgres that was killed may have ended meanwhile.
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        _tell(there, signal.SIGCONT)
+
+
+def _tell(pids: Iterable[int], what: signal.Signals) -> None:
+    for pid in pids:
+        # A worker may have ended by itself since it was seen.
+        with suppress(ProcessLookupError):
+            os.kill(pid, what)
 
 
 def unmount(point: str) -> None:

@@ -64,3 +64,10 @@ def test_sizes_are_told_when_they_read_otherwise() -> None:
     now = sizes("unique", 10_000_000)
     assert told(now, sizes("unique", 10_000_100)) == {"uniqueSize": now["uniqueSize"]}
     assert told(now, sizes("unique", 20_000_000))["uniqueBytes"] == 20_000_000
+
+
+def test_the_free_bytes_of_others_disk_are_told_when_they_changed_by_much() -> None:
+    now = sizes("hostFree", 100 * 2**30)
+    assert told(now, sizes("hostFree", 97 * 2**30)) == {}
+    assert told(now, sizes("hostFree", 90 * 2**30)) == sizes("hostFree", 90 * 2**30)
+    assert told({}, now) == now

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from dbranch.api.conditions import Reason, Step
 from dbranch.api.quantity import format_bytes
@@ -20,6 +20,9 @@ from dbranch.errors import (
 
 Json = dict[str, Any]
 
+# The part of the node's free bytes by which they have to differ.
+_MUCH: Final = 0.05
+
 
 def changes(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> Json:
     """The part of `wanted` that is not so yet, as a merge patch; None takes a field away."""
@@ -34,13 +37,20 @@ def sizes(prefix: str, count: int | None) -> Json:
 
 
 def told(now: Mapping[str, Any], wanted: Json) -> Json:
-    """Byte counts that read the same for people are left as they were: an idle system writes nothing."""
+    """Byte counts that read the same for people are left as they were: an idle system writes nothing.
+
+    The node's disk is others' too, so what is free on it is told when it has changed by much.
+    """
     kept = dict(wanted)
+    was, free = now.get("hostFreeBytes"), wanted.get("hostFreeBytes")
+    if was is not None and free is not None and abs(free - was) <= was * _MUCH:
+        del kept["hostFreeBytes"]
+        kept.pop("hostFreeSize", None)
     for key in wanted:
         if key.endswith("Bytes"):
             shown = key.removesuffix("Bytes") + "Size"
             if key in now and shown in wanted and now.get(shown) == wanted[shown]:
-                del kept[key]
+                kept.pop(key, None)
     return kept
 
 
