@@ -99,6 +99,12 @@ class PaperProject:
         found: list[Json] = self.body["status"].get("proxies", [])
         return found
 
+    def touch(self) -> None:
+        """Somebody has written something else."""
+        with self._changed:
+            self._version += 1
+            self._changed.notify_all()
+
     def switch(self, branch: str) -> None:
         with self._changed:
             route = self.body["status"]["route"]

@@ -180,7 +180,11 @@ class Session:
             self._timer.cancel()
         if last and not self.client.is_closing():
             self.client.write(last)
-        close_after_writing(self.client)
+        if self.said_bye:
+            # It waits for nothing more.
+            self.client.close()
+        else:
+            close_after_writing(self.client)
         if self.server:
             # At rest the backend can be told to end; in the middle of anything, closing says it.
             if self._at_rest() and not self.half_closed and not self.server.is_closing():

@@ -32,8 +32,9 @@ class Lines(logging.Formatter):
 
 def start_logging(env: Mapping[str, str]) -> None:
     """Logs from INFO on to standard error: `DBRANCH_LOG_FORMAT=json`, or plain text (the default)."""
-    # What no line shows is not looked up for each.
+    # What no line shows is not looked up for each: thread, process, and where in the code it was said.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines(env.get("DBRANCH_LOG_FORMAT", "plain") == "json"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
