@@ -93,7 +93,7 @@ def test_what_is_bound_to_a_node_that_is_gone_can_be_deleted(other_team: Namespa
     ghost = Project(other_team, "ghost")
     # Bound by hand to a node that does not exist: no agent will ever take its finalizer away.
     nowhere = {"size": "1Gi", "nodeSelector": {"dbranch.io/none": "here"}}
-    # The root branch first, or the controller might be faster in making it.
+    # The branch first: the controller makes one itself as soon as there is a project.
     other_team.apply(ghost.branch_manifest("main", None), ghost.manifest(storage=nowhere))
     for kind, name in (("dbproject", "ghost"), ("dbbranch", "ghost-main")):
         eventually(

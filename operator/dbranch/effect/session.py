@@ -16,12 +16,12 @@ import psycopg
 
 from dbranch.errors import NotAccepting
 from dbranch.linux.calls import openat2
-from dbranch.linux.files import opened_directory
-from dbranch.plan.layout import Layout
+from dbranch.linux.files import opened_directory, read_beneath
+from dbranch.linux.notices import Notices
+from dbranch.plan.layout import PGDATA, Layout
 
-# Seconds between two looks at a socket that is not there yet, and at one that does not answer yet.
-_LOOK: Final = 0.005
-_RETRY: Final = 0.02
+# Seconds after which a server is tried though nothing said that it is ready.
+_TRY: Final = 0.25
 # Seconds that a server has beyond its own time limit.
 _PATIENCE: Final = 1.0
 
@@ -99,18 +99,36 @@ def _line(error: Exception) -> str:
 
 
 def await_accepting(layout: Layout, endpoint: Endpoint, seconds: float) -> str | None:
-    """Blocks until Postgres accepts; its `server_version` ("17.6"), or None after `seconds`. For a thread."""
+    """Blocks until Postgres accepts; its `server_version` ("17.6"), or None after `seconds`. For a thread.
+
+    The postmaster writes into its PID file that it is ready, and the kernel tells of the write. A tenant may write
+    there too, so it is only a reason to try; now and then it is tried without one.
+    """
     end = time.monotonic() + seconds
-    socket = layout.run(endpoint.slot) / f".s.PGSQL.{endpoint.port}"
-    while time.monotonic() < end:
-        if os.path.lexists(socket):
-            version = accepting(layout, endpoint)
-            if version:
-                return version
-            time.sleep(_RETRY)
-        else:
-            time.sleep(_LOOK)
-    return None
+    tried = 0.0
+    try:
+        with (
+            opened_directory(layout.data(endpoint.slot), PGDATA) as pgdata,
+            Notices(pgdata) as notices,
+        ):
+            while True:
+                now = time.monotonic()
+                if (_says_ready(pgdata) or now - tried > _TRY) and (version := accepting(layout, endpoint)):
+                    return version
+                tried = now if now - tried > _TRY else tried
+                if now > end:
+                    return None
+                notices.wait(min(_TRY, end - now))
+    except OSError:
+        # Nothing is bound there (any more).
+        time.sleep(min(_TRY, max(0.0, end - time.monotonic())))
+        return None
+
+
+def _says_ready(pgdata: int) -> bool:
+    """Whether the last line of the PID file says that the server takes sessions."""
+    lines = (read_beneath(pgdata, "postmaster.pid", limit=1024) or "").splitlines()
+    return bool(lines) and lines[-1].strip() == "ready"
 
 
 def accepting(layout: Layout, endpoint: Endpoint) -> str | None:

@@ -1,0 +1,114 @@
+"""python -m tests.bench [quick] [NAME…]: measures in the cluster of KUBECONFIG, and writes docs/benchmarks.md.
+
+Called by hack/bench, which brings the cluster up. Without names all measures run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from dbranch.cluster import Cluster
+from tests.bench import plots
+from tests.bench.bytes import BYTES
+from tests.bench.figures import Result, as_json, from_json
+from tests.bench.page import page, summary
+from tests.bench.stage import Stage
+from tests.bench.starts import STARTS
+
+DOCS = Path(__file__).parents[2] / "docs"
+RAW = DOCS / "benchmarks" / "benchmarks.json"
+MEASURES = {**STARTS, **BYTES}
+# Too long for the quick form; by name they run in it, too.
+SLOW = frozenset({"load", "size"})
+
+
+def machine() -> dict[str, str]:
+    """What it ran on, in words."""
+    cpu = _value("/proc/cpuinfo", "model name")
+    memory = int(_value("/proc/meminfo", "MemTotal").split()[0]) / 2**20
+    disk = subprocess.run(
+        ["findmnt", "-no", "FSTYPE", "-T", "/var/lib"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    version = Cluster("dbranch-bench").get("/version") or {}
+    return {
+        "processor": f"{os.cpu_count()} of {cpu}",
+        "memory": f"{memory:.0f} GiB",
+        "disk": f"{disk or '-'} under the node's directories",
+        "kernel": platform.release(),
+        "Kubernetes": str(version.get("gitVersion", "-")),
+        "Postgres": os.environ.get("DBRANCH_POSTGRES_IMAGE", "-"),
+    }
+
+
+def _value(file: str, key: str) -> str:
+    """What stands behind the first `key :` of a file."""
+    lines = (line.partition(":") for line in Path(file).read_text().splitlines())
+    return next((value.strip() for word, _, value in lines if word.strip() == key), "-")
+
+
+def measure(name: str, quick: bool) -> Result:
+    """One measure on a stage of its own, which is cleared whatever happens."""
+    stage = Stage(Cluster("dbranch-bench")).make()
+    try:
+        return MEASURES[name](stage, quick)
+    finally:
+        stage.clear()
+
+
+def keep(raw: dict[str, Any]) -> None:
+    """Raw numbers, plots and page, written from all that was measured so far."""
+    RAW.parent.mkdir(parents=True, exist_ok=True)
+    RAW.write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n")
+    results = {name: from_json(raw["measures"][name]) for name in MEASURES if name in raw["measures"]}
+    for result in results.values():
+        for series, points in result.series.items():
+            plots.PLOTS[series](points, RAW.parent / f"{series}.svg")
+    raw["runs"] = {name: raw["runs"][name] for name in results}
+    (DOCS / "benchmarks.md").write_text(page(raw, results))
+
+
+def main(words: list[str]) -> int:
+    quick = "quick" in words
+    asked = [word for word in words if word not in ("quick", "all")]
+    unknown = [name for name in asked if name not in MEASURES]
+    if unknown:
+        print(f"no measure {', '.join(unknown)}; there are: {', '.join(MEASURES)}", file=sys.stderr)
+        return 2
+    names = asked or [name for name in MEASURES if not (quick and name in SLOW)]
+    raw = json.loads(RAW.read_text()) if RAW.exists() else {"measures": {}, "runs": {}}
+    raw["machine"] = machine()
+    failed = []
+    for place, name in enumerate(names, 1):
+        began, load = time.monotonic(), f"{os.getloadavg()[0]:.1f}"
+        print(f"[{time.strftime('%H:%M:%S')}] {place} of {len(names)}: {name} …", file=sys.stderr, flush=True)
+        try:
+            result = measure(name, quick)
+        except AssertionError as error:
+            print(f"{name} failed: {error}", file=sys.stderr)
+            failed.append(name)
+            continue
+        for line in summary(result):
+            print(line, flush=True)
+        raw["measures"][name] = as_json(result)
+        mode = "quick" if quick else "full"
+        raw["runs"][name] = {
+            "mode": mode,
+            "at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+            "load": load,
+        }
+        keep(raw)
+        print(
+            f"[{time.strftime('%H:%M:%S')}] done: {name} ({time.monotonic() - began:.0f} s)", file=sys.stderr
+        )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
