@@ -16,7 +16,6 @@ from pathlib import Path
 from dbranch import names
 from dbranch.effect import pool, slot, subvolume
 from dbranch.effect.session import Endpoint, await_accepting
-from dbranch.linux.loops import loops_of
 from dbranch.linux.mounts import read_mounts
 from dbranch.plan.layout import Layout
 from dbranch.plan.scripts import read_initdb, read_slot_start
@@ -139,9 +138,11 @@ class Node:
         for mount in reversed(read_mounts()):
             if mount.point.startswith(f"{self.layout.base}/"):
                 unmount(mount.point)
-        for file in self.layout.pools.glob("*.img"):
-            for loop in loops_of(file):
-                subprocess.run(["losetup", "-d", loop.path], check=False)
+        # By what the kernel says: an image may be deleted under its device.
+        for held in Path("/sys/block").glob("loop*/loop/backing_file"):
+            with suppress(OSError):
+                if held.read_text().startswith(f"{self.layout.pools}/"):
+                    subprocess.run(["losetup", "-d", f"/dev/{held.parts[3]}"], check=False)
         for data in self.layout.slots.glob("*/data"):
             subprocess.run(["chattr", "-i", str(data)], check=False, capture_output=True)
 
