@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import struct
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,7 +25,7 @@ from tests.node.proxy_backend import (
 from tests.node.proxy_talk import ended, message, read_all
 
 from dbranch.api.project import Target
-from dbranch.proxy import wire
+from dbranch.proxy import cancel, wire
 from dbranch.proxy.cancel import MOST
 
 
@@ -101,6 +102,40 @@ def test_a_flood_of_cancels_is_bounded(make_proxy: MakeProxy) -> None:
         for sock in taken + socks:
             sock.close()
     assert 'dbranch_proxy_cancels_total{result="dropped"} 100.0' in proxy.metrics()
+
+
+def test_guesses_have_a_budget_and_own_cancels_do_not_need_it(
+    make_proxy: MakeProxy, main: Backend, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each guess costs the backend a process, and anybody can send them."""
+    monkeypatch.setattr(cancel, "GUESSES", 20)
+    proxy, taken, stop = make_proxy(), [0], threading.Event()
+    with socket.create_server(("127.0.0.1", 0), backlog=1000) as quick:
+        quick.settimeout(0.1)
+
+        def take() -> None:
+            while not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    quick.accept()[0].close()
+                    taken[0] += 1
+
+        taking = threads.submit(take)
+        target = Target("quick", "Ready", "127.0.0.1", quick.getsockname()[1])
+        with proxy.connect(options="-c dbranch.branch=main") as connection:
+            proxy.apply(active="quick", targets={"quick": target, "main": main.target("Starting")})
+            running = threads.submit(connection.execute, "SELECT pg_sleep(60)")
+            began = time.monotonic()
+            for i in range(400):
+                with proxy.raw() as sock:
+                    sock.sendall(wire.cancel_request(struct.pack("!II", i, i)))
+                    assert read_all(sock) == b""
+            seconds = time.monotonic() - began
+            assert 20 <= taken[0] <= 20 * (1 + seconds) + 1
+            connection.cancel_safe(timeout=10)
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                running.result(5)
+        stop.set()
+        taking.result(5)
 
 
 def test_a_backend_that_is_killed_is_said(proxy: Proxy, main: Backend) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any
+from pathlib import Path
 
 import psycopg
 import pytest
-from tests.node.proxy_backend import USER, Backend, MakeProxy, Proxy, branch_of, wait_until
+from tests.node.proxy_backend import USER, Backend, MakeProxy, Proxy, branch_of, trusting, wait_until
 from tests.node.proxy_talk import error_of, read_all, refused, startup
 
 from dbranch.api.project import ProxyLimits, Target
@@ -92,7 +93,7 @@ def test_a_start_has_its_time(make_proxy: MakeProxy) -> None:
     wait_until(lambda: not proxy.board.opening)
 
 
-def test_a_tls_handshake_has_its_time(make_proxy: MakeProxy, tls: Any) -> None:
+def test_a_tls_handshake_has_its_time(make_proxy: MakeProxy, tls: Path) -> None:
     proxy = make_proxy(tls, handshake_timeout=0.5)
     with proxy.raw() as sock:
         sock.sendall(struct.pack("!II", 8, 80877103))
@@ -181,6 +182,36 @@ def test_the_balancers_word_is_the_clients_address(
     wait_until(lambda: [r for r in caplog.records if r.name == "dbranch.session"])
     fields = [r.fields for r in caplog.records if r.name == "dbranch.session"]  # type: ignore[attr-defined]
     assert [f["client"] for f in fields] == ["198.51.100.7:40000"]
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_tls_comes_behind_the_header(make_proxy: MakeProxy, outside: str, tls: Path, direct: bool) -> None:
+    """Direct TLS in the same segment as the header, which is the balancer's own and not encrypted."""
+    proxy, context = make_proxy(tls, proxy_protocol=True), trusting(tls)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    inside = context.wrap_bio(incoming, outgoing, server_hostname="shop")
+    with socket.create_connection((outside, proxy.port), timeout=20) as sock:
+        before = header() if direct else b""
+        if not direct:
+            sock.sendall(header() + struct.pack("!II", 8, 80877103))
+            assert sock.recv(1) == b"S"
+        while True:
+            try:
+                inside.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                sock.sendall(before + outgoing.read())
+                before = b""
+                incoming.write(sock.recv(65536))
+        inside.write(startup({"user": USER, "database": "postgres"}))
+        sock.sendall(outgoing.read())
+        while True:
+            try:
+                assert inside.read(1) == b"R"
+                break
+            except ssl.SSLWantReadError:
+                incoming.write(sock.recv(65536))
+        assert [s.peer for s in proxy.board.sessions] == ["198.51.100.7:40000"]
 
 
 def test_without_a_header_nobody_gets_in(make_proxy: MakeProxy, outside: str) -> None:

@@ -71,6 +71,18 @@ def test_terminate_within_a_result_that_streams(proxy: Proxy, threads: ThreadPoo
     assert not said or said.startswith("57P01")
 
 
+def test_terminate_does_not_wait_for_who_does_not_read(proxy: Proxy) -> None:
+    """No boundary of a message can come: the session ends all the same, and its memory goes."""
+    connection = proxy.connect()
+    connection.pgconn.send_query(b"SELECT repeat('x', 1000) FROM generate_series(1, 1000000)")
+    connection.pgconn.flush()
+    time.sleep(1)
+    proxy.apply(active="feature-x")
+    wait_until(lambda: not proxy.board.sessions, 15)
+    assert proxy.board.keys == {}
+    connection.close()
+
+
 def test_drain_finishes_a_transaction(make_proxy: MakeProxy, main: Backend) -> None:
     proxy = make_proxy(on_switch="Drain", drain_timeout=30.0)
     with main.direct() as direct:

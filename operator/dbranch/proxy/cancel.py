@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 
 # Requests to backends under way at once; more are dropped, as nobody is told how one ended anyway.
 MOST: Final = 64
+GUESSES: Final = 200
 _TIMEOUT: Final = 5.0
 
 
@@ -35,20 +36,32 @@ class _Sent(asyncio.Protocol):
 
 
 class Canceller:
-    """Sends cancel requests, at most `MOST` at once."""
+    """Sends cancel requests, at most `MOST` at once, and at most `GUESSES` a second whose owner is not known:
+    each costs its backend a process, and anybody may send them."""
 
     def __init__(self) -> None:
         self._under_way = 0
+        self._guesses, self._filled = float(GUESSES), 0.0
         self._tasks: set[asyncio.Task[object]] = set()
 
-    def send(self, places: Sequence[Place], packet: bytes) -> asyncio.Task[object] | None:
+    def send(
+        self, places: Sequence[Place], packet: bytes, guessed: bool = False
+    ) -> asyncio.Task[object] | None:
         """Sends `packet` to the backends at `places`, to as many as there is room for. The task ends when
-        each of them has taken it; None: nothing was sent."""
-        places = places[: MOST - self._under_way]
+        each of them has taken it; None: nothing was sent. `guessed`: nobody knows which of them owns the key."""
+        loop = asyncio.get_running_loop()
+        room = MOST - self._under_way
+        if guessed:
+            now = loop.time()
+            self._guesses = min(GUESSES, self._guesses + (now - self._filled) * GUESSES)
+            self._filled = now
+            room = min(room, int(self._guesses))
+        places = places[:room]
         if not places:
             return None
+        self._guesses -= len(places) if guessed else 0
         self._under_way += len(places)
-        task = asyncio.get_running_loop().create_task(self._deliver(places, packet))
+        task = loop.create_task(self._deliver(places, packet))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -210,8 +210,8 @@ class ClientStart(asyncio.Protocol):
             places = [owner.place]
         else:
             places = cancel_candidates(table, tuple(board.by_branch), _MOST_TRIED) if table else []
-        task = self.canceller.send(places, packet)
-        board.metrics.cancelled("dropped" if places and not task else "own" if owner else "tried")
+        task = self.canceller.send(places, packet, guessed=owner is None)
+        board.metrics.cancelled("dropped" if not task else "own" if owner else "tried")
         if task:
             # The client takes the close as "done", so it comes after the backend's.
             task.add_done_callback(lambda _: self.transport.close())
