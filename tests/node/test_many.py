@@ -19,6 +19,7 @@ from dbranch.cluster import Cluster
 from dbranch.effect import pool, session, slot, subvolume
 from dbranch.observe.branches import observe_branch
 from dbranch.observe.sizes import observe_sizes
+from dbranch.plan.slot_pod import Home
 
 MIB = 2**20
 
@@ -77,13 +78,13 @@ def test_many_branches(node: Node, soak: bool) -> None:
         slot.ensure_slot(layout, names.slot_name(branch, ""), OWNER)
         slot.ensure_bound(layout, names.slot_name(branch, ""), project, branch)
     said = Project("team", "shop", project, node=ProjectNode(pool_uuid=node.pool_uuid, initialized=True))
-    cluster = cast(Cluster, NoPods())
+    cluster, home = cast(Cluster, NoPods()), Home("here", "node-uid", "nodes", "dbranch")
     facts: list[float] = []
     sizes: list[float] = []
     began = time.process_time()
     for branch in branches:
         body = Branch("team", "shop-b", branch, "shop", "main", source_uid=root)
-        facts.append(timed(partial(observe_branch, cluster, layout, "nodes", said, body)))
+        facts.append(timed(partial(observe_branch, cluster, layout, home, "", said, body)))
         sizes.append(timed(partial(observe_sizes, layout, project, branch)))
     processor = time.process_time() - began
     of_root, of_one = observe_sizes(layout, project, root), observe_sizes(layout, project, branches[-1])
