@@ -105,7 +105,7 @@ def test_a_flood_of_cancels_is_bounded(make_proxy: MakeProxy) -> None:
 
 
 def test_guesses_have_a_budget_and_own_cancels_do_not_need_it(
-    make_proxy: MakeProxy, main: Backend, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    make_proxy: MakeProxy, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each guess costs the backend a process, and anybody can send them."""
     monkeypatch.setattr(cancel, "GUESSES", 20)
@@ -122,7 +122,7 @@ def test_guesses_have_a_budget_and_own_cancels_do_not_need_it(
         taking = threads.submit(take)
         target = Target("quick", "Ready", "127.0.0.1", quick.getsockname()[1])
         with proxy.connect(options="-c dbranch.branch=main") as connection:
-            proxy.apply(active="quick", targets={"quick": target, "main": main.target("Starting")})
+            proxy.apply(active="quick", targets={"quick": target, "main": Target("main", "Starting")})
             running = threads.submit(connection.execute, "SELECT pg_sleep(60)")
             began = time.monotonic()
             for i in range(400):
