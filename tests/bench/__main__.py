@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dbranch.cluster import Cluster
+from dbranch.errors import DbranchError
 from tests.bench import plots
 from tests.bench.bytes import BYTES
 from tests.bench.figures import Result, as_json, from_json
@@ -90,7 +91,7 @@ def main(words: list[str]) -> int:
         print(f"[{time.strftime('%H:%M:%S')}] {place} of {len(names)}: {name} …", file=sys.stderr, flush=True)
         try:
             result = measure(name, quick)
-        except AssertionError as error:
+        except (AssertionError, DbranchError, OSError, subprocess.SubprocessError) as error:
             print(f"{name} failed: {error}", file=sys.stderr)
             failed.append(name)
             continue
