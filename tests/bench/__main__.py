@@ -1,6 +1,7 @@
 """python -m tests.bench [quick] [NAME…]: measures in the cluster of KUBECONFIG, and writes docs/benchmarks.md.
 
-Called by hack/bench, which brings the cluster up. Without names all measures run.
+Called by hack/bench, which brings the cluster up. Without names all measures run; `page` alone only writes the page
+and its plots again from the raw numbers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dbranch.cluster import Cluster
+from dbranch.errors import DbranchError
 from tests.bench import plots
 from tests.bench.bytes import BYTES
 from tests.bench.figures import Result, as_json, from_json
@@ -71,18 +73,23 @@ def keep(raw: dict[str, Any]) -> None:
         for series, points in result.series.items():
             plots.PLOTS[series](points, RAW.parent / f"{series}.svg")
     raw["runs"] = {name: raw["runs"][name] for name in results}
-    (DOCS / "benchmarks.md").write_text(page(raw, results))
+    # What a person says of the figures: by hand, after a run.
+    notes = RAW.with_name("notes.md")
+    (DOCS / "benchmarks.md").write_text(page(raw, results, notes.read_text() if notes.exists() else ""))
 
 
 def main(words: list[str]) -> int:
     quick = "quick" in words
     asked = [word for word in words if word not in ("quick", "all")]
-    unknown = [name for name in asked if name not in MEASURES]
+    unknown = [name for name in asked if name not in MEASURES and words != ["page"]]
     if unknown:
         print(f"no measure {', '.join(unknown)}; there are: {', '.join(MEASURES)}", file=sys.stderr)
         return 2
     names = asked or [name for name in MEASURES if not (quick and name in SLOW)]
     raw = json.loads(RAW.read_text()) if RAW.exists() else {"measures": {}, "runs": {}}
+    if words == ["page"]:
+        keep(raw)
+        return 0
     raw["machine"] = machine()
     failed = []
     for place, name in enumerate(names, 1):
@@ -90,7 +97,7 @@ def main(words: list[str]) -> int:
         print(f"[{time.strftime('%H:%M:%S')}] {place} of {len(names)}: {name} …", file=sys.stderr, flush=True)
         try:
             result = measure(name, quick)
-        except AssertionError as error:
+        except (AssertionError, DbranchError, OSError, subprocess.SubprocessError) as error:
             print(f"{name} failed: {error}", file=sys.stderr)
             failed.append(name)
             continue

@@ -73,14 +73,16 @@ def unique(stage: Stage, quick: bool) -> Result:
         name = words
         stage.ready("bytes", name, stage.branch("bytes", name))
         own = dsn_of(stage, "bytes", option=name)
-        pages = f"select count(distinct (ctid::text::point)[0]) * 8192.0 / 1048576 from filler where {where}"
-        changed = float(client.ask("sql", dsn=own, queries=[pages])["rows"][0][0])
+        # Of the pages that hold the old rows, and of those that come to hold the new ones and their index entries.
+        pages = f"select count(distinct (ctid::text::point)[0]) * 8192.0 from filler where {where}"
+        held = "select pg_total_relation_size('filler')"
+        changed, first = (float(client.ask("sql", dsn=own, queries=[q])["rows"][0][0]) for q in (pages, held))
         client.ask("sql", dsn=own, queries=["checkpoint"])
         before = stage.unique("bytes", name)
-        client.ask(
-            "sql", dsn=own, queries=[f"update filler set pad = reverse(pad) where {where}", "checkpoint"]
-        )
+        update = f"update filler set pad = reverse(pad) where {where}"
+        grown = float(client.ask("sql", dsn=own, queries=[update, "checkpoint", held])["rows"][0][0]) - first
         cost = (stage.unique("bytes", name) - before) / 2**20
+        changed = (changed + grown) / 2**20
         title = f"bytes that an UPDATE of 1 % of the rows costs, {words}"
         rows.append(Row(title, "bytes of the pages changed", [cost], [changed], "MiB", 3.0))
     return Result(rows)

@@ -36,8 +36,8 @@ def _row(row: Row) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def page(raw: dict[str, Any], results: dict[str, Result]) -> str:
-    """The whole page."""
+def page(raw: dict[str, Any], results: dict[str, Result], notes_by_hand: str = "") -> str:
+    """The whole page; `notes_by_hand` stand behind the figures."""
     lines = [_HEAD, "## The table", ""]
     lines += ["| measure | median (min to max) | against | its median (min to max) | ratio | goal | |"]
     lines += ["|---|---|---|---|---|---|---|"]
@@ -49,6 +49,8 @@ def page(raw: dict[str, Any], results: dict[str, Result]) -> str:
     for name, result in results.items():
         if result.series:
             lines += [f"## {_TITLES[name]}", "", f"![{_TITLES[name]}](benchmarks/{name}.svg)", ""]
+    if notes_by_hand:
+        lines += [notes_by_hand.rstrip(), ""]
     lines += ["## The machine", ""]
     lines += [f"* {key}: {value}" for key, value in raw["machine"].items()]
     lines += [

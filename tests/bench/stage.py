@@ -45,7 +45,10 @@ class Client:
     def end(self) -> None:
         if self.process.stdin:
             self.process.stdin.close()
-        self.process.wait(10)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
 
 
 @dataclass
