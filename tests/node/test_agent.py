@@ -197,3 +197,7 @@ def test_what_no_object_names_goes_after_the_grace_and_not_before(world: World) 
     layout.unclaimed(world.uid("main")).touch()
     sweep_unclaimed(cluster, layout, home, 3600.0)
     assert not layout.unclaimed(world.uid("main")).exists()
+    # The mark of one that has ended in the ordinary way meanwhile goes too.
+    layout.unclaimed(uid).touch()
+    sweep_unclaimed(cluster, layout, home, 3600.0)
+    assert not layout.unclaimed(uid).exists()

@@ -276,6 +276,7 @@ def test_something_else_at_the_mount_point(world: World) -> None:
     switch(world, "Stopped")
     world.agent()
     point = world.node.layout.pool(project)
+    point.mkdir()
     run("mount", "-t", "tmpfs", "-o", "size=1M", "theirs", point)
     switch(world, "Running")
     world.visit()

@@ -76,10 +76,20 @@ def test_down_and_removed_leave_nothing(up: Node) -> None:
     pool.ensure_pool_down(up.layout, up.project)
     facts = observe_pool(up.layout, up.project)
     assert facts.image_exists and not facts.mounted and facts.loops == ()
+    assert not up.layout.pool(up.project).exists()
     pool.ensure_pool_down(up.layout, up.project)
     pool.ensure_pool_removed(up.layout, up.project)
     assert not image.exists() and not up.layout.pool(up.project).exists()
     pool.ensure_pool_removed(up.layout, up.project)
+
+
+def test_an_image_that_got_its_name_and_not_its_size(node: Node) -> None:
+    """What a visit leaves that was cut off between the two."""
+    pool.ensure_base(node.layout)
+    node.layout.image(node.project).touch()
+    node.up()
+    facts = observe_pool(node.layout, node.project)
+    assert facts.mounted and facts.image_bytes == SIZE
 
 
 def test_a_pool_in_use_stays(up: Node) -> None:

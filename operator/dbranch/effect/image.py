@@ -30,7 +30,8 @@ def ensure_image(file: Path, size: int, made: bool) -> None:
 
     PoolLost where a pool was `made` once and its image is not there: it is never made again.
     """
-    if file.exists():
+    # One without its size was made by a visit that was cut off behind its name: nothing can be on it yet.
+    if file.exists() and (made or file.stat().st_size > 0):
         return
     if made:
         raise PoolLost(
@@ -39,7 +40,7 @@ def ensure_image(file: Path, size: int, made: bool) -> None:
         )
     size = max(size, LEAST_BYTES)
     log_as_typed("truncate", "-s", size, file)
-    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(handle, size)
         os.fsync(handle)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid as uuids
-from contextlib import suppress
 from pathlib import Path
 
 from dbranch.effect import image, mount
@@ -68,26 +68,31 @@ def ensure_pool(
 
 
 def ensure_pool_down(layout: Layout, project_uid: str) -> None:
-    """Unmounted and detached. Busy (with what holds it) while a slot or another namespace uses it."""
+    """Unmounted and detached, without its mount point. Busy (with what holds it) while a slot or another
+    namespace uses it."""
     file = layout.image(project_uid)
     with held(layout.attach_lock, seconds=60):
         mount.ensure_unmounted(layout, project_uid)
         image.ensure_detached(file)
+        _remove_point(layout.pool(project_uid))
 
 
 def ensure_pool_removed(layout: Layout, project_uid: str) -> None:
-    """Down, and then the image and the mount point deleted. Busy as in `ensure_pool_down`."""
+    """Down, and then the image deleted. Busy as in `ensure_pool_down`."""
     ensure_pool_down(layout, project_uid)
-    file, point = layout.image(project_uid), layout.pool(project_uid)
+    file = layout.image(project_uid)
     with held(layout.attach_lock, seconds=60):
         image.ensure_detached(file)
         if file.exists():
             log_as_typed("rm", file)
             file.unlink()
             image.sync_directory(layout.pools)
-        _remove_point(point)
 
 
 def _remove_point(point: Path) -> None:
-    with suppress(FileNotFoundError):
+    try:
         point.rmdir()
+    except OSError as error:
+        # What somebody else put there is not ours to remove.
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY):
+            raise

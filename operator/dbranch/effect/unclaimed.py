@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from contextlib import suppress
 
 from dbranch.effect.command import log_as_typed
@@ -21,6 +22,13 @@ def ensure_unmarked(layout: Layout, uid: str) -> None:
     """No mark any more."""
     with suppress(FileNotFoundError):
         layout.unclaimed(uid).unlink()
+
+
+def ensure_marks_swept(layout: Layout, there: Collection[str]) -> None:
+    """No mark is left of what is not on the disk any more; `there`: the UIDs that are."""
+    for mark in layout.pools.glob("*.unclaimed"):
+        if mark.stem not in there:
+            mark.unlink(missing_ok=True)
 
 
 def age_of_mark(layout: Layout, uid: str) -> float:

@@ -14,7 +14,7 @@ from dbranch.effect.pods import ensure_pod_ending
 from dbranch.effect.pool import ensure_pool_removed
 from dbranch.effect.slot import ensure_slot_removed
 from dbranch.effect.subvolume import ensure_trash_emptied, ensure_trashed
-from dbranch.effect.unclaimed import age_of_mark, ensure_marked, ensure_unmarked
+from dbranch.effect.unclaimed import age_of_mark, ensure_marked, ensure_marks_swept, ensure_unmarked
 from dbranch.errors import Busy, DbranchError
 from dbranch.observe.branches import observe_pods
 from dbranch.observe.machine import observe_machine
@@ -27,8 +27,8 @@ from dbranch.plan.slot_pod import Home
 logger = logging.getLogger(__name__)
 
 _EVERY = 60.0
-# A slot's directory is made before its pod, so a young one may still get it.
-_YOUNG = 300.0
+# A slot's directory is made before its pod, so a young one may still get it: within the time of a few requests.
+_YOUNG = 60.0
 # The room is told anew when it has changed by this part.
 _MUCH = 0.05
 
@@ -106,6 +106,7 @@ def sweep_unclaimed(cluster: Cluster, layout: Layout, home: Home, grace: float) 
                     ensure_trashed(layout, pool, branch)
                     ensure_trash_emptied(layout, pool)
                     ensure_unmarked(layout, branch)
+    ensure_marks_swept(layout, {*held, *(branch for branches in held.values() for branch in branches)})
 
 
 def _is_over(layout: Layout, uid: str, claimed: bool, grace: float) -> bool:
