@@ -6,7 +6,9 @@ import asyncio
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -200,34 +202,41 @@ def slot(proxy: Proxy) -> Iterator[str]:
         )
 
 
+@contextmanager
+def receiving(proxy: Proxy, program: Path, *words: str) -> Iterator[None]:
+    """A program that receives until it is told to end; told so, it ends well."""
+    running = subprocess.Popen([str(program), *words, "--no-loop"], env=environment(proxy))
+    try:
+        yield
+        running.send_signal(signal.SIGINT)
+        assert running.wait(20) == 0
+    finally:
+        running.kill()
+        running.wait()
+
+
 def test_wal_is_received(proxy: Proxy, programs: Path, slot: str, tmp_path: Path) -> None:
     receive = programs / "pg_receivewal"
     run(proxy, receive, "--create-slot", "--slot", slot)
-    with subprocess.Popen(
-        [str(receive), "-D", str(tmp_path), "--slot", slot, "--no-loop"], env=environment(proxy)
-    ) as receiving:
-        with proxy.connect() as connection:
-            for _ in range(3):
-                connection.execute("SELECT pg_logical_emit_message(false, 'x', repeat('y', 100000))")
-                connection.execute("SELECT pg_switch_wal()")
-            wait_until(lambda: [p for p in tmp_path.iterdir() if p.suffix != ".partial"], 20)
-        receiving.send_signal(signal.SIGINT)
-        assert receiving.wait(20) == 0
+    with receiving(proxy, receive, "-D", str(tmp_path), "--slot", slot), proxy.connect() as connection:
+
+        def a_segment_is_whole() -> bool:
+            connection.execute("SELECT pg_logical_emit_message(false, 'x', repeat('y', 100000))")
+            connection.execute("SELECT pg_switch_wal()")
+            time.sleep(0.2)
+            return any(p.suffix != ".partial" for p in tmp_path.iterdir())
+
+        wait_until(a_segment_is_whole, 30)
 
 
 def test_changes_are_decoded(proxy: Proxy, programs: Path, slot: str, tmp_path: Path) -> None:
     receive, out = programs / "pg_recvlogical", tmp_path / "changes"
     common = ("--slot", slot, "-d", "postgres")
     run(proxy, receive, *common, "--create-slot", "-P", "test_decoding")
-    with subprocess.Popen(
-        [str(receive), *common, "--start", "-f", str(out), "--no-loop"], env=environment(proxy)
-    ) as receiving:
-        with proxy.connect() as connection:
-            connection.execute("CREATE TABLE decoded AS SELECT 'read me' AS words")
-            wait_until(lambda: out.exists() and "read me" in out.read_text(), 20)
-            connection.execute("DROP TABLE decoded")
-        receiving.send_signal(signal.SIGINT)
-        assert receiving.wait(20) == 0
+    with receiving(proxy, receive, *common, "--start", "-f", str(out)), proxy.connect() as connection:
+        connection.execute("CREATE TABLE decoded AS SELECT 'read me' AS words")
+        wait_until(lambda: out.exists() and "read me" in out.read_text(), 30)
+        connection.execute("DROP TABLE decoded")
 
 
 def test_a_thousand_sessions_in_turn(proxy: Proxy) -> None:
