@@ -224,10 +224,9 @@ class ProjectCare:
             return 0.5
         nodes = self._release.nodes_namespace
         self._owned.drop("v1", "secrets", nodes, names.verifier_secret(project.uid))
-        others = [
-            p for p in views.all_projects() if p.namespace == project.namespace and p.uid != project.uid
-        ]
-        if not others:
+        # Those that are being deleted too need it no more than this one.
+        others = (p for p in views.all_projects() if p.namespace == project.namespace and not p.deleting)
+        if not any(other.uid != project.uid for other in others):
             self._owned.drop("networking.k8s.io/v1", "networkpolicies", nodes, f"allow-{project.namespace}")
         return None
 
