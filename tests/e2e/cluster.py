@@ -231,6 +231,11 @@ class Project:
         self.team.apply(self.manifest(**spec))
         self.team.wait_ready("dbproject", self.name)
 
+    def patch(self, **spec: Any) -> None:
+        """A merge patch of the project's spec by `kubectl patch`."""
+        body = json.dumps({"spec": spec})
+        self.team.kubectl("patch", "dbproject", self.name, "--type=merge", "-p", body)
+
     def branch_manifest(self, branch: str, source: str | None = "main", **spec: Any) -> dict[str, Any]:
         return {
             "apiVersion": "dbranch.io/v1alpha1",

@@ -11,14 +11,9 @@ from tests.e2e.cluster import NODES, Namespace, Project, eventually
 from tests.e2e.test_survival import pods_of
 
 
-def patch(project: Project, **spec: object) -> None:
-    body = json.dumps({"spec": spec})
-    project.team.kubectl("patch", "dbproject", project.name, "--type=merge", "-p", body)
-
-
 def test_the_pool_grows_while_postgres_runs_and_never_shrinks(shop: Project) -> None:
     team, before = shop.team, pods_of(shop)
-    patch(shop, storage={"size": "1536Mi"})
+    shop.patch(storage={"size": "1536Mi"})
     total = 1536 * 2**20
     eventually(
         "the pool has grown",
@@ -32,7 +27,7 @@ def test_the_pool_grows_while_postgres_runs_and_never_shrinks(shop: Project) -> 
 
 def test_parameters_apply_at_once_or_after_a_restart(shop: Project) -> None:
     team, before = shop.team, pods_of(shop)
-    patch(shop, postgres={"parameters": {"work_mem": "7MB", "shared_buffers": "24MB"}})
+    shop.patch(postgres={"parameters": {"work_mem": "7MB", "shared_buffers": "24MB"}})
     waits = team.wait_reason("dbbranch", "shop-main", "PostgresReady", "RestartPending")
     assert waits["status"] == "True" and "shared_buffers" in waits["message"]
     assert shop.sql("show work_mem") == "7MB" and pods_of(shop) == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,11 +25,6 @@ def two(team: Namespace) -> Project:
         shop.sql(f"create table whoami as select '{branch}' as name", branch)
     team.kubectl("rollout", "status", "deployment/shop-proxy", "--timeout=120s")
     return shop
-
-
-def patch(project: Project, **spec: object) -> None:
-    body = json.dumps({"spec": spec})
-    project.team.kubectl("patch", "dbproject", "shop", "--type=merge", "-p", body)
 
 
 def proxies(project: Project) -> list[str]:
@@ -76,7 +70,7 @@ def standing_still(project: Project, pod: str) -> Iterator[None]:
 def test_a_proxy_that_stands_still_is_named_and_nothing_is_claimed(two: Project) -> None:
     team, laggard = two.team, proxies(two)[0]
     with standing_still(two, laggard):
-        patch(two, activeBranch="feature-x")
+        two.patch(activeBranch="feature-x")
         told = team.wait_reason("dbproject", "shop", "Routed", "ProxyNotReady")
         assert told["status"] == "False" and laggard in told["message"]
         until = time.monotonic() + 5
@@ -91,7 +85,7 @@ def test_proxies_come_and_go_at_the_switch(two: Project, replicas: int) -> None:
     """One that starts reads before it serves; one that ends is waited for as long as it is there."""
     now = two.team.get("dbproject", "shop")["status"]["route"]["branch"]
     branch = "main" if now == "feature-x" else "feature-x"
-    patch(two, activeBranch=branch, proxy={"replicas": replicas})
+    two.patch(activeBranch=branch, proxy={"replicas": replicas})
     wait_routed(two, branch)
     assert burst(two) == {branch}
 

@@ -92,8 +92,7 @@ def test_it_is_shown_and_made_anew_for_other_resources(shop: Project) -> None:
     slot = one_waits(shop)
     shown = "1 waiting for the next branch"
     eventually("it is told", lambda: shown in shop.team.dbranch("-p", "shop", "status", "-o", "wide").out)
-    patch = {"spec": {"postgres": {"resources": {"requests": {"cpu": "11m"}}}}}
-    shop.team.kubectl("patch", "dbproject", "shop", "--type=merge", "-p", json.dumps(patch))
+    shop.patch(postgres={"resources": {"requests": {"cpu": "11m"}}})
     anew = one_waits(shop, slot, cpu="11m")
     eventually("the one of the old class is gone", lambda: slot not in shop.team.cluster.waiting())
     shop.branch("newer")
