@@ -63,6 +63,9 @@ class Stage:
     def make(self) -> Stage:
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}}
         self.cluster.create(path_of("v1", "namespaces"), body)
+        # No pod is admitted before the controller manager has made the namespace's service account.
+        accounts = Follower(self.cluster, path_of("v1", "serviceaccounts", self.namespace)).start()
+        accounts.when("default", lambda account: account is not None, 0)
         self.branches = Follower(
             self.cluster, path_of(names.API_VERSION, names.BRANCHES, self.namespace)
         ).start()

@@ -132,6 +132,8 @@ class Namespace:
         self.apply(
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name, "labels": labels}}
         )
+        # No pod is admitted before the controller manager has made the namespace's service account.
+        self.kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=60s")
         self.apply(client_pod(self.client_node))
         self.kubectl("wait", "--for=condition=Ready", "pod/client", "--timeout=120s")
 
