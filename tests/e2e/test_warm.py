@@ -56,6 +56,21 @@ def test_a_branch_takes_the_waiting_slot_and_is_reached_through_it(shop: Project
     one_waits(shop, slot)
 
 
+def test_the_agents_metrics_tell_of_them(shop: Project) -> None:
+    one_waits(shop)
+    agents = shop.team.cluster.kubectl(
+        *("get", "pods", "-n", NODES, "-l", "app.kubernetes.io/component=agent", "-o", "name")
+    ).text.split()
+    path = f"/api/v1/namespaces/{NODES}/pods/{{}}:8081/proxy/metrics"
+    told = "".join(
+        shop.team.cluster.kubectl("get", "--raw", path.format(agent.removeprefix("pod/"))).out
+        for agent in agents
+    )
+    assert "dbranch_agent_slots_waiting{class=" in told
+    starts = [line for line in told.splitlines() if "start_seconds_count" in line and '"waiting"' in line]
+    assert sum(float(line.split()[-1]) for line in starts) >= 1
+
+
 def test_resume_and_restart_take_one(shop: Project) -> None:
     shop.branch("again")
     waiting = one_waits(shop, slot_of(shop, "again"))

@@ -31,6 +31,7 @@ from dbranch.plan.layout import Layout
 from dbranch.plan.slot_pod import Home
 from dbranch.run.agent_branches import BranchWork
 from dbranch.run.agent_house import sweep_slots
+from dbranch.run.agent_metrics import AgentMetrics
 from dbranch.run.agent_projects import ProjectWork
 from dbranch.run.agent_warm import WarmWork
 from dbranch.run.keyed_locks import KeyedLocks
@@ -123,11 +124,11 @@ class Life:
         self._api = api
         home = Home(NODE, "node-uid", "dbranch-nodes", "dbranch")
         cluster, layout = cast(Cluster, api), Layout(base)
-        locks = KeyedLocks(layout.visits)
+        locks, metrics = KeyedLocks(layout.visits), AgentMetrics(WARM)
         self._sweep = partial(sweep_slots, cluster, layout, home, young=0.0)
-        self._warm = WarmWork(cluster, layout, home, WARM)
+        self._warm = WarmWork(cluster, layout, home, WARM, metrics)
         self._projects = ProjectWork(cluster, layout, home, locks, self._warm.stir)
-        self._branches = BranchWork(cluster, layout, home, locks, self._warm)
+        self._branches = BranchWork(cluster, layout, home, locks, self._warm, metrics)
 
     def live(self, rounds: int | None = None) -> None:
         """Until there is no more to do, or for so many rounds."""

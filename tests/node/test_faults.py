@@ -29,6 +29,7 @@ from dbranch.errors import Busy
 from dbranch.linux.loops import loops_of, loops_of_deleted
 from dbranch.linux.mounts import mounts_at, read_mounts
 from dbranch.report.agent import report_failed_pool
+from dbranch.run.agent_metrics import AgentMetrics
 from dbranch.run.agent_ready import Readiness
 
 
@@ -363,8 +364,9 @@ def lack(node: Node, *within: str) -> str:
     """What a readiness in a process of its own says."""
     look = (
         "import sys; from pathlib import Path; from dbranch.plan.layout import Layout\n"
-        "from dbranch.run.agent_ready import Readiness\n"
-        "readiness = Readiness(Layout(Path(sys.argv[1]))); readiness.started.set(); print(readiness.lack())"
+        "from dbranch.run.agent_ready import Readiness; from dbranch.run.agent_metrics import AgentMetrics\n"
+        "readiness = Readiness(Layout(Path(sys.argv[1])), AgentMetrics()); readiness.started.set()\n"
+        "print(readiness.lack())"
     )
     return run(
         *within, "env", f"PYTHONPATH={ROOT / 'operator'}", sys.executable, "-c", look, node.layout.base
@@ -387,15 +389,18 @@ def test_an_agent_is_ready_only_where_mounts_and_flags_work(node: Node) -> None:
         assert "do not reach the node" in lack(node, *ALONE)
         unflagged = lack(node, "setpriv", "--bounding-set", "-linux_immutable")
         assert "cannot be made immutable" in unflagged
-        readiness = Readiness(node.layout)
+        readiness = Readiness(node.layout, AgentMetrics())
         server = readiness.serve(port=0)
         try:
-            url = f"http://127.0.0.1:{server.server_port}/readyz"
+            at = f"http://127.0.0.1:{server.server_port}"
+            url = f"{at}/readyz"
             with pytest.raises(urllib.error.HTTPError, match="503"):
                 urllib.request.urlopen(url, timeout=5)
             readiness.started.set()
             with urllib.request.urlopen(url, timeout=5) as answer:
                 assert answer.read() == b"ready\n"
+            with urllib.request.urlopen(f"{at}/metrics", timeout=5) as answer:
+                assert b"dbranch_agent_slots_waiting_wanted 0.0" in answer.read()
         finally:
             server.shutdown()
 

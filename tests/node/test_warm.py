@@ -24,10 +24,12 @@ from dbranch.observe.slots import observe_slots
 from dbranch.plan.pod_trouble import pod_facts
 from dbranch.plan.slot_pod import Home, claim
 from dbranch.run.agent_branches import BranchWork
+from dbranch.run.agent_metrics import AgentMetrics
 from dbranch.run.agent_warm import WarmWork
 from dbranch.run.keyed_locks import KeyedLocks
 
 HOME = Home(NODE, "node-uid", "dbranch-nodes", "dbranch")
+METRICS = AgentMetrics()
 
 
 def uids(pods: list[Json]) -> set[str]:
@@ -154,7 +156,7 @@ def test_of_two_that_ask_for_the_last_one_the_other_goes_the_cold_way(shop: Worl
     (waiting,) = uids(shop.waiting())
     api = Meeting(shop.node.layout.base / "api.json")
     cluster, layout, locks = cast(Cluster, api), shop.node.layout, KeyedLocks()
-    work = BranchWork(cluster, layout, HOME, locks, WarmWork(cluster, layout, HOME, 1))
+    work = BranchWork(cluster, layout, HOME, locks, WarmWork(cluster, layout, HOME, 1, METRICS), METRICS)
     branches = [shop.make_branch(name, "main") for name in ("one", "two")]
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda name: work.reconcile(NAMESPACE, name), ("shop-one", "shop-two")))
@@ -177,7 +179,9 @@ def test_where_nothing_can_be_claimed_branches_go_the_cold_way(shop: World) -> N
     before = uids(shop.waiting())
     cluster = cast(Cluster, Denying(shop.node.layout.base / "api.json"))
     layout = shop.node.layout
-    work = BranchWork(cluster, layout, HOME, KeyedLocks(), WarmWork(cluster, layout, HOME, 1))
+    work = BranchWork(
+        cluster, layout, HOME, KeyedLocks(), WarmWork(cluster, layout, HOME, 1, METRICS), METRICS
+    )
     shop.make_branch("copy", "main")
     work.reconcile(NAMESPACE, "shop-copy")
     work.quiet(30)
@@ -187,11 +191,11 @@ def test_where_nothing_can_be_claimed_branches_go_the_cold_way(shop: World) -> N
 
 def test_a_burst_never_has_more_of_them_than_the_limit(shop: World) -> None:
     cluster, layout = cast(Cluster, shop.api), shop.node.layout
-    warm = [WarmWork(cluster, layout, HOME, 2) for _ in range(2)]
+    warm = [WarmWork(cluster, layout, HOME, 2, METRICS) for _ in range(2)]
     most = 0
     for n in range(6):
         shop.make_branch(f"b{n}", "main")
-    work = BranchWork(cluster, layout, HOME, KeyedLocks(), warm[0])
+    work = BranchWork(cluster, layout, HOME, KeyedLocks(), warm[0], METRICS)
     for n in range(6):
         work.reconcile(NAMESPACE, f"shop-b{n}")
         for keeper in warm:

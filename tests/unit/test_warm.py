@@ -17,6 +17,7 @@ from dbranch.plan.layout import Layout
 from dbranch.plan.pod_trouble import PodFacts
 from dbranch.plan.slot_pod import Home, claim, class_of, slot_class, slot_form, slot_pod, waiting_pod
 from dbranch.plan.warm import AGAIN, Waiting, WarmFacts, WarmTodo, plan_warm, warm_count
+from dbranch.run.agent_metrics import AgentMetrics
 from dbranch.run.agent_pods import is_crowded
 
 FORM = "f"
@@ -55,6 +56,25 @@ def test_a_class_is_in_use_while_a_new_branch_or_a_running_one_would_take_it() -
         there = facts(waits("a"), waits("c", BIG.word), project=project)
         assert plan_warm(1, FORM, there) == WarmTodo(tuple(w.pod for w in there.waiting))
         assert warm_count(1, FORM, there, project) is None
+
+
+def test_metrics_have_a_number_for_each_class_in_use_and_no_other() -> None:
+    metrics = AgentMetrics(2)
+
+    def told() -> dict[str, str]:
+        lines = metrics.text().decode().splitlines()
+        words = (line.rpartition(" ") for line in lines if line.startswith("dbranch_agent_slots_waiting{"))
+        return {name.partition('class="')[2].partition('"')[0]: value for name, _, value in words}
+
+    metrics.saw(FORM, facts(waits("a"), waits("b"), waits("c", running=False)))
+    assert told() == {USUAL.word: "2.0", BIG.word: "0.0"}
+    metrics.saw(FORM, WarmFacts((SHOP,), (MAIN,), (Waiting(waits("a", form="older")),)))
+    assert told() == {USUAL.word: "0.0"}
+    metrics.started("waiting", 0.2)
+    text = metrics.text().decode()
+    assert 'dbranch_agent_branch_start_seconds_count{slot="waiting"} 1.0' in text
+    assert 'dbranch_agent_branch_start_seconds_count{slot="new"} 0.0' in text
+    assert "dbranch_agent_slots_waiting_wanted 2.0" in text
 
 
 def test_another_image_or_another_release_makes_them_anew() -> None:

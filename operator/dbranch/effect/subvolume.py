@@ -1,7 +1,7 @@
 """Branches on a mounted pool: initialized, taken as snapshots, thrown away.
 
-A btrfs command's success is not durable. So everything is made under a temporary name, the marker
-written and fsynced, the name taken in one step, and the filesystem synced; only then is it told.
+A btrfs command's success is not durable. So everything is made under a temporary name, the marker last,
+and the filesystem synced; then the name is taken in one step, and the filesystem synced again; only then is it told.
 """
 
 from __future__ import annotations
@@ -160,13 +160,15 @@ def _marker_of(branch: Path) -> Marker:
 
 
 def _finish(subvolume: Path, marker: Marker, settings: Settings) -> None:
-    write_whole(subvolume / LOCK, "")
-    write_settings(subvolume, marker, settings)
-    write_whole(subvolume / MARKER, render_marker(marker))
+    """The files of a subvolume that has no name yet, on disk: one sync for all of them, before it gets its name."""
+    write_whole(subvolume / LOCK, "", durable=False)
+    write_settings(subvolume, marker, settings, durable=False)
+    write_whole(subvolume / MARKER, render_marker(marker), durable=False)
+    _sync(subvolume)
 
 
-def write_settings(subvolume: Path, marker: Marker, settings: Settings) -> bool:
-    """The files as `settings` and `marker` have them. True where one of them changed."""
+def write_settings(subvolume: Path, marker: Marker, settings: Settings, durable: bool = True) -> bool:
+    """The files as `settings` and `marker` have them. True where one of them changed. `durable`: and on disk."""
     texts = {
         PORT: f"{settings.port}\n",
         POSTGRESQL_CONF: render_postgresql_conf(settings, marker.is_root, marker.prepared_floor),
@@ -177,7 +179,7 @@ def write_settings(subvolume: Path, marker: Marker, settings: Settings) -> bool:
     for name, text in texts.items():
         path = subvolume / name
         if not path.exists() or path.read_text() != text:
-            write_whole(path, text)
+            write_whole(path, text, durable=durable)
             changed = True
     return changed
 

@@ -136,8 +136,11 @@ def remove_at(directory: int, name: str) -> None:
     os.rmdir(name, dir_fd=directory)
 
 
-def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
-    """The file of root's has this text, whole or not at all, and on disk. Others may have it open."""
+def write_whole(path: Path, text: str, mode: int = 0o644, durable: bool = True) -> None:
+    """The file of root's has this text, whole or not at all, and on disk. Others may have it open.
+
+    `durable` False: on disk only with the filesystem's next sync, and after a power cut before that perhaps empty.
+    """
     begun = path.with_name(f".{path.name}.new")
     begun.unlink(missing_ok=True)
     handle = os.open(begun, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
@@ -145,5 +148,6 @@ def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
         os.fchmod(file.fileno(), mode)
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
     begun.rename(path)

@@ -21,6 +21,7 @@ from dbranch.plan.layout import Layout
 from dbranch.plan.slot_pod import Home
 from dbranch.run.agent_branches import BranchWork
 from dbranch.run.agent_house import keep_house
+from dbranch.run.agent_metrics import AgentMetrics
 from dbranch.run.agent_pods import watch_pods
 from dbranch.run.agent_projects import ProjectWork
 from dbranch.run.agent_ready import Readiness
@@ -42,6 +43,7 @@ class Work:
     projects: ProjectWork
     branches: BranchWork
     warm: WarmWork
+    metrics: AgentMetrics
 
 
 def make_work(environment: dict[str, str]) -> tuple[Work, Cluster, Layout, Home]:
@@ -65,11 +67,13 @@ def make_work(environment: dict[str, str]) -> tuple[Work, Cluster, Layout, Home]
     if not slots.isdecimal():
         raise InvalidInput(f"environment: DBRANCH_WARM_SLOTS is {slots!r}, not a number; see agent.warmSlots")
     ensure_base(layout)
-    locks, warm = KeyedLocks(layout.visits), WarmWork(cluster, layout, home, int(slots))
+    locks, metrics = KeyedLocks(layout.visits), AgentMetrics(int(slots))
+    warm = WarmWork(cluster, layout, home, int(slots), metrics)
     work = Work(
         ProjectWork(cluster, layout, home, locks, warm.stir),
-        BranchWork(cluster, layout, home, locks, warm),
+        BranchWork(cluster, layout, home, locks, warm, metrics),
         warm,
+        metrics,
     )
     return work, cluster, layout, home
 
@@ -145,7 +149,7 @@ def main() -> None:
     machine = observe_machine(layout)
     if not (machine.btrfs and machine.loop):
         logger.error("node %s: btrfs %s, loop %s", home.node, machine.btrfs, machine.loop)
-    readiness = Readiness(layout)
+    readiness = Readiness(layout, work.metrics)
     readiness.serve()
     for target, args in (
         (watch_pods, (cluster, home, work.warm)),

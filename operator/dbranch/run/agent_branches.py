@@ -25,6 +25,7 @@ from dbranch.plan.scripts import read_initdb, read_slot_start
 from dbranch.plan.settings_files import Marker, Settings, Whose
 from dbranch.plan.slot_pod import Home, claim, initdb_pod, slot_pod
 from dbranch.report import agent as report
+from dbranch.run.agent_metrics import AgentMetrics
 from dbranch.run.agent_sizes import tell_sizes
 from dbranch.run.agent_warm import WarmWork
 from dbranch.run.agent_watch import Watched, Watchers
@@ -53,11 +54,17 @@ class BranchWork:
     """What handlers call. Each call answers with the seconds after which it wants to come back, or None."""
 
     def __init__(
-        self, cluster: Cluster, layout: Layout, home: Home, locks: KeyedLocks, warm: WarmWork
+        self,
+        cluster: Cluster,
+        layout: Layout,
+        home: Home,
+        locks: KeyedLocks,
+        warm: WarmWork,
+        metrics: AgentMetrics,
     ) -> None:
         self._cluster, self._layout, self._home, self._locks = cluster, layout, home, locks
         self._warm = warm
-        self._watchers = Watchers(cluster, layout, home.namespace, locks)
+        self._watchers = Watchers(cluster, layout, home.namespace, locks, metrics)
 
     def quiet(self, seconds: float) -> None:
         """Waits until no branch is starting, so many seconds at most."""

@@ -1,4 +1,4 @@
-"""Whether this node's agent is Ready: kubelet asks at :8081/readyz, people read why not in the answer and log."""
+"""What the agent answers at :8081: /readyz (for kubelet; why not, for people) and /metrics (for Prometheus)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dbranch.effect.slot import immutable_supported
 from dbranch.observe.machine import observe_machine
 from dbranch.plan.fitness import lack_of
 from dbranch.plan.layout import Layout
+from dbranch.run.agent_metrics import CONTENT_TYPE, AgentMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +19,8 @@ logger = logging.getLogger(__name__)
 class Readiness:
     """Looks anew at each question, so that what is mended on the node shows by itself."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
+    def __init__(self, layout: Layout, metrics: AgentMetrics) -> None:
+        self._layout, self._metrics = layout, metrics
         self.started = threading.Event()
         self._immutable = False
         self._said: str | None = None
@@ -44,9 +45,17 @@ class Readiness:
 
         class Answer(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                lack = readiness.lack()
-                body = f"{lack or 'ready'}\n".encode()
-                self.send_response(HTTPStatus.SERVICE_UNAVAILABLE if lack else HTTPStatus.OK)
+                match self.path:
+                    case "/readyz":
+                        lack = readiness.lack()
+                        status = HTTPStatus.SERVICE_UNAVAILABLE if lack else HTTPStatus.OK
+                        kind, body = "text/plain", f"{lack or 'ready'}\n".encode()
+                    case "/metrics":
+                        status, kind, body = HTTPStatus.OK, CONTENT_TYPE, readiness._metrics.text()
+                    case _:
+                        status, kind, body = HTTPStatus.NOT_FOUND, "text/plain", b"/readyz and /metrics\n"
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)

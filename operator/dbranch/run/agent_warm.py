@@ -17,6 +17,7 @@ from dbranch.plan.layout import Layout
 from dbranch.plan.scripts import read_slot_start
 from dbranch.plan.slot_pod import Home, SlotClass, slot_form, waiting_pod
 from dbranch.plan.warm import WarmFacts, plan_warm, warm_count
+from dbranch.run.agent_metrics import AgentMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,11 @@ _CROWDED = 60.0
 class WarmWork:
     """`limit` waiting slots of each class in use. What stands in the cluster is the only memory of them."""
 
-    def __init__(self, cluster: Cluster, layout: Layout, home: Home, limit: int) -> None:
+    def __init__(
+        self, cluster: Cluster, layout: Layout, home: Home, limit: int, metrics: AgentMetrics
+    ) -> None:
         self._cluster, self._layout, self._home, self._limit = cluster, layout, home, limit
+        self._metrics = metrics
         self._script = read_slot_start()
         self.form = slot_form(home, layout, self._script)
         self._guard, self._stirred = threading.Lock(), threading.Event()
@@ -66,6 +70,7 @@ class WarmWork:
         """One visit; the seconds after which it wants to come back, or None. `slow`: tell what is there anyway."""
         with self._guard:
             facts = observe_warm(self._cluster, self._home, time.monotonic() < self._crowded_until)
+            self._metrics.saw(self.form, facts)
             todo = plan_warm(self._limit, self.form, facts)
             for pod in todo.end:
                 self._ended.add(pod.name)

@@ -27,6 +27,7 @@ from dbranch.plan.agent_branch import is_final
 from dbranch.plan.layout import Layout
 from dbranch.plan.pod_trouble import PodFacts, pod_facts
 from dbranch.plan.settings_files import Marker
+from dbranch.run.agent_metrics import AgentMetrics
 from dbranch.run.agent_projects import poke
 from dbranch.run.agent_sizes import tell_sizes
 from dbranch.run.keyed_locks import KeyedLocks
@@ -59,8 +60,11 @@ class Watched:
 class Watchers:
     """At most one thread a branch; it ends when it has told, or when its slot is no longer the branch's."""
 
-    def __init__(self, cluster: Cluster, layout: Layout, home: str, locks: KeyedLocks) -> None:
+    def __init__(
+        self, cluster: Cluster, layout: Layout, home: str, locks: KeyedLocks, metrics: AgentMetrics
+    ) -> None:
         self._cluster, self._layout, self._home, self._locks = cluster, layout, home, locks
+        self._metrics = metrics
         self._guard = threading.Condition()
         self._running: dict[tuple[str, str], tuple[str, threading.Event]] = {}
 
@@ -185,6 +189,7 @@ class Watchers:
             {"metadata": {"uid": branch.uid}, "status": {"node": node}},
         )
         watched.laps.lap("tell")
+        self._metrics.started("waiting" if watched.pod else "new", watched.laps.seconds())
         logger.info(
             "branch %s/%s accepts",
             branch.namespace,

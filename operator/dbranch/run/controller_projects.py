@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import logging
-import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,11 +18,11 @@ from dbranch.errors import NameTaken, Refused
 from dbranch.observe.nodes import is_ready
 from dbranch.plan import manifests
 from dbranch.plan.binding import Binding, bind_branch, bind_project, node_trouble
-from dbranch.plan.manifests import Login, Release
-from dbranch.plan.password import is_verifier_of, verifier_of, version_of
+from dbranch.plan.manifests import Release
 from dbranch.plan.routing import ProxyPod, plan_route, routed_step, targets_of
 from dbranch.report.conditions import phase_of, ready_step, report_conditions
 from dbranch.report.project import project_steps
+from dbranch.run.controller_logins import Logins
 from dbranch.run.controller_views import Views, poke_branch
 from dbranch.run.keyed_locks import KeyedLocks
 
@@ -40,6 +38,7 @@ class ProjectCare:
 
     def __init__(self, cluster: Cluster, release: Release, owned: Owned, locks: KeyedLocks) -> None:
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
+        self._logins = Logins(cluster, release, owned)
 
     def reconcile(self, namespace: str, name: str, views: Views, tell: Tell, fresh: bool = False) -> None:
         """One visit of a project that is not being deleted. `fresh`: look at what is remembered, too."""
@@ -120,45 +119,13 @@ class ProjectCare:
             self._owned.ensure("apps/v1", "deployments", deployment, fresh)
             allow = manifests.allow_policy(project.namespace, self._release)
             self._owned.ensure("networking.k8s.io/v1", "networkpolicies", allow, fresh)
-            password = self._password(project)
-            if isinstance(password, Step):
-                return password
-            login = Login(project.postgres.user, password, project.postgres.database)
-            conn = manifests.conn_secret(project, self._release, login)
-            self._owned.ensure("v1", "secrets", conn, fresh)
-            wanted["passwordVersion"] = self._ensure_verifier(project, password, fresh)
+            login = self._logins.ensure(project, fresh)
+            if isinstance(login, Step):
+                return login
+            wanted["passwordVersion"] = login
         except NameTaken as error:
             return Step(Reason.NAME_TAKEN, str(error))
         return self._tls_trouble(project)
-
-    def _password(self, project: Project) -> str | Step:
-        """The user's, the one drawn earlier, or a new one."""
-        asked = project.postgres.password_secret
-        if asked:
-            text = self._secret_text(project.namespace, asked.name, asked.key)
-            if text:
-                return text
-            missing = (
-                f'Secret "{asked.name}" with the key "{asked.key}" does not exist in {project.namespace}'
-            )
-            return Step(Reason.SECRET_NOT_FOUND, f"{missing}; no database is made before; create it")
-        drawn = self._secret_text(project.namespace, names.conn_secret(project.name), "password")
-        return drawn or secrets.token_urlsafe(24)
-
-    def _ensure_verifier(self, project: Project, password: str, fresh: bool) -> str:
-        """The verifier for the agent; returns its version."""
-        name = names.verifier_secret(project.uid)
-        there = self._secret_text(self._release.nodes_namespace, name, "verifier")
-        verifier = there if there and is_verifier_of(there, password) else None
-        verifier = verifier or verifier_of(password, secrets.token_bytes(16))
-        body = manifests.verifier_secret(project, self._release, verifier)
-        self._owned.ensure("v1", "secrets", body, fresh)
-        return version_of(verifier)
-
-    def _secret_text(self, namespace: str, name: str, key: str) -> str | None:
-        body = self._cluster.get(path_of("v1", "secrets", namespace, name))
-        data = ((body or {}).get("data") or {}).get(key)
-        return base64.b64decode(data).decode() if data else None
 
     def _tls_trouble(self, project: Project) -> Step | None:
         tls = project.proxy.tls
@@ -222,8 +189,8 @@ class ProjectCare:
                 self._cluster.delete(branch_path(meta["namespace"], meta["name"]), uid=meta["uid"])
         if left:
             return 0.5
+        self._logins.drop(project)
         nodes = self._release.nodes_namespace
-        self._owned.drop("v1", "secrets", nodes, names.verifier_secret(project.uid))
         # Those that are being deleted too need it no more than this one.
         others = (p for p in views.all_projects() if p.namespace == project.namespace and not p.deleting)
         if not any(other.uid != project.uid for other in others):

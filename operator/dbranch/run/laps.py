@@ -18,6 +18,10 @@ class Laps:
         self._laps[step] = self._laps.get(step, 0.0) + (now - self._last) * 1000
         self._last = now
 
+    def seconds(self) -> float:
+        """All of it so far."""
+        return sum(self._laps.values()) / 1000
+
     def milliseconds(self) -> dict[str, float]:
         """Step -> milliseconds, in the order of the first readings."""
         return {step: round(passed, 1) for step, passed in self._laps.items()}
