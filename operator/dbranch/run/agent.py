@@ -86,7 +86,8 @@ def register(
 
     @kopf.on.startup(**more)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
-        settle(settings, names.AGENT_FINALIZER, names.AGENT_PREFIX, names.CONTROLLER_POKE)
+        others = [("metadata", "annotations", names.CONTROLLER_POKE)]
+        settle(settings, names.AGENT_FINALIZER, names.AGENT_PREFIX, others)
         for plural in (names.PROJECTS, names.BRANCHES):
             settings.watching.field_selectors[names.GROUP, plural] = f"status.nodeName={node}"
         started()
@@ -95,7 +96,10 @@ def register(
 
     @kopf.on.resume(*_PROJECT, id="project", **more)
     @kopf.on.create(*_PROJECT, id="project", **more)
-    @kopf.on.update(*_PROJECT, field="spec", id="project", **more)
+    # Not all of the spec: a switch must not wake every branch.
+    @kopf.on.update(*_PROJECT, field="spec.state", id="project", **more)
+    @kopf.on.update(*_PROJECT, field="spec.postgres", id="project", **more)
+    @kopf.on.update(*_PROJECT, field="spec.storage", id="project", **more)
     @kopf.on.field(*_PROJECT, field=_POKED, id="project", **more)
     @kopf.on.field(*_PROJECT, field="status.passwordVersion", id="project", **more)
     def project(namespace: Any, name: str, **_: Any) -> None:

@@ -31,6 +31,15 @@ logger = logging.getLogger(__name__)
 _PROJECT: Any = (names.GROUP, names.VERSION, names.PROJECTS)
 _BRANCH: Any = (names.GROUP, names.VERSION, names.BRANCHES)
 _POKED: Any = ("metadata", "annotations", names.CONTROLLER_POKE)
+# What the agents measure: no condition and no route follows from it.
+_MEASURED = (
+    *(
+        f"{what}{unit}"
+        for what in ("logical", "unique", "used", "free", "allocated", "hostFree")
+        for unit in ("Bytes", "Size")
+    ),
+    "warmSlots",
+)
 # What the controller does not follow by watching (users' Secrets, what others do to its objects).
 _LOOK_EVERY = 20.0
 
@@ -68,7 +77,11 @@ def _register_indices(registry: kopf.OperatorRegistry, nodes_namespace: str) -> 
 
     @kopf.on.startup(**more)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
-        settle(settings, names.CONTROLLER_FINALIZER, names.CONTROLLER_PREFIX, names.AGENT_POKE)
+        others = [
+            ("metadata", "annotations", names.AGENT_POKE),
+            *(("status", "node", key) for key in _MEASURED),
+        ]
+        settle(settings, names.CONTROLLER_FINALIZER, names.CONTROLLER_PREFIX, others)
         settings.watching.label_selectors["v1", "pods"] = f"{names.LABEL_NAME}=dbranch"
 
     kopf.on.login(**more)(login)

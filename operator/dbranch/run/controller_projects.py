@@ -166,7 +166,7 @@ class ProjectCare:
                 self._cluster.apply(path, body, names.PROXY_MANAGER_PREFIX + entry.pod)
 
     def _wake_branches(self, project: Project, branches: tuple[Branch, ...], route: Route | None) -> None:
-        """Wakes the branches that would say something else now."""
+        """Tells the branches which one is active, and wakes those that would say something else now."""
         for branch in branches:
             if branch.deleting:
                 continue
@@ -176,8 +176,19 @@ class ProjectCare:
             if branch.node_name is None:
                 answer = bind_branch(project, branch, branches)
                 expected = "" if isinstance(answer, Binding) else answer.reason.value
-            if branch.active != active or told != expected:
+            if told != expected:
                 poke_branch(self._cluster, branch)
+            elif branch.active != active:
+                self._tell_active(branch, active)
+
+    def _tell_active(self, branch: Branch, active: bool) -> None:
+        """Without a visit of the branch: a switch waits for nothing else of it."""
+        patch = {"metadata": {"uid": branch.uid}, "status": {"active": active}}
+        try:
+            self._cluster.merge(branch_path(branch.namespace, branch.name, "status"), patch)
+        except Refused as error:
+            if error.status not in (404, 409):
+                raise
 
     def remove(self, project: Project, views: Views) -> float | None:
         """One visit of a project being deleted: None once its branches are gone; seconds to wait else."""

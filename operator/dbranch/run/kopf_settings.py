@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, cast
 
 import kopf
+from dbranch.run.kopf_memory import Handled, Progress
 
 # Handlers wait for disks and the API server, so there are more of them than processors.
 _WORKERS = 24
 
 
-def settle(settings: kopf.OperatorSettings, finalizer: str, prefix: str, other_poke: str) -> None:
+def settle(
+    settings: kopf.OperatorSettings, finalizer: str, prefix: str, others: Sequence[tuple[str, ...]]
+) -> None:
     """The settings that all roles share. `finalizer` and `prefix` differ by role and are fixed for ever.
 
-    kopf's own annotations stand under `kopf-state.<prefix>`: what it finds under the prefix of a storage it takes
-    for a storage's, and a poke there would wake nobody (tried). `other_poke` is not this role's concern.
+    kopf's own annotation, with which it comes back to a visit, stands under `kopf-state.<prefix>`: what it finds
+    under the prefix of a storage it takes for a storage's, and a poke there would wake nobody (tried).
+    `others`: fields that are not this role's concern.
     """
-    prefix = f"kopf-state.{prefix}"
     settings.persistence.finalizer = finalizer
-    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=prefix)
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(
-        prefix=prefix, ignored_fields=[("metadata", "annotations", other_poke)]
-    )
+    settings.persistence.progress_storage = Progress(f"kopf-state.{prefix}")
+    settings.persistence.diffbase_storage = Handled(finalizer, others)
     settings.peering.standalone = True
     settings.scanning.disabled = True
     settings.execution.max_workers = _WORKERS
@@ -58,6 +60,8 @@ def serve(registry: kopf.OperatorRegistry, identity: str) -> None:
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     kopf.run(
         registry=registry,
+        # Handlers of one object share a visit; one after the other they would each cost a write.
+        lifecycle=kopf.lifecycles.all_at_once,
         clusterwide=True,
         # Without one kopf asks for the name of the user, which a container need not have.
         identity=cast(Any, identity),
