@@ -47,7 +47,10 @@ def sql(ask):
 
 
 def until_there(ask):
-    """New sessions one after another until one sees what is `wanted`: when the last other one began, and this one."""
+    """New sessions one after another until one sees what is `wanted`: when the last other one began, and this one.
+
+    `pause`: seconds between two of them, so that whoever looks leaves the processor to what is looked at.
+    """
     last_old, end = None, time.monotonic() + 60
     while time.monotonic() < end:
         began = time.monotonic()
@@ -55,10 +58,11 @@ def until_there(ask):
             with psycopg.connect(ask["dsn"], connect_timeout=5, autocommit=True) as session:
                 row = session.execute(ask["query"]).fetchone()
         except psycopg.Error:
-            continue
+            row = None
         if row and str(row[0]) == ask["wanted"]:
             return {"at": time.monotonic(), "began": began, "last_old": last_old}
-        last_old = began
+        last_old = began if row else last_old
+        time.sleep(ask["pause"])
     raise TimeoutError("never there")
 
 

@@ -99,14 +99,14 @@ class Stage:
             client.end()
         self._clients.clear()
         for body in self.cluster.find(path_of(names.API_VERSION, names.PROJECTS, self.namespace)):
-            self.drop_project(body["metadata"]["name"])
+            self.drop_project(body["metadata"]["name"], 900)
         self.cluster.delete(path_of("v1", "namespaces", None, self.namespace))
 
-    def drop_project(self, name: str) -> None:
+    def drop_project(self, name: str, timeout: float = 120) -> None:
         """Deletes a project with its branches, and waits until it is gone."""
         began = time.monotonic()
         self.cluster.delete(project_path(self.namespace, name))
-        self.projects.when(name, is_gone, began)
+        self.projects.when(name, is_gone, began, timeout)
 
     def fresh(self, stem: str) -> str:
         """A name that was not used in this run."""
@@ -262,6 +262,12 @@ class Stage:
         began = time.monotonic()
         self.cluster.create(path_of("v1", "pods", self.namespace), body)
         self.pods.when(name, is_ready, began)
+
+    def address(self, pod: str) -> str:
+        """A running pod's own address."""
+        body = self.cluster.get(path_of("v1", "pods", self.namespace, pod))
+        assert body
+        return str(body["status"]["podIP"])
 
     def run_in(self, pod: str, *argv: str, timeout: float = 1800) -> str:
         """What a command in a pod of the namespace prints."""
