@@ -146,11 +146,12 @@ class Stage:
         self.cluster.merge(branch_path(self.namespace, names.branch_object(project, name)), {"spec": spec})
         return began
 
-    def drop_branch(self, project: str, name: str) -> float:
-        """Deletes a branch; seconds until it is gone."""
-        began, of = time.monotonic(), names.branch_object(project, name)
-        self.cluster.delete(branch_path(self.namespace, of))
-        return self.branches.when(of, is_gone, began).at - began
+    def drop_branch(self, project: str, *branches: str) -> float:
+        """Deletes branches at once; seconds until all are gone."""
+        began, objects = time.monotonic(), [names.branch_object(project, branch) for branch in branches]
+        for of in objects:
+            self.cluster.delete(branch_path(self.namespace, of))
+        return max(self.branches.when(of, is_gone, began).at for of in objects) - began
 
     def use(self, project: str, branch: str) -> float:
         """Asks for the switch; when."""
@@ -232,11 +233,12 @@ class Stage:
     def bare_ready(self, name: str, began: float, timeout: float = 120) -> float:
         return self.pods.when(name, is_ready, began, timeout).at - began
 
-    def drop_pod(self, name: str) -> float:
-        """Deletes a pod; seconds until it is gone."""
+    def drop_pod(self, *pods: str) -> float:
+        """Deletes pods at once; seconds until all are gone."""
         began = time.monotonic()
-        self.cluster.delete(path_of("v1", "pods", self.namespace, name))
-        return self.pods.when(name, is_gone, began).at - began
+        for name in pods:
+            self.cluster.delete(path_of("v1", "pods", self.namespace, name))
+        return max(self.pods.when(name, is_gone, began).at for name in pods) - began
 
     def helper(self, name: str, image: str, command: list[str], user: int = 999, **volume: str) -> None:
         """A pod that stays, with host directories mounted: path in the pod by name -> directory on the node."""

@@ -176,16 +176,14 @@ def _crowds(stage: Stage, slots: int, rounds: int, bare: list[float]) -> list[fl
         for name in names:
             stage.branch("crowd", name)
         ours.append(max(stage.ready("crowd", name, began) for name in names))
-        for name in names:
-            stage.drop_branch("crowd", name)
+        stage.drop_branch("crowd", *names)
         settle(stage, 180, slots)
         pods = [stage.fresh("crowd") for _ in range(20)]
         began = time.monotonic()
         for index, pod in enumerate(pods):
             stage.start_bare(pod, f"many-{index}")
         bare.append(max(stage.bare_ready(pod, began) for pod in pods))
-        for pod in pods:
-            stage.drop_pod(pod)
+        stage.drop_pod(*pods)
         stage.say(f"twenty with {slots} waiting: {ours[-1]:.1f} s, bare pods {bare[-1]:.1f} s")
     return ours
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 
 import pytest
+from tests.bench import bytes as measured
 from tests.bench import counts, figures
 from tests.bench.counts import line_time, tps, writes
 from tests.bench.figures import Result, Row, as_json, from_json
@@ -18,6 +19,7 @@ CREATE = Row("apply → Ready", "bare pod", [300, 200, 250], [1000, 900, 2000], 
 def test_the_examples_in_the_code() -> None:
     assert doctest.testmod(figures).failed == 0
     assert doctest.testmod(counts).failed == 0
+    assert doctest.testmod(measured).failed == 0
 
 
 def test_a_goal_is_held_against_the_ratio_of_medians_or_the_part_that_is_named() -> None:
