@@ -72,6 +72,8 @@ class Load:
     def __init__(self, dsn, writers):
         self.over = threading.Event()
         self.longest = [0.0] * writers
+        # When the statement under way began; 0 between two.
+        self.began = [0.0] * writers
         self.commits = [0] * writers
         self.errors = []
         self.threads = [
@@ -84,9 +86,10 @@ class Load:
         try:
             with psycopg.connect(dsn, autocommit=True) as session:
                 while not self.over.is_set():
-                    began = time.monotonic()
+                    self.began[n] = began = time.monotonic()
                     session.execute("insert into load_of_bench (n, pad) values (%s, repeat('x', 200))", [n])
                     self.longest[n] = max(self.longest[n], time.monotonic() - began)
+                    self.began[n] = 0.0
                     self.commits[n] += 1
         except psycopg.Error as error:
             self.errors.append(str(error))
@@ -104,9 +107,10 @@ def load_start(ask):
 
 
 def load_peak(ask):
-    """The longest statement since the last time this was asked."""
+    """The longest statement since the last time this was asked, those under way among them."""
     load = LOADS["one"]
-    longest = max(load.longest)
+    waiting = [time.monotonic() - began for began in load.began if began]
+    longest = max(load.longest + waiting)
     load.longest = [0.0] * len(load.longest)
     return {"longest": longest, "commits": sum(load.commits), "errors": load.errors}
 
