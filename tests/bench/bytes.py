@@ -96,7 +96,7 @@ ROWS_OF_PAGES_MB = 3296
 # Without WAL of what is written into a table that the same transaction made.
 NO_WAL = {"wal_level": "minimal", "max_wal_senders": "0"}
 # Seconds that filling one database may take, so that a run of all measures stays under an hour.
-PATIENCE = 600
+PATIENCE = 300
 # Bytes that the node's disk is to have free besides: below some of them the agent makes nothing new.
 RESERVE = 6e9
 
@@ -136,7 +136,7 @@ def size(stage: Stage, quick: bool) -> Result:
             break
         speed = megabytes / _bulky(stage, client, "large", megabytes)
         times: dict[str, list[float]] = {"small": [], "large": []}
-        for _ in range(6 if quick else 12):
+        for _ in range(6 if quick else 8):
             for project, samples in times.items():
                 settle(stage)
                 name = stage.fresh("sized")

@@ -49,7 +49,7 @@ def create(stage: Stage, quick: bool) -> Result:
     stage.project("shop")
     client = stage.client()
     taken: dict[str, list[float]] = {key: [] for key in ("bare", "end", "warm", "cold", "row", "own", "gone")}
-    for index in range(7 if quick else 25):
+    for index in range(7 if quick else 20):
         settle(stage)
         ready, end = _bare(stage)
         taken["bare"].append(ready * MS)
@@ -196,7 +196,7 @@ def depth(stage: Stage, quick: bool) -> Result:
         stage.ready("deep", name, stage.branch("deep", name, above))
         above = name
     times: dict[str, list[float]] = {"second": [], "main": []}
-    for _ in range(6 if quick else 20):
+    for _ in range(6 if quick else 12):
         for source, samples in times.items():
             settle(stage)
             name = stage.fresh("leaf")
