@@ -86,18 +86,11 @@ def _idle(stage: Stage, house: House, count: int, quick: bool) -> list[Row]:
     note = f"of everybody but Kubernetes' own leases, nodes and reviews; these were: {told(found)}"
     rows = [Row(title, "-", rates, unit="a minute", goal=0, part="max", note=note)]
     for component, samples in memory.items():
-        resident = max(sample.resident for sample in samples)
-        rows.append(
-            Row(
-                f"memory of the {component} with {count} branches",
-                "-",
-                [sample.working for sample in samples],
-                unit="MB",
-                goal=120,
-                part="max",
-                note=f"its working set by kubelet, with pages of files; {resident:.0f} MB without them",
-            )
-        )
+        title = f"memory of the {component} with {count} branches"
+        resident, working = [one.resident for one in samples], [one.working for one in samples]
+        rows.append(Row(title, "-", resident, unit="MB", goal=120, part="max", note="of its processes alone"))
+        note = "what kubelet evicts by: with the kernel's own for the files that it has looked at"
+        rows.append(Row("the same as working set", "-", working, unit="MB", part="max", note=note))
     return rows
 
 
