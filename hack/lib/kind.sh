@@ -56,9 +56,12 @@ need_parts() {
     fi
 }
 
+# The limit of pods is kubelet's, of 110, raised to what a node's 254 addresses allow: two hundred branches are measured.
 kind_config() {
     local number
-    printf 'kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\nnodes:\n- role: control-plane\n'
+    printf 'kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\n'
+    printf 'kubeadmConfigPatches:\n- |\n  kind: KubeletConfiguration\n  maxPods: 240\n'
+    printf 'nodes:\n- role: control-plane\n'
     for ((number = 0; number < WORKERS; number++)); do printf -- '- role: worker\n'; done
 }
 

@@ -23,12 +23,13 @@ from tests.bench.figures import Result, as_json, from_json
 from tests.bench.page import page, summary
 from tests.bench.stage import Stage
 from tests.bench.starts import STARTS
+from tests.bench.tpcb import MANY
 
 DOCS = Path(__file__).parents[2] / "docs"
 RAW = DOCS / "benchmarks" / "benchmarks.json"
-MEASURES = {**STARTS, **BYTES}
+MEASURES = {**STARTS, **BYTES, **MANY}
 # Too long for the quick form; by name they run in it, too.
-SLOW = frozenset({"load", "size"})
+SLOW = frozenset({"load", "size", "hundreds"})
 
 
 def machine() -> dict[str, str]:

@@ -13,7 +13,7 @@ class Row:
     """One line of the table. `ours` and `theirs` are samples in `unit`, taken in turn in one run.
 
     `ratio_of` says which part is compared: "median" or "p95"; without `theirs` the goal is for `ours` itself.
-    `goal` is the most that the ratio (or the figure) may be, None where it is only told.
+    `goal` is the most that the ratio (or the figure) may be (`at_least`: the least), None where it is only told.
     """
 
     measure: str
@@ -24,6 +24,7 @@ class Row:
     goal: float | None = None
     part: str = "median"
     note: str = ""
+    at_least: bool = False
 
     @property
     def figure(self) -> float:
@@ -33,7 +34,14 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        return None if self.goal is None else self.figure <= self.goal
+        if self.goal is None:
+            return None
+        return self.figure >= self.goal if self.at_least else self.figure <= self.goal
+
+    @property
+    def wanted(self) -> str:
+        """The goal in a word."""
+        return "told" if self.goal is None else f"{'≥' if self.at_least else '≤'} {self.goal:g}"
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,10 @@ def _row(row: Row) -> str:
     figure = number(row.figure)
     if row.part != "median":
         figure = f"{figure} ({row.part})"
-    goal = "told" if row.goal is None else f"≤ {row.goal:g}"
     met = {None: "", True: "met", False: "**missed**"}[row.met]
     theirs = shown(row.theirs, row.unit) if row.theirs else "-"
     ratio = figure if row.theirs else f"{figure} {row.unit}"
-    cells = [row.measure, shown(row.ours, row.unit), row.against, theirs, ratio, goal, met]
+    cells = [row.measure, shown(row.ours, row.unit), row.against, theirs, ratio, row.wanted, met]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
@@ -76,6 +75,6 @@ def summary(result: Result) -> list[str]:
         )
         if not row.theirs and row.part != "median":
             against = f" | {row.part}: {number(quantile(row.ours, row.part))} {row.unit}"
-        goal = "" if row.goal is None else f" | goal ≤ {row.goal:g}: {'met' if row.met else 'MISSED'}"
+        goal = "" if row.goal is None else f" | goal {row.wanted}: {'met' if row.met else 'MISSED'}"
         said.append(f"{row.measure}: {shown(row.ours, row.unit)}{against}{goal}")
     return said

@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.bench.counts import tps
 from tests.node.proxy_backend import PASSWORD, USER, Backend, free_port, running_backend
 from tests.node.proxy_process import proxy_process
 from tests.node.proxy_talk import message, startup
@@ -113,9 +114,8 @@ def transactions(way: Way, programs: Path, words: list[str], seconds: int) -> Do
         check=True,
     )
     amount = re.search(r"actually processed: (\d+)", done.stdout)
-    rate = re.search(r"^tps = ([\d.]+)", done.stdout, re.MULTILINE)
-    assert amount and rate, f"pgbench did not come to its first transaction in {seconds} s: {done.stdout}"
-    return Done(float(amount[1]), float(rate[1]))
+    assert amount, done.stdout
+    return Done(float(amount[1]), tps(done.stdout))
 
 
 def copied(way: Way, programs: Path, megabytes: int) -> Done:

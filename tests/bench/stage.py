@@ -99,14 +99,14 @@ class Stage:
             client.end()
         self._clients.clear()
         for body in self.cluster.find(path_of(names.API_VERSION, names.PROJECTS, self.namespace)):
-            self.drop_project(body["metadata"]["name"])
+            self.drop_project(body["metadata"]["name"], 900)
         self.cluster.delete(path_of("v1", "namespaces", None, self.namespace))
 
-    def drop_project(self, name: str) -> None:
+    def drop_project(self, name: str, timeout: float = 120) -> None:
         """Deletes a project with its branches, and waits until it is gone."""
         began = time.monotonic()
         self.cluster.delete(project_path(self.namespace, name))
-        self.projects.when(name, is_gone, began)
+        self.projects.when(name, is_gone, began, timeout)
 
     def fresh(self, stem: str) -> str:
         """A name that was not used in this run."""
@@ -146,11 +146,12 @@ class Stage:
         self.cluster.merge(branch_path(self.namespace, names.branch_object(project, name)), {"spec": spec})
         return began
 
-    def drop_branch(self, project: str, name: str) -> float:
-        """Deletes a branch; seconds until it is gone."""
-        began, of = time.monotonic(), names.branch_object(project, name)
-        self.cluster.delete(branch_path(self.namespace, of))
-        return self.branches.when(of, is_gone, began).at - began
+    def drop_branch(self, project: str, *branches: str) -> float:
+        """Deletes branches at once; seconds until all are gone."""
+        began, objects = time.monotonic(), [names.branch_object(project, branch) for branch in branches]
+        for of in objects:
+            self.cluster.delete(branch_path(self.namespace, of))
+        return max(self.branches.when(of, is_gone, began).at for of in objects) - began
 
     def use(self, project: str, branch: str) -> float:
         """Asks for the switch; when."""
@@ -232,11 +233,12 @@ class Stage:
     def bare_ready(self, name: str, began: float, timeout: float = 120) -> float:
         return self.pods.when(name, is_ready, began, timeout).at - began
 
-    def drop_pod(self, name: str) -> float:
-        """Deletes a pod; seconds until it is gone."""
+    def drop_pod(self, *pods: str) -> float:
+        """Deletes pods at once; seconds until all are gone."""
         began = time.monotonic()
-        self.cluster.delete(path_of("v1", "pods", self.namespace, name))
-        return self.pods.when(name, is_gone, began).at - began
+        for name in pods:
+            self.cluster.delete(path_of("v1", "pods", self.namespace, name))
+        return max(self.pods.when(name, is_gone, began).at for name in pods) - began
 
     def helper(self, name: str, image: str, command: list[str], user: int = 999, **volume: str) -> None:
         """A pod that stays, with host directories mounted: path in the pod by name -> directory on the node."""
@@ -262,6 +264,12 @@ class Stage:
         began = time.monotonic()
         self.cluster.create(path_of("v1", "pods", self.namespace), body)
         self.pods.when(name, is_ready, began)
+
+    def address(self, pod: str) -> str:
+        """A running pod's own address."""
+        body = self.cluster.get(path_of("v1", "pods", self.namespace, pod))
+        assert body
+        return str(body["status"]["podIP"])
 
     def run_in(self, pod: str, *argv: str, timeout: float = 1800) -> str:
         """What a command in a pod of the namespace prints."""

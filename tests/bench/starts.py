@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.bench.figures import Result, Row
 from tests.bench.follow import is_gone
+from tests.bench.release import warm_slots
 from tests.bench.stage import Stage
 from tests.bench.trace import Trace, traced
 
@@ -32,9 +33,9 @@ def dsn_of(stage: Stage, project: str, branch: str | None = None, option: str | 
     return dsn + (f" options='-c dbranch.branch={option}'" if option else "")
 
 
-def settle(stage: Stage) -> None:
-    """One slot waits and nothing else is under way."""
-    stage.await_slot()
+def settle(stage: Stage, timeout: float = 60, slots: int = 1) -> None:
+    """So many slots wait and nothing else is under way."""
+    stage.await_slot(slots, timeout)
     time.sleep(0.5)
 
 
@@ -48,7 +49,7 @@ def create(stage: Stage, quick: bool) -> Result:
     stage.project("shop")
     client = stage.client()
     taken: dict[str, list[float]] = {key: [] for key in ("bare", "end", "warm", "cold", "row", "own", "gone")}
-    for index in range(7 if quick else 25):
+    for index in range(7 if quick else 20):
         settle(stage)
         ready, end = _bare(stage)
         taken["bare"].append(ready * MS)
@@ -105,13 +106,14 @@ def use(stage: Stage, quick: bool) -> Result:
     gaps: list[float] = []
     dsn = dsn_of(stage, "switch")
     stage.use("switch", "two")
-    client.ask("until_there", dsn=dsn, query="select name from who", wanted="two")
+    question = {"dsn": dsn, "query": "select name from who", "pause": 0.005}
+    client.ask("until_there", **question, wanted="two")
     for index in range(30 if quick else 100):
         wanted = ("one", "two")[index % 2]
         answer: dict[str, Any] = {}
 
         def look(wanted: str = wanted, answer: dict[str, Any] = answer) -> None:
-            answer |= client.ask("until_there", dsn=dsn, query="select name from who", wanted=wanted)
+            answer |= client.ask("until_there", **question, wanted=wanted)
 
         looking = threading.Thread(target=look)
         looking.start()
@@ -119,7 +121,9 @@ def use(stage: Stage, quick: bool) -> Result:
         asked = stage.use("switch", wanted)
         looking.join(60)
         gaps.append((answer["at"] - asked) * MS)
-    return Result([Row("use → first new session on the new branch, p99", "-", gaps, goal=100, part="p99")])
+    title = "use → first new session on the new branch, p99"
+    note = "one session after another, 5 ms between them; the new session's own login is in the figure"
+    return Result([Row(title, "-", gaps, goal=100, part="p99", note=note)])
 
 
 def resume(stage: Stage, quick: bool) -> Result:
@@ -145,30 +149,43 @@ def resume(stage: Stage, quick: bool) -> Result:
 
 
 def twenty(stage: Stage, quick: bool) -> Result:
-    """Twenty at once, to the last one that is Ready."""
+    """Twenty at once, to the last one that is Ready: with the one slot that waits by default, and with twenty."""
     stage.project("crowd")
-    ours: list[float] = []
     bare: list[float] = []
-    for _ in range(1 if quick else 3):
-        settle(stage)
+    ours = _crowds(stage, 1, 1 if quick else 3, bare)
+    stage.say("agent.warmSlots=20")
+    with warm_slots(20):
+        warm = _crowds(stage, 20, 1 if quick else 3, bare)
+    stage.await_slot()
+    against = "twenty bare pods at once"
+    return Result(
+        [
+            Row("twenty branches at once → all Ready", against, ours, bare, "s", 0.6),
+            Row("the same with twenty slots waiting", against, warm, bare, "s", note="agent.warmSlots=20"),
+        ]
+    )
+
+
+def _crowds(stage: Stage, slots: int, rounds: int, bare: list[float]) -> list[float]:
+    """Seconds of each round of twenty branches; those of as many bare pods beside them go into `bare`."""
+    ours: list[float] = []
+    for _ in range(rounds):
+        settle(stage, 180, slots)
         names = [stage.fresh("many") for _ in range(20)]
         began = time.monotonic()
         for name in names:
             stage.branch("crowd", name)
         ours.append(max(stage.ready("crowd", name, began) for name in names))
-        for name in names:
-            stage.drop_branch("crowd", name)
-        settle(stage)
+        stage.drop_branch("crowd", *names)
+        settle(stage, 180, slots)
         pods = [stage.fresh("crowd") for _ in range(20)]
         began = time.monotonic()
         for index, pod in enumerate(pods):
             stage.start_bare(pod, f"many-{index}")
         bare.append(max(stage.bare_ready(pod, began) for pod in pods))
-        for pod in pods:
-            stage.drop_pod(pod)
-    return Result(
-        [Row("twenty branches at once → all Ready", "twenty bare pods at once", ours, bare, "s", 0.6)]
-    )
+        stage.drop_pod(*pods)
+        stage.say(f"twenty with {slots} waiting: {ours[-1]:.1f} s, bare pods {bare[-1]:.1f} s")
+    return ours
 
 
 def depth(stage: Stage, quick: bool) -> Result:
@@ -179,7 +196,7 @@ def depth(stage: Stage, quick: bool) -> Result:
         stage.ready("deep", name, stage.branch("deep", name, above))
         above = name
     times: dict[str, list[float]] = {"second": [], "main": []}
-    for _ in range(6 if quick else 20):
+    for _ in range(6 if quick else 12):
         for source, samples in times.items():
             settle(stage)
             name = stage.fresh("leaf")

@@ -22,6 +22,7 @@ from dbranch.plan.manifests import Release
 from dbranch.run.controller_branches import BranchCare
 from dbranch.run.controller_projects import ProjectCare, Tell
 from dbranch.run.controller_views import Views, poke_branch, poke_project
+from dbranch.run.first_round import FirstRound
 from dbranch.run.keyed_locks import KeyedLocks
 from dbranch.run.kopf_settings import later, login, serve, settle
 from dbranch.run.logs import start_logging
@@ -63,13 +64,13 @@ def release_of(environment: Mapping[str, str]) -> Release:
 def register(registry: kopf.OperatorRegistry, cluster: Cluster, release: Release, resync: float) -> None:
     """The indices and handlers, each of which only asks for one visit. `resync`: seconds between two looks at
     whether everything made for an object is still there."""
-    locks, owned = KeyedLocks(), Owned(cluster)
+    locks, owned, first = KeyedLocks(), Owned(cluster), FirstRound("branches")
     projects = ProjectCare(cluster, release, owned, locks)
     branches = BranchCare(cluster, release, owned, locks)
     _register_indices(registry, release.nodes_namespace)
     _register_projects(registry, projects, resync)
-    _register_branches(registry, branches, resync)
-    _register_neighbours(registry, cluster, release.nodes_namespace)
+    _register_branches(registry, branches, resync, first)
+    _register_neighbours(registry, cluster, first)
 
 
 def _register_indices(registry: kopf.OperatorRegistry, nodes_namespace: str) -> None:
@@ -148,7 +149,9 @@ def _register_projects(registry: kopf.OperatorRegistry, care: ProjectCare, resyn
         visit(care.reconcile, namespace, name, views_of(found), tell_of(body), True)
 
 
-def _register_branches(registry: kopf.OperatorRegistry, care: BranchCare, resync: float) -> None:
+def _register_branches(
+    registry: kopf.OperatorRegistry, care: BranchCare, resync: float, first: FirstRound
+) -> None:
     more: Any = {"registry": registry}
 
     @kopf.on.resume(*_BRANCH, id="branch", **more)
@@ -158,10 +161,12 @@ def _register_branches(registry: kopf.OperatorRegistry, care: BranchCare, resync
     @kopf.on.field(*_BRANCH, field=_POKED, id="branch", **more)
     def branch(namespace: Any, name: str, body: kopf.Body, **found: Any) -> None:
         visit(care.reconcile, namespace, name, views_of(found), tell_of(body))
+        first.visited(namespace, name)
 
     @kopf.on.delete(*_BRANCH, id="branch-removal", **more)
     def branch_removal(body: kopf.Body, **found: Any) -> None:
         wait = visit(care.remove, parse_branch(body), views_of(found))
+        first.visited(body["metadata"]["namespace"], body["metadata"]["name"])
         later(wait, "sessions are still sent to it, or a copy of it is being made")
 
     @kopf.timer(*_BRANCH, interval=_LOOK_EVERY, initial_delay=_LOOK_EVERY, id="branch-look", **more)
@@ -174,13 +179,14 @@ def _register_branches(registry: kopf.OperatorRegistry, care: BranchCare, resync
         visit(care.reconcile, namespace, name, views_of(found), tell_of(body), True)
 
 
-def _register_neighbours(registry: kopf.OperatorRegistry, cluster: Cluster, nodes_namespace: str) -> None:
+def _register_neighbours(registry: kopf.OperatorRegistry, cluster: Cluster, first: FirstRound) -> None:
     """What only wakes: it writes a poke on those objects that would say something else now."""
     more: Any = {"registry": registry}
 
     @kopf.on.event(*_BRANCH, **more)
     def branch_gone(event: Any, body: kopf.Body, **_: Any) -> None:
         if event["type"] == "DELETED":
+            first.visited(body["metadata"]["namespace"], body["metadata"]["name"])
             visit(poke_project, cluster, body["metadata"]["namespace"], body["spec"]["project"])
 
     @kopf.on.event(*_BRANCH, **more)
@@ -205,6 +211,8 @@ def _register_neighbours(registry: kopf.OperatorRegistry, cluster: Cluster, node
 
     @kopf.on.event("v1", "nodes", **more)
     def node_news(**found: Any) -> None:
+        # There is always a node, and no handler runs before the indices hold all that was listed.
+        first.begin((branch.namespace, branch.name) for branch in views_of(found).all_branches())
         visit(wake_bound, cluster, views_of(found))
 
 
