@@ -9,7 +9,7 @@ import pytest
 from dbranch.api.branch import Branch, BranchNode
 from dbranch.api.conditions import Reason, Step
 from dbranch.api.project import Project, ProxyEntry, Route, Target
-from dbranch.plan.routing import ProxyPod, laggards, plan_route, routed_step, target_of, targets_of
+from dbranch.plan.routing import ProxyPod, is_news, laggards, plan_route, routed_step, target_of, targets_of
 
 UP = BranchNode(postgres=Step(Reason.ACCEPTING, ""), address="10.0.0.1", port=20001)
 MAIN = Branch("team", "shop-main", "m", "shop", node_name="n1", node=UP)
@@ -50,6 +50,17 @@ def test_the_route_moves_only_to_a_branch_that_is_ready() -> None:
     assert plan_route(wants, ready) == Route(5, "x")
     assert plan_route(wants, [Target("main", "Ready"), Target("x", "Starting")]) == Route(4, "main")
     assert plan_route(replace(ON_MAIN, active_branch="nowhere"), ready) == Route(4, "main")
+
+
+def test_a_proxy_pod_is_news_unless_all_is_said_of_it() -> None:
+    routed = {"conditions": [{"type": "Routed", "status": "True", "reason": "Routed"}]}
+    said = replace(ON_MAIN, proxies=(ProxyEntry("p1", 4),), status=routed)
+    assert not is_news(said, ProxyPod("p1", True))
+    assert is_news(said, ProxyPod("p1", False))
+    assert is_news(said, ProxyPod("p2", True))
+    assert is_news(replace(said, proxies=(ProxyEntry("p1", 3),)), ProxyPod("p1", True))
+    assert is_news(replace(said, status={}), ProxyPod("p1", True))
+    assert is_news(replace(said, route=None), ProxyPod("p1", True))
 
 
 def test_the_route_stays_on_an_active_branch_that_restarts() -> None:

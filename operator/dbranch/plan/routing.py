@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dbranch.api.branch import Branch
-from dbranch.api.conditions import Reason, Step
+from dbranch.api.conditions import Condition, Reason, Step, find
 from dbranch.api.project import Project, ProxyEntry, Route, Target
 
 
@@ -60,6 +60,13 @@ def laggards(route: Route, pods: Iterable[ProxyPod], entries: Iterable[ProxyEntr
     """The proxy pods that do not say yet that they obey the route."""
     said = {entry.pod: entry.generation for entry in entries}
     return tuple(sorted(pod.name for pod in pods if said.get(pod.name, -1) < route.generation))
+
+
+def is_news(project: Project, pod: ProxyPod) -> bool:
+    """Whether the project would say something else of Routed now that this proxy pod is so."""
+    route, told = project.route, find(project.status, Condition.ROUTED) or {}
+    obeys = route is not None and not laggards(route, (pod,), project.proxies)
+    return not (pod.ready and obeys and told.get("status") == "True")
 
 
 def routed_step(

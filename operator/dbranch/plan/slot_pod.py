@@ -17,6 +17,9 @@ from dbranch.plan.layout import Layout
 GRACE: Final = 300
 # Seconds in which the readiness probe answers; it waits inside, so that the first one says yes.
 _PROBE: Final = 10
+# Seconds between two: each is a process that the node starts, and with two hundred pods a period of ten took two
+# processors (tried). Nothing waits for it but who looks at the pod.
+_AGAIN: Final = 120
 
 # PID 1 drops a signal that comes while it becomes Postgres, so it is sent until the process is gone.
 _PRE_STOP: Final = "while kill -INT 1 2>/dev/null; do sleep 0.2; done"
@@ -128,7 +131,7 @@ def _slot_spec(home: Home, layout: Layout, kind: SlotClass, slot: str, script: s
         "readinessProbe": {
             "exec": {"command": ["sh", "-c", _READY]},
             "timeoutSeconds": _PROBE,
-            "periodSeconds": _PROBE,
+            "periodSeconds": _AGAIN,
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [*_mounts(), {"name": "shm", "mountPath": "/dev/shm"}],

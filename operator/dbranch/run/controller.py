@@ -19,8 +19,9 @@ from dbranch.errors import DbranchError, InvalidInput
 from dbranch.observe.nodes import AgentPod, NodeObject, agent_pod, node_object
 from dbranch.plan.binding import is_abandoned, node_trouble
 from dbranch.plan.manifests import Release
+from dbranch.plan.routing import is_news
 from dbranch.run.controller_branches import BranchCare
-from dbranch.run.controller_projects import ProjectCare, Tell
+from dbranch.run.controller_projects import ProjectCare, Tell, proxy_pod_of
 from dbranch.run.controller_views import Views, poke_branch, poke_project
 from dbranch.run.first_round import FirstRound
 from dbranch.run.keyed_locks import KeyedLocks
@@ -200,9 +201,11 @@ def _register_neighbours(registry: kopf.OperatorRegistry, cluster: Cluster, firs
             visit(let_go, cluster, views_of(found), parse_project(body))
 
     @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_PROXY}, **more)
-    def proxy_pod(namespace: Any, labels: kopf.Labels, **found: Any) -> None:
+    def proxy_pod(event: Any, namespace: Any, labels: kopf.Labels, body: kopf.Body, **found: Any) -> None:
         project = views_of(found).project(namespace, labels.get(names.LABEL_PROJECT, ""))
-        if project and not project.deleting and project.uid == labels.get(names.LABEL_PROJECT_UID):
+        if not project or project.deleting or project.uid != labels.get(names.LABEL_PROJECT_UID):
+            return
+        if event["type"] == "DELETED" or is_news(project, proxy_pod_of(body)):
             visit(poke_project, cluster, namespace, project.name)
 
     @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_AGENT}, **more)

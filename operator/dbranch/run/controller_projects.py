@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -146,10 +146,7 @@ class ProjectCare:
         selector = ",".join(f"{k}={v}" for k, v in manifests.proxy_selector(project).items())
         found = self._cluster.find(path_of("v1", "pods", project.namespace), labels=selector)
         alive = (b for b in found if (b.get("status") or {}).get("phase") not in ("Succeeded", "Failed"))
-        return tuple(
-            ProxyPod(b["metadata"]["name"], is_ready(b) and not b["metadata"].get("deletionTimestamp"))
-            for b in alive
-        )
+        return tuple(map(proxy_pod_of, alive))
 
     def _clear_entries(self, project: Project, pods: tuple[ProxyPod, ...]) -> None:
         """Entries of proxies that are gone for good, taken away as their own field managers."""
@@ -211,6 +208,12 @@ class ProjectCare:
 
 def _bound(project: Project, node: str) -> Step:
     return Step(Reason.BOUND, f"project {project.name} is bound to node {node}")
+
+
+def proxy_pod_of(body: Mapping[str, Any]) -> ProxyPod:
+    """A proxy's pod as the API server has it."""
+    meta = body["metadata"]
+    return ProxyPod(meta["name"], is_ready(body) and not meta.get("deletionTimestamp"))
 
 
 def _target_dict(target: Target) -> dict[str, Any]:
