@@ -29,7 +29,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 RAW = DOCS / "benchmarks" / "benchmarks.json"
 MEASURES = {**STARTS, **BYTES, **MANY}
 # Too long for the quick form; by name they run in it, too.
-SLOW = frozenset({"load", "size", "hundreds"})
+SLOW = frozenset({"load", "size", "hundreds", "pgbench"})
 
 
 def machine() -> dict[str, str]:
