@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.bench.counts import tps
 from tests.bench.figures import Result, Row
-from tests.bench.hundreds import hundreds
 from tests.bench.stage import BARE, POSTGRES_IMAGE, Stage
 from tests.bench.starts import settle
 
@@ -120,6 +118,3 @@ def pgbench(stage: Stage, quick: bool) -> Result:
             ),
         ]
     )
-
-
-MANY: dict[str, Callable[[Stage, bool], Result]] = {f.__name__: f for f in (pgbench, hundreds)}

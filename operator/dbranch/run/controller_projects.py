@@ -119,10 +119,10 @@ class ProjectCare:
             self._owned.ensure("apps/v1", "deployments", deployment, fresh)
             allow = manifests.allow_policy(project.namespace, self._release)
             self._owned.ensure("networking.k8s.io/v1", "networkpolicies", allow, fresh)
-            login = self._logins.ensure(project, fresh)
-            if isinstance(login, Step):
-                return login
-            wanted["passwordVersion"] = login
+            version = self._logins.ensure(project, fresh)
+            if isinstance(version, Step):
+                return version
+            wanted["passwordVersion"] = version
         except NameTaken as error:
             return Step(Reason.NAME_TAKEN, str(error))
         return self._tls_trouble(project)

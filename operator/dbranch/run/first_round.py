@@ -28,6 +28,7 @@ class FirstRound:
             if self._left is None:
                 every = set(there)
                 self._count, self._left = len(every), every - self._seen
+                self._seen.clear()
                 self._tell_if_over()
 
     def visited(self, namespace: str, name: str) -> None:
@@ -41,7 +42,6 @@ class FirstRound:
                 self._tell_if_over()
 
     def _tell_if_over(self) -> None:
-        self._seen.clear()
         if self._count and not self._left:
             passed = time.monotonic() - self._began
             logger.info("all %d %s visited %.1f s after the start", self._count, self._what, passed)
