@@ -23,6 +23,11 @@ class Paper:
         self.verbs.append("get")
         return self.there
 
+    def find(self, path: str, labels: str) -> list[Json]:
+        assert labels == "app.kubernetes.io/managed-by=dbranch"
+        self.verbs.append("find")
+        return [self.there] if self.there else []
+
     def create(self, path: str, body: Json) -> Json:
         self.verbs.append("create")
         if self.there is not None:
@@ -68,6 +73,29 @@ def test_a_new_one_costs_one_request_and_one_that_is_as_it_should_be_none() -> N
     assert paper.asked() == ["get"]
     ensure(owned, "b", fresh=True)
     assert paper.asked() == ["get"]
+
+
+def test_what_an_earlier_process_applied_costs_no_request_each() -> None:
+    paper = Paper()
+    ensure(Owned(cast(Cluster, paper)), "a", new=True)
+    paper.asked()
+    owned = Owned(cast(Cluster, paper))
+    owned.remember("v1", "services")
+    ensure(owned, "a")
+    assert paper.asked() == ["find"]
+    ensure(owned, "a", fresh=True)
+    assert paper.asked() == ["get"]
+    ensure(owned, "b")
+    assert paper.asked() == ["apply"] and paper.there and paper.there["spec"] == "b"
+
+
+def test_what_has_the_label_and_was_not_applied_is_no_more_ours_than_before() -> None:
+    theirs = wanted("a", "theirs")
+    paper = Paper({**theirs, "metadata": {**theirs["metadata"], "uid": "t"}})
+    owned = Owned(cast(Cluster, paper))
+    owned.remember("v1", "services")
+    with pytest.raises(NameTaken):
+        ensure(owned, "a")
 
 
 def test_a_name_that_is_taken_is_left_alone() -> None:

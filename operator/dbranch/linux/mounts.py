@@ -26,7 +26,7 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 def _plain(text: str) -> str:
-    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
+    return text if "\\" not in text else _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
 
 
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from dbranch import names
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project
 from dbranch.cluster import Cluster, path_of
 from dbranch.observe.machine import observe_machine
 from dbranch.observe.pools import observe_pool
-from dbranch.observe.slots import observe_bound_branches, observe_slot, observe_slots
+from dbranch.observe.slots import observe_bound_branches, observe_slot
 from dbranch.observe.subvolumes import observe_initdb_done, observe_marker, observe_subvolumes
 from dbranch.observe.warm import observe_free
 from dbranch.plan.agent_branch import BranchFacts
@@ -64,18 +66,15 @@ def observe_pods(cluster: Cluster, namespace: str, labels: str) -> tuple[PodFact
 
 def observe_bound(layout: Layout, branch_uid: str, also: str | None) -> tuple[str, ...]:
     """The slots in which the branch is bound, and the slot `also` while it has a directory."""
-    bound = observe_bound_branches(layout)
-    return tuple(
-        slot for slot in observe_slots(layout) if slot == also or bound.get(slot, ("", None))[1] == branch_uid
-    )
+    return _with(layout, also, (s for s, of in observe_bound_branches(layout).items() if of[1] == branch_uid))
 
 
 def observe_project_slots(layout: Layout, project_uid: str) -> tuple[str, ...]:
     """The slots in which anything of this project's pool is bound, and that of its initdb."""
-    initdb = names.initdb_pod(project_uid)
-    bound = observe_bound_branches(layout)
-    return tuple(
-        slot
-        for slot in observe_slots(layout)
-        if slot == initdb or bound.get(slot, ("", None))[0] == project_uid
-    )
+    of_project = (s for s, of in observe_bound_branches(layout).items() if of[0] == project_uid)
+    return _with(layout, names.initdb_pod(project_uid), of_project)
+
+
+def _with(layout: Layout, also: str | None, slots: Iterable[str]) -> tuple[str, ...]:
+    more = [also] if also and layout.slot(also).is_dir() else []
+    return tuple(sorted({*slots, *more}))

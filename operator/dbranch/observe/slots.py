@@ -45,23 +45,27 @@ def observe_bound_branches(layout: Layout) -> dict[str, tuple[str, str | None]]:
     mounts = read_mounts()
     pools = _pools(layout, mounts)
     found: dict[str, tuple[str, str | None]] = {}
+    # Strings: a Path for each of a node's mounts costs more than all the rest of a visit.
+    place = f"{layout.slots}/"
     for mount in mounts:
-        point = Path(mount.point)
-        if point.name == "data" and point.parent.parent == layout.slots and is_slot(point.parent.name):
-            found.pop(point.parent.name, None)
+        if not (mount.point.startswith(place) and mount.point.endswith("/data")):
+            continue
+        slot = mount.point.removeprefix(place).removesuffix("/data")
+        if is_slot(slot):
+            found.pop(slot, None)
             if mount.device in pools:
                 name = mount.root.removeprefix("/")
-                found[point.parent.name] = pools[mount.device], name if is_uid(name) else None
+                found[slot] = pools[mount.device], name if is_uid(name) else None
     return found
 
 
 def _pools(layout: Layout, mounts: tuple[Mount, ...]) -> dict[str, str]:
     """The device of each mounted pool -> the UID of its project."""
-    return {
-        mount.device: Path(mount.point).name
-        for mount in mounts
-        if Path(mount.point).parent == layout.mounts and is_uid(Path(mount.point).name)
-    }
+    place = f"{layout.mounts}/"
+    found = (
+        (mount.device, mount.point.removeprefix(place)) for mount in mounts if mount.point.startswith(place)
+    )
+    return {device: name for device, name in found if is_uid(name)}
 
 
 def observe_slot(layout: Layout, slot: str) -> SlotFacts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Mapping
@@ -68,13 +69,14 @@ def register(registry: kopf.OperatorRegistry, cluster: Cluster, release: Release
     locks, owned, first = KeyedLocks(), Owned(cluster), FirstRound("branches")
     projects = ProjectCare(cluster, release, owned, locks)
     branches = BranchCare(cluster, release, owned, locks)
+    _register_start(registry, owned)
     _register_indices(registry, release.nodes_namespace)
     _register_projects(registry, projects, resync)
     _register_branches(registry, branches, resync, first)
     _register_neighbours(registry, cluster, first)
 
 
-def _register_indices(registry: kopf.OperatorRegistry, nodes_namespace: str) -> None:
+def _register_start(registry: kopf.OperatorRegistry, owned: Owned) -> None:
     more: Any = {"registry": registry}
 
     @kopf.on.startup(**more)
@@ -84,27 +86,47 @@ def _register_indices(registry: kopf.OperatorRegistry, nodes_namespace: str) -> 
             *(("status", "node", key) for key in _MEASURED),
         ]
         settle(settings, names.CONTROLLER_FINALIZER, names.CONTROLLER_PREFIX, others)
-        settings.watching.label_selectors["v1", "pods"] = f"{names.LABEL_NAME}=dbranch"
+        # Not those of Postgres: they are the agents' concern, and there are as many as branches.
+        settings.watching.label_selectors["v1", "pods"] = (
+            f"{names.LABEL_NAME}=dbranch,"
+            f"{names.LABEL_COMPONENT} in ({names.COMPONENT_AGENT},{names.COMPONENT_PROXY})"
+        )
+
+    @kopf.on.startup(**more)
+    def remember(**_: Any) -> None:
+        # A branch has one of each: a start would ask for them one by one.
+        for api, plural in (("v1", "services"), ("discovery.k8s.io/v1", "endpointslices")):
+            try:
+                owned.remember(api, plural)
+            except DbranchError as error:
+                logger.warning("%s are looked at one by one: %s", plural, error)
 
     kopf.on.login(**more)(login)
 
+
+def _register_indices(registry: kopf.OperatorRegistry, nodes_namespace: str) -> None:
+    """Not in a thread each, as kopf runs what may wait: these, and what mostly finds nothing to do."""
+    more: Any = {"registry": registry}
+
     @kopf.index("v1", "nodes", id="node_index", **more)
-    def node_index(body: kopf.Body, **_: Any) -> dict[str, NodeObject]:
+    async def node_index(body: kopf.Body, **_: Any) -> dict[str, NodeObject]:
         return {body["metadata"]["name"]: node_object(body)}
 
     @kopf.index("v1", "pods", id="agent_index", **more)
-    def agent_index(body: kopf.Body, namespace: Any, labels: kopf.Labels, **_: Any) -> dict[str, AgentPod]:
+    async def agent_index(
+        body: kopf.Body, namespace: Any, labels: kopf.Labels, **_: Any
+    ) -> dict[str, AgentPod]:
         mine = namespace == nodes_namespace and labels.get(names.LABEL_COMPONENT) == names.COMPONENT_AGENT
         agent = agent_pod(body) if mine else None
         return {agent.node: agent} if agent else {}
 
     @kopf.index(*_PROJECT, id="project_index", **more)
-    def project_index(body: kopf.Body, **_: Any) -> dict[tuple[str, str], Project]:
+    async def project_index(body: kopf.Body, **_: Any) -> dict[tuple[str, str], Project]:
         project = parse_project(body)
         return {(project.namespace, project.name): project}
 
     @kopf.index(*_BRANCH, id="branch_index", **more)
-    def branch_index(body: kopf.Body, **_: Any) -> dict[tuple[str, str], Branch]:
+    async def branch_index(body: kopf.Body, **_: Any) -> dict[tuple[str, str], Branch]:
         branch = parse_branch(body)
         return {(branch.namespace, branch.project): branch}
 
@@ -140,10 +162,12 @@ def _register_projects(registry: kopf.OperatorRegistry, care: ProjectCare, resyn
         later(visit(care.remove, parse_project(body), views_of(found)), "its branches are being deleted")
 
     @kopf.timer(*_PROJECT, interval=_LOOK_EVERY, initial_delay=_LOOK_EVERY, id="project-look", **more)
-    def project_look(namespace: Any, name: str, body: kopf.Body, status: kopf.Status, **found: Any) -> None:
+    async def project_look(
+        namespace: Any, name: str, body: kopf.Body, status: kopf.Status, **found: Any
+    ) -> None:
         secret = body["spec"].get("postgres", {}).get("passwordSecret")
         if secret or not is_true(status, Condition.READY):
-            visit(care.reconcile, namespace, name, views_of(found), tell_of(body), True)
+            await in_thread(care.reconcile, namespace, name, views_of(found), tell_of(body), True)
 
     @kopf.timer(*_PROJECT, interval=resync, initial_delay=resync, id="project-resync", **more)
     def project_resync(namespace: Any, name: str, body: kopf.Body, **found: Any) -> None:
@@ -171,9 +195,11 @@ def _register_branches(
         later(wait, "sessions are still sent to it, or a copy of it is being made")
 
     @kopf.timer(*_BRANCH, interval=_LOOK_EVERY, initial_delay=_LOOK_EVERY, id="branch-look", **more)
-    def branch_look(namespace: Any, name: str, body: kopf.Body, status: kopf.Status, **found: Any) -> None:
+    async def branch_look(
+        namespace: Any, name: str, body: kopf.Body, status: kopf.Status, **found: Any
+    ) -> None:
         if not is_true(status, Condition.READY):
-            visit(care.reconcile, namespace, name, views_of(found), tell_of(body), True)
+            await in_thread(care.reconcile, namespace, name, views_of(found), tell_of(body), True)
 
     @kopf.timer(*_BRANCH, interval=resync, initial_delay=resync, id="branch-resync", **more)
     def branch_resync(namespace: Any, name: str, body: kopf.Body, **found: Any) -> None:
@@ -185,20 +211,17 @@ def _register_neighbours(registry: kopf.OperatorRegistry, cluster: Cluster, firs
     more: Any = {"registry": registry}
 
     @kopf.on.event(*_BRANCH, **more)
-    def branch_gone(event: Any, body: kopf.Body, **_: Any) -> None:
+    async def branch_ends(event: Any, body: kopf.Body, **found: Any) -> None:
         if event["type"] == "DELETED":
             first.visited(body["metadata"]["namespace"], body["metadata"]["name"])
-            visit(poke_project, cluster, body["metadata"]["namespace"], body["spec"]["project"])
-
-    @kopf.on.event(*_BRANCH, **more)
-    def branch_let_go(body: kopf.Body, **found: Any) -> None:
-        if body["metadata"].get("deletionTimestamp"):
-            visit(let_go, cluster, views_of(found), parse_branch(body))
+            await in_thread(poke_project, cluster, body["metadata"]["namespace"], body["spec"]["project"])
+        elif body["metadata"].get("deletionTimestamp"):
+            await in_thread(let_go, cluster, views_of(found), parse_branch(body))
 
     @kopf.on.event(*_PROJECT, **more)
-    def project_let_go(body: kopf.Body, **found: Any) -> None:
-        if body["metadata"].get("deletionTimestamp"):
-            visit(let_go, cluster, views_of(found), parse_project(body))
+    async def project_ends(event: Any, body: kopf.Body, **found: Any) -> None:
+        if event["type"] != "DELETED" and body["metadata"].get("deletionTimestamp"):
+            await in_thread(let_go, cluster, views_of(found), parse_project(body))
 
     @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_PROXY}, **more)
     def proxy_pod(event: Any, namespace: Any, labels: kopf.Labels, body: kopf.Body, **found: Any) -> None:
@@ -264,6 +287,11 @@ def visit(call: Any, *args: Any) -> Any:
     except (DbranchError, OSError) as error:
         logger.warning("%s: %s", call.__name__, error)
         raise kopf.TemporaryError(str(error), delay=2.0) from error
+
+
+async def in_thread(call: Any, *args: Any) -> None:
+    """`visit`, for a handler that is a coroutine: kopf's loop goes on meanwhile."""
+    await asyncio.to_thread(visit, call, *args)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from dbranch.observe.nodes import is_ready
 from dbranch.plan import manifests
 from dbranch.plan.binding import Binding, bind_branch, bind_project, node_trouble
 from dbranch.plan.manifests import Release
-from dbranch.plan.routing import ProxyPod, plan_route, routed_step, targets_of
+from dbranch.plan.routing import ProxyPod, laggards, plan_route, routed_step, targets_of
 from dbranch.report.conditions import phase_of, ready_step, report_conditions
 from dbranch.report.project import project_steps
 from dbranch.run.controller_logins import Logins
@@ -85,8 +85,10 @@ class ProjectCare:
             path = project_path(project.namespace, project.name, "status")
             self._cluster.merge(path, {"metadata": version, "status": changed})
             tell_transition(project.status, ready, tell)
+        # ACTIVE is told behind the proxies' word: what the new route's first sessions need comes first.
+        obeyed = route if route and not laggards(route, pods, project.proxies) else None
         self._wake_branches(
-            replace(project, node_name=wanted.get("nodeName", project.node_name)), branches, route
+            replace(project, node_name=wanted.get("nodeName", project.node_name)), branches, obeyed
         )
 
     def _ensure_root(self, project: Project, branches: tuple[Branch, ...]) -> None:
@@ -163,11 +165,11 @@ class ProjectCare:
                 self._cluster.apply(path, body, names.PROXY_MANAGER_PREFIX + entry.pod)
 
     def _wake_branches(self, project: Project, branches: tuple[Branch, ...], route: Route | None) -> None:
-        """Tells the branches which one is active, and wakes those that would say something else now."""
+        """Wakes the branches that would say something else now; tells them which one is active, by the route
+        that all proxies obey (None: not yet)."""
         for branch in branches:
             if branch.deleting:
                 continue
-            active = route is not None and route.branch == branch.branch
             told = (find(branch.status, Condition.SCHEDULED) or {}).get("reason")
             expected: str | None = told
             if branch.node_name is None:
@@ -175,8 +177,8 @@ class ProjectCare:
                 expected = "" if isinstance(answer, Binding) else answer.reason.value
             if told != expected:
                 poke_branch(self._cluster, branch)
-            elif branch.active != active:
-                self._tell_active(branch, active)
+            elif route and branch.active != (route.branch == branch.branch):
+                self._tell_active(branch, route.branch == branch.branch)
 
     def _tell_active(self, branch: Branch, active: bool) -> None:
         """Without a visit of the branch: a switch waits for nothing else of it."""
