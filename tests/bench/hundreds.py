@@ -35,7 +35,7 @@ def hundreds(stage: Stage, quick: bool) -> Result:
     note = "" if count == asked else f"kubelet admits no more pods than these {count}, {asked} were asked for"
     rows = [Row(ours, f"with 0 to {edge}", last, first, goal=1.2, note=note)]
     rows += _idle(stage, house, count, quick)
-    rows += _restarts(stage, house, count, 2 if quick else 4)
+    rows += _restarts(stage, house, count, 2 if quick else 3)
     return Result(rows)
 
 
@@ -73,7 +73,7 @@ def _idle(stage: Stage, house: House, count: int, quick: bool) -> list[Row]:
     rates: list[float] = []
     found: dict[str, int] = {}
     memory: dict[str, list[Memory]] = {"controller": [], "agent": []}
-    for _ in range(1 if quick else 3):
+    for _ in range(1 if quick else 2):
         began, before = time.monotonic(), house.writes()
         time.sleep(WINDOW)
         now = more(house.writes(), before)

@@ -196,7 +196,7 @@ def depth(stage: Stage, quick: bool) -> Result:
         stage.ready("deep", name, stage.branch("deep", name, above))
         above = name
     times: dict[str, list[float]] = {"second": [], "main": []}
-    for _ in range(6 if quick else 12):
+    for _ in range(6 if quick else 10):
         for source, samples in times.items():
             settle(stage)
             name = stage.fresh("leaf")
@@ -222,7 +222,7 @@ def load(stage: Stage, quick: bool) -> Result:
         samples.append(stage.ready("busy", name, stage.branch("busy", name)) * MS)
         stage.drop_branch("busy", name)
 
-    for _ in range(4 if quick else 10):
+    for _ in range(4 if quick else 8):
         one(quiet)
         client.ask("load_start", dsn=dsn, writers=8)
         time.sleep(2)
@@ -251,7 +251,7 @@ def trace(stage: Stage, quick: bool) -> Result:
     """Where each millisecond of a create goes, by the watch of the branch and the agent's own log."""
     stage.project("trace")
     found: list[Trace] = []
-    for _ in range(5 if quick else 15):
+    for _ in range(5 if quick else 10):
         settle(stage)
         name = stage.fresh("traced")
         found.append(traced(stage, "trace", name))

@@ -66,7 +66,7 @@ def _transactions(stage: Stage, place: Place, seconds: int) -> float:
 
 
 def pgbench(stage: Stage, quick: bool) -> Result:
-    scale, seconds, rounds = (10, 6, 2) if quick else (50, 12, 5)
+    scale, seconds, rounds = (10, 6, 2) if quick else (50, 12, 4)
     stage.project(PROJECT, size="20Gi")
     stage.helper("pgbench", POSTGRES_IMAGE, ["sleep", "infinity"])
     plain, source = _plain(stage), _branch(stage, "main")

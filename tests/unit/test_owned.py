@@ -83,10 +83,20 @@ def test_what_an_earlier_process_applied_costs_no_request_each() -> None:
     owned.remember("v1", "services")
     ensure(owned, "a")
     assert paper.asked() == ["find"]
-    ensure(owned, "a", fresh=True)
-    assert paper.asked() == ["get"]
     ensure(owned, "b")
-    assert paper.asked() == ["apply"] and paper.there and paper.there["spec"] == "b"
+    assert paper.asked() == ["get", "apply"] and paper.there and paper.there["spec"] == "b"
+    ensure(owned, "c")
+    assert paper.asked() == ["apply"]
+
+
+def test_what_an_earlier_process_applied_for_another_owner_is_looked_at() -> None:
+    paper = Paper()
+    Owned(cast(Cluster, paper)).ensure("v1", "services", wanted("a", "before"))
+    owned = Owned(cast(Cluster, paper))
+    owned.remember("v1", "services")
+    with pytest.raises(NameTaken):
+        ensure(owned, "a")
+    assert paper.there and paper.there["metadata"]["ownerReferences"] == [{"uid": "before"}]
 
 
 def test_what_has_the_label_and_was_not_applied_is_no_more_ours_than_before() -> None:

@@ -29,11 +29,12 @@ class Owned:
         for body in self._cluster.find(path_of(api, plural), labels=f"{names.LABEL_MANAGED_BY}=dbranch"):
             meta = body["metadata"]
             applied = (meta.get("annotations") or {}).get(_APPLIED)
-            # The digest is of our owner reference, too.
             if applied:
                 path = path_of(api, plural, meta["namespace"], meta["name"])
                 with self._guard:
-                    self._known.setdefault(path, (applied, meta["uid"]))
+                    # The digest is of our owner reference, too; without a UID: before it is written to, whose it
+                    # is is looked at.
+                    self._known.setdefault(path, (applied, ""))
 
     def ensure(
         self, api: str, plural: str, body: Mapping[str, Any], fresh: bool = False, new: bool = False
