@@ -49,7 +49,7 @@ def create(stage: Stage, quick: bool) -> Result:
     stage.project("shop")
     client = stage.client()
     taken: dict[str, list[float]] = {key: [] for key in ("bare", "end", "warm", "cold", "row", "own", "gone")}
-    for index in range(5 if quick else 16):
+    for index in range(4 if quick else 16):
         settle(stage)
         ready, end = _bare(stage)
         taken["bare"].append(ready * MS)
@@ -134,7 +134,7 @@ def resume(stage: Stage, quick: bool) -> Result:
     dsn = dsn_of(stage, "rest", option="sleeper")
     rows: list[float] = []
     bare: list[float] = []
-    for _ in range(5 if quick else 12):
+    for _ in range(3 if quick else 12):
         pod = stage.told("rest", "sleeper")["status"]["node"]["pod"]
         began = stage.set_branch("rest", "sleeper", state="Stopped")
         stage.slots.when(pod, is_gone, began)
@@ -196,7 +196,7 @@ def depth(stage: Stage, quick: bool) -> Result:
         stage.ready("deep", name, stage.branch("deep", name, above))
         above = name
     times: dict[str, list[float]] = {"second": [], "main": []}
-    for _ in range(6 if quick else 10):
+    for _ in range(4 if quick else 10):
         for source, samples in times.items():
             settle(stage)
             name = stage.fresh("leaf")
