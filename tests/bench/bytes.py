@@ -201,7 +201,7 @@ def copies(stage: Stage, quick: bool) -> Result:
     _bash(stage, _SERVER)
     client = stage.client()
     series: dict[str, list[tuple[float, float]]] = {key: [] for key in ("dbranch", *COPIES)}
-    for megabytes in (30, 300, 1000) if quick else (30, 300, 1000, 3000):
+    for megabytes in (30, 100, 300) if quick else (30, 300, 1000, 3000):
         project = f"copy-{megabytes}"
         stage.project(project, size="2Gi" if megabytes <= 300 else "12Gi")
         held = fill(client, dsn_of(stage, project, option="main"), megabytes)
