@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -187,6 +188,41 @@ def test_where_nothing_can_be_claimed_branches_go_the_cold_way(shop: World) -> N
     work.quiet(30)
     assert shop.sql("copy", "select count(*) from item") == [(100,)]
     assert uids(shop.waiting()) == before
+
+
+class Counting(PaperApi):
+    """Counts how often all projects or branches are asked for."""
+
+    lists = 0
+
+    def find(self, path: str, labels: str = "", fields: str = "") -> list[Json]:
+        self.lists += path.endswith((f"/{names.PROJECTS}", f"/{names.BRANCHES}"))
+        return super().find(path, labels, fields)
+
+
+def test_a_class_that_comes_is_known_from_the_visits_and_ended_after_a_look(shop: World) -> None:
+    api = Counting(shop.node.layout.base / "api.json")
+    cluster, layout = cast(Cluster, api), shop.node.layout
+    warm = WarmWork(cluster, layout, HOME, 1, METRICS)
+    work = BranchWork(cluster, layout, HOME, KeyedLocks(), warm, METRICS)
+    warm.reconcile()
+    listed, usual = api.lists, uids(shop.waiting())
+    assert listed == 2
+    shop.make_branch("large", "main")
+    shop.set("large", postgres={"resources": {"requests": {"cpu": "20m"}}})
+    work.reconcile(NAMESPACE, "shop-large")
+    work.quiet(30)
+    warm.reconcile()
+    assert len(shop.waiting()) == 2 and usual < uids(shop.waiting())
+    assert api.lists == listed
+    # Before any is ended, it is made sure.
+    shop.set("large", state="Stopped")
+    until = time.monotonic() + 30
+    while work.reconcile(NAMESPACE, "shop-large") is not None or warm.reconcile() is not None:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert uids(shop.waiting()) == usual
+    assert api.lists > listed
 
 
 def test_a_burst_never_has_more_of_them_than_the_limit(shop: World) -> None:

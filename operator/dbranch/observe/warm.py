@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dbranch import names
-from dbranch.api.branch import parse_branch
-from dbranch.api.project import parse_project
+from dbranch.api.branch import Branch, parse_branch
+from dbranch.api.project import Project, parse_project
 from dbranch.cluster import Cluster, path_of
 from dbranch.plan.pod_trouble import PodFacts, pod_facts
 from dbranch.plan.slot_pod import Home
-from dbranch.plan.warm import Waiting, WarmFacts, is_free
+from dbranch.plan.warm import Waiting, is_free
 
 _FREE = f"{names.LABEL_SLOT},!{names.LABEL_BRANCH_UID}"
 
@@ -24,18 +24,17 @@ def observe_free(cluster: Cluster, home: Home, word: str, form: str) -> tuple[Po
     return tuple(pod for pod in pods if is_free(pod, form))
 
 
-def observe_warm(cluster: Cluster, home: Home, crowded: bool = False) -> WarmFacts:
-    """Everything that waits on the node, uncached, and the projects and branches bound to it."""
-    waiting = tuple(Waiting(pod_facts(body), _age(body)) for body in _unclaimed(cluster, home, _FREE))
+def observe_waiting(cluster: Cluster, home: Home) -> tuple[Waiting, ...]:
+    """Everything that waits on the node, uncached."""
+    return tuple(Waiting(pod_facts(body), _age(body)) for body in _unclaimed(cluster, home, _FREE))
+
+
+def observe_bound_here(cluster: Cluster, home: Home) -> tuple[Project | Branch, ...]:
+    """The projects and branches that are bound to the node, uncached: all their bodies, so not to be asked often."""
     here = f"status.nodeName={home.node}"
     projects = cluster.find(path_of(names.API_VERSION, names.PROJECTS), fields=here)
     branches = cluster.find(path_of(names.API_VERSION, names.BRANCHES), fields=here)
-    return WarmFacts(
-        tuple(parse_project(body) for body in projects),
-        tuple(parse_branch(body) for body in branches),
-        waiting,
-        crowded,
-    )
+    return (*map(parse_project, projects), *map(parse_branch, branches))
 
 
 def _unclaimed(cluster: Cluster, home: Home, labels: str) -> list[dict[str, Any]]:

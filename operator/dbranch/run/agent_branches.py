@@ -72,7 +72,7 @@ class BranchWork:
 
     def reconcile(self, namespace: str, name: str) -> float | None:
         """One visit of a branch that is not being deleted."""
-        with self._locks.held(namespace, name):
+        with self._watchers.visiting(), self._locks.held(namespace, name):
             laps = Laps()
             scene = self._scene(namespace, name)
             laps.lap("read")
@@ -132,13 +132,14 @@ class BranchWork:
         if done.marker:
             node |= {"sourceUID": done.marker.source_uid, "snapshotTime": done.marker.snapshot_time}
             if done.marker.is_root and not project.node.initialized:
-                self._cluster.merge(
+                said = self._cluster.merge(
                     project_path(project.namespace, project.name, "status"),
                     {"metadata": {"uid": project.uid}, "status": {"node": {"initialized": True}}},
                 )
+                project = parse_project(said)
         self._tell(scene, node, done)
         if _moves_pods(todo) or branch.node.observed_generation != branch.generation:
-            self._warm.stir()
+            self._warm.stir(project, branch)
         if done.reloaded:
             # What of it waits for a restart is known when Postgres has read it.
             retry = retry or 0.3
@@ -272,7 +273,7 @@ class BranchWork:
             if left:
                 return 0.3
             self._throw_away(branch)
-            self._warm.stir()
+            self._warm.stir(branch)
             return None
 
     def _throw_away(self, branch: Branch) -> None:

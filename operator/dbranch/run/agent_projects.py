@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from dbranch import names
@@ -38,10 +39,10 @@ class ProjectWork:
     """What handlers call. Each call answers with the seconds after which it wants to come back, or None."""
 
     def __init__(
-        self, cluster: Cluster, layout: Layout, home: Home, locks: KeyedLocks, stir: Callable[[], None]
+        self, cluster: Cluster, layout: Layout, home: Home, locks: KeyedLocks, stir: Callable[[Project], None]
     ) -> None:
         self._cluster, self._layout, self._home, self._locks = cluster, layout, home, locks
-        # Called when what should wait on the node may have changed.
+        # Called with a project for which something else should wait on the node now.
         self._stir = stir
         self._thawed: dict[str, float] = {}
 
@@ -96,7 +97,7 @@ class ProjectWork:
         if not (was and known.pool_uuid) or told != (project.generation, project.password_version):
             # Before it is told: what is cut off here is done again.
             self._poke_branches(project)
-            self._stir()
+            self._stir(replace(project, node=replace(known, initialized=node["initialized"])))
         self._write(project, node | _space(pool))
         if project.adopt and known.pool_uuid:
             ensure_forgotten(self._layout, project.adopt)
@@ -138,7 +139,7 @@ class ProjectWork:
     def _down(self, project: Project) -> float | None:
         if project.node.observed_generation != project.generation:
             self._poke_branches(project)
-            self._stir()
+            self._stir(project)
             self._write(project, {"observedGeneration": project.generation})
         try:
             ensure_pool_down(self._layout, project.uid)
@@ -192,7 +193,7 @@ class ProjectWork:
                 ensure_pool_down(self._layout, project.uid)
             else:
                 ensure_pool_removed(self._layout, project.uid)
-            self._stir()
+            self._stir(project)
             return None
 
     def tidy(self, namespace: str, name: str) -> None:

@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable
 
 from dbranch import names
+from dbranch.api.branch import Branch
+from dbranch.api.project import Project
 from dbranch.cluster import Cluster, path_of, project_path
 from dbranch.effect import pods, slot
 from dbranch.errors import DbranchError
-from dbranch.observe.warm import observe_warm
+from dbranch.observe.warm import observe_bound_here, observe_waiting
 from dbranch.plan.layout import Layout
 from dbranch.plan.scripts import read_slot_start
 from dbranch.plan.slot_pod import Home, SlotClass, slot_form, waiting_pod
@@ -21,17 +23,18 @@ from dbranch.run.agent_metrics import AgentMetrics
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two visits that nothing asked for.
+# Seconds between two visits that nothing asked for, and between two looks at all that is bound to the node.
 _EVERY = 60.0
 _PAUSE = 3.0
-# Seconds that a visit waits for branches that are starting: what they need goes first.
-_PATIENCE = 5.0
+# Seconds that a visit waits for branches that are starting: what they need goes first, those of a burst, too.
+_PATIENCE = 10.0
 # Seconds for which no slot waits on a node that had no room for a branch's pod.
 _CROWDED = 60.0
 
 
 class WarmWork:
-    """`limit` waiting slots of each class in use. What stands in the cluster is the only memory of them."""
+    """`limit` waiting slots of each class in use. What stands in the cluster is the only memory of them; of the
+    projects and branches that may use them, what was listed last and what visits have said since."""
 
     def __init__(
         self, cluster: Cluster, layout: Layout, home: Home, limit: int, metrics: AgentMetrics
@@ -43,9 +46,18 @@ class WarmWork:
         self._guard, self._stirred = threading.Lock(), threading.Event()
         self._ended: set[str] = set()
         self._crowded_until = 0.0
+        # By UID. The news are those that the next visit is to take in.
+        self._bound: dict[str, Project | Branch] = {}
+        self._news: dict[str, Project | Branch] = {}
+        self._news_guard = threading.Lock()
+        self._listed_at = -_EVERY
+        # By UID: the number that a project was told since then.
+        self._told: dict[str, int | None] = {}
 
-    def stir(self) -> None:
-        """Something may be missing, or too much."""
+    def stir(self, *news: Project | Branch) -> None:
+        """Something may be missing, or too much: of the pods, or since these are as they are."""
+        with self._news_guard:
+            self._news |= {item.uid: item for item in news}
         self._stirred.set()
 
     def make_room(self) -> None:
@@ -64,14 +76,18 @@ class WarmWork:
                 pause = self.reconcile(slow=not asked) or _EVERY
             except (DbranchError, OSError) as error:
                 logger.warning("waiting slots: %s", error)
-                pause = _PAUSE
+                pause, self._listed_at = _PAUSE, -_EVERY
 
     def reconcile(self, slow: bool = False) -> float | None:
         """One visit; the seconds after which it wants to come back, or None. `slow`: tell what is there anyway."""
         with self._guard:
-            facts = observe_warm(self._cluster, self._home, time.monotonic() < self._crowded_until)
-            self._metrics.saw(self.form, facts)
+            facts = self._facts()
             todo = plan_warm(self._limit, self.form, facts)
+            if todo.end:
+                # By what is remembered nothing is ended: an agent beside this one may have seen more.
+                facts = self._facts(anew=True)
+                todo = plan_warm(self._limit, self.form, facts)
+            self._metrics.saw(self.form, facts)
             for pod in todo.end:
                 self._ended.add(pod.name)
                 pods.ensure_unclaimed_ending(self._cluster, self._home.namespace, pod)
@@ -82,6 +98,22 @@ class WarmWork:
             if slow or (settled and not self._ended):
                 self._tell(facts)
             return 0.5 if self._ended else None
+
+    def _facts(self, anew: bool = False) -> WarmFacts:
+        # The news first: a list that is asked for behind them is not older than they.
+        with self._news_guard:
+            news, self._news = self._news, {}
+        if anew or time.monotonic() >= self._listed_at + _EVERY:
+            self._bound = {item.uid: item for item in observe_bound_here(self._cluster, self._home)}
+            self._listed_at, self._told = time.monotonic(), {}
+        else:
+            self._bound |= news
+        return WarmFacts(
+            tuple(item for item in self._bound.values() if isinstance(item, Project)),
+            tuple(item for item in self._bound.values() if isinstance(item, Branch)),
+            observe_waiting(self._cluster, self._home),
+            time.monotonic() < self._crowded_until,
+        )
 
     def _make(self, kind: SlotClass) -> None:
         """The directory, then its pod; one that is cut off between the two is swept."""
@@ -100,8 +132,9 @@ class WarmWork:
     def _tell(self, facts: WarmFacts) -> None:
         for project in facts.projects:
             count = warm_count(self._limit, self.form, facts, project)
-            if project.node.warm_slots != count and not project.deleting:
+            if self._told.get(project.uid, project.node.warm_slots) != count and not project.deleting:
                 self._cluster.merge(
                     project_path(project.namespace, project.name, "status"),
                     {"metadata": {"uid": project.uid}, "status": {"node": {"warmSlots": count}}},
                 )
+                self._told[project.uid] = count

@@ -6,6 +6,8 @@ import base64
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +69,7 @@ class Watchers:
         self._metrics = metrics
         self._guard = threading.Condition()
         self._running: dict[tuple[str, str], tuple[str, threading.Event]] = {}
+        self._visits = 0
 
     def start(self, watched: Watched) -> None:
         """Watches this slot for the branch, and no other any more."""
@@ -89,10 +92,22 @@ class Watchers:
         if there:
             there[1].set()
 
-    def quiet(self, seconds: float) -> None:
-        """Waits until nothing is watched, so many seconds at most."""
+    @contextmanager
+    def visiting(self) -> Iterator[None]:
+        """A visit of a branch, which may start one itself."""
         with self._guard:
-            self._guard.wait_for(lambda: not self._running, seconds)
+            self._visits += 1
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._visits -= 1
+                self._guard.notify_all()
+
+    def quiet(self, seconds: float) -> None:
+        """Waits until no branch is visited and none watched, so many seconds at most."""
+        with self._guard:
+            self._guard.wait_for(lambda: not self._running and not self._visits, seconds)
 
     def _run(self, watched: Watched, stop: threading.Event) -> None:
         key = watched.branch.namespace, watched.branch.name
