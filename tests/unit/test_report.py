@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from dbranch.api.branch import Branch, BranchNode
 from dbranch.api.conditions import Condition, Reason, Step
-from dbranch.api.project import Project, ProjectNode, Route
+from dbranch.api.project import Project, ProjectNode, Route, Target
 from dbranch.report.agent import changes, told
 from dbranch.report.branch import branch_steps
 from dbranch.report.conditions import phase_of, ready_step, report_conditions
-from dbranch.report.project import project_steps
+from dbranch.report.project import is_outdated, project_steps
 
 SHOP = Project("team", "shop", "p", node=ProjectNode(initialized=True, storage=Step(Reason.POOL_MOUNTED, "")))
 UP = BranchNode(storage=Step(Reason.STORED, ""), postgres=Step(Reason.ACCEPTING, ""))
@@ -82,3 +82,39 @@ def test_sizes_that_read_the_same_are_not_written_again() -> None:
     assert changes(now, told(now, same)) == {}
     other = {"freeBytes": 9_000_000, "freeSize": "8.6Mi"}
     assert changes(now, told(now, other)) == other
+
+
+def test_a_project_is_outdated_while_a_branch_says_something_else_of_itself() -> None:
+    main = replace(MAIN, node=replace(UP, address="10.0.0.1", port=6000), status={"conditions": [{}]})
+    step = {"type": "PostgresReady", "status": "True", "reason": "Accepting"}
+    told = replace(
+        SHOP,
+        routes=(Target("main", "Ready", "10.0.0.1", 6000),),
+        route=Route(1, "main"),
+        status={"branches": 1, "conditions": [step]},
+    )
+    assert not is_outdated(told, [main])
+    moved = replace(main, node=replace(main.node, address="10.0.0.2"))
+    assert is_outdated(told, [moved])
+    assert is_outdated(told, [replace(main, deleted="2026-01-01T00:00:00Z")])
+    assert is_outdated(told, [])
+    # One that is bound is in the routes; one that waits is only counted, from its own first visit on.
+    new = replace(main, name="shop-new", uid="n", node_name=None, status={})
+    assert not is_outdated(told, [main, new])
+    assert is_outdated(told, [main, replace(new, node_name="n1", node=BranchNode())])
+    waits = replace(new, status={"conditions": [{}]})
+    assert is_outdated(told, [main, waits])
+    assert not is_outdated(replace(told, status={**told.status, "branches": 2}), [main, waits])
+    # The same routes, and another reason why Postgres is not there.
+    down = replace(main, node=BranchNode(postgres=Step(Reason.IMAGE_PULL_FAILED, "no image")))
+    starting = replace(told, routes=(Target("main", "Starting"),))
+    assert is_outdated(starting, [down])
+    pulled = {**step, "status": "False", "reason": "ImagePullFailed"}
+    assert not is_outdated(replace(starting, status={"branches": 1, "conditions": [pulled]}), [down])
+
+
+def test_a_project_that_was_never_visited_or_ends_is_not_outdated() -> None:
+    assert not is_outdated(SHOP, [MAIN])
+    step = {"type": "PostgresReady", "status": "True", "reason": "Accepting"}
+    ending = replace(SHOP, deleting=True, status={"branches": 0, "conditions": [step]})
+    assert not is_outdated(ending, [MAIN])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from dbranch.api.branch import Branch
-from dbranch.api.conditions import Condition, Reason, Step
+from dbranch.api.conditions import Condition, Reason, Step, find
 from dbranch.api.project import Project, Route
+from dbranch.plan.routing import targets_of
 
 Steps = list[tuple[Condition, Step]]
 
@@ -21,6 +22,22 @@ def project_steps(
         (Condition.POSTGRES_READY, _postgres(project, route, branches)),
         (Condition.ROUTED, routed),
     ]
+
+
+def is_outdated(project: Project, branches: Sequence[Branch]) -> bool:
+    """Whether the project's status tells something else of its branches than they say themselves.
+
+    Never before the project's own first visit; of a branch, not before that branch's.
+    """
+    told = find(project.status, Condition.POSTGRES_READY)
+    if told is None or project.deleting:
+        return False
+    if project.routes != targets_of(project, branches):
+        return True
+    visited = all(branch.status.get("conditions") for branch in branches)
+    if visited and project.status.get("branches") != len(branches):
+        return True
+    return bool(told.get("reason") != _postgres(project, project.route, branches).reason.value)
 
 
 def _storage(project: Project) -> Step:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import kopf
@@ -21,9 +21,11 @@ from dbranch.observe.nodes import AgentPod, NodeObject, agent_pod, node_object
 from dbranch.plan.binding import is_abandoned, node_trouble
 from dbranch.plan.manifests import Release
 from dbranch.plan.routing import is_news
+from dbranch.report.project import is_outdated
+from dbranch.run.asked_visits import AskedVisits
 from dbranch.run.controller_branches import BranchCare
 from dbranch.run.controller_projects import ProjectCare, Tell, proxy_pod_of
-from dbranch.run.controller_views import Views, poke_branch, poke_project
+from dbranch.run.controller_views import Views, poke_branch
 from dbranch.run.first_round import FirstRound
 from dbranch.run.keyed_locks import KeyedLocks
 from dbranch.run.kopf_settings import later, login, serve, settle
@@ -73,7 +75,7 @@ def register(registry: kopf.OperatorRegistry, cluster: Cluster, release: Release
     _register_indices(registry, release.nodes_namespace)
     _register_projects(registry, projects, resync)
     _register_branches(registry, branches, resync, first)
-    _register_neighbours(registry, cluster, first)
+    _register_neighbours(registry, cluster, projects, first)
 
 
 def _register_start(registry: kopf.OperatorRegistry, owned: Owned) -> None:
@@ -136,13 +138,15 @@ def views_of(found: Mapping[str, Any]) -> Views:
     return Views(*(found[f"{noun}_index"] for noun in ("node", "agent", "project", "branch")))
 
 
-def tell_of(body: kopf.Body) -> Tell:
+def tell_of(body: Mapping[Any, Any]) -> Tell:
     """Events about the object."""
+    return lambda kind, reason, message: kopf.event(body, type=kind, reason=reason, message=message)
 
-    def tell(kind: str, reason: str, message: str) -> None:
-        kopf.event(body, type=kind, reason=reason, message=message)
 
-    return tell
+def tell_of_project(project: Project) -> Tell:
+    """Events about a project whose body is not at hand."""
+    meta = {"namespace": project.namespace, "name": project.name, "uid": project.uid}
+    return tell_of({"apiVersion": names.API_VERSION, "kind": names.PROJECT_KIND, "metadata": meta})
 
 
 def _register_projects(registry: kopf.OperatorRegistry, care: ProjectCare, resync: float) -> None:
@@ -153,7 +157,6 @@ def _register_projects(registry: kopf.OperatorRegistry, care: ProjectCare, resyn
     @kopf.on.update(*_PROJECT, field="spec", id="project", **more)
     @kopf.on.field(*_PROJECT, field="status.node", id="project", **more)
     @kopf.on.field(*_PROJECT, field="status.proxies", id="project", **more)
-    @kopf.on.field(*_PROJECT, field=_POKED, id="project", **more)
     def project(namespace: Any, name: str, body: kopf.Body, **found: Any) -> None:
         visit(care.reconcile, namespace, name, views_of(found), tell_of(body))
 
@@ -206,40 +209,61 @@ def _register_branches(
         visit(care.reconcile, namespace, name, views_of(found), tell_of(body), True)
 
 
-def _register_neighbours(registry: kopf.OperatorRegistry, cluster: Cluster, first: FirstRound) -> None:
-    """What only wakes: it writes a poke on those objects that would say something else now."""
+def _register_neighbours(
+    registry: kopf.OperatorRegistry, cluster: Cluster, care: ProjectCare, first: FirstRound
+) -> None:
+    """What only wakes those objects that would say something else now: a project by a visit, a branch by a poke.
+
+    The indices hold an event before its handlers run, so a visit that is asked for knows of it.
+    """
     more: Any = {"registry": registry}
+    asked = AskedVisits()
+
+    def look(views: Views, project: Project) -> None:
+        key = project.namespace, project.name
+        asked.ask(key, care.reconcile, *key, views, tell_of_project(project))
+
+    def look_if_outdated(views: Views, namespace: str, name: str) -> None:
+        project = views.project(namespace, name)
+        if project and is_outdated(project, views.branches_of(namespace, name)):
+            look(views, project)
 
     @kopf.on.event(*_BRANCH, **more)
-    async def branch_ends(event: Any, body: kopf.Body, **found: Any) -> None:
+    async def branch_news(event: Any, body: kopf.Body, **found: Any) -> None:
+        namespace, views = body["metadata"]["namespace"], views_of(found)
+        look_if_outdated(views, namespace, body["spec"]["project"])
         if event["type"] == "DELETED":
-            first.visited(body["metadata"]["namespace"], body["metadata"]["name"])
-            await in_thread(poke_project, cluster, body["metadata"]["namespace"], body["spec"]["project"])
+            first.visited(namespace, body["metadata"]["name"])
         elif body["metadata"].get("deletionTimestamp"):
-            await in_thread(let_go, cluster, views_of(found), parse_branch(body))
+            await in_thread(let_go, cluster, views, parse_branch(body))
 
     @kopf.on.event(*_PROJECT, **more)
-    async def project_ends(event: Any, body: kopf.Body, **found: Any) -> None:
+    async def project_news(event: Any, body: kopf.Body, **found: Any) -> None:
+        # What its branches say may have come before it.
+        look_if_outdated(views_of(found), body["metadata"]["namespace"], body["metadata"]["name"])
         if event["type"] != "DELETED" and body["metadata"].get("deletionTimestamp"):
             await in_thread(let_go, cluster, views_of(found), parse_project(body))
 
     @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_PROXY}, **more)
-    def proxy_pod(event: Any, namespace: Any, labels: kopf.Labels, body: kopf.Body, **found: Any) -> None:
-        project = views_of(found).project(namespace, labels.get(names.LABEL_PROJECT, ""))
+    async def proxy_pod(
+        event: Any, namespace: Any, labels: kopf.Labels, body: kopf.Body, **found: Any
+    ) -> None:
+        views = views_of(found)
+        project = views.project(namespace, labels.get(names.LABEL_PROJECT, ""))
         if not project or project.deleting or project.uid != labels.get(names.LABEL_PROJECT_UID):
             return
         if event["type"] == "DELETED" or is_news(project, proxy_pod_of(body)):
-            visit(poke_project, cluster, namespace, project.name)
+            look(views, project)
 
     @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_AGENT}, **more)
-    def agent_news(**found: Any) -> None:
-        visit(wake_bound, cluster, views_of(found))
+    async def agent_news(**found: Any) -> None:
+        await wake_bound(cluster, views_of(found), look)
 
     @kopf.on.event("v1", "nodes", **more)
-    def node_news(**found: Any) -> None:
+    async def node_news(**found: Any) -> None:
         # There is always a node, and no handler runs before the indices hold all that was listed.
         first.begin((branch.namespace, branch.name) for branch in views_of(found).all_branches())
-        visit(wake_bound, cluster, views_of(found))
+        await wake_bound(cluster, views_of(found), look)
 
 
 def let_go(cluster: Cluster, views: Views, item: Project | Branch) -> None:
@@ -249,11 +273,8 @@ def let_go(cluster: Cluster, views: Views, item: Project | Branch) -> None:
         ensure_agent_dropped(cluster, of(item.namespace, item.name), item.uid)
 
 
-def wake_bound(cluster: Cluster, views: Views) -> None:
-    """Pokes what is bound to a node whose state it does not tell, and projects that wait for a node."""
-    bound: list[Project | Branch] = [*views.all_branches(), *views.all_projects()]
-    for item in bound:
-        let_go(cluster, views, item)
+async def wake_bound(cluster: Cluster, views: Views, look: Callable[[Views, Project], None]) -> None:
+    """Wakes what is bound to a node whose state it does not tell, and projects that wait for a node."""
     troubles: dict[str, str] = {}
 
     def expected(node: str) -> str:
@@ -269,7 +290,14 @@ def wake_bound(cluster: Cluster, views: Views) -> None:
             and told
             and (project.node_name is None or told != expected(project.node_name))
         ):
-            poke_project(cluster, project.namespace, project.name)
+            look(views, project)
+    await in_thread(_wake_bound_branches, cluster, views, expected)
+
+
+def _wake_bound_branches(cluster: Cluster, views: Views, expected: Callable[[str], str]) -> None:
+    bound: list[Project | Branch] = [*views.all_branches(), *views.all_projects()]
+    for item in bound:
+        let_go(cluster, views, item)
     for branch in views.all_branches():
         told = (find(branch.status, Condition.SCHEDULED) or {}).get("reason")
         if (

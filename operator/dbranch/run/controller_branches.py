@@ -22,9 +22,8 @@ from dbranch.plan.manifests import Login, Release
 from dbranch.plan.routing import target_of
 from dbranch.report.branch import branch_steps
 from dbranch.report.conditions import phase_of, ready_step, report_conditions
-from dbranch.report.project import postgres_step
 from dbranch.run.controller_projects import Tell, now, tell_transition
-from dbranch.run.controller_views import Views, poke_branch, poke_project
+from dbranch.run.controller_views import Views, poke_branch
 from dbranch.run.keyed_locks import KeyedLocks
 
 logger = logging.getLogger(__name__)
@@ -151,9 +150,7 @@ class BranchCare:
         return login
 
     def _wake(self, project: Project | None, branch: Branch, siblings: tuple[Branch, ...]) -> None:
-        """Wakes the project and the branches that would say something else now."""
-        if project and not project.deleting and _news_for(project, branch, siblings):
-            poke_project(self._cluster, project.namespace, project.name)
+        """Wakes the branches that wait for this one and would say something else now."""
         for other in siblings:
             if other.node_name is None and not other.deleting and other.source == branch.branch:
                 answer = bind_branch(project, other, siblings)
@@ -175,11 +172,9 @@ class BranchCare:
                 return 0.3
             if project and not project.deleting and _age(branch) < _PATIENCE:
                 entry = next((t for t in project.routes if t.branch == branch.branch), None)
-                if entry and entry.state != "Deleting":
-                    poke_project(self._cluster, project.namespace, project.name)
-                    return 0.2
                 route = project.route
-                if entry and route and any(p.generation < route.generation for p in project.proxies):
+                obeyed = not route or all(p.generation >= route.generation for p in project.proxies)
+                if entry and (entry.state != "Deleting" or not obeyed):
                     return 0.2
             self._owned.drop(
                 "discovery.k8s.io/v1", "endpointslices", branch.namespace, branch.name, branch.uid
@@ -212,19 +207,6 @@ def _waiting(branch: Branch) -> Step:
 def _copies(other: Branch, source: Branch) -> bool:
     """Whether a snapshot of `source` is still to be taken."""
     return other.source_uid == source.uid and other.node.snapshot_time is None and not other.deleting
-
-
-def _news_for(project: Project, branch: Branch, siblings: tuple[Branch, ...]) -> bool:
-    """Whether the project's status tells something else of this branch than is true."""
-    count = len({b.uid for b in siblings} | {branch.uid})
-    told = next((t for t in project.routes if t.branch == branch.branch), None)
-    if told != target_of(project, branch) or project.status.get("branches") != count:
-        return True
-    shown = project.route.branch if project.route else project.active_branch
-    if branch.branch != shown:
-        return False
-    condition = find(project.status, Condition.POSTGRES_READY) or {}
-    return bool(condition.get("reason") != postgres_step(project, branch).reason.value)
 
 
 def _age(branch: Branch) -> float:

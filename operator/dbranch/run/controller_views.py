@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from dbranch import names
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project
-from dbranch.cluster import Cluster, branch_path, project_path
+from dbranch.cluster import Cluster, branch_path
 from dbranch.errors import Refused
 from dbranch.observe.nodes import AgentPod, NodeObject, node_facts
 from dbranch.plan.binding import NodeFacts, promised_bytes
@@ -74,19 +74,11 @@ def _settled(read: Callable[[], T]) -> T:
             time.sleep(0)
 
 
-def poke(cluster: Cluster, path: str) -> None:
-    """Wakes the controller's own handler of an object; one that is gone needs no waking."""
+def poke_branch(cluster: Cluster, branch: Branch) -> None:
+    """Wakes the controller's own handler of a branch; one that is gone needs no waking."""
     mark = {"metadata": {"annotations": {names.CONTROLLER_POKE: str(time.time_ns())}}}
     try:
-        cluster.merge(path, mark)
+        cluster.merge(branch_path(branch.namespace, branch.name), mark)
     except Refused as error:
         if error.status != 404:
             raise
-
-
-def poke_project(cluster: Cluster, namespace: str, name: str) -> None:
-    poke(cluster, project_path(namespace, name))
-
-
-def poke_branch(cluster: Cluster, branch: Branch) -> None:
-    poke(cluster, branch_path(branch.namespace, branch.name))
