@@ -63,7 +63,9 @@ class ProjectCare:
         blocked = self._ensure_objects(project, fresh, wanted)
         targets = targets_of(project, branches)
         route = plan_route(project, targets)
-        pods = self._proxy_pods(project)
+        pods = _reported(project) if route != project.route else ()
+        # No proxy obeys a route that is not told yet: it waits for no list of them.
+        pods = pods or self._proxy_pods(project)
         self._clear_entries(project, pods)
         routed = blocked or routed_step(project, route, targets, pods)
         steps = project_steps(project, scheduled, routed, route, branches)
@@ -206,6 +208,11 @@ class ProjectCare:
         if not any(other.uid != project.uid for other in others):
             self._owned.drop("networking.k8s.io/v1", "networkpolicies", nodes, f"allow-{project.namespace}")
         return None
+
+
+def _reported(project: Project) -> tuple[ProxyPod, ...]:
+    """The proxies that have said something, as if they were there and ready."""
+    return tuple(ProxyPod(entry.pod, True) for entry in project.proxies)
 
 
 def _bound(project: Project, node: str) -> Step:
