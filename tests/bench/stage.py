@@ -25,6 +25,7 @@ NODES = "dbranch-nodes"
 # On the node, beside dbranch's own directory and on the same disk: the bare pods' data directories.
 BARE = "/var/lib/dbranch-bench"
 INSIDE = Path(__file__).with_name("inside.py")
+CLIENT_CPU = "100m"
 
 
 @dataclass
@@ -240,13 +241,16 @@ class Stage:
             self.cluster.delete(path_of("v1", "pods", self.namespace, name))
         return max(self.pods.when(name, is_gone, began).at for name in pods) - began
 
-    def helper(self, name: str, image: str, command: list[str], user: int = 999, **volume: str) -> None:
+    def helper(
+        self, name: str, image: str, command: list[str], user: int = 999, cpu: str = "", **volume: str
+    ) -> None:
         """A pod that stays, with host directories mounted: path in the pod by name -> directory on the node."""
         container = {
             "name": "main",
             "image": image,
             "imagePullPolicy": "IfNotPresent",
             "command": command,
+            "resources": {"requests": {"cpu": cpu}} if cpu else {},
             "volumeMounts": [{"name": key, "mountPath": f"/{key}"} for key in volume],
         }
         spec = {
@@ -289,8 +293,9 @@ class Stage:
         return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout
 
     def client(self) -> Client:
-        """A client inside the cluster, once it runs."""
-        self.helper("client", SERVER_IMAGE, ["sleep", "infinity"], 65532)
+        """A client inside the cluster, once it runs. With a request: a pod without one stands still while others want
+        all processors, and so would the clock."""
+        self.helper("client", SERVER_IMAGE, ["sleep", "infinity"], 65532, cpu=CLIENT_CPU)
         argv = ["kubectl", "-n", self.namespace, "exec", "-i", "client", "--"]
         process = subprocess.Popen(
             [*argv, "python3", "-u", "-c", INSIDE.read_text()],

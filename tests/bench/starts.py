@@ -10,7 +10,7 @@ from typing import Any
 from tests.bench.figures import Result, Row
 from tests.bench.follow import is_gone
 from tests.bench.release import warm_slots
-from tests.bench.stage import Stage
+from tests.bench.stage import CLIENT_CPU, Stage
 from tests.bench.trace import Trace, traced
 
 BARE = "bare pod"
@@ -97,7 +97,7 @@ def create(stage: Stage, quick: bool) -> Result:
 
 def use(stage: Stage, quick: bool) -> Result:
     """The switch: from the patch of activeBranch to the first new session on the new branch."""
-    stage.project("switch")
+    stage.project("switch", resources={"requests": {"cpu": CLIENT_CPU}})
     client = stage.client()
     for name in ("one", "two"):
         stage.ready("switch", name, stage.branch("switch", name))
@@ -122,7 +122,10 @@ def use(stage: Stage, quick: bool) -> Result:
         looking.join(60)
         gaps.append((answer["at"] - asked) * MS)
     title = "use → first new session on the new branch, p99"
-    note = "one session after another, 5 ms between them; the new session's own login is in the figure"
+    note = (
+        "one session after another, 5 ms between them; the new session's own login is in the figure; "
+        f"client and Postgres request {CLIENT_CPU} of a processor"
+    )
     return Result([Row(title, "-", gaps, goal=100, part="p99", note=note)])
 
 
