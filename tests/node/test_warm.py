@@ -225,6 +225,22 @@ def test_a_class_that_comes_is_known_from_the_visits_and_ended_after_a_look(shop
     assert api.lists > listed
 
 
+def test_a_visit_that_took_long_does_not_bring_back_what_was(shop: World) -> None:
+    cluster, layout = cast(Cluster, shop.api), shop.node.layout
+    warm = WarmWork(cluster, layout, HOME, 1, METRICS)
+    warm.reconcile()
+    old = parse_project(shop.api.get(f"{PROJECTS}/shop") or {})
+    resources = {"requests": {"cpu": "10m"}}
+    new = parse_project(shop.api.merge(f"{PROJECTS}/shop", {"spec": {"postgres": {"resources": resources}}}))
+    warm.stir(new)
+    warm.stir(old)
+    until = time.monotonic() + 30
+    while warm.reconcile() is not None:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert [pod["spec"]["containers"][0]["resources"] for pod in shop.waiting()] == [resources]
+
+
 def test_a_burst_never_has_more_of_them_than_the_limit(shop: World) -> None:
     cluster, layout = cast(Cluster, shop.api), shop.node.layout
     warm = [WarmWork(cluster, layout, HOME, 2, METRICS) for _ in range(2)]

@@ -6,7 +6,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from dbranch import names
 from dbranch.api.branch import Branch
@@ -57,7 +57,7 @@ class WarmWork:
     def stir(self, *news: Project | Branch) -> None:
         """Something may be missing, or too much: of the pods, or since these are as they are."""
         with self._news_guard:
-            self._news |= {item.uid: item for item in news}
+            _take_in(self._news, news)
         self._stirred.set()
 
     def make_room(self) -> None:
@@ -107,7 +107,7 @@ class WarmWork:
             self._bound = {item.uid: item for item in observe_bound_here(self._cluster, self._home)}
             self._listed_at, self._told = time.monotonic(), {}
         else:
-            self._bound |= news
+            _take_in(self._bound, news.values())
         return WarmFacts(
             tuple(item for item in self._bound.values() if isinstance(item, Project)),
             tuple(item for item in self._bound.values() if isinstance(item, Branch)),
@@ -138,3 +138,8 @@ class WarmWork:
                     {"metadata": {"uid": project.uid}, "status": {"node": {"warmSlots": count}}},
                 )
                 self._told[project.uid] = count
+
+
+def _take_in(known: dict[str, Project | Branch], news: Iterable[Project | Branch]) -> None:
+    """A visit that took long may speak of a spec that is no longer."""
+    known |= {n.uid: n for n in news if n.uid not in known or n.generation >= known[n.uid].generation}
