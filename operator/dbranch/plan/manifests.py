@@ -258,7 +258,7 @@ def proxy_deployment(project: Project, release: Release) -> Json:
         ],
         "readinessProbe": {"httpGet": {"path": "/readyz", "port": "health"}, "periodSeconds": 2},
         "livenessProbe": {"httpGet": {"path": "/healthz", "port": "health"}, "periodSeconds": 10},
-        "resources": {"requests": {"cpu": "10m", "memory": "48Mi"}},
+        "resources": {"requests": {"cpu": "25m", "memory": "48Mi"}},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
