@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from tests.e2e.cluster import NODES, POSTGRES_IMAGE, Cluster, Namespace, Project, eventually
 
 # Seconds: what an agent that was deleted in the midst of it has left behind is swept a minute later.
@@ -14,19 +16,21 @@ def await_as_before(cluster: Cluster, before: dict[str, list[str]], uid: str) ->
     What somebody cut off had left behind before may have been swept since: marks of what is gone, and slots'
     directories without a pod (a branch's slot has its mount and its pod, too).
     """
-    more: dict[str, set[str]] = {}
-    less: dict[str, set[str]] = {}
+    more: dict[str, list[str]] = {}
+    less: dict[str, list[str]] = {}
 
     def is_as_before() -> bool:
         now = cluster.footprint()
         for what, held in before.items():
-            more[what], less[what] = set(now[what]) - set(held), set(held) - set(now[what])
-        more["loops"], less["loops"] = {path for path in more["loops"] if uid in path}, set()
-        less["files"] = {
+            # Each as often as it is there: one mount over another has the same path.
+            more[what] = [*(Counter(now[what]) - Counter(held)).elements()]
+            less[what] = [*(Counter(held) - Counter(now[what])).elements()]
+        more["loops"], less["loops"] = [path for path in now["loops"] if uid in path], []
+        less["files"] = [
             path
             for path in less["files"]
             if not path.startswith("slots/") and not path.endswith(".unclaimed")
-        }
+        ]
         return not any(more.values()) and not any(less.values())
 
     try:
