@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from dbranch import names
+from dbranch.api import names
 from dbranch.api.conditions import Condition
-from dbranch.errors import Refused
+from dbranch.api.errors import Refused
 from dbranch_cli.failure import NOT_FOUND, REFUSED, USAGE, Failure
 from dbranch_cli.objects import Body, active_of, branch_of, manifest
 from dbranch_cli.options import (

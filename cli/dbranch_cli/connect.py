@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 import click
 
-from dbranch import names
+from dbranch.api import names
 from dbranch_cli.failure import OTHER, USAGE, Failure
 from dbranch_cli.forward import Endpoint, Listener, proxy_endpoint, require_permission
 from dbranch_cli.objects import active_of, branch_of

@@ -9,8 +9,8 @@ from typing import Any
 import pykube
 import requests
 
-from dbranch import names
-from dbranch.errors import ClusterUnreachable, Refused
+from dbranch.api import names
+from dbranch.api.errors import ClusterUnreachable, Refused
 from dbranch_cli.kubeconfig import Login
 
 _CONNECT_SECONDS, _READ_SECONDS = 10.0, 60.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from dbranch.errors import ClusterUnreachable, DbranchError, InvalidInput, Refused
+from dbranch.api.errors import ClusterUnreachable, DbranchError, InvalidInput, Refused
 
 OTHER: Final = 1
 USAGE: Final = 2

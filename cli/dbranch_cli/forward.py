@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 import websocket
 
-from dbranch import names
-from dbranch.errors import ClusterUnreachable, DbranchError, Refused
+from dbranch.api import names
+from dbranch.api.errors import ClusterUnreachable, DbranchError, Refused
 from dbranch_cli.connection import Connection, root_cause
 from dbranch_cli.failure import FORBIDDEN, OTHER, Failure, failure_of
 

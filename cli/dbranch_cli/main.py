@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from dbranch.errors import DbranchError
+from dbranch.api.errors import DbranchError
 from dbranch_cli import branches, completion, connect, load, projects, switch
 from dbranch_cli.failure import INTERRUPTED, USAGE, Failure, failure_of
 from dbranch_cli.options import Verbs

@@ -6,8 +6,8 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-from dbranch import names
-from dbranch.errors import Refused
+from dbranch.api import names
+from dbranch.api.errors import Refused
 from dbranch_cli.connection import APPLY, Connection
 from dbranch_cli.failure import NOT_FOUND, REFUSED, Failure
 from dbranch_cli.ownership import git_manager, merged, owned

@@ -8,8 +8,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from dbranch.api.errors import DbranchError, InvalidInput
 from dbranch.api.project import parse_seconds
-from dbranch.errors import DbranchError, InvalidInput
 from dbranch_cli.objects import branch_of
 from dbranch_cli.scope import Scope
 from dbranch_cli.words import did_you_mean

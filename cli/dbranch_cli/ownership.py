@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dbranch import names
+from dbranch.api import names
 
 # Field managers that would write the field back: Argo CD, Flux, Helm.
 _GIT = ("argocd", "argo-cd", "flux", "kustomize-controller", "helm-controller", "helm")

@@ -14,7 +14,7 @@ from typing import Any
 import click
 import yaml
 
-from dbranch import names
+from dbranch.api import names
 from dbranch_cli.connection import Connection
 from dbranch_cli.failure import NOT_FOUND, OTHER, USAGE, Failure
 from dbranch_cli.kubeconfig import Login, find_login

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dbranch import names
+from dbranch.api import names
 from dbranch.api.conditions import Condition
 from dbranch_cli.failure import REFUSED, USAGE, Failure
 from dbranch_cli.objects import Body, active_of, branch_of, manifest

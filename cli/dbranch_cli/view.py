@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from dbranch import names
+from dbranch.api import names
 from dbranch.api.conditions import Condition, Reason, find, is_true
 from dbranch_cli.objects import active_of, branch_of, event_time
 from dbranch_cli.paint import age, block, size, table

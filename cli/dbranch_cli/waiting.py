@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dbranch.api.conditions import Condition, Reason, find
-from dbranch.errors import ClusterUnreachable, DbranchError, Refused
+from dbranch.api.errors import ClusterUnreachable, DbranchError, Refused
 from dbranch_cli.failure import NOT_FOUND, STALLED, TIMED_OUT, Failure
 from dbranch_cli.objects import Body, Store, plural_of, resource_path
 from dbranch_cli.paint import painted

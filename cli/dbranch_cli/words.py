@@ -6,8 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
-from dbranch import names
-from dbranch.errors import InvalidInput
+from dbranch.api import names
+from dbranch.api.errors import InvalidInput
 
 _PROJECT = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 _BRANCH = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dbranch.cluster import Cluster
-from dbranch.errors import DbranchError
+from dbranch.api.errors import DbranchError
+from dbranch.kube.client import Cluster
 from tests.bench import plots
 from tests.bench.bytes import BYTES
 from tests.bench.figures import Result, as_json, from_json

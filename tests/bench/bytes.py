@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from dbranch import names
+from dbranch.api import names
 from tests.bench.figures import Result, Row
 from tests.bench.release import House
 from tests.bench.stage import BARE, POSTGRES_IMAGE, Client, Stage

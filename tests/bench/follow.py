@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dbranch.cluster import Cluster
-from dbranch.errors import ClusterUnreachable
+from dbranch.api.errors import ClusterUnreachable
+from dbranch.kube.client import Cluster
 
 Json = dict[str, Any]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from dbranch import names
-from dbranch.cluster import path_of
+from dbranch.api import names
+from dbranch.kube.client import path_of
 from tests.bench.counts import more, told
 from tests.bench.figures import Result, Row
 from tests.bench.release import House, Memory

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from dbranch.cluster import Cluster, path_of
+from dbranch.kube.client import Cluster, path_of
 from tests.bench.counts import line_time, writes
 from tests.bench.follow import Json, is_true
 from tests.bench.stage import NODES

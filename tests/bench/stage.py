@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
-from dbranch import names
-from dbranch.cluster import Cluster, branch_path, path_of, project_path
+from dbranch.api import names
+from dbranch.kube.client import Cluster, branch_path, path_of, project_path
 from tests.bench.follow import Follower, Json, is_gone, is_ready
 
 POSTGRES_IMAGE = os.environ.get("DBRANCH_POSTGRES_IMAGE", "postgres:17")

@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dbranch import names
+from dbranch.api import names
 from tests.bench.follow import Json, Seen
 from tests.bench.stage import Stage
 

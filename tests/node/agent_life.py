@@ -24,17 +24,17 @@ from typing import Any, cast
 
 from tests.node.paper_api import Json, PaperApi
 
-from dbranch import names
-from dbranch.cluster import Cluster, path_of
-from dbranch.errors import Busy, DbranchError
-from dbranch.plan.layout import Layout
-from dbranch.plan.slot_pod import Home
-from dbranch.run.agent_branches import BranchWork
-from dbranch.run.agent_house import sweep_slots
-from dbranch.run.agent_metrics import AgentMetrics
-from dbranch.run.agent_projects import ProjectWork
-from dbranch.run.agent_warm import WarmWork
-from dbranch.run.keyed_locks import KeyedLocks
+from dbranch.agent.branch.reconciler import BranchWork
+from dbranch.agent.context import Home
+from dbranch.agent.housekeeping import sweep_slots
+from dbranch.agent.layout import Layout
+from dbranch.agent.metrics import AgentMetrics
+from dbranch.agent.project.reconciler import ProjectWork
+from dbranch.agent.warm.reconciler import WarmWork
+from dbranch.api import names
+from dbranch.api.errors import Busy, DbranchError
+from dbranch.kube.client import Cluster, path_of
+from dbranch.runtime.locks import KeyedLocks
 
 NODE = "here"
 NAMESPACE = "team"

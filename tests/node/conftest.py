@@ -15,8 +15,8 @@ from tests.node.machine import Node
 from tests.node.proxy_backend import Backend, MakeProxy, Proxy, make_certificate, running_backend
 from tests.node.world import World
 
-from dbranch.effect import pool
-from dbranch.plan.layout import Layout
+from dbranch.agent.layout import Layout
+from dbranch.agent.pool import effect as pool
 from dbranch.proxy.routes import Table
 
 

@@ -13,13 +13,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dbranch import names
-from dbranch.effect import pool, slot, subvolume
-from dbranch.effect.session import Endpoint, await_accepting
-from dbranch.linux.mounts import read_mounts
-from dbranch.plan.layout import Layout
-from dbranch.plan.scripts import read_initdb, read_slot_start
-from dbranch.plan.settings_files import Marker, Settings
+from dbranch.agent.layout import Layout
+from dbranch.agent.linux.mounts import read_mounts
+from dbranch.agent.pool import effect as pool
+from dbranch.agent.postgres.session import Endpoint, await_accepting
+from dbranch.agent.slot import effect as slot
+from dbranch.agent.slot.scripts import read_initdb, read_slot_start
+from dbranch.agent.volume import effect as subvolume
+from dbranch.agent.volume.marker import Marker
+from dbranch.agent.volume.settings import Settings
+from dbranch.api import names
 
 SIZE = 512 * 2**20
 # initdb asks for the name of who runs it.

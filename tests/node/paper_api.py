@@ -1,4 +1,4 @@
-"""The API server on paper: a file of objects behind `dbranch.cluster.Cluster`'s verbs, so that the agent's
+"""The API server on paper: a file of objects behind `dbranch.kube.client.Cluster`'s verbs, so that the agent's
 process can be killed at any moment and a second one meets what the first one wrote. No kopf, no network.
 """
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dbranch.errors import Refused
+from dbranch.api.errors import Refused
 
 Json = dict[str, Any]
 

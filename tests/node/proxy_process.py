@@ -146,7 +146,7 @@ class ProxyProcess:
         }
         with log.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dbranch.run.main", "proxy"], env=env, stdout=out, stderr=out
+                [sys.executable, "-m", "dbranch.main", "proxy"], env=env, stdout=out, stderr=out
             )
         wait_until(lambda: self.get("readyz")[0] == 200, 20)
 

@@ -10,14 +10,14 @@ from typing import Any, cast
 from tests.node.agent_life import BRANCHES, NODE, PODS, PROJECTS
 from tests.node.world import World
 
-from dbranch import names
-from dbranch.cluster import Cluster, path_of
-from dbranch.errors import Refused
-from dbranch.linux.loops import loops_of
-from dbranch.linux.mounts import read_mounts
-from dbranch.plan.password import verifier_of, version_of
-from dbranch.plan.slot_pod import Home
-from dbranch.run.agent_house import sweep_slots, sweep_unclaimed
+from dbranch.agent.context import Home
+from dbranch.agent.housekeeping import sweep_slots, sweep_unclaimed
+from dbranch.agent.linux.loops import loops_of
+from dbranch.agent.linux.mounts import read_mounts
+from dbranch.api import names
+from dbranch.api.errors import Refused
+from dbranch.api.scram import verifier_of, version_of
+from dbranch.kube.client import Cluster, path_of
 
 SECRETS = path_of("v1", "secrets", "dbranch-nodes")
 

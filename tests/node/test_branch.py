@@ -11,14 +11,16 @@ from dataclasses import replace
 import pytest
 from tests.node.machine import OWNER, Node, children_of, stopped
 
-from dbranch.effect import session, slot, subvolume
-from dbranch.effect.cleaning import Cleaned, ensure_cleaned
-from dbranch.effect.session import Endpoint
-from dbranch.errors import Busy, DataLost, InvalidInput, NotAccepting, SourceUnsafe
-from dbranch.observe.sizes import observe_sizes
-from dbranch.observe.slots import observe_slot, observe_slots
-from dbranch.observe.subvolumes import observe_subvolumes
-from dbranch.plan.scripts import read_slot_start
+from dbranch.agent.postgres import session
+from dbranch.agent.postgres.cleaning import Cleaned, ensure_cleaned
+from dbranch.agent.postgres.session import Endpoint
+from dbranch.agent.slot import effect as slot
+from dbranch.agent.slot.observe import observe_slot, observe_slots
+from dbranch.agent.slot.scripts import read_slot_start
+from dbranch.agent.volume import effect as subvolume
+from dbranch.agent.volume.observe import observe_subvolumes
+from dbranch.agent.volume.sizes import observe_sizes
+from dbranch.api.errors import Busy, DataLost, InvalidInput, NotAccepting, SourceUnsafe
 
 
 def sql(node: Node, endpoint: Endpoint, query: str, database: str = "postgres") -> list[tuple[object, ...]]:

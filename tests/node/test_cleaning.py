@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from tests.node.machine import Node, postgres_directory
 
-from dbranch import names
-from dbranch.effect import session, subvolume
-from dbranch.effect.cleaning import Cleaned, ensure_cleaned
-from dbranch.effect.session import Endpoint
-from dbranch.errors import SourceUnsafe
-from dbranch.observe.subvolumes import observe_subvolumes
-from dbranch.plan.scripts import read_slot_start
+from dbranch.agent.postgres import session
+from dbranch.agent.postgres.cleaning import Cleaned, ensure_cleaned
+from dbranch.agent.postgres.session import Endpoint
+from dbranch.agent.slot.scripts import read_slot_start
+from dbranch.agent.volume import effect as subvolume
+from dbranch.agent.volume.observe import observe_subvolumes
+from dbranch.api import names
+from dbranch.api.errors import SourceUnsafe
 
 
 def sql(node: Node, endpoint: Endpoint, *queries: str, database: str = "dbranch") -> list[tuple[object, ...]]:

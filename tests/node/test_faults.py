@@ -23,14 +23,14 @@ from tests.node.agent_life import PODS, PROJECTS
 from tests.node.machine import Node, unmount
 from tests.node.world import ROOT, World
 
+from dbranch.agent.linux.loops import loops_of, loops_of_deleted
+from dbranch.agent.linux.mounts import mounts_at, read_mounts
+from dbranch.agent.metrics import AgentMetrics
+from dbranch.agent.pool import image
+from dbranch.agent.server import Readiness
+from dbranch.agent.status import report_failed_pool
 from dbranch.api.conditions import Reason
-from dbranch.effect import image
-from dbranch.errors import Busy
-from dbranch.linux.loops import loops_of, loops_of_deleted
-from dbranch.linux.mounts import mounts_at, read_mounts
-from dbranch.report.agent import report_failed_pool
-from dbranch.run.agent_metrics import AgentMetrics
-from dbranch.run.agent_ready import Readiness
+from dbranch.api.errors import Busy
 
 
 def run(*argv: object) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from tests.node.agent_life import BRANCHES, PODS, PROJECTS
 from tests.node.world import World
 
-from dbranch.linux.mounts import read_mounts
+from dbranch.agent.linux.mounts import read_mounts
 
 
 def without_sizes(found: Any) -> Any:

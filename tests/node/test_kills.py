@@ -10,8 +10,8 @@ from collections.abc import Callable
 from tests.node.agent_life import BRANCHES, PODS, PROJECTS
 from tests.node.world import DRAWN, World
 
-from dbranch.linux.loops import loops_of
-from dbranch.linux.mounts import read_mounts
+from dbranch.agent.linux.loops import loops_of
+from dbranch.agent.linux.mounts import read_mounts
 
 MIB = 2**20
 

@@ -12,14 +12,17 @@ from typing import Any, cast
 
 from tests.node.machine import OWNER, Node, new_uid
 
-from dbranch import names
+from dbranch.agent.branch.observe import observe_branch
+from dbranch.agent.context import Home
+from dbranch.agent.pool import effect as pool
+from dbranch.agent.postgres import session
+from dbranch.agent.slot import effect as slot
+from dbranch.agent.volume import effect as subvolume
+from dbranch.agent.volume.sizes import observe_sizes
+from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project, ProjectNode
-from dbranch.cluster import Cluster
-from dbranch.effect import pool, session, slot, subvolume
-from dbranch.observe.branches import observe_branch
-from dbranch.observe.sizes import observe_sizes
-from dbranch.plan.slot_pod import Home
+from dbranch.kube.client import Cluster
 
 MIB = 2**20
 

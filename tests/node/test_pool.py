@@ -11,12 +11,13 @@ from contextlib import suppress
 import pytest
 from tests.node.machine import OWNER, SIZE, Node
 
-from dbranch.effect import pool, slot
-from dbranch.errors import Busy, CommandFailed, DbranchError, PoolDamaged, PoolLost
-from dbranch.linux.loops import loops_of
-from dbranch.linux.mounts import mounts_at
-from dbranch.observe.machine import observe_machine
-from dbranch.observe.pools import observe_pool, observe_pools
+from dbranch.agent.linux.loops import loops_of
+from dbranch.agent.linux.mounts import mounts_at
+from dbranch.agent.machine import observe_machine
+from dbranch.agent.pool import effect as pool
+from dbranch.agent.pool.observe import observe_pool, observe_pools
+from dbranch.agent.slot import effect as slot
+from dbranch.api.errors import Busy, CommandFailed, DbranchError, PoolDamaged, PoolLost
 
 
 def test_made_once_and_found_again(node: Node) -> None:

@@ -21,10 +21,11 @@ from tests.node.agent_life import BRANCHES
 from tests.node.machine import Node, postgres_directory, unmount
 from tests.node.world import World
 
-from dbranch.effect import pool, session
-from dbranch.effect.session import Endpoint
-from dbranch.errors import NotAccepting
-from dbranch.plan.layout import Layout
+from dbranch.agent.layout import Layout
+from dbranch.agent.pool import effect as pool
+from dbranch.agent.postgres import session
+from dbranch.agent.postgres.session import Endpoint
+from dbranch.api.errors import NotAccepting
 
 
 def run(*argv: object) -> str:

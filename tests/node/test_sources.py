@@ -12,7 +12,7 @@ import pytest
 from tests.node.machine import children_of, stopped
 from tests.node.world import World
 
-from dbranch.effect.session import Endpoint, connect
+from dbranch.agent.postgres.session import Endpoint, connect
 
 # Seconds: the CHECKPOINT's ten, and what a visit takes besides on a busy machine.
 LIMIT = 40.0

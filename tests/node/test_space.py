@@ -15,11 +15,11 @@ from tests.node.agent_life import BRANCHES, PROJECTS
 from tests.node.machine import Node, unmount
 from tests.node.world import World
 
-from dbranch.effect import pool
-from dbranch.effect.session import Endpoint, connect
-from dbranch.errors import NotAccepting
-from dbranch.linux.mounts import mounts_at
-from dbranch.plan.layout import Layout
+from dbranch.agent.layout import Layout
+from dbranch.agent.linux.mounts import mounts_at
+from dbranch.agent.pool import effect as pool
+from dbranch.agent.postgres.session import Endpoint, connect
+from dbranch.api.errors import NotAccepting
 
 MIB = 2**20
 

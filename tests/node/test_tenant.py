@@ -14,13 +14,14 @@ from tests.node.agent_life import BRANCHES, PODS, PROJECTS
 from tests.node.machine import AS_TENANT, OWNER, Node
 from tests.node.world import World
 
-from dbranch.effect import slot, subvolume
-from dbranch.effect.command import log_as_typed
-from dbranch.linux import btrfs
-from dbranch.linux.files import opened_directory, remove_at
-from dbranch.observe.sizes import observe_sizes
-from dbranch.observe.slots import observe_slot, observe_slots
-from dbranch.observe.subvolumes import observe_subvolumes
+from dbranch.agent.linux import btrfs
+from dbranch.agent.linux.files import opened_directory, remove_at
+from dbranch.agent.slot import effect as slot
+from dbranch.agent.slot.observe import observe_slot, observe_slots
+from dbranch.agent.volume import effect as subvolume
+from dbranch.agent.volume.observe import observe_subvolumes
+from dbranch.agent.volume.sizes import observe_sizes
+from dbranch.runtime.logs import log_as_typed
 
 LONG = "n" * 254
 

@@ -15,19 +15,20 @@ from tests.node.paper_api import Json, PaperApi
 from tests.node.test_agent import configure, restart, says
 from tests.node.world import World
 
-from dbranch import names
+from dbranch.agent.branch.reconciler import BranchWork
+from dbranch.agent.context import Home
+from dbranch.agent.metrics import AgentMetrics
+from dbranch.agent.slot.observe import observe_slots
+from dbranch.agent.slot.pod_spec import claim
+from dbranch.agent.slot.pod_status import pod_facts
+from dbranch.agent.slot.pods import ensure_claimed, ensure_unclaimed_ending
+from dbranch.agent.warm.reconciler import WarmWork
+from dbranch.api import names
 from dbranch.api.branch import parse_branch
+from dbranch.api.errors import Refused, SlotTaken
 from dbranch.api.project import parse_project
-from dbranch.cluster import Cluster
-from dbranch.effect.pods import ensure_claimed, ensure_unclaimed_ending
-from dbranch.errors import Refused, SlotTaken
-from dbranch.observe.slots import observe_slots
-from dbranch.plan.pod_trouble import pod_facts
-from dbranch.plan.slot_pod import Home, claim
-from dbranch.run.agent_branches import BranchWork
-from dbranch.run.agent_metrics import AgentMetrics
-from dbranch.run.agent_warm import WarmWork
-from dbranch.run.keyed_locks import KeyedLocks
+from dbranch.kube.client import Cluster
+from dbranch.runtime.locks import KeyedLocks
 
 HOME = Home(NODE, "node-uid", "dbranch-nodes", "dbranch")
 METRICS = AgentMetrics()

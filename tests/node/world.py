@@ -17,13 +17,13 @@ from tests.node.agent_life import BRANCHES, NAMESPACE, NODE, PODS, PROJECTS, WAR
 from tests.node.machine import OWNER, Node
 from tests.node.paper_api import Json, PaperApi
 
-from dbranch import names
-from dbranch.effect import session
-from dbranch.effect.session import Endpoint
-from dbranch.linux.loops import loops_of
-from dbranch.linux.mounts import read_mounts
-from dbranch.observe.slots import observe_slots
-from dbranch.observe.subvolumes import observe_subvolumes
+from dbranch.agent.linux.loops import loops_of
+from dbranch.agent.linux.mounts import read_mounts
+from dbranch.agent.postgres import session
+from dbranch.agent.postgres.session import Endpoint
+from dbranch.agent.slot.observe import observe_slots
+from dbranch.agent.volume.observe import observe_subvolumes
+from dbranch.api import names
 
 ROOT = Path(__file__).parents[2]
 # Kills of each kind in the short form.

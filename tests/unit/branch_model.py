@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dbranch import names
+from dbranch.agent.branch import plan
+from dbranch.agent.branch.plan import BranchFacts, Todo, plan_branch
+from dbranch.agent.pool.space import Space
+from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.agent.volume.marker import Marker
+from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project, ProjectNode
-from dbranch.plan import agent_branch as plan
-from dbranch.plan.agent_branch import BranchFacts, Todo, plan_branch
-from dbranch.plan.pod_trouble import PodFacts
-from dbranch.plan.settings_files import Marker
-from dbranch.plan.space import Space
 
 PROJECT = Project("team", "shop", "p-uid", node_name="n1", node=ProjectNode(pool_uuid="u", initialized=True))
 NEW = Project("team", "shop", "p-uid", node_name="n1", node=ProjectNode(pool_uuid="u"))

@@ -17,15 +17,15 @@ from tests.unit.branch_model import (
     world,
 )
 
-from dbranch import names
+from dbranch.agent.branch import plan
+from dbranch.agent.branch.plan import BranchFacts, plan_branch
+from dbranch.agent.pool.space import Space
+from dbranch.agent.slot.pod_spec import slot_class
+from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.api import names
 from dbranch.api.branch import Branch, BranchNode
 from dbranch.api.conditions import Reason, Step
 from dbranch.api.project import Project
-from dbranch.plan import agent_branch as plan
-from dbranch.plan.agent_branch import BranchFacts, plan_branch
-from dbranch.plan.pod_trouble import PodFacts
-from dbranch.plan.slot_pod import slot_class
-from dbranch.plan.space import Space
 
 
 def every_cut(project: Project, branch: Branch, *waiting: PodFacts) -> list[BranchFacts]:

@@ -8,13 +8,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.unit.branch_model import COPY, INITDB, NEW, PROJECT, ROOMY, ROOT, apply, marker, world
 
-from dbranch import names
+from dbranch.agent.branch import plan
+from dbranch.agent.branch.plan import BranchFacts, Todo, plan_branch
+from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.api import names
 from dbranch.api.branch import Branch, BranchNode
 from dbranch.api.conditions import Reason
 from dbranch.api.project import Project
-from dbranch.plan import agent_branch as plan
-from dbranch.plan.agent_branch import BranchFacts, Todo, plan_branch
-from dbranch.plan.pod_trouble import PodFacts
 
 # Visits that nothing cuts off: a pod that ends, one that is gone, a new one, its bind, its Postgres, and a look.
 BOUND = 8

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from dbranch.errors import ClusterUnreachable
-from dbranch.run.asked_visits import AskedVisits
+from dbranch.api.errors import ClusterUnreachable
+from dbranch.runtime.workqueue import AskedVisits
 
 SHOP, MILL = ("team", "shop"), ("team", "mill")
 

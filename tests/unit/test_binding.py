@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from dbranch import names
+from dbranch.api import names
 from dbranch.api.branch import Branch, BranchNode
 from dbranch.api.conditions import Reason, Step
 from dbranch.api.project import Project, ProjectNode
-from dbranch.plan.binding import (
+from dbranch.controller.scheduling import (
     Binding,
     NodeFacts,
     bind_branch,

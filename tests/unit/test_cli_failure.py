@@ -7,7 +7,7 @@ import json
 import pytest
 import requests
 
-from dbranch.errors import ClusterUnreachable, DbranchError, InvalidInput, Refused
+from dbranch.api.errors import ClusterUnreachable, DbranchError, InvalidInput, Refused
 from dbranch_cli import main as entry
 from dbranch_cli.connection import refusal_of, root_cause
 from dbranch_cli.failure import Failure, failure_of

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbranch.errors import InvalidInput
+from dbranch.api.errors import InvalidInput
 from dbranch_cli.words import check_branch, check_project, did_you_mean, suggestion
 
 

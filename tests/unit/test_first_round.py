@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from dbranch.run.first_round import FirstRound
+from dbranch.runtime.initial_sync import FirstRound
 
 
 def test_it_is_said_once_and_only_of_what_was_there_at_the_start(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import kopf
-from dbranch.run.kopf_memory import Handled, Progress
+from dbranch.runtime.kopf_storage import Handled, Progress
 
 MINE = "dbranch.io/controller"
 FIELDS = {("status", "node")}

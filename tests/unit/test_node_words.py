@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from dbranch.agent.pool.space import Space, pool_step
+from dbranch.agent.preflight import lack_of
+from dbranch.agent.status import sizes, told
+from dbranch.agent.volume.settings import Settings, render_postgresql_conf
 from dbranch.api.conditions import Reason, Step, printable
-from dbranch.plan.fitness import lack_of
-from dbranch.plan.settings_files import Settings, render_postgresql_conf
-from dbranch.plan.space import Space, pool_step
-from dbranch.report.agent import sizes, told
 
 
 @pytest.mark.parametrize(

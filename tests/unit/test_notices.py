@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dbranch.linux import notices
-from dbranch.linux.notices import Notices
+from dbranch.agent.linux import inotify as notices
+from dbranch.agent.linux.inotify import Notices
 
 
 def waited(there: Notices, seconds: float) -> float:

@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from dbranch.cluster import Cluster
-from dbranch.effect.owned import Owned
-from dbranch.errors import NameTaken, Refused
+from dbranch.api.errors import NameTaken, Refused
+from dbranch.controller.owned import Owned
+from dbranch.kube.client import Cluster
 
 Json = dict[str, Any]
 

@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from dbranch.plan.password import is_verifier_of, saslprep, verifier_of
+from dbranch.api.scram import is_verifier_of, saslprep, verifier_of
 
 SALT = base64.b64decode("W22ZaJ0SNY7soEsUEjb6gQ==")
 

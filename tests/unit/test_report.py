@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from dbranch.agent.status import changes, told
 from dbranch.api.branch import Branch, BranchNode
 from dbranch.api.conditions import Condition, Reason, Step
 from dbranch.api.project import Project, ProjectNode, Route, Target
-from dbranch.report.agent import changes, told
-from dbranch.report.branch import branch_steps
-from dbranch.report.conditions import phase_of, ready_step, report_conditions
-from dbranch.report.project import is_outdated, project_steps
+from dbranch.controller.branch.status import branch_steps
+from dbranch.controller.conditions import phase_of, ready_step, report_conditions
+from dbranch.controller.project.status import is_outdated, project_steps
 
 SHOP = Project("team", "shop", "p", node=ProjectNode(initialized=True, storage=Step(Reason.POOL_MOUNTED, "")))
 UP = BranchNode(storage=Step(Reason.STORED, ""), postgres=Step(Reason.ACCEPTING, ""))

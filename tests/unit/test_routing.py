@@ -9,7 +9,15 @@ import pytest
 from dbranch.api.branch import Branch, BranchNode
 from dbranch.api.conditions import Reason, Step
 from dbranch.api.project import Project, ProxyEntry, Route, Target
-from dbranch.plan.routing import ProxyPod, is_news, laggards, plan_route, routed_step, target_of, targets_of
+from dbranch.controller.routing import (
+    ProxyPod,
+    is_news,
+    laggards,
+    plan_route,
+    routed_step,
+    target_of,
+    targets_of,
+)
 
 UP = BranchNode(postgres=Step(Reason.ACCEPTING, ""), address="10.0.0.1", port=20001)
 MAIN = Branch("team", "shop-main", "m", "shop", node_name="n1", node=UP)

@@ -10,15 +10,16 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbranch import names
+from dbranch.agent.context import Home
+from dbranch.agent.layout import Layout
+from dbranch.agent.metrics import AgentMetrics
+from dbranch.agent.pod_watch import is_crowded
+from dbranch.agent.slot.pod_spec import claim, class_of, slot_class, slot_form, slot_pod, waiting_pod
+from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.agent.warm.plan import AGAIN, Waiting, WarmFacts, WarmTodo, free_counts, plan_warm, warm_count
+from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project, ProjectNode
-from dbranch.plan.layout import Layout
-from dbranch.plan.pod_trouble import PodFacts
-from dbranch.plan.slot_pod import Home, claim, class_of, slot_class, slot_form, slot_pod, waiting_pod
-from dbranch.plan.warm import AGAIN, Waiting, WarmFacts, WarmTodo, plan_warm, warm_count
-from dbranch.run.agent_metrics import AgentMetrics
-from dbranch.run.agent_pods import is_crowded
 
 FORM = "f"
 SHOP = Project("team", "shop", "p-uid", node_name="n1", node=ProjectNode(initialized=True))
@@ -66,9 +67,9 @@ def test_metrics_have_a_number_for_each_class_in_use_and_no_other() -> None:
         words = (line.rpartition(" ") for line in lines if line.startswith("dbranch_agent_slots_waiting{"))
         return {name.partition('class="')[2].partition('"')[0]: value for name, _, value in words}
 
-    metrics.saw(FORM, facts(waits("a"), waits("b"), waits("c", running=False)))
+    metrics.saw(free_counts(FORM, facts(waits("a"), waits("b"), waits("c", running=False))))
     assert told() == {USUAL.word: "2.0", BIG.word: "0.0"}
-    metrics.saw(FORM, WarmFacts((SHOP,), (MAIN,), (Waiting(waits("a", form="older")),)))
+    metrics.saw(free_counts(FORM, WarmFacts((SHOP,), (MAIN,), (Waiting(waits("a", form="older")),))))
     assert told() == {USUAL.word: "0.0"}
     metrics.started("waiting", 0.2)
     text = metrics.text().decode()

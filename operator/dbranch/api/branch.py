@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dbranch import names
+from dbranch.api import names
 from dbranch.api.conditions import Step
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dbranch import names
+from dbranch.api import names
 from dbranch.api.conditions import Step
+from dbranch.api.errors import InvalidInput
 from dbranch.api.quantity import parse_bytes
-from dbranch.errors import InvalidInput
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from decimal import ROUND_CEILING, Decimal
 
-from dbranch.errors import InvalidInput
+from dbranch.api.errors import InvalidInput
 
 _FORM = re.compile(r"^([+-]?[0-9.]+)([eE][+-]?[0-9]+|[numkKMGTPE]i?|)$")
 _SUFFIX: dict[str, Decimal] = {

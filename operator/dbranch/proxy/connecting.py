@@ -8,16 +8,7 @@ from typing import Final
 
 from dbranch.proxy import wire
 from dbranch.proxy.relay import ServerStart
-from dbranch.proxy.routes import (
-    CANNOT_CONNECT_NOW,
-    SHUTDOWN,
-    Go,
-    Place,
-    Refuse,
-    Wait,
-    decide,
-    refuse_branch,
-)
+from dbranch.proxy.routes import CANNOT_CONNECT_NOW, SHUTDOWN, Go, Place, Refuse, Wait, decide, refuse_branch
 from dbranch.proxy.session import Session
 from dbranch.proxy.sockets import dial
 

@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import aiohttp
 
-from dbranch import names
+from dbranch.api import names
+from dbranch.api.errors import ClusterUnreachable, InvalidInput
 from dbranch.api.project import ProxyEntry, parse_project
-from dbranch.errors import ClusterUnreachable, InvalidInput
 from dbranch.proxy.routes import Table, table_of
 from dbranch.proxy.switchboard import Switchboard
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dbranch import names
+from dbranch.api import names
 from dbranch.api.project import Project, ProxyLimits, Target
 
 SHUTDOWN = "57P01"

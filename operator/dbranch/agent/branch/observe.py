@@ -1,0 +1,57 @@
+"""What is true of a branch on its node: pool, subvolume, pods, slots, Postgres. Reads only."""
+
+from __future__ import annotations
+
+from dbranch.agent.branch.plan import BranchFacts
+from dbranch.agent.context import Home
+from dbranch.agent.layout import Layout
+from dbranch.agent.machine import observe_machine
+from dbranch.agent.pool.observe import observe_pool
+from dbranch.agent.pool.space import Space
+from dbranch.agent.slot.observe import observe_bound, observe_pods, observe_slot
+from dbranch.agent.slot.pod_spec import slot_class
+from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.agent.volume.adopt import retained_branch
+from dbranch.agent.volume.observe import observe_initdb_done, observe_marker, observe_subvolumes
+from dbranch.agent.warm.observe import observe_free
+from dbranch.api import names
+from dbranch.api.branch import Branch
+from dbranch.api.project import Project
+from dbranch.kube.client import Cluster
+
+
+def observe_branch(
+    cluster: Cluster, layout: Layout, home: Home, form: str, project: Project, branch: Branch
+) -> BranchFacts:
+    """The branch as it is now. `form` is that of the waiting slots which it may take. `accepting` and `pending`
+    are left to who has a session."""
+    pool = observe_pool(layout, project.uid)
+    machine = observe_machine(layout)
+    pods = observe_pods(cluster, home.namespace, f"{names.LABEL_BRANCH_UID}={branch.uid}")
+    initdb = names.initdb_pod(project.uid)
+    marker = observe_marker(layout, project.uid, branch.uid)
+    retained: str | None = None
+    initdb_done = False
+    if marker is None and (project.adopt or branch.is_root):
+        subvolumes = observe_subvolumes(layout, project.uid)
+        if project.adopt:
+            retained = retained_branch(subvolumes.branches, project.adopt, branch.branch, branch.uid)
+        initdb_done = branch.uid in subvolumes.initdb and observe_initdb_done(layout, project.uid, branch.uid)
+    waiting: tuple[PodFacts, ...] = ()
+    if not pods and branch.running and project.running and (marker or branch.source_uid or retained):
+        waiting = observe_free(cluster, home, slot_class(project, branch), form)
+    bound = observe_bound(layout, branch.uid, initdb if branch.is_root else None)
+    slots = [observe_slot(layout, slot) for slot in bound]
+    return BranchFacts(
+        pool_mounted=pool.mounted and not pool.frozen,
+        space=Space(pool.total_bytes, pool.free_bytes, machine.host_total_bytes, machine.host_free_bytes),
+        marker=marker,
+        retained=retained,
+        pods=tuple(pod for pod in pods if pod.name != initdb),
+        waiting=waiting,
+        initdb=next((pod for pod in pods if pod.name == initdb), None),
+        initdb_done=initdb_done,
+        bound=bound,
+        unseen=any(slot.unseen for slot in slots),
+        refused=next((slot.refused for slot in slots if slot.refused), None),
+    )

@@ -1,0 +1,15 @@
+"""Where an agent acts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where an agent makes its pods: its node (name and UID), the nodes' namespace, the release."""
+
+    node: str
+    node_uid: str
+    namespace: str
+    release: str

@@ -1,0 +1,52 @@
+"""Branches of a pool that was taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dbranch.agent.layout import MARKER, Layout
+from dbranch.agent.linux.btrfs import is_subvolume
+from dbranch.agent.linux.files import write_whole
+from dbranch.agent.linux.mounts import mounts_at
+from dbranch.agent.linux.syscalls import rename_new, syncfs
+from dbranch.agent.volume.effect import read_marker, write_settings
+from dbranch.agent.volume.marker import Marker, render_marker
+from dbranch.agent.volume.settings import Settings
+from dbranch.api.errors import PoolLost
+from dbranch.runtime.logs import log_as_typed
+
+
+def ensure_branch_taken_over(
+    layout: Layout, project_uid: str, old_uid: str, branch_uid: str, settings: Settings
+) -> Marker:
+    """The retained subvolume `old_uid` is the branch `branch_uid` of the project that took the pool over."""
+    old, new = layout.branch(project_uid, old_uid), layout.branch(project_uid, branch_uid)
+    if not mounts_at(layout.pool(project_uid)):
+        raise PoolLost(f"pool {layout.pool(project_uid)} is not mounted; nothing is taken over")
+    for path in (old, new):
+        marker = read_marker(path) if is_subvolume(path) else None
+        if marker is not None:
+            # The name on disk comes last: until then the old one is found, and this is done again.
+            given = marker.given_to(project_uid, branch_uid, settings.whose)
+            write_settings(path, given, settings)
+            write_whole(path / MARKER, render_marker(given))
+            break
+    if old.exists():
+        log_as_typed("mv", "--no-clobber", old, new)
+        rename_new(old, new)
+        syncfs(new.parent)
+    marker = read_marker(new)
+    if marker is None:
+        raise PoolLost(f"retained branch {old_uid} has no marker that can be read; nothing is touched")
+    return marker
+
+
+def retained_branch(markers: Mapping[str, Marker | None], adopted: str, branch: str, uid: str) -> str | None:
+    """The UID under which the pool of project `adopted` holds the branch of this name, for the DBBranch `uid`."""
+    for at, marker in sorted(markers.items()):
+        if marker is None or at == uid:
+            continue
+        begun = marker.branch_uid == uid
+        if begun or (marker.project_uid == adopted and marker.whose.branch == branch):
+            return at
+    return None

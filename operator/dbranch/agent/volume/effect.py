@@ -1,0 +1,316 @@
+"""Branches on a mounted pool: initialized, taken as snapshots, thrown away.
+
+A btrfs command's success is not durable. So everything is made under a temporary name, the marker last,
+and the filesystem synced; then the name is taken in one step, and the filesystem synced again; only then is it told.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from pathlib import Path
+
+from dbranch.agent.layout import (
+    INITDB_DONE,
+    LOCK,
+    MARKER,
+    PG_HBA,
+    PG_IDENT,
+    PGDATA,
+    PORT,
+    POSTGRESQL_CONF,
+    TRASH,
+    Layout,
+)
+from dbranch.agent.linux import btrfs
+from dbranch.agent.linux.files import empty_directory, opened_directory, read_beneath, write_whole
+from dbranch.agent.linux.mounts import mounts_at, read_mounts
+from dbranch.agent.linux.syscalls import openat2, rename_new, syncfs
+from dbranch.agent.volume import tenant
+from dbranch.agent.volume.marker import Marker, parse_marker, render_marker
+from dbranch.agent.volume.settings import (
+    Settings,
+    read_prepared,
+    render_hba,
+    render_ident,
+    render_postgresql_conf,
+)
+from dbranch.api.errors import Busy, DataLost, Unsafe
+from dbranch.runtime.file_lock import is_free
+from dbranch.runtime.logs import log_as_typed
+
+
+def _mounted(layout: Layout, project_uid: str) -> Path:
+    point = layout.pool(project_uid)
+    if not mounts_at(point):
+        raise Busy(f"pool {point} is not mounted; it is tried again")
+    return point
+
+
+def _sync(path: Path) -> None:
+    log_as_typed("sync", "--file-system", path)
+    syncfs(path)
+
+
+def read_marker(subvolume: Path) -> Marker | None:
+    """The marker of a subvolume; None where it has none that can be read."""
+    try:
+        return parse_marker((subvolume / MARKER).read_text())
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def ensure_initdb_area(layout: Layout, project_uid: str, branch_uid: str, owner: int) -> None:
+    """A fresh subvolume for `initdb.sh`, its `pgdata` owned by the user ID `owner`.
+
+    One that is there is destroyed: call only while no pod of an earlier attempt exists, and not again
+    once the pod was made (bind it with `slot.ensure_initdb_bound`). Never touches a branch.
+    """
+    _mounted(layout, project_uid)
+    area = layout.initdb_area(project_uid, branch_uid)
+    _check_unused(area, layout)
+    destroy(area)
+    log_as_typed("btrfs", "subvolume", "create", area)
+    btrfs.create_subvolume(area)
+    area.chmod(0o755)
+    tenant.make_pgdata(area, owner)
+    _sync(area)
+
+
+def ensure_initdb_adopted(
+    layout: Layout, project_uid: str, branch_uid: str, settings: Settings, now: str
+) -> Marker:
+    """What `initdb.sh` made becomes the root branch. Busy before the script is done; Unsafe where it left
+    something that is no database. Already adopted: the marker that is there."""
+    _mounted(layout, project_uid)
+    area, branch = layout.initdb_area(project_uid, branch_uid), layout.branch(project_uid, branch_uid)
+    if branch.exists():
+        return _marker_of(branch)
+    with opened_directory(area, PGDATA) as pgdata:
+        done = read_beneath(pgdata, INITDB_DONE)
+    if done is None:
+        if read_marker(area) is None:
+            raise Busy(f"initdb in {area} is not done; it is looked at again")
+    else:
+        major = tenant.major_of(area)
+        if major is None:
+            raise Unsafe(f"initdb left no PG_VERSION in {area}; nothing is used; check spec.postgres.image")
+        marker = Marker(project_uid, branch_uid, None, now, major, cleaned=True, whose=settings.whose)
+        _finish(area, marker, settings)
+        tenant.remove_beneath(area, INITDB_DONE)
+    return _take_name(area, branch)
+
+
+def ensure_snapshot(
+    layout: Layout, project_uid: str, source_uid: str, branch_uid: str, settings: Settings, now: str
+) -> Marker:
+    """The branch as a snapshot of its source, cleaned offline, under its name, on disk for good.
+
+    `now`: RFC 3339, kept as `snapshotTime`. A branch that is there stays as it is: its marker is
+    returned. SourceUnsafe (with the path) where the source holds data outside its subvolume; DataLost
+    where the source's subvolume is missing.
+    """
+    _mounted(layout, project_uid)
+    source, branch = layout.branch(project_uid, source_uid), layout.branch(project_uid, branch_uid)
+    if branch.exists():
+        return _marker_of(branch)
+    begun = layout.temporary(project_uid, branch_uid)
+    destroy(begun)
+    origin = read_marker(source) if btrfs.is_subvolume(source) else None
+    if origin is None:
+        raise DataLost(f"source {source_uid} has no subvolume with a marker at {source}; no branch is made")
+    log_as_typed("btrfs", "subvolume", "snapshot", source, begun)
+    btrfs.create_snapshot(source, begun)
+    try:
+        # The source's marker goes first: what is cut off here must never pass for a branch.
+        (begun / MARKER).unlink()
+        tenant.check_whole(begun, source)
+        tenant.ensure_cleaned_offline(begun)
+        floor = max(
+            origin.prepared_floor,
+            read_prepared((begun / POSTGRESQL_CONF).read_text()),
+            tenant.prepared_of_system(begun),
+        )
+        marker = Marker(
+            project_uid,
+            branch_uid,
+            source_uid,
+            now,
+            origin.major,
+            cleaned=False,
+            prepared_floor=floor,
+            password=origin.password,
+            whose=settings.whose,
+        )
+        _finish(begun, marker, settings)
+    except Exception:
+        destroy(begun)
+        raise
+    return _take_name(begun, branch)
+
+
+def _marker_of(branch: Path) -> Marker:
+    marker = read_marker(branch)
+    if marker is None:
+        raise DataLost(f"branch {branch} has no marker that can be read; nothing is touched; look at it")
+    return marker
+
+
+def _finish(subvolume: Path, marker: Marker, settings: Settings) -> None:
+    """The files of a subvolume that has no name yet, on disk: one sync for all of them, before it gets its name."""
+    write_whole(subvolume / LOCK, "", durable=False)
+    write_settings(subvolume, marker, settings, durable=False)
+    write_whole(subvolume / MARKER, render_marker(marker), durable=False)
+    _sync(subvolume)
+
+
+def write_settings(subvolume: Path, marker: Marker, settings: Settings, durable: bool = True) -> bool:
+    """The files as `settings` and `marker` have them. True where one of them changed. `durable`: and on disk."""
+    texts = {
+        PORT: f"{settings.port}\n",
+        POSTGRESQL_CONF: render_postgresql_conf(settings, marker.is_root, marker.prepared_floor),
+        PG_HBA: render_hba(settings.user, marker.cleaned),
+        PG_IDENT: render_ident(settings.user),
+    }
+    changed = False
+    for name, text in texts.items():
+        path = subvolume / name
+        if not path.exists() or path.read_text() != text:
+            write_whole(path, text, durable=durable)
+            changed = True
+    return changed
+
+
+def _take_name(begun: Path, branch: Path) -> Marker:
+    log_as_typed("mv", "--no-clobber", begun, branch)
+    rename_new(begun, branch)
+    _sync(branch.parent)
+    return _marker_of(branch)
+
+
+def ensure_settings(layout: Layout, project_uid: str, branch_uid: str, settings: Settings) -> bool:
+    """The branch's settings files say `settings`. True where something changed (then reload or restart)."""
+    branch = layout.branch(_checked_mounted(layout, project_uid), branch_uid)
+    return write_settings(branch, _marker_of(branch), settings)
+
+
+def ensure_opened(layout: Layout, project_uid: str, branch_uid: str, user: str) -> None:
+    """The branch is cleaned: first the marker says so, then pg_hba.conf admits users (after a reload)."""
+    branch = layout.branch(_checked_mounted(layout, project_uid), branch_uid)
+    marker = _marker_of(branch)
+    if not marker.cleaned:
+        write_whole(branch / MARKER, render_marker(marker.opened()))
+    text = render_hba(user, is_open=True)
+    if (branch / PG_HBA).read_text() != text:
+        write_whole(branch / PG_HBA, text)
+
+
+def ensure_keyed(layout: Layout, project_uid: str, branch_uid: str, version: str) -> None:
+    """The marker says which version of the owner's password the branch has."""
+    branch = layout.branch(_checked_mounted(layout, project_uid), branch_uid)
+    marker = _marker_of(branch)
+    if marker.password != version:
+        write_whole(branch / MARKER, render_marker(marker.keyed(version)))
+
+
+def _checked_mounted(layout: Layout, project_uid: str) -> str:
+    _mounted(layout, project_uid)
+    return project_uid
+
+
+def _check_unused(subvolume: Path, layout: Layout) -> None:
+    """Busy while the subvolume is bound into a slot of this node or a Postgres holds its lock."""
+    pool = mounts_at(subvolume.parent)
+    devices = {mount.device for mount in pool}
+    for mount in read_mounts():
+        if mount.device in devices and mount.root == f"/{subvolume.name}":
+            raise Busy(f"branch {subvolume} is in use at {mount.point}; it is tried again")
+    if not is_free(subvolume / LOCK):
+        raise Busy(f"a Postgres still holds {subvolume / LOCK}; it is tried again")
+
+
+def ensure_trashed(layout: Layout, project_uid: str, branch_uid: str) -> None:
+    """The branch, and what was begun of it, renamed into the trash, on disk for good.
+
+    Busy while a slot has it bound or a Postgres holds its lock. Gone already: nothing to do.
+    """
+    pool = _mounted(layout, project_uid)
+    trash = layout.trash(project_uid)
+    trash.mkdir(mode=0o700, exist_ok=True)
+    for path in (
+        layout.branch(project_uid, branch_uid),
+        layout.initdb_area(project_uid, branch_uid),
+        layout.temporary(project_uid, branch_uid),
+    ):
+        if path.exists():
+            _check_unused(path, layout)
+            thrown = trash / f"{branch_uid}-{secrets.token_hex(4)}"
+            log_as_typed("mv", path, thrown)
+            rename_new(path, thrown)
+    _sync(pool)
+
+
+def ensure_trash_emptied(layout: Layout, project_uid: str) -> None:
+    """Everything in the trash destroyed, what is nested in it first. Space comes back behind this."""
+    _mounted(layout, project_uid)
+    trash = layout.trash(project_uid)
+    if trash.exists():
+        for path in sorted(trash.iterdir()):
+            destroy(path)
+
+
+def destroy(path: Path) -> None:
+    """The subvolume destroyed, and those that its tenant nested in it. Missing: nothing to do.
+
+    Nested ones are moved into the trash before and destroyed there: they may nest however deep, and what is
+    cut off is found there again.
+    """
+    if not btrfs.is_subvolume(path):
+        if os.path.lexists(path):
+            raise Unsafe(f"{path} is no subvolume; it is left alone; look at it")
+        return
+    trash = path.parent if path.parent.name == TRASH else path.parent / TRASH
+    pending = [path]
+    while pending:
+        top = pending.pop()
+        pending += _nested_thrown(top, trash)
+        log_as_typed("btrfs", "subvolume", "delete", top)
+        btrfs.destroy_subvolume(top)
+
+
+def _nested_thrown(top: Path, trash: Path) -> list[Path]:
+    """The subvolumes directly nested in this one, moved into the trash; their new places."""
+    too_deep = False
+    try:
+        nested = btrfs.nested_subvolumes(top)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        nested, too_deep = (), True
+    if not nested and not too_deep:
+        return []
+    trash.mkdir(mode=0o700, exist_ok=True)
+    thrown: list[Path] = []
+    with opened_directory(trash) as bin_, opened_directory(top) as inside:
+
+        def throw(directory: int, name: str) -> bool:
+            if not btrfs.is_subvolume_at(directory, name):
+                return False
+            new = f"nested-{secrets.token_hex(8)}"
+            btrfs.ensure_writable_at(directory, name)
+            log_as_typed("mv", top / "…" / name, trash / new)
+            os.rename(name, new, src_dir_fd=directory, dst_dir_fd=bin_)
+            thrown.append(trash / new)
+            return True
+
+        # The way there is the tenant's: by descriptors, so that a link cannot make root take another's.
+        for path in map(Path, nested):
+            parent = openat2(inside, str(path.parent), os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                throw(parent, path.name)
+            finally:
+                os.close(parent)
+        if too_deep:
+            empty_directory(inside, throw)
+    return thrown

@@ -1,0 +1,39 @@
+"""Marks of pools and branches that no object names: files, so that their age outlives the agent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from contextlib import suppress
+
+from dbranch.agent.layout import Layout
+from dbranch.runtime.logs import log_as_typed
+
+
+def ensure_marked(layout: Layout, uid: str) -> None:
+    """The mark is there; one that was made earlier keeps its age."""
+    mark = layout.unclaimed(uid)
+    if not mark.exists():
+        log_as_typed("touch", mark)
+        mark.touch(mode=0o600)
+
+
+def ensure_unmarked(layout: Layout, uid: str) -> None:
+    """No mark any more."""
+    with suppress(FileNotFoundError):
+        layout.unclaimed(uid).unlink()
+
+
+def ensure_marks_swept(layout: Layout, there: Collection[str]) -> None:
+    """No mark is left of what is not on the disk any more; `there`: the UIDs that are."""
+    for mark in layout.pools.glob("*.unclaimed"):
+        if mark.stem not in there:
+            mark.unlink(missing_ok=True)
+
+
+def age_of_mark(layout: Layout, uid: str) -> float:
+    """Seconds since the mark was made; 0 without one."""
+    try:
+        return max(0.0, time.time() - layout.unclaimed(uid).stat().st_mtime)
+    except FileNotFoundError:
+        return 0.0

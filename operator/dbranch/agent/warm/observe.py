@@ -1,0 +1,48 @@
+"""What is true of the slots that wait on a node, and of what would use them. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from dbranch.agent.context import Home
+from dbranch.agent.slot.pod_status import PodFacts, pod_facts
+from dbranch.agent.warm.plan import Waiting, is_free
+from dbranch.api import names
+from dbranch.api.branch import Branch, parse_branch
+from dbranch.api.project import Project, parse_project
+from dbranch.kube.client import Cluster, path_of
+
+_FREE = f"{names.LABEL_SLOT},!{names.LABEL_BRANCH_UID}"
+
+
+def observe_free(cluster: Cluster, home: Home, word: str, form: str) -> tuple[PodFacts, ...]:
+    """The running, unclaimed pods of one class and form on the node, uncached."""
+    found = _unclaimed(cluster, home, f"{_FREE},{names.LABEL_CLASS}={word}")
+    pods = (pod_facts(body) for body in found)
+    return tuple(pod for pod in pods if is_free(pod, form))
+
+
+def observe_waiting(cluster: Cluster, home: Home) -> tuple[Waiting, ...]:
+    """Everything that waits on the node, uncached."""
+    return tuple(Waiting(pod_facts(body), _age(body)) for body in _unclaimed(cluster, home, _FREE))
+
+
+def observe_bound_here(cluster: Cluster, home: Home) -> tuple[Project | Branch, ...]:
+    """The projects and branches that are bound to the node, uncached: all their bodies, so not to be asked often."""
+    here = f"status.nodeName={home.node}"
+    projects = cluster.find(path_of(names.API_VERSION, names.PROJECTS), fields=here)
+    branches = cluster.find(path_of(names.API_VERSION, names.BRANCHES), fields=here)
+    return (*map(parse_project, projects), *map(parse_branch, branches))
+
+
+def _unclaimed(cluster: Cluster, home: Home, labels: str) -> list[dict[str, Any]]:
+    return cluster.find(path_of("v1", "pods", home.namespace), labels, f"spec.nodeName={home.node}")
+
+
+def _age(body: Mapping[str, Any]) -> float:
+    made = body["metadata"].get("creationTimestamp")
+    if not made:
+        return 0.0
+    return (datetime.now(UTC) - datetime.fromisoformat(made.replace("Z", "+00:00"))).total_seconds()

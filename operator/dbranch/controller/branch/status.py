@@ -1,0 +1,40 @@
+"""A branch's steps, from what the agent says and what the controller sees. Pure."""
+
+from __future__ import annotations
+
+from dbranch.api.branch import Branch
+from dbranch.api.conditions import Condition, Reason, Step
+from dbranch.api.project import Project
+from dbranch.controller.conditions import Steps
+
+
+def branch_steps(project: Project | None, branch: Branch, scheduled: Step) -> Steps:
+    """The steps in the order in which they are taken; those after an unbound one are not known."""
+    who = f"branch {branch.branch}"
+    if branch.node_name is None or project is None:
+        waits = Step(Reason.PENDING, f"{who} waits to be bound")
+        storage = postgres = waits
+    else:
+        told = branch.node.storage
+        storage = told or Step(Reason.PENDING, f"{who} waits for the agent of node {branch.node_name}")
+        postgres = postgres_step(project, branch)
+    return [
+        (Condition.SCHEDULED, scheduled),
+        (Condition.STORAGE_READY, storage),
+        (Condition.POSTGRES_READY, postgres),
+    ]
+
+
+def postgres_step(project: Project, branch: Branch) -> Step:
+    """PostgresReady of a branch, also while its agent has not acted on a changed state yet."""
+    node, who = branch.node, f"branch {branch.branch}"
+    step = node.postgres
+    if step is None:
+        failed = node.storage if node.storage and not node.storage.done else None
+        return failed or Step(Reason.PENDING, f"{who} has no Postgres yet")
+    wanted = branch.running and project.running
+    if not wanted and step.reason != Reason.STOPPED:
+        return Step(Reason.PENDING, f"Postgres of {who} is shutting down")
+    if wanted and step.reason == Reason.STOPPED:
+        return Step(Reason.PENDING, f"Postgres of {who} is being started")
+    return step

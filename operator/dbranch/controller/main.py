@@ -1,0 +1,49 @@
+"""`dbranch-server controller`: kopf handlers over projects, branches, nodes and pods. Wiring only."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+
+import kopf
+from dbranch.api import names
+from dbranch.api.errors import DbranchError, InvalidInput
+from dbranch.api.project import parse_seconds
+from dbranch.controller.handlers import register
+from dbranch.controller.manifests import Release
+from dbranch.kube.client import Cluster
+from dbranch.runtime.kopf_settings import serve
+from dbranch.runtime.logs import start_logging
+
+logger = logging.getLogger(__name__)
+
+
+def release_of(environment: Mapping[str, str]) -> Release:
+    """What the chart says. InvalidInput with the name of what the environment lacks."""
+    missing = [k for k in ("DBRANCH_NODES_NAMESPACE", "DBRANCH_SERVER_IMAGE") if not environment.get(k)]
+    if missing:
+        raise InvalidInput(
+            f"environment: {', '.join(missing)} not set; the controller's Deployment sets them"
+        )
+    return Release(
+        name=environment.get("DBRANCH_RELEASE", "dbranch"),
+        nodes_namespace=environment["DBRANCH_NODES_NAMESPACE"],
+        server_image=environment["DBRANCH_SERVER_IMAGE"],
+        pull_policy=environment.get("DBRANCH_IMAGE_PULL_POLICY", "IfNotPresent"),
+        log_format=environment.get("DBRANCH_LOG_FORMAT", "plain"),
+    )
+
+
+def main() -> None:
+    """Runs until it is told to end."""
+    start_logging(os.environ)
+    try:
+        release = release_of(os.environ)
+        resync = parse_seconds(os.environ.get("DBRANCH_RESYNC_PERIOD", "5m"))
+        cluster = Cluster(names.CONTROLLER_MANAGER)
+    except DbranchError as error:
+        raise SystemExit(f"dbranch-server controller: {error}") from error
+    registry = kopf.OperatorRegistry()
+    register(registry, cluster, release, resync)
+    serve(registry, names.CONTROLLER_MANAGER)

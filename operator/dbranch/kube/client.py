@@ -1,0 +1,219 @@
+"""The Kubernetes API as JSON: a handful of verbs over the client library's connection pool.
+
+The library gives configuration, credentials and TLS; its typed models are left out, since every object here
+is written by a pure builder as a plain dict.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import urllib3
+from kubernetes import client, config
+
+from dbranch.api import names
+from dbranch.api.errors import ClusterUnreachable, Refused
+
+logger = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+_MERGE: Final = "application/merge-patch+json"
+_APPLY: Final = "application/apply-patch+yaml"
+_JSON_PATCH: Final = "application/json-patch+json"
+# Seconds for one request, and how long a watch may be silent before it is made anew.
+_TIMEOUT: Final = 20.0
+_WATCH: Final = 300
+
+
+def path_of(
+    api: str, plural: str, namespace: str | None = None, name: str | None = None, sub: str = ""
+) -> str:
+    """The URL path of a resource. `api` is `v1`, or a group and version as in `apps/v1`.
+
+    >>> path_of("apps/v1", "deployments", "team", "shop-proxy")
+    '/apis/apps/v1/namespaces/team/deployments/shop-proxy'
+    """
+    parts = ["/apis" if "/" in api else "/api", api]
+    if namespace is not None:
+        parts += ["namespaces", namespace]
+    parts += [plural, *([name] if name else []), *([sub] if sub else [])]
+    return "/".join(parts)
+
+
+def project_path(namespace: str, name: str, sub: str = "") -> str:
+    """The URL path of a DBProject."""
+    return path_of(names.API_VERSION, names.PROJECTS, namespace, name, sub)
+
+
+def branch_path(namespace: str, name: str, sub: str = "") -> str:
+    """The URL path of a DBBranch, by its object's name."""
+    return path_of(names.API_VERSION, names.BRANCHES, namespace, name, sub)
+
+
+class Cluster:
+    """The API server, as one field manager. Safe for threads.
+
+    Every verb raises ClusterUnreachable where no answer came (or a 5xx, or 429), Refused with the
+    server's status and words where it said no.
+    """
+
+    def __init__(self, manager: str) -> None:
+        self._manager = manager
+        try:
+            config.load_incluster_config()  # type: ignore[no-untyped-call]
+        except config.ConfigException:
+            config.load_kube_config()  # type: ignore[no-untyped-call]
+        self._settings = client.Configuration.get_default_copy()
+        self._settings.connection_pool_maxsize = 32
+        self._pool: Any = client.ApiClient(self._settings).rest_client.pool_manager
+
+    def get(self, path: str) -> Json | None:
+        """The object, or None where there is none."""
+        try:
+            return self._call("GET", path)
+        except Refused as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def find(self, path: str, labels: str = "", fields: str = "") -> list[Json]:
+        """The items of a collection, uncached."""
+        items: list[Json] = self._call("GET", path, query=_selectors(labels, fields)).get("items") or []
+        return items
+
+    def create(self, path: str, body: Mapping[str, Any]) -> Json:
+        """A new object. Refused (409) where the name is taken."""
+        return self._call("POST", path, body, query={"fieldManager": self._manager})
+
+    def apply(self, path: str, body: Mapping[str, Any], manager: str | None = None) -> Json:
+        """Server-side apply, by force: what the body says is ours."""
+        query = {"fieldManager": manager or self._manager, "force": "true"}
+        return self._call("PATCH", path, body, _APPLY, query)
+
+    def merge(self, path: str, body: Mapping[str, Any]) -> Json:
+        """A merge patch (RFC 7386). With `metadata.resourceVersion` or `uid` in it: Refused (409) on another."""
+        return self._call("PATCH", path, body, _MERGE, {"fieldManager": self._manager})
+
+    def json_patch(self, path: str, operations: list[Json]) -> Json:
+        """A JSON patch (RFC 6902). Refused (422) where a `test` in it fails; nothing is changed then.
+
+        A `test` for None holds where there is nothing at that path.
+        """
+        return self._call("PATCH", path, operations, _JSON_PATCH, {"fieldManager": self._manager})
+
+    def delete(
+        self, path: str, uid: str | None = None, grace: int | None = None, version: str | None = None
+    ) -> None:
+        """Asks for the end of an object (of this very one with `uid`, unchanged since with `version`).
+
+        One that is gone is gone; one that is another, or has changed, stays.
+        """
+        options: Json = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        if uid:
+            options["preconditions"] = {"uid": uid, **({"resourceVersion": version} if version else {})}
+        if grace is not None:
+            options["gracePeriodSeconds"] = grace
+        try:
+            self._call("DELETE", path, options)
+        except Refused as error:
+            if error.status != 404 and not (uid and error.status == 409):
+                raise
+
+    def watch(self, path: str, labels: str = "", fields: str = "") -> Iterator[Json]:
+        """The objects there are (type ADDED), then a mark (type SYNCED), then events as they come.
+
+        Ends when the server ends the watch or the connection; call again.
+        """
+        query = _selectors(labels, fields)
+        listed = self._call("GET", path, query=query)
+        for item in listed.get("items") or []:
+            yield {"type": "ADDED", "object": item}
+        yield {"type": "SYNCED", "object": {}}
+        query |= {
+            "watch": "1",
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(_WATCH),
+            "resourceVersion": listed["metadata"]["resourceVersion"],
+        }
+        rest = b""
+        try:
+            answer = self._send("GET", path, None, "application/json", query, _WATCH + 30.0)
+            for chunk in answer.stream(amt=65536, decode_content=True):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in filter(None, lines):
+                    event: Json = json.loads(line)
+                    if event["type"] == "ERROR":
+                        return
+                    if event["type"] != "BOOKMARK":
+                        yield event
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise ClusterUnreachable(f"watch of {path}: {error}") from error
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        content: str = "application/json",
+        query: Mapping[str, str] | None = None,
+    ) -> Json:
+        answer = self._send(method, path, body, content, query, _TIMEOUT)
+        try:
+            parsed: Json = json.loads(answer.read())
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise ClusterUnreachable(f"{method} {path}: {error}") from error
+        finally:
+            answer.release_conn()
+        return parsed
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        content: str,
+        query: Mapping[str, str] | None,
+        seconds: float,
+    ) -> Any:
+        headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": self._manager}
+        token = self._settings.get_api_key_with_prefix("BearerToken", "authorization")
+        if token:
+            headers["Authorization"] = token
+        url = self._settings.host + path + (f"?{urlencode(query)}" if query else "")
+        try:
+            answer = self._pool.request(
+                method,
+                url,
+                body=None if body is None else json.dumps(body),
+                headers=headers,
+                timeout=urllib3.Timeout(connect=5.0, read=seconds),
+                retries=urllib3.Retry(connect=2, read=0, redirect=0, other=0, backoff_factor=0.1),
+                preload_content=False,
+            )
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise ClusterUnreachable(f"{method} {path}: {error}") from error
+        if answer.status >= 400:
+            _raise(method, path, answer)
+        return answer
+
+
+def _selectors(labels: str, fields: str) -> dict[str, str]:
+    query = {"labelSelector": labels, "fieldSelector": fields}
+    return {key: value for key, value in query.items() if value}
+
+
+def _raise(method: str, path: str, answer: Any) -> None:
+    text = answer.read().decode("utf-8", "replace")
+    answer.release_conn()
+    try:
+        status = json.loads(text)
+    except ValueError:
+        status = {"message": text[:500]}
+    message = status.get("message") or f"HTTP {answer.status}"
+    if answer.status >= 500 or answer.status == 429:
+        raise ClusterUnreachable(f"{method} {path}: HTTP {answer.status}: {message}")
+    raise Refused(answer.status, status.get("reason", ""), message)

@@ -1,1 +1,0 @@
-"""Saying it: facts and outcome -> status. Pure."""
