@@ -61,7 +61,7 @@ def test_a_branch() -> None:
             "status": {"nodeName": "n1", "node": {"port": 21733, "postgres": {"reason": "Accepting"}}},
         }
     )
-    assert (parsed.branch, parsed.is_root, parsed.running) == ("feature-x", False, False)
+    assert (parsed.name, parsed.is_root, parsed.running) == ("feature-x", False, False)
     assert parsed.node.port == 21733 and parsed.node.postgres and parsed.node.postgres.done
     assert Branch("team-a", "shop-main", "u", "shop").is_root
 

@@ -99,7 +99,7 @@ def test_a_project_is_outdated_while_a_branch_says_something_else_of_itself() ->
     assert is_outdated(told, [replace(main, deleted="2026-01-01T00:00:00Z")])
     assert is_outdated(told, [])
     # One that is bound is in the routes; one that waits is only counted, from its own first visit on.
-    new = replace(main, name="shop-new", uid="n", node_name=None, status={})
+    new = replace(main, object_name="shop-new", uid="n", node_name=None, status={})
     assert not is_outdated(told, [main, new])
     assert is_outdated(told, [main, replace(new, node_name="n1", node=BranchNode())])
     waits = replace(new, status={"conditions": [{}]})

@@ -24,7 +24,7 @@ from dbranch.api.project import Project, ProjectNode
 FORM = "f"
 SHOP = Project("team", "shop", "p-uid", node_name="n1", node=ProjectNode(initialized=True))
 MAIN = Branch("team", "shop-main", "r-uid", "shop")
-LARGE = replace(MAIN, name="shop-large", uid="l-uid", resources={"requests": {"cpu": "2"}})
+LARGE = replace(MAIN, object_name="shop-large", uid="l-uid", resources={"requests": {"cpu": "2"}})
 HOME = Home("n1", "n-uid", "dbranch-nodes", "dbranch")
 LAYOUT = Layout(Path("/var/lib/dbranch"))
 USUAL, BIG = class_of(SHOP), class_of(SHOP, LARGE)

@@ -37,7 +37,7 @@ class Branch:
     """A DBBranch. `branch` is the branch's name, `name` the object's (`<project>-<branch>`)."""
 
     namespace: str
-    name: str
+    object_name: str
     uid: str
     project: str
     source: str | None = None
@@ -62,8 +62,8 @@ class Branch:
         return self.deleted is not None
 
     @property
-    def branch(self) -> str:
-        return names.branch_name(self.project, self.name)
+    def name(self) -> str:
+        return names.branch_name(self.project, self.object_name)
 
     @property
     def is_root(self) -> bool:
@@ -80,7 +80,7 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
     postgres = spec.get("postgres") or {}
     return Branch(
         namespace=meta.get("namespace", ""),
-        name=meta["name"],
+        object_name=meta["name"],
         uid=meta.get("uid", ""),
         project=spec["project"],
         source=spec.get("source"),

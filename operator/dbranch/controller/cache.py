@@ -43,7 +43,7 @@ class Views:
     def branches_of(self, namespace: str, project: str) -> tuple[Branch, ...]:
         """The branches of one project, by name."""
         found: list[Branch] = _values(self.branches, (namespace, project))
-        return tuple(sorted(found, key=lambda branch: branch.branch))
+        return tuple(sorted(found, key=lambda branch: branch.name))
 
     def project(self, namespace: str, name: str) -> Project | None:
         found: list[Project] = _values(self.projects, (namespace, name))

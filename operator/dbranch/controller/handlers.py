@@ -255,15 +255,18 @@ def _register_neighbours(
     @kopf.on.event("v1", "nodes", **more)
     async def node_news(**found: Any) -> None:
         # There is always a node, and no handler runs before the indices hold all that was listed.
-        first.begin((branch.namespace, branch.name) for branch in views_of(found).all_branches())
+        first.begin((branch.namespace, branch.object_name) for branch in views_of(found).all_branches())
         await wake_bound(cluster, views_of(found), look)
 
 
 def let_go(cluster: Cluster, views: Views, item: Project | Branch) -> None:
     """What is being deleted and waits for an agent that will never come, waits no more."""
     if item.node_name and item.deleting and is_abandoned(views.node(item.node_name), item.annotations):
-        of = project_path if isinstance(item, Project) else branch_path
-        ensure_agent_dropped(cluster, of(item.namespace, item.name), item.uid)
+        if isinstance(item, Project):
+            path = project_path(item.namespace, item.name)
+        else:
+            path = branch_path(item.namespace, item.object_name)
+        ensure_agent_dropped(cluster, path, item.uid)
 
 
 async def wake_bound(cluster: Cluster, views: Views, look: Callable[[Views, Project], None]) -> None:
@@ -298,7 +301,7 @@ def _wake_bound_branches(cluster: Cluster, views: Views, expected: Callable[[str
             and not branch.deleting
             and told not in (None, "NameTaken", expected(branch.node_name))
         ):
-            request_reconcile(cluster, names.CONTROLLER_POKE, branch.namespace, branch.name)
+            request_reconcile(cluster, names.CONTROLLER_POKE, branch.namespace, branch.object_name)
 
 
 def visit(call: Any, *args: Any) -> Any:

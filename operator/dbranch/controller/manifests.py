@@ -67,8 +67,8 @@ def _meta(project: Project, release: Release, component: str, name: str) -> Json
 
 def _branch_meta(project: Project, branch: Branch, release: Release, name: str) -> Json:
     meta = _meta(project, release, names.COMPONENT_POSTGRES, name)
-    meta["labels"] |= {names.LABEL_BRANCH: branch.branch, names.LABEL_BRANCH_UID: branch.uid}
-    meta["ownerReferences"] = [_owner(names.BRANCH_KIND, branch.name, branch.uid)]
+    meta["labels"] |= {names.LABEL_BRANCH: branch.name, names.LABEL_BRANCH_UID: branch.uid}
+    meta["ownerReferences"] = [_owner(names.BRANCH_KIND, branch.object_name, branch.uid)]
     return meta
 
 
@@ -85,7 +85,7 @@ def root_branch(project: Project) -> Json:
 
 def conn_secret(project: Project, release: Release, login: Login, branch: Branch | None = None) -> Json:
     """The connection's Secret of a project (`branch` None) or of one branch, for `envFrom` and for people."""
-    name = branch.name if branch else project.name
+    name = branch.object_name if branch else project.name
     secret = names.conn_secret(name)
     meta = (
         _branch_meta(project, branch, release, secret)
@@ -152,15 +152,15 @@ def branch_service(project: Project, branch: Branch, release: Release) -> Json:
         "type": "ClusterIP",
         "ports": [{"name": "postgres", "port": names.POSTGRES_PORT, "protocol": "TCP"}],
     }
-    return _object("v1", "Service", _branch_meta(project, branch, release, branch.name), spec=spec)
+    return _object("v1", "Service", _branch_meta(project, branch, release, branch.object_name), spec=spec)
 
 
 def branch_endpoints(project: Project, branch: Branch, release: Release, reachable: bool) -> Json:
     """The EndpointSlice of a branch's Service: its pod's address and its own port, or nobody."""
     address = branch.node.address if reachable else None
-    meta = _branch_meta(project, branch, release, branch.name)
+    meta = _branch_meta(project, branch, release, branch.object_name)
     meta["labels"] |= {
-        "kubernetes.io/service-name": branch.name,
+        "kubernetes.io/service-name": branch.object_name,
         "endpointslice.kubernetes.io/managed-by": "dbranch",
     }
     return _object(

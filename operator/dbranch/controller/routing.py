@@ -13,15 +13,15 @@ from dbranch.api.project import Project, ProxyEntry, Route, Target
 def target_of(project: Project, branch: Branch) -> Target | None:
     """A branch's entry in `status.routes`; None for one that nothing was made of."""
     if branch.deleting:
-        return Target(branch.branch, "Deleting")
+        return Target(branch.name, "Deleting")
     if branch.node_name is None:
         return None
     if not branch.running or not project.running:
-        return Target(branch.branch, "Stopped")
+        return Target(branch.name, "Stopped")
     node = branch.node
     if node.postgres and node.postgres.done and node.address and node.port:
-        return Target(branch.branch, "Ready", node.address, node.port)
-    return Target(branch.branch, "Starting")
+        return Target(branch.name, "Ready", node.address, node.port)
+    return Target(branch.name, "Starting")
 
 
 def targets_of(project: Project, branches: Iterable[Branch]) -> tuple[Target, ...]:

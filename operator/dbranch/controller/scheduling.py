@@ -119,7 +119,7 @@ def bind_branch(project: Project | None, branch: Branch, siblings: Iterable[Bran
         )
     if branch.is_root:
         return Binding(project.node_name)
-    there = {b.branch: b for b in siblings if not b.deleting}
+    there = {b.name: b for b in siblings if not b.deleting}
     source = there.get(branch.source or "")
     if source is None or source.uid == branch.uid:
         known = ", ".join(sorted(name for name, b in there.items() if b.uid != branch.uid)) or "none yet"

@@ -35,7 +35,7 @@ def observe_branch(
     if marker is None and (project.adopt or branch.is_root):
         subvolumes = observe_subvolumes(layout, project.uid)
         if project.adopt:
-            retained = retained_branch(subvolumes.branches, project.adopt, branch.branch, branch.uid)
+            retained = retained_branch(subvolumes.branches, project.adopt, branch.name, branch.uid)
         initdb_done = branch.uid in subvolumes.initdb and observe_initdb_done(layout, project.uid, branch.uid)
     waiting: tuple[PodFacts, ...] = ()
     if not pods and branch.running and project.running and (marker or branch.source_uid or retained):

@@ -155,7 +155,7 @@ class Todo:
 
 def plan_branch(project: Project, branch: Branch, facts: BranchFacts) -> Todo:
     """Towards a branch that is stored and, where it is wanted, runs in one slot."""
-    who = f"branch {branch.branch}"
+    who = f"branch {branch.name}"
     wanted = branch.running and project.running
     gone = {pod.name for pod in facts.pods}
     clean: list[Action] = [RemoveSlot(slot) for slot in facts.bound if slot not in gone]
@@ -237,7 +237,7 @@ def _accepting(project: Project, branch: Branch, facts: BranchFacts, pod: PodFac
         waits.append("image" if pod.image != project.postgres.image else "resources")
     if waits:
         shown = ", ".join(waits[:5]) + (f" and {len(waits) - 5} more" if len(waits) > 5 else "")
-        text = f"{who} runs without its new {shown}; it takes them at its next start; dbranch restart {branch.branch}"
+        text = f"{who} runs without its new {shown}; it takes them at its next start; dbranch restart {branch.name}"
         return Step(Reason.RESTART_PENDING, text)
     return Step(Reason.ACCEPTING, f"Postgres {facts.accepting} of {who} accepts connections")
 
@@ -301,7 +301,7 @@ def _plan_postgres(
 
 def _plan_initdb(project: Project, branch: Branch, facts: BranchFacts) -> Todo:
     """initdb runs once, in a fresh area, under a pod; a retry waits until the old pod is gone."""
-    who = f"branch {branch.branch}"
+    who = f"branch {branch.name}"
     slot = names.initdb_pod(project.uid)
     making = Step(Reason.INITIALIZING, f"initdb runs for project {project.name} in pod {slot}")
     pod = facts.initdb

@@ -96,7 +96,7 @@ class BranchWork:
                 return self._visit(scene, tried, laps)
             except SlotTaken as error:
                 # Looked at again without it: a burst goes the cold way.
-                logger.info("branch %s/%s: %s", scene.branch.namespace, scene.branch.name, error)
+                logger.info("branch %s/%s: %s", scene.branch.namespace, scene.branch.object_name, error)
 
     def _scene(self, namespace: str, name: str) -> Scene | None:
         body = self._cluster.get(branch_path(namespace, name))
@@ -125,8 +125,8 @@ class BranchWork:
         except SlotTaken:
             raise
         except (DbranchError, OSError) as error:
-            logger.warning("branch %s/%s: %s", branch.namespace, branch.name, error)
-            who, retry = f"branch {branch.branch}", 2.0
+            logger.warning("branch %s/%s: %s", branch.namespace, branch.object_name, error)
+            who, retry = f"branch {branch.name}", 2.0
             if done.marker is None:
                 storage, postgres = report.report_failed_storage(error, who), None
             else:
@@ -261,7 +261,7 @@ class BranchWork:
         changed = {key: value for key, value in changed.items() if value is not None or key in now}
         if changed:
             self._cluster.merge(
-                branch_path(branch.namespace, branch.name, "status"),
+                branch_path(branch.namespace, branch.object_name, "status"),
                 {"metadata": {"uid": branch.uid}, "status": {"node": changed}},
             )
 
@@ -270,8 +270,8 @@ class BranchWork:
         branch = parse_branch(body)
         if names.CONTROLLER_FINALIZER in branch.finalizers:
             return 0.5
-        with self._locks.held(branch.namespace, branch.name):
-            self._watchers.stop(branch.namespace, branch.name)
+        with self._locks.held(branch.namespace, branch.object_name):
+            self._watchers.stop(branch.namespace, branch.object_name)
             left = observe_pods(self._cluster, self._home.namespace, f"{names.LABEL_BRANCH_UID}={branch.uid}")
             for pod in left:
                 if not pod.terminating:
@@ -322,7 +322,7 @@ def _moves_pods(todo: plan.Todo) -> bool:
 def _settings(scene: Scene) -> Settings:
     project, branch = scene.project, scene.branch
     parameters = {**project.postgres.parameters, **branch.parameters}
-    whose = Whose(project.namespace, project.name, branch.branch)
+    whose = Whose(project.namespace, project.name, branch.name)
     own = frozenset(branch.parameters)
     return Settings(project.postgres.user, names.branch_port(branch.uid), parameters, whose, own)
 

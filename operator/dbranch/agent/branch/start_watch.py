@@ -73,7 +73,7 @@ class Watchers:
 
     def start(self, watched: Watched) -> None:
         """Watches this slot for the branch, and no other any more."""
-        key = watched.branch.namespace, watched.branch.name
+        key = watched.branch.namespace, watched.branch.object_name
         stop = threading.Event()
         with self._guard:
             there = self._running.get(key)
@@ -110,7 +110,7 @@ class Watchers:
             self._guard.wait_for(lambda: not self._running and not self._visits, seconds)
 
     def _run(self, watched: Watched, stop: threading.Event) -> None:
-        key = watched.branch.namespace, watched.branch.name
+        key = watched.branch.namespace, watched.branch.object_name
         try:
             while not stop.is_set():
                 try:
@@ -131,13 +131,13 @@ class Watchers:
         """Waits once; True when there is nothing more to wait for."""
         branch = watched.branch
         version = session.await_accepting(self._layout, watched.endpoint, _WAIT)
-        with self._locks.held(branch.namespace, branch.name):
+        with self._locks.held(branch.namespace, branch.object_name):
             if stop.is_set() or observe_slot(self._layout, watched.slot).branch_uid != branch.uid:
                 return True
             if version is None:
                 slot = observe_slot(self._layout, watched.slot)
                 if is_final(slot.refused) or slot.unseen:
-                    request_reconcile(self._cluster, names.AGENT_POKE, branch.namespace, branch.name)
+                    request_reconcile(self._cluster, names.AGENT_POKE, branch.namespace, branch.object_name)
                     return True
                 return False
             told = self._open(watched, version, {})
@@ -162,7 +162,7 @@ class Watchers:
         watched.laps.lap("accept")
         cleaned = ensure_cleaned(self._layout, project.uid, branch.uid, endpoint)
         if cleaned.subscriptions or cleaned.prepared_transactions:
-            logger.info("branch %s/%s: cleaned of %s", branch.namespace, branch.name, cleaned)
+            logger.info("branch %s/%s: cleaned of %s", branch.namespace, branch.object_name, cleaned)
         marker = read_marker(self._layout.branch(project.uid, branch.uid))
         if marker and project.password_version not in (None, marker.password):
             self.take_password(project, branch, endpoint)
@@ -187,7 +187,7 @@ class Watchers:
 
     def _tell(self, watched: Watched, pod: PodFacts, version: str, more: dict[str, Any]) -> None:
         project, branch = watched.project, watched.branch
-        text = f"Postgres {version} of branch {branch.branch} accepts connections"
+        text = f"Postgres {version} of branch {branch.name} accepts connections"
         node: dict[str, Any] = {
             **more,
             "postgres": Step(Reason.ACCEPTING, text).as_dict(),
@@ -200,7 +200,7 @@ class Watchers:
             "restartedAt": pod.restarted_at,
         }
         self._cluster.merge(
-            branch_path(branch.namespace, branch.name, "status"),
+            branch_path(branch.namespace, branch.object_name, "status"),
             {"metadata": {"uid": branch.uid}, "status": {"node": node}},
         )
         watched.laps.lap("tell")
@@ -208,7 +208,7 @@ class Watchers:
         logger.info(
             "branch %s/%s accepts",
             branch.namespace,
-            branch.name,
+            branch.object_name,
             extra={"fields": watched.laps.milliseconds()},
         )
         if project.node.postgres_version != version:

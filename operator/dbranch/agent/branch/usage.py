@@ -19,9 +19,9 @@ def tell_sizes(cluster: Cluster, layout: Layout, project: Project, branch: Branc
     try:
         measured = observe_sizes(layout, project.uid, branch.uid)
     except OSError as error:
-        logger.info("branch %s/%s not measured: %s", branch.namespace, branch.name, error)
+        logger.info("branch %s/%s not measured: %s", branch.namespace, branch.object_name, error)
         return
-    body = cluster.get(branch_path(branch.namespace, branch.name))
+    body = cluster.get(branch_path(branch.namespace, branch.object_name))
     if measured is None or body is None or body["metadata"]["uid"] != branch.uid:
         return
     now = (body.get("status") or {}).get("node") or {}
@@ -29,6 +29,6 @@ def tell_sizes(cluster: Cluster, layout: Layout, project: Project, branch: Branc
     changed = report.changes(now, report.told(now, sizes))
     if changed:
         cluster.merge(
-            branch_path(branch.namespace, branch.name, "status"),
+            branch_path(branch.namespace, branch.object_name, "status"),
             {"metadata": {"uid": branch.uid}, "status": {"node": changed}},
         )

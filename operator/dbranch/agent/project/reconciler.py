@@ -174,7 +174,7 @@ class ProjectWork:
         for body in self._cluster.find(path, fields=f"status.nodeName={self._home.node}"):
             branch = parse_branch(body)
             if branch.project == project.name and not branch.deleting:
-                request_reconcile(self._cluster, names.AGENT_POKE, branch.namespace, branch.name)
+                request_reconcile(self._cluster, names.AGENT_POKE, branch.namespace, branch.object_name)
 
     def _write(self, project: Project, node: dict[str, Any]) -> None:
         now = project.status.get("node") or {}

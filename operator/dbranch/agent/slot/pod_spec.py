@@ -246,7 +246,7 @@ def owner_labels(project: Project, branch: Branch) -> dict[str, str]:
     return {
         names.LABEL_NAMESPACE: project.namespace,
         names.LABEL_PROJECT: project.name,
-        names.LABEL_BRANCH: branch.branch,
+        names.LABEL_BRANCH: branch.name,
         names.LABEL_PROJECT_UID: project.uid,
         names.LABEL_BRANCH_UID: branch.uid,
     }

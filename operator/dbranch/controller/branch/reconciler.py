@@ -69,19 +69,19 @@ class BranchCare:
         self, project: Project | None, branch: Branch, scheduled: Step, wanted: dict[str, Any], tell: Tell
     ) -> None:
         steps = branch_steps(project, branch, scheduled)
-        host = names.host_of(branch.name, branch.namespace)
-        ready = ready_step(steps, f"branch {branch.branch} accepts connections at {host}")
+        host = names.host_of(branch.object_name, branch.namespace)
+        ready = ready_step(steps, f"branch {branch.name} accepts connections at {host}")
         before = branch.status.get("conditions") or ()
         wanted |= {
             "observedGeneration": branch.generation,
             "conditions": report_conditions(before, steps, ready, branch.generation, now()),
             "phase": phase_of(ready),
-            "active": bool(project and project.route and project.route.branch == branch.branch),
+            "active": bool(project and project.route and project.route.branch == branch.name),
         }
         changed = {key: value for key, value in wanted.items() if branch.status.get(key) != value}
         if changed:
             patch = {"metadata": {"uid": branch.uid}, "status": changed}
-            self._cluster.merge(branch_path(branch.namespace, branch.name, "status"), patch)
+            self._cluster.merge(branch_path(branch.namespace, branch.object_name, "status"), patch)
             tell_transition(branch.status, ready, tell)
 
     def _bind(
@@ -104,9 +104,9 @@ class BranchCare:
             wanted["nodeName"] = answer.node
             if answer.source_uid:
                 wanted["sourceUID"] = answer.source_uid
-            return Step(Reason.BOUND, f"branch {branch.branch} is bound to node {answer.node}")
+            return Step(Reason.BOUND, f"branch {branch.name} is bound to node {answer.node}")
         trouble = node_trouble(views.node(branch.node_name))
-        return trouble or Step(Reason.BOUND, f"branch {branch.branch} is bound to node {branch.node_name}")
+        return trouble or Step(Reason.BOUND, f"branch {branch.name} is bound to node {branch.node_name}")
 
     def _named(
         self, ensure: Callable[[Project, Branch, bool], None], project: Project, branch: Branch, fresh: bool
@@ -153,15 +153,15 @@ class BranchCare:
     def _wake(self, project: Project | None, branch: Branch, siblings: tuple[Branch, ...]) -> None:
         """Wakes the branches that wait for this one and would say something else now."""
         for other in siblings:
-            if other.node_name is None and not other.deleting and other.source == branch.branch:
+            if other.node_name is None and not other.deleting and other.source == branch.name:
                 answer = bind_branch(project, other, siblings)
                 told = (find(other.status, Condition.SCHEDULED) or {}).get("reason")
                 if isinstance(answer, Binding) or answer.reason.value != told:
-                    request_reconcile(self._cluster, names.CONTROLLER_POKE, other.namespace, other.name)
+                    request_reconcile(self._cluster, names.CONTROLLER_POKE, other.namespace, other.object_name)
 
     def remove(self, branch: Branch, views: Views) -> float | None:
         """One visit of a branch being deleted: None once nobody is sent there; seconds to wait else."""
-        with self._locks.held(branch.namespace, branch.name):
+        with self._locks.held(branch.namespace, branch.object_name):
             above = self._cluster.get(project_path(branch.namespace, branch.project))
             project = parse_project(above) if above else None
             siblings = views.branches_of(branch.namespace, branch.project)
@@ -172,18 +172,18 @@ class BranchCare:
             if not lost and any(_copies(other, branch) for other in siblings):
                 return 0.3
             if project and not project.deleting and _age(branch) < _PATIENCE:
-                entry = next((t for t in project.routes if t.branch == branch.branch), None)
+                entry = next((t for t in project.routes if t.branch == branch.name), None)
                 route = project.route
                 obeyed = not route or all(p.generation >= route.generation for p in project.proxies)
                 if entry and (entry.state != "Deleting" or not obeyed):
                     return 0.2
             self._owned.drop(
-                "discovery.k8s.io/v1", "endpointslices", branch.namespace, branch.name, branch.uid
+                "discovery.k8s.io/v1", "endpointslices", branch.namespace, branch.object_name, branch.uid
             )
             return None
 
     def _tell_deleting(self, branch: Branch) -> None:
-        ready = Step(Reason.DELETING, f"branch {branch.branch} is being deleted")
+        ready = Step(Reason.DELETING, f"branch {branch.name} is being deleted")
         steps = [(Condition.DELETION_BLOCKED, _waiting(branch))] if _age(branch) > _PATIENCE else []
         before = branch.status.get("conditions") or ()
         conditions = report_conditions(before, steps, ready, branch.generation, now())
@@ -192,7 +192,7 @@ class BranchCare:
                 "metadata": {"uid": branch.uid},
                 "status": {"conditions": conditions, "phase": "Deleting"},
             }
-            self._cluster.merge(branch_path(branch.namespace, branch.name, "status"), patch)
+            self._cluster.merge(branch_path(branch.namespace, branch.object_name, "status"), patch)
 
 
 def _is_new(branch: Branch) -> bool:
@@ -201,7 +201,7 @@ def _is_new(branch: Branch) -> bool:
 
 
 def _waiting(branch: Branch) -> Step:
-    text = f"branch {branch.branch} waits for a branch that is being made of it; it ends by itself"
+    text = f"branch {branch.name} waits for a branch that is being made of it; it ends by itself"
     return Step(Reason.WAITING_FOR_AGENT, text)
 
 

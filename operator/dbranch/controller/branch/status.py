@@ -10,7 +10,7 @@ from dbranch.controller.conditions import Steps
 
 def branch_steps(project: Project | None, branch: Branch, scheduled: Step) -> Steps:
     """The steps in the order in which they are taken; those after an unbound one are not known."""
-    who = f"branch {branch.branch}"
+    who = f"branch {branch.name}"
     if branch.node_name is None or project is None:
         waits = Step(Reason.PENDING, f"{who} waits to be bound")
         storage = postgres = waits
@@ -27,7 +27,7 @@ def branch_steps(project: Project | None, branch: Branch, scheduled: Step) -> St
 
 def postgres_step(project: Project, branch: Branch) -> Step:
     """PostgresReady of a branch, also while its agent has not acted on a changed state yet."""
-    node, who = branch.node, f"branch {branch.branch}"
+    node, who = branch.node, f"branch {branch.name}"
     step = node.postgres
     if step is None:
         failed = node.storage if node.storage and not node.storage.done else None

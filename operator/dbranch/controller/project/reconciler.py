@@ -94,7 +94,7 @@ class ProjectCare:
         )
 
     def _ensure_root(self, project: Project, branches: tuple[Branch, ...]) -> None:
-        if any(branch.branch == names.ROOT_BRANCH for branch in branches):
+        if any(branch.name == names.ROOT_BRANCH for branch in branches):
             return
         path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)
         try:
@@ -178,15 +178,15 @@ class ProjectCare:
                 answer = bind_branch(project, branch, branches)
                 expected = "" if isinstance(answer, Binding) else answer.reason.value
             if told != expected:
-                request_reconcile(self._cluster, names.CONTROLLER_POKE, branch.namespace, branch.name)
-            elif route and branch.active != (route.branch == branch.branch):
-                self._tell_active(branch, route.branch == branch.branch)
+                request_reconcile(self._cluster, names.CONTROLLER_POKE, branch.namespace, branch.object_name)
+            elif route and branch.active != (route.branch == branch.name):
+                self._tell_active(branch, route.branch == branch.name)
 
     def _tell_active(self, branch: Branch, active: bool) -> None:
         """Without a visit of the branch: a switch waits for nothing else of it."""
         patch = {"metadata": {"uid": branch.uid}, "status": {"active": active}}
         try:
-            self._cluster.merge(branch_path(branch.namespace, branch.name, "status"), patch)
+            self._cluster.merge(branch_path(branch.namespace, branch.object_name, "status"), patch)
         except Refused as error:
             if error.status not in (404, 409):
                 raise

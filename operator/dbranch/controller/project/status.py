@@ -54,7 +54,7 @@ def _storage(project: Project) -> Step:
 def _postgres(project: Project, route: Route | None, branches: Iterable[Branch]) -> Step:
     """What the active branch says of itself."""
     name = route.branch if route else project.active_branch
-    branch = next((b for b in branches if b.branch == name), None)
+    branch = next((b for b in branches if b.name == name), None)
     if branch is None:
         return Step(Reason.PENDING, f"branch {name} of project {project.name} is not there yet")
     step = postgres_step(project, branch)
