@@ -9,7 +9,7 @@ import click
 
 from dbranch.api import names
 from dbranch.api.conditions import Condition
-from dbranch.api.errors import Refused
+from dbranch.api.errors import ApiError
 from dbranch_cli.failure import NOT_FOUND, REFUSED, USAGE, Failure
 from dbranch_cli.objects import Body, active_of, branch_of, manifest
 from dbranch_cli.options import (
@@ -162,7 +162,7 @@ def show(scope: Scope, branch: str | None) -> None:
     if scope.for_people:
         try:
             events = scope.store.events(body)
-        except Refused as error:
+        except ApiError as error:
             if error.status != 403:
                 raise
             events = None

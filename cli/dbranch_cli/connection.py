@@ -10,7 +10,7 @@ import pykube
 import requests
 
 from dbranch.api import names
-from dbranch.api.errors import ClusterUnreachable, Refused
+from dbranch.api.errors import ApiError, ClusterUnreachable
 from dbranch_cli.kubeconfig import Login
 
 _CONNECT_SECONDS, _READ_SECONDS = 10.0, 60.0
@@ -18,7 +18,7 @@ APPLY = "application/apply-patch+yaml"
 
 
 class Connection:
-    """One login to one API server. Raises ClusterUnreachable and Refused."""
+    """One login to one API server. Raises ClusterUnreachable and ApiError."""
 
     def __init__(self, login: Login) -> None:
         self.login = login
@@ -80,7 +80,7 @@ class Connection:
             raise self._unreachable(error) from error
         if response.status_code >= 400:
             with response:
-                raise refusal_of(response)
+                raise api_error_of(response)
         return response
 
     def _unreachable(self, error: Exception) -> ClusterUnreachable:
@@ -112,7 +112,7 @@ def root_cause(error: BaseException) -> str:
     return str(inner) or type(inner).__name__
 
 
-def refusal_of(response: requests.Response) -> Refused:
+def api_error_of(response: requests.Response) -> ApiError:
     """The API server's Status as an exception; `NotInstalled` where it does not know dbranch's kinds."""
     try:
         said = response.json()
@@ -121,10 +121,10 @@ def refusal_of(response: requests.Response) -> Refused:
     message = said.get("message") or response.text.strip() or response.reason or "no message"
     kind = (said.get("details") or {}).get("kind")
     if response.status_code == 404 and f"/apis/{names.GROUP}/" in response.url and not kind:
-        return Refused(
+        return ApiError(
             404,
             "NotInstalled",
             f"this cluster knows no {names.GROUP}/{names.VERSION}: dbranch is not installed in it;"
             " install the chart (helm install dbranch helm/dbranch)",
         )
-    return Refused(response.status_code, said.get("reason") or f"HTTP{response.status_code}", message)
+    return ApiError(response.status_code, said.get("reason") or f"HTTP{response.status_code}", message)

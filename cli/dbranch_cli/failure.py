@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from dbranch.api.errors import ClusterUnreachable, DbranchError, InvalidInput, Refused
+from dbranch.api.errors import ApiError, ClusterUnreachable, DbranchError, InvalidInput
 
 OTHER: Final = 1
 USAGE: Final = 2
@@ -42,12 +42,12 @@ def failure_of(error: DbranchError) -> Failure:
         return Failure(USAGE, "InvalidInput", str(error))
     if isinstance(error, ClusterUnreachable):
         return Failure(OTHER, "Unreachable", str(error))
-    if isinstance(error, Refused):
+    if isinstance(error, ApiError):
         return _of_refused(error)
     return Failure(OTHER, "Error", str(error))
 
 
-def _of_refused(error: Refused) -> Failure:
+def _of_refused(error: ApiError) -> Failure:
     message, reason = str(error), error.reason
     policy = _POLICY.search(message)
     if error.status in (403, 422) and policy:

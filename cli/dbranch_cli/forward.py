@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import websocket
 
 from dbranch.api import names
-from dbranch.api.errors import ClusterUnreachable, DbranchError, Refused
+from dbranch.api.errors import ApiError, ClusterUnreachable, DbranchError
 from dbranch_cli.connection import Connection, root_cause
 from dbranch_cli.failure import FORBIDDEN, OTHER, Failure, failure_of
 
@@ -158,7 +158,7 @@ def _bound(port: int) -> list[socket.socket]:
 
 
 def open_tunnel(connection: Connection, endpoint: Endpoint) -> websocket.WebSocket:
-    """The websocket to a pod's port. Raises Failure, ClusterUnreachable, Refused."""
+    """The websocket to a pod's port. Raises Failure, ClusterUnreachable, ApiError."""
     base = urlsplit(connection.server)
     url = (
         f"{'wss' if base.scheme == 'https' else 'ws'}://{base.netloc}{base.path.rstrip('/')}"
@@ -178,7 +178,7 @@ def open_tunnel(connection: Connection, endpoint: Endpoint) -> websocket.WebSock
         if error.status_code == 403:
             raise _forbidden(endpoint.namespace) from error
         body = error.resp_body.decode(errors="replace") if error.resp_body else str(error)
-        raise Refused(
+        raise ApiError(
             error.status_code, f"HTTP{error.status_code}", f"port-forward to pod {endpoint.pod}: {body}"
         ) from error
     except (websocket.WebSocketException, OSError) as error:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dbranch.api import names
-from dbranch.api.errors import Refused
+from dbranch.api.errors import ApiError
 from dbranch_cli.connection import APPLY, Connection
 from dbranch_cli.failure import NOT_FOUND, REFUSED, Failure
 from dbranch_cli.ownership import git_manager, merged, owned
@@ -56,7 +56,7 @@ class Store:
     def find(self, plural: str, name: str) -> Body | None:
         try:
             return self.connection.get(resource_path(plural, self.namespace, name))
-        except Refused as error:
+        except ApiError as error:
             if error.status == 404 and error.reason == "NotFound":
                 return None
             raise
@@ -161,7 +161,7 @@ class Store:
         name = names.conn_secret(object_name)
         try:
             body = self.connection.get(f"/api/v1/namespaces/{self.namespace}/secrets/{name}")
-        except Refused as error:
+        except ApiError as error:
             if error.status != 404:
                 raise
             raise Failure(

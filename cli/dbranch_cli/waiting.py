@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dbranch.api.conditions import Condition, Reason, find
-from dbranch.api.errors import ClusterUnreachable, DbranchError, Refused
+from dbranch.api.errors import ApiError, ClusterUnreachable, DbranchError
 from dbranch_cli.failure import NOT_FOUND, STALLED, TIMED_OUT, Failure
 from dbranch_cli.objects import Body, Store, plural_of, resource_path
 from dbranch_cli.paint import painted
@@ -256,7 +256,7 @@ def _follow(store: Store, live: Body, found: queue.SimpleQueue[Body | _Ended | N
                 found.put(_Ended(error))
                 return
             time.sleep(0.5 * failures)
-        except (Refused, DbranchError) as error:
+        except (ApiError, DbranchError) as error:
             found.put(_Ended(error))
             return
         except (ValueError, KeyError) as error:

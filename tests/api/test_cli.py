@@ -36,8 +36,8 @@ def kubectl(*words: str, stdin: str = "") -> str:
 class Team:
     """A namespace, the command line in it, and the controller's word by hand."""
 
-    def __init__(self, name: str, home: Path) -> None:
-        self.name, self.home = name, home
+    def __init__(self, name: str, context: Path) -> None:
+        self.name, self.context = name, context
 
     def command(self, *words: str) -> list[str]:
         return [sys.executable, "-c", ENTRY, "--namespace", self.name, *words]
@@ -46,7 +46,7 @@ class Team:
         return {
             **os.environ,
             "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'cli'}",
-            "DBRANCH_CONFIG": str(self.home / "config.yaml"),
+            "DBRANCH_CONFIG": str(self.context / "config.yaml"),
             **more,
         }
 
@@ -125,7 +125,7 @@ class Team:
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     if not kubectl("get", "crd", "dbprojects.dbranch.io", "--ignore-not-found", "-o", "name"):
         kubectl("apply", "-f", str(ROOT / "crds"))
-    made = Team(f"cli-{secrets.token_hex(3)}", tmp_path_factory.mktemp("home"))
+    made = Team(f"cli-{secrets.token_hex(3)}", tmp_path_factory.mktemp("context"))
     kubectl("create", "namespace", made.name)
     try:
         yield made
@@ -344,7 +344,7 @@ def test_delete_project_needs_a_yes_and_forgets_it(team: Team) -> None:
     assert team.exists("dbproject", "brief")
     team.does("delete-project", "brief", "--yes")
     assert not team.exists("dbproject", "brief")
-    assert "brief" not in (team.home / "config.yaml").read_text()
+    assert "brief" not in (team.context / "config.yaml").read_text()
 
 
 def test_the_api_servers_own_rules_are_refusals(team: Team) -> None:

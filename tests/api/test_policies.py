@@ -16,7 +16,7 @@ import pytest
 import urllib3
 from kubernetes import client, config
 
-from dbranch.agent.context import Home
+from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.slot.pod_spec import claim, class_of, initdb_pod, slot_pod, waiting_pod
 from dbranch.api import names
@@ -30,7 +30,7 @@ Body = Json | list[Json] | None
 NODES = "dbranch-nodes"
 NODE = "node-a"
 AGENT = f"system:serviceaccount:{NODES}:dbranch-agent"
-HOME = Home(NODE, "3b0f1f4e-0000-4000-8000-000000000001", NODES, "dbranch")
+HOME = NodeContext(NODE, "3b0f1f4e-0000-4000-8000-000000000001", NODES, "dbranch")
 LAYOUT = Layout(Path("/var/lib/dbranch"))
 SLOT = "b-0123456789ab-1"
 

@@ -180,7 +180,7 @@ def account(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     for one in objects:
         kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(one | {"metadata": {"name": name}}))
-    home = tmp_path_factory.mktemp("account")
+    context = tmp_path_factory.mktemp("account")
     for pod in PODS:
         body = {
             "apiVersion": "v1",
@@ -194,9 +194,9 @@ def account(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(body))
         bound = ["--bound-object-kind=Pod", f"--bound-object-name={pod}"]
-        (home / pod).write_text(kubectl("create", "token", "-n", namespace, name, *bound))
-    (home / "ca.crt").write_bytes(base64.b64decode(cluster()["certificate-authority-data"]))
-    return home
+        (context / pod).write_text(kubectl("create", "token", "-n", namespace, name, *bound))
+    (context / "ca.crt").write_bytes(base64.b64decode(cluster()["certificate-authority-data"]))
+    return context
 
 
 def cluster() -> dict[str, str]:

@@ -165,7 +165,7 @@ class Stage:
         path = branch_path(self.namespace, names.branch_object(project, name))
         last = -1
         for _ in range(20):
-            mark = {"metadata": {"annotations": {names.AGENT_POKE: str(time.time_ns())}}}
+            mark = {"metadata": {"annotations": {names.AGENT_REQUESTED_AT: str(time.time_ns())}}}
             self.cluster.merge(path, mark)
             time.sleep(2)
             now = int(self.told(project, name)["status"]["node"]["uniqueBytes"])

@@ -22,7 +22,7 @@ _PLAIN = (
 
 
 @dataclass(frozen=True)
-class Place:
+class Backend:
     """A Postgres by its pod's own address: no proxy and no Service is in the way."""
 
     host: str
@@ -44,20 +44,20 @@ class Place:
         return ("env", *(f"{key}={value}" for key, value in told.items()))
 
 
-def _branch(stage: Stage, name: str) -> Place:
+def _branch(stage: Stage, name: str) -> Backend:
     node, secret = stage.told(PROJECT, name)["status"]["node"], stage.uri(PROJECT)
-    return Place(
+    return Backend(
         node["address"], str(node["port"]), secret["username"], secret["password"], secret["database"]
     )
 
 
-def _plain(stage: Stage) -> Place:
+def _plain(stage: Stage) -> Backend:
     stage.helper("plain", POSTGRES_IMAGE, ["sleep", "infinity"], data=f"{BARE}/copier")
     stage.run_in("plain", "bash", "-ec", _PLAIN)
-    return Place(stage.address("plain"), "5555", "postgres", "", "bank")
+    return Backend(stage.address("plain"), "5555", "postgres", "", "bank")
 
 
-def _transactions(stage: Stage, place: Place, seconds: int) -> float:
+def _transactions(stage: Stage, place: Backend, seconds: int) -> float:
     """Transactions a second, its caches warm and its last checkpoint just behind it."""
     run = (*place.words, "pgbench", "-n", *CLIENTS)
     stage.run_in("pgbench", *run, "-T", str(max(2, seconds // 4)))

@@ -181,7 +181,7 @@ def test_a_node_that_is_gone_lets_go_and_is_swept_when_it_returns(
         180,
     )
     assert f"{uid}.img" in cluster.on_node("ls /var/lib/dbranch/pools", node)
-    cluster.install("--set", "agent.unclaimedGrace=1s")
+    cluster.install("--set", "agent.orphanGracePeriod=1s")
     eventually(
         "it is removed after the grace",
         lambda: uid not in cluster.on_node("ls /var/lib/dbranch/pools /var/lib/dbranch/mnt", node),

@@ -24,13 +24,13 @@ from typing import Any, cast
 
 from tests.node.paper_api import Json, PaperApi
 
-from dbranch.agent.branch.reconciler import BranchWork
-from dbranch.agent.context import Home
+from dbranch.agent.branch.reconciler import BranchReconciler
+from dbranch.agent.context import NodeContext
 from dbranch.agent.housekeeping import sweep_slots
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics
-from dbranch.agent.project.reconciler import ProjectWork
-from dbranch.agent.warm.reconciler import WarmWork
+from dbranch.agent.project.reconciler import ProjectReconciler
+from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
 from dbranch.api.errors import Busy, DbranchError
 from dbranch.kube.client import Cluster, path_of
@@ -122,13 +122,13 @@ class Life:
 
     def __init__(self, api: PaperApi, base: Path) -> None:
         self._api = api
-        home = Home(NODE, "node-uid", "dbranch-nodes", "dbranch")
+        context = NodeContext(NODE, "node-uid", "dbranch-nodes", "dbranch")
         cluster, layout = cast(Cluster, api), Layout(base)
-        locks, metrics = KeyedLocks(layout.visits), AgentMetrics(WARM)
-        self._sweep = partial(sweep_slots, cluster, layout, home, young=0.0)
-        self._warm = WarmWork(cluster, layout, home, WARM, metrics)
-        self._projects = ProjectWork(cluster, layout, home, locks, self._warm.stir)
-        self._branches = BranchWork(cluster, layout, home, locks, self._warm, metrics)
+        locks, metrics = KeyedLocks(layout.locks), AgentMetrics(WARM)
+        self._sweep = partial(sweep_slots, cluster, layout, context, young=0.0)
+        self._warm = WarmReconciler(cluster, layout, context, WARM, metrics)
+        self._projects = ProjectReconciler(cluster, layout, context, locks, self._warm.stir)
+        self._branches = BranchReconciler(cluster, layout, context, locks, self._warm, metrics)
 
     def live(self, rounds: int | None = None) -> None:
         """Until there is no more to do, or for so many rounds."""

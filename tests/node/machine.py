@@ -66,7 +66,7 @@ class Node:
         made = self.script(name, read_initdb())
         assert made.wait(120) == 0, self.said(name)
         slot.ensure_slot_removed(self.layout, name)
-        subvolume.ensure_initdb_adopted(
+        subvolume.ensure_initdb_promoted(
             self.layout, self.project, branch, self.settings(branch, **parameters), "2026-01-01T00:00:00Z"
         )
         return branch

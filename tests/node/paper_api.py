@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dbranch.api.errors import Refused
+from dbranch.api.errors import ApiError
 
 Json = dict[str, Any]
 
@@ -103,7 +103,7 @@ class PaperApi:
     @staticmethod
     def _there(paper: dict[str, Json], key: str) -> Json:
         if key not in paper:
-            raise Refused(404, "NotFound", f"{key} not found")
+            raise ApiError(404, "NotFound", f"{key} not found")
         return paper[key]
 
     def get(self, path: str) -> Json | None:
@@ -125,7 +125,7 @@ class PaperApi:
         key = f"{path}/{made['metadata']['name']}"
         with self._paper(write=True) as paper:
             if key in paper:
-                raise Refused(409, "AlreadyExists", f"{key} already exists")
+                raise ApiError(409, "AlreadyExists", f"{key} already exists")
             paper[key] = made
         return made
 
@@ -135,7 +135,7 @@ class PaperApi:
             old = self._there(paper, key)
             uid = (body.get("metadata") or {}).get("uid")
             if uid and uid != old["metadata"]["uid"]:
-                raise Refused(409, "Conflict", f"{key} is another object")
+                raise ApiError(409, "Conflict", f"{key} is another object")
             new = merged(old, body)
             if new.get("spec") != old.get("spec"):
                 new["metadata"]["generation"] += 1
@@ -149,7 +149,7 @@ class PaperApi:
         with self._paper(write=True) as paper:
             new = json_patched(self._there(paper, key), operations)
             if new is None:
-                raise Refused(422, "Invalid", f"{key}: a test of the patch failed")
+                raise ApiError(422, "Invalid", f"{key}: a test of the patch failed")
             new["metadata"]["resourceVersion"] = uuid.uuid4().hex
             paper[key] = new
         return new

@@ -52,18 +52,18 @@ class Backend:
 
     branch: str
     port: int
-    home: Path
+    context: Path
     programs: Path
     server: subprocess.Popen[bytes] | None = None
     max_connections: int = 30
 
     def start(self) -> None:
         nobody = pwd.getpwnam("nobody")
-        with (self.home / "log").open("ab") as out:
+        with (self.context / "log").open("ab") as out:
             self.server = subprocess.Popen(
                 [
                     str(self.programs / "postgres"),
-                    *("-D", str(self.home / "data"), "-k", str(self.home), "-p", str(self.port)),
+                    *("-D", str(self.context / "data"), "-k", str(self.context), "-p", str(self.port)),
                     *("-c", "listen_addresses=127.0.0.1", "-c", f"cluster_name={self.branch}"),
                     *("-c", "fsync=off", "-c", "wal_level=logical"),
                     *("-c", f"max_connections={self.max_connections}"),
@@ -78,7 +78,7 @@ class Backend:
 
     def wait(self) -> None:
         def accepts() -> bool:
-            assert self.server and self.server.poll() is None, (self.home / "log").read_text()
+            assert self.server and self.server.poll() is None, (self.context / "log").read_text()
             try:
                 self.direct().close()
             except psycopg.OperationalError:
@@ -111,17 +111,17 @@ def running_backend(
     root = programs.parent.parent if programs else Path("/usr/lib/postgresql")
     found = sorted(root.glob("*/bin/initdb"))
     assert found, f"no {root}/*/bin/initdb: apt-get install postgresql (hack/test does)"
-    home = Path(tempfile.mkdtemp(prefix="dbranch-proxy-"))
-    backend = Backend(branch, free_port(), home, found[-1].parent, max_connections=max_connections)
+    context = Path(tempfile.mkdtemp(prefix="dbranch-proxy-"))
+    backend = Backend(branch, free_port(), context, found[-1].parent, max_connections=max_connections)
     try:
         nobody = pwd.getpwnam("nobody")
-        (home / "password").write_text(PASSWORD)
-        for path in (home, home / "password"):
+        (context / "password").write_text(PASSWORD)
+        for path in (context, context / "password"):
             os.chown(path, nobody.pw_uid, nobody.pw_gid)
         subprocess.run(
             [
                 str(found[-1]),
-                *("-D", str(home / "data"), "-U", USER, "--pwfile", str(home / "password")),
+                *("-D", str(context / "data"), "-U", USER, "--pwfile", str(context / "password")),
                 *("--auth=scram-sha-256", "--locale=C.UTF-8", "--encoding=UTF8", "--no-sync"),
             ],
             check=True,
@@ -136,7 +136,7 @@ def running_backend(
         yield backend
     finally:
         backend.stop()
-        shutil.rmtree(home)
+        shutil.rmtree(context)
 
 
 class Client(psycopg.Connection[Any]):

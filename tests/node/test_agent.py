@@ -10,12 +10,12 @@ from typing import Any, cast
 from tests.node.agent_life import BRANCHES, NODE, PODS, PROJECTS
 from tests.node.world import World
 
-from dbranch.agent.context import Home
+from dbranch.agent.context import NodeContext
 from dbranch.agent.housekeeping import sweep_slots, sweep_unclaimed
 from dbranch.agent.linux.loops import loops_of
 from dbranch.agent.linux.mounts import read_mounts
 from dbranch.api import names
-from dbranch.api.errors import Refused
+from dbranch.api.errors import ApiError
 from dbranch.api.scram import verifier_of, version_of
 from dbranch.kube.client import Cluster, path_of
 
@@ -44,7 +44,7 @@ def give_password(world: World, project: str, password: str) -> str:
     verifier = verifier_of(password, b"0123456789abcdef")
     body = {"metadata": {"name": names.verifier_secret(project)}}
     body["data"] = {"verifier": base64.b64encode(verifier.encode()).decode()}
-    with suppress(Refused):
+    with suppress(ApiError):
         world.api.create(SECRETS, body)
     world.api.merge(f"{SECRETS}/{names.verifier_secret(project)}", body)
     version = {"status": {"passwordVersion": version_of(verifier)}}
@@ -181,13 +181,13 @@ def test_what_no_object_names_goes_after_the_grace_and_not_before(world: World) 
     # Finalizers stripped by hand: the object is gone at once, its pod still runs.
     world.api.merge(f"{BRANCHES}/shop-stripped", {"metadata": {"finalizers": []}})
     world.api.delete(f"{BRANCHES}/shop-stripped")
-    home = Home(NODE, "node-uid", "dbranch-nodes", "dbranch")
+    context = NodeContext(NODE, "node-uid", "dbranch-nodes", "dbranch")
     cluster = cast(Cluster, world.api)
-    sweep_unclaimed(cluster, layout, home, 3600.0)
+    sweep_unclaimed(cluster, layout, context, 3600.0)
     assert layout.branch(project, uid).exists() and len(world.pods()) == 2
     for _ in range(100):
-        sweep_unclaimed(cluster, layout, home, 0.0)
-        sweep_slots(cluster, layout, home, young=0.0)
+        sweep_unclaimed(cluster, layout, context, 0.0)
+        sweep_slots(cluster, layout, context, young=0.0)
         if not layout.branch(project, uid).exists():
             break
         time.sleep(0.1)
@@ -195,9 +195,9 @@ def test_what_no_object_names_goes_after_the_grace_and_not_before(world: World) 
     assert not layout.unclaimed(uid).exists()
     # One that is claimed again in time loses its mark.
     layout.unclaimed(world.uid("main")).touch()
-    sweep_unclaimed(cluster, layout, home, 3600.0)
+    sweep_unclaimed(cluster, layout, context, 3600.0)
     assert not layout.unclaimed(world.uid("main")).exists()
     # The mark of one that has ended in the ordinary way meanwhile goes too.
     layout.unclaimed(uid).touch()
-    sweep_unclaimed(cluster, layout, home, 3600.0)
+    sweep_unclaimed(cluster, layout, context, 3600.0)
     assert not layout.unclaimed(uid).exists()

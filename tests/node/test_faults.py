@@ -405,7 +405,7 @@ def test_an_agent_is_ready_only_where_mounts_and_flags_work(node: Node) -> None:
             server.shutdown()
 
 
-def postgres_step(world: World, branch: str) -> dict[str, str]:
+def postgres_finding(world: World, branch: str) -> dict[str, str]:
     node = world.branch(branch)["status"].get("node") or {}
     return node.get("postgres") or {}
 
@@ -449,7 +449,7 @@ def test_two_agents_at_once(world: World, soak: bool) -> None:
         watched.together()
         world.delete_project(watched.together)
         assert not world.node.layout.image(project).exists() and world.api.find(PODS) == []
-        assert list(world.node.layout.visits.iterdir()) == []
+        assert list(world.node.layout.locks.iterdir()) == []
 
 
 def test_two_agents_never_work_on_one_branch_at_once(world: World) -> None:

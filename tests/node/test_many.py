@@ -13,7 +13,7 @@ from typing import Any, cast
 from tests.node.machine import OWNER, Node, new_uid
 
 from dbranch.agent.branch.observe import observe_branch
-from dbranch.agent.context import Home
+from dbranch.agent.context import NodeContext
 from dbranch.agent.pool import effect as pool
 from dbranch.agent.postgres import session
 from dbranch.agent.slot import effect as slot
@@ -81,13 +81,13 @@ def test_many_branches(node: Node, soak: bool) -> None:
         slot.ensure_slot(layout, names.slot_name(branch, ""), OWNER)
         slot.ensure_bound(layout, names.slot_name(branch, ""), project, branch)
     said = Project("team", "shop", project, node=ProjectNode(pool_uuid=node.pool_uuid, initialized=True))
-    cluster, home = cast(Cluster, NoPods()), Home("here", "node-uid", "nodes", "dbranch")
+    cluster, context = cast(Cluster, NoPods()), NodeContext("here", "node-uid", "nodes", "dbranch")
     facts: list[float] = []
     sizes: list[float] = []
     began = time.process_time()
     for branch in branches:
         body = Branch("team", "shop-b", branch, "shop", "main", source_uid=root)
-        facts.append(timed(partial(observe_branch, cluster, layout, home, "", said, body)))
+        facts.append(timed(partial(observe_branch, cluster, layout, context, "", said, body)))
         sizes.append(timed(partial(observe_sizes, layout, project, branch)))
     processor = time.process_time() - began
     of_root, of_one = observe_sizes(layout, project, root), observe_sizes(layout, project, branches[-1])

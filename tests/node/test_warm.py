@@ -15,22 +15,22 @@ from tests.node.paper_api import Json, PaperApi
 from tests.node.test_agent import configure, restart, says
 from tests.node.world import World
 
-from dbranch.agent.branch.reconciler import BranchWork
-from dbranch.agent.context import Home
+from dbranch.agent.branch.reconciler import BranchReconciler
+from dbranch.agent.context import NodeContext
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.slot.observe import observe_slots
 from dbranch.agent.slot.pod_spec import claim
 from dbranch.agent.slot.pod_status import pod_facts
-from dbranch.agent.slot.pods import ensure_claimed, ensure_unclaimed_ending
-from dbranch.agent.warm.reconciler import WarmWork
+from dbranch.agent.slot.pods import delete_free_pod, ensure_claimed
+from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
 from dbranch.api.branch import parse_branch
-from dbranch.api.errors import Refused, SlotTaken
+from dbranch.api.errors import ApiError, SlotTaken
 from dbranch.api.project import parse_project
 from dbranch.kube.client import Cluster
 from dbranch.runtime.locks import KeyedLocks
 
-HOME = Home(NODE, "node-uid", "dbranch-nodes", "dbranch")
+HOME = NodeContext(NODE, "node-uid", "dbranch-nodes", "dbranch")
 METRICS = AgentMetrics()
 
 
@@ -158,7 +158,9 @@ def test_of_two_that_ask_for_the_last_one_the_other_goes_the_cold_way(shop: Worl
     (waiting,) = uids(shop.waiting())
     api = Meeting(shop.node.layout.base / "api.json")
     cluster, layout, locks = cast(Cluster, api), shop.node.layout, KeyedLocks()
-    work = BranchWork(cluster, layout, HOME, locks, WarmWork(cluster, layout, HOME, 1, METRICS), METRICS)
+    work = BranchReconciler(
+        cluster, layout, HOME, locks, WarmReconciler(cluster, layout, HOME, 1, METRICS), METRICS
+    )
     branches = [shop.make_branch(name, "main") for name in ("one", "two")]
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda name: work.reconcile(NAMESPACE, name), ("shop-one", "shop-two")))
@@ -174,15 +176,15 @@ class Denying(PaperApi):
     """An API server whose policies let nothing be claimed."""
 
     def json_patch(self, path: str, operations: list[Json]) -> Json:
-        raise Refused(422, "Invalid", "denied by a policy")
+        raise ApiError(422, "Invalid", "denied by a policy")
 
 
 def test_where_nothing_can_be_claimed_branches_go_the_cold_way(shop: World) -> None:
     before = uids(shop.waiting())
     cluster = cast(Cluster, Denying(shop.node.layout.base / "api.json"))
     layout = shop.node.layout
-    work = BranchWork(
-        cluster, layout, HOME, KeyedLocks(), WarmWork(cluster, layout, HOME, 1, METRICS), METRICS
+    work = BranchReconciler(
+        cluster, layout, HOME, KeyedLocks(), WarmReconciler(cluster, layout, HOME, 1, METRICS), METRICS
     )
     shop.make_branch("copy", "main")
     work.reconcile(NAMESPACE, "shop-copy")
@@ -204,8 +206,8 @@ class Counting(PaperApi):
 def test_a_class_that_comes_is_known_from_the_visits_and_ended_after_a_look(shop: World) -> None:
     api = Counting(shop.node.layout.base / "api.json")
     cluster, layout = cast(Cluster, api), shop.node.layout
-    warm = WarmWork(cluster, layout, HOME, 1, METRICS)
-    work = BranchWork(cluster, layout, HOME, KeyedLocks(), warm, METRICS)
+    warm = WarmReconciler(cluster, layout, HOME, 1, METRICS)
+    work = BranchReconciler(cluster, layout, HOME, KeyedLocks(), warm, METRICS)
     warm.reconcile()
     listed, usual = api.lists, uids(shop.waiting())
     assert listed == 2
@@ -228,7 +230,7 @@ def test_a_class_that_comes_is_known_from_the_visits_and_ended_after_a_look(shop
 
 def test_a_visit_that_took_long_does_not_bring_back_what_was(shop: World) -> None:
     cluster, layout = cast(Cluster, shop.api), shop.node.layout
-    warm = WarmWork(cluster, layout, HOME, 1, METRICS)
+    warm = WarmReconciler(cluster, layout, HOME, 1, METRICS)
     warm.reconcile()
     old = parse_project(shop.api.get(f"{PROJECTS}/shop") or {})
     resources = {"requests": {"cpu": "10m"}}
@@ -244,11 +246,11 @@ def test_a_visit_that_took_long_does_not_bring_back_what_was(shop: World) -> Non
 
 def test_a_burst_never_has_more_of_them_than_the_limit(shop: World) -> None:
     cluster, layout = cast(Cluster, shop.api), shop.node.layout
-    warm = [WarmWork(cluster, layout, HOME, 2, METRICS) for _ in range(2)]
+    warm = [WarmReconciler(cluster, layout, HOME, 2, METRICS) for _ in range(2)]
     most = 0
     for n in range(6):
         shop.make_branch(f"b{n}", "main")
-    work = BranchWork(cluster, layout, HOME, KeyedLocks(), warm[0], METRICS)
+    work = BranchReconciler(cluster, layout, HOME, KeyedLocks(), warm[0], METRICS)
     for n in range(6):
         work.reconcile(NAMESPACE, f"shop-b{n}")
         for keeper in warm:
@@ -269,7 +271,7 @@ def test_a_claimed_slot_is_neither_claimed_nor_ended_any_more(shop: World) -> No
     with pytest.raises(SlotTaken):
         ensure_claimed(cluster, HOME.namespace, seen, claim(project, branch, seen.uid))
     # What was seen free before it was claimed is not ended now.
-    ensure_unclaimed_ending(cluster, HOME.namespace, seen)
+    delete_free_pod(cluster, HOME.namespace, seen)
     pod = shop.api.get(f"{PODS}/{seen.name}")
     assert pod and "deletionTimestamp" not in pod["metadata"]
     assert shop.node.layout.run(seen.name).stat().st_uid == OWNER

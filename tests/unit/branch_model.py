@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dbranch.agent.branch import plan
-from dbranch.agent.branch.plan import BranchFacts, Todo, plan_branch
+from dbranch.agent.branch.plan import BranchFacts, BranchPlan, plan_branch
 from dbranch.agent.pool.space import Space
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.volume.marker import Marker
@@ -44,7 +44,7 @@ def apply(branch: Branch, facts: BranchFacts, action: plan.Action) -> BranchFact
         case plan.CreateInitdbPod(slot):
             assert slot in facts.bound
             return replace(facts, initdb=PodFacts(slot, running=True))
-        case plan.AdoptInitdb():
+        case plan.PromoteInitdb():
             assert facts.initdb is None and facts.initdb_done and INITDB not in facts.bound
             return replace(facts, marker=marker(branch), initdb_done=False)
         case plan.Claim(pod):
@@ -57,7 +57,7 @@ def apply(branch: Branch, facts: BranchFacts, action: plan.Action) -> BranchFact
         case plan.TakeSnapshot():
             assert facts.marker is None
             return replace(facts, marker=marker(branch, cleaned=False))
-        case plan.TakeOver():
+        case plan.Adopt():
             assert facts.marker is None
             return replace(facts, marker=marker(branch), retained=None)
         case plan.Bind(slot):
@@ -84,7 +84,7 @@ def world(facts: BranchFacts) -> BranchFacts:
 
 def converge(
     project: Project, branch: Branch, facts: BranchFacts, visits: int = 12
-) -> tuple[BranchFacts, Todo]:
+) -> tuple[BranchFacts, BranchPlan]:
     todo = plan_branch(project, branch, facts)
     for _ in range(visits):
         todo = plan_branch(project, branch, facts)

@@ -24,7 +24,7 @@ from dbranch.agent.slot.pod_spec import slot_class
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.api import names
 from dbranch.api.branch import Branch, BranchNode
-from dbranch.api.conditions import Reason, Step
+from dbranch.api.conditions import Finding, Reason
 from dbranch.api.project import Project
 
 
@@ -121,7 +121,7 @@ def test_an_image_that_cannot_be_pulled_is_said() -> None:
     wrong = replace(PROJECT, postgres=replace(PROJECT.postgres, image="nope:17"))
     facts = BranchFacts(True, ROOMY, marker(COPY), (pod,), bound=("slot-1",))
     todo = plan_branch(wrong, COPY, facts)
-    assert todo.postgres == Step(Reason.IMAGE_PULL_FAILED, todo.postgres.message if todo.postgres else "")
+    assert todo.postgres == Finding(Reason.IMAGE_PULL_FAILED, todo.postgres.message if todo.postgres else "")
     assert todo.postgres and "nope:17" in todo.postgres.message
 
 
@@ -197,5 +197,5 @@ def test_what_a_pool_that_was_taken_over_holds_is_no_new_database() -> None:
     for branch in (ROOT, COPY):
         facts = BranchFacts(True, Space(2**30, 2**20, 2**40, 2**39), retained="o-uid")
         todo = plan_branch(PROJECT, branch, facts)
-        assert plan.TakeOver("o-uid") in todo.actions
+        assert plan.Adopt("o-uid") in todo.actions
         assert not any(isinstance(a, plan.TakeSnapshot | plan.MakeInitdbArea) for a in todo.actions)

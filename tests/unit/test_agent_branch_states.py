@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.unit.branch_model import COPY, INITDB, NEW, PROJECT, ROOMY, ROOT, apply, marker, world
 
 from dbranch.agent.branch import plan
-from dbranch.agent.branch.plan import BranchFacts, Todo, plan_branch
+from dbranch.agent.branch.plan import BranchFacts, BranchPlan, plan_branch
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.api import names
 from dbranch.api.branch import Branch, BranchNode
@@ -81,7 +81,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-def visited(case: Case, facts: BranchFacts, cut: int | None = None) -> tuple[BranchFacts, Todo]:
+def visited(case: Case, facts: BranchFacts, cut: int | None = None) -> tuple[BranchFacts, BranchPlan]:
     """One visit, cut off after `cut` actions."""
     todo = plan_branch(case.project, case.branch, facts)
     for action in todo.actions[:cut]:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from dbranch.api.branch import Branch, parse_branch
-from dbranch.api.conditions import MESSAGE_LIMIT, STALLED, TRUE, UNKNOWN, Reason, Step, clip, find, is_true
+from dbranch.api.conditions import MESSAGE_LIMIT, STALLED, TRUE, UNKNOWN, Finding, Reason, clip, find, is_true
 from dbranch.api.project import BranchSessions, Project, ProxyEntry, ProxyLimits, Route, Target, parse_project
 
 
@@ -50,7 +50,7 @@ def test_a_full_project() -> None:
     assert parsed.route == Route(7, "main")
     assert parsed.routes == (Target("main", "Ready", "10.0.0.1", 21733),)
     assert parsed.proxies == (ProxyEntry("p", 7, 2, 0, (BranchSessions("main", 2, 0),)),)
-    assert parsed.node.storage == Step(Reason.POOL_MOUNTED, "m")
+    assert parsed.node.storage == Finding(Reason.POOL_MOUNTED, "m")
 
 
 def test_a_branch() -> None:
@@ -68,10 +68,10 @@ def test_a_branch() -> None:
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_each_reason_has_one_meaning(reason: Reason) -> None:
-    step = Step(reason, "m")
+    step = Finding(reason, "m")
     assert step.status in ("True", "False", "Unknown")
     assert not (reason in TRUE and reason in UNKNOWN | STALLED)
-    assert Step.from_dict(step.as_dict()) == step
+    assert Finding.from_dict(step.as_dict()) == step
 
 
 def test_a_message_stays_within_its_bound_on_one_line() -> None:

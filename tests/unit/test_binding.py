@@ -8,16 +8,16 @@ import pytest
 
 from dbranch.api import names
 from dbranch.api.branch import Branch, BranchNode
-from dbranch.api.conditions import Reason, Step
+from dbranch.api.conditions import Finding, Reason
 from dbranch.api.project import Project, ProjectNode
 from dbranch.controller.scheduling import (
     Binding,
     NodeFacts,
     bind_branch,
     bind_project,
+    committed_bytes,
     is_abandoned,
     node_trouble,
-    promised_bytes,
 )
 
 GIB = 2**30
@@ -41,9 +41,9 @@ def test_the_node_with_the_most_room() -> None:
 
 
 def test_what_a_pool_may_still_grow_into() -> None:
-    assert promised_bytes(SHOP) == 10 * GIB
-    assert promised_bytes(replace(SHOP, node=ProjectNode(used_bytes=4 * GIB))) == 6 * GIB
-    assert promised_bytes(replace(SHOP, size=GIB, node=ProjectNode(used_bytes=2 * GIB))) == 0
+    assert committed_bytes(SHOP) == 10 * GIB
+    assert committed_bytes(replace(SHOP, node=ProjectNode(used_bytes=4 * GIB))) == 6 * GIB
+    assert committed_bytes(replace(SHOP, size=GIB, node=ProjectNode(used_bytes=2 * GIB))) == 0
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_what_a_pool_may_still_grow_into() -> None:
 )
 def test_no_node_says_why(node: NodeFacts | None, says: str) -> None:
     step = bind_project(SHOP, [node] if node else [])
-    assert isinstance(step, Step) and step.reason == Reason.NO_ELIGIBLE_NODE and says in step.message
+    assert isinstance(step, Finding) and step.reason == Reason.NO_ELIGIBLE_NODE and says in step.message
 
 
 @pytest.mark.parametrize(
@@ -95,12 +95,12 @@ def test_a_branch_is_bound_to_its_project_and_to_one_very_source() -> None:
 )
 def test_what_a_branch_waits_for(project: Project | None, siblings: list[Branch], reason: Reason) -> None:
     step = bind_branch(project, COPY, [*siblings, COPY])
-    assert isinstance(step, Step) and step.reason == reason and not step.done
+    assert isinstance(step, Finding) and step.reason == reason and not step.done
 
 
 def test_a_missing_source_is_answered_with_those_that_exist() -> None:
     step = bind_branch(BOUND, replace(COPY, source="mian"), [MAIN, COPY])
-    assert isinstance(step, Step)
+    assert isinstance(step, Finding)
     assert step.message == 'source "mian" does not exist in project shop; nothing was made; name one of: main'
 
 

@@ -7,9 +7,9 @@ import json
 import pytest
 import requests
 
-from dbranch.api.errors import ClusterUnreachable, DbranchError, InvalidInput, Refused
+from dbranch.api.errors import ApiError, ClusterUnreachable, DbranchError, InvalidInput
 from dbranch_cli import main as entry
-from dbranch_cli.connection import refusal_of, root_cause
+from dbranch_cli.connection import api_error_of, root_cause
 from dbranch_cli.failure import Failure, failure_of
 
 POLICY = (
@@ -23,15 +23,15 @@ RBAC = 'dbprojects.dbranch.io is forbidden: User "nobody" cannot list resource "
     ("error", "code"),
     [
         (InvalidInput("x"), 2),
-        (Refused(404, "NotFound", "x"), 3),
-        (Refused(401, "Unauthorized", "x"), 4),
-        (Refused(403, "Forbidden", RBAC), 4),
-        (Refused(403, "Forbidden", POLICY), 6),
-        (Refused(422, "Invalid", POLICY), 6),
-        (Refused(422, "Invalid", "spec.source is immutable"), 6),
-        (Refused(403, "Forbidden", 'admission webhook "x" denied the request: no'), 6),
-        (Refused(409, "Conflict", "x"), 6),
-        (Refused(500, "InternalError", "x"), 1),
+        (ApiError(404, "NotFound", "x"), 3),
+        (ApiError(401, "Unauthorized", "x"), 4),
+        (ApiError(403, "Forbidden", RBAC), 4),
+        (ApiError(403, "Forbidden", POLICY), 6),
+        (ApiError(422, "Invalid", POLICY), 6),
+        (ApiError(422, "Invalid", "spec.source is immutable"), 6),
+        (ApiError(403, "Forbidden", 'admission webhook "x" denied the request: no'), 6),
+        (ApiError(409, "Conflict", "x"), 6),
+        (ApiError(500, "InternalError", "x"), 1),
         (ClusterUnreachable("x"), 1),
         (DbranchError("x"), 1),
         (Failure(7, "DataLost", "x"), 7),
@@ -42,7 +42,7 @@ def test_exit_codes(error: DbranchError, code: int) -> None:
 
 
 def test_a_policys_refusal_is_its_own_sentence() -> None:
-    said = str(failure_of(Refused(422, "Invalid", POLICY)))
+    said = str(failure_of(ApiError(422, "Invalid", POLICY)))
     assert said == (
         "main is the root branch of project shop; delete the project instead (policy dbranch-deletion)"
     )
@@ -74,7 +74,7 @@ def test_a_cluster_without_dbranch_is_told_from_an_object_that_is_not_there(
     response = requests.Response()
     response.status_code, response.url = 404, f"https://server{path}"
     response._content = body.replace("{", '{"reason": "NotFound", ', 1).encode()
-    error = refusal_of(response)
+    error = api_error_of(response)
     assert (error.reason, failure_of(error).code) == (reason, 3)
 
 
@@ -88,10 +88,10 @@ def ended(*argv: str) -> int:
 @pytest.fixture
 def nowhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No kubeconfig, no settings, no `.dbranch`."""
-    home = tmp_path_factory.mktemp("home")
-    monkeypatch.chdir(home)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("KUBECONFIG", str(home / "none"))
+    context = tmp_path_factory.mktemp("context")
+    monkeypatch.chdir(context)
+    monkeypatch.setenv("HOME", str(context))
+    monkeypatch.setenv("KUBECONFIG", str(context / "none"))
     for name in ("DBRANCH_PROJECT", "DBRANCH_CONFIG", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
 

@@ -112,8 +112,8 @@ def test_where_the_settings_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", "/xdg")
     assert settings_path() == Path("/xdg/dbranch/config.yaml")
     monkeypatch.delenv("XDG_CONFIG_HOME")
-    monkeypatch.setenv("HOME", "/home/me")
-    assert settings_path() == Path("/home/me/.config/dbranch/config.yaml")
+    monkeypatch.setenv("HOME", "/context/me")
+    assert settings_path() == Path("/context/me/.config/dbranch/config.yaml")
 
 
 def test_settings_that_cannot_be_written(place: Path) -> None:

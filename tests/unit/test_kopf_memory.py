@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import kopf
-from dbranch.runtime.kopf_storage import Handled, Progress
+
+from dbranch.runtime.kopf_storage import InMemoryDiffBaseStorage, Progress
 
 MINE = "dbranch.io/controller"
 FIELDS = {("status", "node")}
@@ -20,52 +21,54 @@ def body(uid: str = "u1", finalizers: tuple[str, ...] = (), deleted: bool = Fals
     return kopf.Body({"kind": "DBBranch", "apiVersion": "v1", "metadata": meta, "spec": {}, **more})
 
 
-def handle(storage: Handled, seen: kopf.Body) -> tuple[Any, Any]:
+def handle(storage: InMemoryDiffBaseStorage, seen: kopf.Body) -> tuple[Any, Any]:
     """What kopf does with an event that it handles to its end: the old essence and the new one."""
     old, new = storage.fetch(body=seen), storage.build(body=seen, extra_fields=FIELDS)
     storage.store(body=seen, patch=kopf.Patch(), essence=new)
     return old, new
 
 
-def is_news(storage: Handled, seen: kopf.Body) -> bool:
+def needs_reconcile(storage: InMemoryDiffBaseStorage, seen: kopf.Body) -> bool:
     return bool(storage.fetch(body=seen) != storage.build(body=seen, extra_fields=FIELDS))
 
 
 def test_a_new_object_stays_new_until_it_was_handled() -> None:
-    storage = Handled(MINE, OTHERS)
+    storage = InMemoryDiffBaseStorage(MINE, OTHERS)
     assert storage.fetch(body=body()) is None
     storage.build(body=body(), extra_fields=FIELDS)
     # Now kopf has put its finalizer there; nothing was handled yet.
     assert storage.fetch(body=body(finalizers=(MINE,))) is None
     handle(storage, body(finalizers=(MINE,)))
-    assert not is_news(storage, body(finalizers=(MINE,)))
+    assert not needs_reconcile(storage, body(finalizers=(MINE,)))
 
 
 def test_what_an_earlier_process_handled_is_resumed_and_no_news() -> None:
-    storage = Handled(MINE, OTHERS)
+    storage = InMemoryDiffBaseStorage(MINE, OTHERS)
     handle(storage, body("other"))
     there = body("u2", (MINE, "dbranch.io/agent"), status={"node": {"slot": "s"}})
     old, new = handle(storage, there)
     assert old == new and old is not None
-    assert is_news(storage, body("u2", (MINE,), status={"node": {"slot": "t"}}))
+    assert needs_reconcile(storage, body("u2", (MINE,), status={"node": {"slot": "t"}}))
 
 
 def test_only_what_concerns_the_role_is_news() -> None:
-    storage = Handled(MINE, OTHERS)
+    storage = InMemoryDiffBaseStorage(MINE, OTHERS)
     handle(storage, body(status={"node": {"slot": "s", "uniqueBytes": 1}, "phase": "Pending"}))
-    assert not is_news(storage, body(status={"node": {"slot": "s", "uniqueBytes": 2}, "phase": "Ready"}))
+    assert not needs_reconcile(
+        storage, body(status={"node": {"slot": "s", "uniqueBytes": 2}, "phase": "Ready"})
+    )
     poked = {"agent.dbranch.io/poke": "1"}
-    assert not is_news(storage, body(status={"node": {"slot": "s"}}, annotations=poked))
-    assert is_news(storage, body(status={"node": {"slot": "t"}}))
+    assert not needs_reconcile(storage, body(status={"node": {"slot": "s"}}, annotations=poked))
+    assert needs_reconcile(storage, body(status={"node": {"slot": "t"}}))
     mine = {"controller.dbranch.io/poke": "1"}
-    assert is_news(storage, body(status={"node": {"slot": "s"}}, annotations=mine))
+    assert needs_reconcile(storage, body(status={"node": {"slot": "s"}}, annotations=mine))
 
 
 def test_what_is_kept_is_no_part_of_a_body_and_goes_with_the_object() -> None:
-    storage = Handled(MINE, OTHERS)
+    storage = InMemoryDiffBaseStorage(MINE, OTHERS)
     _, essence = handle(storage, body(status={"node": {"slot": "s"}}))
     essence["status"]["node"]["slot"] = "changed"
-    assert not is_news(storage, body(status={"node": {"slot": "s"}}))
+    assert not needs_reconcile(storage, body(status={"node": {"slot": "s"}}))
     assert storage.fetch(body=body(deleted=True)) is None
     assert storage.fetch(body=body()) is None
 

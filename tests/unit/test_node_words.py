@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from dbranch.agent.pool.space import Space, pool_step
-from dbranch.agent.preflight import lack_of
+from dbranch.agent.pool.space import Space, pool_finding
+from dbranch.agent.preflight import not_ready_reason
 from dbranch.agent.status import sizes, told
 from dbranch.agent.volume.settings import Settings, render_postgresql_conf
-from dbranch.api.conditions import Reason, Step, printable
+from dbranch.api.conditions import Finding, Reason, printable
 
 
 @pytest.mark.parametrize(
@@ -43,19 +43,19 @@ def test_a_value_cannot_pass_for_a_line_that_the_start_reads() -> None:
 
 def test_an_agent_says_what_its_node_lacks() -> None:
     base = Path("/var/lib/dbranch")
-    assert lack_of(base, propagates=True, immutable=True) is None
-    assert "Bidirectional" in str(lack_of(base, propagates=False, immutable=False))
-    assert "immutable" in str(lack_of(base, propagates=True, immutable=False))
+    assert not_ready_reason(base, propagates=True, immutable=True) is None
+    assert "Bidirectional" in str(not_ready_reason(base, propagates=False, immutable=False))
+    assert "immutable" in str(not_ready_reason(base, propagates=True, immutable=False))
 
 
 def test_damage_is_said_before_fullness() -> None:
     full = Space(2**30, 2**20, 2**40, 2**39)
-    assert pool_step(full, "shop", damaged=True).reason == Reason.POOL_DAMAGED
-    assert pool_step(full, "shop").reason == Reason.POOL_LOW
+    assert pool_finding(full, "shop", damaged=True).reason == Reason.POOL_DAMAGED
+    assert pool_finding(full, "shop").reason == Reason.POOL_LOW
 
 
 def test_names_of_a_tenant_steer_no_terminal() -> None:
-    step = Step(Reason.SOURCE_UNSAFE, "a\x1b[2J\nb\udcff")
+    step = Finding(Reason.SOURCE_UNSAFE, "a\x1b[2J\nb\udcff")
     assert step.as_dict()["message"] == "a\\x1b[2J b\\udcff"
     assert printable("plain, ünïcode") == "plain, ünïcode"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from dbranch.agent.linux import inotify as notices
-from dbranch.agent.linux.inotify import Notices
+from dbranch.agent.linux.inotify import InotifyWatch
 
 
-def waited(there: Notices, seconds: float) -> float:
+def waited(there: InotifyWatch, seconds: float) -> float:
     began = time.monotonic()
     there.wait(seconds)
     return time.monotonic() - began
@@ -23,7 +23,7 @@ def test_a_write_is_told_and_nothing_else_is(tmp_path: Path) -> None:
     file = tmp_path / "postmaster.pid"
     file.write_text("starting")
     handle = os.open(tmp_path, os.O_RDONLY)
-    with Notices(handle) as there:
+    with InotifyWatch(handle) as there:
         assert waited(there, 0.05) >= 0.04
         # What came between two waits is not lost.
         file.write_text("ready")
@@ -46,6 +46,6 @@ def test_without_the_kernels_word_it_is_looked_at_soon(
 
     monkeypatch.setattr(notices, "_libc", Full())
     handle = os.open(tmp_path, os.O_RDONLY)
-    with Notices(handle) as there:
+    with InotifyWatch(handle) as there:
         assert 0.01 < waited(there, 20) < 10
     os.close(handle)

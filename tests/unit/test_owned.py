@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from dbranch.api.errors import NameTaken, Refused
-from dbranch.controller.owned import Owned
+from dbranch.api.errors import ApiError, NameTaken
+from dbranch.controller.owned import OwnedObjects
 from dbranch.kube.client import Cluster
 
 Json = dict[str, Any]
@@ -31,14 +31,14 @@ class Paper:
     def create(self, path: str, body: Json) -> Json:
         self.verbs.append("create")
         if self.there is not None:
-            raise Refused(409, "AlreadyExists", path)
+            raise ApiError(409, "AlreadyExists", path)
         return self._put(body, next(self._uids))
 
     def apply(self, path: str, body: Json) -> Json:
         self.verbs.append("apply")
         uid = body["metadata"].get("uid")
         if uid and (self.there is None or self.there["metadata"]["uid"] != uid):
-            raise Refused(409, "Conflict", path)
+            raise ApiError(409, "Conflict", path)
         return self._put(body, self.there["metadata"]["uid"] if self.there else next(self._uids))
 
     def _put(self, body: Json, uid: str) -> Json:
@@ -55,13 +55,13 @@ def wanted(value: str, owner: str = "mine") -> Json:
     return {"kind": "Service", "metadata": meta, "spec": value}
 
 
-def ensure(owned: Owned, value: str, **how: bool) -> None:
+def ensure(owned: OwnedObjects, value: str, **how: bool) -> None:
     owned.ensure("v1", "services", wanted(value), **how)
 
 
 def test_a_new_one_costs_one_request_and_one_that_is_as_it_should_be_none() -> None:
     paper = Paper()
-    owned = Owned(cast(Cluster, paper))
+    owned = OwnedObjects(cast(Cluster, paper))
     ensure(owned, "a", new=True)
     assert paper.asked() == ["create"] and paper.there and paper.there["spec"] == "a"
     ensure(owned, "a", new=True)
@@ -69,7 +69,7 @@ def test_a_new_one_costs_one_request_and_one_that_is_as_it_should_be_none() -> N
     ensure(owned, "b")
     assert paper.asked() == ["apply"] and paper.there["spec"] == "b"
     # Somebody else's controller starts: it looks, and writes nothing.
-    ensure(Owned(cast(Cluster, paper)), "b")
+    ensure(OwnedObjects(cast(Cluster, paper)), "b")
     assert paper.asked() == ["get"]
     ensure(owned, "b", fresh=True)
     assert paper.asked() == ["get"]
@@ -77,9 +77,9 @@ def test_a_new_one_costs_one_request_and_one_that_is_as_it_should_be_none() -> N
 
 def test_what_an_earlier_process_applied_costs_no_request_each() -> None:
     paper = Paper()
-    ensure(Owned(cast(Cluster, paper)), "a", new=True)
+    ensure(OwnedObjects(cast(Cluster, paper)), "a", new=True)
     paper.asked()
-    owned = Owned(cast(Cluster, paper))
+    owned = OwnedObjects(cast(Cluster, paper))
     owned.remember("v1", "services")
     ensure(owned, "a")
     assert paper.asked() == ["find"]
@@ -91,8 +91,8 @@ def test_what_an_earlier_process_applied_costs_no_request_each() -> None:
 
 def test_what_an_earlier_process_applied_for_another_owner_is_looked_at() -> None:
     paper = Paper()
-    Owned(cast(Cluster, paper)).ensure("v1", "services", wanted("a", "before"))
-    owned = Owned(cast(Cluster, paper))
+    OwnedObjects(cast(Cluster, paper)).ensure("v1", "services", wanted("a", "before"))
+    owned = OwnedObjects(cast(Cluster, paper))
     owned.remember("v1", "services")
     with pytest.raises(NameTaken):
         ensure(owned, "a")
@@ -102,7 +102,7 @@ def test_what_an_earlier_process_applied_for_another_owner_is_looked_at() -> Non
 def test_what_has_the_label_and_was_not_applied_is_no_more_ours_than_before() -> None:
     theirs = wanted("a", "theirs")
     paper = Paper({**theirs, "metadata": {**theirs["metadata"], "uid": "t"}})
-    owned = Owned(cast(Cluster, paper))
+    owned = OwnedObjects(cast(Cluster, paper))
     owned.remember("v1", "services")
     with pytest.raises(NameTaken):
         ensure(owned, "a")
@@ -114,13 +114,13 @@ def test_a_name_that_is_taken_is_left_alone() -> None:
             {**wanted("x", "theirs"), "metadata": {**wanted("x", "theirs")["metadata"], "uid": "t"}}
         )
         with pytest.raises(NameTaken):
-            ensure(Owned(cast(Cluster, paper)), "a", **how)
+            ensure(OwnedObjects(cast(Cluster, paper)), "a", **how)
         assert paper.there and paper.there["spec"] == "x"
 
 
 def test_one_that_was_exchanged_for_another_is_not_written_to() -> None:
     paper = Paper()
-    owned = Owned(cast(Cluster, paper))
+    owned = OwnedObjects(cast(Cluster, paper))
     ensure(owned, "a", new=True)
     theirs = wanted("x", "theirs")
     paper.there = {**theirs, "metadata": {**theirs["metadata"], "uid": "t"}}
@@ -135,7 +135,7 @@ def test_one_that_was_exchanged_for_another_is_not_written_to() -> None:
 
 def test_one_of_ours_that_is_there_though_it_should_be_new() -> None:
     paper = Paper()
-    ensure(Owned(cast(Cluster, paper)), "a", new=True)
+    ensure(OwnedObjects(cast(Cluster, paper)), "a", new=True)
     paper.asked()
-    ensure(Owned(cast(Cluster, paper)), "b", new=True)
+    ensure(OwnedObjects(cast(Cluster, paper)), "b", new=True)
     assert paper.asked() == ["create", "get", "apply"] and paper.there and paper.there["spec"] == "b"

@@ -6,59 +6,61 @@ from dataclasses import replace
 
 from dbranch.agent.status import changes, told
 from dbranch.api.branch import Branch, BranchNode
-from dbranch.api.conditions import Condition, Reason, Step
+from dbranch.api.conditions import Condition, Finding, Reason
 from dbranch.api.project import Project, ProjectNode, Route, Target
-from dbranch.controller.branch.status import branch_steps
-from dbranch.controller.conditions import phase_of, ready_step, report_conditions
-from dbranch.controller.project.status import is_outdated, project_steps
+from dbranch.controller.branch.status import branch_findings
+from dbranch.controller.conditions import phase_of, ready_finding, report_conditions
+from dbranch.controller.project.status import is_outdated, project_findings
 
-SHOP = Project("team", "shop", "p", node=ProjectNode(initialized=True, storage=Step(Reason.POOL_MOUNTED, "")))
-UP = BranchNode(storage=Step(Reason.STORED, ""), postgres=Step(Reason.ACCEPTING, ""))
+SHOP = Project(
+    "team", "shop", "p", node=ProjectNode(initialized=True, storage=Finding(Reason.POOL_MOUNTED, ""))
+)
+UP = BranchNode(storage=Finding(Reason.STORED, ""), postgres=Finding(Reason.ACCEPTING, ""))
 MAIN = Branch("team", "shop-main", "m", "shop", node_name="n1", node=UP)
-BOUND, ROUTED = Step(Reason.BOUND, ""), Step(Reason.ROUTED, "")
+BOUND, ROUTED = Finding(Reason.BOUND, ""), Finding(Reason.ROUTED, "")
 
 
 def test_ready_copies_the_first_step_that_fails() -> None:
-    steps = project_steps(SHOP, BOUND, ROUTED, Route(1, "main"), [MAIN])
-    assert ready_step(steps, "all").reason == Reason.AVAILABLE
-    failed = project_steps(SHOP, BOUND, Step(Reason.PROXY_NOT_READY, "late"), Route(1, "main"), [MAIN])
-    assert ready_step(failed, "all") == Step(Reason.PROXY_NOT_READY, "late")
+    steps = project_findings(SHOP, BOUND, ROUTED, Route(1, "main"), [MAIN])
+    assert ready_finding(steps, "all").reason == Reason.AVAILABLE
+    failed = project_findings(SHOP, BOUND, Finding(Reason.PROXY_NOT_READY, "late"), Route(1, "main"), [MAIN])
+    assert ready_finding(failed, "all") == Finding(Reason.PROXY_NOT_READY, "late")
 
 
 def test_a_project_tells_why_its_first_image_cannot_be_pulled() -> None:
     stuck = BranchNode(
-        storage=Step(Reason.INITIALIZING, ""), postgres=Step(Reason.IMAGE_PULL_FAILED, "no image")
+        storage=Finding(Reason.INITIALIZING, ""), postgres=Finding(Reason.IMAGE_PULL_FAILED, "no image")
     )
     new = replace(SHOP, node=replace(SHOP.node, initialized=False))
-    steps = project_steps(new, BOUND, ROUTED, None, [replace(MAIN, node=stuck)])
-    assert ready_step(steps, "").reason == Reason.IMAGE_PULL_FAILED
+    steps = project_findings(new, BOUND, ROUTED, None, [replace(MAIN, node=stuck)])
+    assert ready_finding(steps, "").reason == Reason.IMAGE_PULL_FAILED
 
 
 def test_a_change_that_the_agent_has_not_acted_on_is_not_at_rest_yet() -> None:
-    stopping = branch_steps(SHOP, replace(MAIN, state="Stopped"), BOUND)
-    assert ready_step(stopping, "").reason == Reason.PENDING
-    asleep = replace(MAIN, node=replace(UP, postgres=Step(Reason.STOPPED, "")))
-    assert ready_step(branch_steps(SHOP, asleep, BOUND), "").reason == Reason.PENDING
-    stopped = branch_steps(SHOP, replace(asleep, state="Stopped"), BOUND)
-    assert ready_step(stopped, "").reason == Reason.STOPPED
+    stopping = branch_findings(SHOP, replace(MAIN, state="Stopped"), BOUND)
+    assert ready_finding(stopping, "").reason == Reason.PENDING
+    asleep = replace(MAIN, node=replace(UP, postgres=Finding(Reason.STOPPED, "")))
+    assert ready_finding(branch_findings(SHOP, asleep, BOUND), "").reason == Reason.PENDING
+    stopped = branch_findings(SHOP, replace(asleep, state="Stopped"), BOUND)
+    assert ready_finding(stopped, "").reason == Reason.STOPPED
 
 
-def conditions(ready: Step, before: list[dict[str, object]], now: str) -> list[dict[str, object]]:
+def conditions(ready: Finding, before: list[dict[str, object]], now: str) -> list[dict[str, object]]:
     return report_conditions(before, [(Condition.SCHEDULED, BOUND)], ready, 3, now)
 
 
 def test_a_condition_that_stays_keeps_its_time_and_a_list_that_stays_is_equal() -> None:
-    ok = Step(Reason.AVAILABLE, "fine")
+    ok = Finding(Reason.AVAILABLE, "fine")
     first = conditions(ok, [], "2026-01-01T00:00:00Z")
     assert conditions(ok, first, "2026-01-02T00:00:00Z") == first
-    later = conditions(Step(Reason.PENDING, "hm"), first, "2026-01-02T00:00:00Z")
+    later = conditions(Finding(Reason.PENDING, "hm"), first, "2026-01-02T00:00:00Z")
     assert [c["lastTransitionTime"][:10] for c in later if c["type"] == "Ready"] == ["2026-01-02"]  # type: ignore[index]
     assert [c["lastTransitionTime"][:10] for c in later if c["type"] == "Scheduled"] == ["2026-01-01"]  # type: ignore[index]
 
 
 def test_reconciling_and_stalled_are_there_only_when_they_apply() -> None:
     def kinds(reason: Reason) -> set[object]:
-        return {c["type"] for c in conditions(Step(reason, ""), [], "2026-01-01T00:00:00Z")} - {
+        return {c["type"] for c in conditions(Finding(reason, ""), [], "2026-01-01T00:00:00Z")} - {
             "Ready",
             "Scheduled",
         }
@@ -67,7 +69,7 @@ def test_reconciling_and_stalled_are_there_only_when_they_apply() -> None:
     assert kinds(Reason.SOURCE_NOT_FOUND) == {"Reconciling"}
     assert kinds(Reason.POOL_LOST) == {"Stalled"}
     assert [
-        phase_of(Step(r, "")) for r in (Reason.AVAILABLE, Reason.STOPPED, Reason.POOL_LOST, Reason.PENDING)
+        phase_of(Finding(r, "")) for r in (Reason.AVAILABLE, Reason.STOPPED, Reason.POOL_LOST, Reason.PENDING)
     ] == [
         "Ready",
         "Stopped",
@@ -106,7 +108,7 @@ def test_a_project_is_outdated_while_a_branch_says_something_else_of_itself() ->
     assert is_outdated(told, [main, waits])
     assert not is_outdated(replace(told, status={**told.status, "branches": 2}), [main, waits])
     # The same routes, and another reason why Postgres is not there.
-    down = replace(main, node=BranchNode(postgres=Step(Reason.IMAGE_PULL_FAILED, "no image")))
+    down = replace(main, node=BranchNode(postgres=Finding(Reason.IMAGE_PULL_FAILED, "no image")))
     starting = replace(told, routes=(Target("main", "Starting"),))
     assert is_outdated(starting, [down])
     pulled = {**step, "status": "False", "reason": "ImagePullFailed"}

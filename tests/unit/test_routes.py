@@ -6,11 +6,11 @@ import pytest
 
 from dbranch.api.project import ProxyLimits, Target, parse_project
 from dbranch.proxy.routes import (
+    Backend,
     Drain,
     End,
     Go,
-    Place,
-    Refuse,
+    Reject,
     Stay,
     Table,
     Wait,
@@ -18,8 +18,8 @@ from dbranch.proxy.routes import (
     decide,
     decide_fate,
     is_newer,
-    refuse_branch,
-    refuse_session,
+    reject_branch,
+    reject_session,
     still_leads,
     table_of,
 )
@@ -107,17 +107,17 @@ def test_where_a_session_goes(named: str | None, decision: object) -> None:
 )
 def test_who_is_refused(named: str, code: str, said: list[str]) -> None:
     decision = decide(TABLE, named)
-    assert isinstance(decision, Refuse) and decision.code == code
+    assert isinstance(decision, Reject) and decision.code == code
     assert all(s in f"{decision.message} {decision.hint}" for s in said)
 
 
 def test_an_active_branch_without_a_target_waits_and_a_deleted_project_refuses() -> None:
     assert isinstance(decide(replace(TABLE, active="later"), None), Wait)
     gone = decide(Table("shop", gone=True), None)
-    assert isinstance(gone, Refuse) and gone.code == "57P01"
+    assert isinstance(gone, Reject) and gone.code == "57P01"
 
 
-MAIN = Place("main", "10.0.0.1", 21733, named=False)
+MAIN = Backend("main", "10.0.0.1", 21733, named=False)
 SWITCHED = replace(TABLE, active="pr-1", generation=8)
 
 
@@ -129,10 +129,10 @@ SWITCHED = replace(TABLE, active="pr-1", generation=8)
         (replace(SWITCHED, on_switch="Drain", drain_timeout=5), MAIN, Drain),
         (replace(SWITCHED, on_switch="Keep"), MAIN, Stay),
         (SWITCHED, replace(MAIN, named=True), Stay),
-        (SWITCHED, Place("pr-1", "10.0.0.2", 21734, named=False), Stay),
+        (SWITCHED, Backend("pr-1", "10.0.0.2", 21734, named=False), Stay),
         (replace(TABLE, active=None, generation=0), MAIN, Stay),
-        (TABLE, Place("bye", "10.0.0.3", 21735, named=True), End),
-        (TABLE, Place("dropped", "10.0.0.9", 21735, named=True), End),
+        (TABLE, Backend("bye", "10.0.0.3", 21735, named=True), End),
+        (TABLE, Backend("dropped", "10.0.0.9", 21735, named=True), End),
         (replace(SWITCHED, on_switch="Keep", targets={}), MAIN, End),
         (Table("shop", gone=True), MAIN, End),
         # Its Postgres stops or starts elsewhere: a stop says so itself, another address proves the end.
@@ -141,7 +141,7 @@ SWITCHED = replace(TABLE, active="pr-1", generation=8)
         (replace(TABLE, targets={"main": Target("main", "Ready", "10.0.0.8", 21733)}), MAIN, End),
     ],
 )
-def test_what_a_change_means_to_a_session(table: Table, place: Place, fate: type) -> None:
+def test_what_a_change_means_to_a_session(table: Table, place: Backend, fate: type) -> None:
     assert type(decide_fate(table, place)) is fate
 
 
@@ -178,17 +178,17 @@ def test_who_is_on_the_way_is_asked_again_when_the_way_changes() -> None:
 
 def test_the_limits() -> None:
     table = replace(TABLE, limits=ProxyLimits(sessions=10, sessions_per_address=3, sessions_per_branch=5))
-    assert refuse_session(table, 9, "10.1.1.1", 2) is None
-    assert refuse_branch(table, "main", 4) is None
+    assert reject_session(table, 9, "10.1.1.1", 2) is None
+    assert reject_branch(table, "main", 4) is None
     for refusal, reason, said in (
-        (refuse_session(table, 10, "10.1.1.1", 0), "limit_sessions", "project shop has 10 sessions"),
-        (refuse_session(table, 9, "10.1.1.1", 3), "limit_address", "10.1.1.1 has 3 sessions"),
-        (refuse_branch(table, "main", 5), "limit_branch", 'branch "main" has 5 sessions'),
+        (reject_session(table, 10, "10.1.1.1", 0), "limit_sessions", "project shop has 10 sessions"),
+        (reject_session(table, 9, "10.1.1.1", 3), "limit_address", "10.1.1.1 has 3 sessions"),
+        (reject_branch(table, "main", 5), "limit_branch", 'branch "main" has 5 sessions'),
     ):
         assert refusal and (refusal.code, refusal.reason) == ("53300", reason)
         assert said in refusal.message and "spec.proxy.limits" in refusal.hint
-    assert refuse_session(TABLE, 999, "10.1.1.1", 999) is None
-    assert refuse_branch(TABLE, "main", 10_000) is None
+    assert reject_session(TABLE, 999, "10.1.1.1", 999) is None
+    assert reject_branch(TABLE, "main", 10_000) is None
 
 
 def test_where_a_cancel_that_is_not_known_here_may_belong() -> None:

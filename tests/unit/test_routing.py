@@ -7,19 +7,19 @@ from dataclasses import replace
 import pytest
 
 from dbranch.api.branch import Branch, BranchNode
-from dbranch.api.conditions import Reason, Step
+from dbranch.api.conditions import Finding, Reason
 from dbranch.api.project import Project, ProxyEntry, Route, Target
 from dbranch.controller.routing import (
     ProxyPod,
-    is_news,
     laggards,
+    needs_reconcile,
     plan_route,
-    routed_step,
+    routed_finding,
     target_of,
     targets_of,
 )
 
-UP = BranchNode(postgres=Step(Reason.ACCEPTING, ""), address="10.0.0.1", port=20001)
+UP = BranchNode(postgres=Finding(Reason.ACCEPTING, ""), address="10.0.0.1", port=20001)
 MAIN = Branch("team", "shop-main", "m", "shop", node_name="n1", node=UP)
 COPY = Branch("team", "shop-x", "x", "shop", "main", node_name="n1", node=replace(UP, address="10.0.0.2"))
 SHOP = Project("team", "shop", "p")
@@ -31,7 +31,7 @@ ON_MAIN = replace(SHOP, route=Route(4, "main"))
     [
         (MAIN, "Ready"),
         (replace(MAIN, node=BranchNode()), "Starting"),
-        (replace(MAIN, node=replace(UP, postgres=Step(Reason.RECOVERING, ""))), "Starting"),
+        (replace(MAIN, node=replace(UP, postgres=Finding(Reason.RECOVERING, ""))), "Starting"),
         (replace(MAIN, state="Stopped"), "Stopped"),
         (replace(MAIN, deleted="2026-01-01T00:00:00Z"), "Deleting"),
     ],
@@ -63,12 +63,12 @@ def test_the_route_moves_only_to_a_branch_that_is_ready() -> None:
 def test_a_proxy_pod_is_news_unless_all_is_said_of_it() -> None:
     routed = {"conditions": [{"type": "Routed", "status": "True", "reason": "Routed"}]}
     said = replace(ON_MAIN, proxies=(ProxyEntry("p1", 4),), status=routed)
-    assert not is_news(said, ProxyPod("p1", True))
-    assert is_news(said, ProxyPod("p1", False))
-    assert is_news(said, ProxyPod("p2", True))
-    assert is_news(replace(said, proxies=(ProxyEntry("p1", 3),)), ProxyPod("p1", True))
-    assert is_news(replace(said, status={}), ProxyPod("p1", True))
-    assert is_news(replace(said, route=None), ProxyPod("p1", True))
+    assert not needs_reconcile(said, ProxyPod("p1", True))
+    assert needs_reconcile(said, ProxyPod("p1", False))
+    assert needs_reconcile(said, ProxyPod("p2", True))
+    assert needs_reconcile(replace(said, proxies=(ProxyEntry("p1", 3),)), ProxyPod("p1", True))
+    assert needs_reconcile(replace(said, status={}), ProxyPod("p1", True))
+    assert needs_reconcile(replace(said, route=None), ProxyPod("p1", True))
 
 
 def test_the_route_stays_on_an_active_branch_that_restarts() -> None:
@@ -87,14 +87,14 @@ def test_routed_only_when_every_proxy_that_exists_obeys() -> None:
     route = Route(4, "main")
     pods = [ProxyPod("a", True), ProxyPod("b", False)]
     both = replace(ON_MAIN, proxies=(ProxyEntry("a", 4), ProxyEntry("b", 4)))
-    assert routed_step(both, route, ready, pods).reason == Reason.ROUTED
+    assert routed_finding(both, route, ready, pods).reason == Reason.ROUTED
     late = replace(ON_MAIN, proxies=(ProxyEntry("a", 4), ProxyEntry("b", 3)))
-    step = routed_step(late, route, ready, pods)
+    step = routed_finding(late, route, ready, pods)
     assert not step.done and "b" in step.message and laggards(route, pods, late.proxies) == ("b",)
     silent = replace(ON_MAIN, proxies=(ProxyEntry("a", 4),))
     assert laggards(route, pods, silent.proxies) == ("b",)
-    assert routed_step(both, route, ready, [ProxyPod("b", False)]).reason == Reason.PROXY_NOT_READY
-    assert routed_step(both, route, ready, []).reason == Reason.PROXY_NOT_READY
+    assert routed_finding(both, route, ready, [ProxyPod("b", False)]).reason == Reason.PROXY_NOT_READY
+    assert routed_finding(both, route, ready, []).reason == Reason.PROXY_NOT_READY
 
 
 @pytest.mark.parametrize(
@@ -111,5 +111,5 @@ def test_a_switch_that_cannot_happen_says_why_and_that_the_old_route_stays(
 ) -> None:
     wants = replace(ON_MAIN, active_branch="x")
     targets = [Target("main", "Ready", "a", 1), *([Target("x", state)] if state else [])]
-    step = routed_step(wants, plan_route(wants, targets), targets, [ProxyPod("a", True)])
+    step = routed_finding(wants, plan_route(wants, targets), targets, [ProxyPod("a", True)])
     assert step.reason == reason and "still reach main" in step.message

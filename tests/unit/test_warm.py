@@ -10,13 +10,13 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbranch.agent.context import Home
+from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics
-from dbranch.agent.pod_watch import is_crowded
-from dbranch.agent.slot.pod_spec import claim, class_of, slot_class, slot_form, slot_pod, waiting_pod
+from dbranch.agent.pod_watch import node_is_full
+from dbranch.agent.slot.pod_spec import claim, class_of, slot_class, slot_pod, template_hash, waiting_pod
 from dbranch.agent.slot.pod_status import PodFacts
-from dbranch.agent.warm.plan import AGAIN, Waiting, WarmFacts, WarmTodo, free_counts, plan_warm, warm_count
+from dbranch.agent.warm.plan import AGAIN, Waiting, WarmFacts, WarmPlan, free_counts, plan_warm, warm_count
 from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project, ProjectNode
@@ -25,7 +25,7 @@ FORM = "f"
 SHOP = Project("team", "shop", "p-uid", node_name="n1", node=ProjectNode(initialized=True))
 MAIN = Branch("team", "shop-main", "r-uid", "shop")
 LARGE = replace(MAIN, object_name="shop-large", uid="l-uid", resources={"requests": {"cpu": "2"}})
-HOME = Home("n1", "n-uid", "dbranch-nodes", "dbranch")
+HOME = NodeContext("n1", "n-uid", "dbranch-nodes", "dbranch")
 LAYOUT = Layout(Path("/var/lib/dbranch"))
 USUAL, BIG = class_of(SHOP), class_of(SHOP, LARGE)
 
@@ -39,23 +39,23 @@ def facts(*pods: PodFacts, project: Project = SHOP, **more: Any) -> WarmFacts:
 
 
 def test_each_class_in_use_has_its_number() -> None:
-    assert plan_warm(2, FORM, facts()) == WarmTodo((), (USUAL, USUAL, BIG, BIG))
+    assert plan_warm(2, FORM, facts()) == WarmPlan((), (USUAL, USUAL, BIG, BIG))
     there = facts(waits("a"), waits("b", running=False), waits("c", BIG.word), waits("d", BIG.word))
-    assert plan_warm(2, FORM, there) == WarmTodo()
+    assert plan_warm(2, FORM, there) == WarmPlan()
 
 
 def test_a_class_is_in_use_while_a_new_branch_or_a_running_one_would_take_it() -> None:
     stopped = replace(LARGE, state="Stopped")
     assert plan_warm(1, FORM, WarmFacts((SHOP,), (stopped,))).make == (USUAL,)
     assert plan_warm(1, FORM, WarmFacts((SHOP,), (replace(LARGE, deleted="now"),))).make == (USUAL,)
-    assert plan_warm(1, FORM, WarmFacts((), (MAIN,))) == WarmTodo()
+    assert plan_warm(1, FORM, WarmFacts((), (MAIN,))) == WarmPlan()
     for project in (
         replace(SHOP, state="Stopped"),
         replace(SHOP, deleting=True),
         replace(SHOP, node=ProjectNode()),
     ):
         there = facts(waits("a"), waits("c", BIG.word), project=project)
-        assert plan_warm(1, FORM, there) == WarmTodo(tuple(w.pod for w in there.waiting))
+        assert plan_warm(1, FORM, there) == WarmPlan(tuple(w.pod for w in there.waiting))
         assert warm_count(1, FORM, there, project) is None
 
 
@@ -82,40 +82,40 @@ def test_another_image_or_another_release_makes_them_anew() -> None:
     newer = replace(SHOP, postgres=replace(SHOP.postgres, image="postgres:17.7"))
     old = waits("a")
     todo = plan_warm(1, FORM, WarmFacts((newer,), (MAIN,), (Waiting(old),)))
-    assert todo == WarmTodo((old,), (class_of(newer),))
+    assert todo == WarmPlan((old,), (class_of(newer),))
     of_before = waits("a", form="older")
     one = WarmFacts((SHOP,), (MAIN,), (Waiting(of_before),))
     # The old one counts until it is gone, so that there is never one too many.
-    assert plan_warm(1, FORM, one) == WarmTodo((of_before,))
+    assert plan_warm(1, FORM, one) == WarmPlan((of_before,))
     assert (
         plan_warm(1, FORM, replace(one, waiting=(Waiting(replace(of_before, terminating=True)),)))
-        == WarmTodo()
+        == WarmPlan()
     )
-    assert plan_warm(1, FORM, replace(one, waiting=())) == WarmTodo((), (USUAL,))
+    assert plan_warm(1, FORM, replace(one, waiting=())) == WarmPlan((), (USUAL,))
 
 
 def test_a_surplus_goes_and_what_runs_stays() -> None:
     pulls, runs = waits("a", running=False), waits("b")
     there = WarmFacts((SHOP,), (MAIN,), (Waiting(pulls), Waiting(runs)))
-    assert plan_warm(1, FORM, there) == WarmTodo((pulls,))
+    assert plan_warm(1, FORM, there) == WarmPlan((pulls,))
     ending = replace(there, waiting=(Waiting(replace(pulls, terminating=True)), Waiting(runs)))
-    assert plan_warm(1, FORM, ending) == WarmTodo()
-    assert plan_warm(0, FORM, there) == WarmTodo((runs, pulls))
+    assert plan_warm(1, FORM, ending) == WarmPlan()
+    assert plan_warm(0, FORM, there) == WarmPlan((runs, pulls))
     assert warm_count(0, FORM, there, SHOP) is None and warm_count(2, FORM, there, SHOP) == 1
 
 
 def test_on_a_node_without_room_branches_go_first_and_nothing_is_tried_at_once() -> None:
     there = WarmFacts((SHOP,), (MAIN,), (Waiting(waits("a")),), crowded=True)
-    assert plan_warm(1, FORM, there) == WarmTodo((there.waiting[0].pod,))
+    assert plan_warm(1, FORM, there) == WarmPlan((there.waiting[0].pod,))
     refused = waits("a", running=False, over=True, reason="OutOfcpu")
-    assert plan_warm(1, FORM, WarmFacts((SHOP,), (MAIN,), (Waiting(refused, AGAIN - 1),))) == WarmTodo()
+    assert plan_warm(1, FORM, WarmFacts((SHOP,), (MAIN,), (Waiting(refused, AGAIN - 1),))) == WarmPlan()
     assert plan_warm(1, FORM, WarmFacts((SHOP,), (MAIN,), (Waiting(refused, AGAIN + 1),))).end == (refused,)
 
 
 def test_a_pod_that_the_node_had_no_room_for() -> None:
-    assert is_crowded(PodFacts("a", over=True, reason="OutOfmemory"))
-    assert not is_crowded(PodFacts("a", over=True, reason="Evicted"))
-    assert not is_crowded(PodFacts("a", running=True))
+    assert node_is_full(PodFacts("a", over=True, reason="OutOfmemory"))
+    assert not node_is_full(PodFacts("a", over=True, reason="Evicted"))
+    assert not node_is_full(PodFacts("a", running=True))
 
 
 @settings(deadline=None)
@@ -146,7 +146,7 @@ def test_every_mixture_comes_to_the_number_and_never_above_it(limit: int, pods: 
             assert sum(pod.slot_class == word for pod in (*there, *made)) <= limit
         there = [*kept, *made]
     assert sorted(pod.slot_class for pod in there) == sorted([USUAL.word, BIG.word] * limit)
-    assert plan_warm(limit, FORM, facts(*there)) == WarmTodo()
+    assert plan_warm(limit, FORM, facts(*there)) == WarmPlan()
 
 
 def test_a_claimed_pod_is_as_one_made_for_the_branch() -> None:
@@ -172,7 +172,7 @@ def test_what_a_class_is_made_of_and_what_a_form() -> None:
     ):
         assert slot_class(replace(SHOP, postgres=postgres), MAIN) != first
     assert slot_class(replace(SHOP, name="other", uid="o-uid"), replace(MAIN, uid="o")) == first
-    assert slot_form(HOME, LAYOUT, "true") != slot_form(HOME, LAYOUT, "false")
+    assert template_hash(HOME, LAYOUT, "true") != template_hash(HOME, LAYOUT, "false")
     pod = waiting_pod(HOME, LAYOUT, USUAL, "s", "true")
-    assert pod["metadata"]["annotations"] == {names.SLOT_FORM: slot_form(HOME, LAYOUT, "true")}
+    assert pod["metadata"]["annotations"] == {names.TEMPLATE_HASH: template_hash(HOME, LAYOUT, "true")}
     assert json.dumps(pod).count('"s"') == 2  # its name and its label; its directory is below a path

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Home:
+class NodeContext:
     """Where an agent makes its pods: its node (name and UID), the nodes' namespace, the release."""
 
     node: str

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import kopf
-from dbranch.agent.branch.reconciler import BranchWork
+
+from dbranch.agent.branch.reconciler import BranchReconciler
 from dbranch.agent.metrics import AgentMetrics
-from dbranch.agent.project.reconciler import ProjectWork
-from dbranch.agent.warm.reconciler import WarmWork
+from dbranch.agent.project.reconciler import ProjectReconciler
+from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
 from dbranch.api.errors import Busy, DbranchError
 from dbranch.runtime.kopf_settings import later, login, settle
@@ -28,14 +29,14 @@ _BRANCH: Any = (names.GROUP, names.VERSION, names.BRANCHES)
 _RESTARTED: Any = ("metadata", "annotations", names.RESTARTED_AT)
 
 
-_POKED: Any = ("metadata", "annotations", names.AGENT_POKE)
+_REQUESTED: Any = ("metadata", "annotations", names.AGENT_REQUESTED_AT)
 
 
 @dataclass(frozen=True)
 class Work:
-    projects: ProjectWork
-    branches: BranchWork
-    warm: WarmWork
+    projects: ProjectReconciler
+    branches: BranchReconciler
+    warm: WarmReconciler
     metrics: AgentMetrics
 
 
@@ -47,7 +48,7 @@ def register(
 
     @kopf.on.startup(**more)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
-        others = [("metadata", "annotations", names.CONTROLLER_POKE)]
+        others = [("metadata", "annotations", names.CONTROLLER_REQUESTED_AT)]
         settle(settings, names.AGENT_FINALIZER, names.AGENT_PREFIX, others)
         for plural in (names.PROJECTS, names.BRANCHES):
             settings.watching.field_selectors[names.GROUP, plural] = f"status.nodeName={node}"
@@ -61,7 +62,7 @@ def register(
     @kopf.on.update(*_PROJECT, field="spec.state", id="project", **more)
     @kopf.on.update(*_PROJECT, field="spec.postgres", id="project", **more)
     @kopf.on.update(*_PROJECT, field="spec.storage", id="project", **more)
-    @kopf.on.field(*_PROJECT, field=_POKED, id="project", **more)
+    @kopf.on.field(*_PROJECT, field=_REQUESTED, id="project", **more)
     @kopf.on.field(*_PROJECT, field="status.passwordVersion", id="project", **more)
     def project(namespace: Any, name: str, **_: Any) -> None:
         visit(work.projects.reconcile, namespace, name)
@@ -69,7 +70,7 @@ def register(
     @kopf.on.resume(*_BRANCH, id="branch", **more)
     @kopf.on.create(*_BRANCH, id="branch", **more)
     @kopf.on.update(*_BRANCH, field="spec", id="branch", **more)
-    @kopf.on.field(*_BRANCH, field=_POKED, id="branch", **more)
+    @kopf.on.field(*_BRANCH, field=_REQUESTED, id="branch", **more)
     @kopf.on.field(*_BRANCH, field=_RESTARTED, id="branch", **more)
     def branch(namespace: Any, name: str, **_: Any) -> None:
         visit(work.branches.reconcile, namespace, name)

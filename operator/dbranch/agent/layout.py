@@ -90,9 +90,9 @@ class Layout:
         return self.slots / ".lock"
 
     @property
-    def visits(self) -> Path:
+    def locks(self) -> Path:
         """Locks of the objects that are being worked on. Root's alone."""
-        return self.base / "visits"
+        return self.base / "locks"
 
     def image(self, project_uid: str) -> Path:
         return self.pools / f"{checked_uid(project_uid)}.img"

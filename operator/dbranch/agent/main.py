@@ -8,18 +8,19 @@ import threading
 from pathlib import Path
 
 import kopf
-from dbranch.agent.branch.reconciler import BranchWork
-from dbranch.agent.context import Home
+
+from dbranch.agent.branch.reconciler import BranchReconciler
+from dbranch.agent.context import NodeContext
 from dbranch.agent.handlers import Work, register
-from dbranch.agent.housekeeping import keep_house
+from dbranch.agent.housekeeping import run_housekeeping
 from dbranch.agent.layout import Layout
 from dbranch.agent.machine import observe_machine
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.pod_watch import watch_pods
 from dbranch.agent.pool.effect import ensure_base
-from dbranch.agent.project.reconciler import ProjectWork
+from dbranch.agent.project.reconciler import ProjectReconciler
 from dbranch.agent.server import Readiness
-from dbranch.agent.warm.reconciler import WarmWork
+from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
 from dbranch.api.errors import DbranchError, InvalidInput
 from dbranch.api.project import parse_seconds
@@ -31,7 +32,7 @@ from dbranch.runtime.logs import start_logging
 logger = logging.getLogger(__name__)
 
 
-def make_work(environment: dict[str, str]) -> tuple[Work, Cluster, Layout, Home]:
+def make_work(environment: dict[str, str]) -> tuple[Work, Cluster, Layout, NodeContext]:
     """Everything the handlers need. InvalidInput with the name of what the environment lacks."""
     wanted = ("DBRANCH_NODE_NAME", "DBRANCH_POD_NAME", "DBRANCH_NODES_NAMESPACE", "DBRANCH_BASE_DIR")
     missing = [key for key in wanted if not environment.get(key)]
@@ -42,7 +43,7 @@ def make_work(environment: dict[str, str]) -> tuple[Work, Cluster, Layout, Home]
     if node is None:
         raise InvalidInput(f"node {environment['DBRANCH_NODE_NAME']} does not exist; see DBRANCH_NODE_NAME")
     layout = Layout(Path(environment["DBRANCH_BASE_DIR"]))
-    home = Home(
+    context = NodeContext(
         node=environment["DBRANCH_NODE_NAME"],
         node_uid=node["metadata"]["uid"],
         namespace=environment["DBRANCH_NODES_NAMESPACE"],
@@ -52,36 +53,36 @@ def make_work(environment: dict[str, str]) -> tuple[Work, Cluster, Layout, Home]
     if not slots.isdecimal():
         raise InvalidInput(f"environment: DBRANCH_WARM_SLOTS is {slots!r}, not a number; see agent.warmSlots")
     ensure_base(layout)
-    locks, metrics = KeyedLocks(layout.visits), AgentMetrics(int(slots))
-    warm = WarmWork(cluster, layout, home, int(slots), metrics)
+    locks, metrics = KeyedLocks(layout.locks), AgentMetrics(int(slots))
+    warm = WarmReconciler(cluster, layout, context, int(slots), metrics)
     work = Work(
-        ProjectWork(cluster, layout, home, locks, warm.stir),
-        BranchWork(cluster, layout, home, locks, warm, metrics),
+        ProjectReconciler(cluster, layout, context, locks, warm.stir),
+        BranchReconciler(cluster, layout, context, locks, warm, metrics),
         warm,
         metrics,
     )
-    return work, cluster, layout, home
+    return work, cluster, layout, context
 
 
 def main() -> None:
     """Runs until it is told to end. Nothing is unmounted then: Postgres goes on."""
     start_logging(os.environ)
     try:
-        work, cluster, layout, home = make_work(dict(os.environ))
+        work, cluster, layout, context = make_work(dict(os.environ))
     except DbranchError as error:
         raise SystemExit(f"dbranch-server agent: {error}") from error
-    grace = parse_seconds(os.environ.get("DBRANCH_UNCLAIMED_GRACE", "24h"))
+    grace = parse_seconds(os.environ.get("DBRANCH_ORPHAN_GRACE_PERIOD", "24h"))
     machine = observe_machine(layout)
     if not (machine.btrfs and machine.loop):
-        logger.error("node %s: btrfs %s, loop %s", home.node, machine.btrfs, machine.loop)
+        logger.error("node %s: btrfs %s, loop %s", context.node, machine.btrfs, machine.loop)
     readiness = Readiness(layout, work.metrics)
     readiness.serve()
     for target, args in (
-        (watch_pods, (cluster, home, work.warm)),
+        (watch_pods, (cluster, context, work.warm)),
         (work.warm.keep, (work.branches.quiet,)),
-        (keep_house, (cluster, layout, home, os.environ["DBRANCH_POD_NAME"], grace)),
+        (run_housekeeping, (cluster, layout, context, os.environ["DBRANCH_POD_NAME"], grace)),
     ):
         threading.Thread(target=target, args=args, daemon=True, name=target.__name__).start()
     registry = kopf.OperatorRegistry()
-    register(registry, work, home.node, readiness.started.set)
+    register(registry, work, context.node, readiness.started.set)
     serve(registry, names.AGENT_MANAGER)

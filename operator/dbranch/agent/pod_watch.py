@@ -9,9 +9,9 @@ import logging
 import time
 from typing import Any
 
-from dbranch.agent.context import Home
+from dbranch.agent.context import NodeContext
 from dbranch.agent.slot.pod_status import PodFacts, pod_facts
-from dbranch.agent.warm.reconciler import WarmWork
+from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
 from dbranch.api.errors import DbranchError
 from dbranch.kube.client import Cluster, path_of
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _PAUSE = 1.0
 
 
-def news_of(before: PodFacts | None, now: PodFacts | None) -> bool:
+def needs_reconcile(before: PodFacts | None, now: PodFacts | None) -> bool:
     """Whether the branch has to look: its pod is gone, over, in trouble, restarted, or fell silent."""
     if now is None:
         return True
@@ -34,20 +34,20 @@ def news_of(before: PodFacts | None, now: PodFacts | None) -> bool:
     return changed or trouble or moved or (before.ready and not now.ready and not now.terminating)
 
 
-def is_crowded(pod: PodFacts) -> bool:
+def node_is_full(pod: PodFacts) -> bool:
     """Whether the node had no room for the pod."""
     return pod.over and pod.reason.startswith("OutOf")
 
 
-def watch_pods(cluster: Cluster, home: Home, warm: WarmWork) -> None:
+def watch_pods(cluster: Cluster, context: NodeContext, warm: WarmReconciler) -> None:
     """For ever: pokes branches by the labels of their pods, and stirs what keeps the waiting ones."""
-    path = path_of("v1", "pods", home.namespace)
+    path = path_of("v1", "pods", context.namespace)
     seen: dict[str, PodFacts] = {}
     while True:
         try:
             listed: set[str] = set()
             synced = False
-            for event in cluster.watch(path, names.LABEL_SLOT, f"spec.nodeName={home.node}"):
+            for event in cluster.watch(path, names.LABEL_SLOT, f"spec.nodeName={context.node}"):
                 if event["type"] == "SYNCED":
                     synced = True
                     seen = {name: facts for name, facts in seen.items() if name in listed}
@@ -61,9 +61,9 @@ def watch_pods(cluster: Cluster, home: Home, warm: WarmWork) -> None:
                 if names.LABEL_BRANCH_UID not in body["metadata"]["labels"]:
                     if gone or facts.over or (facts.running and not (before and before.running)):
                         warm.stir()
-                elif news_of(before, None if gone else facts):
-                    if is_crowded(facts):
-                        warm.make_room()
+                elif needs_reconcile(before, None if gone else facts):
+                    if node_is_full(facts):
+                        warm.yield_slots()
                     _wake(cluster, body)
                 if gone:
                     seen.pop(facts.name, None)
@@ -80,6 +80,8 @@ def _wake(cluster: Cluster, pod: dict[str, Any]) -> None:
     branch = labels.get(names.LABEL_BRANCH)
     if namespace and project and branch:
         try:
-            request_reconcile(cluster, names.AGENT_POKE, namespace, names.branch_object(project, branch))
+            request_reconcile(
+                cluster, names.AGENT_REQUESTED_AT, namespace, names.branch_object(project, branch)
+            )
         except DbranchError as error:
             logger.warning("branch %s of %s/%s not woken: %s", branch, namespace, project, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def lack_of(base: Path, propagates: bool, immutable: bool) -> str | None:
+def not_ready_reason(base: Path, propagates: bool, immutable: bool) -> str | None:
     """What the disk and mount under the base directory lack; None where nothing."""
     if not propagates:
         return (

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from dbranch.agent.layout import Layout
 from dbranch.agent.machine import observe_machine
 from dbranch.agent.metrics import CONTENT_TYPE, AgentMetrics
-from dbranch.agent.preflight import lack_of
+from dbranch.agent.preflight import not_ready_reason
 from dbranch.agent.slot.effect import immutable_supported
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,9 @@ class Readiness:
             return "the agent has not started yet"
         try:
             self._immutable = self._immutable or immutable_supported(self._layout)
-            lack = lack_of(self._layout.base, observe_machine(self._layout).propagates, self._immutable)
+            lack = not_ready_reason(
+                self._layout.base, observe_machine(self._layout).propagates, self._immutable
+            )
         except OSError as error:
             lack = f"{self._layout.base} cannot be used: {error}"
         if lack and lack != self._said:

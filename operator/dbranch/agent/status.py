@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from dbranch.api.conditions import Reason, Step
+from dbranch.api.conditions import Finding, Reason
 from dbranch.api.errors import (
     Busy,
     CommandFailed,
@@ -54,7 +54,7 @@ def told(now: Mapping[str, Any], wanted: Json) -> Json:
     return kept
 
 
-def report_failed_storage(error: Exception, who: str) -> Step:
+def report_failed_storage(error: Exception, who: str) -> Finding:
     """The storage step of a branch whose work failed."""
     reason = Reason.SNAPSHOT_FAILED
     if isinstance(error, DataLost):
@@ -63,16 +63,16 @@ def report_failed_storage(error: Exception, who: str) -> Step:
         reason = Reason.SOURCE_UNSAFE
     elif isinstance(error, Busy):
         reason = Reason.SNAPSHOTTING
-    return Step(reason, sentence(error, who))
+    return Finding(reason, sentence(error, who))
 
 
-def report_failed_postgres(error: Exception, who: str) -> Step:
+def report_failed_postgres(error: Exception, who: str) -> Finding:
     """The Postgres step of a stored branch whose work failed."""
     invalid = isinstance(error, InvalidInput)
-    return Step(Reason.INVALID_PARAMETERS if invalid else Reason.WAITING_FOR_SLOT, sentence(error, who))
+    return Finding(Reason.INVALID_PARAMETERS if invalid else Reason.WAITING_FOR_SLOT, sentence(error, who))
 
 
-def report_failed_pool(error: Exception, project: str) -> Step:
+def report_failed_pool(error: Exception, project: str) -> Finding:
     """The storage step of a project whose pool could not be brought up."""
     reason = Reason.ATTACH_FAILED
     if isinstance(error, PoolLost):
@@ -81,7 +81,7 @@ def report_failed_pool(error: Exception, project: str) -> Step:
         reason = Reason.POOL_DAMAGED
     elif isinstance(error, OSError) and error.errno == 28:
         reason = Reason.NODE_DISK_LOW
-    return Step(reason, sentence(error, f"pool of project {project}"))
+    return Finding(reason, sentence(error, f"pool of project {project}"))
 
 
 def sentence(error: Exception, who: str) -> str:

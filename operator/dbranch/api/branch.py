@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dbranch.api import names
-from dbranch.api.conditions import Step
+from dbranch.api.conditions import Finding
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class BranchNode:
 
     source_uid: str | None = None
     snapshot_time: str | None = None
-    storage: Step | None = None
-    postgres: Step | None = None
+    storage: Finding | None = None
+    postgres: Finding | None = None
     observed_generation: int = 0
     slot: str | None = None
     pod: str | None = None
@@ -105,8 +105,8 @@ def _parse_node(raw: Mapping[str, Any]) -> BranchNode:
     return BranchNode(
         source_uid=raw.get("sourceUID"),
         snapshot_time=raw.get("snapshotTime"),
-        storage=Step.from_dict(raw.get("storage")),
-        postgres=Step.from_dict(raw.get("postgres")),
+        storage=Finding.from_dict(raw.get("storage")),
+        postgres=Finding.from_dict(raw.get("postgres")),
         observed_generation=int(raw.get("observedGeneration", 0)),
         slot=raw.get("slot"),
         pod=raw.get("pod"),

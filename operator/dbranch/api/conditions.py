@@ -1,6 +1,6 @@
 """Conditions, their reasons and what each reason says of the status: the table of the API.
 
-A part that observes something reports a `Step` (reason and message); this table says whether the
+A part that observes something reports a `Finding` (reason and message); this table says whether the
 reason makes the condition True, False or Unknown, and whether a person has to act (`Stalled`).
 """
 
@@ -152,7 +152,7 @@ AT_REST = frozenset({Reason.STOPPED})
 
 
 @dataclass(frozen=True)
-class Step:
+class Finding:
     """What one part says of one step: `{reason, message}` in `status.node.storage`, `.postgres`.
 
     The message is `<object> <fact with value>; <effect>; <next step>`: at most 256 characters, no
@@ -177,7 +177,7 @@ class Step:
         return {"reason": self.reason.value, "message": clip(self.message)}
 
     @classmethod
-    def from_dict(cls, raw: Any) -> Step | None:
+    def from_dict(cls, raw: Any) -> Finding | None:
         """The step that an agent wrote, or None where it wrote none (yet)."""
         if not raw or not raw.get("reason"):
             return None

@@ -13,7 +13,7 @@ DbranchError
 ├── NameTaken           an object of somebody else has the name that is needed
 ├── NotAccepting        Postgres does not answer (yet)
 ├── ClusterUnreachable  the API server did not answer
-└── Refused             the API server said no
+└── ApiError             the API server said no
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class ClusterUnreachable(DbranchError):
     """The API server did not answer."""
 
 
-class Refused(DbranchError):
+class ApiError(DbranchError):
     """The API server said no: `status` is the HTTP status, `reason` its one word, the text its message."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:

@@ -25,8 +25,8 @@ CONTROLLER_PREFIX: Final = f"controller.{GROUP}"
 AGENT_PREFIX: Final = f"agent.{GROUP}"
 
 # `…/poke`: written by an event handler to wake an object that waits for another one.
-CONTROLLER_POKE: Final = f"{CONTROLLER_PREFIX}/poke"
-AGENT_POKE: Final = f"{AGENT_PREFIX}/poke"
+CONTROLLER_REQUESTED_AT: Final = f"{CONTROLLER_PREFIX}/requestedAt"
+AGENT_REQUESTED_AT: Final = f"{AGENT_PREFIX}/requestedAt"
 # On an agent's own pod: free bytes of the disk that holds the base directory, decimal.
 AGENT_HOST_FREE: Final = f"{AGENT_PREFIX}/host-free-bytes"
 # By a person (or `dbranch restart`), on a branch: its Postgres is started anew once for each value, RFC 3339.
@@ -55,7 +55,7 @@ LABEL_BRANCH_UID: Final = f"{GROUP}/branch-uid"
 LABEL_SLOT: Final = f"{GROUP}/slot"
 LABEL_CLASS: Final = f"{GROUP}/class"
 # On a slot's pod: what it is made of besides its class, so that a new release makes waiting slots anew.
-SLOT_FORM: Final = f"{AGENT_PREFIX}/form"
+TEMPLATE_HASH: Final = f"{AGENT_PREFIX}/form"
 
 COMPONENT_CONTROLLER: Final = "controller"
 COMPONENT_AGENT: Final = "agent"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dbranch.api import names
-from dbranch.api.conditions import Step
+from dbranch.api.conditions import Finding
 from dbranch.api.errors import InvalidInput
 from dbranch.api.quantity import parse_bytes
 
@@ -111,7 +111,7 @@ class ProjectNode:
     machine_id: str | None = None
     pool_uuid: str | None = None
     initialized: bool = False
-    storage: Step | None = None
+    storage: Finding | None = None
     observed_generation: int = 0
     password_version: str | None = None
     image_digest: str | None = None
@@ -261,7 +261,7 @@ def _parse_node(raw: Mapping[str, Any]) -> ProjectNode:
         machine_id=raw.get("machineID"),
         pool_uuid=raw.get("poolUUID"),
         initialized=bool(raw.get("initialized")),
-        storage=Step.from_dict(raw.get("storage")),
+        storage=Finding.from_dict(raw.get("storage")),
         observed_generation=int(raw.get("observedGeneration", 0)),
         password_version=raw.get("passwordVersion"),
         image_digest=raw.get("imageDigest"),

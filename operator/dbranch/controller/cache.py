@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project
 from dbranch.controller.nodes import AgentPod, NodeObject, node_facts
-from dbranch.controller.scheduling import NodeFacts, promised_bytes
+from dbranch.controller.scheduling import NodeFacts, committed_bytes
 
 T = TypeVar("T")
 Index = Mapping[Any, Any]
 
 
 @dataclass(frozen=True)
-class Views:
+class Cache:
     """kopf's indices: nodes and agents by node name, projects and branches by (namespace, project)."""
 
     nodes: Index
@@ -37,7 +37,7 @@ class Views:
         """The nodes, with what they have promised to the projects there."""
         promised: dict[str, int] = defaultdict(int)
         for project in self.all_projects():
-            promised[project.node_name or ""] += promised_bytes(project)
+            promised[project.node_name or ""] += committed_bytes(project)
         return [self.node(name, promised[name]) for name in _settled(lambda: list(self.nodes))]
 
     def branches_of(self, namespace: str, project: str) -> tuple[Branch, ...]:

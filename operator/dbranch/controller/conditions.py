@@ -1,27 +1,27 @@
-"""Steps -> the list of conditions, and the one word for them. Pure."""
+"""Findings -> the list of conditions, and the one word for them. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dbranch.api.conditions import AT_REST, STALLED, Condition, Reason, Step, clip
+from dbranch.api.conditions import AT_REST, STALLED, Condition, Finding, Reason, clip
 
 Json = dict[str, Any]
 
 
-def ready_step(steps: Sequence[tuple[Condition, Step]], available: str) -> Step:
+def ready_finding(steps: Sequence[tuple[Condition, Finding]], available: str) -> Finding:
     """Ready copies the first step that fails, else it is Available."""
     for _, step in steps:
         if not step.done:
             return step
-    return Step(Reason.AVAILABLE, available)
+    return Finding(Reason.AVAILABLE, available)
 
 
 def report_conditions(
     before: Sequence[Mapping[str, Any]],
-    steps: Sequence[tuple[Condition, Step]],
-    ready: Step,
+    steps: Sequence[tuple[Condition, Finding]],
+    ready: Finding,
     generation: int,
     now: str,
 ) -> list[Json]:
@@ -29,7 +29,7 @@ def report_conditions(
 
     `now`: RFC 3339; a condition whose status did not change keeps its lastTransitionTime.
     """
-    listed: list[tuple[str, str, Step]] = [(Condition.READY, ready.status, ready)]
+    listed: list[tuple[str, str, Finding]] = [(Condition.READY, ready.status, ready)]
     if ready.reason in STALLED:
         listed.append((Condition.STALLED, "True", ready))
     elif not ready.done and ready.reason not in AT_REST and ready.reason != Reason.DELETING:
@@ -53,7 +53,7 @@ def report_conditions(
     return conditions
 
 
-def phase_of(ready: Step) -> str:
+def phase_of(ready: Finding) -> str:
     """One word for people, shown and never read."""
     if ready.done:
         return "Ready"
@@ -64,4 +64,4 @@ def phase_of(ready: Step) -> str:
     return "Pending"
 
 
-Steps = list[tuple[Condition, Step]]
+Findings = list[tuple[Condition, Finding]]

@@ -7,12 +7,12 @@ import secrets
 from dataclasses import dataclass
 
 from dbranch.api import names
-from dbranch.api.conditions import Reason, Step
+from dbranch.api.conditions import Finding, Reason
 from dbranch.api.project import Project
 from dbranch.api.scram import is_verifier_of, verifier_of, version_of
 from dbranch.controller import manifests
 from dbranch.controller.manifests import Login, Release
-from dbranch.controller.owned import Owned
+from dbranch.controller.owned import OwnedObjects
 from dbranch.kube.client import Cluster, path_of
 
 
@@ -28,11 +28,11 @@ class _Known:
 class Logins:
     """Remembers what it read; with `fresh`, it looks again. Call under the project's lock."""
 
-    def __init__(self, cluster: Cluster, release: Release, owned: Owned) -> None:
+    def __init__(self, cluster: Cluster, release: Release, owned: OwnedObjects) -> None:
         self._cluster, self._release, self._owned = cluster, release, owned
         self._known: dict[str, _Known] = {}
 
-    def ensure(self, project: Project, fresh: bool) -> str | Step:
+    def ensure(self, project: Project, fresh: bool) -> str | Finding:
         """The Secret `…-conn` and the verifier's Secret say the password. Its version, or why there is none yet.
 
         NameTaken where somebody else's Secret has the name.
@@ -42,7 +42,7 @@ class Logins:
         known = self._known.get(project.uid)
         if known is None or fresh or known.place != place:
             read = self._read(project, place)
-            if isinstance(read, Step):
+            if isinstance(read, Finding):
                 self._known.pop(project.uid, None)
                 return read
             known = read
@@ -61,13 +61,13 @@ class Logins:
         nodes = self._release.nodes_namespace
         self._owned.drop("v1", "secrets", nodes, names.verifier_secret(project.uid))
 
-    def _read(self, project: Project, place: tuple[str, str]) -> _Known | Step:
+    def _read(self, project: Project, place: tuple[str, str]) -> _Known | Finding:
         """The user's password, the one drawn earlier, or a new one; its verifier: the one there is, if it fits."""
         password = self._text(project.namespace, *place)
         if not password and project.postgres.password_secret:
             name, key = place
             missing = f'Secret "{name}" with the key "{key}" does not exist in {project.namespace}'
-            return Step(Reason.SECRET_NOT_FOUND, f"{missing}; no database is made before; create it")
+            return Finding(Reason.SECRET_NOT_FOUND, f"{missing}; no database is made before; create it")
         password = password or secrets.token_urlsafe(24)
         there = self._text(self._release.nodes_namespace, names.verifier_secret(project.uid), "verifier")
         fits = there is not None and is_verifier_of(there, password)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from dbranch.api.conditions import TROUBLED, Condition, Step, find
+from dbranch.api.conditions import TROUBLED, Condition, Finding, find
 
-Tell = Callable[[str, str, str], None]
+EmitEvent = Callable[[str, str, str], None]
 
 
-def tell_transition(status: Any, ready: Step, tell: Tell) -> None:
+def emit_transition(status: Any, ready: Finding, tell: EmitEvent) -> None:
     """One Event for each new reason of Ready."""
     was = find(status, Condition.READY)
     if was is None or was.get("reason") != ready.reason.value:

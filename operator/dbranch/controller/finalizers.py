@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dbranch.api import names
-from dbranch.api.errors import Refused
+from dbranch.api.errors import ApiError
 from dbranch.kube.client import Cluster
 from dbranch.runtime.logs import log_as_typed
 
@@ -21,7 +21,7 @@ def ensure_agent_dropped(cluster: Cluster, path: str, uid: str) -> None:
     log_as_typed("kubectl", "patch", path, "--type=merge", f"finalizers={left}")
     try:
         cluster.merge(path, {"metadata": {"resourceVersion": version, "finalizers": left}})
-    except Refused as error:
+    except ApiError as error:
         # Somebody else wrote it meanwhile: that is an event, and this is asked again.
         if error.status not in (404, 409):
             raise

@@ -8,28 +8,29 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import kopf
+
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Condition, find, is_true
 from dbranch.api.errors import DbranchError
 from dbranch.api.project import Project, parse_project
-from dbranch.controller.branch.reconciler import BranchCare
-from dbranch.controller.cache import Views
-from dbranch.controller.events import Tell
+from dbranch.controller.branch.reconciler import BranchReconciler
+from dbranch.controller.cache import Cache
+from dbranch.controller.events import EmitEvent
 from dbranch.controller.finalizers import ensure_agent_dropped
 from dbranch.controller.manifests import Release
 from dbranch.controller.nodes import AgentPod, NodeObject, agent_pod, node_object
-from dbranch.controller.owned import Owned
-from dbranch.controller.project.reconciler import ProjectCare, proxy_pod_of
+from dbranch.controller.owned import OwnedObjects
+from dbranch.controller.project.reconciler import ProjectReconciler, proxy_pod_of
 from dbranch.controller.project.status import is_outdated
-from dbranch.controller.routing import is_news
+from dbranch.controller.routing import needs_reconcile
 from dbranch.controller.scheduling import is_abandoned, node_trouble
 from dbranch.kube.client import Cluster, branch_path, project_path
 from dbranch.kube.requeue import request_reconcile
-from dbranch.runtime.initial_sync import FirstRound
+from dbranch.runtime.initial_sync import InitialSync
 from dbranch.runtime.kopf_settings import later, login, settle
 from dbranch.runtime.locks import KeyedLocks
-from dbranch.runtime.workqueue import AskedVisits
+from dbranch.runtime.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ _PROJECT: Any = (names.GROUP, names.VERSION, names.PROJECTS)
 _BRANCH: Any = (names.GROUP, names.VERSION, names.BRANCHES)
 
 
-_POKED: Any = ("metadata", "annotations", names.CONTROLLER_POKE)
+_REQUESTED: Any = ("metadata", "annotations", names.CONTROLLER_REQUESTED_AT)
 
 
 # What the agents measure: no condition and no route follows from it.
@@ -61,9 +62,9 @@ _LOOK_EVERY = 20.0
 def register(registry: kopf.OperatorRegistry, cluster: Cluster, release: Release, resync: float) -> None:
     """The indices and handlers, each of which only asks for one visit. `resync`: seconds between two looks at
     whether everything made for an object is still there."""
-    locks, owned, first = KeyedLocks(), Owned(cluster), FirstRound("branches")
-    projects = ProjectCare(cluster, release, owned, locks)
-    branches = BranchCare(cluster, release, owned, locks)
+    locks, owned, first = KeyedLocks(), OwnedObjects(cluster), InitialSync("branches")
+    projects = ProjectReconciler(cluster, release, owned, locks)
+    branches = BranchReconciler(cluster, release, owned, locks)
     _register_start(registry, owned)
     _register_indices(registry, release.nodes_namespace)
     _register_projects(registry, projects, resync)
@@ -71,13 +72,13 @@ def register(registry: kopf.OperatorRegistry, cluster: Cluster, release: Release
     _register_neighbours(registry, cluster, projects, first)
 
 
-def _register_start(registry: kopf.OperatorRegistry, owned: Owned) -> None:
+def _register_start(registry: kopf.OperatorRegistry, owned: OwnedObjects) -> None:
     more: Any = {"registry": registry}
 
     @kopf.on.startup(**more)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
         others = [
-            ("metadata", "annotations", names.AGENT_POKE),
+            ("metadata", "annotations", names.AGENT_REQUESTED_AT),
             *(("status", "node", key) for key in _MEASURED),
         ]
         settle(settings, names.CONTROLLER_FINALIZER, names.CONTROLLER_PREFIX, others)
@@ -126,23 +127,23 @@ def _register_indices(registry: kopf.OperatorRegistry, nodes_namespace: str) -> 
         return {(branch.namespace, branch.project): branch}
 
 
-def views_of(found: Mapping[str, Any]) -> Views:
-    """The views in a handler's keywords."""
-    return Views(*(found[f"{noun}_index"] for noun in ("node", "agent", "project", "branch")))
+def cache_of(found: Mapping[str, Any]) -> Cache:
+    """The cache in a handler's keywords."""
+    return Cache(*(found[f"{noun}_index"] for noun in ("node", "agent", "project", "branch")))
 
 
-def tell_of(body: Mapping[Any, Any]) -> Tell:
+def event_emitter(body: Mapping[Any, Any]) -> EmitEvent:
     """Events about the object."""
     return lambda kind, reason, message: kopf.event(body, type=kind, reason=reason, message=message)
 
 
-def tell_of_project(project: Project) -> Tell:
+def project_event_emitter(project: Project) -> EmitEvent:
     """Events about a project whose body is not at hand."""
     meta = {"namespace": project.namespace, "name": project.name, "uid": project.uid}
-    return tell_of({"apiVersion": names.API_VERSION, "kind": names.PROJECT_KIND, "metadata": meta})
+    return event_emitter({"apiVersion": names.API_VERSION, "kind": names.PROJECT_KIND, "metadata": meta})
 
 
-def _register_projects(registry: kopf.OperatorRegistry, care: ProjectCare, resync: float) -> None:
+def _register_projects(registry: kopf.OperatorRegistry, care: ProjectReconciler, resync: float) -> None:
     more: Any = {"registry": registry}
 
     @kopf.on.resume(*_PROJECT, id="project", **more)
@@ -151,11 +152,11 @@ def _register_projects(registry: kopf.OperatorRegistry, care: ProjectCare, resyn
     @kopf.on.field(*_PROJECT, field="status.node", id="project", **more)
     @kopf.on.field(*_PROJECT, field="status.proxies", id="project", **more)
     def project(namespace: Any, name: str, body: kopf.Body, **found: Any) -> None:
-        visit(care.reconcile, namespace, name, views_of(found), tell_of(body))
+        visit(care.reconcile, namespace, name, cache_of(found), event_emitter(body))
 
     @kopf.on.delete(*_PROJECT, id="project-removal", **more)
     def project_removal(body: kopf.Body, **found: Any) -> None:
-        later(visit(care.remove, parse_project(body), views_of(found)), "its branches are being deleted")
+        later(visit(care.remove, parse_project(body), cache_of(found)), "its branches are being deleted")
 
     @kopf.timer(*_PROJECT, interval=_LOOK_EVERY, initial_delay=_LOOK_EVERY, id="project-look", **more)
     async def project_look(
@@ -163,15 +164,15 @@ def _register_projects(registry: kopf.OperatorRegistry, care: ProjectCare, resyn
     ) -> None:
         secret = body["spec"].get("postgres", {}).get("passwordSecret")
         if secret or not is_true(status, Condition.READY):
-            await in_thread(care.reconcile, namespace, name, views_of(found), tell_of(body), True)
+            await in_thread(care.reconcile, namespace, name, cache_of(found), event_emitter(body), True)
 
     @kopf.timer(*_PROJECT, interval=resync, initial_delay=resync, id="project-resync", **more)
     def project_resync(namespace: Any, name: str, body: kopf.Body, **found: Any) -> None:
-        visit(care.reconcile, namespace, name, views_of(found), tell_of(body), True)
+        visit(care.reconcile, namespace, name, cache_of(found), event_emitter(body), True)
 
 
 def _register_branches(
-    registry: kopf.OperatorRegistry, care: BranchCare, resync: float, first: FirstRound
+    registry: kopf.OperatorRegistry, care: BranchReconciler, resync: float, first: InitialSync
 ) -> None:
     more: Any = {"registry": registry}
 
@@ -179,14 +180,14 @@ def _register_branches(
     @kopf.on.create(*_BRANCH, id="branch", **more)
     @kopf.on.update(*_BRANCH, field="spec", id="branch", **more)
     @kopf.on.field(*_BRANCH, field="status.node", id="branch", **more)
-    @kopf.on.field(*_BRANCH, field=_POKED, id="branch", **more)
+    @kopf.on.field(*_BRANCH, field=_REQUESTED, id="branch", **more)
     def branch(namespace: Any, name: str, body: kopf.Body, **found: Any) -> None:
-        visit(care.reconcile, namespace, name, views_of(found), tell_of(body))
+        visit(care.reconcile, namespace, name, cache_of(found), event_emitter(body))
         first.visited(namespace, name)
 
     @kopf.on.delete(*_BRANCH, id="branch-removal", **more)
     def branch_removal(body: kopf.Body, **found: Any) -> None:
-        wait = visit(care.remove, parse_branch(body), views_of(found))
+        wait = visit(care.remove, parse_branch(body), cache_of(found))
         first.visited(body["metadata"]["namespace"], body["metadata"]["name"])
         later(wait, "sessions are still sent to it, or a copy of it is being made")
 
@@ -195,73 +196,73 @@ def _register_branches(
         namespace: Any, name: str, body: kopf.Body, status: kopf.Status, **found: Any
     ) -> None:
         if not is_true(status, Condition.READY):
-            await in_thread(care.reconcile, namespace, name, views_of(found), tell_of(body), True)
+            await in_thread(care.reconcile, namespace, name, cache_of(found), event_emitter(body), True)
 
     @kopf.timer(*_BRANCH, interval=resync, initial_delay=resync, id="branch-resync", **more)
     def branch_resync(namespace: Any, name: str, body: kopf.Body, **found: Any) -> None:
-        visit(care.reconcile, namespace, name, views_of(found), tell_of(body), True)
+        visit(care.reconcile, namespace, name, cache_of(found), event_emitter(body), True)
 
 
 def _register_neighbours(
-    registry: kopf.OperatorRegistry, cluster: Cluster, care: ProjectCare, first: FirstRound
+    registry: kopf.OperatorRegistry, cluster: Cluster, care: ProjectReconciler, first: InitialSync
 ) -> None:
     """What only wakes those objects that would say something else now: a project by a visit, a branch by a poke.
 
     The indices hold an event before its handlers run, so a visit that is asked for knows of it.
     """
     more: Any = {"registry": registry}
-    asked = AskedVisits()
+    asked = WorkQueue()
 
-    def look(views: Views, project: Project) -> None:
+    def look(cache: Cache, project: Project) -> None:
         key = project.namespace, project.name
-        asked.ask(key, care.reconcile, *key, views, tell_of_project(project))
+        asked.ask(key, care.reconcile, *key, cache, project_event_emitter(project))
 
-    def look_if_outdated(views: Views, namespace: str, name: str) -> None:
-        project = views.project(namespace, name)
-        if project and is_outdated(project, views.branches_of(namespace, name)):
-            look(views, project)
+    def enqueue_if_stale(cache: Cache, namespace: str, name: str) -> None:
+        project = cache.project(namespace, name)
+        if project and is_outdated(project, cache.branches_of(namespace, name)):
+            look(cache, project)
 
     @kopf.on.event(*_BRANCH, **more)
-    async def branch_news(event: Any, body: kopf.Body, **found: Any) -> None:
-        namespace, views = body["metadata"]["namespace"], views_of(found)
-        look_if_outdated(views, namespace, body["spec"]["project"])
+    async def on_branch_event(event: Any, body: kopf.Body, **found: Any) -> None:
+        namespace, cache = body["metadata"]["namespace"], cache_of(found)
+        enqueue_if_stale(cache, namespace, body["spec"]["project"])
         if event["type"] == "DELETED":
             first.visited(namespace, body["metadata"]["name"])
         elif body["metadata"].get("deletionTimestamp"):
-            await in_thread(let_go, cluster, views, parse_branch(body))
+            await in_thread(release_agent_finalizer, cluster, cache, parse_branch(body))
 
     @kopf.on.event(*_PROJECT, **more)
-    async def project_news(event: Any, body: kopf.Body, **found: Any) -> None:
+    async def on_project_event(event: Any, body: kopf.Body, **found: Any) -> None:
         # What its branches say may have come before it.
-        look_if_outdated(views_of(found), body["metadata"]["namespace"], body["metadata"]["name"])
+        enqueue_if_stale(cache_of(found), body["metadata"]["namespace"], body["metadata"]["name"])
         if event["type"] != "DELETED" and body["metadata"].get("deletionTimestamp"):
-            await in_thread(let_go, cluster, views_of(found), parse_project(body))
+            await in_thread(release_agent_finalizer, cluster, cache_of(found), parse_project(body))
 
     @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_PROXY}, **more)
     async def proxy_pod(
         event: Any, namespace: Any, labels: kopf.Labels, body: kopf.Body, **found: Any
     ) -> None:
-        views = views_of(found)
-        project = views.project(namespace, labels.get(names.LABEL_PROJECT, ""))
+        cache = cache_of(found)
+        project = cache.project(namespace, labels.get(names.LABEL_PROJECT, ""))
         if not project or project.deleting or project.uid != labels.get(names.LABEL_PROJECT_UID):
             return
-        if event["type"] == "DELETED" or is_news(project, proxy_pod_of(body)):
-            look(views, project)
+        if event["type"] == "DELETED" or needs_reconcile(project, proxy_pod_of(body)):
+            look(cache, project)
 
     @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_AGENT}, **more)
-    async def agent_news(**found: Any) -> None:
-        await wake_bound(cluster, views_of(found), look)
+    async def on_agent_event(**found: Any) -> None:
+        await requeue_scheduled(cluster, cache_of(found), look)
 
     @kopf.on.event("v1", "nodes", **more)
-    async def node_news(**found: Any) -> None:
+    async def on_node_event(**found: Any) -> None:
         # There is always a node, and no handler runs before the indices hold all that was listed.
-        first.begin((branch.namespace, branch.object_name) for branch in views_of(found).all_branches())
-        await wake_bound(cluster, views_of(found), look)
+        first.begin((branch.namespace, branch.object_name) for branch in cache_of(found).all_branches())
+        await requeue_scheduled(cluster, cache_of(found), look)
 
 
-def let_go(cluster: Cluster, views: Views, item: Project | Branch) -> None:
+def release_agent_finalizer(cluster: Cluster, cache: Cache, item: Project | Branch) -> None:
     """What is being deleted and waits for an agent that will never come, waits no more."""
-    if item.node_name and item.deleting and is_abandoned(views.node(item.node_name), item.annotations):
+    if item.node_name and item.deleting and is_abandoned(cache.node(item.node_name), item.annotations):
         if isinstance(item, Project):
             path = project_path(item.namespace, item.name)
         else:
@@ -269,39 +270,39 @@ def let_go(cluster: Cluster, views: Views, item: Project | Branch) -> None:
         ensure_agent_dropped(cluster, path, item.uid)
 
 
-async def wake_bound(cluster: Cluster, views: Views, look: Callable[[Views, Project], None]) -> None:
+async def requeue_scheduled(cluster: Cluster, cache: Cache, look: Callable[[Cache, Project], None]) -> None:
     """Wakes what is bound to a node whose state it does not tell, and projects that wait for a node."""
     troubles: dict[str, str] = {}
 
     def expected(node: str) -> str:
         if node not in troubles:
-            trouble = node_trouble(views.node(node))
+            trouble = node_trouble(cache.node(node))
             troubles[node] = trouble.reason.value if trouble else "Bound"
         return troubles[node]
 
-    for project in views.all_projects():
+    for project in cache.all_projects():
         told = (find(project.status, Condition.SCHEDULED) or {}).get("reason")
         if (
             not project.deleting
             and told
             and (project.node_name is None or told != expected(project.node_name))
         ):
-            look(views, project)
-    await in_thread(_wake_bound_branches, cluster, views, expected)
+            look(cache, project)
+    await in_thread(_requeue_scheduled_branches, cluster, cache, expected)
 
 
-def _wake_bound_branches(cluster: Cluster, views: Views, expected: Callable[[str], str]) -> None:
-    bound: list[Project | Branch] = [*views.all_branches(), *views.all_projects()]
+def _requeue_scheduled_branches(cluster: Cluster, cache: Cache, expected: Callable[[str], str]) -> None:
+    bound: list[Project | Branch] = [*cache.all_branches(), *cache.all_projects()]
     for item in bound:
-        let_go(cluster, views, item)
-    for branch in views.all_branches():
+        release_agent_finalizer(cluster, cache, item)
+    for branch in cache.all_branches():
         told = (find(branch.status, Condition.SCHEDULED) or {}).get("reason")
         if (
             branch.node_name
             and not branch.deleting
             and told not in (None, "NameTaken", expected(branch.node_name))
         ):
-            request_reconcile(cluster, names.CONTROLLER_POKE, branch.namespace, branch.object_name)
+            request_reconcile(cluster, names.CONTROLLER_REQUESTED_AT, branch.namespace, branch.object_name)
 
 
 def visit(call: Any, *args: Any) -> Any:

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from dbranch.api import names
-from dbranch.api.errors import NameTaken, Refused
+from dbranch.api.errors import ApiError, NameTaken
 from dbranch.kube.client import Cluster, path_of
 
 # What was applied last, so that an object which is as it should be costs one read and no write.
 _APPLIED: Final = f"{names.GROUP}/applied"
 
 
-class Owned:
+class OwnedObjects:
     """Remembers what it applied, and to which object; with `fresh`, it looks again."""
 
     def __init__(self, cluster: Cluster) -> None:
@@ -61,7 +61,7 @@ class Owned:
             elif uid and not fresh:
                 # With its UID: another object of that name is refused.
                 there = self._cluster.apply(path, {**body, "metadata": {**marked, "uid": uid}})
-        except Refused as error:
+        except ApiError as error:
             if error.status != 409:
                 raise
         if there is None:
@@ -84,7 +84,7 @@ class Owned:
             return
         try:
             self._cluster.delete(path, uid=there["metadata"]["uid"])
-        except Refused as error:
+        except ApiError as error:
             if error.status != 404:
                 raise
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dbranch.api.branch import Branch
-from dbranch.api.conditions import Condition, Reason, Step, find
+from dbranch.api.conditions import Condition, Finding, Reason, find
 from dbranch.api.project import Project, ProxyEntry, Route, Target
 
 
@@ -62,16 +62,16 @@ def laggards(route: Route, pods: Iterable[ProxyPod], entries: Iterable[ProxyEntr
     return tuple(sorted(pod.name for pod in pods if said.get(pod.name, -1) < route.generation))
 
 
-def is_news(project: Project, pod: ProxyPod) -> bool:
+def needs_reconcile(project: Project, pod: ProxyPod) -> bool:
     """Whether the project would say something else of Routed now that this proxy pod is so."""
     route, told = project.route, find(project.status, Condition.ROUTED) or {}
     obeys = route is not None and not laggards(route, (pod,), project.proxies)
     return not (pod.ready and obeys and told.get("status") == "True")
 
 
-def routed_step(
+def routed_finding(
     project: Project, route: Route | None, targets: Sequence[Target], pods: Sequence[ProxyPod]
-) -> Step:
+) -> Finding:
     """The condition Routed: whether every new session reaches the branch that `activeBranch` names."""
     wanted, states = project.active_branch, {t.branch: t.state for t in targets}
     if route is None or route.branch != wanted:
@@ -84,31 +84,33 @@ def routed_step(
     entries = {entry.pod: entry for entry in project.proxies}
     late = laggards(route, pods, project.proxies)
     if not any(pod.ready for pod in pods):
-        return Step(
+        return Finding(
             Reason.PROXY_NOT_READY,
             f"no proxy of project {project.name} is ready; the connection string does not answer; "
             "see the pods of its Deployment",
         )
     if late:
-        return Step(
+        return Finding(
             Reason.PROXY_NOT_READY,
             f"proxy {late[0]} has not taken the route to {wanted} yet; a session may still reach another branch",
         )
     if any(entries[pod.name].draining for pod in pods if pod.name in entries):
         text = f"new sessions reach {wanted}; sessions on other branches drain or are kept"
-        return Step(Reason.DRAINING, text)
-    return Step(Reason.ROUTED, f"every new session reaches {wanted}")
+        return Finding(Reason.DRAINING, text)
+    return Finding(Reason.ROUTED, f"every new session reaches {wanted}")
 
 
-def _not_moved(project: Project, wanted: str, state: str | None, stays: str) -> Step:
+def _not_moved(project: Project, wanted: str, state: str | None, stays: str) -> Finding:
     who = f"branch {wanted}"
     if state is None:
         text = (
             f'activeBranch "{wanted}" does not exist in project {project.name}; {stays}; name one that does'
         )
-        return Step(Reason.BRANCH_NOT_FOUND, text)
+        return Finding(Reason.BRANCH_NOT_FOUND, text)
     if state == "Deleting":
-        return Step(Reason.BRANCH_DELETING, f"{who} is being deleted; {stays}; name another as activeBranch")
+        return Finding(
+            Reason.BRANCH_DELETING, f"{who} is being deleted; {stays}; name another as activeBranch"
+        )
     if state == "Stopped":
-        return Step(Reason.BRANCH_STOPPED, f"{who} is stopped; {stays}; resume it")
-    return Step(Reason.BRANCH_NOT_READY, f"{who} is not ready yet; {stays}; it moves by itself")
+        return Finding(Reason.BRANCH_STOPPED, f"{who} is stopped; {stays}; resume it")
+    return Finding(Reason.BRANCH_NOT_READY, f"{who} is not ready yet; {stays}; it moves by itself")

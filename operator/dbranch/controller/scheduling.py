@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dbranch.api import names
 from dbranch.api.branch import Branch
-from dbranch.api.conditions import Reason, Step
+from dbranch.api.conditions import Finding, Reason
 from dbranch.api.project import Project
 from dbranch.api.quantity import format_bytes
 
@@ -45,7 +45,7 @@ class Binding:
     source_uid: str | None = None
 
 
-def bind_project(project: Project, nodes: Iterable[NodeFacts]) -> Binding | Step:
+def bind_project(project: Project, nodes: Iterable[NodeFacts]) -> Binding | Finding:
     """The node with the most room that is promised to nobody, of those that may hold the project, or why
     there is none."""
     all_nodes = sorted(nodes, key=lambda node: node.name)
@@ -76,25 +76,25 @@ def bind_project(project: Project, nodes: Iterable[NodeFacts]) -> Binding | Step
     return Binding(max(roomy, key=lambda n: ((n.free or 0) - n.promised, n.name)).name)
 
 
-def promised_bytes(project: Project) -> int:
+def committed_bytes(project: Project) -> int:
     """What the project's pool may still grow into, in bytes."""
     return max(0, project.size - (project.node.used_bytes or 0))
 
 
-def _nowhere(who: str, why: str, advice: str) -> Step:
-    return Step(Reason.NO_ELIGIBLE_NODE, f"{who}: {why}; it is bound to no node yet; {advice}")
+def _nowhere(who: str, why: str, advice: str) -> Finding:
+    return Finding(Reason.NO_ELIGIBLE_NODE, f"{who}: {why}; it is bound to no node yet; {advice}")
 
 
-def node_trouble(node: NodeFacts) -> Step | None:
+def node_trouble(node: NodeFacts) -> Finding | None:
     """Why nothing is known of what is bound to this node; None where its agent reports."""
     if not node.exists and not node.agent:
         text = f"node {node.name} does not exist any more; what it held is out of reach; bring the node back"
-        return Step(Reason.NODE_GONE, text)
+        return Finding(Reason.NODE_GONE, text)
     if not node.exists or not node.ready:
-        return Step(Reason.NODE_NOT_READY, f"node {node.name} is not Ready; its state is not known")
+        return Finding(Reason.NODE_NOT_READY, f"node {node.name} is not Ready; its state is not known")
     if not node.agent_ready:
         text = f"the agent of node {node.name} is not Ready; its state is not known"
-        return Step(Reason.AGENT_NOT_REPORTING, text)
+        return Finding(Reason.AGENT_NOT_REPORTING, text)
     return None
 
 
@@ -105,16 +105,16 @@ def is_abandoned(node: NodeFacts, annotations: Mapping[str, str]) -> bool:
     return gone or annotations.get(names.ABANDON_NODE) == node.name
 
 
-def bind_branch(project: Project | None, branch: Branch, siblings: Iterable[Branch]) -> Binding | Step:
+def bind_branch(project: Project | None, branch: Branch, siblings: Iterable[Branch]) -> Binding | Finding:
     """The node and the source of a branch that has none yet, or what it waits for."""
     if project is None or project.deleting:
         what = "does not exist" if project is None else "is being deleted"
-        return Step(
+        return Finding(
             Reason.PROJECT_NOT_FOUND,
             f"project {branch.project} {what}; nothing is made yet; apply the DBProject {branch.project}",
         )
     if project.node_name is None:
-        return Step(
+        return Finding(
             Reason.PROJECT_NOT_READY, f"project {project.name} is bound to no node yet; nothing is made"
         )
     if branch.is_root:
@@ -123,13 +123,13 @@ def bind_branch(project: Project | None, branch: Branch, siblings: Iterable[Bran
     source = there.get(branch.source or "")
     if source is None or source.uid == branch.uid:
         known = ", ".join(sorted(name for name, b in there.items() if b.uid != branch.uid)) or "none yet"
-        return Step(
+        return Finding(
             Reason.SOURCE_NOT_FOUND,
             f'source "{branch.source}" does not exist in project {project.name}; '
             f"nothing was made; name one of: {known}",
         )
     if source.node.snapshot_time is None:
-        return Step(
+        return Finding(
             Reason.SOURCE_NOT_READY,
             f'source "{branch.source}" of project {project.name} is not stored yet; nothing was made',
         )

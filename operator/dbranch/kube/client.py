@@ -16,7 +16,7 @@ import urllib3
 from kubernetes import client, config
 
 from dbranch.api import names
-from dbranch.api.errors import ClusterUnreachable, Refused
+from dbranch.api.errors import ApiError, ClusterUnreachable
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def branch_path(namespace: str, name: str, sub: str = "") -> str:
 class Cluster:
     """The API server, as one field manager. Safe for threads.
 
-    Every verb raises ClusterUnreachable where no answer came (or a 5xx, or 429), Refused with the
+    Every verb raises ClusterUnreachable where no answer came (or a 5xx, or 429), ApiError with the
     server's status and words where it said no.
     """
 
@@ -75,7 +75,7 @@ class Cluster:
         """The object, or None where there is none."""
         try:
             return self._call("GET", path)
-        except Refused as error:
+        except ApiError as error:
             if error.status == 404:
                 return None
             raise
@@ -86,7 +86,7 @@ class Cluster:
         return items
 
     def create(self, path: str, body: Mapping[str, Any]) -> Json:
-        """A new object. Refused (409) where the name is taken."""
+        """A new object. ApiError (409) where the name is taken."""
         return self._call("POST", path, body, query={"fieldManager": self._manager})
 
     def apply(self, path: str, body: Mapping[str, Any], manager: str | None = None) -> Json:
@@ -95,11 +95,11 @@ class Cluster:
         return self._call("PATCH", path, body, _APPLY, query)
 
     def merge(self, path: str, body: Mapping[str, Any]) -> Json:
-        """A merge patch (RFC 7386). With `metadata.resourceVersion` or `uid` in it: Refused (409) on another."""
+        """A merge patch (RFC 7386). With `metadata.resourceVersion` or `uid` in it: ApiError (409) on another."""
         return self._call("PATCH", path, body, _MERGE, {"fieldManager": self._manager})
 
     def json_patch(self, path: str, operations: list[Json]) -> Json:
-        """A JSON patch (RFC 6902). Refused (422) where a `test` in it fails; nothing is changed then.
+        """A JSON patch (RFC 6902). ApiError (422) where a `test` in it fails; nothing is changed then.
 
         A `test` for None holds where there is nothing at that path.
         """
@@ -119,7 +119,7 @@ class Cluster:
             options["gracePeriodSeconds"] = grace
         try:
             self._call("DELETE", path, options)
-        except Refused as error:
+        except ApiError as error:
             if error.status != 404 and not (uid and error.status == 409):
                 raise
 
@@ -216,4 +216,4 @@ def _raise(method: str, path: str, answer: Any) -> None:
     message = status.get("message") or f"HTTP {answer.status}"
     if answer.status >= 500 or answer.status == 429:
         raise ClusterUnreachable(f"{method} {path}: HTTP {answer.status}: {message}")
-    raise Refused(answer.status, status.get("reason", ""), message)
+    raise ApiError(answer.status, status.get("reason", ""), message)

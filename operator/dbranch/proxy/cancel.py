@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final, cast
 
-from dbranch.proxy.routes import Place
+from dbranch.proxy.routes import Backend
 from dbranch.proxy.sockets import dial
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Canceller:
         self._tasks: set[asyncio.Task[object]] = set()
 
     def send(
-        self, places: Sequence[Place], packet: bytes, guessed: bool = False
+        self, places: Sequence[Backend], packet: bytes, guessed: bool = False
     ) -> asyncio.Task[object] | None:
         """Sends `packet` to the backends at `places`, to as many as there is room for. The task ends when
         each of them has taken it; None: nothing was sent. `guessed`: nobody knows which of them owns the key."""
@@ -66,7 +66,7 @@ class Canceller:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _deliver(self, places: Sequence[Place], packet: bytes) -> object:
+    async def _deliver(self, places: Sequence[Backend], packet: bytes) -> object:
         try:
             # One that fails is news only where the key's owner is known.
             level = logging.WARNING if len(places) == 1 else logging.DEBUG
@@ -75,7 +75,7 @@ class Canceller:
             self._under_way -= len(places)
 
 
-async def _deliver(place: Place, packet: bytes, level: int) -> None:
+async def _deliver(place: Backend, packet: bytes, level: int) -> None:
     sent = _Sent(packet)
     try:
         async with asyncio.timeout(_TIMEOUT):

@@ -12,7 +12,7 @@ from dbranch.proxy.cancel import Canceller
 from dbranch.proxy.connecting import connect
 from dbranch.proxy.proxy_protocol import Header, NoHeader, read_header
 from dbranch.proxy.relay import ClientPipe
-from dbranch.proxy.routes import Refuse, cancel_candidates, refuse_session
+from dbranch.proxy.routes import Reject, cancel_candidates, reject_session
 from dbranch.proxy.session import Session
 from dbranch.proxy.sockets import WRITE_BUFFER, address_of, close_after_writing, host_of, is_loopback
 from dbranch.proxy.switchboard import Switchboard
@@ -229,7 +229,7 @@ class ClientStart(asyncio.Protocol):
             self._turn_away("28000", text, "Connect with sslmode=require.", "tls_required")
             return
         host = host_of(self.peer)
-        refusal = refuse_session(table, len(board.sessions), host, board.by_address[host])
+        refusal = reject_session(table, len(board.sessions), host, board.by_address[host])
         if refusal:
             self._turn_away(refusal.code, refusal.message, refusal.hint, refusal.reason)
             return
@@ -243,7 +243,7 @@ class ClientStart(asyncio.Protocol):
         error = None if task.cancelled() else task.exception()
         if error and self.session:
             log.error("a session could not be started", exc_info=error)
-            failed = Refuse("XX000", "the proxy failed; its log says why", reason="failed")
+            failed = Reject("XX000", "the proxy failed; its log says why", reason="failed")
             self.session.refuse(failed)
 
     def _hand_over(self) -> None:

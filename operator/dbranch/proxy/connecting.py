@@ -8,7 +8,16 @@ from typing import Final
 
 from dbranch.proxy import wire
 from dbranch.proxy.relay import ServerStart
-from dbranch.proxy.routes import CANNOT_CONNECT_NOW, SHUTDOWN, Go, Place, Refuse, Wait, decide, refuse_branch
+from dbranch.proxy.routes import (
+    CANNOT_CONNECT_NOW,
+    SHUTDOWN,
+    Backend,
+    Go,
+    Reject,
+    Wait,
+    decide,
+    reject_branch,
+)
 from dbranch.proxy.session import Session
 from dbranch.proxy.sockets import dial
 
@@ -30,14 +39,14 @@ async def connect(session: Session, startup: wire.Startup, hand_over: Callable[[
         assert table, "the proxy serves before it has read its project"
         left = began + table.start_timeout - loop.time()
         if board.closing:
-            session.refuse(Refuse(SHUTDOWN, "the proxy is stopping", "Connect again.", "stopping"))
+            session.refuse(Reject(SHUTDOWN, "the proxy is stopping", "Connect again.", "stopping"))
             return
         pause = left
         decision = decide(table, startup.branch)
         if isinstance(decision, Go) and decision.branch != session.claimed:
-            decision = refuse_branch(table, decision.branch, board.by_branch[decision.branch]) or decision
+            decision = reject_branch(table, decision.branch, board.by_branch[decision.branch]) or decision
         match decision:
-            case Refuse():
+            case Reject():
                 session.refuse(decision)
                 return
             case Wait(what):
@@ -53,7 +62,7 @@ async def connect(session: Session, startup: wire.Startup, hand_over: Callable[[
                 pause = _RETRY if answer else 0.0
         if left <= 0:
             text = f"waited {table.start_timeout:g} s for {trouble}"
-            session.refuse(Refuse(CANNOT_CONNECT_NOW, text, "Try again later.", "start_timeout"))
+            session.refuse(Reject(CANNOT_CONNECT_NOW, text, "Try again later.", "start_timeout"))
             return
         if pause:
             try:
@@ -79,7 +88,7 @@ async def _try(
     if not table or decide(table, startup.branch) != go or board.closing or session.how:
         server.transport.abort()
         return ""
-    session.place = Place(go.branch, go.address, go.port, named=startup.branch is not None)
+    session.place = Backend(go.branch, go.address, go.port, named=startup.branch is not None)
     session.server, session.greeting = server.transport, wire.Greeting()
     session.unanswered = server.answered
     server.transport.write(startup.packet)

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from dbranch.proxy.routes import Place, Table
+from dbranch.proxy.routes import Backend, Table
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 _WAITS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -31,7 +31,7 @@ class Counted(Protocol):
     how: str
 
     @property
-    def place(self) -> Place | None: ...
+    def place(self) -> Backend | None: ...
 
     @property
     def leaving(self) -> bool: ...

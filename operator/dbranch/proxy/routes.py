@@ -51,7 +51,7 @@ class Wait:
 
 
 @dataclass(frozen=True)
-class Refuse:
+class Reject:
     """`reason` is the word under which refusals are counted."""
 
     code: str
@@ -60,11 +60,11 @@ class Refuse:
     reason: str = ""
 
 
-Decision = Go | Wait | Refuse
+Decision = Go | Wait | Reject
 
 
 @dataclass(frozen=True)
-class Place:
+class Backend:
     """Where a session is. `named`: its client asked for this branch, so a switch does not touch it."""
 
     branch: str
@@ -124,7 +124,7 @@ def is_newer(table: Table, than: Table | None) -> bool:
 def decide(table: Table, named: str | None) -> Decision:
     """Where a new session goes; `named` is the branch that its client asked for, if it did."""
     if table.gone:
-        return Refuse(SHUTDOWN, f"project {table.project} is deleted", reason="deleted")
+        return Reject(SHUTDOWN, f"project {table.project} is deleted", reason="deleted")
     branch = named or table.active
     if branch is None:
         return Wait(f"project {table.project} to have an active branch")
@@ -133,14 +133,14 @@ def decide(table: Table, named: str | None) -> Decision:
         if not named:
             return Wait(f'branch "{branch}" of project {table.project} to be reachable')
         there = ", ".join(sorted(table.targets)) or "none yet"
-        return Refuse(
+        return Reject(
             NO_SUCH_BRANCH,
             f'branch "{branch}" does not exist in project {table.project}',
             f"Branches that exist: {there}.",
             "unknown_branch",
         )
     if target.state == "Stopped":
-        return Refuse(
+        return Reject(
             CANNOT_CONNECT_NOW,
             f'branch "{branch}" of project {table.project} is stopped',
             f'Resume it with "dbranch resume {branch}", or set spec.state of DBBranch '
@@ -149,38 +149,38 @@ def decide(table: Table, named: str | None) -> Decision:
         )
     if target.state == "Deleting":
         message = f'branch "{branch}" of project {table.project} is being deleted'
-        return Refuse(SHUTDOWN, message, reason="deleted")
+        return Reject(SHUTDOWN, message, reason="deleted")
     if target.state != "Ready" or not target.address or not target.port:
         return Wait(f'branch "{branch}" of project {table.project} to start')
     return Go(branch, target.address, target.port)
 
 
-def refuse_session(table: Table, sessions: int, address: str, of_address: int) -> Refuse | None:
+def reject_session(table: Table, sessions: int, address: str, of_address: int) -> Reject | None:
     """Whether one more session from `address` is too many beside those that are there."""
     limits = table.limits
     if sessions >= limits.sessions:
         text = f"this proxy of project {table.project} has {sessions} sessions, as many as it takes"
-        return Refuse(TOO_MANY, text, _see_limits(table), "limit_sessions")
+        return Reject(TOO_MANY, text, _see_limits(table), "limit_sessions")
     if limits.sessions_per_address is not None and of_address >= limits.sessions_per_address:
         text = f"{address} has {of_address} sessions, as many as this proxy takes of one address"
-        return Refuse(TOO_MANY, text, _see_limits(table), "limit_address")
+        return Reject(TOO_MANY, text, _see_limits(table), "limit_address")
     return None
 
 
-def refuse_branch(table: Table, branch: str, of_branch: int) -> Refuse | None:
+def reject_branch(table: Table, branch: str, of_branch: int) -> Reject | None:
     """Whether one more session on `branch` is too many."""
     most = table.limits.sessions_per_branch
     if most is None or of_branch < most:
         return None
     text = f'branch "{branch}" has {of_branch} sessions, as many as this proxy takes of one branch'
-    return Refuse(TOO_MANY, text, _see_limits(table), "limit_branch")
+    return Reject(TOO_MANY, text, _see_limits(table), "limit_branch")
 
 
 def _see_limits(table: Table) -> str:
     return f"Close some, or raise spec.proxy.limits of DBProject {table.project}."
 
 
-def cancel_candidates(table: Table, known: Sequence[str], most: int) -> list[Place]:
+def cancel_candidates(table: Table, known: Sequence[str], most: int) -> list[Backend]:
     """Where a cancel whose key is not known here may belong: a replica of the proxy may have its session.
 
     The active branch first, then those of `known` (where sessions are here), then the others; at most `most`.
@@ -188,17 +188,17 @@ def cancel_candidates(table: Table, known: Sequence[str], most: int) -> list[Pla
     first = [table.active] if table.active else []
     order = dict.fromkeys([*first, *known, *sorted(table.targets)])
     there = (table.targets[b] for b in order if b in table.targets)
-    places = [Place(t.branch, t.address, t.port, named=False) for t in there if t.address and t.port]
+    places = [Backend(t.branch, t.address, t.port, named=False) for t in there if t.address and t.port]
     return places[:most]
 
 
-def still_leads(table: Table, place: Place) -> bool:
+def still_leads(table: Table, place: Backend) -> bool:
     """Whether a client that asks now would be sent to `place`."""
     go = decide(table, place.branch if place.named else None)
     return go == Go(place.branch, place.address, place.port)
 
 
-def decide_fate(table: Table, place: Place, greeted: bool = True) -> Fate:
+def decide_fate(table: Table, place: Backend, greeted: bool = True) -> Fate:
     """What a session at `place` has to do under `table`. Asked at each change; an older answer is void.
 
     `greeted`: its client has been let in. One that is still on the way counts as new: it ends at a

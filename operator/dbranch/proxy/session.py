@@ -14,11 +14,11 @@ from dbranch.proxy import wire
 from dbranch.proxy.cancel import Canceller
 from dbranch.proxy.routes import (
     SHUTDOWN,
+    Backend,
     Drain,
     End,
     Fate,
-    Place,
-    Refuse,
+    Reject,
     Stay,
     Table,
     decide_fate,
@@ -48,7 +48,7 @@ class Session:
         self.loop = asyncio.get_running_loop()
         self.client, self.peer = client, peer
         self.server: asyncio.Transport | None = None
-        self.place: Place | None = None
+        self.place: Backend | None = None
         self.greeting: wire.Greeting | None = None
         self.unanswered: asyncio.Future[str | None] | None = None
         self.parameters: dict[str, str] = {}
@@ -166,7 +166,7 @@ class Session:
         """No boundary in time: an ErrorResponse here would be read as part of another message."""
         self.finish("terminated within a message")
 
-    def refuse(self, refusal: Refuse) -> None:
+    def refuse(self, refusal: Reject) -> None:
         self.board.metrics.refused(refusal.reason)
         last = wire.fatal(refusal.code, refusal.message, refusal.hint)
         self.finish(f"refused {refusal.code}: {refusal.message}", last)

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 Key = tuple[str, str]
 
 
-class FirstRound:
+class InitialSync:
     """Objects by (namespace, name). Visits may come before `begin`; what is made later does not count."""
 
     def __init__(self, what: str) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import kopf
-from dbranch.runtime.kopf_storage import Handled, Progress
+
+from dbranch.runtime.kopf_storage import InMemoryDiffBaseStorage, Progress
 
 # Handlers wait for disks and the API server, so there are more of them than processors.
 _WORKERS = 24
@@ -24,7 +25,7 @@ def settle(
     """
     settings.persistence.finalizer = finalizer
     settings.persistence.progress_storage = Progress(f"kopf-state.{prefix}")
-    settings.persistence.diffbase_storage = Handled(finalizer, others)
+    settings.persistence.diffbase_storage = InMemoryDiffBaseStorage(finalizer, others)
     settings.peering.standalone = True
     settings.scanning.disabled = True
     settings.execution.max_workers = _WORKERS
@@ -33,13 +34,13 @@ def settle(
     settings.posting.reporting_component = f"dbranch-{finalizer.rpartition('/')[2]}"
     # Each visit says itself what it did; kopf's lines would only repeat that it did.
     logging.getLogger("kopf").setLevel(logging.WARNING)
-    logging.getLogger("kopf.objects").addFilter(_is_news)
+    logging.getLogger("kopf.objects").addFilter(_is_relevant)
     settings.networking.request_timeout = 30
     settings.watching.server_timeout = 300
     settings.watching.connect_timeout = 10
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_relevant(record: logging.LogRecord) -> bool:
     """Not kopf's ERROR for each TemporaryError: a visit that comes back is no error, and one that failed said why."""
     return "failed temporarily" not in record.getMessage()
 

@@ -14,7 +14,7 @@ from typing import Any
 import kopf
 
 
-class Handled(kopf.DiffBaseStorage):
+class InMemoryDiffBaseStorage(kopf.DiffBaseStorage):
     """The state of each object that was handled last, by its UID: what differs from it is news."""
 
     def __init__(self, finalizer: str, ignored_fields: Sequence[tuple[str, ...]] = ()) -> None:

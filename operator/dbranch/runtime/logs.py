@@ -12,7 +12,7 @@ from typing import Any
 
 from dbranch.api.conditions import printable
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("dbranch.command")
 
 
 class Lines(logging.Formatter):

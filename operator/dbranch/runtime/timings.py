@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 
-class Laps:
+class StepTimer:
     """A clock that is read after each step."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ _PAUSE = 2.0
 P = ParamSpec("P")
 
 
-class AskedVisits:
+class WorkQueue:
     """One at a time for each object, and behind it one more for whatever has asked meanwhile: a burst costs few.
 
     In this process only: who starts visits everything anyway. (A poke, which an annotation makes of it, is a write

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dbranch.agent.branch.plan import BranchFacts
-from dbranch.agent.context import Home
+from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.machine import observe_machine
 from dbranch.agent.pool.observe import observe_pool
@@ -21,13 +21,13 @@ from dbranch.kube.client import Cluster
 
 
 def observe_branch(
-    cluster: Cluster, layout: Layout, home: Home, form: str, project: Project, branch: Branch
+    cluster: Cluster, layout: Layout, context: NodeContext, form: str, project: Project, branch: Branch
 ) -> BranchFacts:
     """The branch as it is now. `form` is that of the waiting slots which it may take. `accepting` and `pending`
     are left to who has a session."""
     pool = observe_pool(layout, project.uid)
     machine = observe_machine(layout)
-    pods = observe_pods(cluster, home.namespace, f"{names.LABEL_BRANCH_UID}={branch.uid}")
+    pods = observe_pods(cluster, context.namespace, f"{names.LABEL_BRANCH_UID}={branch.uid}")
     initdb = names.initdb_pod(project.uid)
     marker = observe_marker(layout, project.uid, branch.uid)
     retained: str | None = None
@@ -39,7 +39,7 @@ def observe_branch(
         initdb_done = branch.uid in subvolumes.initdb and observe_initdb_done(layout, project.uid, branch.uid)
     waiting: tuple[PodFacts, ...] = ()
     if not pods and branch.running and project.running and (marker or branch.source_uid or retained):
-        waiting = observe_free(cluster, home, slot_class(project, branch), form)
+        waiting = observe_free(cluster, context, slot_class(project, branch), form)
     bound = observe_bound(layout, branch.uid, initdb if branch.is_root else None)
     slots = [observe_slot(layout, slot) for slot in bound]
     return BranchFacts(

@@ -6,13 +6,13 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from dbranch.agent.pool.space import Space, refusal_of
+from dbranch.agent.pool.space import Space, check_space
 from dbranch.agent.slot.pod_spec import slot_class
 from dbranch.agent.slot.pod_status import PodFacts, trouble_of
 from dbranch.agent.volume.marker import Marker
 from dbranch.api import names
 from dbranch.api.branch import Branch
-from dbranch.api.conditions import Reason, Step
+from dbranch.api.conditions import Finding, Reason
 from dbranch.api.project import Project
 
 
@@ -67,7 +67,7 @@ class CreateInitdbPod:
 
 
 @dataclass(frozen=True)
-class AdoptInitdb:
+class PromoteInitdb:
     """What initdb made becomes the root branch; the project is told that it is initialized."""
 
 
@@ -91,7 +91,7 @@ class TakeSnapshot:
 
 
 @dataclass(frozen=True)
-class TakeOver:
+class Adopt:
     """What the pool held under another UID is this branch."""
 
     uid: str
@@ -128,11 +128,11 @@ Action = (
     | RemoveSlot
     | MakeInitdbArea
     | CreateInitdbPod
-    | AdoptInitdb
+    | PromoteInitdb
     | Claim
     | CreatePod
     | TakeSnapshot
-    | TakeOver
+    | Adopt
     | Bind
     | WriteSettings
     | TakePassword
@@ -141,19 +141,19 @@ Action = (
 
 
 @dataclass(frozen=True)
-class Todo:
+class BranchPlan:
     """Actions in order, and what is true of storage and Postgres when they are done.
 
     `postgres` None: nothing to say yet. `retry_after`: seconds, where nobody will send an event.
     """
 
     actions: tuple[Action, ...]
-    storage: Step
-    postgres: Step | None = None
+    storage: Finding
+    postgres: Finding | None = None
     retry_after: float | None = None
 
 
-def plan_branch(project: Project, branch: Branch, facts: BranchFacts) -> Todo:
+def plan_branch(project: Project, branch: Branch, facts: BranchFacts) -> BranchPlan:
     """Towards a branch that is stored and, where it is wanted, runs in one slot."""
     who = f"branch {branch.name}"
     wanted = branch.running and project.running
@@ -163,33 +163,37 @@ def plan_branch(project: Project, branch: Branch, facts: BranchFacts) -> Todo:
     if not facts.pool_mounted:
         if not wanted:
             # Also what runs on a pool that was lost: it comes to rest, and the pool can be let go.
-            return Todo((*clean, *ends), *_at_rest(branch, who))
-        return Todo((), Step(Reason.CREATING_POOL, f"pool of project {project.name} is not mounted yet"))
+            return BranchPlan((*clean, *ends), *_at_rest(branch, who))
+        return BranchPlan(
+            (), Finding(Reason.CREATING_POOL, f"pool of project {project.name} is not mounted yet")
+        )
     if facts.marker is None:
         if branch.node.snapshot_time:
             lost = (
                 f"{who} was stored and its subvolume is gone; nothing is made again; look at the node's disk"
             )
-            return Todo((), Step(Reason.DATA_LOST, lost))
+            return BranchPlan((), Finding(Reason.DATA_LOST, lost))
         if branch.is_root and facts.retained is None:
             return _plan_initdb(project, branch, facts)
-        refused = None if facts.retained else refusal_of(facts.space, who)
+        refused = None if facts.retained else check_space(facts.space, who)
         if refused:
-            return Todo((), refused, retry_after=30.0)
-    stored = Step(Reason.STORED, f"{who} is stored in the pool of project {project.name}")
+            return BranchPlan((), refused, retry_after=30.0)
+    stored = Finding(Reason.STORED, f"{who} is stored in the pool of project {project.name}")
     snapshot: list[Action] = []
     if facts.marker is None and facts.retained:
-        snapshot = [TakeOver(facts.retained)]
+        snapshot = [Adopt(facts.retained)]
     elif facts.marker is None and branch.source_uid:
         snapshot = [TakeSnapshot(branch.source_uid)]
     if not wanted:
-        return Todo((*clean, *snapshot, *ends), *_at_rest(branch, who, stored))
+        return BranchPlan((*clean, *snapshot, *ends), *_at_rest(branch, who, stored))
     actions, postgres, retry = _plan_postgres(project, branch, facts, who, snapshot)
-    return Todo((*clean, *actions), stored, postgres, retry)
+    return BranchPlan((*clean, *actions), stored, postgres, retry)
 
 
-def _at_rest(branch: Branch, who: str, stored: Step | None = None) -> tuple[Step, Step]:
-    stopped = Step(Reason.STOPPED, f"{who} is stopped; its data stays; set spec.state to Running to start it")
+def _at_rest(branch: Branch, who: str, stored: Finding | None = None) -> tuple[Finding, Finding]:
+    stopped = Finding(
+        Reason.STOPPED, f"{who} is stopped; its data stays; set spec.state to Running to start it"
+    )
     if stored is None:
         was = branch.node.storage
         stored = was if was and was.reason == Reason.STORED else stopped
@@ -219,7 +223,7 @@ def is_final(refused: str | None) -> bool:
     return bool(_INCOMPATIBLE.match(refused or ""))
 
 
-def _refusal(project: Project, branch: Branch, facts: BranchFacts, who: str) -> Step | None:
+def _refusal(project: Project, branch: Branch, facts: BranchFacts, who: str) -> Finding | None:
     """Why the script that waits in the slot does not start Postgres, where that is final."""
     found = _INCOMPATIBLE.match(facts.refused or "")
     if not found:
@@ -228,23 +232,23 @@ def _refusal(project: Project, branch: Branch, facts: BranchFacts, who: str) -> 
         f"{who} holds data of PostgreSQL {found[1]}, image {project.postgres.image} is PostgreSQL {found[2]}; "
         f"Postgres is not started; set spec.postgres.image to a {found[1]}"
     )
-    return Step(Reason.IMAGE_INCOMPATIBLE, text)
+    return Finding(Reason.IMAGE_INCOMPATIBLE, text)
 
 
-def _accepting(project: Project, branch: Branch, facts: BranchFacts, pod: PodFacts, who: str) -> Step:
+def _accepting(project: Project, branch: Branch, facts: BranchFacts, pod: PodFacts, who: str) -> Finding:
     waits = list(facts.pending)
     if pod.slot_class not in ("", slot_class(project, branch)):
         waits.append("image" if pod.image != project.postgres.image else "resources")
     if waits:
         shown = ", ".join(waits[:5]) + (f" and {len(waits) - 5} more" if len(waits) > 5 else "")
         text = f"{who} runs without its new {shown}; it takes them at its next start; dbranch restart {branch.name}"
-        return Step(Reason.RESTART_PENDING, text)
-    return Step(Reason.ACCEPTING, f"Postgres {facts.accepting} of {who} accepts connections")
+        return Finding(Reason.RESTART_PENDING, text)
+    return Finding(Reason.ACCEPTING, f"Postgres {facts.accepting} of {who} accepts connections")
 
 
 def _plan_postgres(
     project: Project, branch: Branch, facts: BranchFacts, who: str, snapshot: list[Action]
-) -> tuple[list[Action], Step, float | None]:
+) -> tuple[list[Action], Finding, float | None]:
     alive = [pod for pod in facts.pods if not pod.terminating and not pod.over]
     misfits = [pod for pod in alive if _is_stale(pod, project, branch, facts)]
     live = [pod for pod in alive if pod not in misfits]
@@ -254,31 +258,31 @@ def _plan_postgres(
     ends += [DeletePod(pod) for pod in (*misfits, *live[1:])]
     rejected = next((pod for pod in facts.pods if pod.over), None)
     if rejected:
-        ended = trouble_of(rejected, who) or Step(Reason.POD_REJECTED, f"pod {rejected.name} ended")
+        ended = trouble_of(rejected, who) or Finding(Reason.POD_REJECTED, f"pod {rejected.name} ended")
         return [*snapshot, *ends], ended, 10.0
     if not live:
         if facts.pods:
             ending = f"{who}: its last pod {facts.pods[0].name} is still ending; Postgres starts after it"
-            return [*snapshot, *ends], Step(Reason.WAITING_FOR_SLOT, ending), 1.0
+            return [*snapshot, *ends], Finding(Reason.WAITING_FOR_SLOT, ending), 1.0
         if facts.waiting:
             # Branches that look at the same moment choose different ones.
             free = min(facts.waiting, key=lambda pod: names.slot_name(branch.uid, pod.name))
-            taking = Step(Reason.RECOVERING, f"Postgres of {who} is starting")
+            taking = Finding(Reason.RECOVERING, f"Postgres of {who} is starting")
             return [Claim(free), *snapshot, Bind(free.name), AwaitPostgres(free.name)], taking, None
         slot = names.slot_name(branch.uid, branch.node.slot or "")
-        waiting = Step(Reason.WAITING_FOR_SLOT, f"{who}: its pod {slot} is starting")
+        waiting = Finding(Reason.WAITING_FOR_SLOT, f"{who}: its pod {slot} is starting")
         return [CreatePod(slot), *snapshot, Bind(slot), AwaitPostgres(slot)], waiting, None
     pod = live[0]
     others = [slot for slot in facts.bound if slot != pod.name]
     if pod.name not in facts.bound:
         if others:
             ending = f"{who}: it is still bound in {others[0]}; Postgres starts in {pod.name} after it"
-            return [*snapshot, *ends], Step(Reason.WAITING_FOR_SLOT, ending), 1.0
+            return [*snapshot, *ends], Finding(Reason.WAITING_FOR_SLOT, ending), 1.0
         ends += [*snapshot, Bind(pod.name)]
     trouble = trouble_of(pod, who)
     if facts.accepting and facts.marker and facts.marker.cleaned and pod.name in facts.bound:
-        keyed = project.password_version in (None, facts.marker.password)
-        password: list[Action] = [] if keyed else [TakePassword(pod.name)]
+        has_password = project.password_version in (None, facts.marker.password)
+        password: list[Action] = [] if has_password else [TakePassword(pod.name)]
         step = _accepting(project, branch, facts, pod, who)
         return [*ends, WriteSettings(pod.name), *password], step, None
     refused = _refusal(project, branch, facts, who) if pod.name in facts.bound else None
@@ -289,41 +293,41 @@ def _plan_postgres(
             f"{who}: its data is bound and does not reach pod {pod.name}; Postgres is not started; "
             "restart the node's agent, and see that its base directory is mounted with Bidirectional propagation"
         )
-        return ends, Step(Reason.MOUNT_NOT_PROPAGATED, text), 30.0
+        return ends, Finding(Reason.MOUNT_NOT_PROPAGATED, text), 30.0
     if not trouble:
         if pod.running:
-            trouble = Step(Reason.RECOVERING, f"Postgres of {who} is starting")
+            trouble = Finding(Reason.RECOVERING, f"Postgres of {who} is starting")
         else:
-            trouble = Step(Reason.WAITING_FOR_SLOT, f"{who}: its pod {pod.name} is starting")
+            trouble = Finding(Reason.WAITING_FOR_SLOT, f"{who}: its pod {pod.name} is starting")
     settle: list[Action] = [WriteSettings(pod.name)] if facts.marker else []
     return [*ends, *settle, AwaitPostgres(pod.name)], trouble, None
 
 
-def _plan_initdb(project: Project, branch: Branch, facts: BranchFacts) -> Todo:
+def _plan_initdb(project: Project, branch: Branch, facts: BranchFacts) -> BranchPlan:
     """initdb runs once, in a fresh area, under a pod; a retry waits until the old pod is gone."""
     who = f"branch {branch.name}"
     slot = names.initdb_pod(project.uid)
-    making = Step(Reason.INITIALIZING, f"initdb runs for project {project.name} in pod {slot}")
+    making = Finding(Reason.INITIALIZING, f"initdb runs for project {project.name} in pod {slot}")
     pod = facts.initdb
     if pod is None:
         clean: tuple[Action, ...] = (RemoveSlot(slot),) if slot in facts.bound else ()
         if facts.initdb_done:
             # The next visit finds the branch stored and starts it.
-            return Todo((*clean, AdoptInitdb()), making, retry_after=0.05)
+            return BranchPlan((*clean, PromoteInitdb()), making, retry_after=0.05)
         if project.node.initialized:
             lost = (
                 f"{who}: project {project.name} was initialized and its data is gone; nothing is made again"
             )
-            return Todo((), Step(Reason.DATA_LOST, lost))
-        return Todo((*clean, MakeInitdbArea(slot), CreateInitdbPod(slot)), making)
+            return BranchPlan((), Finding(Reason.DATA_LOST, lost))
+        return BranchPlan((*clean, MakeInitdbArea(slot), CreateInitdbPod(slot)), making)
     if pod.terminating:
-        return Todo((), making, retry_after=0.3)
+        return BranchPlan((), making, retry_after=0.3)
     if _never_ran(pod, project):
-        return Todo((DeletePod(pod),), making, retry_after=0.3)
+        return BranchPlan((DeletePod(pod),), making, retry_after=0.3)
     if pod.over:
         if facts.initdb_done:
-            return Todo((DeletePod(pod),), making, retry_after=0.1)
+            return BranchPlan((DeletePod(pod),), making, retry_after=0.1)
         said = pod.message or pod.reason or "no word"
         failed = f"initdb of project {project.name} failed: {said}; it is tried again"
-        return Todo((DeletePod(pod),), Step(Reason.INITDB_FAILED, failed), retry_after=10.0)
-    return Todo((), making, trouble_of(pod, who))
+        return BranchPlan((DeletePod(pod),), Finding(Reason.INITDB_FAILED, failed), retry_after=10.0)
+    return BranchPlan((), making, trouble_of(pod, who))

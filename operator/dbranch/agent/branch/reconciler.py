@@ -11,8 +11,8 @@ from dbranch.agent import status as report
 from dbranch.agent.branch import plan
 from dbranch.agent.branch.observe import observe_branch
 from dbranch.agent.branch.start_watch import Watched, Watchers
-from dbranch.agent.branch.usage import tell_sizes
-from dbranch.agent.context import Home
+from dbranch.agent.branch.usage import patch_sizes
+from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.pool.effect import ensure_pool, ensure_pool_down
@@ -26,17 +26,17 @@ from dbranch.agent.slot.pod_spec import claim, initdb_pod, slot_pod
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.slot.scripts import read_initdb, read_slot_start
 from dbranch.agent.volume import effect as subvolume
-from dbranch.agent.volume.adopt import ensure_branch_taken_over
-from dbranch.agent.volume.marker import Marker, Whose
+from dbranch.agent.volume.adopt import ensure_branch_adopted
+from dbranch.agent.volume.marker import BranchNames, Marker
 from dbranch.agent.volume.settings import Settings
-from dbranch.agent.warm.reconciler import WarmWork
+from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.errors import DbranchError, NotAccepting, SlotTaken
 from dbranch.api.project import Project, parse_project
 from dbranch.kube.client import Cluster, branch_path, project_path
 from dbranch.runtime.locks import KeyedLocks
-from dbranch.runtime.timings import Laps
+from dbranch.runtime.timings import StepTimer
 
 logger = logging.getLogger(__name__)
 
@@ -49,28 +49,28 @@ _END = 2
 
 
 @dataclass(frozen=True)
-class Scene:
+class Scope:
     """A project and one of its branches, as the API server has them now."""
 
     project: Project
     branch: Branch
 
 
-class BranchWork:
+class BranchReconciler:
     """What handlers call. Each call answers with the seconds after which it wants to come back, or None."""
 
     def __init__(
         self,
         cluster: Cluster,
         layout: Layout,
-        home: Home,
+        context: NodeContext,
         locks: KeyedLocks,
-        warm: WarmWork,
+        warm: WarmReconciler,
         metrics: AgentMetrics,
     ) -> None:
-        self._cluster, self._layout, self._home, self._locks = cluster, layout, home, locks
+        self._cluster, self._layout, self._context, self._locks = cluster, layout, context, locks
         self._warm = warm
-        self._watchers = Watchers(cluster, layout, home.namespace, locks, metrics)
+        self._watchers = Watchers(cluster, layout, context.namespace, locks, metrics)
 
     def quiet(self, seconds: float) -> None:
         """Waits until no branch is starting, so many seconds at most."""
@@ -79,17 +79,17 @@ class BranchWork:
     def reconcile(self, namespace: str, name: str) -> float | None:
         """One visit of a branch that is not being deleted."""
         with self._watchers.visiting(), self._locks.held(namespace, name):
-            laps = Laps()
+            laps = StepTimer()
             scene = self._scene(namespace, name)
             laps.lap("read")
             if scene is None or scene.branch.deleting or scene.project.deleting:
                 return None
             retry = self._visit_until_claimed(scene, laps)
         # Out of turn: its Postgres is not to wait for that.
-        tell_sizes(self._cluster, self._layout, scene.project, scene.branch)
+        patch_sizes(self._cluster, self._layout, scene.project, scene.branch)
         return retry
 
-    def _visit_until_claimed(self, scene: Scene, laps: Laps) -> float | None:
+    def _visit_until_claimed(self, scene: Scope, laps: StepTimer) -> float | None:
         tried: set[str] = set()
         while True:
             try:
@@ -98,19 +98,19 @@ class BranchWork:
                 # Looked at again without it: a burst goes the cold way.
                 logger.info("branch %s/%s: %s", scene.branch.namespace, scene.branch.object_name, error)
 
-    def _scene(self, namespace: str, name: str) -> Scene | None:
+    def _scene(self, namespace: str, name: str) -> Scope | None:
         body = self._cluster.get(branch_path(namespace, name))
-        if body is None or (body.get("status") or {}).get("nodeName") != self._home.node:
+        if body is None or (body.get("status") or {}).get("nodeName") != self._context.node:
             return None
         branch = parse_branch(body)
         above = self._cluster.get(project_path(namespace, branch.project))
-        if above is None or (above.get("status") or {}).get("nodeName") != self._home.node:
+        if above is None or (above.get("status") or {}).get("nodeName") != self._context.node:
             return None
-        return Scene(parse_project(above), branch)
+        return Scope(parse_project(above), branch)
 
-    def _visit(self, scene: Scene, tried: set[str], laps: Laps) -> float | None:
+    def _visit(self, scene: Scope, tried: set[str], laps: StepTimer) -> float | None:
         project, branch = scene.project, scene.branch
-        facts = observe_branch(self._cluster, self._layout, self._home, self._warm.form, project, branch)
+        facts = observe_branch(self._cluster, self._layout, self._context, self._warm.form, project, branch)
         free = tuple(pod for pod in facts.waiting if pod.name not in tried)
         facts = self._asked(scene, replace(facts, waiting=free))
         todo = plan.plan_branch(project, branch, facts)
@@ -151,7 +151,7 @@ class BranchWork:
             retry = retry or 0.3
         return retry
 
-    def _tell(self, scene: Scene, node: dict[str, Any], done: _Done) -> None:
+    def _tell(self, scene: Scope, node: dict[str, Any], done: _Done) -> None:
         """`node`, and that Postgres accepts: with it where it starts at once, by a thread where it takes longer."""
         branch = scene.branch
         if not (done.awaited and done.marker):
@@ -163,7 +163,7 @@ class BranchWork:
         self._write(branch, node)
         self._watchers.start(watched)
 
-    def _asked(self, scene: Scene, facts: plan.BranchFacts) -> plan.BranchFacts:
+    def _asked(self, scene: Scope, facts: plan.BranchFacts) -> plan.BranchFacts:
         """What the Postgres of a bound slot says itself."""
         live = {pod.name for pod in facts.pods if not pod.terminating and not pod.over}
         bound = next((name for name in facts.bound if name in live), None)
@@ -174,12 +174,12 @@ class BranchWork:
         pending = session.restart_pending(self._layout, endpoint) if version else ()
         return replace(facts, accepting=version, pending=pending)
 
-    def _apply(self, scene: Scene, action: plan.Action, done: _Done) -> None:
+    def _apply(self, scene: Scope, action: plan.Action, done: _Done) -> None:
         project, branch, layout = scene.project, scene.branch, self._layout
         owner = project.postgres.run_as_user
         match action:
             case plan.DeletePod(pod):
-                pods.ensure_pod_ending(self._cluster, self._home.namespace, pod)
+                pods.delete_pod(self._cluster, self._context.namespace, pod)
             case plan.RemoveSlot(name):
                 slot.ensure_slot_removed(layout, name)
             case plan.MakeInitdbArea(name):
@@ -187,19 +187,21 @@ class BranchWork:
                 slot.ensure_slot(layout, name, owner)
                 slot.ensure_initdb_bound(layout, name, project.uid, branch.uid)
             case plan.CreateInitdbPod():
-                pods.ensure_pod(self._cluster, initdb_pod(self._home, layout, project, branch, read_initdb()))
-            case plan.AdoptInitdb():
-                done.marker = subvolume.ensure_initdb_adopted(
+                pods.ensure_pod(
+                    self._cluster, initdb_pod(self._context, layout, project, branch, read_initdb())
+                )
+            case plan.PromoteInitdb():
+                done.marker = subvolume.ensure_initdb_promoted(
                     layout, project.uid, branch.uid, _settings(scene), _now()
                 )
             case plan.Claim(pod):
                 done.pod = pods.ensure_claimed(
-                    self._cluster, self._home.namespace, pod, claim(project, branch, pod.uid)
+                    self._cluster, self._context.namespace, pod, claim(project, branch, pod.uid)
                 )
                 done.slot = pod.name
             case plan.CreatePod(name):
                 slot.ensure_slot(layout, name, owner)
-                body = slot_pod(self._home, layout, project, branch, name, read_slot_start())
+                body = slot_pod(self._context, layout, project, branch, name, read_slot_start())
                 pods.ensure_pod(self._cluster, body)
                 done.slot = name
             case plan.TakeSnapshot(source):
@@ -208,8 +210,8 @@ class BranchWork:
                 done.marker = subvolume.ensure_snapshot(
                     layout, project.uid, source, branch.uid, _settings(scene), _now()
                 )
-            case plan.TakeOver(old):
-                done.marker = ensure_branch_taken_over(layout, project.uid, old, branch.uid, _settings(scene))
+            case plan.Adopt(old):
+                done.marker = ensure_branch_adopted(layout, project.uid, old, branch.uid, _settings(scene))
             case plan.Bind(name):
                 slot.ensure_slot(layout, name, owner)
                 slot.ensure_bound(layout, name, project.uid, branch.uid)
@@ -231,7 +233,7 @@ class BranchWork:
         except NotAccepting:
             logger.info("slot %s: its Postgres reads the settings when it starts", endpoint.slot)
 
-    def _checkpoint(self, scene: Scene, source_uid: str) -> None:
+    def _checkpoint(self, scene: Scope, source_uid: str) -> None:
         """Best effort, on the slot in which the source runs: the copy then has little to recover."""
         marker = subvolume.read_marker(self._layout.branch(scene.project.uid, source_uid))
         for name in observe_bound(self._layout, source_uid, None):
@@ -241,7 +243,7 @@ class BranchWork:
                 if not session.checkpoint(self._layout, endpoint, _CHECKPOINT):
                     logger.info("source %s: no CHECKPOINT; the copy recovers more", source_uid)
 
-    def _place(self, scene: Scene, facts: plan.BranchFacts, done: _Done) -> dict[str, Any]:
+    def _place(self, scene: Scope, facts: plan.BranchFacts, done: _Done) -> dict[str, Any]:
         """Slot, pod and address: those of the pod that answers; none of a branch that does not run."""
         live = next((pod for pod in facts.pods if not pod.terminating and not pod.over), None)
         if facts.accepting and live:
@@ -272,10 +274,12 @@ class BranchWork:
             return 0.5
         with self._locks.held(branch.namespace, branch.object_name):
             self._watchers.stop(branch.namespace, branch.object_name)
-            left = observe_pods(self._cluster, self._home.namespace, f"{names.LABEL_BRANCH_UID}={branch.uid}")
+            left = observe_pods(
+                self._cluster, self._context.namespace, f"{names.LABEL_BRANCH_UID}={branch.uid}"
+            )
             for pod in left:
                 if not pod.terminating:
-                    pods.ensure_pod_ending(self._cluster, self._home.namespace, pod, _END)
+                    pods.delete_pod(self._cluster, self._context.namespace, pod, _END)
             if left:
                 return 0.3
             self._throw_away(branch)
@@ -308,26 +312,26 @@ class _Done:
     """What the actions of one visit have come to."""
 
     marker: Marker | None
-    laps: Laps
+    laps: StepTimer
     slot: str | None = None
     pod: PodFacts | None = None
     awaited: str | None = None
     reloaded: bool = False
 
 
-def _moves_pods(todo: plan.Todo) -> bool:
+def _moves_pods(todo: plan.BranchPlan) -> bool:
     return any(isinstance(action, plan.Claim | plan.CreatePod | plan.DeletePod) for action in todo.actions)
 
 
-def _settings(scene: Scene) -> Settings:
+def _settings(scene: Scope) -> Settings:
     project, branch = scene.project, scene.branch
     parameters = {**project.postgres.parameters, **branch.parameters}
-    whose = Whose(project.namespace, project.name, branch.name)
+    whose = BranchNames(project.namespace, project.name, branch.name)
     own = frozenset(branch.parameters)
     return Settings(project.postgres.user, names.branch_port(branch.uid), parameters, whose, own)
 
 
-def _endpoint(scene: Scene, slot_name: str, marker: Marker) -> Endpoint:
+def _endpoint(scene: Scope, slot_name: str, marker: Marker) -> Endpoint:
     port = names.branch_port(scene.branch.uid)
     return Endpoint(slot_name, port, scene.project.postgres.user, marker.major)
 

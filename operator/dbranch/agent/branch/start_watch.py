@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 
 from dbranch.agent.branch.plan import is_final
-from dbranch.agent.branch.usage import tell_sizes
+from dbranch.agent.branch.usage import patch_sizes
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.postgres import session
@@ -27,13 +27,13 @@ from dbranch.agent.volume.effect import read_marker
 from dbranch.agent.volume.marker import Marker
 from dbranch.api import names
 from dbranch.api.branch import Branch
-from dbranch.api.conditions import Reason, Step
-from dbranch.api.errors import DbranchError, Refused
+from dbranch.api.conditions import Finding, Reason
+from dbranch.api.errors import ApiError, DbranchError
 from dbranch.api.project import Project
 from dbranch.kube.client import Cluster, branch_path, path_of, project_path
 from dbranch.kube.requeue import request_reconcile
 from dbranch.runtime.locks import KeyedLocks
-from dbranch.runtime.timings import Laps
+from dbranch.runtime.timings import StepTimer
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Watched:
     slot: str
     marker: Marker
     pod: PodFacts | None = None
-    laps: Laps = field(default_factory=Laps)
+    laps: StepTimer = field(default_factory=StepTimer)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -63,9 +63,9 @@ class Watchers:
     """At most one thread a branch; it ends when it has told, or when its slot is no longer the branch's."""
 
     def __init__(
-        self, cluster: Cluster, layout: Layout, home: str, locks: KeyedLocks, metrics: AgentMetrics
+        self, cluster: Cluster, layout: Layout, context: str, locks: KeyedLocks, metrics: AgentMetrics
     ) -> None:
-        self._cluster, self._layout, self._home, self._locks = cluster, layout, home, locks
+        self._cluster, self._layout, self._context, self._locks = cluster, layout, context, locks
         self._metrics = metrics
         self._guard = threading.Condition()
         self._running: dict[tuple[str, str], tuple[str, threading.Event]] = {}
@@ -118,7 +118,7 @@ class Watchers:
                         return
                 except (DbranchError, OSError, psycopg.Error) as error:
                     logger.warning("slot %s: %s", watched.slot, error)
-                    if isinstance(error, Refused) and error.status in (404, 409):
+                    if isinstance(error, ApiError) and error.status in (404, 409):
                         return
                     time.sleep(_PAUSE)
         finally:
@@ -137,12 +137,14 @@ class Watchers:
             if version is None:
                 slot = observe_slot(self._layout, watched.slot)
                 if is_final(slot.refused) or slot.unseen:
-                    request_reconcile(self._cluster, names.AGENT_POKE, branch.namespace, branch.object_name)
+                    request_reconcile(
+                        self._cluster, names.AGENT_REQUESTED_AT, branch.namespace, branch.object_name
+                    )
                     return True
                 return False
             told = self._open(watched, version, {})
         if told:
-            tell_sizes(self._cluster, self._layout, watched.project, branch)
+            patch_sizes(self._cluster, self._layout, watched.project, branch)
         else:
             time.sleep(_PAUSE / 10)
         return told
@@ -168,7 +170,7 @@ class Watchers:
             self.take_password(project, branch, endpoint)
         pod = watched.pod
         if pod is None or not pod.address:
-            body = self._cluster.get(path_of("v1", "pods", self._home, watched.slot))
+            body = self._cluster.get(path_of("v1", "pods", self._context, watched.slot))
             pod = pod_facts(body) if body else None
         watched.laps.lap("open")
         if pod is None or not pod.address:
@@ -178,7 +180,7 @@ class Watchers:
 
     def take_password(self, project: Project, branch: Branch, endpoint: Endpoint) -> None:
         """The owner's password as the controller has it now, in this Postgres."""
-        path = path_of("v1", "secrets", self._home, names.verifier_secret(project.uid))
+        path = path_of("v1", "secrets", self._context, names.verifier_secret(project.uid))
         body = self._cluster.get(path)
         verifier = ((body or {}).get("data") or {}).get("verifier")
         if verifier:
@@ -190,7 +192,7 @@ class Watchers:
         text = f"Postgres {version} of branch {branch.name} accepts connections"
         node: dict[str, Any] = {
             **more,
-            "postgres": Step(Reason.ACCEPTING, text).as_dict(),
+            "postgres": Finding(Reason.ACCEPTING, text).as_dict(),
             "slot": watched.slot,
             "pod": watched.slot,
             "address": pod.address,

@@ -14,7 +14,7 @@ from dbranch.kube.client import Cluster, branch_path
 logger = logging.getLogger(__name__)
 
 
-def tell_sizes(cluster: Cluster, layout: Layout, project: Project, branch: Branch) -> None:
+def patch_sizes(cluster: Cluster, layout: Layout, project: Project, branch: Branch) -> None:
     """Measures the branch and writes what reads otherwise than what is told. Call it without the branch's lock."""
     try:
         measured = observe_sizes(layout, project.uid, branch.uid)

@@ -16,7 +16,7 @@ _CHANGES: Final = 0x100 | 0x080 | 0x002
 _LOOK: Final = 0.02
 
 
-class Notices:
+class InotifyWatch:
     """Changes in the open `directories`, from now on. A file in one is found under any of its mounts."""
 
     def __init__(self, *directories: int) -> None:
@@ -37,7 +37,7 @@ class Notices:
         if poll.poll(max(0.0, seconds) * 1000):
             os.read(self._handle, 65536)
 
-    def __enter__(self) -> Notices:
+    def __enter__(self) -> InotifyWatch:
         return self
 
     def __exit__(

@@ -24,7 +24,7 @@ def ensure_base(layout: Layout) -> str:
         (layout.pools, 0o700),
         (layout.mounts, 0o711),
         (layout.slots, 0o711),
-        (layout.visits, 0o700),
+        (layout.locks, 0o700),
     ):
         directory.mkdir(mode=mode, parents=True, exist_ok=True)
     with held(layout.attach_lock):

@@ -26,7 +26,7 @@ def ensure_recorded(layout: Layout, project_uid: str, namespace: str, project: s
     sync_directory(layout.pools)
 
 
-def ensure_taken_over(layout: Layout, record: Retained, new_uid: str) -> None:
+def ensure_pool_adopted(layout: Layout, record: Retained, new_uid: str) -> None:
     """The retained image has the new project's name."""
     with held(layout.attach_lock, seconds=60):
         old, new = layout.image(record.project_uid), layout.image(new_uid)

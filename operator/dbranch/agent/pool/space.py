@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from dbranch.api.conditions import Reason, Step
+from dbranch.api.conditions import Finding, Reason
 from dbranch.api.quantity import format_bytes
 
 _MIB: Final = 2**20
@@ -29,10 +29,10 @@ def host_floor(space: Space) -> int:
     return int(min(max(_HOST_FLOOR, (space.host_total or 0) * _HOST_LOW), _HOST_CEILING))
 
 
-def refusal_of(space: Space, who: str) -> Step | None:
+def check_space(space: Space, who: str) -> Finding | None:
     """Why no new branch may be made now; None where there is room."""
     if space.host_free is not None and space.host_free < host_floor(space):
-        return Step(
+        return Finding(
             Reason.NODE_DISK_LOW,
             f"{who}: the node's disk has {format_bytes(space.host_free)} free, "
             f"{format_bytes(host_floor(space))} are needed; nothing new is made; free space on the node",
@@ -40,7 +40,7 @@ def refusal_of(space: Space, who: str) -> Step | None:
     if space.free is not None and space.total:
         least = max(_POOL_FLOOR, int(space.total * _POOL_FULL))
         if space.free < least:
-            return Step(
+            return Finding(
                 Reason.POOL_FULL,
                 f"{who}: the pool has {format_bytes(space.free)} of {format_bytes(space.total)} free, "
                 f"{format_bytes(least)} are needed; nothing new is made; delete branches or raise storage.size",
@@ -48,43 +48,43 @@ def refusal_of(space: Space, who: str) -> Step | None:
     return None
 
 
-def frozen_step(space: Space, project: str, again: bool) -> Step:
+def read_only_finding(space: Space, project: str, again: bool) -> Finding:
     """The step of a pool that the kernel has stopped writing to. `again`: soon after it was mounted anew.
 
     NodeDiskLow and PoolDamaged wait (for room, for a person); AttachFailed is mended by mounting it anew.
     """
-    refused = refusal_of(
+    refused = check_space(
         Space(host_total=space.host_total, host_free=space.host_free), f"pool of project {project}"
     )
     if refused:
         text = f"{refused.message}; the kernel stopped writing to the pool and it goes on when there is room"
-        return Step(Reason.NODE_DISK_LOW, text)
+        return Finding(Reason.NODE_DISK_LOW, text)
     if again:
         text = (
             f"pool of project {project} cannot be written, again after it was mounted anew; nothing is started; "
             "see the node's kernel log, then btrfs check"
         )
-        return Step(Reason.POOL_DAMAGED, text)
+        return Finding(Reason.POOL_DAMAGED, text)
     text = f"the kernel stopped writing to the pool of project {project}; it is mounted anew; it goes on by itself"
-    return Step(Reason.ATTACH_FAILED, text)
+    return Finding(Reason.ATTACH_FAILED, text)
 
 
-def pool_step(space: Space, project: str, damaged: bool = False) -> Step:
+def pool_finding(space: Space, project: str, damaged: bool = False) -> Finding:
     """The step of a mounted pool, with a warning where little is left. `damaged`: btrfs has counted wrong blocks."""
     if damaged:
-        return Step(
+        return Finding(
             Reason.POOL_DAMAGED,
             f"pool of project {project} gave back blocks that were not written so; what can be read goes on; "
             "dump it, run btrfs scrub on the node, then btrfs device stats --reset",
         )
-    refused = refusal_of(space, f"pool of project {project}")
+    refused = check_space(space, f"pool of project {project}")
     if refused and refused.reason == Reason.NODE_DISK_LOW:
-        return Step(Reason.POOL_LOW, refused.message)
+        return Finding(Reason.POOL_LOW, refused.message)
     low = space.free is not None and space.total and space.free < space.total * _POOL_LOW
     if refused or low:
-        return Step(
+        return Finding(
             Reason.POOL_LOW,
             f"pool of project {project} is almost full; "
             "new branches will be refused; delete branches or raise storage.size",
         )
-    return Step(Reason.POOL_MOUNTED, f"pool of project {project} is mounted")
+    return Finding(Reason.POOL_MOUNTED, f"pool of project {project} is mounted")

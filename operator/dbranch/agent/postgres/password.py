@@ -7,7 +7,7 @@ from psycopg import sql
 from dbranch.agent.layout import Layout
 from dbranch.agent.postgres import session
 from dbranch.agent.postgres.session import Endpoint
-from dbranch.agent.volume.effect import ensure_keyed
+from dbranch.agent.volume.effect import ensure_password_version
 from dbranch.api.scram import version_of
 from dbranch.runtime.logs import log_as_typed
 
@@ -27,5 +27,5 @@ def ensure_password(
         there.execute("set synchronous_commit = on")
         log_as_typed("psql", "-c", f"alter role {endpoint.user} password '…'")
         there.execute(sql.SQL("alter role {} password {}").format(role, sql.Literal(verifier)))
-    ensure_keyed(layout, project_uid, branch_uid, version)
+    ensure_password_version(layout, project_uid, branch_uid, version)
     return version

@@ -16,7 +16,7 @@ import psycopg
 
 from dbranch.agent.layout import PGDATA, Layout
 from dbranch.agent.linux.files import opened_directory, read_beneath
-from dbranch.agent.linux.inotify import Notices
+from dbranch.agent.linux.inotify import InotifyWatch
 from dbranch.agent.linux.syscalls import openat2
 from dbranch.api.errors import NotAccepting
 
@@ -109,7 +109,7 @@ def await_accepting(layout: Layout, endpoint: Endpoint, seconds: float) -> str |
     try:
         with (
             opened_directory(layout.data(endpoint.slot), PGDATA) as pgdata,
-            Notices(pgdata) as notices,
+            InotifyWatch(pgdata) as notices,
         ):
             while True:
                 now = time.monotonic()

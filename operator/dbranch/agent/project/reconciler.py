@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from dbranch.agent import status as report
-from dbranch.agent.context import Home
+from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.machine import MachineFacts, observe_machine
 from dbranch.agent.pool.effect import ensure_base, ensure_pool, ensure_pool_down, ensure_pool_removed
@@ -17,11 +17,11 @@ from dbranch.agent.pool.observe import PoolFacts, observe_pool
 from dbranch.agent.pool.retained import (
     checked_retained,
     ensure_forgotten,
+    ensure_pool_adopted,
     ensure_recorded,
-    ensure_taken_over,
     observe_retained,
 )
-from dbranch.agent.pool.space import Space, frozen_step, pool_step
+from dbranch.agent.pool.space import Space, pool_finding, read_only_finding
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot import pods
 from dbranch.agent.slot.observe import observe_pods, observe_project_slots
@@ -29,7 +29,7 @@ from dbranch.agent.volume.effect import ensure_trash_emptied
 from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.api import names
 from dbranch.api.branch import parse_branch
-from dbranch.api.conditions import Reason, Step
+from dbranch.api.conditions import Finding, Reason
 from dbranch.api.errors import Busy, DbranchError
 from dbranch.api.project import Project, parse_project
 from dbranch.kube.client import Cluster, path_of, project_path
@@ -42,13 +42,18 @@ logger = logging.getLogger(__name__)
 _SOON = 600.0
 
 
-class ProjectWork:
+class ProjectReconciler:
     """What handlers call. Each call answers with the seconds after which it wants to come back, or None."""
 
     def __init__(
-        self, cluster: Cluster, layout: Layout, home: Home, locks: KeyedLocks, stir: Callable[[Project], None]
+        self,
+        cluster: Cluster,
+        layout: Layout,
+        context: NodeContext,
+        locks: KeyedLocks,
+        stir: Callable[[Project], None],
     ) -> None:
-        self._cluster, self._layout, self._home, self._locks = cluster, layout, home, locks
+        self._cluster, self._layout, self._context, self._locks = cluster, layout, context, locks
         # Called with a project for which something else should wait on the node now.
         self._stir = stir
         self._thawed: dict[str, float] = {}
@@ -60,7 +65,7 @@ class ProjectWork:
             if body is None:
                 return None
             project = parse_project(body)
-            if project.deleting or project.node_name != self._home.node:
+            if project.deleting or project.node_name != self._context.node:
                 return None
             return self._up(project) if project.running else self._down(project)
 
@@ -69,10 +74,8 @@ class ProjectWork:
         machine = observe_machine(self._layout)
         if not (machine.btrfs and machine.loop):
             lacks = "btrfs" if not machine.btrfs else "loop devices"
-            text = (
-                f"node {self._home.node} has no {lacks} in its kernel; no pool can be made; load the module"
-            )
-            self._write(project, {"storage": Step(Reason.BTRFS_MISSING, text).as_dict()})
+            text = f"node {self._context.node} has no {lacks} in its kernel; no pool can be made; load the module"
+            self._write(project, {"storage": Finding(Reason.BTRFS_MISSING, text).as_dict()})
             return 60.0
         try:
             known = project.node
@@ -86,7 +89,7 @@ class ProjectWork:
         if pool.frozen:
             return self._thaw(project, machine)
         markers = observe_subvolumes(self._layout, project.uid).branches.values()
-        step = pool_step(
+        step = pool_finding(
             Space(pool.total_bytes, pool.free_bytes, machine.host_total_bytes, pool.host_free_bytes),
             project.name,
             pool.damaged,
@@ -114,7 +117,7 @@ class ProjectWork:
         """The kernel has stopped writing to the pool: ended, and mounted anew once that can help."""
         space = Space(host_total=machine.host_total_bytes, host_free=machine.host_free_bytes)
         again = time.monotonic() - self._thawed.get(project.uid, -_SOON) < _SOON
-        step = frozen_step(space, project.name, again)
+        step = read_only_finding(space, project.name, again)
         self._write(project, {"storage": step.as_dict(), "observedGeneration": project.generation})
         if step.reason != Reason.ATTACH_FAILED:
             return 10.0
@@ -128,10 +131,12 @@ class ProjectWork:
 
     def _pods_left(self, project: Project) -> bool:
         """Whether pods of the project are left; the end of all is asked for."""
-        left = observe_pods(self._cluster, self._home.namespace, f"{names.LABEL_PROJECT_UID}={project.uid}")
+        left = observe_pods(
+            self._cluster, self._context.namespace, f"{names.LABEL_PROJECT_UID}={project.uid}"
+        )
         for pod in left:
             if not pod.terminating:
-                pods.ensure_pod_ending(self._cluster, self._home.namespace, pod, 2)
+                pods.delete_pod(self._cluster, self._context.namespace, pod, 2)
         return bool(left)
 
     def _made(self, project: Project) -> str | None:
@@ -140,7 +145,7 @@ class ProjectWork:
             return project.node.pool_uuid
         found = observe_retained(self._layout, project.adopt)
         record = checked_retained(found, project.adopt, project.namespace)
-        ensure_taken_over(self._layout, record, project.uid)
+        ensure_pool_adopted(self._layout, record, project.uid)
         return record.pool_uuid
 
     def _down(self, project: Project) -> float | None:
@@ -154,7 +159,7 @@ class ProjectWork:
             logger.info("project %s/%s: %s", project.namespace, project.name, error)
             if not observe_pool(self._layout, project.uid).bound_slots:
                 # Not its own pods: somebody has to be told.
-                step = Step(
+                step = Finding(
                     Reason.PENDING, report.sentence(error, f"project {project.name} is not stopped yet")
                 )
                 self._write(project, {"storage": step.as_dict()})
@@ -165,16 +170,18 @@ class ProjectWork:
         text = (
             f"project {project.name} is stopped; its pool is detached; set spec.state to Running to start it"
         )
-        self._write(project, {"storage": Step(Reason.STOPPED, text).as_dict()})
+        self._write(project, {"storage": Finding(Reason.STOPPED, text).as_dict()})
         return None
 
     def _poke_branches(self, project: Project) -> None:
         """Wakes the project's branches: what they waited for may have come."""
         path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)
-        for body in self._cluster.find(path, fields=f"status.nodeName={self._home.node}"):
+        for body in self._cluster.find(path, fields=f"status.nodeName={self._context.node}"):
             branch = parse_branch(body)
             if branch.project == project.name and not branch.deleting:
-                request_reconcile(self._cluster, names.AGENT_POKE, branch.namespace, branch.object_name)
+                request_reconcile(
+                    self._cluster, names.AGENT_REQUESTED_AT, branch.namespace, branch.object_name
+                )
 
     def _write(self, project: Project, node: dict[str, Any]) -> None:
         now = project.status.get("node") or {}

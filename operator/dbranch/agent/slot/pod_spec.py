@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from dbranch.agent.context import Home
+from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.api import names
 from dbranch.api.branch import Branch
@@ -66,29 +66,31 @@ def slot_class(project: Project, branch: Branch) -> str:
     return class_of(project, branch).word
 
 
-def slot_form(home: Home, layout: Layout, script: str) -> str:
+def template_hash(context: NodeContext, layout: Layout, script: str) -> str:
     """Everything else that a slot's pod is made of, in a word: it changes with the release."""
-    return _word(_slot_spec(home, layout, SlotClass("", 1, {}), "any", script))
+    return _word(_slot_spec(context, layout, SlotClass("", 1, {}), "any", script))
 
 
 def _word(*made_of: Any) -> str:
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def waiting_pod(home: Home, layout: Layout, kind: SlotClass, slot: str, script: str) -> dict[str, Any]:
+def waiting_pod(
+    context: NodeContext, layout: Layout, kind: SlotClass, slot: str, script: str
+) -> dict[str, Any]:
     """A pod that waits in its slot and is no branch's yet; a `claim` makes it one's."""
     labels = names.labels(
-        names.COMPONENT_POSTGRES, home.release, **{names.LABEL_SLOT: slot, names.LABEL_CLASS: kind.word}
+        names.COMPONENT_POSTGRES, context.release, **{names.LABEL_SLOT: slot, names.LABEL_CLASS: kind.word}
     )
-    marks = {names.SLOT_FORM: slot_form(home, layout, script)}
-    return _pod(home, slot, labels, marks, _slot_spec(home, layout, kind, slot, script))
+    marks = {names.TEMPLATE_HASH: template_hash(context, layout, script)}
+    return _pod(context, slot, labels, marks, _slot_spec(context, layout, kind, slot, script))
 
 
 def slot_pod(
-    home: Home, layout: Layout, project: Project, branch: Branch, slot: str, script: str
+    context: NodeContext, layout: Layout, project: Project, branch: Branch, slot: str, script: str
 ) -> dict[str, Any]:
     """The pod of a branch. It waits in its slot until the branch is bound there, then becomes Postgres."""
-    pod = waiting_pod(home, layout, class_of(project, branch), slot, script)
+    pod = waiting_pod(context, layout, class_of(project, branch), slot, script)
     pod["metadata"]["labels"] |= owner_labels(project, branch)
     pod["metadata"]["annotations"] |= restart_asked(branch)
     return pod
@@ -111,7 +113,9 @@ def _escaped(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1")
 
 
-def _slot_spec(home: Home, layout: Layout, kind: SlotClass, slot: str, script: str) -> dict[str, Any]:
+def _slot_spec(
+    context: NodeContext, layout: Layout, kind: SlotClass, slot: str, script: str
+) -> dict[str, Any]:
     container = {
         "name": "postgres",
         "image": kind.image,
@@ -128,10 +132,12 @@ def _slot_spec(home: Home, layout: Layout, kind: SlotClass, slot: str, script: s
         "volumeMounts": [*_mounts(), {"name": "shm", "mountPath": "/dev/shm"}],
     }
     volumes = [*_volumes(layout, slot), {"name": "shm", "emptyDir": {"medium": "Memory"}}]
-    return _spec(home, kind, "Always", GRACE, container, volumes)
+    return _spec(context, kind, "Always", GRACE, container, volumes)
 
 
-def initdb_pod(home: Home, layout: Layout, project: Project, branch: Branch, script: str) -> dict[str, Any]:
+def initdb_pod(
+    context: NodeContext, layout: Layout, project: Project, branch: Branch, script: str
+) -> dict[str, Any]:
     """The one-shot pod that makes the root branch's database in the area bound to its slot."""
     slot = names.initdb_pod(project.uid)
     container = {
@@ -150,10 +156,10 @@ def initdb_pod(home: Home, layout: Layout, project: Project, branch: Branch, scr
     volumes = [*_volumes(layout, slot), {"name": "verifier", "secret": secret}]
     kind = class_of(project, branch)
     labels = names.labels(
-        names.COMPONENT_POSTGRES, home.release, **{names.LABEL_SLOT: slot, names.LABEL_CLASS: kind.word}
+        names.COMPONENT_POSTGRES, context.release, **{names.LABEL_SLOT: slot, names.LABEL_CLASS: kind.word}
     )
-    spec = _spec(home, kind, "Never", 5, container, volumes)
-    return _pod(home, slot, labels | owner_labels(project, branch), restart_asked(branch), spec)
+    spec = _spec(context, kind, "Never", 5, container, volumes)
+    return _pod(context, slot, labels | owner_labels(project, branch), restart_asked(branch), spec)
 
 
 _CONFINED: Final = {
@@ -178,23 +184,23 @@ def _volumes(layout: Layout, slot: str) -> list[dict[str, Any]]:
 
 
 def _pod(
-    home: Home, slot: str, labels: dict[str, str], annotations: dict[str, str], spec: dict[str, Any]
+    context: NodeContext, slot: str, labels: dict[str, str], annotations: dict[str, str], spec: dict[str, Any]
 ) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
             "name": slot,
-            "namespace": home.namespace,
+            "namespace": context.namespace,
             "labels": labels,
             "annotations": annotations,
-            # Owned by its Node, or `kubectl drain` would refuse a pod that nobody makes again elsewhere.
+            # OwnedObjects by its Node, or `kubectl drain` would refuse a pod that nobody makes again elsewhere.
             "ownerReferences": [
                 {
                     "apiVersion": "v1",
                     "kind": "Node",
-                    "name": home.node,
-                    "uid": home.node_uid,
+                    "name": context.node,
+                    "uid": context.node_uid,
                     "controller": True,
                 }
             ],
@@ -204,7 +210,7 @@ def _pod(
 
 
 def _spec(
-    home: Home,
+    context: NodeContext,
     kind: SlotClass,
     restart: str,
     grace: int,
@@ -216,7 +222,7 @@ def _spec(
         for state in ("not-ready", "unreachable")
     ]
     return {
-        "nodeName": home.node,
+        "nodeName": context.node,
         "serviceAccountName": names.POSTGRES_SERVICE_ACCOUNT,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,

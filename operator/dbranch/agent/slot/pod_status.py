@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from dbranch.api import names
-from dbranch.api.conditions import Reason, Step
+from dbranch.api.conditions import Finding, Reason
 
 _PULL: Final = frozenset(
     {
@@ -70,7 +70,7 @@ def pod_facts(body: Mapping[str, Any]) -> PodFacts:
         version=meta.get("resourceVersion", ""),
         image=next((c["image"] for c in spec.get("containers") or ()), ""),
         slot_class=(meta.get("labels") or {}).get(names.LABEL_CLASS, ""),
-        form=marks.get(names.SLOT_FORM, ""),
+        form=marks.get(names.TEMPLATE_HASH, ""),
         restarted_at=marks.get(names.RESTARTED_AT),
         terminating=bool(meta.get("deletionTimestamp")),
         over=status.get("phase") in ("Succeeded", "Failed"),
@@ -92,20 +92,20 @@ def _one_line(text: str) -> str:
     return (fatal or lines or [""])[-1][:160]
 
 
-def trouble_of(pod: PodFacts, who: str) -> Step | None:
+def trouble_of(pod: PodFacts, who: str) -> Finding | None:
     """Why `who` cannot start in this pod; None where nothing is wrong with it."""
     if pod.reason in _PULL:
         text = f"{who}: cannot pull {pod.image} ({pod.message or pod.reason}); Postgres is not started; "
-        return Step(Reason.IMAGE_PULL_FAILED, _within(text, "check postgres.image and imagePullSecrets"))
+        return Finding(Reason.IMAGE_PULL_FAILED, _within(text, "check postgres.image and imagePullSecrets"))
     if pod.reason in _REJECTED or pod.over:
         text = f"{who}: pod {pod.name} was rejected ({pod.reason}: {pod.message}); Postgres is not started; "
-        return Step(Reason.POD_REJECTED, _within(text, "it is tried again"))
+        return Finding(Reason.POD_REJECTED, _within(text, "it is tried again"))
     if any(word in pod.ended for word in _PARAMETERS):
         text = f"{who}: Postgres does not take its parameters ({pod.ended}); it does not start; "
-        return Step(Reason.INVALID_PARAMETERS, _within(text, "correct spec.postgres.parameters"))
+        return Finding(Reason.INVALID_PARAMETERS, _within(text, "correct spec.postgres.parameters"))
     if pod.reason == "CrashLoopBackOff":
         text = f"{who}: Postgres ends again and again ({pod.ended or 'no word'}); "
-        return Step(Reason.CRASH_LOOPING, _within(text, f"see the log of pod {pod.name}"))
+        return Finding(Reason.CRASH_LOOPING, _within(text, f"see the log of pod {pod.name}"))
     return None
 
 

@@ -16,7 +16,7 @@ from dbranch.api.errors import PoolLost
 from dbranch.runtime.logs import log_as_typed
 
 
-def ensure_branch_taken_over(
+def ensure_branch_adopted(
     layout: Layout, project_uid: str, old_uid: str, branch_uid: str, settings: Settings
 ) -> Marker:
     """The retained subvolume `old_uid` is the branch `branch_uid` of the project that took the pool over."""
@@ -27,7 +27,7 @@ def ensure_branch_taken_over(
         marker = read_marker(path) if is_subvolume(path) else None
         if marker is not None:
             # The name on disk comes last: until then the old one is found, and this is done again.
-            given = marker.given_to(project_uid, branch_uid, settings.whose)
+            given = marker.reassigned_to(project_uid, branch_uid, settings.whose)
             write_settings(path, given, settings)
             write_whole(path / MARKER, render_marker(given))
             break

@@ -78,7 +78,7 @@ def ensure_initdb_area(layout: Layout, project_uid: str, branch_uid: str, owner:
     _sync(area)
 
 
-def ensure_initdb_adopted(
+def ensure_initdb_promoted(
     layout: Layout, project_uid: str, branch_uid: str, settings: Settings, now: str
 ) -> Marker:
     """What `initdb.sh` made becomes the root branch. Busy before the script is done; Unsafe where it left
@@ -206,12 +206,12 @@ def ensure_opened(layout: Layout, project_uid: str, branch_uid: str, user: str) 
         write_whole(branch / PG_HBA, text)
 
 
-def ensure_keyed(layout: Layout, project_uid: str, branch_uid: str, version: str) -> None:
+def ensure_password_version(layout: Layout, project_uid: str, branch_uid: str, version: str) -> None:
     """The marker says which version of the owner's password the branch has."""
     branch = layout.branch(_checked_mounted(layout, project_uid), branch_uid)
     marker = _marker_of(branch)
     if marker.password != version:
-        write_whole(branch / MARKER, render_marker(marker.keyed(version)))
+        write_whole(branch / MARKER, render_marker(marker.with_password_version(version)))
 
 
 def _checked_mounted(layout: Layout, project_uid: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Whose:
+class BranchNames:
     """The names of a branch, for people and for a pool that is taken over; paths are made of UIDs."""
 
     namespace: str = ""
@@ -33,7 +33,7 @@ class Marker:
     cleaned: bool
     prepared_floor: int = 0
     password: str = ""
-    whose: Whose = Whose()
+    whose: BranchNames = BranchNames()
 
     @property
     def is_root(self) -> bool:
@@ -43,11 +43,11 @@ class Marker:
         """The same branch, cleaned."""
         return replace(self, cleaned=True)
 
-    def keyed(self, password: str) -> Marker:
+    def with_password_version(self, password: str) -> Marker:
         """The same branch with this version of the owner's password."""
         return replace(self, password=password)
 
-    def given_to(self, project_uid: str, branch_uid: str, whose: Whose) -> Marker:
+    def reassigned_to(self, project_uid: str, branch_uid: str, whose: BranchNames) -> Marker:
         """The same data as a branch of another project."""
         return replace(self, project_uid=project_uid, branch_uid=branch_uid, whose=whose)
 
@@ -70,7 +70,7 @@ def parse_marker(text: str) -> Marker | None:
             cleaned=bool(raw["cleaned"]),
             prepared_floor=int(raw.get("prepared_floor", 0)),
             password=str(raw.get("password", "")),
-            whose=Whose(**raw.get("whose", {})),
+            whose=BranchNames(**raw.get("whose", {})),
         )
     except (ValueError, KeyError, TypeError):
         return None

@@ -10,7 +10,7 @@ from dbranch.agent.layout import Layout
 from dbranch.runtime.logs import log_as_typed
 
 
-def ensure_marked(layout: Layout, uid: str) -> None:
+def ensure_orphan_marker(layout: Layout, uid: str) -> None:
     """The mark is there; one that was made earlier keeps its age."""
     mark = layout.unclaimed(uid)
     if not mark.exists():
@@ -18,20 +18,20 @@ def ensure_marked(layout: Layout, uid: str) -> None:
         mark.touch(mode=0o600)
 
 
-def ensure_unmarked(layout: Layout, uid: str) -> None:
+def ensure_orphan_marker_removed(layout: Layout, uid: str) -> None:
     """No mark any more."""
     with suppress(FileNotFoundError):
         layout.unclaimed(uid).unlink()
 
 
-def ensure_marks_swept(layout: Layout, there: Collection[str]) -> None:
+def ensure_orphan_markers_swept(layout: Layout, there: Collection[str]) -> None:
     """No mark is left of what is not on the disk any more; `there`: the UIDs that are."""
     for mark in layout.pools.glob("*.unclaimed"):
         if mark.stem not in there:
             mark.unlink(missing_ok=True)
 
 
-def age_of_mark(layout: Layout, uid: str) -> float:
+def orphan_age(layout: Layout, uid: str) -> float:
     """Seconds since the mark was made; 0 without one."""
     try:
         return max(0.0, time.time() - layout.unclaimed(uid).stat().st_mtime)

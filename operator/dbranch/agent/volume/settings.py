@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from dbranch.agent.volume.marker import Whose
+from dbranch.agent.volume.marker import BranchNames
 from dbranch.api.errors import InvalidInput
 
 _KEY: Final = re.compile(r"[a-z_][a-z0-9_.]*")
@@ -49,7 +49,7 @@ class Settings:
     user: str
     port: int
     parameters: Mapping[str, str] = field(default_factory=dict)
-    whose: Whose = field(default_factory=Whose)
+    whose: BranchNames = field(default_factory=BranchNames)
     own: frozenset[str] = frozenset()
 
 

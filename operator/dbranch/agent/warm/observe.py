@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from dbranch.agent.context import Home
+from dbranch.agent.context import NodeContext
 from dbranch.agent.slot.pod_status import PodFacts, pod_facts
 from dbranch.agent.warm.plan import Waiting, is_free
 from dbranch.api import names
@@ -17,28 +17,28 @@ from dbranch.kube.client import Cluster, path_of
 _FREE = f"{names.LABEL_SLOT},!{names.LABEL_BRANCH_UID}"
 
 
-def observe_free(cluster: Cluster, home: Home, word: str, form: str) -> tuple[PodFacts, ...]:
+def observe_free(cluster: Cluster, context: NodeContext, word: str, form: str) -> tuple[PodFacts, ...]:
     """The running, unclaimed pods of one class and form on the node, uncached."""
-    found = _unclaimed(cluster, home, f"{_FREE},{names.LABEL_CLASS}={word}")
+    found = _unclaimed(cluster, context, f"{_FREE},{names.LABEL_CLASS}={word}")
     pods = (pod_facts(body) for body in found)
     return tuple(pod for pod in pods if is_free(pod, form))
 
 
-def observe_waiting(cluster: Cluster, home: Home) -> tuple[Waiting, ...]:
+def observe_waiting(cluster: Cluster, context: NodeContext) -> tuple[Waiting, ...]:
     """Everything that waits on the node, uncached."""
-    return tuple(Waiting(pod_facts(body), _age(body)) for body in _unclaimed(cluster, home, _FREE))
+    return tuple(Waiting(pod_facts(body), _age(body)) for body in _unclaimed(cluster, context, _FREE))
 
 
-def observe_bound_here(cluster: Cluster, home: Home) -> tuple[Project | Branch, ...]:
+def observe_bound_here(cluster: Cluster, context: NodeContext) -> tuple[Project | Branch, ...]:
     """The projects and branches that are bound to the node, uncached: all their bodies, so not to be asked often."""
-    here = f"status.nodeName={home.node}"
+    here = f"status.nodeName={context.node}"
     projects = cluster.find(path_of(names.API_VERSION, names.PROJECTS), fields=here)
     branches = cluster.find(path_of(names.API_VERSION, names.BRANCHES), fields=here)
     return (*map(parse_project, projects), *map(parse_branch, branches))
 
 
-def _unclaimed(cluster: Cluster, home: Home, labels: str) -> list[dict[str, Any]]:
-    return cluster.find(path_of("v1", "pods", home.namespace), labels, f"spec.nodeName={home.node}")
+def _unclaimed(cluster: Cluster, context: NodeContext, labels: str) -> list[dict[str, Any]]:
+    return cluster.find(path_of("v1", "pods", context.namespace), labels, f"spec.nodeName={context.node}")
 
 
 def _age(body: Mapping[str, Any]) -> float:

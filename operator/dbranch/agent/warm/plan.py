@@ -35,7 +35,7 @@ class WarmFacts:
 
 
 @dataclass(frozen=True)
-class WarmTodo:
+class WarmPlan:
     """The pods to end, then the classes to make one more waiting pod of, each as often as it stands there."""
 
     end: tuple[PodFacts, ...] = ()
@@ -62,7 +62,7 @@ def classes_in_use(projects: Sequence[Project], branches: Sequence[Branch]) -> d
     return used
 
 
-def plan_warm(limit: int, form: str, facts: WarmFacts) -> WarmTodo:
+def plan_warm(limit: int, form: str, facts: WarmFacts) -> WarmPlan:
     """Towards `limit` waiting pods of each class in use, made of `form`, and none besides.
 
     One that is on its way out still counts, so there are never more; one that the node had no room for
@@ -84,7 +84,7 @@ def plan_warm(limit: int, form: str, facts: WarmFacts) -> WarmTodo:
             ending[word] += 1
             end.append(pod)
     make = [kind for word, kind in used.items() for _ in range(limit - kept[word] - ending[word])]
-    return WarmTodo(tuple(end), tuple(make))
+    return WarmPlan(tuple(end), tuple(make))
 
 
 def warm_count(limit: int, form: str, facts: WarmFacts, project: Project) -> int | None:

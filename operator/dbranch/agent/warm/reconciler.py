@@ -8,12 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from dbranch.agent.context import Home
+from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot import pods
-from dbranch.agent.slot.pod_spec import SlotClass, slot_form, waiting_pod
+from dbranch.agent.slot.pod_spec import SlotClass, template_hash, waiting_pod
 from dbranch.agent.slot.scripts import read_slot_start
 from dbranch.agent.warm.observe import observe_bound_here, observe_waiting
 from dbranch.agent.warm.plan import WarmFacts, free_counts, plan_warm, warm_count
@@ -34,17 +34,17 @@ _PATIENCE = 10.0
 _CROWDED = 60.0
 
 
-class WarmWork:
+class WarmReconciler:
     """`limit` waiting slots of each class in use. What stands in the cluster is the only memory of them; of the
     projects and branches that may use them, what was listed last and what visits have said since."""
 
     def __init__(
-        self, cluster: Cluster, layout: Layout, home: Home, limit: int, metrics: AgentMetrics
+        self, cluster: Cluster, layout: Layout, context: NodeContext, limit: int, metrics: AgentMetrics
     ) -> None:
-        self._cluster, self._layout, self._home, self._limit = cluster, layout, home, limit
+        self._cluster, self._layout, self._context, self._limit = cluster, layout, context, limit
         self._metrics = metrics
         self._script = read_slot_start()
-        self.form = slot_form(home, layout, self._script)
+        self.form = template_hash(context, layout, self._script)
         self._guard, self._stirred = threading.Lock(), threading.Event()
         self._ended: set[str] = set()
         self._crowded_until = 0.0
@@ -62,7 +62,7 @@ class WarmWork:
             _take_in(self._news, news)
         self._stirred.set()
 
-    def make_room(self) -> None:
+    def yield_slots(self) -> None:
         """The node had no room for a branch's pod: nothing waits there for a while."""
         self._crowded_until = time.monotonic() + _CROWDED
         self.stir()
@@ -92,7 +92,7 @@ class WarmWork:
             self._metrics.saw(free_counts(self.form, facts))
             for pod in todo.end:
                 self._ended.add(pod.name)
-                pods.ensure_unclaimed_ending(self._cluster, self._home.namespace, pod)
+                pods.delete_free_pod(self._cluster, self._context.namespace, pod)
             for kind in todo.make:
                 self._make(kind)
             self._remove_ended({waiting.pod.name for waiting in facts.waiting})
@@ -106,14 +106,14 @@ class WarmWork:
         with self._news_guard:
             news, self._news = self._news, {}
         if anew or time.monotonic() >= self._listed_at + _EVERY:
-            self._bound = {item.uid: item for item in observe_bound_here(self._cluster, self._home)}
+            self._bound = {item.uid: item for item in observe_bound_here(self._cluster, self._context)}
             self._listed_at, self._told = time.monotonic(), {}
         else:
             _take_in(self._bound, news.values())
         return WarmFacts(
             tuple(item for item in self._bound.values() if isinstance(item, Project)),
             tuple(item for item in self._bound.values() if isinstance(item, Branch)),
-            observe_waiting(self._cluster, self._home),
+            observe_waiting(self._cluster, self._context),
             time.monotonic() < self._crowded_until,
         )
 
@@ -121,13 +121,13 @@ class WarmWork:
         """The directory, then its pod; one that is cut off between the two is swept."""
         name = names.warm_slot(secrets.token_hex(8))
         slot.ensure_slot(self._layout, name, kind.run_as_user)
-        pods.ensure_pod(self._cluster, waiting_pod(self._home, self._layout, kind, name, self._script))
+        pods.ensure_pod(self._cluster, waiting_pod(self._context, self._layout, kind, name, self._script))
         logger.info("slot %s waits for a branch (image %s)", name, kind.image)
 
     def _remove_ended(self, waiting: set[str]) -> None:
         """The directories of those that are gone. One that was claimed before its end was asked for is a branch's."""
         for name in self._ended - waiting:
-            if self._cluster.get(path_of("v1", "pods", self._home.namespace, name)) is None:
+            if self._cluster.get(path_of("v1", "pods", self._context.namespace, name)) is None:
                 slot.ensure_slot_removed(self._layout, name)
             self._ended.discard(name)
 

@@ -11,16 +11,16 @@ from typing import Any
 
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
-from dbranch.api.conditions import Condition, Reason, Step, find
+from dbranch.api.conditions import Condition, Finding, Reason, find
 from dbranch.api.errors import NameTaken
 from dbranch.api.project import Project, parse_project
 from dbranch.controller import manifests
-from dbranch.controller.branch.status import branch_steps
-from dbranch.controller.cache import Views
-from dbranch.controller.conditions import phase_of, ready_step, report_conditions
-from dbranch.controller.events import Tell, now, tell_transition
+from dbranch.controller.branch.status import branch_findings
+from dbranch.controller.cache import Cache
+from dbranch.controller.conditions import phase_of, ready_finding, report_conditions
+from dbranch.controller.events import EmitEvent, emit_transition, now
 from dbranch.controller.manifests import Login, Release
-from dbranch.controller.owned import Owned
+from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.routing import target_of
 from dbranch.controller.scheduling import Binding, bind_branch, is_abandoned, node_trouble
 from dbranch.kube.client import Cluster, branch_path, path_of, project_path
@@ -33,15 +33,17 @@ logger = logging.getLogger(__name__)
 _PATIENCE = 30.0
 
 
-class BranchCare:
-    """What handlers call, with the views of the moment and a way to tell an Event."""
+class BranchReconciler:
+    """What handlers call, with the cache of the moment and a way to tell an Event."""
 
-    def __init__(self, cluster: Cluster, release: Release, owned: Owned, locks: KeyedLocks) -> None:
+    def __init__(self, cluster: Cluster, release: Release, owned: OwnedObjects, locks: KeyedLocks) -> None:
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
         # By project UID: the password's version and the login that goes with it.
         self._logins: dict[str, tuple[str, Login]] = {}
 
-    def reconcile(self, namespace: str, name: str, views: Views, tell: Tell, fresh: bool = False) -> None:
+    def reconcile(
+        self, namespace: str, name: str, cache: Cache, tell: EmitEvent, fresh: bool = False
+    ) -> None:
         """One visit of a branch that is not being deleted. `fresh`: look at what is remembered, too."""
         with self._locks.held(namespace, name):
             body = self._cluster.get(branch_path(namespace, name))
@@ -50,9 +52,9 @@ class BranchCare:
             branch = parse_branch(body)
             above = self._cluster.get(project_path(namespace, branch.project))
             project = parse_project(above) if above else None
-            siblings = views.branches_of(namespace, branch.project)
+            siblings = cache.branches_of(namespace, branch.project)
             wanted: dict[str, Any] = {}
-            scheduled = self._bind(project, branch, siblings, views, fresh, wanted)
+            scheduled = self._bind(project, branch, siblings, cache, fresh, wanted)
             is_new = "nodeName" in wanted
             branch = replace(branch, node_name=wanted.get("nodeName", branch.node_name))
             if project and not is_new:
@@ -66,11 +68,16 @@ class BranchCare:
             self._wake(project, branch, siblings)
 
     def _write(
-        self, project: Project | None, branch: Branch, scheduled: Step, wanted: dict[str, Any], tell: Tell
+        self,
+        project: Project | None,
+        branch: Branch,
+        scheduled: Finding,
+        wanted: dict[str, Any],
+        tell: EmitEvent,
     ) -> None:
-        steps = branch_steps(project, branch, scheduled)
+        steps = branch_findings(project, branch, scheduled)
         host = names.host_of(branch.object_name, branch.namespace)
-        ready = ready_step(steps, f"branch {branch.name} accepts connections at {host}")
+        ready = ready_finding(steps, f"branch {branch.name} accepts connections at {host}")
         before = branch.status.get("conditions") or ()
         wanted |= {
             "observedGeneration": branch.generation,
@@ -82,40 +89,40 @@ class BranchCare:
         if changed:
             patch = {"metadata": {"uid": branch.uid}, "status": changed}
             self._cluster.merge(branch_path(branch.namespace, branch.object_name, "status"), patch)
-            tell_transition(branch.status, ready, tell)
+            emit_transition(branch.status, ready, tell)
 
     def _bind(
         self,
         project: Project | None,
         branch: Branch,
         siblings: tuple[Branch, ...],
-        views: Views,
+        cache: Cache,
         fresh: bool,
         wanted: dict[str, Any],
-    ) -> Step:
+    ) -> Finding:
         """The binding; a name that is taken is found before anything is made."""
         taken = self._named(self._ensure_service, project, branch, fresh) if project else None
         if taken:
             return taken
         if branch.node_name is None:
             answer = bind_branch(project, branch, siblings)
-            if isinstance(answer, Step):
+            if isinstance(answer, Finding):
                 return answer
             wanted["nodeName"] = answer.node
             if answer.source_uid:
                 wanted["sourceUID"] = answer.source_uid
-            return Step(Reason.BOUND, f"branch {branch.name} is bound to node {answer.node}")
-        trouble = node_trouble(views.node(branch.node_name))
-        return trouble or Step(Reason.BOUND, f"branch {branch.name} is bound to node {branch.node_name}")
+            return Finding(Reason.BOUND, f"branch {branch.name} is bound to node {answer.node}")
+        trouble = node_trouble(cache.node(branch.node_name))
+        return trouble or Finding(Reason.BOUND, f"branch {branch.name} is bound to node {branch.node_name}")
 
     def _named(
         self, ensure: Callable[[Project, Branch, bool], None], project: Project, branch: Branch, fresh: bool
-    ) -> Step | None:
+    ) -> Finding | None:
         """What `ensure` makes is there; the step where somebody else has the name."""
         try:
             ensure(project, branch, fresh)
         except NameTaken as error:
-            return Step(Reason.NAME_TAKEN, str(error))
+            return Finding(Reason.NAME_TAKEN, str(error))
         return None
 
     def _ensure_service(self, project: Project, branch: Branch, fresh: bool) -> None:
@@ -157,17 +164,19 @@ class BranchCare:
                 answer = bind_branch(project, other, siblings)
                 told = (find(other.status, Condition.SCHEDULED) or {}).get("reason")
                 if isinstance(answer, Binding) or answer.reason.value != told:
-                    request_reconcile(self._cluster, names.CONTROLLER_POKE, other.namespace, other.object_name)
+                    request_reconcile(
+                        self._cluster, names.CONTROLLER_REQUESTED_AT, other.namespace, other.object_name
+                    )
 
-    def remove(self, branch: Branch, views: Views) -> float | None:
+    def remove(self, branch: Branch, cache: Cache) -> float | None:
         """One visit of a branch being deleted: None once nobody is sent there; seconds to wait else."""
         with self._locks.held(branch.namespace, branch.object_name):
             above = self._cluster.get(project_path(branch.namespace, branch.project))
             project = parse_project(above) if above else None
-            siblings = views.branches_of(branch.namespace, branch.project)
+            siblings = cache.branches_of(branch.namespace, branch.project)
             self._tell_deleting(branch)
             lost = bool(branch.node_name) and is_abandoned(
-                views.node(branch.node_name or ""), branch.annotations
+                cache.node(branch.node_name or ""), branch.annotations
             )
             if not lost and any(_copies(other, branch) for other in siblings):
                 return 0.3
@@ -183,7 +192,7 @@ class BranchCare:
             return None
 
     def _tell_deleting(self, branch: Branch) -> None:
-        ready = Step(Reason.DELETING, f"branch {branch.name} is being deleted")
+        ready = Finding(Reason.DELETING, f"branch {branch.name} is being deleted")
         steps = [(Condition.DELETION_BLOCKED, _waiting(branch))] if _age(branch) > _PATIENCE else []
         before = branch.status.get("conditions") or ()
         conditions = report_conditions(before, steps, ready, branch.generation, now())
@@ -200,9 +209,9 @@ def _is_new(branch: Branch) -> bool:
     return not branch.status.get("conditions")
 
 
-def _waiting(branch: Branch) -> Step:
+def _waiting(branch: Branch) -> Finding:
     text = f"branch {branch.name} waits for a branch that is being made of it; it ends by itself"
-    return Step(Reason.WAITING_FOR_AGENT, text)
+    return Finding(Reason.WAITING_FOR_AGENT, text)
 
 
 def _copies(other: Branch, source: Branch) -> bool:

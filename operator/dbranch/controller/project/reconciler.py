@@ -9,19 +9,19 @@ from typing import Any
 
 from dbranch.api import names
 from dbranch.api.branch import Branch
-from dbranch.api.conditions import Condition, Reason, Step, find
-from dbranch.api.errors import NameTaken, Refused
+from dbranch.api.conditions import Condition, Finding, Reason, find
+from dbranch.api.errors import ApiError, NameTaken
 from dbranch.api.project import Project, Route, Target, parse_project
 from dbranch.controller import manifests
-from dbranch.controller.cache import Views
-from dbranch.controller.conditions import phase_of, ready_step, report_conditions
+from dbranch.controller.cache import Cache
+from dbranch.controller.conditions import phase_of, ready_finding, report_conditions
 from dbranch.controller.credentials import Logins
-from dbranch.controller.events import Tell, now, tell_transition
+from dbranch.controller.events import EmitEvent, emit_transition, now
 from dbranch.controller.manifests import Release
 from dbranch.controller.nodes import is_ready
-from dbranch.controller.owned import Owned
-from dbranch.controller.project.status import project_steps
-from dbranch.controller.routing import ProxyPod, laggards, plan_route, routed_step, targets_of
+from dbranch.controller.owned import OwnedObjects
+from dbranch.controller.project.status import project_findings
+from dbranch.controller.routing import ProxyPod, laggards, plan_route, routed_finding, targets_of
 from dbranch.controller.scheduling import Binding, bind_branch, bind_project, node_trouble
 from dbranch.kube.client import Cluster, branch_path, path_of, project_path
 from dbranch.kube.requeue import request_reconcile
@@ -33,14 +33,16 @@ logger = logging.getLogger(__name__)
 _ATTEMPTS = 8
 
 
-class ProjectCare:
-    """What handlers call, with the views of the moment and a way to tell an Event."""
+class ProjectReconciler:
+    """What handlers call, with the cache of the moment and a way to tell an Event."""
 
-    def __init__(self, cluster: Cluster, release: Release, owned: Owned, locks: KeyedLocks) -> None:
+    def __init__(self, cluster: Cluster, release: Release, owned: OwnedObjects, locks: KeyedLocks) -> None:
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
         self._logins = Logins(cluster, release, owned)
 
-    def reconcile(self, namespace: str, name: str, views: Views, tell: Tell, fresh: bool = False) -> None:
+    def reconcile(
+        self, namespace: str, name: str, cache: Cache, tell: EmitEvent, fresh: bool = False
+    ) -> None:
         """One visit of a project that is not being deleted. `fresh`: look at what is remembered, too."""
         with self._locks.held(namespace, name):
             for attempt in range(_ATTEMPTS):
@@ -48,18 +50,18 @@ class ProjectCare:
                 if body is None or body["metadata"].get("deletionTimestamp"):
                     return
                 try:
-                    self._visit(body, views, tell, fresh)
+                    self._visit(body, cache, tell, fresh)
                     return
-                except Refused as error:
+                except ApiError as error:
                     if error.status != 409 or attempt == _ATTEMPTS - 1:
                         raise
 
-    def _visit(self, body: dict[str, Any], views: Views, tell: Tell, fresh: bool) -> None:
+    def _visit(self, body: dict[str, Any], cache: Cache, tell: EmitEvent, fresh: bool) -> None:
         project = parse_project(body)
-        branches = views.branches_of(project.namespace, project.name)
+        branches = cache.branches_of(project.namespace, project.name)
         self._ensure_root(project, branches)
         wanted: dict[str, Any] = {"host": names.host_of(project.name, project.namespace)}
-        scheduled = self._bind(project, views, wanted)
+        scheduled = self._bind(project, cache, wanted)
         blocked = self._ensure_objects(project, fresh, wanted)
         targets = targets_of(project, branches)
         route = plan_route(project, targets)
@@ -67,9 +69,9 @@ class ProjectCare:
         # No proxy obeys a route that is not told yet: it waits for no list of them.
         pods = pods or self._proxy_pods(project)
         self._clear_entries(project, pods)
-        routed = blocked or routed_step(project, route, targets, pods)
-        steps = project_steps(project, scheduled, routed, route, branches)
-        ready = ready_step(steps, f"project {project.name} answers at {wanted['host']}")
+        routed = blocked or routed_finding(project, route, targets, pods)
+        steps = project_findings(project, scheduled, routed, route, branches)
+        ready = ready_finding(steps, f"project {project.name} answers at {wanted['host']}")
         wanted |= {
             "observedGeneration": project.generation,
             "conditions": report_conditions(
@@ -86,7 +88,7 @@ class ProjectCare:
             version = {"resourceVersion": body["metadata"]["resourceVersion"]}
             path = project_path(project.namespace, project.name, "status")
             self._cluster.merge(path, {"metadata": version, "status": changed})
-            tell_transition(project.status, ready, tell)
+            emit_transition(project.status, ready, tell)
         # ACTIVE is told behind the proxies' word: what the new route's first sessions need comes first.
         obeyed = route if route and not laggards(route, pods, project.proxies) else None
         self._wake_branches(
@@ -99,20 +101,20 @@ class ProjectCare:
         path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)
         try:
             self._cluster.create(path, manifests.root_branch(project))
-        except Refused as error:
+        except ApiError as error:
             if error.reason != "AlreadyExists":
                 raise
 
-    def _bind(self, project: Project, views: Views, wanted: dict[str, Any]) -> Step:
+    def _bind(self, project: Project, cache: Cache, wanted: dict[str, Any]) -> Finding:
         if project.node_name is None:
-            answer = bind_project(project, views.all_nodes())
-            if isinstance(answer, Step):
+            answer = bind_project(project, cache.all_nodes())
+            if isinstance(answer, Finding):
                 return answer
             wanted["nodeName"] = answer.node
             return _bound(project, answer.node)
-        return node_trouble(views.node(project.node_name)) or _bound(project, project.node_name)
+        return node_trouble(cache.node(project.node_name)) or _bound(project, project.node_name)
 
-    def _ensure_objects(self, project: Project, fresh: bool, wanted: dict[str, Any]) -> Step | None:
+    def _ensure_objects(self, project: Project, fresh: bool, wanted: dict[str, Any]) -> Finding | None:
         """Everything that the project is reached by. What stands in its way, as the step Routed."""
         try:
             for api, plural, body in manifests.proxy_access(project, self._release):
@@ -124,25 +126,25 @@ class ProjectCare:
             allow = manifests.allow_policy(project.namespace, self._release)
             self._owned.ensure("networking.k8s.io/v1", "networkpolicies", allow, fresh)
             version = self._logins.ensure(project, fresh)
-            if isinstance(version, Step):
+            if isinstance(version, Finding):
                 return version
             wanted["passwordVersion"] = version
         except NameTaken as error:
-            return Step(Reason.NAME_TAKEN, str(error))
+            return Finding(Reason.NAME_TAKEN, str(error))
         return self._tls_trouble(project)
 
-    def _tls_trouble(self, project: Project) -> Step | None:
+    def _tls_trouble(self, project: Project) -> Finding | None:
         tls = project.proxy.tls
         if tls is None:
             return None
         body = self._cluster.get(path_of("v1", "secrets", project.namespace, tls.secret_name))
         if body is None:
             text = f'Secret "{tls.secret_name}" does not exist; the proxy offers no TLS; create it'
-            return Step(Reason.TLS_SECRET_NOT_FOUND, text)
+            return Finding(Reason.TLS_SECRET_NOT_FOUND, text)
         lacking = [key for key in ("tls.crt", "tls.key") if not (body.get("data") or {}).get(key)]
         if lacking:
             text = f'Secret "{tls.secret_name}" has no {lacking[0]}; the proxy offers no TLS; add it'
-            return Step(Reason.TLS_SECRET_INVALID, text)
+            return Finding(Reason.TLS_SECRET_INVALID, text)
         return None
 
     def _proxy_pods(self, project: Project) -> tuple[ProxyPod, ...]:
@@ -178,7 +180,9 @@ class ProjectCare:
                 answer = bind_branch(project, branch, branches)
                 expected = "" if isinstance(answer, Binding) else answer.reason.value
             if told != expected:
-                request_reconcile(self._cluster, names.CONTROLLER_POKE, branch.namespace, branch.object_name)
+                request_reconcile(
+                    self._cluster, names.CONTROLLER_REQUESTED_AT, branch.namespace, branch.object_name
+                )
             elif route and branch.active != (route.branch == branch.name):
                 self._tell_active(branch, route.branch == branch.name)
 
@@ -187,11 +191,11 @@ class ProjectCare:
         patch = {"metadata": {"uid": branch.uid}, "status": {"active": active}}
         try:
             self._cluster.merge(branch_path(branch.namespace, branch.object_name, "status"), patch)
-        except Refused as error:
+        except ApiError as error:
             if error.status not in (404, 409):
                 raise
 
-    def remove(self, project: Project, views: Views) -> float | None:
+    def remove(self, project: Project, cache: Cache) -> float | None:
         """One visit of a project being deleted: None once its branches are gone; seconds to wait else."""
         path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)
         left = [b for b in self._cluster.find(path) if b["spec"]["project"] == project.name]
@@ -204,7 +208,7 @@ class ProjectCare:
         self._logins.drop(project)
         nodes = self._release.nodes_namespace
         # Those that are being deleted too need it no more than this one.
-        others = (p for p in views.all_projects() if p.namespace == project.namespace and not p.deleting)
+        others = (p for p in cache.all_projects() if p.namespace == project.namespace and not p.deleting)
         if not any(other.uid != project.uid for other in others):
             self._owned.drop("networking.k8s.io/v1", "networkpolicies", nodes, f"allow-{project.namespace}")
         return None
@@ -215,8 +219,8 @@ def _reported(project: Project) -> tuple[ProxyPod, ...]:
     return tuple(ProxyPod(entry.pod, True) for entry in project.proxies)
 
 
-def _bound(project: Project, node: str) -> Step:
-    return Step(Reason.BOUND, f"project {project.name} is bound to node {node}")
+def _bound(project: Project, node: str) -> Finding:
+    return Finding(Reason.BOUND, f"project {project.name} is bound to node {node}")
 
 
 def proxy_pod_of(body: Mapping[str, Any]) -> ProxyPod:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from dbranch.api.branch import Branch
-from dbranch.api.conditions import Condition, Reason, Step, find
+from dbranch.api.conditions import Condition, Finding, Reason, find
 from dbranch.api.project import Project, Route
-from dbranch.controller.branch.status import postgres_step
-from dbranch.controller.conditions import Steps
+from dbranch.controller.branch.status import postgres_finding
+from dbranch.controller.conditions import Findings
 from dbranch.controller.routing import targets_of
 
 
-def project_steps(
-    project: Project, scheduled: Step, routed: Step, route: Route | None, branches: Iterable[Branch]
-) -> Steps:
+def project_findings(
+    project: Project, scheduled: Finding, routed: Finding, route: Route | None, branches: Iterable[Branch]
+) -> Findings:
     """The steps in the order in which they are taken."""
     return [
         (Condition.SCHEDULED, scheduled),
@@ -40,24 +40,24 @@ def is_outdated(project: Project, branches: Sequence[Branch]) -> bool:
     return bool(told.get("reason") != _postgres(project, project.route, branches).reason.value)
 
 
-def _storage(project: Project) -> Step:
+def _storage(project: Project) -> Finding:
     step = project.node.storage
     if step is None:
-        return Step(Reason.CREATING_POOL, f"the pool of project {project.name} is not made yet")
+        return Finding(Reason.CREATING_POOL, f"the pool of project {project.name} is not made yet")
     if not project.running and step.reason != Reason.STOPPED and step.done:
-        return Step(Reason.PENDING, f"project {project.name} is stopping")
+        return Finding(Reason.PENDING, f"project {project.name} is stopping")
     if project.running and step.reason == Reason.STOPPED:
-        return Step(Reason.PENDING, f"project {project.name} is being started")
+        return Finding(Reason.PENDING, f"project {project.name} is being started")
     return step
 
 
-def _postgres(project: Project, route: Route | None, branches: Iterable[Branch]) -> Step:
+def _postgres(project: Project, route: Route | None, branches: Iterable[Branch]) -> Finding:
     """What the active branch says of itself."""
     name = route.branch if route else project.active_branch
     branch = next((b for b in branches if b.name == name), None)
     if branch is None:
-        return Step(Reason.PENDING, f"branch {name} of project {project.name} is not there yet")
-    step = postgres_step(project, branch)
+        return Finding(Reason.PENDING, f"branch {name} of project {project.name} is not there yet")
+    step = postgres_finding(project, branch)
     if step.done and not project.node.initialized:
-        return Step(Reason.PENDING, f"project {project.name} is not told to be initialized yet")
+        return Finding(Reason.PENDING, f"project {project.name} is not told to be initialized yet")
     return step
