@@ -21,7 +21,7 @@ from dbranch.agent.slot.observe import observe_slot, observe_slots
 from dbranch.agent.volume import effect as subvolume
 from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.agent.volume.sizes import observe_sizes
-from dbranch.runtime.logs import log_as_typed
+from dbranch.runtime.logs import log_command
 
 LONG = "n" * 254
 
@@ -153,7 +153,7 @@ def test_links_are_removed_and_not_followed(tmp_path: Path) -> None:
 
 def test_names_of_a_tenant_make_no_line_and_no_escape_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    log_as_typed("rm", "-r", "/x/a\nERROR forged\x1b[2J\udcff")
+    log_command("rm", "-r", "/x/a\nERROR forged\x1b[2J\udcff")
     assert caplog.messages == ["# rm -r '/x/a\\nERROR forged\\x1b[2J\\udcff'"]
 
 

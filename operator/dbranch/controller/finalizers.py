@@ -5,7 +5,7 @@ from __future__ import annotations
 from dbranch.api import names
 from dbranch.api.errors import ApiError
 from dbranch.kube.client import Cluster
-from dbranch.runtime.logs import log_as_typed
+from dbranch.runtime.logs import log_command
 
 
 def ensure_agent_dropped(cluster: Cluster, path: str, uid: str) -> None:
@@ -18,7 +18,7 @@ def ensure_agent_dropped(cluster: Cluster, path: str, uid: str) -> None:
         return
     left = [name for name in finalizers if name != names.AGENT_FINALIZER]
     version = body["metadata"]["resourceVersion"]
-    log_as_typed("kubectl", "patch", path, "--type=merge", f"finalizers={left}")
+    log_command("kubectl", "patch", path, "--type=merge", f"finalizers={left}")
     try:
         cluster.merge(path, {"metadata": {"resourceVersion": version, "finalizers": left}})
     except ApiError as error:

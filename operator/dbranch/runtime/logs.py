@@ -45,6 +45,6 @@ def start_logging(env: Mapping[str, str]) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
-def log_as_typed(*argv: object) -> None:
+def log_command(*argv: object) -> None:
     """Logs the command line that does what a system call is about to do."""
     logger.info("# %s", printable(shlex.join(str(word) for word in argv)))

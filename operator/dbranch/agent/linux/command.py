@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 
 from dbranch.api.errors import CommandFailed
-from dbranch.runtime.logs import log_as_typed
+from dbranch.runtime.logs import log_command
 
 logger = logging.getLogger("dbranch.command")
 
@@ -19,7 +19,7 @@ def run(argv: Sequence[object], seconds: float = 60.0) -> str:
     `seconds` (then it is killed).
     """
     words = [str(word) for word in argv]
-    log_as_typed(*words)
+    log_command(*words)
     try:
         done = subprocess.run(
             words,

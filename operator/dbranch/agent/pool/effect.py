@@ -11,7 +11,7 @@ from dbranch.agent.layout import Layout
 from dbranch.agent.pool import image, mount
 from dbranch.api.errors import PoolLost
 from dbranch.runtime.file_lock import held
-from dbranch.runtime.logs import log_as_typed
+from dbranch.runtime.logs import log_command
 
 
 def ensure_base(layout: Layout) -> str:
@@ -84,7 +84,7 @@ def ensure_pool_removed(layout: Layout, project_uid: str) -> None:
     with held(layout.attach_lock, seconds=60):
         image.ensure_detached(file)
         if file.exists():
-            log_as_typed("rm", file)
+            log_command("rm", file)
             file.unlink()
             image.sync_directory(layout.pools)
 

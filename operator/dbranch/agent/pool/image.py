@@ -11,7 +11,7 @@ from dbranch.agent.linux.command import run
 from dbranch.agent.linux.loops import Loop, free_loop, loops_of, loops_of_deleted, loops_of_inode
 from dbranch.agent.linux.mounting import await_released
 from dbranch.api.errors import Busy, CommandFailed, PoolDamaged, PoolLost, Unsafe
-from dbranch.runtime.logs import log_as_typed
+from dbranch.runtime.logs import log_command
 
 # What mkfs.btrfs needs for one device with its metadata twice.
 LEAST_BYTES = 128 * 2**20
@@ -43,7 +43,7 @@ def ensure_image(file: Path, size: int, made: bool) -> None:
             "bring the file back, or delete the project and restore it from a dump"
         )
     size = max(size, LEAST_BYTES)
-    log_as_typed("truncate", "-s", size, file)
+    log_command("truncate", "-s", size, file)
     handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(handle, size)
@@ -125,7 +125,7 @@ def ensure_filesystem(file: Path, device: str, known_uuid: str | None) -> str:
 def ensure_grown(file: Path, device: str, point: Path, size: int) -> None:
     """Image, device and filesystem, each that is behind raised to `size` bytes; nothing ever shrinks."""
     if file.stat().st_size < size:
-        log_as_typed("truncate", "-s", size, file)
+        log_command("truncate", "-s", size, file)
         os.truncate(file, size)
     image_bytes = file.stat().st_size
     if any(loop.size < image_bytes // 512 * 512 for loop in loops_of(file)):

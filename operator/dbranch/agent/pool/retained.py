@@ -13,7 +13,7 @@ from dbranch.agent.linux.syscalls import rename_new
 from dbranch.agent.pool.image import sync_directory
 from dbranch.api.errors import PoolLost
 from dbranch.runtime.file_lock import held
-from dbranch.runtime.logs import log_as_typed
+from dbranch.runtime.logs import log_command
 
 
 def ensure_recorded(layout: Layout, project_uid: str, namespace: str, project: str) -> None:
@@ -31,7 +31,7 @@ def ensure_pool_adopted(layout: Layout, record: Retained, new_uid: str) -> None:
     with held(layout.attach_lock, seconds=60):
         old, new = layout.image(record.project_uid), layout.image(new_uid)
         if old.exists():
-            log_as_typed("mv", "--no-clobber", old, new)
+            log_command("mv", "--no-clobber", old, new)
             rename_new(old, new)
             sync_directory(layout.pools)
 
@@ -40,7 +40,7 @@ def ensure_forgotten(layout: Layout, old_uid: str) -> None:
     """The record of a pool that another project has now, gone."""
     record = layout.record(old_uid)
     if record.exists():
-        log_as_typed("rm", record)
+        log_command("rm", record)
         record.unlink()
         sync_directory(layout.pools)
 

@@ -15,7 +15,7 @@ from dbranch.agent.postgres import session
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.volume.effect import ensure_opened, read_marker
 from dbranch.api.errors import DataLost
-from dbranch.runtime.logs import log_as_typed
+from dbranch.runtime.logs import log_command
 
 # A connection that leads nowhere: DROP would otherwise remove the source's slots at the publisher.
 _NOWHERE = "host=/nonexistent port=1 dbname=nowhere"
@@ -49,7 +49,7 @@ def ensure_cleaned(layout: Layout, project_uid: str, branch_uid: str, endpoint: 
             subscriptions += _drop_subscriptions(there)
     for gid, database in waiting:
         with _admitted(layout, endpoint, str(database)) as there:
-            log_as_typed("psql", str(database), "-c", f"rollback prepared '{gid}'")
+            log_command("psql", str(database), "-c", f"rollback prepared '{gid}'")
             there.execute(sql.SQL("rollback prepared {}").format(sql.Literal(gid)))
             prepared += 1
     ensure_opened(layout, project_uid, branch_uid, endpoint.user)
@@ -91,7 +91,7 @@ def _drop_subscriptions(there: psycopg.Connection[object]) -> int:
     ).fetchall()
     for row in rows:
         name = sql.Identifier(str(row[0]))  # type: ignore[index]
-        log_as_typed("psql", "-c", f"drop subscription {row[0]}")  # type: ignore[index]
+        log_command("psql", "-c", f"drop subscription {row[0]}")  # type: ignore[index]
         there.execute(sql.SQL("alter subscription {} disable").format(name))
         there.execute(sql.SQL("alter subscription {} set (slot_name = none)").format(name))
         nowhere = sql.SQL("alter subscription {} connection {}")

@@ -9,7 +9,7 @@ from dbranch.agent.postgres import session
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.volume.effect import ensure_password_version
 from dbranch.api.scram import version_of
-from dbranch.runtime.logs import log_as_typed
+from dbranch.runtime.logs import log_command
 
 
 def ensure_password(
@@ -25,7 +25,7 @@ def ensure_password(
         # The statement holds the verifier: it stays out of the tenant's log.
         there.execute("set log_statement = none; set log_min_duration_statement = -1")
         there.execute("set synchronous_commit = on")
-        log_as_typed("psql", "-c", f"alter role {endpoint.user} password '…'")
+        log_command("psql", "-c", f"alter role {endpoint.user} password '…'")
         there.execute(sql.SQL("alter role {} password {}").format(role, sql.Literal(verifier)))
     ensure_password_version(layout, project_uid, branch_uid, version)
     return version

@@ -15,7 +15,7 @@ from dbranch.agent.linux.mounts import mounts_at, read_mounts
 from dbranch.agent.linux.syscalls import set_immutable
 from dbranch.api.errors import Busy, DataLost
 from dbranch.runtime.file_lock import held
-from dbranch.runtime.logs import log_as_typed
+from dbranch.runtime.logs import log_command
 
 
 def ensure_slot(layout: Layout, slot: str, owner: int) -> None:
@@ -113,6 +113,6 @@ def ensure_slot_removed(layout: Layout, slot: str) -> None:
         set_immutable(data, False)
         # Only ever empty: what is not ours stays, and stops this.
         data.rmdir()
-    log_as_typed("rm", "-r", directory)
+    log_command("rm", "-r", directory)
     with opened_directory(layout.slots) as slots:
         remove_at(slots, slot)

@@ -13,7 +13,7 @@ from dbranch.agent.volume.effect import read_marker, write_settings
 from dbranch.agent.volume.marker import Marker, render_marker
 from dbranch.agent.volume.settings import Settings
 from dbranch.api.errors import PoolLost
-from dbranch.runtime.logs import log_as_typed
+from dbranch.runtime.logs import log_command
 
 
 def ensure_branch_adopted(
@@ -32,7 +32,7 @@ def ensure_branch_adopted(
             write_whole(path / MARKER, render_marker(given))
             break
     if old.exists():
-        log_as_typed("mv", "--no-clobber", old, new)
+        log_command("mv", "--no-clobber", old, new)
         rename_new(old, new)
         syncfs(new.parent)
     marker = read_marker(new)

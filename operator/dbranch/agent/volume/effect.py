@@ -38,7 +38,7 @@ from dbranch.agent.volume.settings import (
 )
 from dbranch.api.errors import Busy, DataLost, Unsafe
 from dbranch.runtime.file_lock import is_free
-from dbranch.runtime.logs import log_as_typed
+from dbranch.runtime.logs import log_command
 
 
 def _mounted(layout: Layout, project_uid: str) -> Path:
@@ -49,7 +49,7 @@ def _mounted(layout: Layout, project_uid: str) -> Path:
 
 
 def _sync(path: Path) -> None:
-    log_as_typed("sync", "--file-system", path)
+    log_command("sync", "--file-system", path)
     syncfs(path)
 
 
@@ -71,7 +71,7 @@ def ensure_initdb_area(layout: Layout, project_uid: str, branch_uid: str, owner:
     area = layout.initdb_area(project_uid, branch_uid)
     _check_unused(area, layout)
     destroy(area)
-    log_as_typed("btrfs", "subvolume", "create", area)
+    log_command("btrfs", "subvolume", "create", area)
     btrfs.create_subvolume(area)
     area.chmod(0o755)
     tenant.make_pgdata(area, owner)
@@ -120,7 +120,7 @@ def ensure_snapshot(
     origin = read_marker(source) if btrfs.is_subvolume(source) else None
     if origin is None:
         raise DataLost(f"source {source_uid} has no subvolume with a marker at {source}; no branch is made")
-    log_as_typed("btrfs", "subvolume", "snapshot", source, begun)
+    log_command("btrfs", "subvolume", "snapshot", source, begun)
     btrfs.create_snapshot(source, begun)
     try:
         # The source's marker goes first: what is cut off here must never pass for a branch.
@@ -183,7 +183,7 @@ def write_settings(subvolume: Path, marker: Marker, settings: Settings, durable:
 
 
 def _take_name(begun: Path, branch: Path) -> Marker:
-    log_as_typed("mv", "--no-clobber", begun, branch)
+    log_command("mv", "--no-clobber", begun, branch)
     rename_new(begun, branch)
     _sync(branch.parent)
     return _marker_of(branch)
@@ -246,7 +246,7 @@ def ensure_trashed(layout: Layout, project_uid: str, branch_uid: str) -> None:
         if path.exists():
             _check_unused(path, layout)
             thrown = trash / f"{branch_uid}-{secrets.token_hex(4)}"
-            log_as_typed("mv", path, thrown)
+            log_command("mv", path, thrown)
             rename_new(path, thrown)
     _sync(pool)
 
@@ -275,7 +275,7 @@ def destroy(path: Path) -> None:
     while pending:
         top = pending.pop()
         pending += _nested_thrown(top, trash)
-        log_as_typed("btrfs", "subvolume", "delete", top)
+        log_command("btrfs", "subvolume", "delete", top)
         btrfs.destroy_subvolume(top)
 
 
@@ -299,7 +299,7 @@ def _nested_thrown(top: Path, trash: Path) -> list[Path]:
                 return False
             new = f"nested-{secrets.token_hex(8)}"
             btrfs.ensure_writable_at(directory, name)
-            log_as_typed("mv", top / "…" / name, trash / new)
+            log_command("mv", top / "…" / name, trash / new)
             os.rename(name, new, src_dir_fd=directory, dst_dir_fd=bin_)
             thrown.append(trash / new)
             return True

@@ -7,14 +7,14 @@ from collections.abc import Collection
 from contextlib import suppress
 
 from dbranch.agent.layout import Layout
-from dbranch.runtime.logs import log_as_typed
+from dbranch.runtime.logs import log_command
 
 
 def ensure_orphan_marker(layout: Layout, uid: str) -> None:
     """The mark is there; one that was made earlier keeps its age."""
     mark = layout.unclaimed(uid)
     if not mark.exists():
-        log_as_typed("touch", mark)
+        log_command("touch", mark)
         mark.touch(mode=0o600)
 
 

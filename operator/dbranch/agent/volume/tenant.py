@@ -14,7 +14,7 @@ from dbranch.agent.linux.files import opened_directory, read_beneath, remove_at,
 from dbranch.agent.linux.syscalls import RESOLVE_BENEATH, openat2
 from dbranch.agent.volume.settings import read_prepared
 from dbranch.api.errors import SourceUnsafe
-from dbranch.runtime.logs import log_as_typed
+from dbranch.runtime.logs import log_command
 
 # What a stopped copy must not find: who ran it, what it should become, where it was copied from.
 _STALE: Final = (
@@ -106,14 +106,14 @@ def ensure_cleaned_offline(subvolume: Path) -> None:
         for name in _STALE:
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=pgdata)
-                log_as_typed("rm", subvolume / PGDATA / name)
+                log_command("rm", subvolume / PGDATA / name)
         try:
             slots = openat2(pgdata, _SLOTS, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             return
         try:
             for name in os.listdir(slots):
-                log_as_typed("rm", "-r", subvolume / PGDATA / _SLOTS / name)
+                log_command("rm", "-r", subvolume / PGDATA / _SLOTS / name)
                 remove_at(slots, name)
         finally:
             os.close(slots)
