@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from typing import Any
 
 from dbranch.api import names
 from dbranch.api.errors import ApiError
-from dbranch_cli.connection import APPLY, Connection
+from dbranch.api.secrets import secret_texts
+from dbranch_cli.connection import APPLY_CONTENT_TYPE, Connection
 from dbranch_cli.failure import NOT_FOUND, REFUSED, Failure
-from dbranch_cli.ownership import git_manager, merged, owned
-from dbranch_cli.words import did_you_mean
+from dbranch_cli.ownership import gitops_manager, merge_maps, owned_fields
+from dbranch_cli.naming import did_you_mean
 
 Body = dict[str, Any]
 
@@ -32,16 +32,16 @@ def manifest(kind: str, namespace: str, name: str, spec: Mapping[str, Any]) -> B
     }
 
 
-def plural_of(kind: str) -> str:
+def plural_for(kind: str) -> str:
     return names.PROJECTS if kind == names.PROJECT_KIND else names.BRANCHES
 
 
-def branch_of(body: Mapping[str, Any]) -> str:
+def branch_name_of(body: Mapping[str, Any]) -> str:
     """The branch's name of a DBBranch."""
     return names.branch_name(body["spec"]["project"], body["metadata"]["name"])
 
 
-def active_of(project: Mapping[str, Any]) -> str:
+def active_branch_of(project: Mapping[str, Any]) -> str:
     """The branch that the connection string reaches now, or, before the first route, shall reach."""
     route = (project.get("status") or {}).get("route") or {}
     return str(route.get("branch") or project["spec"].get("activeBranch") or names.ROOT_BRANCH)
@@ -64,13 +64,13 @@ class Store:
     def projects(self) -> list[Body]:
         return self._list(names.PROJECTS)
 
-    def project(self, name: str, said_by: str = "") -> Body:
+    def project(self, name: str, named_by: str = "") -> Body:
         """A project that is there. `said_by` tells where its name was taken from."""
         body = self.find(names.PROJECTS, name)
         if body is not None:
             return body
         known = [other["metadata"]["name"] for other in self.projects()]
-        origin = f" (named by {said_by})" if said_by else ""
+        origin = f" (named by {said_by})" if named_by else ""
         raise Failure(
             NOT_FOUND,
             "NotFound",
@@ -99,7 +99,7 @@ class Store:
         body = self.find_branch(project, branch)
         if body is not None:
             return body
-        known = [branch_of(other) for other in self.branches(project)]
+        known = [branch_name_of(other) for other in self.branches(project)]
         if not known:
             self.project(project)
         raise Failure(
@@ -113,21 +113,21 @@ class Store:
         kind, name = body["kind"], body["metadata"]["name"]
         sent = dict(body)
         if live is not None:
-            sent = {**merged({"spec": owned(live).get("spec") or {}}, body)}
+            sent = {**merge_maps({"spec": owned_fields(live).get("spec") or {}}, body)}
             # Only this very object: one that was made anew under the name is another database.
             sent["metadata"] = {**body["metadata"], "uid": live["metadata"]["uid"]}
         return self.connection.request(
             "PATCH",
-            resource_path(plural_of(kind), self.namespace, name),
+            resource_path(plural_for(kind), self.namespace, name),
             {"fieldManager": names.CLI_MANAGER, "force": "true", "fieldValidation": "Strict"},
             sent,
-            APPLY,
+            APPLY_CONTENT_TYPE,
         )
 
     def set_field(self, live: Mapping[str, Any], field: str, value: str, force: bool) -> Body:
         """`spec.<field>` of an object. Refuses what a tool keeps as Git says, unless forced."""
         kind, name = live["kind"], live["metadata"]["name"]
-        manager = git_manager(live, "spec", field)
+        manager = gitops_manager(live, "spec", field)
         if manager and not force:
             raise Failure(
                 REFUSED,
@@ -137,7 +137,7 @@ class Store:
             )
         return self.apply(manifest(kind, self.namespace, name, {field: value}), live)
 
-    def ask_restart(self, live: Mapping[str, Any], when: str) -> Body:
+    def request_restart(self, live: Mapping[str, Any], when: str) -> Body:
         """Asks for one restart of a branch's Postgres. `when`: RFC 3339, another one for each restart."""
         name = live["metadata"]["name"]
         body = manifest(live["kind"], self.namespace, name, {})
@@ -148,7 +148,7 @@ class Store:
         """Delete this very object (by its UID)."""
         self.connection.request(
             "DELETE",
-            resource_path(plural_of(live["kind"]), self.namespace, live["metadata"]["name"]),
+            resource_path(plural_for(live["kind"]), self.namespace, live["metadata"]["name"]),
             body={
                 "apiVersion": "v1",
                 "kind": "DeleteOptions",
@@ -169,7 +169,7 @@ class Store:
                 "SecretNotFound",
                 f"Secret {name} is not there (yet); dbranch makes it with the project: see dbranch status",
             ) from error
-        return {key: base64.b64decode(value).decode() for key, value in (body.get("data") or {}).items()}
+        return secret_texts(body)
 
     def events(self, live: Mapping[str, Any]) -> list[Body]:
         """The Events of an object, oldest first."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import secrets
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from dbranch.api import names
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.project import Project
 from dbranch.api.scram import is_verifier_of, verifier_of, version_of
+from dbranch.api.secrets import secret_text
 from dbranch.controller import manifests
 from dbranch.controller.manifests import Login, Release
 from dbranch.controller.owned import OwnedObjects
@@ -75,6 +75,4 @@ class Logins:
         return _Known(place, password, verifier)
 
     def _text(self, namespace: str, name: str, key: str) -> str | None:
-        body = self._cluster.get(path_of("v1", "secrets", namespace, name))
-        data = ((body or {}).get("data") or {}).get(key)
-        return base64.b64decode(data).decode() if data else None
+        return secret_text(self._cluster.get(path_of("v1", "secrets", namespace, name)), key)

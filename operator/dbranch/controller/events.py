@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from dbranch.api.conditions import TROUBLED, Condition, Finding, find
@@ -16,7 +15,3 @@ def emit_transition(status: Any, ready: Finding, tell: EmitEvent) -> None:
     was = find(status, Condition.READY)
     if was is None or was.get("reason") != ready.reason.value:
         tell("Warning" if ready.reason in TROUBLED else "Normal", ready.reason.value, ready.message)
-
-
-def now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

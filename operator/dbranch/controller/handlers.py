@@ -25,7 +25,7 @@ from dbranch.controller.project.reconciler import ProjectReconciler, proxy_pod_o
 from dbranch.controller.project.status import is_outdated
 from dbranch.controller.routing import needs_reconcile
 from dbranch.controller.scheduling import is_abandoned, node_trouble
-from dbranch.kube.client import Cluster, branch_path, project_path
+from dbranch.kube.client import Cluster, object_path
 from dbranch.kube.requeue import request_reconcile
 from dbranch.runtime.initial_sync import InitialSync
 from dbranch.runtime.kopf_settings import later, login, settle
@@ -263,11 +263,7 @@ def _register_neighbours(
 def release_agent_finalizer(cluster: Cluster, cache: Cache, item: Project | Branch) -> None:
     """What is being deleted and waits for an agent that will never come, waits no more."""
     if item.node_name and item.deleting and is_abandoned(cache.node(item.node_name), item.annotations):
-        if isinstance(item, Project):
-            path = project_path(item.namespace, item.name)
-        else:
-            path = branch_path(item.namespace, item.object_name)
-        ensure_agent_dropped(cluster, path, item.uid)
+        ensure_agent_dropped(cluster, object_path(item), item.uid)
 
 
 async def requeue_scheduled(cluster: Cluster, cache: Cache, look: Callable[[Cache, Project], None]) -> None:

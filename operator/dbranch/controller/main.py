@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 
 import kopf
+
 from dbranch.api import names
 from dbranch.api.errors import DbranchError, InvalidInput
 from dbranch.api.project import parse_seconds

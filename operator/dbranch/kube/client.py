@@ -16,7 +16,9 @@ import urllib3
 from kubernetes import client, config
 
 from dbranch.api import names
+from dbranch.api.branch import Branch
 from dbranch.api.errors import ApiError, ClusterUnreachable
+from dbranch.api.project import Project
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,13 @@ def project_path(namespace: str, name: str, sub: str = "") -> str:
 def branch_path(namespace: str, name: str, sub: str = "") -> str:
     """The URL path of a DBBranch, by its object's name."""
     return path_of(names.API_VERSION, names.BRANCHES, namespace, name, sub)
+
+
+def object_path(item: Project | Branch, sub: str = "") -> str:
+    """Return the URL path of a DBProject or DBBranch."""
+    if isinstance(item, Project):
+        return project_path(item.namespace, item.name, sub)
+    return branch_path(item.namespace, item.object_name, sub)
 
 
 class Cluster:

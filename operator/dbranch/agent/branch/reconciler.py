@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from dbranch.agent import status as report
@@ -35,6 +34,8 @@ from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.errors import DbranchError, NotAccepting, SlotTaken
 from dbranch.api.project import Project, parse_project
 from dbranch.kube.client import Cluster, branch_path, project_path
+from dbranch.kube.status import patch_status
+from dbranch.runtime.clock import now_rfc3339
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.timings import StepTimer
 
@@ -138,10 +139,7 @@ class BranchReconciler:
         if done.marker:
             node |= {"sourceUID": done.marker.source_uid, "snapshotTime": done.marker.snapshot_time}
             if done.marker.is_root and not project.node.initialized:
-                said = self._cluster.merge(
-                    project_path(project.namespace, project.name, "status"),
-                    {"metadata": {"uid": project.uid}, "status": {"node": {"initialized": True}}},
-                )
+                said = patch_status(self._cluster, project, {"node": {"initialized": True}})
                 project = parse_project(said)
         self._tell(scene, node, done)
         if _moves_pods(todo) or branch.node.observed_generation != branch.generation:
@@ -192,7 +190,7 @@ class BranchReconciler:
                 )
             case plan.PromoteInitdb():
                 done.marker = subvolume.ensure_initdb_promoted(
-                    layout, project.uid, branch.uid, _settings(scene), _now()
+                    layout, project.uid, branch.uid, _settings(scene), now_rfc3339()
                 )
             case plan.Claim(pod):
                 done.pod = pods.ensure_claimed(
@@ -208,7 +206,7 @@ class BranchReconciler:
                 self._checkpoint(scene, source)
                 done.laps.lap("Checkpoint")
                 done.marker = subvolume.ensure_snapshot(
-                    layout, project.uid, source, branch.uid, _settings(scene), _now()
+                    layout, project.uid, source, branch.uid, _settings(scene), now_rfc3339()
                 )
             case plan.Adopt(old):
                 done.marker = ensure_branch_adopted(layout, project.uid, old, branch.uid, _settings(scene))
@@ -262,10 +260,7 @@ class BranchReconciler:
         changed = report.changes(now, report.told(now, node))
         changed = {key: value for key, value in changed.items() if value is not None or key in now}
         if changed:
-            self._cluster.merge(
-                branch_path(branch.namespace, branch.object_name, "status"),
-                {"metadata": {"uid": branch.uid}, "status": {"node": changed}},
-            )
+            patch_status(self._cluster, branch, {"node": changed})
 
     def remove(self, body: dict[str, Any]) -> float | None:
         """One visit of a branch being deleted: None once nothing of it is left but space to reclaim."""
@@ -334,7 +329,3 @@ def _settings(scene: Scope) -> Settings:
 def _endpoint(scene: Scope, slot_name: str, marker: Marker) -> Endpoint:
     port = names.branch_port(scene.branch.uid)
     return Endpoint(slot_name, port, scene.project.postgres.user, marker.major)
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 import threading
 import time
@@ -30,8 +29,10 @@ from dbranch.api.branch import Branch
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.errors import ApiError, DbranchError
 from dbranch.api.project import Project
-from dbranch.kube.client import Cluster, branch_path, path_of, project_path
+from dbranch.api.secrets import secret_text
+from dbranch.kube.client import Cluster, path_of
 from dbranch.kube.requeue import request_reconcile
+from dbranch.kube.status import patch_status
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.timings import StepTimer
 
@@ -182,10 +183,9 @@ class Watchers:
         """The owner's password as the controller has it now, in this Postgres."""
         path = path_of("v1", "secrets", self._context, names.verifier_secret(project.uid))
         body = self._cluster.get(path)
-        verifier = ((body or {}).get("data") or {}).get("verifier")
+        verifier = secret_text(body, "verifier")
         if verifier:
-            text = base64.b64decode(verifier).decode()
-            ensure_password(self._layout, project.uid, branch.uid, endpoint, text)
+            ensure_password(self._layout, project.uid, branch.uid, endpoint, verifier)
 
     def _tell(self, watched: Watched, pod: PodFacts, version: str, more: dict[str, Any]) -> None:
         project, branch = watched.project, watched.branch
@@ -201,10 +201,7 @@ class Watchers:
             "imageID": pod.image_id,
             "restartedAt": pod.restarted_at,
         }
-        self._cluster.merge(
-            branch_path(branch.namespace, branch.object_name, "status"),
-            {"metadata": {"uid": branch.uid}, "status": {"node": node}},
-        )
+        patch_status(self._cluster, branch, {"node": node})
         watched.laps.lap("tell")
         self._metrics.started("waiting" if watched.pod else "new", watched.laps.seconds())
         logger.info(
@@ -215,10 +212,6 @@ class Watchers:
         )
         if project.node.postgres_version != version:
             digest = (pod.image_id or "").partition("@")[2] or None
-            self._cluster.merge(
-                project_path(project.namespace, project.name, "status"),
-                {
-                    "metadata": {"uid": project.uid},
-                    "status": {"node": {"postgresVersion": version, "imageDigest": digest}},
-                },
+            patch_status(
+                self._cluster, project, {"node": {"postgresVersion": version, "imageDigest": digest}}
             )

@@ -10,6 +10,7 @@ from dbranch.agent.volume.sizes import observe_sizes
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project
 from dbranch.kube.client import Cluster, branch_path
+from dbranch.kube.status import patch_status
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,4 @@ def patch_sizes(cluster: Cluster, layout: Layout, project: Project, branch: Bran
     sizes = report.sizes("logical", measured.logical_bytes) | report.sizes("unique", measured.unique_bytes)
     changed = report.changes(now, report.told(now, sizes))
     if changed:
-        cluster.merge(
-            branch_path(branch.namespace, branch.object_name, "status"),
-            {"metadata": {"uid": branch.uid}, "status": {"node": changed}},
-        )
+        patch_status(cluster, branch, {"node": changed})

@@ -34,6 +34,7 @@ from dbranch.api.errors import Busy, DbranchError
 from dbranch.api.project import Project, parse_project
 from dbranch.kube.client import Cluster, path_of, project_path
 from dbranch.kube.requeue import request_reconcile
+from dbranch.kube.status import patch_status
 from dbranch.runtime.locks import KeyedLocks
 
 logger = logging.getLogger(__name__)
@@ -187,10 +188,7 @@ class ProjectReconciler:
         now = project.status.get("node") or {}
         changed = report.changes(now, report.told(now, node))
         if changed:
-            self._cluster.merge(
-                project_path(project.namespace, project.name, "status"),
-                {"metadata": {"uid": project.uid}, "status": {"node": changed}},
-            )
+            patch_status(self._cluster, project, {"node": changed})
 
     def remove(self, body: dict[str, Any]) -> float | None:
         """One visit of a project being deleted: None once the node is as before it."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from dbranch.agent.context import NodeContext
@@ -13,6 +11,7 @@ from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.project import Project, parse_project
 from dbranch.kube.client import Cluster, path_of
+from dbranch.runtime.clock import seconds_since
 
 _FREE = f"{names.LABEL_SLOT},!{names.LABEL_BRANCH_UID}"
 
@@ -26,7 +25,10 @@ def observe_free(cluster: Cluster, context: NodeContext, word: str, form: str) -
 
 def observe_waiting(cluster: Cluster, context: NodeContext) -> tuple[Waiting, ...]:
     """Everything that waits on the node, uncached."""
-    return tuple(Waiting(pod_facts(body), _age(body)) for body in _unclaimed(cluster, context, _FREE))
+    return tuple(
+        Waiting(pod_facts(body), seconds_since(body["metadata"].get("creationTimestamp")))
+        for body in _unclaimed(cluster, context, _FREE)
+    )
 
 
 def observe_bound_here(cluster: Cluster, context: NodeContext) -> tuple[Project | Branch, ...]:
@@ -39,10 +41,3 @@ def observe_bound_here(cluster: Cluster, context: NodeContext) -> tuple[Project 
 
 def _unclaimed(cluster: Cluster, context: NodeContext, labels: str) -> list[dict[str, Any]]:
     return cluster.find(path_of("v1", "pods", context.namespace), labels, f"spec.nodeName={context.node}")
-
-
-def _age(body: Mapping[str, Any]) -> float:
-    made = body["metadata"].get("creationTimestamp")
-    if not made:
-        return 0.0
-    return (datetime.now(UTC) - datetime.fromisoformat(made.replace("Z", "+00:00"))).total_seconds()

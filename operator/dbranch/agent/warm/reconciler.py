@@ -21,7 +21,8 @@ from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.errors import DbranchError
 from dbranch.api.project import Project
-from dbranch.kube.client import Cluster, path_of, project_path
+from dbranch.kube.client import Cluster, path_of
+from dbranch.kube.status import patch_status
 
 logger = logging.getLogger(__name__)
 
@@ -135,10 +136,7 @@ class WarmReconciler:
         for project in facts.projects:
             count = warm_count(self._limit, self.form, facts, project)
             if self._told.get(project.uid, project.node.warm_slots) != count and not project.deleting:
-                self._cluster.merge(
-                    project_path(project.namespace, project.name, "status"),
-                    {"metadata": {"uid": project.uid}, "status": {"node": {"warmSlots": count}}},
-                )
+                patch_status(self._cluster, project, {"node": {"warmSlots": count}})
                 self._told[project.uid] = count
 
 

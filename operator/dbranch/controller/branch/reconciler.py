@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 from dbranch.api import names
@@ -14,17 +12,20 @@ from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Condition, Finding, Reason, find
 from dbranch.api.errors import NameTaken
 from dbranch.api.project import Project, parse_project
+from dbranch.api.secrets import secret_text
 from dbranch.controller import manifests
 from dbranch.controller.branch.status import branch_findings
 from dbranch.controller.cache import Cache
 from dbranch.controller.conditions import phase_of, ready_finding, report_conditions
-from dbranch.controller.events import EmitEvent, emit_transition, now
+from dbranch.controller.events import EmitEvent, emit_transition
 from dbranch.controller.manifests import Login, Release
 from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.routing import target_of
 from dbranch.controller.scheduling import Binding, bind_branch, is_abandoned, node_trouble
 from dbranch.kube.client import Cluster, branch_path, path_of, project_path
 from dbranch.kube.requeue import request_reconcile
+from dbranch.kube.status import patch_status
+from dbranch.runtime.clock import now_rfc3339, seconds_since
 from dbranch.runtime.locks import KeyedLocks
 
 logger = logging.getLogger(__name__)
@@ -81,14 +82,13 @@ class BranchReconciler:
         before = branch.status.get("conditions") or ()
         wanted |= {
             "observedGeneration": branch.generation,
-            "conditions": report_conditions(before, steps, ready, branch.generation, now()),
+            "conditions": report_conditions(before, steps, ready, branch.generation, now_rfc3339()),
             "phase": phase_of(ready),
             "active": bool(project and project.route and project.route.branch == branch.name),
         }
         changed = {key: value for key, value in wanted.items() if branch.status.get(key) != value}
         if changed:
-            patch = {"metadata": {"uid": branch.uid}, "status": changed}
-            self._cluster.merge(branch_path(branch.namespace, branch.object_name, "status"), patch)
+            patch_status(self._cluster, branch, changed)
             emit_transition(branch.status, ready, tell)
 
     def _bind(
@@ -151,7 +151,9 @@ class BranchReconciler:
             owner.get("uid") for owner in body["metadata"].get("ownerReferences") or ()
         ):
             return None
-        password = base64.b64decode(body["data"]["password"]).decode()
+        password = secret_text(body, "password")
+        if password is None:
+            return None
         login = Login(project.postgres.user, password, project.postgres.database)
         if project.password_version:
             self._logins[project.uid] = project.password_version, login
@@ -180,7 +182,7 @@ class BranchReconciler:
             )
             if not lost and any(_copies(other, branch) for other in siblings):
                 return 0.3
-            if project and not project.deleting and _age(branch) < _PATIENCE:
+            if project and not project.deleting and seconds_since(branch.deleted) < _PATIENCE:
                 entry = next((t for t in project.routes if t.branch == branch.name), None)
                 route = project.route
                 obeyed = not route or all(p.generation >= route.generation for p in project.proxies)
@@ -193,15 +195,15 @@ class BranchReconciler:
 
     def _tell_deleting(self, branch: Branch) -> None:
         ready = Finding(Reason.DELETING, f"branch {branch.name} is being deleted")
-        steps = [(Condition.DELETION_BLOCKED, _waiting(branch))] if _age(branch) > _PATIENCE else []
+        steps = (
+            [(Condition.DELETION_BLOCKED, _waiting(branch))]
+            if seconds_since(branch.deleted) > _PATIENCE
+            else []
+        )
         before = branch.status.get("conditions") or ()
-        conditions = report_conditions(before, steps, ready, branch.generation, now())
+        conditions = report_conditions(before, steps, ready, branch.generation, now_rfc3339())
         if conditions != list(before):
-            patch = {
-                "metadata": {"uid": branch.uid},
-                "status": {"conditions": conditions, "phase": "Deleting"},
-            }
-            self._cluster.merge(branch_path(branch.namespace, branch.object_name, "status"), patch)
+            patch_status(self._cluster, branch, {"conditions": conditions, "phase": "Deleting"})
 
 
 def _is_new(branch: Branch) -> bool:
@@ -217,12 +219,3 @@ def _waiting(branch: Branch) -> Finding:
 def _copies(other: Branch, source: Branch) -> bool:
     """Whether a snapshot of `source` is still to be taken."""
     return other.source_uid == source.uid and other.node.snapshot_time is None and not other.deleting
-
-
-def _age(branch: Branch) -> float:
-    """Seconds since the deletion was asked for."""
-    asked = branch.deleted
-    if asked is None:
-        return 0.0
-    then = datetime.fromisoformat(asked.replace("Z", "+00:00"))
-    return (datetime.now(UTC) - then).total_seconds()

@@ -16,7 +16,7 @@ from dbranch.controller import manifests
 from dbranch.controller.cache import Cache
 from dbranch.controller.conditions import phase_of, ready_finding, report_conditions
 from dbranch.controller.credentials import Logins
-from dbranch.controller.events import EmitEvent, emit_transition, now
+from dbranch.controller.events import EmitEvent, emit_transition
 from dbranch.controller.manifests import Release
 from dbranch.controller.nodes import is_ready
 from dbranch.controller.owned import OwnedObjects
@@ -25,6 +25,8 @@ from dbranch.controller.routing import ProxyPod, laggards, plan_route, routed_fi
 from dbranch.controller.scheduling import Binding, bind_branch, bind_project, node_trouble
 from dbranch.kube.client import Cluster, branch_path, path_of, project_path
 from dbranch.kube.requeue import request_reconcile
+from dbranch.kube.status import patch_status
+from dbranch.runtime.clock import now_rfc3339
 from dbranch.runtime.locks import KeyedLocks
 
 logger = logging.getLogger(__name__)
@@ -75,7 +77,7 @@ class ProjectReconciler:
         wanted |= {
             "observedGeneration": project.generation,
             "conditions": report_conditions(
-                project.status.get("conditions") or (), steps, ready, project.generation, now()
+                project.status.get("conditions") or (), steps, ready, project.generation, now_rfc3339()
             ),
             "phase": phase_of(ready),
             "branches": len(branches),
@@ -85,9 +87,7 @@ class ProjectReconciler:
             wanted["route"] = {"generation": route.generation, "branch": route.branch}
         changed = {k: v for k, v in wanted.items() if project.status.get(k) != v}
         if changed:
-            version = {"resourceVersion": body["metadata"]["resourceVersion"]}
-            path = project_path(project.namespace, project.name, "status")
-            self._cluster.merge(path, {"metadata": version, "status": changed})
+            patch_status(self._cluster, project, changed, body["metadata"]["resourceVersion"])
             emit_transition(project.status, ready, tell)
         # ACTIVE is told behind the proxies' word: what the new route's first sessions need comes first.
         obeyed = route if route and not laggards(route, pods, project.proxies) else None
@@ -188,9 +188,8 @@ class ProjectReconciler:
 
     def _tell_active(self, branch: Branch, active: bool) -> None:
         """Without a visit of the branch: a switch waits for nothing else of it."""
-        patch = {"metadata": {"uid": branch.uid}, "status": {"active": active}}
         try:
-            self._cluster.merge(branch_path(branch.namespace, branch.object_name, "status"), patch)
+            patch_status(self._cluster, branch, {"active": active})
         except ApiError as error:
             if error.status not in (404, 409):
                 raise
