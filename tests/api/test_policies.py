@@ -20,7 +20,7 @@ from kubernetes import client, config
 
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
-from dbranch.agent.slot.pod_spec import claim, class_of, initdb_pod, slot_pod, waiting_pod
+from dbranch.agent.slot.pod_spec import branch_pod, claim_patch, initdb_pod, slot_class_of, warm_pod
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.project import Project, parse_project
@@ -163,9 +163,9 @@ PODS = path_of("v1", "pods", NODES)
 def test_an_agent_makes_the_pods_of_its_branches(agent: Api, shop: Shop) -> None:
     project, branch = shop.read(), shop.branch()
     for pod in (
-        slot_pod(HOME, LAYOUT, project, branch, SLOT, "true"),
+        branch_pod(HOME, LAYOUT, project, branch, SLOT, "true"),
         initdb_pod(HOME, LAYOUT, project, branch, "true"),
-        waiting_pod(HOME, LAYOUT, class_of(project), SLOT, "true"),
+        warm_pod(HOME, LAYOUT, slot_class_of(project), SLOT, "true"),
     ):
         agent.may("POST", PODS, pod, dry=True)
 
@@ -222,18 +222,18 @@ CHANGES: dict[str, tuple[Callable[[Json], object], str]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_an_agent_makes_no_other_pods(agent: Api, shop: Shop, change: str) -> None:
     apply, words = CHANGES[change]
-    pod = deepcopy(slot_pod(HOME, LAYOUT, shop.read(), shop.branch(), SLOT, "true"))
+    pod = deepcopy(branch_pod(HOME, LAYOUT, shop.read(), shop.branch(), SLOT, "true"))
     apply(pod)
     assert words in agent.refused("POST", PODS, pod)
 
 
 def test_an_agent_without_its_nodes_claim_makes_nothing(admin: Api, shop: Shop) -> None:
-    pod = slot_pod(HOME, LAYOUT, shop.read(), shop.branch(), SLOT, "true")
+    pod = branch_pod(HOME, LAYOUT, shop.read(), shop.branch(), SLOT, "true")
     assert "own node" in Api(AGENT).refused("POST", PODS, pod)
 
 
 def test_an_agent_leaves_another_nodes_pods_alone(admin: Api, agent: Api, shop: Shop) -> None:
-    pod = slot_pod(HOME, LAYOUT, shop.read(), shop.branch(), f"b-{secrets.token_hex(6)}-1", "true")
+    pod = branch_pod(HOME, LAYOUT, shop.read(), shop.branch(), f"b-{secrets.token_hex(6)}-1", "true")
     # Bound to no node, and no node has the label: it exists, and never runs. No node owns it, or the
     # collector would take it.
     pod["spec"].pop("nodeName")
@@ -254,7 +254,7 @@ def waiting(admin: Api, shop: Shop) -> Iterator[Json]:
     """A pod that no branch has claimed, on NODE, which does not exist: it never runs. No node owns it, or the
     collector would take it."""
     name = f"b-{secrets.token_hex(6)}-1"
-    pod = waiting_pod(HOME, LAYOUT, class_of(shop.read()), name, "true")
+    pod = warm_pod(HOME, LAYOUT, slot_class_of(shop.read()), name, "true")
     pod["metadata"].pop("ownerReferences")
     made = admin.may("POST", PODS, pod)
     yield made
@@ -263,8 +263,8 @@ def waiting(admin: Api, shop: Shop) -> Iterator[Json]:
 
 def test_an_agent_claims_a_waiting_pod_once(agent: Api, shop: Shop, waiting: Json) -> None:
     path = path_of("v1", "pods", NODES, waiting["metadata"]["name"])
-    patch = claim(shop.read(), shop.branch(), waiting["metadata"]["uid"])
-    another = claim(shop.read(), shop.branch(), "3b0f1f4e-0000-4000-8000-00000000ffff")
+    patch = claim_patch(shop.read(), shop.branch(), waiting["metadata"]["uid"])
+    another = claim_patch(shop.read(), shop.branch(), "3b0f1f4e-0000-4000-8000-00000000ffff")
     agent.refused("PATCH", path, another)
     claimed = agent.may("PATCH", path, patch)
     labels = claimed["metadata"]["labels"]
@@ -296,7 +296,7 @@ def test_a_claim_changes_nothing_else(agent: Api, waiting: Json, patch: Json) ->
 
 def test_an_agent_claims_nothing_of_another_node(shop: Shop, waiting: Json) -> None:
     path = path_of("v1", "pods", NODES, waiting["metadata"]["name"])
-    patch = claim(shop.read(), shop.branch(), waiting["metadata"]["uid"])
+    patch = claim_patch(shop.read(), shop.branch(), waiting["metadata"]["uid"])
     other = Api(AGENT, node_name="node-b", pod_name="dbranch-agent-bbbbb")
     assert "own node" in other.refused("PATCH", path, patch)
 

@@ -66,8 +66,8 @@ def test_the_agents_metrics_tell_of_them(shop: Project) -> None:
         shop.team.cluster.kubectl("get", "--raw", path.format(agent.removeprefix("pod/"))).out
         for agent in agents
     )
-    assert "dbranch_agent_slots_waiting{class=" in told
-    starts = [line for line in told.splitlines() if "start_seconds_count" in line and '"waiting"' in line]
+    assert "dbranch_agent_warm_slots{class=" in told
+    starts = [line for line in told.splitlines() if "start_seconds_count" in line and '"warm"' in line]
     assert sum(float(line.split()[-1]) for line in starts) >= 1
 
 

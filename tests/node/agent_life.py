@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from tests.node.paper_api import Json, PaperApi
+from tests.node.fake_api import FakeApi, Json
 
 from dbranch.agent.branch.reconciler import BranchReconciler
 from dbranch.agent.context import NodeContext
@@ -93,7 +93,7 @@ def is_effect(event: str, args: tuple[Any, ...], base: str) -> bool:
     return event in _CHANGES and not str(path).startswith("/proc/")
 
 
-class TimedApi(PaperApi):
+class TimedApi(FakeApi):
     """A paper API whose writes count as effects."""
 
     def __init__(self, file: Path, clock: Clock) -> None:
@@ -120,7 +120,7 @@ def settled(body: Json, project: Json | None, has_pods: bool) -> bool:
 class Life:
     """The agent without kopf: every object visited again and again, finalizers dropped as kopf does."""
 
-    def __init__(self, api: PaperApi, base: Path) -> None:
+    def __init__(self, api: FakeApi, base: Path) -> None:
         self._api = api
         context = NodeContext(NODE, "node-uid", "dbranch-nodes", "dbranch")
         cluster, layout = cast(Cluster, api), Layout(base)

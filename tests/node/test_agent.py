@@ -30,13 +30,13 @@ def says(world: World, branch: str) -> tuple[str, str]:
 
 def configure(world: World, **postgres: Any) -> None:
     world.api.merge(f"{PROJECTS}/shop", {"spec": {"postgres": postgres}})
-    world.agent()
+    world.run_agent()
 
 
 def restart(world: World, branch: str, when: str) -> None:
     mark = {"metadata": {"annotations": {names.RESTARTED_AT: when}}}
     world.api.merge(f"{BRANCHES}/shop-{branch}", mark)
-    world.agent()
+    world.run_agent()
 
 
 def give_password(world: World, project: str, password: str) -> str:
@@ -62,7 +62,7 @@ def setting(world: World, branch: str, name: str) -> object:
 
 def test_parameters_apply_at_once_or_wait_for_a_restart(world: World) -> None:
     world.make_project()
-    world.agent()
+    world.run_agent()
     pods = [pod["metadata"]["uid"] for pod in world.pods()]
     configure(world, parameters={"shared_buffers": "16MB", "work_mem": "7MB"})
     assert says(world, "main")[0] == "Accepting" and setting(world, "main", "work_mem") == "7MB"
@@ -78,14 +78,14 @@ def test_parameters_apply_at_once_or_wait_for_a_restart(world: World) -> None:
 
 def test_an_image_of_another_major_version_starts_nothing(world: World) -> None:
     project = world.make_project()
-    world.agent()
-    world.set("main", state="Stopped")
-    world.agent()
+    world.run_agent()
+    world.patch_spec("main", state="Stopped")
+    world.run_agent()
     version = world.node.layout.branch(project, world.uid("main")) / "pgdata" / "PG_VERSION"
     right = version.read_text()
     version.write_text("9\n")
-    world.set("main", state="Running")
-    world.agent()
+    world.patch_spec("main", state="Running")
+    world.run_agent()
     reason, message = says(world, "main")
     assert reason == "ImageIncompatible" and f"PostgreSQL {right.strip()}" in message
     refused = world.pods()[0]["metadata"]["uid"]
@@ -95,7 +95,7 @@ def test_an_image_of_another_major_version_starts_nothing(world: World) -> None:
     # The script that waits there looks again by itself; so does the agent's slow timer.
     version.write_text(right)
     for _ in range(10):
-        world.agent()
+        world.run_agent()
         if says(world, "main")[0] == "Accepting":
             break
     assert says(world, "main")[0] == "Accepting"
@@ -104,41 +104,41 @@ def test_an_image_of_another_major_version_starts_nothing(world: World) -> None:
 def test_a_new_password_reaches_every_branch(world: World) -> None:
     project = world.make_project()
     first = give_password(world, project, "first")
-    world.agent()
+    world.run_agent()
     for name in ("runs", "rests"):
         world.make_branch(name, "main")
-    world.agent()
+    world.run_agent()
     assert {stored_password(world, b) for b in ("main", "runs", "rests")} == {first}
-    world.set("rests", state="Stopped")
-    world.agent()
+    world.patch_spec("rests", state="Stopped")
+    world.run_agent()
     second = give_password(world, project, "second")
-    world.agent()
+    world.run_agent()
     assert {stored_password(world, b) for b in ("main", "runs")} == {second}
-    world.set("rests", state="Running")
+    world.patch_spec("rests", state="Running")
     world.make_branch("later", "runs")
-    world.agent()
+    world.run_agent()
     assert {stored_password(world, b) for b in ("rests", "later")} == {second}
 
 
 def test_a_stopped_branch_can_be_a_source(world: World) -> None:
     project = world.make_project()
-    world.agent()
+    world.run_agent()
     world.sql("main", "create table item as select 1 as id")
-    world.set("main", state="Stopped")
-    world.agent()
+    world.patch_spec("main", state="Stopped")
+    world.run_agent()
     world.make_branch("copy", "main")
-    world.agent()
+    world.run_agent()
     assert world.sql("copy", "select id from item") == [(1,)]
-    world.whole(project, running=1, stored=2)
+    world.assert_consistent(project, running=1, stored=2)
 
 
 def test_a_retained_pool_is_taken_over_by_a_new_project(world: World) -> None:
     old = world.make_project(deletionPolicy="Retain")
-    world.agent()
+    world.run_agent()
     world.sql("main", "create table item as select generate_series(1, 5000) as id")
     world.make_branch("feature", "main")
     world.make_branch("forgotten", "main")
-    world.agent()
+    world.run_agent()
     world.sql("feature", "delete from item where id > 10")
     of_feature = world.uid("feature")
     world.delete_project()
@@ -146,27 +146,27 @@ def test_a_retained_pool_is_taken_over_by_a_new_project(world: World) -> None:
     assert image.exists() and loops_of(image) == () and world.api.find(PODS) == []
     assert [m.point for m in read_mounts() if m.point.startswith(f"{world.node.layout.base}/")] == []
     new = world.make_project(storage={"adopt": old})
-    world.agent()
+    world.run_agent()
     assert world.sql("main", "select count(*), sum(id) from item") == [(5000, 12502500)]
     world.make_branch("feature", "main")
     world.make_branch("fresh", "main")
-    world.agent()
+    world.run_agent()
     assert world.sql("feature", "select count(*) from item") == [(10,)]
     assert world.sql("fresh", "select count(*) from item") == [(5000,)]
     assert world.uid("feature") != of_feature
     # The one that nobody named is still there; the image has the new project's name.
-    world.whole(new, running=3, stored=4)
+    world.assert_consistent(new, running=3, stored=4)
     assert not image.exists() and not world.node.layout.record(old).exists()
 
 
 def test_a_retained_pool_of_another_namespace_is_not_given(world: World) -> None:
     old = world.make_project(deletionPolicy="Retain")
-    world.agent()
+    world.run_agent()
     world.delete_project()
     record = world.node.layout.record(old)
     record.write_text(record.read_text().replace('"team"', '"others"'))
     new = world.make_project(storage={"adopt": old})
-    world.visit()
+    world.run_rounds()
     step = (world.api.get(f"{PROJECTS}/shop") or {})["status"]["node"]["storage"]
     assert step["reason"] == "PoolLost" and f"no retained pool {old}" in step["message"]
     assert world.node.layout.image(old).exists() and not world.node.layout.image(new).exists()
@@ -174,9 +174,9 @@ def test_a_retained_pool_of_another_namespace_is_not_given(world: World) -> None
 
 def test_what_no_object_names_goes_after_the_grace_and_not_before(world: World) -> None:
     project = world.make_project()
-    world.agent()
+    world.run_agent()
     world.make_branch("stripped", "main")
-    world.agent()
+    world.run_agent()
     layout, uid = world.node.layout, world.uid("stripped")
     # Finalizers stripped by hand: the object is gone at once, its pod still runs.
     world.api.merge(f"{BRANCHES}/shop-stripped", {"metadata": {"finalizers": []}})
@@ -191,7 +191,7 @@ def test_what_no_object_names_goes_after_the_grace_and_not_before(world: World) 
         if not layout.branch(project, uid).exists():
             break
         time.sleep(0.1)
-    world.whole(project, running=1, stored=1)
+    world.assert_consistent(project, running=1, stored=1)
     assert not layout.unclaimed(uid).exists()
     # One that is claimed again in time loses its mark.
     layout.unclaimed(world.uid("main")).touch()

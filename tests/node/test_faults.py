@@ -28,7 +28,7 @@ from dbranch.agent.linux.mounts import mounts_at, read_mounts
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.pool import image
 from dbranch.agent.server import Readiness
-from dbranch.agent.status import report_failed_pool
+from dbranch.agent.status import failed_pool_finding
 from dbranch.api.conditions import Reason
 from dbranch.api.errors import Busy
 
@@ -52,9 +52,9 @@ def switch(world: World, state: str) -> None:
 @pytest.fixture
 def other(world: World) -> World:
     """A second project of the node, which goes on whatever happens to the first."""
-    other = world.beside("other")
+    other = world.for_project("other")
     other.make_project()
-    other.agent()
+    other.run_agent()
     other.sql("main", "create table item as select generate_series(1, 100) as id")
     return other
 
@@ -79,9 +79,9 @@ def ends(world: World, project: str, other: World) -> None:
 
 def test_an_image_deleted_under_its_mount(world: World, other: World) -> None:
     project = world.make_project()
-    world.agent()
+    world.run_agent()
     world.node.layout.image(project).unlink()
-    world.visit()
+    world.run_rounds()
     reason, message = says(world)
     assert reason == "PoolLost" and "is missing" in message
     assert len(loops_of_deleted(world.node.layout.image(project))) == 1
@@ -94,7 +94,7 @@ def test_an_image_deleted_under_its_mount(world: World, other: World) -> None:
 def test_an_image_deleted_under_its_mount_is_copied_back_by_hand(world: World) -> None:
     """As docs/storage.md says it."""
     project = world.make_project()
-    world.agent()
+    world.run_agent()
     world.sql("main", "create table item as select generate_series(1, 1000) as id")
     file, point = world.node.layout.image(project), world.node.layout.pool(project)
     file.unlink()
@@ -104,32 +104,32 @@ def test_an_image_deleted_under_its_mount_is_copied_back_by_hand(world: World) -
         run("dd", f"if={gone.path}", f"of={file}", "bs=16M", "conv=sparse,fsync")
     finally:
         run("fsfreeze", "--unfreeze", point)
-    world.visit()
+    world.run_rounds()
     # Its image is there, and another one is mounted.
     assert says(world)[0] == "AttachFailed"
     switch(world, "Stopped")
-    world.agent()
+    world.run_agent()
     assert loops_of(file) == () == loops_of_deleted(file)
     switch(world, "Running")
-    world.agent()
+    world.run_agent()
     assert world.sql("main", "select count(*) from item") == [(1000,)]
-    world.whole(project, running=1, stored=1)
+    world.assert_consistent(project, running=1, stored=1)
 
 
 def test_a_truncated_image(world: World, other: World) -> None:
     project = world.make_project()
-    world.agent()
+    world.run_agent()
     file = world.node.layout.image(project)
     os.truncate(file, 128 * 2**20)
-    world.visit()
+    world.run_rounds()
     reason, message = says(world)
     # It may have got longer since, by what was written behind its end.
     assert reason == "PoolDamaged" and "its filesystem 268435456: its end is lost" in message
     assert file.stat().st_size == 128 * 2**20, "what was lost is not covered up with zeros"
     switch(world, "Stopped")
-    world.visit()
+    world.run_rounds()
     switch(world, "Running")
-    world.visit()
+    world.run_rounds()
     assert says(world)[0] == "PoolDamaged"
     goes_on(other)
     ends(world, project, other)
@@ -140,33 +140,33 @@ NEEDLE = b"a-needle-in-a-stack-of-blocks."
 
 def test_flipped_bytes_of_data(world: World, other: World) -> None:
     project = world.make_project()
-    world.agent()
+    world.run_agent()
     world.sql(
         "main",
         f"create table struck as select repeat('{NEEDLE.decode()}', 40) as text from generate_series(1, 100)",
     )
     world.sql("main", "create table whole as select generate_series(1, 100) as id")
     switch(world, "Stopped")
-    world.agent()
+    world.run_agent()
     file = world.node.layout.image(project)
     assert flip(file, NEEDLE) > 0
     switch(world, "Running")
-    world.agent()
+    world.run_agent()
     assert world.sql("main", "select count(*) from whole") == [(100,)]
     with pytest.raises(psycopg.Error):
         world.sql("main", "select count(*) from struck where text like '%x%'")
-    world.visit()
+    world.run_rounds()
     reason, message = says(world)
     assert reason == "PoolDamaged" and "btrfs scrub" in message
     # Not Ready, and no crash loop: what can be read is.
     pods = [pod["metadata"]["uid"] for pod in world.api.find(PODS)]
-    world.visit()
+    world.run_rounds()
     assert [pod["metadata"]["uid"] for pod in world.api.find(PODS)] == pods
     assert world.sql("main", "select count(*) from whole") == [(100,)]
     goes_on(other)
     # A person has looked: the counts are reset.
     run("btrfs", "device", "stats", "--reset", world.node.layout.pool(project))
-    world.visit()
+    world.run_rounds()
     assert says(world)[0] == "PoolMounted"
     ends(world, project, other)
 
@@ -193,9 +193,9 @@ def flip(file: Path, needle: bytes) -> int:
 
 def test_flipped_bytes_of_metadata(world: World, other: World) -> None:
     project = world.make_project()
-    world.agent()
+    world.run_agent()
     switch(world, "Stopped")
-    world.agent()
+    world.run_agent()
     file = world.node.layout.image(project)
     # All but the superblocks at 64 KiB and 64 MiB.
     with file.open("r+b", buffering=0) as handle:
@@ -204,7 +204,7 @@ def test_flipped_bytes_of_metadata(world: World, other: World) -> None:
             handle.write(b"\xaa" * 2**20)
     switch(world, "Running")
     for _ in range(2):
-        world.visit()
+        world.run_rounds()
         reason, message = says(world)
         assert reason == "AttachFailed" and "mount failed" in message
     assert read_mounts_of(world, project) == []
@@ -219,20 +219,20 @@ def read_mounts_of(world: World, project: str) -> list[str]:
 def test_a_copied_image_with_the_same_filesystem(world: World, other: World) -> None:
     """As a restore of the other's image by hand: kernels mount the second one apart, or refuse it."""
     project = world.make_project()
-    world.agent()
+    world.run_agent()
     switch(world, "Stopped")
-    world.agent()
+    world.run_agent()
     of_other = str((other.api.get(f"{PROJECTS}/other") or {})["metadata"]["uid"])
     run("sync", "-f", world.node.layout.pool(of_other))
     shutil.copyfile(world.node.layout.image(of_other), world.node.layout.image(project))
     switch(world, "Running")
-    world.visit()
+    world.run_rounds()
     reason, message = says(world)
     assert reason == "PoolLost" and "holds filesystem" in message
     # Also where it passes for its own.
     uuid = (other.api.get(f"{PROJECTS}/other") or {})["status"]["node"]["poolUUID"]
     world.api.merge(f"{PROJECTS}/shop", {"status": {"node": {"poolUUID": uuid}}})
-    world.visit()
+    world.run_rounds()
     assert says(world)[0] in ("PoolMounted", "AttachFailed")
     here, there = world.node.layout.pool(project), world.node.layout.pool(of_other)
     if says(world)[0] == "PoolMounted":
@@ -246,57 +246,57 @@ def test_a_copied_image_with_the_same_filesystem(world: World, other: World) -> 
 
 def test_devices_that_others_attached(world: World) -> None:
     project = world.make_project()
-    world.agent()
+    world.run_agent()
     file = world.node.layout.image(project)
     switch(world, "Stopped")
-    world.agent()
+    world.run_agent()
     theirs = run("losetup", "--find", "--show", file)
     switch(world, "Running")
-    world.agent()
+    world.run_agent()
     assert [loop.path for loop in loops_of(file)] == [theirs] == read_mounts_of(world, project)
-    world.whole(project, running=1, stored=1)
+    world.assert_consistent(project, running=1, stored=1)
     switch(world, "Stopped")
-    world.agent()
+    world.run_agent()
     assert loops_of(file) == ()
     two = [run("losetup", "--find", "--show", file) for _ in range(2)]
     switch(world, "Running")
     for _ in range(2):
-        world.visit()
+        world.run_rounds()
         reason, message = says(world)
         assert reason == "AttachFailed" and all(device in message for device in two)
         assert read_mounts_of(world, project) == [] and len(loops_of(file)) == 2
     run("losetup", "--detach", two[0])
-    world.agent()
+    world.run_agent()
     assert says(world)[0] == "PoolMounted" and read_mounts_of(world, project) == [two[1]]
-    world.whole(project, running=1, stored=1)
+    world.assert_consistent(project, running=1, stored=1)
 
 
 def test_something_else_at_the_mount_point(world: World) -> None:
     project = world.make_project()
-    world.agent()
+    world.run_agent()
     switch(world, "Stopped")
-    world.agent()
+    world.run_agent()
     point = world.node.layout.pool(project)
     point.mkdir()
     run("mount", "-t", "tmpfs", "-o", "size=1M", "theirs", point)
     switch(world, "Running")
-    world.visit()
+    world.run_rounds()
     reason, message = says(world)
     assert reason == "AttachFailed" and "theirs" in message and len(mounts_at(point)) == 1
     unmount(str(point))
-    world.agent()
-    world.whole(project, running=1, stored=1)
+    world.run_agent()
+    world.assert_consistent(project, running=1, stored=1)
 
 
 def test_a_pool_that_somebody_works_in_is_not_stopped_and_says_so(world: World) -> None:
     project = world.make_project()
-    world.agent()
+    world.run_agent()
     point = world.node.layout.pool(project)
     holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, cwd=point)
     try:
         switch(world, "Stopped")
         for _ in range(5):
-            world.visit()
+            world.run_rounds()
             if says(world)[0] == "Pending":
                 break
         reason, message = says(world)
@@ -304,7 +304,7 @@ def test_a_pool_that_somebody_works_in_is_not_stopped_and_says_so(world: World) 
     finally:
         holder.kill()
         holder.wait()
-    world.agent()
+    world.run_agent()
     assert says(world)[0] == "Stopped" and mounts_at(point) == ()
 
 
@@ -315,7 +315,7 @@ def test_no_loop_device_left(node: Node, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(image, "free_loop", none_left)
     with pytest.raises(Busy, match="no loop device can be had") as caught:
         node.up()
-    step = report_failed_pool(caught.value, "shop")
+    step = failed_pool_finding(caught.value, "shop")
     assert step.reason == Reason.ATTACH_FAILED and "losetup --list" in step.message
     monkeypatch.undo()
     node.up()
@@ -400,7 +400,7 @@ def test_an_agent_is_ready_only_where_mounts_and_flags_work(node: Node) -> None:
             with urllib.request.urlopen(url, timeout=5) as answer:
                 assert answer.read() == b"ready\n"
             with urllib.request.urlopen(f"{at}/metrics", timeout=5) as answer:
-                assert b"dbranch_agent_slots_waiting_wanted 0.0" in answer.read()
+                assert b"dbranch_agent_warm_slots_desired 0.0" in answer.read()
         finally:
             server.shutdown()
 
@@ -412,9 +412,9 @@ def postgres_finding(world: World, branch: str) -> dict[str, str]:
 
 def test_binds_that_do_not_reach_the_pod_are_said(world: World) -> None:
     project = world.make_project()
-    world.agent()
+    world.run_agent()
     world.make_branch("unseen", "main")
-    alone = world.begin(0, 10000, within=ALONE)
+    alone = world.start_agent(0, 10000, within=ALONE)
     try:
         until = time.monotonic() + 30
         while (world.branch("unseen")["status"].get("node", {}).get("postgres") or {}).get(
@@ -428,8 +428,8 @@ def test_binds_that_do_not_reach_the_pod_are_said(world: World) -> None:
     message = world.branch("unseen")["status"]["node"]["postgres"]["message"]
     assert "Bidirectional" in message
     # Restarted as it should be, it mends that.
-    world.agent()
-    world.whole(project, running=2, stored=2)
+    world.run_agent()
+    world.assert_consistent(project, running=2, stored=2)
 
 
 def test_two_agents_at_once(world: World, soak: bool) -> None:
@@ -438,12 +438,12 @@ def test_two_agents_at_once(world: World, soak: bool) -> None:
         project = world.make_project()
         watched = Watched(world, project)
         watched.together()
-        world.whole(project, running=1, stored=1)
+        world.assert_consistent(project, running=1, stored=1)
         world.sql("main", "create table item as select generate_series(1, 100) as id")
         for name in ("a", "b"):
             world.make_branch(f"{name}{number}", "main")
         watched.together()
-        world.whole(project, running=3, stored=3)
+        world.assert_consistent(project, running=3, stored=3)
         assert world.sql(f"b{number}", "select count(*) from item") == [(100,)]
         world.set(f"a{number}", state="Stopped")
         watched.together()
@@ -456,12 +456,12 @@ def test_two_agents_never_work_on_one_branch_at_once(world: World) -> None:
     """One stands still when its snapshot is clean, another one makes the same snapshot anew meanwhile: if the
     first went on with that, the branch would be a copy that nobody cleaned."""
     project = world.make_project()
-    world.agent()
+    world.run_agent()
     world.sql("main", "select pg_create_physical_replication_slot('theirs', true)")
     world.make_branch("copy", "main")
-    first = world.begin(r"~^open .*marker\.json")
+    first = world.start_agent(r"~^open .*marker\.json")
     await_stopped(first, 30)
-    second = world.begin(r"~^os\.remove .*marker\.json")
+    second = world.start_agent(r"~^os\.remove .*marker\.json")
     try:
         await_stopped(second, 5)
     finally:
@@ -470,7 +470,7 @@ def test_two_agents_never_work_on_one_branch_at_once(world: World) -> None:
             _, failed = life.communicate(timeout=60)
             assert life.returncode == 0, failed
     assert world.sql("copy", "select count(*) from pg_replication_slots") == [(0,)]
-    world.whole(project, running=2, stored=2)
+    world.assert_consistent(project, running=2, stored=2)
 
 
 def await_stopped(life: subprocess.Popen[str], seconds: float) -> None:
@@ -489,7 +489,7 @@ class Watched:
         self._world, self._project = world, project
 
     def together(self) -> None:
-        lives = [self._world.begin() for _ in range(2)]
+        lives = [self._world.start_agent() for _ in range(2)]
         layout = self._world.node.layout
         while any(life.poll() is None for life in lives):
             assert len(loops_of(layout.image(self._project))) <= 1

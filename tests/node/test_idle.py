@@ -20,12 +20,12 @@ def without_sizes(found: Any) -> Any:
 
 def test_agents_that_come_and_go_change_nothing(world: World, soak: bool) -> None:
     world.make_project()
-    world.agent()
+    world.run_agent()
     for name in ("runs", "rests"):
         world.make_branch(name, "main")
-    world.set("rests", state="Stopped")
-    world.agent()
-    world.agent()
+    world.patch_spec("rests", state="Stopped")
+    world.run_agent()
+    world.run_agent()
 
     def told() -> Any:
         return without_sizes([world.api.find(path) for path in (PROJECTS, BRANCHES, PODS)])
@@ -37,7 +37,7 @@ def test_agents_that_come_and_go_change_nothing(world: World, soak: bool) -> Non
         20 if soak else 6,
     )
     for _ in range(lives):
-        world.agent()
+        world.run_agent()
         assert told() == before
         assert sorted(m.point for m in read_mounts_of(world)) == mounts
         quiet += "write to the API" not in world.effects

@@ -104,7 +104,7 @@ def powered(disk: Path) -> Iterator[tuple[World, str, Writer]]:
     try:
         world = World(node)
         project = world.make_project(storage={"size": "1Gi"})
-        world.agent()
+        world.run_agent()
         world.sql("main", "create table item (id int primary key, filler text)")
         writer = Writer(world)
         writer.start()
@@ -121,7 +121,7 @@ def restarted(copy: Path) -> Iterator[World]:
     node, world = Node(Layout(copy)), None
     try:
         world = World(node)
-        world.agent()
+        world.run_agent()
         yield world
     finally:
         if world:
@@ -142,18 +142,18 @@ def test_power_cuts(disk: Path, soak: bool) -> None:
             world.make_branch(f"b{number}", "main")
             if number:
                 world.api.delete(f"{BRANCHES}/shop-b{number - 1}")
-            ended = world.agent(random.randint(1, 90))
+            ended = world.run_agent(random.randint(1, 90))
             time.sleep(random.random() / 2)
             before = writer.acknowledged
             copy = cut(disk, disk / "base", number)
             cuts.append((copy, before, number))
             if ended is None:
-                world.agent()
+                world.run_agent()
     assert cuts[-1][1] > 100, "hardly anything was written"
     for copy, before, number in cuts:
         with restarted(copy) as after:
             check_rows(after, before)
-            after.whole(project, running=2, stored=2)
+            after.assert_consistent(project, running=2, stored=2)
             for branch in ("main", f"b{number}"):
                 check(after, branch)
     print(f"{len(cuts)} power cuts, {cuts[-1][1]} rows acknowledged at the last, none lost")
@@ -171,18 +171,18 @@ def test_power_cuts_right_after_a_marker_a_rename_and_a_delete(disk: Path, soak:
         for last, branches in points * 5 if soak else points:
             world.make_branch("b", "main")
             if branches == 1:
-                world.agent()
+                world.run_agent()
                 world.api.delete(f"{BRANCHES}/shop-b")
-            assert world.agent(last) is None
+            assert world.run_agent(last) is None
             before = writer.acknowledged
             cuts.append((cut(disk, disk / "base", len(cuts)), before, branches))
-            world.agent()
+            world.run_agent()
             if branches == 2:
                 world.delete_branch("b")
     tried = cuts if soak else random.sample(cuts, 3)
     for copy, before, branches in tried:
         with restarted(copy) as after:
             check_rows(after, before)
-            after.whole(project, running=branches, stored=branches)
+            after.assert_consistent(project, running=branches, stored=branches)
             check(after, "b" if branches == 2 else "main")
     print(f"{len(tried)} power cuts right after an effect, none lost")

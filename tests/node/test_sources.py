@@ -58,7 +58,7 @@ def killed(world: World) -> Iterator[None]:
 @pytest.mark.parametrize("trouble", [hanging_checkpoint, standing_still, out_of_connections, killed])
 def test_a_branch_of_a_source_in_trouble(world: World, trouble: Callable[[World], ExitStack[None]]) -> None:
     world.make_project(parameters={"max_connections": "10", "superuser_reserved_connections": "3"})
-    world.agent()
+    world.run_agent()
     world.sql("main", "create table item as select generate_series(1, 1000) as id")
     with trouble(world):
         world.make_branch("copy", "main")
@@ -67,7 +67,7 @@ def test_a_branch_of_a_source_in_trouble(world: World, trouble: Callable[[World]
             "reason"
         ) != "Accepting":
             assert time.monotonic() - began < LIMIT, world.branch("copy")["status"]
-            world.visit()
+            world.run_rounds()
     assert world.sql("copy", "select count(*) from item") == [(1000,)]
-    world.agent()
+    world.run_agent()
     assert world.sql("main", "select count(*) from item") == [(1000,)]

@@ -52,7 +52,7 @@ def settle(world: World, branch: str) -> None:
     """Visits as the slow timers make them, until the branch's Postgres accepts and answers."""
     until = time.monotonic() + 90
     while time.monotonic() < until:
-        world.visit()
+        world.run_rounds()
         node = world.branch(branch)["status"]["node"]
         try:
             if (node.get("postgres") or {}).get("reason") == "Accepting" and world.sql(branch, "select 1"):
@@ -64,18 +64,18 @@ def settle(world: World, branch: str) -> None:
 
 def test_a_full_pool(world: World) -> None:
     project = world.make_project(storage={"size": "512Mi"})
-    world.agent()
+    world.run_agent()
     world.make_branch("hungry", "main")
-    world.agent()
+    world.run_agent()
     # In a pool that is full to the last block no Postgres starts: this much comes free again.
     reserve, ballast = (world.node.layout.pool(project) / name for name in ("reserve", "ballast"))
     reserve.write_bytes(os.urandom(80 * MIB))
     os.sync()
     assert fill(world, "hungry", 600) > 50
     reserve.unlink()
-    world.set("hungry", state="Stopped")
+    world.patch_spec("hungry", state="Stopped")
     settle(world, "main")
-    world.agent()
+    world.run_agent()
     # What its Postgres gave back at its end is taken by something else.
     free = 62 * MIB
     with ballast.open("wb") as file:
@@ -83,7 +83,7 @@ def test_a_full_pool(world: World) -> None:
             file.write(os.urandom(MIB))
             os.fsync(file.fileno())
     world.make_branch("late", "main")
-    world.visit()
+    world.run_rounds()
     reason, message = step_of(world, "late")
     assert reason == "PoolFull" and "of 512Mi free, 64Mi are needed" in message
     assert step_of(world)[0] == "PoolLow"
@@ -98,7 +98,7 @@ def test_a_full_pool(world: World) -> None:
 
 def test_a_full_pool_that_grows_loses_nothing(world: World) -> None:
     world.make_project(storage={"size": "512Mi"})
-    world.agent()
+    world.run_agent()
     rows = fill(world, "main", 600)
     assert rows > 100
     world.api.merge(f"{PROJECTS}/shop", {"spec": {"storage": {"size": "1Gi"}}})
@@ -137,7 +137,7 @@ def test_a_full_disk_under_a_thin_image(small_disk: Path) -> None:
     try:
         world = World(node, small_disk.with_name("api.json"))
         project = world.make_project(storage={"size": "4Gi"})
-        world.agent()
+        world.run_agent()
         rows = fill(world, "main", 100)
         assert rows == 100
         ballast = small_disk / "ballast"
@@ -145,13 +145,13 @@ def test_a_full_disk_under_a_thin_image(small_disk: Path) -> None:
         with ballast.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - 120 * MIB)
         world.make_branch("late", "main")
-        world.visit()
+        world.run_rounds()
         reason, message = step_of(world, "late")
         assert reason == "NodeDiskLow" and "the node's disk has" in message
         # What runs goes on until there is no block left.
         rows += fill(world, "main", 400)
         assert rows > 120
-        world.visit()
+        world.run_rounds()
         ballast.unlink()
         settle(world, "main")
         settle(world, "late")

@@ -168,9 +168,9 @@ def secret() -> Path:
 
 def test_a_tenant_that_links_and_names_others(world: World, secret: Path) -> None:
     project = world.make_project()
-    world.agent()
+    world.run_agent()
     world.make_branch("hostile", "main")
-    world.agent()
+    world.run_agent()
     layout, node = world.node.layout, world.branch("hostile")["status"]["node"]
     pgdata = layout.branch(project, world.uid("hostile")) / "pgdata"
     run = layout.run(node["slot"])
@@ -189,25 +189,25 @@ def test_a_tenant_that_links_and_names_others(world: World, secret: Path) -> Non
         for name in ("a\nb", "..x", LONG, "-rf"):
             (pgdata / name).mkdir()
             (run / name).mkdir()
-        world.visit()
+        world.run_rounds()
         assert "secret" not in str(world.branch("hostile"))
         assert observe_slot(layout, node["slot"]).refused is None
         # A copy of it is made: what is odd in it harms nobody.
         world.make_branch("copy", "hostile")
-        world.agent()
+        world.run_agent()
         copy = layout.branch(project, world.uid("copy")) / "pgdata"
         assert str(victim.pid) not in (copy / "postmaster.pid").read_text().split("\n")
         # The socket exchanged for a link to main's: the agent's SQL never goes there.
         socket = run / f".s.PGSQL.{node['port']}"
         socket.rename(run / "aside")
         socket.symlink_to(of_main / f".s.PGSQL.{world.branch('main')['status']['node']['port']}")
-        world.visit()
+        world.run_rounds()
         assert says(world, "hostile") != "Accepting"
         for name in ("hostile", "copy"):
             world.api.delete(f"{BRANCHES}/shop-{name}")
-        world.agent()
+        world.run_agent()
         assert victim.poll() is None and secret.read_text() == "top secret\n"
-        world.whole(project, running=1, stored=1)
+        world.assert_consistent(project, running=1, stored=1)
         assert world.sql("main", "select 1") == [(1,)]
     finally:
         victim.kill()
@@ -223,32 +223,32 @@ def made_again(world: World, rounds: int) -> Callable[[str], None]:
     def check(name: str) -> None:
         for number in range(rounds):
             world.make_branch(name, "main")
-            world.agent()
+            world.run_agent()
             assert world.sql(name, "select id from item") == [(0,)], number
             world.sql(name, f"insert into item values ({number + 1})")
             assert says(world, name) == "Accepting"
             world.api.delete(f"{BRANCHES}/shop-{name}")
-            world.agent()
+            world.run_agent()
 
     return check
 
 
 def test_an_object_made_again_under_its_name_never_meets_old_data(world: World, soak: bool) -> None:
     project = world.make_project()
-    world.agent()
+    world.run_agent()
     world.sql("main", "create table item as select 0 as id")
     world.make_branch("other", "main")
-    world.agent()
+    world.run_agent()
     world.sql("other", "update item set id = 99")
     rounds = 50 if soak else 4
     made_again(world, rounds)("again")
     assert world.sql("other", "select id from item") == [(99,)]
-    world.whole(project, running=2, stored=2)
+    world.assert_consistent(project, running=2, stored=2)
     print(f"{rounds} branches of one name, none with old data")
     for _ in range(5 if soak else 1):
         world.delete_project()
         assert world.api.find(PODS) == [] and world.api.find(PROJECTS) == []
         world.make_project()
-        world.agent()
+        world.run_agent()
         tables = "select count(*) from pg_class where relname = 'item'"
         assert world.sql("main", tables) == [(0,)]

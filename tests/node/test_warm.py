@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import pytest
 from tests.node.agent_life import BRANCHES, NAMESPACE, NODE, PODS, PROJECTS
+from tests.node.fake_api import FakeApi, Json
 from tests.node.machine import OWNER
-from tests.node.paper_api import Json, PaperApi
 from tests.node.test_agent import configure, restart, says
 from tests.node.world import World
 
@@ -19,9 +19,9 @@ from dbranch.agent.branch.reconciler import BranchReconciler
 from dbranch.agent.context import NodeContext
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.slot.observe import observe_slots
-from dbranch.agent.slot.pod_spec import claim
+from dbranch.agent.slot.pod_spec import claim_patch
 from dbranch.agent.slot.pod_status import pod_facts
-from dbranch.agent.slot.pods import delete_free_pod, ensure_claimed
+from dbranch.agent.slot.pods import delete_warm_pod, ensure_claimed
 from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
 from dbranch.api.branch import parse_branch
@@ -51,39 +51,39 @@ def told(world: World) -> object:
 @pytest.fixture
 def shop(world: World) -> World:
     world.make_project()
-    world.agent()
+    world.run_agent()
     world.sql("main", "create table item as select generate_series(1, 100) as id")
     return world
 
 
 def test_a_branch_takes_the_waiting_slot_and_another_is_made_behind_it(shop: World) -> None:
-    waiting = shop.waiting()
+    waiting = shop.warm_pods()
     assert len(waiting) == 1 and told(shop) == 1
     shop.make_branch("copy", "main")
-    shop.agent()
+    shop.run_agent()
     pod = pod_of(shop, "copy")
     assert pod["metadata"]["uid"] == waiting[0]["metadata"]["uid"]
     assert pod["metadata"]["labels"][names.LABEL_NAMESPACE] == NAMESPACE
     assert pod["metadata"]["labels"][names.LABEL_BRANCH] == "copy"
     assert shop.branch("copy")["status"]["node"]["slot"] == pod["metadata"]["name"]
     assert shop.sql("copy", "select count(*) from item") == [(100,)]
-    assert len(shop.waiting()) == 1 and told(shop) == 1
+    assert len(shop.warm_pods()) == 1 and told(shop) == 1
 
 
 def test_an_agent_that_comes_back_keeps_them(shop: World) -> None:
-    before = uids(shop.waiting())
+    before = uids(shop.warm_pods())
     for _ in range(2):
-        shop.agent()
-    assert uids(shop.waiting()) == before
+        shop.run_agent()
+    assert uids(shop.warm_pods()) == before
 
 
 def test_resume_restart_and_a_lost_pod_take_one_each_and_none_twice(shop: World) -> None:
     shop.make_branch("copy", "main")
-    shop.agent()
-    used = uids(shop.api.find(PODS)) - uids(shop.waiting())
+    shop.run_agent()
+    used = uids(shop.api.find(PODS)) - uids(shop.warm_pods())
 
     def takes(act: Any) -> None:
-        (waiting,) = uids(shop.waiting())
+        (waiting,) = uids(shop.warm_pods())
         act()
         pod = pod_of(shop, "copy")
         assert pod["metadata"]["uid"] == waiting not in used
@@ -91,15 +91,15 @@ def test_resume_restart_and_a_lost_pod_take_one_each_and_none_twice(shop: World)
         used.add(waiting)
 
     def resume() -> None:
-        shop.set("copy", state="Stopped")
-        shop.agent()
+        shop.patch_spec("copy", state="Stopped")
+        shop.run_agent()
         assert len(shop.pods()) == 1
-        shop.set("copy", state="Running")
-        shop.agent()
+        shop.patch_spec("copy", state="Running")
+        shop.run_agent()
 
     def lose() -> None:
         shop.api.delete(f"{PODS}/{pod_of(shop, 'copy')['metadata']['name']}")
-        shop.agent()
+        shop.run_agent()
 
     takes(resume)
     takes(lambda: restart(shop, "copy", "2026-01-01T00:00:00Z"))
@@ -118,28 +118,28 @@ def test_they_are_made_anew_for_another_image_and_other_resources_and_go_with_th
         {"resources": {"requests": {"cpu": "10m"}}},
         {"imagePullSecrets": [{"name": "registry"}]},
     ):
-        before = uids(shop.waiting())
+        before = uids(shop.warm_pods())
         configure(shop, **change)
-        assert len(shop.waiting()) == 1 and not uids(shop.waiting()) & before
-    spec = shop.waiting()[0]["spec"]
+        assert len(shop.warm_pods()) == 1 and not uids(shop.warm_pods()) & before
+    spec = shop.warm_pods()[0]["spec"]
     assert spec["containers"][0]["image"] == "postgres:another"
     assert spec["containers"][0]["resources"] == {"requests": {"cpu": "10m"}}
     assert spec["imagePullSecrets"] == [{"name": "registry"}]
     assert says(shop, "main")[0] == "RestartPending"
     # A class of its own, while the branch runs.
     shop.make_branch("large", "main")
-    shop.set("large", postgres={"resources": {"requests": {"cpu": "20m"}}})
-    shop.agent()
-    assert len(shop.waiting()) == 2
-    shop.set("large", state="Stopped")
-    shop.agent()
-    assert len(shop.waiting()) == 1
+    shop.patch_spec("large", postgres={"resources": {"requests": {"cpu": "20m"}}})
+    shop.run_agent()
+    assert len(shop.warm_pods()) == 2
+    shop.patch_spec("large", state="Stopped")
+    shop.run_agent()
+    assert len(shop.warm_pods()) == 1
     shop.api.merge(f"{PROJECTS}/shop", {"spec": {"state": "Stopped"}})
-    shop.agent()
-    assert shop.waiting() == [] and shop.pods() == [] and observe_slots(layout) == () and told(shop) is None
+    shop.run_agent()
+    assert shop.warm_pods() == [] and shop.pods() == [] and observe_slots(layout) == () and told(shop) is None
 
 
-class Meeting(PaperApi):
+class Meeting(FakeApi):
     """Its first two claims are asked for at the same moment."""
 
     def __init__(self, file: Path) -> None:
@@ -155,7 +155,7 @@ class Meeting(PaperApi):
 
 
 def test_of_two_that_ask_for_the_last_one_the_other_goes_the_cold_way(shop: World) -> None:
-    (waiting,) = uids(shop.waiting())
+    (waiting,) = uids(shop.warm_pods())
     api = Meeting(shop.node.layout.base / "api.json")
     cluster, layout, locks = cast(Cluster, api), shop.node.layout, KeyedLocks()
     work = BranchReconciler(
@@ -164,7 +164,7 @@ def test_of_two_that_ask_for_the_last_one_the_other_goes_the_cold_way(shop: Worl
     branches = [shop.make_branch(name, "main") for name in ("one", "two")]
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda name: work.reconcile(NAMESPACE, name), ("shop-one", "shop-two")))
-    assert api.asked == 2 and waiting in uids(shop.pods()) and shop.waiting() == []
+    assert api.asked == 2 and waiting in uids(shop.pods()) and shop.warm_pods() == []
     of_branches = [pod["metadata"]["labels"][names.LABEL_BRANCH_UID] for pod in shop.pods()]
     assert sorted(of_branches) == sorted([*branches, shop.uid("main")])
     work.quiet(30)
@@ -172,7 +172,7 @@ def test_of_two_that_ask_for_the_last_one_the_other_goes_the_cold_way(shop: Worl
         assert shop.sql(name, "select count(*) from item") == [(100,)]
 
 
-class Denying(PaperApi):
+class Denying(FakeApi):
     """An API server whose policies let nothing be claimed."""
 
     def json_patch(self, path: str, operations: list[Json]) -> Json:
@@ -180,7 +180,7 @@ class Denying(PaperApi):
 
 
 def test_where_nothing_can_be_claimed_branches_go_the_cold_way(shop: World) -> None:
-    before = uids(shop.waiting())
+    before = uids(shop.warm_pods())
     cluster = cast(Cluster, Denying(shop.node.layout.base / "api.json"))
     layout = shop.node.layout
     work = BranchReconciler(
@@ -190,10 +190,10 @@ def test_where_nothing_can_be_claimed_branches_go_the_cold_way(shop: World) -> N
     work.reconcile(NAMESPACE, "shop-copy")
     work.quiet(30)
     assert shop.sql("copy", "select count(*) from item") == [(100,)]
-    assert uids(shop.waiting()) == before
+    assert uids(shop.warm_pods()) == before
 
 
-class Counting(PaperApi):
+class Counting(FakeApi):
     """Counts how often all projects or branches are asked for."""
 
     lists = 0
@@ -209,22 +209,22 @@ def test_a_class_that_comes_is_known_from_the_visits_and_ended_after_a_look(shop
     warm = WarmReconciler(cluster, layout, HOME, 1, METRICS)
     work = BranchReconciler(cluster, layout, HOME, KeyedLocks(), warm, METRICS)
     warm.reconcile()
-    listed, usual = api.lists, uids(shop.waiting())
+    listed, usual = api.lists, uids(shop.warm_pods())
     assert listed == 2
     shop.make_branch("large", "main")
-    shop.set("large", postgres={"resources": {"requests": {"cpu": "20m"}}})
+    shop.patch_spec("large", postgres={"resources": {"requests": {"cpu": "20m"}}})
     work.reconcile(NAMESPACE, "shop-large")
     work.quiet(30)
     warm.reconcile()
-    assert len(shop.waiting()) == 2 and usual < uids(shop.waiting())
+    assert len(shop.warm_pods()) == 2 and usual < uids(shop.warm_pods())
     assert api.lists == listed
     # Before any is ended, it is made sure.
-    shop.set("large", state="Stopped")
+    shop.patch_spec("large", state="Stopped")
     until = time.monotonic() + 30
     while work.reconcile(NAMESPACE, "shop-large") is not None or warm.reconcile() is not None:
         assert time.monotonic() < until
         time.sleep(0.1)
-    assert uids(shop.waiting()) == usual
+    assert uids(shop.warm_pods()) == usual
     assert api.lists > listed
 
 
@@ -241,7 +241,7 @@ def test_a_visit_that_took_long_does_not_bring_back_what_was(shop: World) -> Non
     while warm.reconcile() is not None:
         assert time.monotonic() < until
         time.sleep(0.1)
-    assert [pod["spec"]["containers"][0]["resources"] for pod in shop.waiting()] == [resources]
+    assert [pod["spec"]["containers"][0]["resources"] for pod in shop.warm_pods()] == [resources]
 
 
 def test_a_burst_never_has_more_of_them_than_the_limit(shop: World) -> None:
@@ -255,23 +255,23 @@ def test_a_burst_never_has_more_of_them_than_the_limit(shop: World) -> None:
         work.reconcile(NAMESPACE, f"shop-b{n}")
         for keeper in warm:
             keeper.reconcile()
-        most = max(most, len(shop.waiting()))
-    assert most == 2 == len(shop.waiting())
+        most = max(most, len(shop.warm_pods()))
+    assert most == 2 == len(shop.warm_pods())
     work.quiet(30)
     for body in shop.api.find(BRANCHES):
         assert body["status"]["node"]["postgres"]["reason"] == "Accepting"
 
 
 def test_a_claimed_slot_is_neither_claimed_nor_ended_any_more(shop: World) -> None:
-    seen = pod_facts(shop.waiting()[0])
+    seen = pod_facts(shop.warm_pods()[0])
     cluster = cast(Cluster, shop.api)
     project = parse_project(shop.api.get(f"{PROJECTS}/shop") or {})
     branch = parse_branch(shop.branch("main"))
-    ensure_claimed(cluster, HOME.namespace, seen, claim(project, branch, seen.uid))
+    ensure_claimed(cluster, HOME.namespace, seen, claim_patch(project, branch, seen.uid))
     with pytest.raises(SlotTaken):
-        ensure_claimed(cluster, HOME.namespace, seen, claim(project, branch, seen.uid))
+        ensure_claimed(cluster, HOME.namespace, seen, claim_patch(project, branch, seen.uid))
     # What was seen free before it was claimed is not ended now.
-    delete_free_pod(cluster, HOME.namespace, seen)
+    delete_warm_pod(cluster, HOME.namespace, seen)
     pod = shop.api.get(f"{PODS}/{seen.name}")
     assert pod and "deletionTimestamp" not in pod["metadata"]
     assert shop.node.layout.run(seen.name).stat().st_uid == OWNER

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.node.agent_life import BRANCHES, NAMESPACE, NODE, PODS, PROJECTS, WARM
+from tests.node.fake_api import FakeApi, Json
 from tests.node.machine import OWNER, Node
-from tests.node.paper_api import Json, PaperApi
 
 from dbranch.agent.linux.loops import loops_of
 from dbranch.agent.linux.mounts import read_mounts
@@ -33,7 +33,7 @@ DRAWN = 3
 class Kubelet(threading.Thread):
     """Runs the pods on the paper as processes, ends them when their end is asked for."""
 
-    def __init__(self, api: PaperApi, node: Node) -> None:
+    def __init__(self, api: FakeApi, node: Node) -> None:
         super().__init__(daemon=True)
         self._api, self._node, self._over = api, node, threading.Event()
 
@@ -81,7 +81,7 @@ class World:
     def __init__(self, node: Node, paper: Path | None = None) -> None:
         self.node = node
         self._file = paper or node.layout.base / "api.json"
-        self.api = PaperApi(self._file)
+        self.api = FakeApi(self._file)
         self.kubelet = Kubelet(self.api, node)
         self.kubelet.start()
         self.kills = 0
@@ -89,19 +89,19 @@ class World:
         # Of the last life that was not killed.
         self.effects: list[str] = []
 
-    def beside(self, name: str) -> World:
+    def for_project(self, name: str) -> World:
         """The same node, seen from another project of it."""
         other = copy.copy(self)
         other.name = name
         return other
 
-    def visit(self) -> None:
+    def run_rounds(self) -> None:
         """A few rounds of an agent that cannot come to an end."""
-        self.agent(0, 3)
+        self.run_agent(0, 3)
 
-    def agent(self, kill_at: int | str = 0, *rounds: int) -> int | None:
+    def run_agent(self, kill_at: int | str = 0, *rounds: int) -> int | None:
         """One agent's life; its effects, None where it was killed."""
-        process = self.begin(kill_at, *rounds)
+        process = self.start_agent(kill_at, *rounds)
         said, failed = process.communicate(timeout=120)
         if process.returncode == -signal.SIGKILL and kill_at:
             self.kills += 1
@@ -110,7 +110,7 @@ class World:
         self.effects = said.splitlines()
         return len(self.effects)
 
-    def begin(
+    def start_agent(
         self, kill_at: int | str = 0, *rounds: int, within: tuple[str, ...] = ()
     ) -> subprocess.Popen[str]:
         """An agent that lives on beside this; `within` are commands that run it, as `unshare`."""
@@ -124,18 +124,18 @@ class World:
             text=True,
         )
 
-    def killed_at_each(self, ask: Callable[[int], Callable[[], None]], soak: bool) -> int:
+    def kill_at_each_effect(self, ask: Callable[[int], Callable[[], None]], soak: bool) -> int:
         """What `ask` asks for, once without a kill to find its effects, then killed at each of them (at a
         few drawn ones without `soak`): a killed agent, another, the check that `ask` returned."""
         check = ask(0)
-        effects = self.agent()
+        effects = self.run_agent()
         assert effects
         check()
         points = range(1, effects + 1)
         for at in points if soak else sorted(random.sample(points, min(DRAWN, effects))):
             check = ask(at)
-            if self.agent(at) is None:
-                self.agent()
+            if self.run_agent(at) is None:
+                self.run_agent()
             check()
         return effects
 
@@ -163,10 +163,10 @@ class World:
 
     def delete_project(self, live: Callable[[], object] | None = None) -> None:
         """Deleted, until it is gone; `live`: who acts, else one agent."""
-        self.ask_for_deletion()
-        (live or self.agent)()
+        self.request_deletion()
+        (live or self.run_agent)()
 
-    def ask_for_deletion(self) -> None:
+    def request_deletion(self) -> None:
         """As the controller does: the branches first, then the project."""
         for body in self.api.find(BRANCHES):
             if body["spec"]["project"] == self.name:
@@ -186,7 +186,7 @@ class World:
     def delete_branch(self, name: str) -> None:
         """Deleted, until it is gone."""
         self.api.delete(f"{BRANCHES}/{self.name}-{name}")
-        self.agent()
+        self.run_agent()
 
     def branch(self, name: str) -> Json:
         body = self.api.get(f"{BRANCHES}/{self.name}-{name}")
@@ -200,11 +200,11 @@ class World:
         """The branches' pods."""
         return self.api.find(PODS, names.LABEL_BRANCH_UID)
 
-    def waiting(self) -> list[Json]:
+    def warm_pods(self) -> list[Json]:
         """The pods that wait for a branch."""
         return self.api.find(PODS, f"{names.LABEL_SLOT},!{names.LABEL_BRANCH_UID}")
 
-    def set(self, name: str, **spec: object) -> None:
+    def patch_spec(self, name: str, **spec: object) -> None:
         self.api.merge(f"{BRANCHES}/{self.name}-{name}", {"spec": spec})
 
     def sql(self, name: str, query: str) -> list[tuple[object, ...]]:
@@ -215,7 +215,7 @@ class World:
             cursor = connection.execute(query.encode())
             return cursor.fetchall() if cursor.description else []
 
-    def whole(self, project: str, running: int, stored: int) -> None:
+    def assert_consistent(self, project: str, running: int, stored: int) -> None:
         """One device, one mount, `running` binds and branches with a pod each, `stored` subvolumes, nothing
         temporary; as many slots wait as shall, and no directory is without a pod."""
         layout = self.node.layout
@@ -225,7 +225,7 @@ class World:
         assert len(points) == 1 + running, points
         of_branches = [pod["metadata"]["labels"][names.LABEL_BRANCH_UID] for pod in self.pods()]
         assert len(of_branches) == running == len(set(of_branches))
-        assert len(self.waiting()) == WARM
+        assert len(self.warm_pods()) == WARM
         assert set(observe_slots(layout)) == {pod["metadata"]["name"] for pod in self.api.find(PODS)}
         found = observe_subvolumes(layout, project)
         assert len(found.branches) == stored and all(found.branches.values())

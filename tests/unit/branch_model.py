@@ -38,7 +38,7 @@ def apply(branch: Branch, facts: BranchFacts, action: plan.Action) -> BranchFact
         case plan.RemoveSlot(slot):
             assert slot not in {p.name for p in pods}, "a slot is removed under its pod"
             return replace(facts, bound=tuple(s for s in facts.bound if s != slot))
-        case plan.MakeInitdbArea(slot):
+        case plan.CreateInitdbArea(slot):
             assert facts.marker is None and facts.initdb is None
             return replace(facts, bound=(*facts.bound, slot), initdb_done=False)
         case plan.CreateInitdbPod(slot):

@@ -198,4 +198,4 @@ def test_what_a_pool_that_was_taken_over_holds_is_no_new_database() -> None:
         facts = BranchFacts(True, Space(2**30, 2**20, 2**40, 2**39), retained="o-uid")
         todo = plan_branch(PROJECT, branch, facts)
         assert plan.Adopt("o-uid") in todo.actions
-        assert not any(isinstance(a, plan.TakeSnapshot | plan.MakeInitdbArea) for a in todo.actions)
+        assert not any(isinstance(a, plan.TakeSnapshot | plan.CreateInitdbArea) for a in todo.actions)

@@ -88,7 +88,7 @@ def visited(case: Case, facts: BranchFacts, cut: int | None = None) -> tuple[Bra
         facts = apply(case.branch, facts, action)
         assert len(facts.bound) <= 1, "two binds of one branch"
         if case.branch.node.snapshot_time:
-            assert not isinstance(action, plan.TakeSnapshot | plan.MakeInitdbArea), "made twice"
+            assert not isinstance(action, plan.TakeSnapshot | plan.CreateInitdbArea), "made twice"
     return facts, todo
 
 

@@ -14,7 +14,14 @@ from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.pod_watch import node_is_full
-from dbranch.agent.slot.pod_spec import claim, class_of, slot_class, slot_pod, template_hash, waiting_pod
+from dbranch.agent.slot.pod_spec import (
+    branch_pod,
+    claim_patch,
+    slot_class,
+    slot_class_of,
+    template_hash,
+    warm_pod,
+)
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.warm.plan import AGAIN, Waiting, WarmFacts, WarmPlan, free_counts, plan_warm, warm_count
 from dbranch.api import names
@@ -27,7 +34,7 @@ MAIN = Branch("team", "shop-main", "r-uid", "shop")
 LARGE = replace(MAIN, object_name="shop-large", uid="l-uid", resources={"requests": {"cpu": "2"}})
 HOME = NodeContext("n1", "n-uid", "dbranch-nodes", "dbranch")
 LAYOUT = Layout(Path("/var/lib/dbranch"))
-USUAL, BIG = class_of(SHOP), class_of(SHOP, LARGE)
+USUAL, BIG = slot_class_of(SHOP), slot_class_of(SHOP, LARGE)
 
 
 def waits(name: str, kind: str = USUAL.word, **more: Any) -> PodFacts:
@@ -64,7 +71,7 @@ def test_metrics_have_a_number_for_each_class_in_use_and_no_other() -> None:
 
     def told() -> dict[str, str]:
         lines = metrics.text().decode().splitlines()
-        words = (line.rpartition(" ") for line in lines if line.startswith("dbranch_agent_slots_waiting{"))
+        words = (line.rpartition(" ") for line in lines if line.startswith("dbranch_agent_warm_slots{"))
         return {name.partition('class="')[2].partition('"')[0]: value for name, _, value in words}
 
     metrics.saw(free_counts(FORM, facts(waits("a"), waits("b"), waits("c", running=False))))
@@ -75,14 +82,14 @@ def test_metrics_have_a_number_for_each_class_in_use_and_no_other() -> None:
     text = metrics.text().decode()
     assert 'dbranch_agent_branch_start_seconds_count{slot="waiting"} 1.0' in text
     assert 'dbranch_agent_branch_start_seconds_count{slot="new"} 0.0' in text
-    assert "dbranch_agent_slots_waiting_wanted 2.0" in text
+    assert "dbranch_agent_warm_slots_desired 2.0" in text
 
 
 def test_another_image_or_another_release_makes_them_anew() -> None:
     newer = replace(SHOP, postgres=replace(SHOP.postgres, image="postgres:17.7"))
     old = waits("a")
     todo = plan_warm(1, FORM, WarmFacts((newer,), (MAIN,), (Waiting(old),)))
-    assert todo == WarmPlan((old,), (class_of(newer),))
+    assert todo == WarmPlan((old,), (slot_class_of(newer),))
     of_before = waits("a", form="older")
     one = WarmFacts((SHOP,), (MAIN,), (Waiting(of_before),))
     # The old one counts until it is gone, so that there is never one too many.
@@ -151,15 +158,15 @@ def test_every_mixture_comes_to_the_number_and_never_above_it(limit: int, pods: 
 
 def test_a_claimed_pod_is_as_one_made_for_the_branch() -> None:
     asked = replace(LARGE, annotations={names.RESTARTED_AT: "2026-01-01T00:00:00Z"})
-    pod = waiting_pod(HOME, LAYOUT, class_of(SHOP, asked), "s", "true")
+    pod = warm_pod(HOME, LAYOUT, slot_class_of(SHOP, asked), "s", "true")
     assert names.LABEL_BRANCH_UID not in pod["metadata"]["labels"]
-    tests = [step for step in claim(SHOP, asked, "uid") if step["op"] == "test"]
+    tests = [step for step in claim_patch(SHOP, asked, "uid") if step["op"] == "test"]
     assert [step["value"] for step in tests] == ["uid", None]
-    for step in claim(SHOP, asked, "uid"):
+    for step in claim_patch(SHOP, asked, "uid"):
         _, _, place, key = step["path"].split("/") if step["path"].count("/") == 3 else (*[""] * 3, "")
         if step["op"] == "add":
             pod["metadata"][place][key.replace("~1", "/")] = step["value"]
-    assert pod == slot_pod(HOME, LAYOUT, SHOP, asked, "s", "true")
+    assert pod == branch_pod(HOME, LAYOUT, SHOP, asked, "s", "true")
 
 
 def test_what_a_class_is_made_of_and_what_a_form() -> None:
@@ -173,6 +180,6 @@ def test_what_a_class_is_made_of_and_what_a_form() -> None:
         assert slot_class(replace(SHOP, postgres=postgres), MAIN) != first
     assert slot_class(replace(SHOP, name="other", uid="o-uid"), replace(MAIN, uid="o")) == first
     assert template_hash(HOME, LAYOUT, "true") != template_hash(HOME, LAYOUT, "false")
-    pod = waiting_pod(HOME, LAYOUT, USUAL, "s", "true")
+    pod = warm_pod(HOME, LAYOUT, USUAL, "s", "true")
     assert pod["metadata"]["annotations"] == {names.TEMPLATE_HASH: template_hash(HOME, LAYOUT, "true")}
     assert json.dumps(pod).count('"s"') == 2  # its name and its label; its directory is below a path

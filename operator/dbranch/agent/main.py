@@ -32,7 +32,7 @@ from dbranch.runtime.logs import start_logging
 logger = logging.getLogger(__name__)
 
 
-def make_work(environment: dict[str, str]) -> tuple[Work, Cluster, Layout, NodeContext]:
+def make_reconcilers(environment: dict[str, str]) -> tuple[Work, Cluster, Layout, NodeContext]:
     """Everything the handlers need. InvalidInput with the name of what the environment lacks."""
     wanted = ("DBRANCH_NODE_NAME", "DBRANCH_POD_NAME", "DBRANCH_NODES_NAMESPACE", "DBRANCH_BASE_DIR")
     missing = [key for key in wanted if not environment.get(key)]
@@ -68,7 +68,7 @@ def main() -> None:
     """Runs until it is told to end. Nothing is unmounted then: Postgres goes on."""
     start_logging(os.environ)
     try:
-        work, cluster, layout, context = make_work(dict(os.environ))
+        work, cluster, layout, context = make_reconcilers(dict(os.environ))
     except DbranchError as error:
         raise SystemExit(f"dbranch-server agent: {error}") from error
     grace = parse_seconds(os.environ.get("DBRANCH_ORPHAN_GRACE_PERIOD", "24h"))

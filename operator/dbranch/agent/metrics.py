@@ -21,7 +21,7 @@ class AgentMetrics:
     def __init__(self, limit: int = 0) -> None:
         self._registry = CollectorRegistry()
         self._slots = Gauge(
-            "slots_waiting",
+            "warm_slots",
             "Slots that wait for any branch, by class and image, as of the last look (a minute ago at most).",
             ["class", "image"],
             namespace="dbranch",
@@ -29,7 +29,7 @@ class AgentMetrics:
             registry=self._registry,
         )
         Gauge(
-            "slots_waiting_wanted",
+            "warm_slots_desired",
             "Slots of each class that are to wait (agent.warmSlots).",
             namespace="dbranch",
             subsystem="agent",

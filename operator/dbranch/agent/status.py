@@ -54,7 +54,7 @@ def told(now: Mapping[str, Any], wanted: Json) -> Json:
     return kept
 
 
-def report_failed_storage(error: Exception, who: str) -> Finding:
+def failed_storage_finding(error: Exception, who: str) -> Finding:
     """The storage step of a branch whose work failed."""
     reason = Reason.SNAPSHOT_FAILED
     if isinstance(error, DataLost):
@@ -66,13 +66,13 @@ def report_failed_storage(error: Exception, who: str) -> Finding:
     return Finding(reason, sentence(error, who))
 
 
-def report_failed_postgres(error: Exception, who: str) -> Finding:
+def failed_postgres_finding(error: Exception, who: str) -> Finding:
     """The Postgres step of a stored branch whose work failed."""
     invalid = isinstance(error, InvalidInput)
     return Finding(Reason.INVALID_PARAMETERS if invalid else Reason.WAITING_FOR_SLOT, sentence(error, who))
 
 
-def report_failed_pool(error: Exception, project: str) -> Finding:
+def failed_pool_finding(error: Exception, project: str) -> Finding:
     """The storage step of a project whose pool could not be brought up."""
     reason = Reason.ATTACH_FAILED
     if isinstance(error, PoolLost):

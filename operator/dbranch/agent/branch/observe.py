@@ -8,12 +8,12 @@ from dbranch.agent.layout import Layout
 from dbranch.agent.machine import observe_machine
 from dbranch.agent.pool.observe import observe_pool
 from dbranch.agent.pool.space import Space
-from dbranch.agent.slot.observe import observe_bound, observe_pods, observe_slot
+from dbranch.agent.slot.observe import observe_branch_slots, observe_pods, observe_slot
 from dbranch.agent.slot.pod_spec import slot_class
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.volume.adopt import retained_branch
 from dbranch.agent.volume.observe import observe_initdb_done, observe_marker, observe_subvolumes
-from dbranch.agent.warm.observe import observe_free
+from dbranch.agent.warm.observe import observe_free_pods
 from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project
@@ -39,8 +39,8 @@ def observe_branch(
         initdb_done = branch.uid in subvolumes.initdb and observe_initdb_done(layout, project.uid, branch.uid)
     waiting: tuple[PodFacts, ...] = ()
     if not pods and branch.running and project.running and (marker or branch.source_uid or retained):
-        waiting = observe_free(cluster, context, slot_class(project, branch), form)
-    bound = observe_bound(layout, branch.uid, initdb if branch.is_root else None)
+        waiting = observe_free_pods(cluster, context, slot_class(project, branch), form)
+    bound = observe_branch_slots(layout, branch.uid, initdb if branch.is_root else None)
     slots = [observe_slot(layout, slot) for slot in bound]
     return BranchFacts(
         pool_mounted=pool.mounted and not pool.frozen,

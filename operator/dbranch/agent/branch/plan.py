@@ -55,7 +55,7 @@ class RemoveSlot:
 
 
 @dataclass(frozen=True)
-class MakeInitdbArea:
+class CreateInitdbArea:
     """A fresh area, bound into a slot of its own."""
 
     slot: str
@@ -110,7 +110,7 @@ class WriteSettings:
 
 
 @dataclass(frozen=True)
-class TakePassword:
+class SetPassword:
     """The owner's new password, in the Postgres that runs."""
 
     slot: str
@@ -126,7 +126,7 @@ class AwaitPostgres:
 Action = (
     DeletePod
     | RemoveSlot
-    | MakeInitdbArea
+    | CreateInitdbArea
     | CreateInitdbPod
     | PromoteInitdb
     | Claim
@@ -135,7 +135,7 @@ Action = (
     | Adopt
     | Bind
     | WriteSettings
-    | TakePassword
+    | SetPassword
     | AwaitPostgres
 )
 
@@ -282,7 +282,7 @@ def _plan_postgres(
     trouble = trouble_of(pod, who)
     if facts.accepting and facts.marker and facts.marker.cleaned and pod.name in facts.bound:
         has_password = project.password_version in (None, facts.marker.password)
-        password: list[Action] = [] if has_password else [TakePassword(pod.name)]
+        password: list[Action] = [] if has_password else [SetPassword(pod.name)]
         step = _accepting(project, branch, facts, pod, who)
         return [*ends, WriteSettings(pod.name), *password], step, None
     refused = _refusal(project, branch, facts, who) if pod.name in facts.bound else None
@@ -319,7 +319,7 @@ def _plan_initdb(project: Project, branch: Branch, facts: BranchFacts) -> Branch
                 f"{who}: project {project.name} was initialized and its data is gone; nothing is made again"
             )
             return BranchPlan((), Finding(Reason.DATA_LOST, lost))
-        return BranchPlan((*clean, MakeInitdbArea(slot), CreateInitdbPod(slot)), making)
+        return BranchPlan((*clean, CreateInitdbArea(slot), CreateInitdbPod(slot)), making)
     if pod.terminating:
         return BranchPlan((), making, retry_after=0.3)
     if _never_ran(pod, project):

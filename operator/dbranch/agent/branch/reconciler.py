@@ -20,8 +20,8 @@ from dbranch.agent.postgres import session
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot import pods
-from dbranch.agent.slot.observe import observe_bound, observe_pods
-from dbranch.agent.slot.pod_spec import claim, initdb_pod, slot_pod
+from dbranch.agent.slot.observe import observe_branch_slots, observe_pods
+from dbranch.agent.slot.pod_spec import branch_pod, claim_patch, initdb_pod
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.slot.scripts import read_initdb, read_slot_start
 from dbranch.agent.volume import effect as subvolume
@@ -129,9 +129,9 @@ class BranchReconciler:
             logger.warning("branch %s/%s: %s", branch.namespace, branch.object_name, error)
             who, retry = f"branch {branch.name}", 2.0
             if done.marker is None:
-                storage, postgres = report.report_failed_storage(error, who), None
+                storage, postgres = report.failed_storage_finding(error, who), None
             else:
-                postgres = report.report_failed_postgres(error, who)
+                postgres = report.failed_postgres_finding(error, who)
         node: dict[str, Any] = {"observedGeneration": branch.generation, "storage": storage.as_dict()}
         if postgres:
             node["postgres"] = postgres.as_dict()
@@ -180,7 +180,7 @@ class BranchReconciler:
                 pods.delete_pod(self._cluster, self._context.namespace, pod)
             case plan.RemoveSlot(name):
                 slot.ensure_slot_removed(layout, name)
-            case plan.MakeInitdbArea(name):
+            case plan.CreateInitdbArea(name):
                 subvolume.ensure_initdb_area(layout, project.uid, branch.uid, owner)
                 slot.ensure_slot(layout, name, owner)
                 slot.ensure_initdb_bound(layout, name, project.uid, branch.uid)
@@ -194,12 +194,12 @@ class BranchReconciler:
                 )
             case plan.Claim(pod):
                 done.pod = pods.ensure_claimed(
-                    self._cluster, self._context.namespace, pod, claim(project, branch, pod.uid)
+                    self._cluster, self._context.namespace, pod, claim_patch(project, branch, pod.uid)
                 )
                 done.slot = pod.name
             case plan.CreatePod(name):
                 slot.ensure_slot(layout, name, owner)
-                body = slot_pod(self._context, layout, project, branch, name, read_slot_start())
+                body = branch_pod(self._context, layout, project, branch, name, read_slot_start())
                 pods.ensure_pod(self._cluster, body)
                 done.slot = name
             case plan.TakeSnapshot(source):
@@ -219,7 +219,7 @@ class BranchReconciler:
                 if changed and done.marker:
                     self._reload(_endpoint(scene, name, done.marker))
                     done.reloaded = True
-            case plan.TakePassword(name):
+            case plan.SetPassword(name):
                 if done.marker:
                     self._watchers.take_password(project, branch, _endpoint(scene, name, done.marker))
             case plan.AwaitPostgres(name):
@@ -234,7 +234,7 @@ class BranchReconciler:
     def _checkpoint(self, scene: Scope, source_uid: str) -> None:
         """Best effort, on the slot in which the source runs: the copy then has little to recover."""
         marker = subvolume.read_marker(self._layout.branch(scene.project.uid, source_uid))
-        for name in observe_bound(self._layout, source_uid, None):
+        for name in observe_branch_slots(self._layout, source_uid, None):
             if marker:
                 user = scene.project.postgres.user
                 endpoint = Endpoint(name, names.branch_port(source_uid), user, marker.major)
@@ -283,7 +283,7 @@ class BranchReconciler:
 
     def _throw_away(self, branch: Branch) -> None:
         # That of its status, too: one that was made and never bound.
-        for name in observe_bound(self._layout, branch.uid, branch.node.slot):
+        for name in observe_branch_slots(self._layout, branch.uid, branch.node.slot):
             slot.ensure_slot_removed(self._layout, name)
         above = self._cluster.get(project_path(branch.namespace, branch.project))
         project = parse_project(above) if above else None

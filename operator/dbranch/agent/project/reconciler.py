@@ -83,7 +83,7 @@ class ProjectReconciler:
             uuid = ensure_pool(self._layout, project.uid, project.size, self._made(project), known.machine_id)
         except (DbranchError, OSError) as error:
             logger.warning("project %s/%s: %s", project.namespace, project.name, error)
-            step = report.report_failed_pool(error, project.name)
+            step = report.failed_pool_finding(error, project.name)
             self._write(project, {"storage": step.as_dict(), "observedGeneration": project.generation})
             return 30.0
         pool = observe_pool(self._layout, project.uid)

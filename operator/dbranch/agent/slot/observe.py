@@ -41,7 +41,7 @@ class SlotFacts:
     unseen: bool = False
 
 
-def observe_bound_branches(layout: Layout) -> dict[str, tuple[str, str | None]]:
+def observe_bind_mounts(layout: Layout) -> dict[str, tuple[str, str | None]]:
     """What is bound in which slot, from one reading of the mounts: slot -> the UIDs of project and branch.
 
     The branch is None where it is an initdb area or a deleted one; a slot with something else is not there.
@@ -138,14 +138,14 @@ def observe_pods(cluster: Cluster, namespace: str, labels: str) -> tuple[PodFact
     return tuple(sorted((pod_facts(body) for body in found), key=lambda pod: pod.name))
 
 
-def observe_bound(layout: Layout, branch_uid: str, also: str | None) -> tuple[str, ...]:
+def observe_branch_slots(layout: Layout, branch_uid: str, also: str | None) -> tuple[str, ...]:
     """The slots in which the branch is bound, and the slot `also` while it has a directory."""
-    return _with(layout, also, (s for s, of in observe_bound_branches(layout).items() if of[1] == branch_uid))
+    return _with(layout, also, (s for s, of in observe_bind_mounts(layout).items() if of[1] == branch_uid))
 
 
 def observe_project_slots(layout: Layout, project_uid: str) -> tuple[str, ...]:
     """The slots in which anything of this project's pool is bound, and that of its initdb."""
-    of_project = (s for s, of in observe_bound_branches(layout).items() if of[0] == project_uid)
+    of_project = (s for s, of in observe_bind_mounts(layout).items() if of[0] == project_uid)
     return _with(layout, names.initdb_pod(project_uid), of_project)
 
 

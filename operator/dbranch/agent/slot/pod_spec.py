@@ -52,7 +52,7 @@ class SlotClass:
         return _word(self.image, self.run_as_user, self.resources, self.image_pull_secrets)
 
 
-def class_of(project: Project, branch: Branch | None = None) -> SlotClass:
+def slot_class_of(project: Project, branch: Branch | None = None) -> SlotClass:
     """The class of a branch's slots; without one, that of a branch with no resources of its own."""
     postgres = project.postgres
     own = branch.resources if branch else None
@@ -63,7 +63,7 @@ def class_of(project: Project, branch: Branch | None = None) -> SlotClass:
 
 def slot_class(project: Project, branch: Branch) -> str:
     """The class of a branch's slots in a word."""
-    return class_of(project, branch).word
+    return slot_class_of(project, branch).word
 
 
 def template_hash(context: NodeContext, layout: Layout, script: str) -> str:
@@ -75,9 +75,7 @@ def _word(*made_of: Any) -> str:
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def waiting_pod(
-    context: NodeContext, layout: Layout, kind: SlotClass, slot: str, script: str
-) -> dict[str, Any]:
+def warm_pod(context: NodeContext, layout: Layout, kind: SlotClass, slot: str, script: str) -> dict[str, Any]:
     """A pod that waits in its slot and is no branch's yet; a `claim` makes it one's."""
     labels = names.labels(
         names.COMPONENT_POSTGRES, context.release, **{names.LABEL_SLOT: slot, names.LABEL_CLASS: kind.word}
@@ -86,22 +84,22 @@ def waiting_pod(
     return _pod(context, slot, labels, marks, _slot_spec(context, layout, kind, slot, script))
 
 
-def slot_pod(
+def branch_pod(
     context: NodeContext, layout: Layout, project: Project, branch: Branch, slot: str, script: str
 ) -> dict[str, Any]:
     """The pod of a branch. It waits in its slot until the branch is bound there, then becomes Postgres."""
-    pod = waiting_pod(context, layout, class_of(project, branch), slot, script)
-    pod["metadata"]["labels"] |= owner_labels(project, branch)
-    pod["metadata"]["annotations"] |= restart_asked(branch)
+    pod = warm_pod(context, layout, slot_class_of(project, branch), slot, script)
+    pod["metadata"]["labels"] |= branch_labels(project, branch)
+    pod["metadata"]["annotations"] |= restart_annotation(branch)
     return pod
 
 
-def claim(project: Project, branch: Branch, uid: str) -> list[dict[str, Any]]:
+def claim_patch(project: Project, branch: Branch, uid: str) -> list[dict[str, Any]]:
     """The JSON patch by which the waiting pod with this UID becomes the branch's; it fails on one that is taken."""
     labels, marks = "/metadata/labels", "/metadata/annotations"
     tests = {"/metadata/uid": uid, f"{labels}/{_escaped(names.LABEL_BRANCH_UID)}": None}
-    adds = {f"{labels}/{_escaped(key)}": value for key, value in owner_labels(project, branch).items()}
-    adds |= {f"{marks}/{_escaped(key)}": value for key, value in restart_asked(branch).items()}
+    adds = {f"{labels}/{_escaped(key)}": value for key, value in branch_labels(project, branch).items()}
+    adds |= {f"{marks}/{_escaped(key)}": value for key, value in restart_annotation(branch).items()}
     return [
         *({"op": "test", "path": path, "value": value} for path, value in tests.items()),
         *({"op": "add", "path": path, "value": value} for path, value in adds.items()),
@@ -154,12 +152,12 @@ def initdb_pod(
     }
     secret = {"secretName": names.verifier_secret(project.uid), "defaultMode": 0o444}
     volumes = [*_volumes(layout, slot), {"name": "verifier", "secret": secret}]
-    kind = class_of(project, branch)
+    kind = slot_class_of(project, branch)
     labels = names.labels(
         names.COMPONENT_POSTGRES, context.release, **{names.LABEL_SLOT: slot, names.LABEL_CLASS: kind.word}
     )
     spec = _spec(context, kind, "Never", 5, container, volumes)
-    return _pod(context, slot, labels | owner_labels(project, branch), restart_asked(branch), spec)
+    return _pod(context, slot, labels | branch_labels(project, branch), restart_annotation(branch), spec)
 
 
 _CONFINED: Final = {
@@ -241,13 +239,13 @@ def _spec(
     }
 
 
-def restart_asked(branch: Branch) -> dict[str, str]:
+def restart_annotation(branch: Branch) -> dict[str, str]:
     """The annotation of the restart that was asked for last; its pod carries it on."""
     asked = branch.annotations.get(names.RESTARTED_AT)
     return {names.RESTARTED_AT: asked} if asked else {}
 
 
-def owner_labels(project: Project, branch: Branch) -> dict[str, str]:
+def branch_labels(project: Project, branch: Branch) -> dict[str, str]:
     """The labels that make a pod a branch's: by them it is found again, and reached from its namespace alone."""
     return {
         names.LABEL_NAMESPACE: project.namespace,

@@ -27,7 +27,7 @@ def delete_pod(cluster: Cluster, namespace: str, pod: PodFacts, grace: int | Non
     cluster.delete(path_of("v1", "pods", namespace, pod.name), uid=pod.uid or None, grace=grace)
 
 
-def delete_free_pod(cluster: Cluster, namespace: str, pod: PodFacts) -> None:
+def delete_warm_pod(cluster: Cluster, namespace: str, pod: PodFacts) -> None:
     """The end of a waiting pod is asked for; one that has changed since it was seen (claimed, say) stays."""
     path = path_of("v1", "pods", namespace, pod.name)
     cluster.delete(path, uid=pod.uid or None, grace=_WAITING_END, version=pod.version or None)

@@ -16,14 +16,14 @@ from dbranch.runtime.clock import seconds_since
 _FREE = f"{names.LABEL_SLOT},!{names.LABEL_BRANCH_UID}"
 
 
-def observe_free(cluster: Cluster, context: NodeContext, word: str, form: str) -> tuple[PodFacts, ...]:
+def observe_free_pods(cluster: Cluster, context: NodeContext, word: str, form: str) -> tuple[PodFacts, ...]:
     """The running, unclaimed pods of one class and form on the node, uncached."""
     found = _unclaimed(cluster, context, f"{_FREE},{names.LABEL_CLASS}={word}")
     pods = (pod_facts(body) for body in found)
     return tuple(pod for pod in pods if is_free(pod, form))
 
 
-def observe_waiting(cluster: Cluster, context: NodeContext) -> tuple[Waiting, ...]:
+def observe_warm_pods(cluster: Cluster, context: NodeContext) -> tuple[Waiting, ...]:
     """Everything that waits on the node, uncached."""
     return tuple(
         Waiting(pod_facts(body), seconds_since(body["metadata"].get("creationTimestamp")))
@@ -31,7 +31,7 @@ def observe_waiting(cluster: Cluster, context: NodeContext) -> tuple[Waiting, ..
     )
 
 
-def observe_bound_here(cluster: Cluster, context: NodeContext) -> tuple[Project | Branch, ...]:
+def observe_scheduled_here(cluster: Cluster, context: NodeContext) -> tuple[Project | Branch, ...]:
     """The projects and branches that are bound to the node, uncached: all their bodies, so not to be asked often."""
     here = f"status.nodeName={context.node}"
     projects = cluster.find(path_of(names.API_VERSION, names.PROJECTS), fields=here)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from dbranch.agent.slot.pod_spec import SlotClass, class_of
+from dbranch.agent.slot.pod_spec import SlotClass, slot_class_of
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project
@@ -54,11 +54,11 @@ def classes_in_use(projects: Sequence[Project], branches: Sequence[Branch]) -> d
         if project.running and not project.deleting and project.node.initialized
     }
     for project in of_name.values():
-        used.setdefault(class_of(project).word, class_of(project))
+        used.setdefault(slot_class_of(project).word, slot_class_of(project))
     for branch in branches:
         above = of_name.get((branch.namespace, branch.project))
         if above and branch.running and not branch.deleting:
-            used.setdefault(class_of(above, branch).word, class_of(above, branch))
+            used.setdefault(slot_class_of(above, branch).word, slot_class_of(above, branch))
     return used
 
 
@@ -89,7 +89,7 @@ def plan_warm(limit: int, form: str, facts: WarmFacts) -> WarmPlan:
 
 def warm_count(limit: int, form: str, facts: WarmFacts, project: Project) -> int | None:
     """How many slots run and wait for a branch of the project; None where none are kept for it."""
-    word = class_of(project).word
+    word = slot_class_of(project).word
     if limit < 1 or word not in classes_in_use([project], ()):
         return None
     return sum(is_free(w.pod, form) and w.pod.slot_class == word for w in facts.waiting)

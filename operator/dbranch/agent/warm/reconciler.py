@@ -13,9 +13,9 @@ from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot import pods
-from dbranch.agent.slot.pod_spec import SlotClass, template_hash, waiting_pod
+from dbranch.agent.slot.pod_spec import SlotClass, template_hash, warm_pod
 from dbranch.agent.slot.scripts import read_slot_start
-from dbranch.agent.warm.observe import observe_bound_here, observe_waiting
+from dbranch.agent.warm.observe import observe_scheduled_here, observe_warm_pods
 from dbranch.agent.warm.plan import WarmFacts, free_counts, plan_warm, warm_count
 from dbranch.api import names
 from dbranch.api.branch import Branch
@@ -93,7 +93,7 @@ class WarmReconciler:
             self._metrics.saw(free_counts(self.form, facts))
             for pod in todo.end:
                 self._ended.add(pod.name)
-                pods.delete_free_pod(self._cluster, self._context.namespace, pod)
+                pods.delete_warm_pod(self._cluster, self._context.namespace, pod)
             for kind in todo.make:
                 self._make(kind)
             self._remove_ended({waiting.pod.name for waiting in facts.waiting})
@@ -107,14 +107,14 @@ class WarmReconciler:
         with self._news_guard:
             news, self._news = self._news, {}
         if anew or time.monotonic() >= self._listed_at + _EVERY:
-            self._bound = {item.uid: item for item in observe_bound_here(self._cluster, self._context)}
+            self._bound = {item.uid: item for item in observe_scheduled_here(self._cluster, self._context)}
             self._listed_at, self._told = time.monotonic(), {}
         else:
             _take_in(self._bound, news.values())
         return WarmFacts(
             tuple(item for item in self._bound.values() if isinstance(item, Project)),
             tuple(item for item in self._bound.values() if isinstance(item, Branch)),
-            observe_waiting(self._cluster, self._context),
+            observe_warm_pods(self._cluster, self._context),
             time.monotonic() < self._crowded_until,
         )
 
@@ -122,7 +122,7 @@ class WarmReconciler:
         """The directory, then its pod; one that is cut off between the two is swept."""
         name = names.warm_slot(secrets.token_hex(8))
         slot.ensure_slot(self._layout, name, kind.run_as_user)
-        pods.ensure_pod(self._cluster, waiting_pod(self._context, self._layout, kind, name, self._script))
+        pods.ensure_pod(self._cluster, warm_pod(self._context, self._layout, kind, name, self._script))
         logger.info("slot %s waits for a branch (image %s)", name, kind.image)
 
     def _remove_ended(self, waiting: set[str]) -> None:

@@ -74,7 +74,7 @@ def _collections(key: str) -> tuple[str, str]:
     return here, f"{head}/{rest.rpartition('/')[2]}"
 
 
-class PaperApi:
+class FakeApi:
     """What `Cluster` offers, over the file. `written` is called after every write (the kills' clock)."""
 
     def __init__(self, file: Path) -> None:
