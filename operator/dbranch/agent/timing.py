@@ -1,0 +1,76 @@
+"""The agent's delays, time limits and grace periods, in seconds."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Retries of a reconcile where no event of an object will come.
+BUSY_RETRY_SECONDS: Final = 0.5
+FAILED_RETRY_SECONDS: Final = 3.0
+CONTROLLER_FINALIZER_POLL_SECONDS: Final = 0.5
+POD_DELETION_POLL_SECONDS: Final = 0.3
+
+# A branch.
+BRANCH_RESYNC_SECONDS: Final = 300.0
+BRANCH_FAILED_RETRY_SECONDS: Final = 2.0
+NO_SPACE_RETRY_SECONDS: Final = 30.0
+REJECTED_POD_RETRY_SECONDS: Final = 10.0
+PREVIOUS_POD_POLL_SECONDS: Final = 1.0
+MOUNT_PROPAGATION_RETRY_SECONDS: Final = 30.0
+# After a bind, the time in which the script in the slot has to see the branch; it looks every two seconds.
+MOUNT_PROPAGATION_TIMEOUT_SECONDS: Final = 5.0
+# After Postgres has reloaded its settings, which of them need a restart is known.
+RELOADED_SETTINGS_POLL_SECONDS: Final = 0.3
+# Without the CHECKPOINT on its source a branch only starts slower.
+CHECKPOINT_TIMEOUT_SECONDS: Final = 10.0
+# The data is deleted next, so Postgres needs no shutdown checkpoint.
+DELETED_DATA_GRACE_SECONDS: Final = 2
+
+# initdb of a new project.
+INITDB_RETRY_SECONDS: Final = 10.0
+INITDB_DONE_POLL_SECONDS: Final = 0.1
+INITDB_PROMOTED_RETRY_SECONDS: Final = 0.05
+INITDB_GRACE_SECONDS: Final = 5
+
+# The start of a Postgres. In a warm slot the reconcile itself waits this long: then one write reports everything.
+WARM_START_TIMEOUT_SECONDS: Final = 1.0
+START_WAIT_SECONDS: Final = 5.0
+START_FAILED_RETRY_SECONDS: Final = 0.5
+POD_ADDRESS_POLL_SECONDS: Final = 0.05
+# Postgres is tried this often even if its PID file does not say that it is ready.
+START_TRY_SECONDS: Final = 0.25
+
+# SQL sessions. Beyond the server's own time limits, the time after which the agent closes the socket.
+SQL_TIMEOUT_SECONDS: Final = 5.0
+SQL_WATCHDOG_EXTRA_SECONDS: Final = 1.0
+
+# A project's pool.
+PROJECT_RESYNC_SECONDS: Final = 60.0
+BTRFS_MISSING_RETRY_SECONDS: Final = 60.0
+POOL_FAILED_RETRY_SECONDS: Final = 30.0
+POOL_DETACH_FAILED_RETRY_SECONDS: Final = 5.0
+READ_ONLY_POOL_POLL_SECONDS: Final = 10.0
+REMOUNT_RETRY_SECONDS: Final = 0.05
+# A pool that becomes read-only again this soon after a remount is left to a person.
+REMOUNT_BACKOFF_SECONDS: Final = 600.0
+
+# Warm slots: between two reconciles that nothing triggered, and between two lists of the node's objects.
+WARM_RESYNC_SECONDS: Final = 60.0
+WARM_FAILED_RETRY_SECONDS: Final = 3.0
+WARM_POD_DELETION_POLL_SECONDS: Final = 0.5
+# Branches that are starting go first, also those of a burst.
+WARM_WAIT_IDLE_SECONDS: Final = 10.0
+# No warm slot is kept on a node that had no room for a branch's pod.
+NODE_FULL_SECONDS: Final = 60.0
+# A warm pod that the node had no room for counts for its class this long; then it is tried again.
+REJECTED_WARM_POD_RETRY_SECONDS: Final = 600.0
+WARM_POD_GRACE_SECONDS: Final = 2
+
+# Postgres pods. A fast shutdown writes a checkpoint first.
+POSTGRES_GRACE_SECONDS: Final = 300
+# The readiness probe waits inside, so that the first one succeeds.
+READINESS_TIMEOUT_SECONDS: Final = 10
+# Each probe is a process that the node starts: with two hundred pods a period of ten seconds took two
+# processors (tried). Only people who look at the pod wait for it.
+READINESS_PERIOD_SECONDS: Final = 120
+POD_WATCH_RETRY_SECONDS: Final = 1.0
