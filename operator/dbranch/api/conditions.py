@@ -6,9 +6,12 @@ reason makes the condition True, False or Unknown, and whether a person has to a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from dbranch.api.enums import ConditionStatus
 
 MESSAGE_LIMIT = 256
 
@@ -43,7 +46,6 @@ class Reason(StrEnum):
     PROJECT_NOT_READY = "ProjectNotReady"
     SOURCE_NOT_FOUND = "SourceNotFound"
     SOURCE_NOT_READY = "SourceNotReady"
-    LIMIT_EXCEEDED = "LimitExceeded"
     NAME_TAKEN = "NameTaken"
     # StorageReady
     POOL_MOUNTED = "PoolMounted"
@@ -85,10 +87,6 @@ class Reason(StrEnum):
     TLS_SECRET_NOT_FOUND = "TLSSecretNotFound"
     TLS_SECRET_INVALID = "TLSSecretInvalid"
     # DeletionBlocked
-    PROTECTED = "Protected"
-    ACTIVE_BRANCH = "ActiveBranch"
-    ROOT_BRANCH = "RootBranch"
-    WAITING_FOR_POD = "WaitingForPod"
     WAITING_FOR_AGENT = "WaitingForAgent"
 
 
@@ -104,10 +102,6 @@ TRUE = frozenset(
         Reason.RESTART_PENDING,
         Reason.ROUTED,
         Reason.DRAINING,
-        Reason.PROTECTED,
-        Reason.ACTIVE_BRANCH,
-        Reason.ROOT_BRANCH,
-        Reason.WAITING_FOR_POD,
         Reason.WAITING_FOR_AGENT,
     }
 )
@@ -132,7 +126,6 @@ TROUBLED = STALLED | {
     Reason.NO_ELIGIBLE_NODE,
     Reason.NODE_NOT_READY,
     Reason.AGENT_NOT_REPORTING,
-    Reason.LIMIT_EXCEEDED,
     Reason.ATTACH_FAILED,
     Reason.POOL_FULL,
     Reason.NODE_DISK_LOW,
@@ -163,11 +156,11 @@ class Finding:
     message: str
 
     @property
-    def status(self) -> str:
-        """`True`, `False` or `Unknown`, as the table says."""
+    def status(self) -> ConditionStatus:
+        """The status of the condition that carries this reason."""
         if self.reason in TRUE:
-            return "True"
-        return "Unknown" if self.reason in UNKNOWN else "False"
+            return ConditionStatus.TRUE
+        return ConditionStatus.UNKNOWN if self.reason in UNKNOWN else ConditionStatus.FALSE
 
     @property
     def done(self) -> bool:
@@ -210,4 +203,9 @@ def find(status: Any, kind: Condition) -> dict[str, Any] | None:
 def is_true(status: Any, kind: Condition) -> bool:
     """Whether a condition is there and True."""
     entry = find(status, kind)
-    return entry is not None and entry.get("status") == "True"
+    return entry is not None and entry.get("status") == ConditionStatus.TRUE
+
+
+def is_ready(body: Mapping[str, Any]) -> bool:
+    """True if the condition Ready of an object (a pod, a Node, a project, a branch) is True."""
+    return is_true(body.get("status"), Condition.READY)

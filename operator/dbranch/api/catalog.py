@@ -1,0 +1,246 @@
+"""What each reason means and what to do about it, by condition: the source of docs/conditions.md.
+
+Status and Stalled are not repeated here: `api.conditions` says them. A test holds the catalog against `Reason`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from dbranch.api.conditions import Condition, Reason
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A reason for users: `meaning` in one sentence, `remedy` in one sentence ("" where nothing is to be done).
+
+    `project` and `branch` are the conditions that carry it on a DBProject and on a DBBranch.
+    """
+
+    meaning: str
+    remedy: str = ""
+    project: tuple[Condition, ...] = ()
+    branch: tuple[Condition, ...] = ()
+
+
+def _both(condition: Condition, meaning: str, remedy: str = "") -> Entry:
+    return Entry(meaning, remedy, (condition,), (condition,))
+
+
+def _project(condition: Condition, meaning: str, remedy: str = "") -> Entry:
+    return Entry(meaning, remedy, project=(condition,))
+
+
+def _branch(condition: Condition, meaning: str, remedy: str = "") -> Entry:
+    return Entry(meaning, remedy, branch=(condition,))
+
+
+_READY, _SCHEDULED, _STORAGE = Condition.READY, Condition.SCHEDULED, Condition.STORAGE_READY
+_POSTGRES, _ROUTED, _BLOCKED = Condition.POSTGRES_READY, Condition.ROUTED, Condition.DELETION_BLOCKED
+
+CATALOG: Final[Mapping[Reason, Entry]] = {
+    Reason.AVAILABLE: _both(_READY, "Every step is done; it can be connected to."),
+    Reason.PENDING: Entry(
+        "Nothing is reported yet, or a change of state is under way.",
+        project=(_READY, _STORAGE, _POSTGRES),
+        branch=(_READY, _STORAGE, _POSTGRES),
+    ),
+    Reason.STOPPED: Entry(
+        "It is stopped, as spec.state asks; its data stays.",
+        "Set spec.state to Running, or run `dbranch resume`.",
+        project=(_READY, _STORAGE, _POSTGRES),
+        branch=(_READY, _STORAGE, _POSTGRES),
+    ),
+    Reason.DELETING: _branch(_READY, "It is being deleted; no new session reaches it."),
+    Reason.BOUND: _both(_SCHEDULED, "It is bound to a node; the binding never changes."),
+    Reason.NO_ELIGIBLE_NODE: _project(
+        _SCHEDULED,
+        "No node with a ready agent may hold the project: labels, taints, free space, or no agent at all.",
+        "The message names what is missing: label or uncordon a node, free space; see the DaemonSet dbranch-agent.",
+    ),
+    Reason.NODE_NOT_READY: _both(
+        _SCHEDULED,
+        "The node is not Ready, so the state of what it holds is unknown.",
+        "Bring the node back; for one that is away for good, set the annotation dbranch.io/abandon-node.",
+    ),
+    Reason.AGENT_NOT_REPORTING: _both(
+        _SCHEDULED,
+        "The node's agent is not Ready, so the state of what the node holds is unknown.",
+        "See the agent's pod on that node: kubectl describe, and its log.",
+    ),
+    Reason.NODE_GONE: _both(
+        _SCHEDULED,
+        "The Node object and its agent are gone; what the node held is out of reach.",
+        "Bring the node back under its name, or delete the object: nothing is waited for then.",
+    ),
+    Reason.PROJECT_NOT_FOUND: _branch(
+        _SCHEDULED,
+        "The DBProject does not exist in this namespace, or is being deleted.",
+        "Apply the DBProject, or correct spec.project by making the branch again.",
+    ),
+    Reason.PROJECT_NOT_READY: _branch(
+        _SCHEDULED, "The project is not bound to a node yet.", "See the project's conditions."
+    ),
+    Reason.SOURCE_NOT_FOUND: _branch(
+        _SCHEDULED,
+        "No branch of the project has the name in spec.source.",
+        "Make that branch, or make this one again from one that exists; the message names them.",
+    ),
+    Reason.SOURCE_NOT_READY: _branch(
+        _SCHEDULED, "The source branch is not stored yet.", "See the source's conditions."
+    ),
+    Reason.NAME_TAKEN: Entry(
+        "An object that is not dbranch's, or is another project's, has a name that is needed; it is left alone.",
+        "Delete or rename the object in the message, or choose another name.",
+        project=(_ROUTED,),
+        branch=(_SCHEDULED,),
+    ),
+    Reason.POOL_MOUNTED: _project(_STORAGE, "The project's pool is attached and mounted."),
+    Reason.POOL_LOW: _project(
+        _STORAGE,
+        "The pool, or the node's disk below it, is almost full; what runs goes on.",
+        "Delete branches, raise spec.storage.size, or free space on the node.",
+    ),
+    Reason.CREATING_POOL: Entry(
+        "The pool's image, filesystem or mount is being made.",
+        project=(_STORAGE,),
+        branch=(_STORAGE,),
+    ),
+    Reason.ATTACH_FAILED: _project(
+        _STORAGE,
+        "The pool cannot be attached or mounted now; it is tried again.",
+        "See the message and the agent's log.",
+    ),
+    Reason.POOL_FULL: _branch(
+        _STORAGE,
+        "The pool has too little space for a new branch; what runs goes on.",
+        "Delete branches or raise spec.storage.size.",
+    ),
+    Reason.NODE_DISK_LOW: _both(
+        _STORAGE,
+        "The node's disk has too little space for anything new; what runs goes on.",
+        "Free space on the node's disk that holds the base directory.",
+    ),
+    Reason.POOL_LOST: _project(
+        _STORAGE,
+        "The pool that was made is missing, or another one is in its place; it is never made again.",
+        "Look at the node's disk: is the base directory mounted, is it the same machine? docs/storage.md says more.",
+    ),
+    Reason.POOL_DAMAGED: _project(
+        _STORAGE,
+        "The image holds no usable filesystem, or btrfs read other blocks than were written.",
+        "Dump what can be read; run btrfs scrub or btrfs check on the node; then btrfs device stats --reset.",
+    ),
+    Reason.BTRFS_MISSING: _project(
+        _STORAGE,
+        "The node's kernel has no btrfs or no loop devices.",
+        "Load the modules btrfs and loop on the node.",
+    ),
+    Reason.STORED: _branch(_STORAGE, "The branch is a subvolume of the project's pool, on disk for good."),
+    Reason.SNAPSHOTTING: _branch(
+        _STORAGE, "The snapshot of the source is being made; something holds it up for a moment."
+    ),
+    Reason.INITIALIZING: _branch(_STORAGE, "initdb runs for the project's root branch."),
+    Reason.SNAPSHOT_FAILED: _branch(
+        _STORAGE, "The snapshot could not be made; it is tried again.", "See the message and the agent's log."
+    ),
+    Reason.INITDB_FAILED: _branch(
+        _STORAGE,
+        "initdb failed; it is tried again on a fresh subvolume.",
+        "Correct what the message names: image, user, database.",
+    ),
+    Reason.SOURCE_UNSAFE: _branch(
+        _STORAGE,
+        "The source keeps data outside its subvolume (tablespace, link, nested subvolume); no copy of it is whole.",
+        "Move the data into PGDATA; the message names the path.",
+    ),
+    Reason.DATA_LOST: _branch(
+        _STORAGE,
+        "The branch was stored and its subvolume is missing or unreadable; it is never made again.",
+        "Look at the node's disk; docs/storage.md says what can be recovered by hand.",
+    ),
+    Reason.ACCEPTING: _both(_POSTGRES, "Postgres accepts connections."),
+    Reason.RESTART_PENDING: _both(
+        _POSTGRES,
+        "Postgres accepts connections, without the settings in the message: they take effect at its next start.",
+        "Run `dbranch restart BRANCH` when it suits.",
+    ),
+    Reason.WAITING_FOR_SLOT: _both(
+        _POSTGRES, "The Postgres pod is starting, or the last one is still ending."
+    ),
+    Reason.IMAGE_PULL_FAILED: _both(
+        _POSTGRES,
+        "The node cannot pull spec.postgres.image.",
+        "Correct spec.postgres.image or spec.postgres.imagePullSecrets.",
+    ),
+    Reason.POD_REJECTED: _both(
+        _POSTGRES,
+        "The node refused the Postgres pod (no room, or its class); it is tried again.",
+        "Free room on the node, or lower spec.postgres.resources.",
+    ),
+    Reason.MOUNT_NOT_PROPAGATED: _both(
+        _POSTGRES,
+        "The branch's data is bound and does not reach its pod.",
+        "Restart the node's agent; its base directory must be mounted with Bidirectional propagation.",
+    ),
+    Reason.RECOVERING: _both(_POSTGRES, "Postgres is starting: crash recovery of the snapshot."),
+    Reason.CRASH_LOOPING: _both(
+        _POSTGRES,
+        "Postgres ends again and again.",
+        "See the log of its pod in the nodes' namespace (status.node.pod); the message holds its last line.",
+    ),
+    Reason.INVALID_PARAMETERS: _both(
+        _POSTGRES,
+        "Postgres does not take a parameter.",
+        "Correct spec.postgres.parameters; the message names it.",
+    ),
+    Reason.IMAGE_INCOMPATIBLE: _both(
+        _POSTGRES,
+        "The image is of another major version of PostgreSQL than the data.",
+        "Set spec.postgres.image to the major version in the message.",
+    ),
+    Reason.ROUTED: _project(_ROUTED, "Every proxy sends new sessions to spec.activeBranch."),
+    Reason.DRAINING: _project(
+        _ROUTED, "New sessions reach the active branch; some old ones are ending on another."
+    ),
+    Reason.BRANCH_NOT_FOUND: _project(
+        _ROUTED, "spec.activeBranch names no branch; the old route stays.", "Name a branch that exists."
+    ),
+    Reason.BRANCH_NOT_READY: _project(
+        _ROUTED, "The branch in spec.activeBranch is not Ready yet; the old route stays and moves by itself."
+    ),
+    Reason.BRANCH_STOPPED: _project(
+        _ROUTED,
+        "The branch in spec.activeBranch is stopped; the old route stays.",
+        "Resume it: `dbranch resume BRANCH`.",
+    ),
+    Reason.BRANCH_DELETING: _project(
+        _ROUTED,
+        "The branch in spec.activeBranch is being deleted.",
+        "Name another branch in spec.activeBranch.",
+    ),
+    Reason.PROXY_NOT_READY: _project(
+        _ROUTED,
+        "Not every proxy pod runs and obeys the route yet.",
+        "See the pods of the Deployment <project>-proxy.",
+    ),
+    Reason.SECRET_NOT_FOUND: _project(
+        _ROUTED,
+        "The Secret in spec.postgres.passwordSecret, or its key, does not exist.",
+        "Make the Secret, or correct the name or key.",
+    ),
+    Reason.TLS_SECRET_NOT_FOUND: _project(
+        _ROUTED,
+        "The Secret in spec.proxy.tls.secretName does not exist.",
+        "Make the Secret, or correct the name.",
+    ),
+    Reason.TLS_SECRET_INVALID: _project(
+        _ROUTED, "The TLS Secret does not hold tls.crt and tls.key.", "Make it of type kubernetes.io/tls."
+    ),
+    Reason.WAITING_FOR_AGENT: _branch(
+        _BLOCKED,
+        "A branch is being made of this one; the deletion waits for that snapshot and goes on by itself.",
+    ),
+}
