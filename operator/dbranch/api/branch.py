@@ -8,6 +8,8 @@ from typing import Any
 
 from dbranch.api import names
 from dbranch.api.conditions import Finding
+from dbranch.api.enums import Protection, State
+from dbranch.api.project import Project
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class Branch:
     finalizers: tuple[str, ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
     created: str | None = None
-    state: str = "Running"
-    protection: str = "Disabled"
+    state: State = State.RUNNING
+    protection: Protection = Protection.DISABLED
     parameters: Mapping[str, str] = field(default_factory=dict)
     resources: Mapping[str, Any] = field(default_factory=dict)
     node_name: str | None = None
@@ -71,7 +73,12 @@ class Branch:
 
     @property
     def running(self) -> bool:
-        return self.state == "Running"
+        return self.state == State.RUNNING
+
+
+def should_run(project: Project, branch: Branch) -> bool:
+    """True if the branch's Postgres is to run: neither the branch nor its project is Stopped."""
+    return branch.running and project.running
 
 
 def parse_branch(body: Mapping[str, Any]) -> Branch:
@@ -89,8 +96,8 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
         finalizers=tuple(meta.get("finalizers") or ()),
         annotations=dict(meta.get("annotations") or {}),
         created=meta.get("creationTimestamp"),
-        state=spec.get("state", "Running"),
-        protection=spec.get("protection", "Disabled"),
+        state=State(spec.get("state", Branch.state)),
+        protection=Protection(spec.get("protection", Branch.protection)),
         parameters=dict(postgres.get("parameters") or {}),
         resources=dict(postgres.get("resources") or {}),
         node_name=status.get("nodeName"),

@@ -8,6 +8,16 @@ from typing import Any
 
 from dbranch.api import names
 from dbranch.api.conditions import Finding
+from dbranch.api.enums import (
+    DeletionPolicy,
+    OnSwitch,
+    Protection,
+    ProxyProtocol,
+    ServiceType,
+    State,
+    TargetState,
+    TlsMode,
+)
 from dbranch.api.errors import InvalidInput
 from dbranch.api.quantity import parse_bytes
 
@@ -35,7 +45,7 @@ class Postgres:
 @dataclass(frozen=True)
 class Tls:
     secret_name: str
-    mode: str = "Optional"
+    mode: TlsMode = TlsMode.OPTIONAL
 
 
 @dataclass(frozen=True)
@@ -53,12 +63,12 @@ class Proxy:
 
     replicas: int = 1
     port: int = names.POSTGRES_PORT
-    service_type: str = "ClusterIP"
-    on_switch: str = "Terminate"
+    service_type: ServiceType = ServiceType.CLUSTER_IP
+    on_switch: OnSwitch = OnSwitch.TERMINATE
     drain_timeout: float = 60.0
     start_timeout: float = 30.0
     handshake_timeout: float = 30.0
-    proxy_protocol: str = "Disabled"
+    proxy_protocol: ProxyProtocol = ProxyProtocol.DISABLED
     limits: ProxyLimits = field(default_factory=ProxyLimits)
     tls: Tls | None = None
 
@@ -79,7 +89,7 @@ class Target:
     """
 
     branch: str
-    state: str
+    state: TargetState
     address: str | None = None
     port: int | None = None
 
@@ -135,9 +145,9 @@ class Project:
     finalizers: tuple[str, ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
     active_branch: str = names.ROOT_BRANCH
-    state: str = "Running"
-    protection: str = "Disabled"
-    deletion_policy: str = "Delete"
+    state: State = State.RUNNING
+    protection: Protection = Protection.DISABLED
+    deletion_policy: DeletionPolicy = DeletionPolicy.DELETE
     postgres: Postgres = field(default_factory=Postgres)
     size: int = 10 * 2**30
     node_selector: Mapping[str, str] = field(default_factory=dict)
@@ -154,7 +164,7 @@ class Project:
 
     @property
     def running(self) -> bool:
-        return self.state == "Running"
+        return self.state == State.RUNNING
 
 
 def parse_seconds(text: str | int | float) -> float:
@@ -193,9 +203,9 @@ def parse_project(body: Mapping[str, Any]) -> Project:
         finalizers=tuple(meta.get("finalizers") or ()),
         annotations=dict(meta.get("annotations") or {}),
         active_branch=spec.get("activeBranch") or names.ROOT_BRANCH,
-        state=spec.get("state", base.state),
-        protection=spec.get("protection", base.protection),
-        deletion_policy=spec.get("deletionPolicy", base.deletion_policy),
+        state=State(spec.get("state", base.state)),
+        protection=Protection(spec.get("protection", base.protection)),
+        deletion_policy=DeletionPolicy(spec.get("deletionPolicy", base.deletion_policy)),
         postgres=Postgres(
             image=raw_pg.get("image", base.postgres.image),
             run_as_user=int(raw_pg.get("runAsUser", base.postgres.run_as_user)),
@@ -212,21 +222,21 @@ def parse_project(body: Mapping[str, Any]) -> Project:
         proxy=Proxy(
             replicas=int(proxy.get("replicas", base.proxy.replicas)),
             port=int(proxy.get("port", base.proxy.port)),
-            service_type=proxy.get("serviceType", base.proxy.service_type),
-            on_switch=proxy.get("onSwitch", base.proxy.on_switch),
+            service_type=ServiceType(proxy.get("serviceType", base.proxy.service_type)),
+            on_switch=OnSwitch(proxy.get("onSwitch", base.proxy.on_switch)),
             drain_timeout=parse_seconds(proxy.get("drainTimeout", "60s")),
             start_timeout=parse_seconds(proxy.get("startTimeout", "30s")),
             handshake_timeout=parse_seconds(proxy.get("handshakeTimeout", "30s")),
-            proxy_protocol=proxy.get("proxyProtocol", base.proxy.proxy_protocol),
+            proxy_protocol=ProxyProtocol(proxy.get("proxyProtocol", base.proxy.proxy_protocol)),
             limits=_parse_limits(proxy.get("limits") or {}),
-            tls=Tls(tls["secretName"], tls.get("mode", "Optional")) if tls else None,
+            tls=Tls(tls["secretName"], TlsMode(tls.get("mode", Tls.mode))) if tls else None,
         ),
         node_name=status.get("nodeName"),
         host=status.get("host"),
         password_version=status.get("passwordVersion"),
         route=Route(int(route["generation"]), route["branch"]) if route else None,
         routes=tuple(
-            Target(r["branch"], r["state"], r.get("address"), r.get("port"))
+            Target(r["branch"], TargetState(r["state"]), r.get("address"), r.get("port"))
             for r in status.get("routes") or ()
         ),
         proxies=tuple(_parse_entry(p) for p in status.get("proxies") or ()),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dbranch.api.conditions import AT_REST, STALLED, Condition, Finding, Reason, clip
+from dbranch.api.enums import ConditionStatus
 
 Json = dict[str, Any]
 
@@ -31,9 +32,9 @@ def report_conditions(
     """
     listed: list[tuple[str, str, Finding]] = [(Condition.READY, ready.status, ready)]
     if ready.reason in STALLED:
-        listed.append((Condition.STALLED, "True", ready))
+        listed.append((Condition.STALLED, ConditionStatus.TRUE, ready))
     elif not ready.done and ready.reason not in AT_REST and ready.reason != Reason.DELETING:
-        listed.append((Condition.RECONCILING, "True", ready))
+        listed.append((Condition.RECONCILING, ConditionStatus.TRUE, ready))
     listed += [(kind, step.status, step) for kind, step in steps]
     was = {entry["type"]: entry for entry in before}
     conditions = []
@@ -43,7 +44,7 @@ def report_conditions(
         conditions.append(
             {
                 "type": str(kind),
-                "status": status,
+                "status": str(status),
                 "reason": step.reason.value,
                 "message": clip(step.message),
                 "lastTransitionTime": old["lastTransitionTime"] if old and same else now,

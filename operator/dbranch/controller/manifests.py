@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from dbranch.api import names
 from dbranch.api.branch import Branch
+from dbranch.api.enums import ServiceType
 from dbranch.api.project import Project
 
 Json = dict[str, Any]
@@ -149,7 +150,7 @@ def allow_policy(namespace: str, release: Release) -> Json:
 def branch_service(project: Project, branch: Branch, release: Release) -> Json:
     """A branch's own Service, without a selector: its EndpointSlice says where the branch is."""
     spec = {
-        "type": "ClusterIP",
+        "type": ServiceType.CLUSTER_IP,
         "ports": [{"name": "postgres", "port": names.POSTGRES_PORT, "protocol": "TCP"}],
     }
     return _object("v1", "Service", _branch_meta(project, branch, release, branch.object_name), spec=spec)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dbranch.api import names
+from dbranch.api.conditions import is_ready
 from dbranch.controller.scheduling import NodeFacts
 
 
@@ -55,12 +56,6 @@ def node_object(body: Mapping[str, Any]) -> NodeObject:
         not spec.get("unschedulable") and not taints,
         dict(body["metadata"].get("labels") or {}),
     )
-
-
-def is_ready(body: Mapping[str, Any]) -> bool:
-    """The condition Ready of a pod or a Node."""
-    conditions = (body.get("status") or {}).get("conditions") or ()
-    return any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)
 
 
 def node_facts(name: str, node: NodeObject | None, agent: AgentPod | None, promised: int = 0) -> NodeFacts:

@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dbranch.api.branch import Branch
+from dbranch.api.branch import Branch, should_run
 from dbranch.api.conditions import Condition, Finding, Reason, find
+from dbranch.api.enums import ConditionStatus, TargetState
 from dbranch.api.project import Project, ProxyEntry, Route, Target
 
 
 def target_of(project: Project, branch: Branch) -> Target | None:
     """A branch's entry in `status.routes`; None for one that nothing was made of."""
     if branch.deleting:
-        return Target(branch.name, "Deleting")
+        return Target(branch.name, TargetState.DELETING)
     if branch.node_name is None:
         return None
-    if not branch.running or not project.running:
-        return Target(branch.name, "Stopped")
+    if not should_run(project, branch):
+        return Target(branch.name, TargetState.STOPPED)
     node = branch.node
     if node.postgres and node.postgres.done and node.address and node.port:
-        return Target(branch.name, "Ready", node.address, node.port)
-    return Target(branch.name, "Starting")
+        return Target(branch.name, TargetState.READY, node.address, node.port)
+    return Target(branch.name, TargetState.STARTING)
 
 
 def targets_of(project: Project, branches: Iterable[Branch]) -> tuple[Target, ...]:
@@ -36,10 +37,10 @@ def plan_route(project: Project, targets: Sequence[Target]) -> Route | None:
     A branch that begins to be deleted makes a new generation too: its deletion waits until no proxy sends
     anybody there.
     """
-    ready = {t.branch for t in targets if t.state == "Ready"}
+    ready = {t.branch for t in targets if t.state == TargetState.READY}
     now, wanted = project.route, project.active_branch
-    before = {t.branch for t in project.routes if t.state == "Deleting"}
-    leaving = {t.branch for t in targets if t.state == "Deleting"} - before
+    before = {t.branch for t in project.routes if t.state == TargetState.DELETING}
+    leaving = {t.branch for t in targets if t.state == TargetState.DELETING} - before
     branch = wanted if wanted in ready or now is None else now.branch
     if now is None:
         return Route(1, branch) if branch in ready else None
@@ -66,7 +67,7 @@ def needs_reconcile(project: Project, pod: ProxyPod) -> bool:
     """Whether the project would say something else of Routed now that this proxy pod is so."""
     route, told = project.route, find(project.status, Condition.ROUTED) or {}
     obeys = route is not None and not laggards(route, (pod,), project.proxies)
-    return not (pod.ready and obeys and told.get("status") == "True")
+    return not (pod.ready and obeys and told.get("status") == ConditionStatus.TRUE)
 
 
 def routed_finding(
@@ -107,10 +108,10 @@ def _not_moved(project: Project, wanted: str, state: str | None, stays: str) -> 
             f'activeBranch "{wanted}" does not exist in project {project.name}; {stays}; name one that does'
         )
         return Finding(Reason.BRANCH_NOT_FOUND, text)
-    if state == "Deleting":
+    if state == TargetState.DELETING:
         return Finding(
             Reason.BRANCH_DELETING, f"{who} is being deleted; {stays}; name another as activeBranch"
         )
-    if state == "Stopped":
+    if state == TargetState.STOPPED:
         return Finding(Reason.BRANCH_STOPPED, f"{who} is stopped; {stays}; resume it")
     return Finding(Reason.BRANCH_NOT_READY, f"{who} is not ready yet; {stays}; it moves by itself")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dbranch.api import names
+from dbranch.api.enums import OnSwitch, ProxyProtocol, TargetState, TlsMode
 from dbranch.api.project import Project, ProxyLimits, Target
 
 SHUTDOWN = "57P01"
@@ -26,7 +27,7 @@ class Table:
     generation: int = 0
     active: str | None = None
     targets: Mapping[str, Target] = field(default_factory=dict)
-    on_switch: str = "Terminate"
+    on_switch: OnSwitch = OnSwitch.TERMINATE
     drain_timeout: float = 60.0
     start_timeout: float = 30.0
     tls_required: bool = False
@@ -109,9 +110,9 @@ def table_of(project: Project) -> Table:
         on_switch=project.proxy.on_switch,
         drain_timeout=project.proxy.drain_timeout,
         start_timeout=project.proxy.start_timeout,
-        tls_required=project.proxy.tls is not None and project.proxy.tls.mode == "Required",
+        tls_required=project.proxy.tls is not None and project.proxy.tls.mode == TlsMode.REQUIRED,
         handshake_timeout=project.proxy.handshake_timeout,
-        proxy_protocol=project.proxy.proxy_protocol == "Required",
+        proxy_protocol=project.proxy.proxy_protocol == ProxyProtocol.REQUIRED,
         limits=project.proxy.limits,
     )
 
@@ -139,7 +140,7 @@ def decide(table: Table, named: str | None) -> Decision:
             f"Branches that exist: {there}.",
             "unknown_branch",
         )
-    if target.state == "Stopped":
+    if target.state == TargetState.STOPPED:
         return Reject(
             CANNOT_CONNECT_NOW,
             f'branch "{branch}" of project {table.project} is stopped',
@@ -147,10 +148,10 @@ def decide(table: Table, named: str | None) -> Decision:
             f"{names.branch_object(table.project, branch)} to Running.",
             "stopped",
         )
-    if target.state == "Deleting":
+    if target.state == TargetState.DELETING:
         message = f'branch "{branch}" of project {table.project} is being deleted'
         return Reject(SHUTDOWN, message, reason="deleted")
-    if target.state != "Ready" or not target.address or not target.port:
+    if target.state != TargetState.READY or not target.address or not target.port:
         return Wait(f'branch "{branch}" of project {table.project} to start')
     return Go(branch, target.address, target.port)
 
@@ -206,17 +207,17 @@ def decide_fate(table: Table, place: Backend, greeted: bool = True) -> Fate:
     """
     target = table.targets.get(place.branch)
     where = f'branch "{place.branch}" of project {table.project}'
-    if table.gone or target is None or target.state == "Deleting":
+    if table.gone or target is None or target.state == TargetState.DELETING:
         return End(f"terminating connection: {where} is deleted")
     elsewhere = (target.address, target.port) != (place.address, place.port)
-    if target.state == "Ready" and target.address and elsewhere:
+    if target.state == TargetState.READY and target.address and elsewhere:
         return End(f"terminating connection: {where} was restarted", "Connect again.")
     if place.named or table.active in (None, place.branch):
         return Stay()
-    if greeted and table.on_switch == "Keep":
+    if greeted and table.on_switch == OnSwitch.KEEP:
         return Stay()
     message = f'terminating connection: project {table.project} was switched to branch "{table.active}"'
     hint = "Connect again to reach it."
-    if greeted and table.on_switch == "Drain":
+    if greeted and table.on_switch == OnSwitch.DRAIN:
         return Drain(table.drain_timeout, message, hint)
     return End(message, hint)

@@ -15,7 +15,7 @@ from dbranch.agent.volume.adopt import retained_branch
 from dbranch.agent.volume.observe import observe_initdb_done, observe_marker, observe_subvolumes
 from dbranch.agent.warm.observe import observe_free_pods
 from dbranch.api import names
-from dbranch.api.branch import Branch
+from dbranch.api.branch import Branch, should_run
 from dbranch.api.project import Project
 from dbranch.kube.client import Cluster
 
@@ -38,7 +38,7 @@ def observe_branch(
             retained = retained_branch(subvolumes.branches, project.adopt, branch.name, branch.uid)
         initdb_done = branch.uid in subvolumes.initdb and observe_initdb_done(layout, project.uid, branch.uid)
     waiting: tuple[PodFacts, ...] = ()
-    if not pods and branch.running and project.running and (marker or branch.source_uid or retained):
+    if not pods and should_run(project, branch) and (marker or branch.source_uid or retained):
         waiting = observe_free_pods(cluster, context, slot_class(project, branch), form)
     bound = observe_branch_slots(layout, branch.uid, initdb if branch.is_root else None)
     slots = [observe_slot(layout, slot) for slot in bound]

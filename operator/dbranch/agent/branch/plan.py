@@ -11,7 +11,7 @@ from dbranch.agent.slot.pod_spec import slot_class
 from dbranch.agent.slot.pod_status import PodFacts, trouble_of
 from dbranch.agent.volume.marker import Marker
 from dbranch.api import names
-from dbranch.api.branch import Branch
+from dbranch.api.branch import Branch, should_run
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.project import Project
 
@@ -156,7 +156,7 @@ class BranchPlan:
 def plan_branch(project: Project, branch: Branch, facts: BranchFacts) -> BranchPlan:
     """Towards a branch that is stored and, where it is wanted, runs in one slot."""
     who = f"branch {branch.name}"
-    wanted = branch.running and project.running
+    wanted = should_run(project, branch)
     gone = {pod.name for pod in facts.pods}
     clean: list[Action] = [RemoveSlot(slot) for slot in facts.bound if slot not in gone]
     ends: list[Action] = [DeletePod(pod) for pod in facts.pods if not pod.terminating]

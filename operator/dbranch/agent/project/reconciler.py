@@ -30,6 +30,7 @@ from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.api import names
 from dbranch.api.branch import parse_branch
 from dbranch.api.conditions import Finding, Reason
+from dbranch.api.enums import DeletionPolicy
 from dbranch.api.errors import Busy, DbranchError
 from dbranch.api.project import Project, parse_project
 from dbranch.kube.client import Cluster, path_of, project_path
@@ -200,7 +201,7 @@ class ProjectReconciler:
                 return 0.3
             for name in observe_project_slots(self._layout, project.uid):
                 slot.ensure_slot_removed(self._layout, name)
-            if project.deletion_policy == "Retain":
+            if project.deletion_policy == DeletionPolicy.RETAIN:
                 ensure_recorded(self._layout, project.uid, project.namespace, project.name)
                 ensure_pool_down(self._layout, project.uid)
             else:

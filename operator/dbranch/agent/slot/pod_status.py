@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from dbranch.api import names
-from dbranch.api.conditions import Finding, Reason
+from dbranch.api.conditions import MESSAGE_LIMIT, Finding, Reason, is_ready
 
 _PULL: Final = frozenset(
     {
@@ -62,7 +62,6 @@ def pod_facts(body: Mapping[str, Any]) -> PodFacts:
     state = container.get("state") or {}
     waiting, over = state.get("waiting") or {}, state.get("terminated") or {}
     last = (container.get("lastState") or {}).get("terminated") or {}
-    conditions = {c["type"]: c["status"] for c in status.get("conditions") or ()}
     marks = meta.get("annotations") or {}
     return PodFacts(
         name=meta["name"],
@@ -75,7 +74,7 @@ def pod_facts(body: Mapping[str, Any]) -> PodFacts:
         terminating=bool(meta.get("deletionTimestamp")),
         over=status.get("phase") in ("Succeeded", "Failed"),
         running="running" in state,
-        ready=conditions.get("Ready") == "True",
+        ready=is_ready(body),
         address=status.get("podIP"),
         image_id=container.get("imageID") or None,
         restarts=int(container.get("restartCount", 0)),
@@ -110,5 +109,5 @@ def trouble_of(pod: PodFacts, who: str) -> Finding | None:
 
 
 def _within(text: str, advice: str) -> str:
-    room = 256 - len(advice)
+    room = MESSAGE_LIMIT - len(advice)
     return (text if len(text) <= room else text[: room - 4].rstrip() + "…); ") + advice

@@ -9,7 +9,7 @@ from typing import Final
 
 from dbranch.agent.slot.pod_spec import SlotClass, slot_class_of
 from dbranch.agent.slot.pod_status import PodFacts
-from dbranch.api.branch import Branch
+from dbranch.api.branch import Branch, should_run
 from dbranch.api.project import Project
 
 # Seconds for which a waiting pod that the node had no room for stands for its class: so often it is tried.
@@ -57,7 +57,7 @@ def classes_in_use(projects: Sequence[Project], branches: Sequence[Branch]) -> d
         used.setdefault(slot_class_of(project).word, slot_class_of(project))
     for branch in branches:
         above = of_name.get((branch.namespace, branch.project))
-        if above and branch.running and not branch.deleting:
+        if above and should_run(above, branch) and not branch.deleting:
             used.setdefault(slot_class_of(above, branch).word, slot_class_of(above, branch))
     return used
 

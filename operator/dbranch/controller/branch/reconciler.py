@@ -10,6 +10,7 @@ from typing import Any
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Condition, Finding, Reason, find
+from dbranch.api.enums import TargetState
 from dbranch.api.errors import NameTaken
 from dbranch.api.project import Project, parse_project
 from dbranch.api.secrets import secret_text
@@ -132,7 +133,7 @@ class BranchReconciler:
     def _ensure_reached(self, project: Project, branch: Branch, fresh: bool) -> None:
         """How the branch is reached: before it is told to be Ready."""
         target = target_of(project, branch)
-        reachable = target is not None and target.state == "Ready"
+        reachable = target is not None and target.state == TargetState.READY
         endpoints = manifests.branch_endpoints(project, branch, self._release, reachable)
         self._owned.ensure("discovery.k8s.io/v1", "endpointslices", endpoints, fresh, new=_is_new(branch))
         login = self._login(project, fresh)
@@ -186,7 +187,7 @@ class BranchReconciler:
                 entry = next((t for t in project.routes if t.branch == branch.name), None)
                 route = project.route
                 obeyed = not route or all(p.generation >= route.generation for p in project.proxies)
-                if entry and (entry.state != "Deleting" or not obeyed):
+                if entry and (entry.state != TargetState.DELETING or not obeyed):
                     return 0.2
             self._owned.drop(
                 "discovery.k8s.io/v1", "endpointslices", branch.namespace, branch.object_name, branch.uid

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dbranch.api.branch import Branch
+from dbranch.api.branch import Branch, should_run
 from dbranch.api.conditions import Condition, Finding, Reason
 from dbranch.api.project import Project
 from dbranch.controller.conditions import Findings
@@ -32,7 +32,7 @@ def postgres_finding(project: Project, branch: Branch) -> Finding:
     if step is None:
         failed = node.storage if node.storage and not node.storage.done else None
         return failed or Finding(Reason.PENDING, f"{who} has no Postgres yet")
-    wanted = branch.running and project.running
+    wanted = should_run(project, branch)
     if not wanted and step.reason != Reason.STOPPED:
         return Finding(Reason.PENDING, f"Postgres of {who} is shutting down")
     if wanted and step.reason == Reason.STOPPED:

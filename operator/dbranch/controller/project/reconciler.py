@@ -9,7 +9,7 @@ from typing import Any
 
 from dbranch.api import names
 from dbranch.api.branch import Branch
-from dbranch.api.conditions import Condition, Finding, Reason, find
+from dbranch.api.conditions import Condition, Finding, Reason, find, is_ready
 from dbranch.api.errors import ApiError, NameTaken
 from dbranch.api.project import Project, Route, Target, parse_project
 from dbranch.controller import manifests
@@ -18,7 +18,6 @@ from dbranch.controller.conditions import phase_of, ready_finding, report_condit
 from dbranch.controller.credentials import Logins
 from dbranch.controller.events import EmitEvent, emit_transition
 from dbranch.controller.manifests import Release
-from dbranch.controller.nodes import is_ready
 from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.status import project_findings
 from dbranch.controller.routing import ProxyPod, laggards, plan_route, routed_finding, targets_of
