@@ -11,25 +11,25 @@ from dbranch.api import names
 from dbranch.api.conditions import Condition
 from dbranch.api.errors import ApiError
 from dbranch_cli.failure import NOT_FOUND, REFUSED, USAGE, Failure
-from dbranch_cli.objects import Body, active_of, branch_of, manifest
+from dbranch_cli.objects import Body, active_branch_of, branch_name_of, manifest
 from dbranch_cli.options import (
     BranchName,
-    Seconds,
-    Verb,
+    Duration,
+    Command,
     dry_run_option,
     force_option,
     no_wait_option,
     timeout_option,
     yes_option,
 )
-from dbranch_cli.scope import Scope, written
-from dbranch_cli.switch import use_branch
+from dbranch_cli.invocation import Invocation, serialize
+from dbranch_cli.lifecycle import use_branch
 from dbranch_cli.view import branch_block, branch_table, branch_tree
-from dbranch_cli.waiting import Goal, holds, is_stopped, wait_for, wait_gone
-from dbranch_cli.words import check_branch, did_you_mean
+from dbranch_cli.waiting import Goal, has_condition, is_stopped, wait_for, wait_deleted
+from dbranch_cli.naming import check_branch_name, did_you_mean
 
 
-@click.command(cls=Verb)
+@click.command(cls=Command)
 @click.argument("branch")
 @click.option(
     "-s", "--source", type=BranchName(), metavar="BRANCH", help="Copy this branch; default: the active one."
@@ -48,7 +48,7 @@ from dbranch_cli.words import check_branch, did_you_mean
 @dry_run_option()
 @click.pass_obj
 def create(
-    scope: Scope,
+    invocation: Invocation,
     branch: str,
     source: str | None,
     use: bool,
@@ -61,17 +61,17 @@ def create(
     """Make a branch: a writable copy of its source as of now."""
     if use and no_wait:
         raise Failure(USAGE, "InvalidInput", "--use waits until the branch is Ready; leave out --no-wait")
-    name = scope.project_name
-    check_branch(name, branch)
+    name = invocation.project_name
+    check_branch_name(name, branch)
     if source:
-        check_branch(name, source)
+        check_branch_name(name, source)
     if dry_run == "client":
-        chosen = source or active_of(scope.project())
-        click.echo(written(_manifest(scope, branch, chosen), "json" if scope.output == "json" else "yaml"))
+        chosen = source or active_branch_of(invocation.project())
+        click.echo(serialize(_manifest(invocation, branch, chosen), "json" if invocation.output == "json" else "yaml"))
         return
-    project = scope.project()
-    chosen = source or active_of(project)
-    live = scope.store.find_branch(name, branch)
+    project = invocation.project()
+    chosen = source or active_branch_of(project)
+    live = invocation.store.find_branch(name, branch)
     if live is not None and if_exists == "fail":
         raise Failure(
             REFUSED,
@@ -79,14 +79,14 @@ def create(
             f"branch {branch} is there already; see dbranch show {branch}, or say --if-exists reuse or replace",
         )
     if live is not None and if_exists == "replace":
-        scope.say(f"deleting branch {branch}")
-        scope.store.delete(live)
-        wait_gone(scope.store, live, f"branch {branch} is gone", timeout, quiet=not scope.for_people)
+        invocation.say(f"deleting branch {branch}")
+        invocation.store.delete(live)
+        wait_deleted(invocation.store, live, f"branch {branch} is gone", timeout, quiet=not invocation.for_people)
         live = None
     if live is None:
-        _require_source(scope, chosen)
-        scope.say(f"branch {branch} from {chosen}")
-        live = scope.store.apply(_manifest(scope, branch, chosen))
+        _require_source(invocation, chosen)
+        invocation.say(f"branch {branch} from {chosen}")
+        live = invocation.store.apply(_manifest(invocation, branch, chosen))
         done = f"branch {branch} made from {chosen}"
     else:
         there = live["spec"].get("source")
@@ -102,28 +102,28 @@ def create(
         done = f"branch {branch} was there already, from {there or 'no source'}"
     if not no_wait:
         live = wait_for(
-            scope.store,
+            invocation.store,
             live,
-            holds(Condition.READY),
+            has_condition(Condition.READY),
             f"branch {branch} is Ready",
             timeout,
-            quiet=not scope.for_people,
+            quiet=not invocation.for_people,
         )
         done += "; Ready"
     if use:
-        use_branch(scope, scope.project(), live, force, timeout)
+        use_branch(invocation, invocation.project(), live, force, timeout)
         done += "; active"
-    scope.result(done, live)
+    invocation.result(done, live)
 
 
-def _manifest(scope: Scope, branch: str, source: str) -> Body:
-    project = scope.project_name
+def _manifest(invocation: Invocation, branch: str, source: str) -> Body:
+    project = invocation.project_name
     spec = {"project": project, "source": source}
-    return manifest(names.BRANCH_KIND, scope.namespace, names.branch_object(project, branch), spec)
+    return manifest(names.BRANCH_KIND, invocation.namespace, names.branch_object_name(project, branch), spec)
 
 
-def _require_source(scope: Scope, source: str) -> None:
-    known = [branch_of(body) for body in scope.store.branches(scope.project_name)]
+def _require_source(invocation: Invocation, source: str) -> None:
+    known = [branch_name_of(body) for body in invocation.store.branches(invocation.project_name)]
     if source not in known:
         raise Failure(
             NOT_FOUND,
@@ -133,43 +133,43 @@ def _require_source(scope: Scope, source: str) -> None:
         )
 
 
-@click.command("list", cls=Verb)
+@click.command("list", cls=Command)
 @click.pass_obj
-def list_branches(scope: Scope) -> None:
+def list_branches(invocation: Invocation) -> None:
     """The branches, with their states and sizes."""
-    project = scope.project()
-    found = scope.store.branches(scope.project_name)
-    scope.result(branch_table(project, found, scope.output == "wide"), found)
+    project = invocation.project()
+    found = invocation.store.branches(invocation.project_name)
+    invocation.result(branch_table(project, found, invocation.output == "wide"), found)
 
 
-@click.command(cls=Verb)
+@click.command(cls=Command)
 @click.pass_obj
-def tree(scope: Scope) -> None:
+def tree(invocation: Invocation) -> None:
     """The branches, each below its source."""
-    project = scope.project()
-    found = scope.store.branches(scope.project_name)
-    scope.result(branch_tree(project, found), found)
+    project = invocation.project()
+    found = invocation.store.branches(invocation.project_name)
+    invocation.result(branch_tree(project, found), found)
 
 
-@click.command(cls=Verb)
+@click.command(cls=Command)
 @click.argument("branch", type=BranchName(), required=False)
 @click.pass_obj
-def show(scope: Scope, branch: str | None) -> None:
+def show(invocation: Invocation, branch: str | None) -> None:
     """One branch (default: the active one) with its conditions and Events."""
-    project = scope.project()
-    body = scope.branch(branch or active_of(project))
+    project = invocation.project()
+    body = invocation.branch(branch or active_branch_of(project))
     events: list[Body] | None = []
-    if scope.for_people:
+    if invocation.for_people:
         try:
-            events = scope.store.events(body)
+            events = invocation.store.events(body)
         except ApiError as error:
             if error.status != 403:
                 raise
             events = None
-    scope.result(branch_block(body, branch_of(body) == active_of(project), events), body)
+    invocation.result(branch_block(body, branch_name_of(body) == active_branch_of(project), events), body)
 
 
-@click.command(cls=Verb)
+@click.command(cls=Command)
 @click.argument("branch", type=BranchName())
 @click.option(
     "--for",
@@ -179,26 +179,26 @@ def show(scope: Scope, branch: str | None) -> None:
     metavar="WHAT",
     help="Ready, stopped, deleted, or CONDITION or CONDITION=STATUS.",
 )
-@click.option("--timeout", type=Seconds(), default="2m", show_default=True, help="How long to wait at most.")
+@click.option("--timeout", type=Duration(), default="2m", show_default=True, help="How long to wait at most.")
 @click.pass_obj
-def wait(scope: Scope, branch: str, goal: str, timeout: float) -> None:
+def wait(invocation: Invocation, branch: str, goal: str, timeout: float) -> None:
     """Wait until a branch is Ready, stopped or deleted, or one of its conditions turns."""
-    quiet = not scope.for_people
+    quiet = not invocation.for_people
     if goal.lower() in ("deleted", "delete"):
-        check_branch(scope.project_name, branch)
-        live = scope.store.find_branch(scope.project_name, branch)
+        check_branch_name(invocation.project_name, branch)
+        live = invocation.store.find_branch(invocation.project_name, branch)
         if live is not None:
-            wait_gone(scope.store, live, f"branch {branch} is gone", timeout, quiet)
-        scope.say(f"branch {branch} is gone")
+            wait_deleted(invocation.store, live, f"branch {branch} is gone", timeout, quiet)
+        invocation.say(f"branch {branch} is gone")
         return
-    check, prefer = goal_of(goal)
-    live = scope.branch(branch)
+    check, prefer = parse_goal(goal)
+    live = invocation.branch(branch)
     what = f"branch {branch} is {goal}"
-    live = wait_for(scope.store, live, check, what, timeout, prefer=prefer, quiet=quiet)
-    scope.result(what, live)
+    live = wait_for(invocation.store, live, check, what, timeout, prefer=prefer, quiet=quiet)
+    invocation.result(what, live)
 
 
-def goal_of(text: str) -> tuple[Goal, Condition | None]:
+def parse_goal(text: str) -> tuple[Goal, Condition | None]:
     """`Ready`, `stopped`, `PostgresReady`, `Ready=False`: the check, and the condition that it looks at."""
     kind, _, status = text.removeprefix("condition=").partition("=")
     if kind.lower() == "stopped" and not status:
@@ -211,10 +211,10 @@ def goal_of(text: str) -> tuple[Goal, Condition | None]:
             "InvalidInput",
             f"--for {text}: say Ready, stopped, deleted, or a condition: {', '.join(Condition)}",
         )
-    return holds(found, wanted), found
+    return has_condition(found, wanted), found
 
 
-@click.command(cls=Verb)
+@click.command(cls=Command)
 @click.argument("branches", metavar="BRANCH...", nargs=-1, required=True, type=BranchName())
 @click.option("--ignore-not-found", is_flag=True, help="A branch that is not there is no error.")
 @yes_option()
@@ -222,24 +222,24 @@ def goal_of(text: str) -> tuple[Goal, Condition | None]:
 @timeout_option("2m")
 @click.pass_obj
 def delete(
-    scope: Scope, branches: tuple[str, ...], ignore_not_found: bool, yes: bool, no_wait: bool, timeout: float
+    invocation: Invocation, branches: tuple[str, ...], ignore_not_found: bool, yes: bool, no_wait: bool, timeout: float
 ) -> None:
     """Delete branches with their data. The root, the active and a protected branch are refused."""
     found: dict[str, Mapping[str, Any]] = {}
     for branch in dict.fromkeys(branches):
-        check_branch(scope.project_name, branch)
-        body = scope.store.find_branch(scope.project_name, branch)
+        check_branch_name(invocation.project_name, branch)
+        body = invocation.store.find_branch(invocation.project_name, branch)
         if body is not None:
             found[branch] = body
         elif ignore_not_found:
-            scope.say(f"branch {branch} is not there")
+            invocation.say(f"branch {branch} is not there")
         else:
-            scope.branch(branch)  # fails with what was probably meant
+            invocation.branch(branch)  # fails with what was probably meant
     if not found:
         return
-    scope.confirm(f"Delete {', '.join(found)} of project {scope.project_name} with all its data?", yes)
+    invocation.confirm(f"Delete {', '.join(found)} of project {scope.project_name} with all its data?", yes)
     for branch, live in found.items():
-        scope.store.delete(live)
+        invocation.store.delete(live)
         if not no_wait:
-            wait_gone(scope.store, live, f"branch {branch} is gone", timeout, quiet=not scope.for_people)
-        scope.result(f"branch {branch} {'is being deleted' if no_wait else 'deleted'}", live)
+            wait_deleted(invocation.store, live, f"branch {branch} is gone", timeout, quiet=not invocation.for_people)
+        invocation.result(f"branch {branch} {'is being deleted' if no_wait else 'deleted'}", live)

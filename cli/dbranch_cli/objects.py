@@ -91,7 +91,7 @@ class Store:
         )
 
     def find_branch(self, project: str, branch: str) -> Body | None:
-        body = self.find(names.BRANCHES, names.branch_object(project, branch))
+        body = self.find(names.BRANCHES, names.branch_object_name(project, branch))
         return body if body is not None and body["spec"]["project"] == project else None
 
     def branch(self, project: str, branch: str) -> Body:
@@ -158,7 +158,7 @@ class Store:
 
     def secret(self, object_name: str) -> dict[str, str]:
         """The Secret `<object>-conn`: host, port, username, password, database, uri."""
-        name = names.conn_secret(object_name)
+        name = names.conn_secret_name(object_name)
         try:
             body = self.connection.get(f"/api/v1/namespaces/{self.namespace}/secrets/{name}")
         except ApiError as error:

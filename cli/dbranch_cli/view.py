@@ -9,8 +9,8 @@ from typing import Any
 
 from dbranch.api import names
 from dbranch.api.conditions import Condition, Reason, find, is_true
-from dbranch_cli.objects import active_of, branch_of, event_time
-from dbranch_cli.paint import age, block, size, table
+from dbranch_cli.objects import active_branch_of, branch_name_of, event_time
+from dbranch_cli.formatting import age, block, size, table
 
 Json = Mapping[str, Any]
 
@@ -32,7 +32,7 @@ def state_of(body: Json) -> str:
     return "Pending"
 
 
-def trouble_of(body: Json) -> tuple[str, str] | None:
+def problem_of(body: Json) -> tuple[str, str] | None:
     """Reason and message of what a person may want to look at; None where all is as asked for."""
     ready = find(body.get("status"), Condition.READY)
     if ready is None or ready["status"] == "True" or ready["reason"] == Reason.STOPPED:
@@ -47,8 +47,8 @@ def branch_table(project: Json, branches: Sequence[Json], wide: bool, now: datet
         status = body.get("status") or {}
         node, ready = status.get("node") or {}, find(status, Condition.READY) or {}
         row = [
-            "*" if branch_of(body) == active_of(project) else "",
-            branch_of(body),
+            "*" if branch_name_of(body) == active_branch_of(project) else "",
+            branch_name_of(body),
             body["spec"].get("source") or "-",
             state_of(body),
             size(node, "logical"),
@@ -62,7 +62,7 @@ def branch_table(project: Json, branches: Sequence[Json], wide: bool, now: datet
 
 
 def project_table(
-    projects: Sequence[Json], current: str | None, wide: bool, now: datetime | None = None
+    projects: Sequence[Json], current_condition: str | None, wide: bool, now: datetime | None = None
 ) -> str:
     head = ["CURRENT", "PROJECT", "STATE", "ACTIVE", "BRANCHES", "USED", "SIZE", "AGE"]
     rows = []
@@ -71,7 +71,7 @@ def project_table(
         ready = find(status, Condition.READY) or {}
         name = body["metadata"]["name"]
         row = [
-            "*" if name == current else "",
+            "*" if name == current_condition else "",
             name,
             state_of(body),
             (status.get("route") or {}).get("branch") or "-",
@@ -86,13 +86,13 @@ def project_table(
     return table(head + (["NODE", "HOST", "MESSAGE"] if wide else []), rows)
 
 
-def sessions_of(project: Json) -> tuple[int, int]:
+def count_sessions(project: Json) -> tuple[int, int]:
     """Open sessions of all proxies, and of these the ones still on an old branch."""
     proxies = (project.get("status") or {}).get("proxies") or ()
     return sum(int(p.get("sessions", 0)) for p in proxies), sum(int(p.get("draining", 0)) for p in proxies)
 
 
-def counted(count: int, noun: str) -> str:
+def count_noun(count: int, noun: str) -> str:
     """
     >>> counted(1, "session"), counted(3, "branch")
     ('1 session', '3 branches')
@@ -106,7 +106,7 @@ def status_block(project: Json, branches: Sequence[Json], context: str, wide: bo
     meta, spec, status = project["metadata"], project["spec"], project.get("status") or {}
     node, postgres = status.get("node") or {}, spec.get("postgres") or {}
     port = (spec.get("proxy") or {}).get("port", names.POSTGRES_PORT)
-    host = status.get("host") or names.host_of(meta["name"], meta["namespace"])
+    host = status.get("host") or names.service_host(meta["name"], meta["namespace"])
     version, image = node.get("postgresVersion"), postgres.get("image", "-")
     pairs = [
         ("Project", f"{meta['name']} (namespace {meta['namespace']}, context {context})"),
@@ -122,7 +122,7 @@ def status_block(project: Json, branches: Sequence[Json], context: str, wide: bo
         pairs.append(("Slots", "-" if waiting is None else f"{waiting} waiting for the next branch"))
     lines = [block(pairs)]
     for body in branches:
-        trouble = trouble_of(body)
+        trouble = problem_of(body)
         if trouble:
             lines.append(f"! {branch_of(body)}  {trouble[0]}: {trouble[1]}")
     return "\n".join(lines)
@@ -138,8 +138,8 @@ def _ready_line(body: Json) -> str:
 
 
 def _active_line(project: Json) -> str:
-    active, wanted = active_of(project), project["spec"].get("activeBranch") or names.ROOT_BRANCH
-    sessions, draining = sessions_of(project)
+    active, wanted = active_branch_of(project), project["spec"].get("activeBranch") or names.ROOT_BRANCH
+    sessions, draining = count_sessions(project)
     line = f"{active}, {counted(sessions, 'session')}"
     if draining:
         proxies = (project.get("status") or {}).get("proxies") or ()
@@ -175,7 +175,7 @@ def branch_block(body: Json, active: bool, events: Sequence[Json] | None, now: d
     """The block of `dbranch show`: the branch, its conditions, its Events (None: not allowed to see them)."""
     meta, spec, status = body["metadata"], body["spec"], body.get("status") or {}
     node = status.get("node") or {}
-    host = names.host_of(meta["name"], meta["namespace"])
+    host = names.service_host(meta["name"], meta["namespace"])
     pairs = [
         ("Branch", f"{branch_of(body)}{' (active)' if active else ''}"),
         ("Object", f"dbbranch/{meta['name']} (namespace {meta['namespace']})"),
@@ -218,7 +218,7 @@ def branch_block(body: Json, active: bool, events: Sequence[Json] | None, now: d
 
 def branch_tree(project: Json, branches: Sequence[Json]) -> str:
     """Each branch below its source; one whose source is gone stands at the left with its source's name."""
-    known = {branch_of(body): body for body in branches}
+    known = {branch_name_of(body): body for body in branches}
     below: dict[str, list[str]] = {}
     tops: list[str] = []
     for name, body in known.items():
@@ -229,7 +229,7 @@ def branch_tree(project: Json, branches: Sequence[Json]) -> str:
     def draw(name: str, first: str, rest: str) -> None:
         body = known[name]
         source = body["spec"].get("source")
-        marks = ["*"] if name == active_of(project) else []
+        marks = ["*"] if name == active_branch_of(project) else []
         state = state_of(body)
         marks += [state] if state != "Ready" else []
         marks += [f"of {source}, deleted"] if source and source not in known else []

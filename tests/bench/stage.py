@@ -131,7 +131,7 @@ class Stage:
         body = {
             "apiVersion": names.API_VERSION,
             "kind": names.BRANCH_KIND,
-            "metadata": {"name": names.branch_object(project, name)},
+            "metadata": {"name": names.branch_object_name(project, name)},
             "spec": {"project": project, "source": source, **spec},
         }
         began = time.monotonic()
@@ -140,16 +140,16 @@ class Stage:
 
     def ready(self, project: str, name: str, began: float, timeout: float = 120) -> float:
         """Seconds from `began` to Ready."""
-        return self.branches.when(names.branch_object(project, name), is_ready, began, timeout).at - began
+        return self.branches.when(names.branch_object_name(project, name), is_ready, began, timeout).at - began
 
     def set_branch(self, project: str, name: str, **spec: Any) -> float:
         began = time.monotonic()
-        self.cluster.merge(branch_path(self.namespace, names.branch_object(project, name)), {"spec": spec})
+        self.cluster.merge(branch_path(self.namespace, names.branch_object_name(project, name)), {"spec": spec})
         return began
 
     def drop_branch(self, project: str, *branches: str) -> float:
         """Deletes branches at once; seconds until all are gone."""
-        began, objects = time.monotonic(), [names.branch_object(project, branch) for branch in branches]
+        began, objects = time.monotonic(), [names.branch_object_name(project, branch) for branch in branches]
         for of in objects:
             self.cluster.delete(branch_path(self.namespace, of))
         return max(self.branches.when(of, is_gone, began).at for of in objects) - began
@@ -162,7 +162,7 @@ class Stage:
 
     def unique(self, project: str, name: str) -> int:
         """The branch's unique bytes, measured by the agent now: it is poked, and what it says twice alike holds."""
-        path = branch_path(self.namespace, names.branch_object(project, name))
+        path = branch_path(self.namespace, names.branch_object_name(project, name))
         last = -1
         for _ in range(20):
             mark = {"metadata": {"annotations": {names.AGENT_REQUESTED_AT: str(time.time_ns())}}}
@@ -176,14 +176,14 @@ class Stage:
 
     def told(self, project: str, name: str) -> Json:
         """The branch as the API server has it."""
-        body = self.cluster.get(branch_path(self.namespace, names.branch_object(project, name)))
+        body = self.cluster.get(branch_path(self.namespace, names.branch_object_name(project, name)))
         assert body
         return body
 
     def uri(self, project: str, branch: str | None = None) -> Json:
         """The connection Secret of a project or branch, decoded."""
-        name = names.branch_object(project, branch) if branch else project
-        body = self.cluster.get(path_of("v1", "secrets", self.namespace, names.conn_secret(name)))
+        name = names.branch_object_name(project, branch) if branch else project
+        body = self.cluster.get(path_of("v1", "secrets", self.namespace, names.conn_secret_name(name)))
         assert body
         return {key: base64.b64decode(text).decode() for key, text in body["data"].items()}
 

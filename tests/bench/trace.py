@@ -29,7 +29,7 @@ def traced(stage: Stage, project: str, name: str) -> Trace:
     """Makes a branch and tells its steps."""
     began = stage.branch(project, name)
     stage.ready(project, name, began)
-    of = names.branch_object(project, name)
+    of = names.branch_object_name(project, name)
     seen = {step: (at - began) * 1000 for step, at in steps(stage.branches.history(of, began)).items()}
     mine = (line for line in stage.agent_log().splitlines() if f"{stage.namespace}/{of} accepts" in line)
     line = max(mine, default="")

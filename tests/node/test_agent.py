@@ -42,11 +42,11 @@ def restart(world: World, branch: str, when: str) -> None:
 def give_password(world: World, project: str, password: str) -> str:
     """What the controller does: the verifier's Secret, then its version in the status. The verifier."""
     verifier = verifier_of(password, b"0123456789abcdef")
-    body = {"metadata": {"name": names.verifier_secret(project)}}
+    body = {"metadata": {"name": names.verifier_secret_name(project)}}
     body["data"] = {"verifier": base64.b64encode(verifier.encode()).decode()}
     with suppress(ApiError):
         world.api.create(SECRETS, body)
-    world.api.merge(f"{SECRETS}/{names.verifier_secret(project)}", body)
+    world.api.merge(f"{SECRETS}/{names.verifier_secret_name(project)}", body)
     version = {"status": {"passwordVersion": version_of(verifier)}}
     world.api.merge(f"{PROJECTS}/shop", version)
     return verifier

@@ -11,7 +11,7 @@ LABEL = st.from_regex(r"[a-z]([-a-z0-9]{0,14}[a-z0-9])?", fullmatch=True)
 
 @given(LABEL, LABEL)
 def test_a_branch_is_found_again_in_its_objects_name(project: str, branch: str) -> None:
-    assert names.branch_name(project, names.branch_object(project, branch)) == branch
+    assert names.branch_name(project, names.branch_object_name(project, branch)) == branch
 
 
 @pytest.mark.parametrize("name", ["other-x", "shop", "shop-", "shopx"])

@@ -81,7 +81,7 @@ def _wake(cluster: Cluster, pod: dict[str, Any]) -> None:
     if namespace and project and branch:
         try:
             request_reconcile(
-                cluster, names.AGENT_REQUESTED_AT, namespace, names.branch_object(project, branch)
+                cluster, names.AGENT_REQUESTED_AT, namespace, names.branch_object_name(project, branch)
             )
         except DbranchError as error:
             logger.warning("branch %s of %s/%s not woken: %s", branch, namespace, project, error)

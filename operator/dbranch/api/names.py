@@ -55,9 +55,8 @@ LABEL_BRANCH_UID: Final = f"{GROUP}/branch-uid"
 LABEL_SLOT: Final = f"{GROUP}/slot"
 LABEL_CLASS: Final = f"{GROUP}/class"
 # On a slot's pod: what it is made of besides its class, so that a new release makes waiting slots anew.
-TEMPLATE_HASH: Final = f"{AGENT_PREFIX}/form"
+TEMPLATE_HASH: Final = f"{AGENT_PREFIX}/template-hash"
 
-COMPONENT_CONTROLLER: Final = "controller"
 COMPONENT_AGENT: Final = "agent"
 COMPONENT_PROXY: Final = "proxy"
 COMPONENT_POSTGRES: Final = "postgres"
@@ -66,7 +65,6 @@ POSTGRES_PORT: Final = 5432
 
 # Fixed objects of the nodes' namespace, made by the chart.
 POSTGRES_SERVICE_ACCOUNT: Final = "dbranch-postgres"
-AGENT_SERVICE_ACCOUNT: Final = "dbranch-agent"
 
 MAX_PROJECT: Final = 30
 MAX_OBJECT: Final = 63
@@ -88,7 +86,7 @@ def labels(component: str, instance: str, **more: str) -> dict[str, str]:
     }
 
 
-def branch_object(project: str, branch: str) -> str:
+def branch_object_name(project: str, branch: str) -> str:
     """The name of a branch's DBBranch, and of its Service: `<project>-<branch>`."""
     return f"{project}-{branch}"
 
@@ -105,17 +103,12 @@ def branch_name(project: str, object_name: str) -> str:
     return name[len(head) :]
 
 
-def project_service(project: str) -> str:
+def project_service_name(project: str) -> str:
     """The proxy's Service: the project's own name, so `psql -h shop` follows the switch."""
     return project
 
 
-def branch_service(project: str, branch: str) -> str:
-    """A branch's own Service: the object's name, so it reaches that branch always."""
-    return branch_object(project, branch)
-
-
-def conn_secret(object_name: str) -> str:
+def conn_secret_name(object_name: str) -> str:
     """The Secret with host, port, username, password, database, uri of a project or branch."""
     return f"{object_name}-conn"
 
@@ -125,12 +118,12 @@ def proxy_name(project: str) -> str:
     return f"{project}-proxy"
 
 
-def verifier_secret(project_uid: str) -> str:
+def verifier_secret_name(project_uid: str) -> str:
     """In the nodes' namespace: the SCRAM verifier of the owner's password, under `verifier`."""
     return f"verifier-{project_uid}"
 
 
-def initdb_pod(project_uid: str) -> str:
+def initdb_pod_name(project_uid: str) -> str:
     """In the nodes' namespace: the one-shot pod that runs `initdb`."""
     return f"initdb-{project_uid}"
 
@@ -143,7 +136,7 @@ def slot_name(branch_uid: str, attempt: str) -> str:
     return f"slot-{hashlib.sha256(f'{branch_uid}/{attempt}'.encode()).hexdigest()[:16]}"
 
 
-def warm_slot(drawn: str) -> str:
+def warm_slot_name(drawn: str) -> str:
     """A slot that waits for any branch of its class: its directory and pod. `drawn`: a word drawn for it."""
     return slot_name("", drawn)
 
@@ -157,6 +150,6 @@ def branch_port(branch_uid: str) -> int:
     return 20000 + int.from_bytes(hashlib.sha256(branch_uid.encode()).digest()[:4], "big") % 10000
 
 
-def host_of(service: str, namespace: str) -> str:
+def service_host(service: str, namespace: str) -> str:
     """The DNS name of a Service that resolves in every namespace of the cluster."""
     return f"{service}.{namespace}.svc"

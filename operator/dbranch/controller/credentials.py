@@ -38,7 +38,7 @@ class Logins:
         NameTaken where somebody else's Secret has the name.
         """
         asked = project.postgres.password_secret
-        place = (asked.name, asked.key) if asked else (names.conn_secret(project.name), "password")
+        place = (asked.name, asked.key) if asked else (names.conn_secret_name(project.name), "password")
         known = self._known.get(project.uid)
         if known is None or fresh or known.place != place:
             read = self._read(project, place)
@@ -59,7 +59,7 @@ class Logins:
         """The verifier's Secret is gone; the other one goes with its owner, the project."""
         self._known.pop(project.uid, None)
         nodes = self._release.nodes_namespace
-        self._owned.drop("v1", "secrets", nodes, names.verifier_secret(project.uid))
+        self._owned.drop("v1", "secrets", nodes, names.verifier_secret_name(project.uid))
 
     def _read(self, project: Project, place: tuple[str, str]) -> _Known | Finding:
         """The user's password, the one drawn earlier, or a new one; its verifier: the one there is, if it fits."""
@@ -69,7 +69,7 @@ class Logins:
             missing = f'Secret "{name}" with the key "{key}" does not exist in {project.namespace}'
             return Finding(Reason.SECRET_NOT_FOUND, f"{missing}; no database is made before; create it")
         password = password or secrets.token_urlsafe(24)
-        there = self._text(self._release.nodes_namespace, names.verifier_secret(project.uid), "verifier")
+        there = self._text(self._release.nodes_namespace, names.verifier_secret_name(project.uid), "verifier")
         fits = there is not None and is_verifier_of(there, password)
         verifier = there if there and fits else verifier_of(password, secrets.token_bytes(16))
         return _Known(place, password, verifier)

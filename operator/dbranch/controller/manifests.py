@@ -79,7 +79,7 @@ def _object(api: str, kind: str, meta: Json, **more: Any) -> Json:
 
 def root_branch(project: Project) -> Json:
     """The DBBranch of the root, which has no source."""
-    name = names.branch_object(project.name, names.ROOT_BRANCH)
+    name = names.branch_object_name(project.name, names.ROOT_BRANCH)
     meta = {"name": name, "namespace": project.namespace}
     return _object(names.API_VERSION, names.BRANCH_KIND, meta, spec={"project": project.name})
 
@@ -87,13 +87,13 @@ def root_branch(project: Project) -> Json:
 def conn_secret(project: Project, release: Release, login: Login, branch: Branch | None = None) -> Json:
     """The connection's Secret of a project (`branch` None) or of one branch, for `envFrom` and for people."""
     name = branch.object_name if branch else project.name
-    secret = names.conn_secret(name)
+    secret = names.conn_secret_name(name)
     meta = (
         _branch_meta(project, branch, release, secret)
         if branch
         else _meta(project, release, names.COMPONENT_PROXY, secret)
     )
-    host = names.host_of(name, project.namespace)
+    host = names.service_host(name, project.namespace)
     port = names.POSTGRES_PORT if branch else project.proxy.port
     user, password, database = (quote(t, safe="") for t in (login.user, login.password, login.database))
     texts = {
@@ -111,7 +111,7 @@ def conn_secret(project: Project, release: Release, login: Login, branch: Branch
 def verifier_secret(project: Project, release: Release, verifier: str) -> Json:
     """The password's verifier, in the nodes' namespace: all that an agent's pods need to know of it."""
     meta = {
-        "name": names.verifier_secret(project.uid),
+        "name": names.verifier_secret_name(project.uid),
         "namespace": release.nodes_namespace,
         "labels": names.labels(
             names.COMPONENT_POSTGRES,
@@ -178,7 +178,7 @@ def branch_endpoints(project: Project, branch: Branch, release: Release, reachab
 
 def project_service(project: Project, release: Release) -> Json:
     """The proxy's Service, of the project's own name: it follows the switch."""
-    meta = _meta(project, release, names.COMPONENT_PROXY, names.project_service(project.name))
+    meta = _meta(project, release, names.COMPONENT_PROXY, names.project_service_name(project.name))
     spec = {
         "type": project.proxy.service_type,
         "selector": proxy_selector(project),

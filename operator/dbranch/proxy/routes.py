@@ -145,7 +145,7 @@ def decide(table: Table, named: str | None) -> Decision:
             CANNOT_CONNECT_NOW,
             f'branch "{branch}" of project {table.project} is stopped',
             f'Resume it with "dbranch resume {branch}", or set spec.state of DBBranch '
-            f"{names.branch_object(table.project, branch)} to Running.",
+            f"{names.branch_object_name(table.project, branch)} to Running.",
             "stopped",
         )
     if target.state == TargetState.DELETING:

@@ -28,7 +28,7 @@ def observe_branch(
     pool = observe_pool(layout, project.uid)
     machine = observe_machine(layout)
     pods = observe_pods(cluster, context.namespace, f"{names.LABEL_BRANCH_UID}={branch.uid}")
-    initdb = names.initdb_pod(project.uid)
+    initdb = names.initdb_pod_name(project.uid)
     marker = observe_marker(layout, project.uid, branch.uid)
     retained: str | None = None
     initdb_done = False

@@ -306,7 +306,7 @@ def _plan_postgres(
 def _plan_initdb(project: Project, branch: Branch, facts: BranchFacts) -> BranchPlan:
     """initdb runs once, in a fresh area, under a pod; a retry waits until the old pod is gone."""
     who = f"branch {branch.name}"
-    slot = names.initdb_pod(project.uid)
+    slot = names.initdb_pod_name(project.uid)
     making = Finding(Reason.INITIALIZING, f"initdb runs for project {project.name} in pod {slot}")
     pod = facts.initdb
     if pod is None:

@@ -181,7 +181,7 @@ class Watchers:
 
     def take_password(self, project: Project, branch: Branch, endpoint: Endpoint) -> None:
         """The owner's password as the controller has it now, in this Postgres."""
-        path = path_of("v1", "secrets", self._context, names.verifier_secret(project.uid))
+        path = path_of("v1", "secrets", self._context, names.verifier_secret_name(project.uid))
         body = self._cluster.get(path)
         verifier = secret_text(body, "verifier")
         if verifier:

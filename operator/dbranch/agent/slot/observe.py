@@ -146,7 +146,7 @@ def observe_branch_slots(layout: Layout, branch_uid: str, also: str | None) -> t
 def observe_project_slots(layout: Layout, project_uid: str) -> tuple[str, ...]:
     """The slots in which anything of this project's pool is bound, and that of its initdb."""
     of_project = (s for s, of in observe_bind_mounts(layout).items() if of[0] == project_uid)
-    return _with(layout, names.initdb_pod(project_uid), of_project)
+    return _with(layout, names.initdb_pod_name(project_uid), of_project)
 
 
 def _with(layout: Layout, also: str | None, slots: Iterable[str]) -> tuple[str, ...]:

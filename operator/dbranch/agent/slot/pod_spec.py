@@ -137,7 +137,7 @@ def initdb_pod(
     context: NodeContext, layout: Layout, project: Project, branch: Branch, script: str
 ) -> dict[str, Any]:
     """The one-shot pod that makes the root branch's database in the area bound to its slot."""
-    slot = names.initdb_pod(project.uid)
+    slot = names.initdb_pod_name(project.uid)
     container = {
         "name": "initdb",
         "image": project.postgres.image,
@@ -150,7 +150,7 @@ def initdb_pod(
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [*_mounts(), {"name": "verifier", "mountPath": "/verifier", "readOnly": True}],
     }
-    secret = {"secretName": names.verifier_secret(project.uid), "defaultMode": 0o444}
+    secret = {"secretName": names.verifier_secret_name(project.uid), "defaultMode": 0o444}
     volumes = [*_volumes(layout, slot), {"name": "verifier", "secret": secret}]
     kind = slot_class_of(project, branch)
     labels = names.labels(

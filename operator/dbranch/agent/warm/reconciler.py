@@ -120,7 +120,7 @@ class WarmReconciler:
 
     def _make(self, kind: SlotClass) -> None:
         """The directory, then its pod; one that is cut off between the two is swept."""
-        name = names.warm_slot(secrets.token_hex(8))
+        name = names.warm_slot_name(secrets.token_hex(8))
         slot.ensure_slot(self._layout, name, kind.run_as_user)
         pods.ensure_pod(self._cluster, warm_pod(self._context, self._layout, kind, name, self._script))
         logger.info("slot %s waits for a branch (image %s)", name, kind.image)

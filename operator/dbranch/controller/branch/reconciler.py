@@ -78,7 +78,7 @@ class BranchReconciler:
         tell: EmitEvent,
     ) -> None:
         steps = branch_findings(project, branch, scheduled)
-        host = names.host_of(branch.object_name, branch.namespace)
+        host = names.service_host(branch.object_name, branch.namespace)
         ready = ready_finding(steps, f"branch {branch.name} accepts connections at {host}")
         before = branch.status.get("conditions") or ()
         wanted |= {
@@ -146,7 +146,7 @@ class BranchReconciler:
         version, known = self._logins.get(project.uid, ("", None))
         if known and version == project.password_version and not fresh:
             return Login(project.postgres.user, known.password, project.postgres.database)
-        path = path_of("v1", "secrets", project.namespace, names.conn_secret(project.name))
+        path = path_of("v1", "secrets", project.namespace, names.conn_secret_name(project.name))
         body = self._cluster.get(path)
         if body is None or project.uid not in (
             owner.get("uid") for owner in body["metadata"].get("ownerReferences") or ()

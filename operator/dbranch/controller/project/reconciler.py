@@ -61,7 +61,7 @@ class ProjectReconciler:
         project = parse_project(body)
         branches = cache.branches_of(project.namespace, project.name)
         self._ensure_root(project, branches)
-        wanted: dict[str, Any] = {"host": names.host_of(project.name, project.namespace)}
+        wanted: dict[str, Any] = {"host": names.service_host(project.name, project.namespace)}
         scheduled = self._bind(project, cache, wanted)
         blocked = self._ensure_objects(project, fresh, wanted)
         targets = targets_of(project, branches)
