@@ -13,22 +13,10 @@ from typing import Final
 
 from dbranch.agent.volume.marker import BranchNames
 from dbranch.api.errors import InvalidInput
+from dbranch.api.parameters import FORCED
 
 _KEY: Final = re.compile(r"[a-z_][a-z0-9_.]*")
 _PREPARED: Final = "max_prepared_transactions"
-
-# Set on the command line or by the files' own places: a user's word would be without effect or do harm.
-FORCED: Final = frozenset(
-    {
-        "archive_cleanup_command", "archive_command", "archive_library", "archive_mode", "config_file",
-        "data_directory", "data_sync_retry", "external_pid_file", "fsync", "full_page_writes", "hba_file",
-        "ident_file", "include", "include_dir", "include_if_exists", "listen_addresses", "log_destination",
-        "logging_collector", "port", "primary_conninfo", "primary_slot_name", "recovery_end_command",
-        "recovery_init_sync_method", "restore_command", "synchronous_standby_names",
-        "unix_socket_directories", "unix_socket_group", "unix_socket_permissions", "wal_init_zero",
-        "wal_recycle",
-    }
-)  # fmt: skip
 
 # On btrfs a new file is as good as an old one, and zeroes are only written twice.
 _ALWAYS: Final = {"wal_init_zero": "off", "wal_recycle": "off"}
