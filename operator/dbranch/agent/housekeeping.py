@@ -17,6 +17,7 @@ from dbranch.agent.pool.retained import observe_retained
 from dbranch.agent.slot.effect import ensure_slot_removed
 from dbranch.agent.slot.observe import observe_pods, observe_slots
 from dbranch.agent.slot.pods import delete_pod
+from dbranch.agent.status import free_bytes_differ
 from dbranch.agent.volume.effect import ensure_trash_emptied, ensure_trashed
 from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.agent.volume.orphans import (
@@ -34,8 +35,6 @@ logger = logging.getLogger(__name__)
 _EVERY = 60.0
 # A slot's directory is made before its pod, so a young one may still get it: within the time of a few requests.
 _YOUNG = 60.0
-# The room is told anew when it has changed by this part.
-_MUCH = 0.05
 
 Told = tuple[int, str]
 
@@ -57,7 +56,7 @@ def tell(cluster: Cluster, layout: Layout, context: NodeContext, pod: str, told:
     """The disk's free bytes and the retained pools on the agent's own pod; what stands there now."""
     free = observe_machine(layout).host_free_bytes
     retained = ",".join(uid for uid in observe_pools(layout) if observe_retained(layout, uid))
-    if told is not None and told[1] == retained and abs(free - told[0]) <= told[0] * _MUCH:
+    if told is not None and told[1] == retained and not free_bytes_differ(told[0], free):
         return told
     marks = {names.AGENT_HOST_FREE: str(free), names.AGENT_RETAINED: retained}
     path = path_of("v1", "pods", context.namespace, pod)

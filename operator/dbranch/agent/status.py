@@ -20,8 +20,13 @@ from dbranch.api.quantity import format_bytes
 
 Json = dict[str, Any]
 
-# The part of the node's free bytes by which they have to differ.
-_MUCH: Final = 0.05
+# The part by which the free bytes of the node's disk have to differ to be written again.
+_FREE_BYTES_TOLERANCE: Final = 0.05
+
+
+def free_bytes_differ(old: int, new: int) -> bool:
+    """Return True if the free bytes of the node's disk have changed by more than 5 %: others use the disk, too."""
+    return abs(new - old) > old * _FREE_BYTES_TOLERANCE
 
 
 def changes(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> Json:
@@ -43,7 +48,7 @@ def told(now: Mapping[str, Any], wanted: Json) -> Json:
     """
     kept = dict(wanted)
     was, free = now.get("hostFreeBytes"), wanted.get("hostFreeBytes")
-    if was is not None and free is not None and abs(free - was) <= was * _MUCH:
+    if was is not None and free is not None and not free_bytes_differ(was, free):
         del kept["hostFreeBytes"]
         kept.pop("hostFreeSize", None)
     for key in wanted:
