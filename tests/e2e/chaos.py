@@ -1,4 +1,4 @@
-"""The controller and the agents deleted in turn, again and again, while the tests go on."""
+"""Delete the controller and the agents in turn, repeatedly, while the tests run."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from itertools import cycle
 
 from tests.e2e.cluster import NODES, SYSTEM, Cluster
 
-# Both at once come last: what one has begun the other must not wait for in vain.
+# Both together come last: neither may depend on the other finishing what it began.
 _TURNS = (("controller",), ("agent",), ("controller", "agent"))
 
 
 class Chaos:
-    """A thread that deletes pods of dbranch, each time they have been Ready for so many seconds, from `with` to
-    its end. (On a machine so slow that they need longer than that to start, nothing would ever be done.)"""
+    """A thread that deletes dbranch's pods whenever they have been Ready for `interval` seconds, while in `with`.
 
-    def __init__(self, cluster: Cluster, every: float) -> None:
-        self._cluster, self._every, self._over = cluster, every, threading.Event()
+    If the machine is so slow that the pods need longer than that to do any work, nothing ever completes.
+    """
+
+    def __init__(self, cluster: Cluster, interval: float) -> None:
+        self._cluster, self._interval, self._stop = cluster, interval, threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.deleted = 0
 
@@ -25,27 +27,29 @@ class Chaos:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._stop.set()
         self._thread.join()
         print(f"chaos: {self.deleted} pods deleted")
 
     def _run(self) -> None:
-        for turn in cycle(_TURNS):
+        for components in cycle(_TURNS):
             self._await_ready()
-            if self._over.wait(self._every):
+            if self._stop.wait(self._interval):
                 return
-            for component in turn:
+            for component in components:
                 namespace = SYSTEM if component == "controller" else NODES
-                said = self._cluster.kubectl(
+                outcome = self._cluster.kubectl(
                     *("delete", "pods", "-n", namespace, "-l", f"app.kubernetes.io/component={component}"),
                     *("--wait=false", "--grace-period=1", "-o", "name"),
                     check=False,
                 )
-                self.deleted += len(said.text.splitlines())
+                self.deleted += len(outcome.text.splitlines())
 
     def _await_ready(self) -> None:
-        for namespace, what in (
+        for namespace, workload in (
             (SYSTEM, "deployment/dbranch-controller"),
             (NODES, "daemonset/dbranch-agent"),
         ):
-            self._cluster.kubectl("rollout", "status", "-n", namespace, what, "--timeout=60s", check=False)
+            self._cluster.kubectl(
+                "rollout", "status", "-n", namespace, workload, "--timeout=60s", check=False
+            )

@@ -1,6 +1,6 @@
-"""The real product on a real cluster: Helm installs it once a run, kubectl, psql and `dbranch` use it.
+"""Fixtures of the end-to-end tests: Helm installs dbranch once per run; kubectl, psql and `dbranch` use it.
 
-Run by `hack/test e2e`, which brings the cluster up, builds and loads the images and sets the
+Run by `hack/test e2e`, which creates the cluster, builds and loads the images and sets the
 environment (KUBECONFIG, DBRANCH_POSTGRES_IMAGE, DBRANCH_SERVER_IMAGE and pytest-kind's options).
 """
 
@@ -20,25 +20,25 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def cluster(kind_cluster: object, request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """The cluster that pytest-kind found or made, with dbranch installed from this checkout's chart.
+    """The cluster that pytest-kind found or created, with dbranch installed from this checkout's chart.
 
-    With `--chaos` its controller and its agents are deleted in turn all the time.
+    With `--chaos` its controller and its agents are deleted in turn until the tests end.
     """
     cluster = Cluster(ROOT)
     cluster.install()
-    every = request.config.getoption("--chaos")
-    if not every:
+    interval = request.config.getoption("--chaos")
+    if not interval:
         yield cluster
         return
-    with Chaos(cluster, float(every)) as chaos:
+    with Chaos(cluster, float(interval)) as chaos:
         yield cluster
-    assert chaos.deleted > 1, "the tests were over before anything was deleted twice"
+    assert chaos.deleted > 1, "the tests ended before two pods were deleted"
 
 
 def namespace_for_tests(
     cluster: Cluster, client_node: str | None = None, **labels: str
 ) -> Iterator[Namespace]:
-    """A users' namespace of a drawn name with these labels, taken away behind the tests."""
+    """Yield a user namespace with a random name and these labels; delete it after the tests."""
     namespace = Namespace(cluster, f"e2e-{secrets.token_hex(3)}", client_node)
     namespace.make(**labels)
     try:
@@ -49,13 +49,13 @@ def namespace_for_tests(
 
 @pytest.fixture(scope="module")
 def team(cluster: Cluster) -> Iterator[Namespace]:
-    """A users' namespace for a module's tests, labelled PSA `restricted`, with a client pod in it."""
+    """A user namespace for the tests of one module, labelled Pod Security `restricted`, with a client pod."""
     yield from namespace_for_tests(cluster, **{"pod-security.kubernetes.io/enforce": "restricted"})
 
 
 @pytest.fixture
 def other_team(cluster: Cluster) -> Iterator[Namespace]:
-    """A second users' namespace, for one test."""
+    """A second user namespace, for one test."""
     yield from namespace_for_tests(cluster)
 
 

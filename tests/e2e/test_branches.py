@@ -1,4 +1,4 @@
-"""A branch has its source's rows as of its making, and is isolated from it both ways."""
+"""A branch has its source's rows as of its creation; writes to either one do not show in the other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_apply_of_manifests_becomes_ready(shop: Project) -> None:
     assert columns == ["NAME", "PROJECT", "SOURCE", "READY", "REASON", "ACTIVE", "UNIQUE", "AGE"]
 
 
-def test_rows_as_of_its_making_and_isolation_both_ways(shop: Project) -> None:
+def test_a_branch_has_the_rows_as_of_its_creation_and_is_isolated_both_ways(shop: Project) -> None:
     shop.sql("insert into item values (2, 'before')", "main")
     shop.branch("copy")
     assert shop.sql("select id from item order by id", "copy").split() == ["1", "2"]
@@ -31,18 +31,18 @@ def test_rows_as_of_its_making_and_isolation_both_ways(shop: Project) -> None:
 
 
 def test_branch_of_a_branch_of_a_branch(shop: Project) -> None:
-    above = "main"
+    source = "main"
     for depth in (1, 2, 3):
-        shop.branch(f"deep-{depth}", above)
-        above = f"deep-{depth}"
-        shop.sql(f"create table level_{depth} (n int); insert into level_{depth} values ({depth})", above)
+        shop.branch(f"deep-{depth}", source)
+        source = f"deep-{depth}"
+        shop.sql(f"create table level_{depth} (n int); insert into level_{depth} values ({depth})", source)
     assert shop.sql("select l.n, m.n, r.n from level_1 l, level_2 m, level_3 r", "deep-3") == "1|2|3"
     assert shop.sql("select to_regclass('level_2') is null", "deep-1") == "t"
     assert shop.sql("select to_regclass('level_1') is null", "main") == "t"
 
 
 def test_branch_under_write_load_is_consistent(shop: Project) -> None:
-    """Each transaction moves an amount between two tables: the sum is the same in every consistent copy."""
+    """Each transaction moves an amount between two tables, so the sum is 0 in every consistent copy."""
     shop.sql(
         "create table debit (n int); create table credit (n int);"
         "insert into debit select 0 from generate_series(1, 200)",
@@ -68,7 +68,7 @@ def test_branch_under_write_load_is_consistent(shop: Project) -> None:
     assert shop.sql("select count(*) from credit", "main") == "1500"
 
 
-def test_own_service_whatever_is_active(shop: Project) -> None:
+def test_a_branchs_own_service_ignores_the_active_branch(shop: Project) -> None:
     shop.branch("aside")
     shop.sql("create table only_aside (n int)", "aside")
     for active in ("aside", "main"):
@@ -77,14 +77,14 @@ def test_own_service_whatever_is_active(shop: Project) -> None:
         assert shop.sql("select to_regclass('only_aside') is not null", "main") == "f"
 
 
-def test_sizes_are_told(shop: Project) -> None:
+def test_sizes_are_reported(shop: Project) -> None:
     shop.branch("sized")
     node = eventually(
-        "it is measured",
+        "status.node.uniqueBytes is set",
         lambda: (
-            (told := shop.team.get("dbbranch", "shop-sized")["status"]["node"])
-            and "uniqueBytes" in told
-            and told
+            (node := shop.team.get("dbbranch", "shop-sized")["status"]["node"])
+            and "uniqueBytes" in node
+            and node
         ),
     )
     assert node["logicalBytes"] > 2**20
@@ -94,7 +94,7 @@ def test_sizes_are_told(shop: Project) -> None:
 
 
 @pytest.mark.calm
-def test_privileged_commands_stand_in_the_agents_log(shop: Project) -> None:
+def test_the_agent_logs_its_privileged_commands(shop: Project) -> None:
     shop.branch("logged")
     uid = shop.team.get("dbbranch", "shop-logged")["metadata"]["uid"]
     log = shop.team.cluster.kubectl("logs", "-n", "dbranch-nodes", "daemonset/dbranch-agent", "--tail=-1").out

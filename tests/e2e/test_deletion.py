@@ -1,4 +1,4 @@
-"""Deletion: of a branch, of a project, of a namespace; the node is then as before the project."""
+"""Deletion of a branch, a project, a namespace; afterwards the node holds what it held before the project."""
 
 from __future__ import annotations
 
@@ -6,37 +6,38 @@ from collections import Counter
 
 from tests.e2e.cluster import NODES, POSTGRES_IMAGE, Cluster, Namespace, Project, eventually
 
-# Seconds: what an agent that was deleted in the midst of it has left behind is swept a minute later.
-SWEPT = 150
+# What an agent that was killed halfway leaves behind is removed by housekeeping a minute later.
+_HOUSEKEEPING_TIMEOUT_SECONDS = 150
 
 
-def await_as_before(cluster: Cluster, before: dict[str, list[str]], uid: str) -> None:
-    """dbranch holds what it held before the project `uid`; loop devices are the machine's, not the node's.
+def await_node_as_before(cluster: Cluster, before: dict[str, list[str]], uid: str) -> None:
+    """Wait until dbranch holds what it held before the project `uid` (see `Cluster.footprint`).
 
-    What somebody cut off had left behind before may have been swept since: marks of what is gone, and slots'
-    directories without a pod (a branch's slot has its mount and its pod, too).
+    Loop devices belong to the machine, not to the node, so only those of the project count. Leftovers of killed
+    agents that were there before may have been removed since: markers of orphans, and slot directories without a
+    pod (a branch's slot has its mount and its pod, too).
     """
-    more: dict[str, list[str]] = {}
-    less: dict[str, list[str]] = {}
+    added: dict[str, list[str]] = {}
+    removed: dict[str, list[str]] = {}
 
     def is_as_before() -> bool:
         now = cluster.footprint()
-        for what, held in before.items():
-            # Each as often as it is there: one mount over another has the same path.
-            more[what] = [*(Counter(now[what]) - Counter(held)).elements()]
-            less[what] = [*(Counter(held) - Counter(now[what])).elements()]
-        more["loops"], less["loops"] = [path for path in now["loops"] if uid in path], []
-        less["files"] = [
+        for category, held in before.items():
+            # Counted, not as a set: one mount over another has the same path.
+            added[category] = [*(Counter(now[category]) - Counter(held)).elements()]
+            removed[category] = [*(Counter(held) - Counter(now[category])).elements()]
+        added["loops"], removed["loops"] = [path for path in now["loops"] if uid in path], []
+        removed["files"] = [
             path
-            for path in less["files"]
+            for path in removed["files"]
             if not path.startswith("slots/") and not path.endswith(".unclaimed")
         ]
-        return not any(more.values()) and not any(less.values())
+        return not any(added.values()) and not any(removed.values())
 
     try:
-        eventually("the node is as before", is_as_before, SWEPT)
+        eventually("the node is as before", is_as_before, _HOUSEKEEPING_TIMEOUT_SECONDS)
     except AssertionError as error:
-        raise AssertionError(f"{error}; more than before: {more}; less: {less}") from None
+        raise AssertionError(f"{error}; added: {added}; removed: {removed}") from None
 
 
 def test_delete_of_a_branch(shop: Project) -> None:
@@ -46,8 +47,8 @@ def test_delete_of_a_branch(shop: Project) -> None:
     status = team.get("dbbranch", "shop-gone")
     pod, uid = status["status"]["node"]["pod"], status["metadata"]["uid"]
     assert uid in "".join(cluster.on_node("ls /var/lib/dbranch/mnt/*").split())
-    said = team.dbranch("-p", "shop", "delete", "gone", "--yes")
-    assert "gone" in said.all
+    outcome = team.dbranch("-p", "shop", "delete", "gone", "--yes")
+    assert "gone" in outcome.output
     assert not team.exists("dbbranch", "shop-gone")
     for kind, name in (("service", "shop-gone"), ("secret", "shop-gone-conn")):
         eventually(f"{kind} {name} is gone", lambda k=kind, n=name: not team.exists(k, n))
@@ -61,7 +62,7 @@ def test_delete_of_a_branch(shop: Project) -> None:
     assert shop.sql("select name from item where id = 1", "child") == "first"
 
 
-def test_name_made_again_never_meets_old_data(shop: Project) -> None:
+def test_a_branch_created_again_under_the_same_name_has_no_old_data(shop: Project) -> None:
     for round_ in range(3):
         shop.branch("again")
         assert shop.sql("select to_regclass('old_data') is null", "again") == "t", round_
@@ -81,10 +82,10 @@ def test_delete_of_a_project_leaves_the_node_as_it_was(team: Namespace) -> None:
     assert len([path for path in during["loops"] if uid in path]) == 1
     assert len(during["pods"]) >= len(before["pods"]) + 3
     team.kubectl("delete", "dbproject", "brief", "--timeout=120s")
-    await_as_before(cluster, before, uid)
+    await_node_as_before(cluster, before, uid)
     for kind in ("dbbranch", "service", "deployment", "secret", "serviceaccount", "role", "rolebinding"):
         eventually(
-            f"no {kind} of it",
+            f"no {kind} of the project",
             lambda k=kind: (
                 not [
                     line
@@ -101,41 +102,41 @@ def test_delete_of_a_namespace(other_team: Namespace) -> None:
     whole = Project(other_team, "whole")
     whole.make()
     whole.branch("leaf")
-    # A second one, so that the two end at the same time.
+    # A second project, so that both are deleted at the same time.
     Project(other_team, "brief").make()
     uid = other_team.get("dbproject", "whole")["metadata"]["uid"]
     policy = ("get", "networkpolicy", "-n", NODES, f"allow-{other_team.name}")
     assert cluster.kubectl(*policy, check=False).code == 0
     cluster.kubectl("delete", "namespace", other_team.name, "--timeout=180s")
-    await_as_before(cluster, before, uid)
+    await_node_as_before(cluster, before, uid)
     assert cluster.kubectl(*policy, check=False).code != 0
 
 
 def test_delete_project_by_the_cli(team: Namespace) -> None:
     team.dbranch("init", "clishop", "--image", POSTGRES_IMAGE, "--size", "1Gi")
     assert team.exists("dbbranch", "clishop-main")
-    unasked = team.dbranch("delete-project", "clishop", check=False)
-    assert unasked.code == 2 and "--yes" in unasked.all
+    unconfirmed = team.dbranch("delete-project", "clishop", check=False)
+    assert unconfirmed.code == 2 and "--yes" in unconfirmed.output
     assert team.exists("dbproject", "clishop")
     team.dbranch("delete-project", "clishop", "--yes")
     assert not team.exists("dbproject", "clishop")
 
 
-def test_what_is_bound_to_a_node_that_is_gone_can_be_deleted(other_team: Namespace) -> None:
+def test_a_project_bound_to_a_deleted_node_can_be_deleted(other_team: Namespace) -> None:
     ghost = Project(other_team, "ghost")
-    # Bound by hand to a node that does not exist: no agent will ever take its finalizer away.
+    # Bound by hand to a node that does not exist: no agent will ever remove its finalizer.
     nowhere = {"size": "1Gi", "nodeSelector": {"dbranch.io/none": "here"}}
-    # The branch first: the controller makes one itself as soon as there is a project.
+    # The branch first: the controller creates a root branch itself as soon as the project exists.
     other_team.apply(ghost.branch_manifest("main", None), ghost.manifest(storage=nowhere))
     for kind, name in (("dbproject", "ghost"), ("dbbranch", "ghost-main")):
         eventually(
             f"{kind} {name} has the controller's finalizer",
             lambda k=kind, n=name: other_team.get(k, n)["metadata"].get("finalizers"),
         )
-        agents = '[{"op": "add", "path": "/metadata/finalizers/-", "value": "dbranch.io/agent"}]'
-        other_team.kubectl("patch", kind, name, "--type=json", "-p", agents)
-        bound = ("--type=merge", "--subresource=status", "-p", '{"status": {"nodeName": "ghost-1"}}')
-        other_team.kubectl("patch", kind, name, *bound)
+        agent_finalizer = '[{"op": "add", "path": "/metadata/finalizers/-", "value": "dbranch.io/agent"}]'
+        other_team.kubectl("patch", kind, name, "--type=json", "-p", agent_finalizer)
+        bind = ("--type=merge", "--subresource=status", "-p", '{"status": {"nodeName": "ghost-1"}}')
+        other_team.kubectl("patch", kind, name, *bind)
     other_team.wait_reason("dbproject", "ghost", "Ready", "NodeGone")
     assert other_team.condition("dbproject", "ghost", "Stalled")["status"] == "True"
     other_team.kubectl("delete", "dbproject", "ghost", "--timeout=60s")

@@ -1,4 +1,4 @@
-"""Two projects of the same name in two namespaces; a namespace labelled PSA `restricted`."""
+"""Two projects of the same name in two namespaces; a namespace labelled Pod Security `restricted`."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ def test_same_name_in_two_namespaces_at_once(shop: Project, other_team: Namespac
     assert twin.sql("select to_regclass('twin_only') is not null", "pair") == "t"
 
 
-def test_one_projects_password_opens_nothing_of_another(shop: Project, other_team: Namespace) -> None:
+def test_one_projects_password_is_rejected_by_another(shop: Project, other_team: Namespace) -> None:
     twin = Project(other_team, "shop")
     twin.make()
     foreign = shop.uri().replace(f"shop.{shop.team.name}.svc", f"shop.{other_team.name}.svc")
-    refused = other_team.psql(foreign, "select 1", check=False)
-    assert refused.code == 2 and "password authentication failed" in refused.err
+    rejected = other_team.psql(foreign, "select 1", check=False)
+    assert rejected.code == 2 and "password authentication failed" in rejected.err
 
 
 def test_a_restricted_namespace_holds_nothing_privileged(shop: Project) -> None:
     labels = shop.team.get("namespace", shop.team.name)["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
     shop.team.wait_ready("dbproject", "shop")
-    pods = shop.team.kubectl("get", "pods", "-o", "jsonpath={.items[*].spec.volumes[*].hostPath.path}").text
-    assert pods == ""
+    host_paths = shop.team.kubectl(
+        *("get", "pods", "-o", "jsonpath={.items[*].spec.volumes[*].hostPath.path}")
+    ).text
+    assert host_paths == ""
 
 
 def test_the_password_of_the_users_own_secret(team: Namespace) -> None:

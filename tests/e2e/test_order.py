@@ -1,4 +1,4 @@
-"""Applied in any order, it converges."""
+"""Manifests applied in any order converge."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_branch_before_its_project_and_its_source(team: Namespace) -> None:
     assert late.sql("select 1", "second") == "1"
 
 
-def test_root_branch_of_the_user_is_used_as_it_is(team: Namespace) -> None:
+def test_a_root_branch_that_the_user_applied_is_used_as_it_is(team: Namespace) -> None:
     own = Project(team, "own")
     team.apply(
         own.branch_manifest("main", None, postgres={"parameters": {"work_mem": "7MB"}}), own.manifest()
@@ -27,14 +27,14 @@ def test_root_branch_of_the_user_is_used_as_it_is(team: Namespace) -> None:
     assert own.sql("show work_mem") == "7MB"
 
 
-def test_project_before_the_agent_is_there(team: Namespace) -> None:
+def test_a_project_before_any_agent_runs(team: Namespace) -> None:
     kubectl = team.cluster.kubectl
     nowhere = '{"spec":{"template":{"spec":{"nodeSelector":{"e2e.dbranch.io/nowhere":"true"}}}}}'
     kubectl("patch", "daemonset", "dbranch-agent", "-n", NODES, "--type=merge", "-p", nowhere)
     try:
         agent = "app.kubernetes.io/component=agent"
         eventually(
-            "no agent is left",
+            "no agent pod is left",
             lambda: not kubectl("get", "pods", "-n", NODES, "-l", agent, "-o", "name").text,
             90,
         )
@@ -43,7 +43,7 @@ def test_project_before_the_agent_is_there(team: Namespace) -> None:
         condition = team.wait_reason("dbproject", "early", "Scheduled", "NoEligibleNode")
         assert "agent" in condition["message"]
     finally:
-        back = '[{"op":"remove","path":"/spec/template/spec/nodeSelector/e2e.dbranch.io~1nowhere"}]'
-        kubectl("patch", "daemonset", "dbranch-agent", "-n", NODES, "--type=json", "-p", back)
+        restore = '[{"op":"remove","path":"/spec/template/spec/nodeSelector/e2e.dbranch.io~1nowhere"}]'
+        kubectl("patch", "daemonset", "dbranch-agent", "-n", NODES, "--type=json", "-p", restore)
     team.wait_ready("dbproject", "early", 180)
     assert early.sql("select 1") == "1"

@@ -15,56 +15,58 @@ from tests.e2e.cluster import Project, eventually, run
 
 
 @pytest.fixture(scope="module")
-def two(shop: Project) -> Project:
-    """`shop` with a branch `feature-x`, each telling its name in the table `whoami`."""
+def two_branches(shop: Project) -> Project:
+    """`shop` with a branch `feature-x`; the table `whoami` of a branch holds its name."""
     shop.branch("feature-x")
     for branch in ("main", "feature-x"):
         shop.sql(f"create table whoami as select '{branch}' as name", branch)
     return shop
 
 
-def test_use_moves_the_connection_string(two: Project) -> None:
-    uri = two.uri()
+def test_use_moves_the_connection_string(two_branches: Project) -> None:
+    uri = two_branches.uri()
     for branch in ("feature-x", "main"):
-        said = two.team.dbranch("-p", "shop", "use", branch)
-        assert branch in said.all
-        assert two.team.psql(uri, "select name from whoami").text == branch
-        assert two.team.get("dbproject", "shop")["status"]["route"]["branch"] == branch
-    assert two.uri() == uri
+        outcome = two_branches.team.dbranch("-p", "shop", "use", branch)
+        assert branch in outcome.output
+        assert two_branches.team.psql(uri, "select name from whoami").text == branch
+        assert two_branches.team.get("dbproject", "shop")["status"]["route"]["branch"] == branch
+    assert two_branches.uri() == uri
 
 
-def test_patch_of_active_branch(two: Project) -> None:
-    uri = two.uri()
+def test_patch_of_active_branch(two_branches: Project) -> None:
+    uri = two_branches.uri()
     for branch in ("feature-x", "main"):
-        two.team.kubectl(
+        two_branches.team.kubectl(
             "patch", "dbproject", "shop", "--type=merge", "-p", f'{{"spec":{{"activeBranch":"{branch}"}}}}'
         )
         eventually(
-            "routed", lambda b=branch: two.team.get("dbproject", "shop")["status"]["route"]["branch"] == b
+            f"routed to {branch}",
+            lambda b=branch: two_branches.team.get("dbproject", "shop")["status"]["route"]["branch"] == b,
         )
-        two.team.wait_reason("dbproject", "shop", "Routed", "Routed")
-        assert two.team.psql(uri, "select name from whoami").text == branch
-        active = two.team.get("dbbranch", f"shop-{branch}")
+        two_branches.team.wait_reason("dbproject", "shop", "Routed", "Routed")
+        assert two_branches.team.psql(uri, "select name from whoami").text == branch
+        active = two_branches.team.get("dbbranch", f"shop-{branch}")
         eventually(
-            "active", lambda a=active: two.team.get("dbbranch", a["metadata"]["name"])["status"].get("active")
+            f"status.active of {branch}",
+            lambda a=active: two_branches.team.get("dbbranch", a["metadata"]["name"])["status"].get("active"),
         )
 
 
-def test_routed_true_means_that_no_new_session_is_old(two: Project) -> None:
+def test_after_routed_is_true_no_new_session_reaches_the_old_branch(two_branches: Project) -> None:
     """Ten switches: the first session after `Routed=True` is on the new branch every time."""
-    uri = two.uri()
+    uri = two_branches.uri()
     for round_ in range(10):
         branch = ("feature-x", "main")[round_ % 2]
-        two.use(branch)
-        assert two.team.psql(uri, "select name from whoami").text == branch
+        two_branches.use(branch)
+        assert two_branches.team.psql(uri, "select name from whoami").text == branch
 
 
-def test_a_session_of_the_old_branch_ends_with_57p01(two: Project) -> None:
-    two.use("main")
+def test_a_session_of_the_old_branch_ends_with_57p01(two_branches: Project) -> None:
+    two_branches.use("main")
     session = subprocess.Popen(
         [
-            *("kubectl", "-n", two.team.name, "exec", "-i", "client", "--"),
-            *("psql", two.uri(), "-XAtq", "-v", "VERBOSITY=verbose"),
+            *("kubectl", "-n", two_branches.team.name, "exec", "-i", "client", "--"),
+            *("psql", two_branches.uri(), "-XAtq", "-v", "VERBOSITY=verbose"),
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -75,29 +77,29 @@ def test_a_session_of_the_old_branch_ends_with_57p01(two: Project) -> None:
     session.stdin.write("select name from whoami;\n")
     session.stdin.flush()
     assert session.stdout.readline().strip() == "main"
-    two.use("feature-x")
+    two_branches.use("feature-x")
     session.stdin.write("select name from whoami;\n")
     out, err = session.communicate(timeout=30)
     assert "57P01" in err, (out, err)
     assert "main" not in out
-    two.use("main")
+    two_branches.use("main")
 
 
-def test_a_named_branch_by_the_startup_option(two: Project) -> None:
-    two.use("main")
-    uri = two.uri()
-    for joint in ("&" if "?" in uri else "?",):
-        named = f"{uri}{joint}options=-c%20dbranch.branch%3Dfeature-x"
-        assert two.team.psql(named, "select name from whoami").text == "feature-x"
-        assert two.team.psql(named, "show dbranch.branch").text == "feature-x"
-        missing = two.team.psql(named.replace("feature-x", "nowhere"), "select 1", check=False)
+def test_a_named_branch_by_the_startup_option(two_branches: Project) -> None:
+    two_branches.use("main")
+    uri = two_branches.uri()
+    for separator in ("&" if "?" in uri else "?",):
+        named = f"{uri}{separator}options=-c%20dbranch.branch%3Dfeature-x"
+        assert two_branches.team.psql(named, "select name from whoami").text == "feature-x"
+        assert two_branches.team.psql(named, "show dbranch.branch").text == "feature-x"
+        missing = two_branches.team.psql(named.replace("feature-x", "nowhere"), "select 1", check=False)
         assert missing.code == 2
         assert "nowhere" in missing.err and "feature-x" in missing.err
 
 
 @contextmanager
 def port_forward(project: Project, *args: str) -> Iterator[int]:
-    """`dbranch start` on a free local port, until it accepts connections."""
+    """Run `dbranch start` on a free local port; yield the port once it accepts connections."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -111,8 +113,8 @@ def port_forward(project: Project, *args: str) -> Iterator[int]:
 
     def listening() -> bool:
         assert forward.poll() is None, forward.stdout.read() if forward.stdout else ""
-        with socket.socket() as trial:
-            return trial.connect_ex(("127.0.0.1", port)) == 0
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", port)) == 0
 
     try:
         eventually("dbranch start listens", listening, 30)
@@ -123,23 +125,24 @@ def port_forward(project: Project, *args: str) -> Iterator[int]:
 
 
 def local_psql(project: Project, port: int, query: str) -> str:
+    """Run a query with this machine's psql through a local port; return its rows."""
     secret = project.team.secret(f"{project.name}-conn")
     env = {**os.environ, "PGPASSWORD": secret["password"], "PGCONNECT_TIMEOUT": "20"}
-    host = ["psql", "-h", "127.0.0.1", "-p", str(port), "-U", secret["username"], "-d", secret["database"]]
-    return run([*host, "-XAtq", "-c", query], env=env).text
+    argv = ["psql", "-h", "127.0.0.1", "-p", str(port), "-U", secret["username"], "-d", secret["database"]]
+    return run([*argv, "-XAtq", "-c", query], env=env).text
 
 
-def test_dbranch_start_follows_the_switch(two: Project) -> None:
-    two.use("main")
-    with port_forward(two) as port:
+def test_dbranch_start_follows_the_switch(two_branches: Project) -> None:
+    two_branches.use("main")
+    with port_forward(two_branches) as port:
         for branch in ("main", "feature-x", "main"):
-            two.use(branch)
-            assert local_psql(two, port, "select name from whoami") == branch
+            two_branches.use(branch)
+            assert local_psql(two_branches, port, "select name from whoami") == branch
 
 
-def test_dbranch_psql_and_url_and_load(two: Project) -> None:
-    two.use("main")
-    team = two.team
+def test_dbranch_psql_and_url_and_load(two_branches: Project) -> None:
+    two_branches.use("main")
+    team = two_branches.team
     assert team.dbranch("-p", "shop", "psql", "--", "-XAtqc", "select name from whoami").text == "main"
     assert (
         team.dbranch("-p", "shop", "psql", "feature-x", "--", "-XAtqc", "select name from whoami").text
@@ -150,7 +153,7 @@ def test_dbranch_psql_and_url_and_load(two: Project) -> None:
     )
     assert failed.code == 1 and "division by zero" in failed.err
     url = team.dbranch("-p", "shop", "url").text
-    assert url == two.uri()
+    assert url == two_branches.uri()
     env = team.dbranch("-p", "shop", "url", "feature-x", "--format", "env").text
     assert re.search(rf"^(export )?PGHOST='?shop-feature-x\.{team.name}\.svc'?$", env, re.M), env
     team.dbranch(
@@ -161,8 +164,8 @@ def test_dbranch_psql_and_url_and_load(two: Project) -> None:
         "feature-x",
         stdin="create table loaded (n int); insert into loaded values (7);",
     )
-    assert two.sql("select n from loaded", "feature-x") == "7"
-    assert two.sql("select to_regclass('loaded') is null", "main") == "t"
+    assert two_branches.sql("select n from loaded", "feature-x") == "7"
+    assert two_branches.sql("select to_regclass('loaded') is null", "main") == "t"
     broken = team.dbranch(
         "-p", "shop", "load", "-", "feature-x", stdin="create tabel oops (n int);", check=False
     )

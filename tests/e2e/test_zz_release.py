@@ -1,6 +1,6 @@
-"""`helm upgrade` and `helm uninstall` beside living branches: no Postgres is touched, nothing is lost.
+"""`helm upgrade` and `helm uninstall` while branches run: no Postgres is restarted, no data is lost.
 
-Its name makes it the last of all: it takes the release away and brings it back.
+The file's name makes it run last: it uninstalls the release and installs it again.
 """
 
 from __future__ import annotations
@@ -22,41 +22,43 @@ def test_upgrade_restarts_no_postgres(shop: Project) -> None:
     assert shop.sql("select name from item where id = 1", "upgraded") == "first"
 
 
-def test_what_somebody_deleted_is_made_again(shop: Project) -> None:
-    """Behind the upgrade, which made the look at it frequent."""
+def test_deleted_objects_are_created_again(shop: Project) -> None:
+    """Runs after the upgrade, which set a short resync period."""
     team = shop.team
-    made = (
+    owned = (
         ("service", "shop"),
         ("service", "shop-main"),
         ("deployment", "shop-proxy"),
         ("secret", "shop-main-conn"),
     )
-    before = {what: team.get(*what)["metadata"]["uid"] for what in made}
-    for what in made:
-        team.kubectl("delete", *what)
-    for what, uid in before.items():
-        eventually(f"{what} is back", lambda w=what: team.exists(*w))
-        assert team.get(*what)["metadata"]["uid"] != uid
+    before = {object_: team.get(*object_)["metadata"]["uid"] for object_ in owned}
+    for object_ in owned:
+        team.kubectl("delete", *object_)
+    for object_, uid in before.items():
+        eventually(f"{object_} is created again", lambda o=object_: team.exists(*o))
+        assert team.get(*object_)["metadata"]["uid"] != uid
     team.wait_ready("dbproject", "shop")
     assert shop.sql("select name from item where id = 1") == "first"
 
 
-def test_values_that_break_the_schema_are_refused(shop: Project) -> None:
+def test_values_that_violate_the_schema_are_rejected(shop: Project) -> None:
     cluster = shop.team.cluster
-    refused = cluster.helm(
+    rejected = cluster.helm(
         *("template", RELEASE, str(cluster.root / "helm" / "dbranch"), "--set", "controller.replicas=many"),
         check=False,
     )
-    assert refused.code != 0 and "replicas" in refused.err
+    assert rejected.code != 0 and "replicas" in rejected.err
 
 
-def test_uninstall_keeps_the_data_and_install_finds_it(shop: Project) -> None:
+def test_uninstall_keeps_the_data_and_install_serves_it_again(shop: Project) -> None:
     cluster = shop.team.cluster
     cluster.helm("uninstall", RELEASE, "-n", SYSTEM, "--wait", "--timeout", "2m")
     assert cluster.kubectl("get", "crd", "dbprojects.dbranch.io", check=False).code == 0
     assert shop.team.exists("dbbranch", "shop-main")
     assert shop.team.psql(shop.uri(), "select name from item where id = 1").text == "first"
     cluster.install()
-    eventually("a branch can be made again", lambda: shop.team.apply(shop.branch_manifest("back")).code == 0)
+    eventually(
+        "a branch can be created again", lambda: shop.team.apply(shop.branch_manifest("back")).code == 0
+    )
     shop.team.wait_ready("dbbranch", "shop-back")
     assert shop.sql("select name from item where id = 1", "back") == "first"

@@ -1,4 +1,4 @@
-"""Several nodes: a kind cluster of three that `hack/test nodes` makes and takes away again."""
+"""Fixtures for several nodes: a kind cluster of three that `hack/test nodes` creates and removes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ __all__ = ["cluster"]
 
 @pytest.fixture(scope="session")
 def workers(cluster: Cluster) -> list[str]:
-    """The two nodes with an agent: all but the tainted control plane. The tests leave the second one alone."""
+    """The two nodes with an agent: all but the tainted control plane. The tests only disturb the first one."""
     agents = "app.kubernetes.io/component=agent"
 
-    def found() -> list[str]:
+    def agent_nodes() -> list[str]:
         listed = cluster.kubectl(
             *("get", "pods", "-n", NODES, "-l", agents, "-o", "jsonpath={.items[*].spec.nodeName}")
         )
         return sorted(listed.text.split())
 
-    eventually("two agents", lambda: len(found()) == 2)
+    eventually("two agents", lambda: len(agent_nodes()) == 2)
     assert len(cluster.nodes()) == 3
-    return found()
+    return agent_nodes()
 
 
 @pytest.fixture(scope="session")
 def team(cluster: Cluster, workers: list[str]) -> Iterator[Namespace]:
-    """A users' namespace whose client pod is on the node that stays."""
+    """A user namespace whose client pod runs on the node that the tests leave alone."""
     yield from namespace_for_tests(cluster, workers[1])

@@ -1,4 +1,4 @@
-"""Bad input: a clear message each, and nothing lost."""
+"""Bad input is rejected with a clear message, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import yaml
 from tests.e2e.cluster import POSTGRES_IMAGE, Namespace, Project, run
 
 
-def refused(team: Namespace, *objects: dict[str, Any]) -> str:
-    """What the API server said when it refused the objects."""
+def rejection_of(team: Namespace, *objects: dict[str, Any]) -> str:
+    """Apply objects that the API server must reject; return its message."""
     outcome = team.apply(*objects, check=False)
-    assert outcome.code != 0, outcome.all
+    assert outcome.code != 0, outcome.output
     return outcome.err
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("shop-Feature", "lowercase"),
         ("shop-a_b", "lowercase"),
@@ -27,30 +27,32 @@ def refused(team: Namespace, *objects: dict[str, Any]) -> str:
         ("shop-" + "x" * 60, "63"),
     ],
 )
-def test_names_that_break_the_rules(shop: Project, name: str, says: str) -> None:
+def test_invalid_branch_names(shop: Project, name: str, message: str) -> None:
     manifest = shop.branch_manifest("x")
     manifest["metadata"]["name"] = name
-    assert says.lower() in refused(shop.team, manifest).lower()
+    assert message.lower() in rejection_of(shop.team, manifest).lower()
 
 
 def test_a_project_name_that_is_too_long(team: Namespace) -> None:
-    assert "30" in refused(team, Project(team, "p" * 31).manifest())
+    assert "30" in rejection_of(team, Project(team, "p" * 31).manifest())
 
 
 def test_a_branch_without_a_source_that_is_not_the_root(shop: Project) -> None:
-    assert "source" in refused(shop.team, shop.branch_manifest("rootless", None))
+    assert "source" in rejection_of(shop.team, shop.branch_manifest("rootless", None))
 
 
 def test_a_forced_parameter(shop: Project) -> None:
-    said = refused(shop.team, shop.branch_manifest("unsafe", postgres={"parameters": {"fsync": "off"}}))
-    assert "fsync" in said
+    error = rejection_of(shop.team, shop.branch_manifest("unsafe", postgres={"parameters": {"fsync": "off"}}))
+    assert "fsync" in error
 
 
-def test_a_change_of_what_is_immutable(shop: Project) -> None:
+def test_a_change_of_an_immutable_field(shop: Project) -> None:
     shop.branch("fixed")
     for patch in ('{"spec":{"source":"fixed-2"}}', '{"spec":{"project":"elsewhere"}}'):
-        said = shop.team.kubectl("patch", "dbbranch", "shop-fixed", "--type=merge", "-p", patch, check=False)
-        assert said.code != 0 and ("immutable" in said.err or "cannot" in said.err), said.err
+        outcome = shop.team.kubectl(
+            "patch", "dbbranch", "shop-fixed", "--type=merge", "-p", patch, check=False
+        )
+        assert outcome.code != 0 and ("immutable" in outcome.err or "cannot" in outcome.err), outcome.err
     smaller = shop.team.kubectl(
         "patch",
         "dbproject",
@@ -63,7 +65,7 @@ def test_a_change_of_what_is_immutable(shop: Project) -> None:
     assert smaller.code != 0 and "smaller" in smaller.err, smaller.err
 
 
-def test_a_source_that_is_not_there_waits_says_so_and_heals(shop: Project) -> None:
+def test_a_branch_waits_for_a_missing_source_and_becomes_ready_with_it(shop: Project) -> None:
     team = shop.team
     team.apply(shop.branch_manifest("hopeful", "mian"))
     condition = team.wait_reason("dbbranch", "shop-hopeful", "Scheduled", "SourceNotFound")
@@ -85,7 +87,7 @@ def test_a_branch_of_another_project_is_no_source(shop: Project, team: Namespace
     team.kubectl("delete", "dbproject", "depot", "--timeout=120s")
 
 
-def test_an_active_branch_that_is_not_there_moves_nothing(shop: Project) -> None:
+def test_a_missing_active_branch_leaves_the_route_as_it_is(shop: Project) -> None:
     team, uri = shop.team, shop.uri()
     shop.use("main")
     team.kubectl("patch", "dbproject", "shop", "--type=merge", "-p", '{"spec":{"activeBranch":"nowhere"}}')
@@ -114,26 +116,26 @@ def test_an_image_that_does_not_exist(team: Namespace) -> None:
     assert wrong.sql("select 1") == "1"
 
 
-def test_the_active_and_the_root_branch_are_refused_at_once(shop: Project) -> None:
+def test_deletion_of_the_active_and_the_root_branch_is_rejected_at_once(shop: Project) -> None:
     shop.branch("standing")
     shop.use("standing")
-    for branch, word in (("standing", "active"), ("main", "root")):
+    for branch, reason in (("standing", "active"), ("main", "root")):
         by_kubectl = shop.team.kubectl("delete", "dbbranch", f"shop-{branch}", "--timeout=10s", check=False)
-        assert by_kubectl.code != 0 and word in by_kubectl.err, by_kubectl.err
+        assert by_kubectl.code != 0 and reason in by_kubectl.err, by_kubectl.err
         by_cli = shop.team.dbranch("-p", "shop", "delete", branch, "--yes", check=False)
-        assert by_cli.code == 6 and word in by_cli.err, by_cli.all
+        assert by_cli.code == 6 and reason in by_cli.err, by_cli.output
         assert "deletionTimestamp" not in shop.team.get("dbbranch", f"shop-{branch}")["metadata"]
     shop.use("main")
     shop.team.kubectl("delete", "dbbranch", "shop-standing", "--timeout=60s")
 
 
-def test_a_protected_branch_is_refused(shop: Project) -> None:
+def test_deletion_of_a_protected_branch_is_rejected(shop: Project) -> None:
     shop.branch("precious", protection="Enabled")
-    said = shop.team.kubectl("delete", "dbbranch", "shop-precious", "--timeout=10s", check=False)
-    assert said.code != 0 and "protect" in said.err
+    outcome = shop.team.kubectl("delete", "dbbranch", "shop-precious", "--timeout=10s", check=False)
+    assert outcome.code != 0 and "protect" in outcome.err
 
 
-def test_a_service_of_someone_else_is_left_alone(shop: Project) -> None:
+def test_a_service_that_dbranch_does_not_own_is_left_alone(shop: Project) -> None:
     team = shop.team
     foreign = {
         "apiVersion": "v1",
@@ -154,15 +156,15 @@ def test_a_service_of_someone_else_is_left_alone(shop: Project) -> None:
 def test_cli_usage_errors(shop: Project) -> None:
     unknown = shop.team.dbranch("-p", "shop", "craete", "x", check=False)
     assert unknown.code == 2 and "create" in unknown.err
-    odd = shop.team.dbranch("-p", "shop", "create", "feature/X", check=False)
-    assert odd.code == 2 and "feature-x" in odd.err
+    invalid = shop.team.dbranch("-p", "shop", "create", "feature/X", check=False)
+    assert invalid.code == 2 and "feature-x" in invalid.err
     absent = shop.team.dbranch("-p", "shop", "show", "nowhere", check=False)
     assert absent.code == 3 and "nowhere" in absent.err
     assert shop.team.dbranch("-p", "nosuch", "list", check=False).code == 3
-    waits = shop.team.dbranch(
+    waiting = shop.team.dbranch(
         "-p", "shop", "create", "waits", "--source", "nowhere", "--timeout", "3s", check=False
     )
-    assert waits.code in (3, 5) and "nowhere" in waits.err
+    assert waiting.code in (3, 5) and "nowhere" in waiting.err
 
 
 def test_cli_without_a_cluster(tmp_path: Any) -> None:
@@ -178,7 +180,7 @@ def test_cli_without_a_cluster(tmp_path: Any) -> None:
     path.write_text(yaml.safe_dump(config))
     outcome = run(["dbranch", "--kubeconfig", str(path), "-p", "x", "list"], check=False, cwd="/")
     assert outcome.code == 1
-    assert "127.0.0.1:9" in outcome.err and "Traceback" not in outcome.all
+    assert "127.0.0.1:9" in outcome.err and "Traceback" not in outcome.output
 
 
 def test_cli_without_permission(shop: Project, tmp_path: Any) -> None:
@@ -194,4 +196,4 @@ def test_cli_without_permission(shop: Project, tmp_path: Any) -> None:
         cwd="/",
         env={**os.environ},
     )
-    assert outcome.code == 4 and "nobody" in outcome.err, outcome.all
+    assert outcome.code == 4 and "nobody" in outcome.err, outcome.output
