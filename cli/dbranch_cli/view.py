@@ -8,9 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from dbranch.api import names
-from dbranch.api.conditions import Condition, Reason, find, is_true
-from dbranch_cli.objects import active_branch_of, branch_name_of, event_time
+from dbranch.api.conditions import Condition, Reason, find_condition, is_condition_true
+from dbranch.api.enums import ConditionStatus, Protection
 from dbranch_cli.formatting import age, block, size, table
+from dbranch_cli.objects import active_branch_of, branch_name_of, event_time
 
 Json = Mapping[str, Any]
 
@@ -20,22 +21,22 @@ def state_of(body: Json) -> str:
     status = body.get("status") or {}
     if body["metadata"].get("deletionTimestamp"):
         return "Deleting"
-    ready = find(status, Condition.READY)
-    if ready and ready["status"] == "True":
+    ready = find_condition(status, Condition.READY)
+    if ready and ready["status"] == ConditionStatus.TRUE:
         return "Ready"
     if ready and ready["reason"] == Reason.STOPPED:
         return "Stopped"
-    if is_true(status, Condition.STALLED):
+    if is_condition_true(status, Condition.STALLED):
         return "Stalled"
-    if ready and ready["status"] == "Unknown" and ready["reason"] != Reason.PENDING:
+    if ready and ready["status"] == ConditionStatus.UNKNOWN and ready["reason"] != Reason.PENDING:
         return "Unknown"
     return "Pending"
 
 
 def problem_of(body: Json) -> tuple[str, str] | None:
     """Reason and message of what a person may want to look at; None where all is as asked for."""
-    ready = find(body.get("status"), Condition.READY)
-    if ready is None or ready["status"] == "True" or ready["reason"] == Reason.STOPPED:
+    ready = find_condition(body.get("status"), Condition.READY)
+    if ready is None or ready["status"] == ConditionStatus.TRUE or ready["reason"] == Reason.STOPPED:
         return None
     return str(ready["reason"]), str(ready.get("message", ""))
 
@@ -45,7 +46,7 @@ def branch_table(project: Json, branches: Sequence[Json], wide: bool, now: datet
     rows = []
     for body in branches:
         status = body.get("status") or {}
-        node, ready = status.get("node") or {}, find(status, Condition.READY) or {}
+        node, ready = status.get("node") or {}, find_condition(status, Condition.READY) or {}
         row = [
             "*" if branch_name_of(body) == active_branch_of(project) else "",
             branch_name_of(body),
@@ -68,7 +69,7 @@ def project_table(
     rows = []
     for body in projects:
         status = body.get("status") or {}
-        ready = find(status, Condition.READY) or {}
+        ready = find_condition(status, Condition.READY) or {}
         name = body["metadata"]["name"]
         row = [
             "*" if name == current_condition else "",
@@ -129,10 +130,10 @@ def status_block(project: Json, branches: Sequence[Json], context: str, wide: bo
 
 
 def _ready_line(body: Json) -> str:
-    ready = find(body.get("status"), Condition.READY)
+    ready = find_condition(body.get("status"), Condition.READY)
     if ready is None:
         return "Unknown, nothing has been said yet"
-    if ready["status"] == "True":
+    if ready["status"] == ConditionStatus.TRUE:
         return "True"
     return f"{ready['status']}, {ready['reason']}: {ready.get('message', '')}".rstrip(": ")
 
@@ -146,7 +147,7 @@ def _active_line(project: Json) -> str:
         old = sorted({b["branch"] for p in proxies for b in p.get("branches") or () if b.get("draining")})
         line += f"; {draining} draining on {', '.join(old) or 'old branches'}"
     if wanted != active:
-        routed = find(project.get("status"), Condition.ROUTED) or {}
+        routed = find_condition(project.get("status"), Condition.ROUTED) or {}
         line += f"; wanted: {wanted}" + (f" ({routed['reason']})" if routed.get("reason") else "")
     return line
 
@@ -190,7 +191,7 @@ def branch_block(body: Json, active: bool, events: Sequence[Json] | None, now: d
         ("Snapshot", age(node.get("snapshotTime"), now) + (" ago" if node.get("snapshotTime") else "")),
         ("Age", age(meta.get("creationTimestamp"), now)),
     ]
-    if spec.get("protection", "Disabled") != "Disabled":
+    if spec.get("protection", Protection.DISABLED) != Protection.DISABLED:
         pairs.append(("Protection", spec["protection"]))
     conditions = [
         [c["type"], c["status"], c["reason"], age(c.get("lastTransitionTime"), now), c.get("message", "")]

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dbranch.api.conditions import Condition, Reason, find
+from dbranch.api.conditions import Condition, Reason, find_condition
+from dbranch.api.enums import ConditionStatus
 from dbranch.api.errors import ApiError, ClusterUnreachable, DbranchError
 from dbranch_cli.failure import NOT_FOUND, STALLED, TIMED_OUT, Failure
-from dbranch_cli.objects import Body, Store, plural_of, resource_path
-from dbranch_cli.paint import painted
+from dbranch_cli.formatting import colorize
+from dbranch_cli.objects import Body, Store, plural_for, resource_path
 
 _STEPS = (
     Condition.SCHEDULED,
@@ -33,27 +34,27 @@ _TICK_SECONDS = 0.2
 Goal = Callable[[Mapping[str, Any]], bool]
 
 
-def current(body: Mapping[str, Any], kind: Condition) -> dict[str, Any] | None:
+def current_condition(body: Mapping[str, Any], kind: Condition) -> dict[str, Any] | None:
     """A condition if it speaks of the object's present spec."""
-    entry = find(body.get("status"), kind)
+    entry = find_condition(body.get("status"), kind)
     generation = int(body["metadata"].get("generation", 1))
     if entry is None or int(entry.get("observedGeneration", generation)) < generation:
         return None
     return entry
 
 
-def holds(kind: Condition, status: str = "True") -> Goal:
+def has_condition(kind: Condition, status: str = ConditionStatus.TRUE) -> Goal:
     """Whether a condition has a status, for the object's present spec."""
 
     def check(body: Mapping[str, Any]) -> bool:
-        entry = current(body, kind)
+        entry = current_condition(body, kind)
         return entry is not None and entry["status"] == status
 
     return check
 
 
 def is_stopped(body: Mapping[str, Any]) -> bool:
-    entry = current(body, Condition.READY)
+    entry = current_condition(body, Condition.READY)
     return entry is not None and entry["reason"] == Reason.STOPPED
 
 
@@ -62,7 +63,7 @@ def is_restarted(when: str) -> Goal:
 
     def check(body: Mapping[str, Any]) -> bool:
         node = (body.get("status") or {}).get("node") or {}
-        return node.get("restartedAt") == when and holds(Condition.READY)(body)
+        return node.get("restartedAt") == when and has_condition(Condition.READY)(body)
 
     return check
 
@@ -72,19 +73,19 @@ def is_routed(branch: str) -> Goal:
 
     def check(body: Mapping[str, Any]) -> bool:
         route = (body.get("status") or {}).get("route") or {}
-        return route.get("branch") == branch and holds(Condition.ROUTED)(body)
+        return route.get("branch") == branch and has_condition(Condition.ROUTED)(body)
 
     return check
 
 
-def last_word(body: Mapping[str, Any] | None, prefer: Condition | None = None) -> str:
+def last_reason(body: Mapping[str, Any] | None, prefer: Condition | None = None) -> str:
     """`Reason: message` of what an object waits for, for a time-out's message."""
     if body is None:
         return "nothing is known of it"
     ready = Condition.DELETION_BLOCKED if body["metadata"].get("deletionTimestamp") else Condition.READY
     for kind in (prefer, ready, Condition.READY):
-        entry = find(body.get("status"), kind) if kind else None
-        if entry and (entry["status"] != "True" or kind == Condition.DELETION_BLOCKED):
+        entry = find_condition(body.get("status"), kind) if kind else None
+        if entry and (entry["status"] != ConditionStatus.TRUE or kind == Condition.DELETION_BLOCKED):
             return f"{entry['reason']}: {entry['message']}" if entry.get("message") else str(entry["reason"])
     if not (body.get("status") or {}).get("conditions"):
         return "no part of dbranch has said anything of it; is its controller running?"
@@ -92,13 +93,13 @@ def last_word(body: Mapping[str, Any] | None, prefer: Condition | None = None) -
 
 
 @dataclass(frozen=True)
-class _Ended:
+class _WatchFailed:
     """The watch's thread ended, with this error."""
 
     error: Exception
 
 
-class Progress:
+class ConditionPrinter:
     """The steps of one object, as they come."""
 
     def __init__(self, quiet: bool = False) -> None:
@@ -113,11 +114,11 @@ class Progress:
         """Lines for what is new in the object's conditions."""
         self.pending = "waiting"
         for kind in _STEPS:
-            entry = current(body, kind)
+            entry = current_condition(body, kind)
             if entry is None:
                 continue
             self.began.setdefault(kind, self.mark)
-            done = entry["status"] == "True" and kind != Condition.DELETION_BLOCKED
+            done = entry["status"] == ConditionStatus.TRUE and kind != Condition.DELETION_BLOCKED
             said = f"{entry['status']} {entry['reason']}"
             if said != self.said.get(kind) and (done or not self.live):
                 self._line(kind, entry, done)
@@ -145,7 +146,7 @@ class Progress:
         if self.quiet:
             return
         seconds = time.monotonic() - self.began[kind]
-        mark = painted("✓", "green", sys.stderr) if done and self.live else ("+" if done else "-")
+        mark = colorize("✓", "green", sys.stderr) if done and self.live else ("+" if done else "-")
         tail = f"{seconds:5.1f} s" if self.live else str(entry.get("message", ""))
         clear = "\r\x1b[K" if self.live else ""
         sys.stderr.write(f"{clear}{mark} {kind:<15} {entry['reason']:<20} {tail}".rstrip() + "\n")
@@ -167,17 +168,17 @@ def wait_for(
     `what` is how a message names the goal ("branch x is Ready"), `prefer` the condition that a time-out
     quotes. Failures: TIMED_OUT with the last reason, STALLED, NOT_FOUND where it goes away meanwhile.
     """
-    progress, last = Progress(quiet), dict(live)
+    progress, last = ConditionPrinter(quiet), dict(live)
     try:
-        for body in _versions(store, live, timeout, progress):
+        for body in _watch_versions(store, live, timeout, progress):
             if body is None:
                 raise Failure(NOT_FOUND, "Deleted", f"{what}: it was deleted meanwhile")
             last = body
             progress.show(body)
             if goal(body):
                 return body
-            stalled = current(body, Condition.STALLED)
-            if stalled is not None and stalled["status"] == "True":
+            stalled = current_condition(body, Condition.STALLED)
+            if stalled is not None and stalled["status"] == ConditionStatus.TRUE:
                 raise Failure(STALLED, stalled["reason"], f"{stalled['reason']}: {stalled['message']}")
     finally:
         progress.end()
@@ -188,11 +189,11 @@ def wait_for(
     )
 
 
-def wait_gone(store: Store, live: Mapping[str, Any], what: str, timeout: float, quiet: bool = False) -> None:
+def wait_deleted(store: Store, live: Mapping[str, Any], what: str, timeout: float, quiet: bool = False) -> None:
     """Returns once this very object is no more; a time-out says what holds it."""
-    progress, last = Progress(quiet), dict(live)
+    progress, last = ConditionPrinter(quiet), dict(live)
     try:
-        for body in _versions(store, live, timeout, progress):
+        for body in _watch_versions(store, live, timeout, progress):
             if body is None:
                 return
             last = body
@@ -206,29 +207,29 @@ def wait_gone(store: Store, live: Mapping[str, Any], what: str, timeout: float, 
     )
 
 
-def _versions(
-    store: Store, live: Mapping[str, Any], timeout: float, progress: Progress
+def _watch_versions(
+    store: Store, live: Mapping[str, Any], timeout: float, progress: ConditionPrinter
 ) -> Iterator[Body | None]:
     """Each version of this very object until the time is over; None, the last, where it is gone."""
     end = time.monotonic() + timeout
-    found: queue.SimpleQueue[Body | _Ended | None] = queue.SimpleQueue()
-    threading.Thread(target=_follow, args=(store, dict(live), found), daemon=True).start()
+    found: queue.SimpleQueue[Body | _WatchFailed | None] = queue.SimpleQueue()
+    threading.Thread(target=_list_and_watch, args=(store, dict(live), found), daemon=True).start()
     while (left := end - time.monotonic()) > 0:
         try:
             item = found.get(timeout=min(left, _TICK_SECONDS))
         except queue.Empty:
             progress.tick()
             continue
-        if isinstance(item, _Ended):
+        if isinstance(item, _WatchFailed):
             raise item.error
         yield item
         if item is None:
             return
 
 
-def _follow(store: Store, live: Body, found: queue.SimpleQueue[Body | _Ended | None]) -> None:
+def _list_and_watch(store: Store, live: Body, found: queue.SimpleQueue[Body | _WatchFailed | None]) -> None:
     """List, then watch from there; again where the server ends the watch. Runs in a thread of its own."""
-    path = resource_path(plural_of(live["kind"]), store.namespace)
+    path = resource_path(plural_for(live["kind"]), store.namespace)
     name, uid = live["metadata"]["name"], live["metadata"]["uid"]
     selector = {"fieldSelector": f"metadata.name={name}"}
     failures = 0
@@ -253,12 +254,12 @@ def _follow(store: Store, live: Body, found: queue.SimpleQueue[Body | _Ended | N
         except ClusterUnreachable as error:
             failures += 1
             if failures > 5:
-                found.put(_Ended(error))
+                found.put(_WatchFailed(error))
                 return
             time.sleep(0.5 * failures)
         except (ApiError, DbranchError) as error:
-            found.put(_Ended(error))
+            found.put(_WatchFailed(error))
             return
         except (ValueError, KeyError) as error:
-            found.put(_Ended(ClusterUnreachable(f"the API server's watch cannot be read: {error!r}")))
+            found.put(_WatchFailed(ClusterUnreachable(f"the API server's watch cannot be read: {error!r}")))
             return

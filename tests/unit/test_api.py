@@ -7,7 +7,17 @@ import pytest
 import yaml
 
 from dbranch.api.branch import Branch, parse_branch
-from dbranch.api.conditions import MESSAGE_LIMIT, STALLED, TRUE, UNKNOWN, Finding, Reason, clip, find, is_true
+from dbranch.api.conditions import (
+    MESSAGE_LIMIT,
+    STALLED_REASONS,
+    TRUE_REASONS,
+    UNKNOWN_REASONS,
+    Finding,
+    Reason,
+    clip,
+    find_condition,
+    is_condition_true,
+)
 from dbranch.api.project import BranchSessions, Project, ProxyEntry, ProxyLimits, Route, Target, parse_project
 
 
@@ -70,7 +80,7 @@ def test_a_branch() -> None:
 def test_each_reason_has_one_meaning(reason: Reason) -> None:
     step = Finding(reason, "m")
     assert step.status in ("True", "False", "Unknown")
-    assert not (reason in TRUE and reason in UNKNOWN | STALLED)
+    assert not (reason in TRUE_REASONS and reason in UNKNOWN_REASONS | STALLED_REASONS)
     assert Finding.from_dict(step.as_dict()) == step
 
 
@@ -83,8 +93,8 @@ def test_conditions_of_an_object_without_status() -> None:
     status = {"conditions": [{"type": "Ready", "status": "True", "reason": "Available"}]}
     from dbranch.api.conditions import Condition
 
-    assert is_true(status, Condition.READY) and not is_true(status, Condition.ROUTED)
-    assert find(None, Condition.READY) is None and not is_true({}, Condition.READY)
+    assert is_condition_true(status, Condition.READY) and not is_condition_true(status, Condition.ROUTED)
+    assert find_condition(None, Condition.READY) is None and not is_condition_true({}, Condition.READY)
 
 
 def schema_defaults(schema: dict[str, Any]) -> Any:

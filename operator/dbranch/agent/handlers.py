@@ -15,7 +15,7 @@ from dbranch.agent.project.reconciler import ProjectReconciler
 from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
 from dbranch.api.errors import Busy, DbranchError
-from dbranch.runtime.kopf_settings import later, login, settle
+from dbranch.runtime.kopf_settings import configure_kopf, login, requeue_after
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def register(
     @kopf.on.startup(**more)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
         others = [("metadata", "annotations", names.CONTROLLER_REQUESTED_AT)]
-        settle(settings, names.AGENT_FINALIZER, names.AGENT_PREFIX, others)
+        configure_kopf(settings, names.AGENT_FINALIZER, names.AGENT_PREFIX, others)
         for plural in (names.PROJECTS, names.BRANCHES):
             settings.watching.field_selectors[names.GROUP, plural] = f"status.nodeName={node}"
         started()
@@ -101,4 +101,4 @@ def visit(call: Any, *args: Any) -> None:
     except (DbranchError, OSError) as error:
         logger.warning("%s: %s", args[-1] if isinstance(args[-1], str) else call.__name__, error)
         raise kopf.TemporaryError(str(error), delay=3.0) from error
-    later(wait, "there is more to do")
+    requeue_after(wait, "there is more to do")

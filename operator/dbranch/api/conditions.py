@@ -91,7 +91,7 @@ class Reason(StrEnum):
 
 
 # The reasons with which their condition is True. DeletionBlocked's are True whenever it is there.
-TRUE = frozenset(
+TRUE_REASONS = frozenset(
     {
         Reason.AVAILABLE,
         Reason.BOUND,
@@ -106,9 +106,9 @@ TRUE = frozenset(
     }
 )
 # Nothing is known: the node or its agent does not say.
-UNKNOWN = frozenset({Reason.PENDING, Reason.NODE_NOT_READY, Reason.AGENT_NOT_REPORTING})
+UNKNOWN_REASONS = frozenset({Reason.PENDING, Reason.NODE_NOT_READY, Reason.AGENT_NOT_REPORTING})
 # Waiting does not help: a person has to act.
-STALLED = frozenset(
+STALLED_REASONS = frozenset(
     {
         Reason.NODE_GONE,
         Reason.NAME_TAKEN,
@@ -122,7 +122,7 @@ STALLED = frozenset(
     }
 )
 # Worth a Warning among the Events, though waiting or a retry may help.
-TROUBLED = STALLED | {
+WARNING_REASONS = STALLED_REASONS | {
     Reason.NO_ELIGIBLE_NODE,
     Reason.NODE_NOT_READY,
     Reason.AGENT_NOT_REPORTING,
@@ -141,7 +141,7 @@ TROUBLED = STALLED | {
     Reason.TLS_SECRET_INVALID,
 }
 # Asked for by the user, so neither Reconciling nor Stalled.
-AT_REST = frozenset({Reason.STOPPED})
+AT_REST_REASONS = frozenset({Reason.STOPPED})
 
 
 @dataclass(frozen=True)
@@ -158,13 +158,13 @@ class Finding:
     @property
     def status(self) -> ConditionStatus:
         """The status of the condition that carries this reason."""
-        if self.reason in TRUE:
+        if self.reason in TRUE_REASONS:
             return ConditionStatus.TRUE
-        return ConditionStatus.UNKNOWN if self.reason in UNKNOWN else ConditionStatus.FALSE
+        return ConditionStatus.UNKNOWN if self.reason in UNKNOWN_REASONS else ConditionStatus.FALSE
 
     @property
     def done(self) -> bool:
-        return self.reason in TRUE
+        return self.reason in TRUE_REASONS
 
     def as_dict(self) -> dict[str, str]:
         return {"reason": self.reason.value, "message": clip(self.message)}
@@ -192,7 +192,7 @@ def clip(message: str) -> str:
     return line if len(line) <= MESSAGE_LIMIT else line[: MESSAGE_LIMIT - 1] + "…"
 
 
-def find(status: Any, kind: Condition) -> dict[str, Any] | None:
+def find_condition(status: Any, kind: Condition) -> dict[str, Any] | None:
     """A condition of an object's status, as it stands in the list."""
     for entry in (status or {}).get("conditions") or ():
         if entry.get("type") == kind:
@@ -200,12 +200,12 @@ def find(status: Any, kind: Condition) -> dict[str, Any] | None:
     return None
 
 
-def is_true(status: Any, kind: Condition) -> bool:
+def is_condition_true(status: Any, kind: Condition) -> bool:
     """Whether a condition is there and True."""
-    entry = find(status, kind)
+    entry = find_condition(status, kind)
     return entry is not None and entry.get("status") == ConditionStatus.TRUE
 
 
 def is_ready(body: Mapping[str, Any]) -> bool:
     """True if the condition Ready of an object (a pod, a Node, a project, a branch) is True."""
-    return is_true(body.get("status"), Condition.READY)
+    return is_condition_true(body.get("status"), Condition.READY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dbranch.api.conditions import AT_REST, STALLED, Condition, Finding, Reason, clip
+from dbranch.api.conditions import AT_REST_REASONS, STALLED_REASONS, Condition, Finding, Reason, clip
 from dbranch.api.enums import ConditionStatus
 
 Json = dict[str, Any]
@@ -31,9 +31,9 @@ def report_conditions(
     `now`: RFC 3339; a condition whose status did not change keeps its lastTransitionTime.
     """
     listed: list[tuple[str, str, Finding]] = [(Condition.READY, ready.status, ready)]
-    if ready.reason in STALLED:
+    if ready.reason in STALLED_REASONS:
         listed.append((Condition.STALLED, ConditionStatus.TRUE, ready))
-    elif not ready.done and ready.reason not in AT_REST and ready.reason != Reason.DELETING:
+    elif not ready.done and ready.reason not in AT_REST_REASONS and ready.reason != Reason.DELETING:
         listed.append((Condition.RECONCILING, ConditionStatus.TRUE, ready))
     listed += [(kind, step.status, step) for kind, step in steps]
     was = {entry["type"]: entry for entry in before}
@@ -58,7 +58,7 @@ def phase_of(ready: Finding) -> str:
     """One word for people, shown and never read."""
     if ready.done:
         return "Ready"
-    if ready.reason in STALLED:
+    if ready.reason in STALLED_REASONS:
         return "Stalled"
     if ready.reason in (Reason.STOPPED, Reason.DELETING):
         return ready.reason.value

@@ -11,7 +11,7 @@ import kopf
 
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
-from dbranch.api.conditions import Condition, find, is_true
+from dbranch.api.conditions import Condition, find_condition, is_condition_true
 from dbranch.api.errors import DbranchError
 from dbranch.api.project import Project, parse_project
 from dbranch.controller.branch.reconciler import BranchReconciler
@@ -28,7 +28,7 @@ from dbranch.controller.scheduling import is_abandoned, node_trouble
 from dbranch.kube.client import Cluster, object_path
 from dbranch.kube.requeue import request_reconcile
 from dbranch.runtime.initial_sync import InitialSync
-from dbranch.runtime.kopf_settings import later, login, settle
+from dbranch.runtime.kopf_settings import configure_kopf, login, requeue_after
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.workqueue import WorkQueue
 
@@ -81,7 +81,7 @@ def _register_start(registry: kopf.OperatorRegistry, owned: OwnedObjects) -> Non
             ("metadata", "annotations", names.AGENT_REQUESTED_AT),
             *(("status", "node", key) for key in _MEASURED),
         ]
-        settle(settings, names.CONTROLLER_FINALIZER, names.CONTROLLER_PREFIX, others)
+        configure_kopf(settings, names.CONTROLLER_FINALIZER, names.CONTROLLER_PREFIX, others)
         # Not those of Postgres: they are the agents' concern, and there are as many as branches.
         settings.watching.label_selectors["v1", "pods"] = (
             f"{names.LABEL_NAME}=dbranch,"
@@ -156,14 +156,16 @@ def _register_projects(registry: kopf.OperatorRegistry, care: ProjectReconciler,
 
     @kopf.on.delete(*_PROJECT, id="project-removal", **more)
     def project_removal(body: kopf.Body, **found: Any) -> None:
-        later(visit(care.remove, parse_project(body), cache_of(found)), "its branches are being deleted")
+        requeue_after(
+            visit(care.remove, parse_project(body), cache_of(found)), "its branches are being deleted"
+        )
 
     @kopf.timer(*_PROJECT, interval=_LOOK_EVERY, initial_delay=_LOOK_EVERY, id="project-look", **more)
     async def project_look(
         namespace: Any, name: str, body: kopf.Body, status: kopf.Status, **found: Any
     ) -> None:
         secret = body["spec"].get("postgres", {}).get("passwordSecret")
-        if secret or not is_true(status, Condition.READY):
+        if secret or not is_condition_true(status, Condition.READY):
             await in_thread(care.reconcile, namespace, name, cache_of(found), event_emitter(body), True)
 
     @kopf.timer(*_PROJECT, interval=resync, initial_delay=resync, id="project-resync", **more)
@@ -189,13 +191,13 @@ def _register_branches(
     def branch_removal(body: kopf.Body, **found: Any) -> None:
         wait = visit(care.remove, parse_branch(body), cache_of(found))
         first.visited(body["metadata"]["namespace"], body["metadata"]["name"])
-        later(wait, "sessions are still sent to it, or a copy of it is being made")
+        requeue_after(wait, "sessions are still sent to it, or a copy of it is being made")
 
     @kopf.timer(*_BRANCH, interval=_LOOK_EVERY, initial_delay=_LOOK_EVERY, id="branch-look", **more)
     async def branch_look(
         namespace: Any, name: str, body: kopf.Body, status: kopf.Status, **found: Any
     ) -> None:
-        if not is_true(status, Condition.READY):
+        if not is_condition_true(status, Condition.READY):
             await in_thread(care.reconcile, namespace, name, cache_of(found), event_emitter(body), True)
 
     @kopf.timer(*_BRANCH, interval=resync, initial_delay=resync, id="branch-resync", **more)
@@ -277,7 +279,7 @@ async def requeue_scheduled(cluster: Cluster, cache: Cache, look: Callable[[Cach
         return troubles[node]
 
     for project in cache.all_projects():
-        told = (find(project.status, Condition.SCHEDULED) or {}).get("reason")
+        told = (find_condition(project.status, Condition.SCHEDULED) or {}).get("reason")
         if (
             not project.deleting
             and told
@@ -292,7 +294,7 @@ def _requeue_scheduled_branches(cluster: Cluster, cache: Cache, expected: Callab
     for item in bound:
         release_agent_finalizer(cluster, cache, item)
     for branch in cache.all_branches():
-        told = (find(branch.status, Condition.SCHEDULED) or {}).get("reason")
+        told = (find_condition(branch.status, Condition.SCHEDULED) or {}).get("reason")
         if (
             branch.node_name
             and not branch.deleting

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dbranch.api.branch import Branch, should_run
-from dbranch.api.conditions import Condition, Finding, Reason, find
+from dbranch.api.conditions import Condition, Finding, Reason, find_condition
 from dbranch.api.enums import ConditionStatus, TargetState
 from dbranch.api.project import Project, ProxyEntry, Route, Target
 
@@ -65,7 +65,7 @@ def laggards(route: Route, pods: Iterable[ProxyPod], entries: Iterable[ProxyEntr
 
 def needs_reconcile(project: Project, pod: ProxyPod) -> bool:
     """Whether the project would say something else of Routed now that this proxy pod is so."""
-    route, told = project.route, find(project.status, Condition.ROUTED) or {}
+    route, told = project.route, find_condition(project.status, Condition.ROUTED) or {}
     obeys = route is not None and not laggards(route, (pod,), project.proxies)
     return not (pod.ready and obeys and told.get("status") == ConditionStatus.TRUE)
 

@@ -32,7 +32,7 @@ def held(path: Path, seconds: float = 10.0) -> Iterator[int]:
 
 
 @contextmanager
-def held_alone(path: Path, seconds: float) -> Iterator[None]:
+def held_temporary(path: Path, seconds: float) -> Iterator[None]:
     """As `held`, with a lock file that is there only while it is held or waited for."""
     end = time.monotonic() + seconds
     while True:
@@ -55,7 +55,7 @@ def _is_at(path: Path, handle: int) -> bool:
     return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
 
 
-def is_free(path: Path) -> bool:
+def is_unlocked(path: Path) -> bool:
     """Whether nobody holds this lock now; a lock file that is not there is free."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

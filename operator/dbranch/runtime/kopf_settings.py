@@ -14,7 +14,7 @@ from dbranch.runtime.kopf_storage import InMemoryDiffBaseStorage, Progress
 _WORKERS = 24
 
 
-def settle(
+def configure_kopf(
     settings: kopf.OperatorSettings, finalizer: str, prefix: str, others: Sequence[tuple[str, ...]]
 ) -> None:
     """The settings that all roles share. `finalizer` and `prefix` differ by role and are fixed for ever.
@@ -50,7 +50,7 @@ def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
     return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
 
-def later(seconds: float | None, why: str) -> None:
+def requeue_after(seconds: float | None, why: str) -> None:
     """Comes back after `seconds`; not at all where None: then an event will."""
     if seconds is not None:
         raise kopf.TemporaryError(why, delay=seconds)

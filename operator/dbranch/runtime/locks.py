@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from dbranch.runtime.file_lock import held_alone
+from dbranch.runtime.file_lock import held_temporary
 
 # Seconds after which a visit gives way to the other process' one, and comes again.
 _PATIENCE = 60.0
@@ -49,5 +49,5 @@ class KeyedLocks:
             yield
             return
         word = hashlib.sha256("/".join(key).encode()).hexdigest()[:32]
-        with held_alone(self._directory / word, _PATIENCE):
+        with held_temporary(self._directory / word, _PATIENCE):
             yield

@@ -12,7 +12,7 @@ class StepTimer:
         self._last = time.monotonic()
         self._laps: dict[str, float] = {}
 
-    def lap(self, step: str) -> None:
+    def record(self, step: str) -> None:
         """What passed since the last reading belongs to `step`."""
         now = time.monotonic()
         self._laps[step] = self._laps.get(step, 0.0) + (now - self._last) * 1000

@@ -82,7 +82,7 @@ class BranchReconciler:
         with self._watchers.visiting(), self._locks.held(namespace, name):
             laps = StepTimer()
             scene = self._scene(namespace, name)
-            laps.lap("read")
+            laps.record("read")
             if scene is None or scene.branch.deleting or scene.project.deleting:
                 return None
             retry = self._visit_until_claimed(scene, laps)
@@ -117,12 +117,12 @@ class BranchReconciler:
         todo = plan.plan_branch(project, branch, facts)
         storage, postgres, retry = todo.storage, todo.postgres, todo.retry_after
         done = _Done(facts.marker, laps)
-        laps.lap("look")
+        laps.record("look")
         tried |= {action.pod.name for action in todo.actions if isinstance(action, plan.Claim)}
         try:
             for action in todo.actions:
                 self._apply(scene, action, done)
-                laps.lap(type(action).__name__)
+                laps.record(type(action).__name__)
         except SlotTaken:
             raise
         except (DbranchError, OSError) as error:
@@ -204,7 +204,7 @@ class BranchReconciler:
                 done.slot = name
             case plan.TakeSnapshot(source):
                 self._checkpoint(scene, source)
-                done.laps.lap("Checkpoint")
+                done.laps.record("Checkpoint")
                 done.marker = subvolume.ensure_snapshot(
                     layout, project.uid, source, branch.uid, _settings(scene), now_rfc3339()
                 )

@@ -162,7 +162,7 @@ class Watchers:
     def _open(self, watched: Watched, version: str, more: dict[str, Any]) -> bool:
         """Cleaned, given the owner's password, and told with `more`; False where its pod has no address yet."""
         project, branch, endpoint = watched.project, watched.branch, watched.endpoint
-        watched.laps.lap("accept")
+        watched.laps.record("accept")
         cleaned = ensure_cleaned(self._layout, project.uid, branch.uid, endpoint)
         if cleaned.subscriptions or cleaned.prepared_transactions:
             logger.info("branch %s/%s: cleaned of %s", branch.namespace, branch.object_name, cleaned)
@@ -173,7 +173,7 @@ class Watchers:
         if pod is None or not pod.address:
             body = self._cluster.get(path_of("v1", "pods", self._context, watched.slot))
             pod = pod_facts(body) if body else None
-        watched.laps.lap("open")
+        watched.laps.record("open")
         if pod is None or not pod.address:
             return False
         self._tell(watched, pod, version, more)
@@ -202,7 +202,7 @@ class Watchers:
             "restartedAt": pod.restarted_at,
         }
         patch_status(self._cluster, branch, {"node": node})
-        watched.laps.lap("tell")
+        watched.laps.record("tell")
         self._metrics.started("waiting" if watched.pod else "new", watched.laps.seconds())
         logger.info(
             "branch %s/%s accepts",

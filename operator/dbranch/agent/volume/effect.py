@@ -20,15 +20,17 @@ from dbranch.agent.layout import (
     PGDATA,
     PORT,
     POSTGRESQL_CONF,
-    TRASH,
     Layout,
+    SubvolumeKind,
+    SubvolumeName,
 )
 from dbranch.agent.linux import btrfs
 from dbranch.agent.linux.files import empty_directory, opened_directory, read_beneath, write_whole
 from dbranch.agent.linux.mounts import mounts_at, read_mounts
-from dbranch.agent.linux.syscalls import openat2, rename_new, syncfs
+from dbranch.agent.linux.syscalls import openat2, rename_new, rename_new_at, syncfs
 from dbranch.agent.volume import tenant
-from dbranch.agent.volume.marker import Marker, parse_marker, render_marker
+from dbranch.agent.volume.marker import FROM_BRANCH, FROM_INITDB, Marker, NewerMarker, Origin, render_marker
+from dbranch.agent.volume.observe import list_subvolumes, marker_at
 from dbranch.agent.volume.settings import (
     Settings,
     read_prepared,
@@ -36,8 +38,8 @@ from dbranch.agent.volume.settings import (
     render_ident,
     render_postgresql_conf,
 )
-from dbranch.api.errors import Busy, DataLost, Unsafe
-from dbranch.runtime.file_lock import is_free
+from dbranch.api.errors import Busy, DataLost, StorageUnclear, Unsafe
+from dbranch.runtime.file_lock import is_unlocked
 from dbranch.runtime.logs import log_command
 
 
@@ -54,11 +56,17 @@ def _sync(path: Path) -> None:
 
 
 def read_marker(subvolume: Path) -> Marker | None:
-    """The marker of a subvolume; None where it has none that can be read."""
-    try:
-        return parse_marker((subvolume / MARKER).read_text())
-    except (OSError, UnicodeDecodeError):
-        return None
+    """Read the marker of a subvolume; None if it has none that can be read.
+
+    Raises StorageUnclear if a newer release wrote it: only that release knows what the subvolume is.
+    """
+    marker = marker_at(subvolume)
+    if isinstance(marker, NewerMarker):
+        raise StorageUnclear(
+            f"subvolume {subvolume.name} was written by a newer release of dbranch ({marker}); "
+            "nothing is touched; upgrade the agent of this node"
+        )
+    return marker
 
 
 def ensure_initdb_area(layout: Layout, project_uid: str, branch_uid: str, owner: int) -> None:
@@ -69,6 +77,7 @@ def ensure_initdb_area(layout: Layout, project_uid: str, branch_uid: str, owner:
     """
     _mounted(layout, project_uid)
     area = layout.initdb_area(project_uid, branch_uid)
+    read_marker(area)
     _check_unused(area, layout)
     destroy(area)
     log_command("btrfs", "subvolume", "create", area)
@@ -96,7 +105,16 @@ def ensure_initdb_promoted(
         major = tenant.major_of(area)
         if major is None:
             raise Unsafe(f"initdb left no PG_VERSION in {area}; nothing is used; check spec.postgres.image")
-        marker = Marker(project_uid, branch_uid, None, now, major, cleaned=True, whose=settings.whose)
+        marker = Marker(
+            project_uid,
+            branch_uid,
+            settings.names.role,
+            Origin(FROM_INITDB, None, now),
+            now,
+            major,
+            cleaned=True,
+            names=settings.names,
+        )
         _finish(area, marker, settings)
         tenant.remove_beneath(area, INITDB_DONE)
     return _take_name(area, branch)
@@ -115,10 +133,11 @@ def ensure_snapshot(
     source, branch = layout.branch(project_uid, source_uid), layout.branch(project_uid, branch_uid)
     if branch.exists():
         return _marker_of(branch)
-    begun = layout.temporary(project_uid, branch_uid)
+    begun = layout.new_snapshot(project_uid, branch_uid)
+    read_marker(begun)
     destroy(begun)
-    origin = read_marker(source) if btrfs.is_subvolume(source) else None
-    if origin is None:
+    source_marker = read_marker(source) if btrfs.is_subvolume(source) else None
+    if source_marker is None:
         raise DataLost(f"source {source_uid} has no subvolume with a marker at {source}; no branch is made")
     log_command("btrfs", "subvolume", "snapshot", source, begun)
     btrfs.create_snapshot(source, begun)
@@ -128,20 +147,21 @@ def ensure_snapshot(
         tenant.check_whole(begun, source)
         tenant.ensure_cleaned_offline(begun)
         floor = max(
-            origin.prepared_floor,
+            source_marker.prepared_floor,
             read_prepared((begun / POSTGRESQL_CONF).read_text()),
             tenant.prepared_of_system(begun),
         )
         marker = Marker(
             project_uid,
             branch_uid,
-            source_uid,
+            settings.names.role,
+            Origin(FROM_BRANCH, source_uid, now),
             now,
-            origin.major,
+            source_marker.major,
             cleaned=False,
             prepared_floor=floor,
-            password=origin.password,
-            whose=settings.whose,
+            password=source_marker.password,
+            names=settings.names,
         )
         _finish(begun, marker, settings)
     except Exception:
@@ -169,7 +189,7 @@ def write_settings(subvolume: Path, marker: Marker, settings: Settings, durable:
     """The files as `settings` and `marker` have them. True where one of them changed. `durable`: and on disk."""
     texts = {
         PORT: f"{settings.port}\n",
-        POSTGRESQL_CONF: render_postgresql_conf(settings, marker.is_root, marker.prepared_floor),
+        POSTGRESQL_CONF: render_postgresql_conf(settings, marker.role, marker.prepared_floor),
         PG_HBA: render_hba(settings.user, marker.cleaned),
         PG_IDENT: render_ident(settings.user),
     }
@@ -200,7 +220,7 @@ def ensure_opened(layout: Layout, project_uid: str, branch_uid: str, user: str) 
     branch = layout.branch(_checked_mounted(layout, project_uid), branch_uid)
     marker = _marker_of(branch)
     if not marker.cleaned:
-        write_whole(branch / MARKER, render_marker(marker.opened()))
+        write_whole(branch / MARKER, render_marker(marker.with_cleaned()))
     text = render_hba(user, is_open=True)
     if (branch / PG_HBA).read_text() != text:
         write_whole(branch / PG_HBA, text)
@@ -226,61 +246,69 @@ def _check_unused(subvolume: Path, layout: Layout) -> None:
     for mount in read_mounts():
         if mount.device in devices and mount.root == f"/{subvolume.name}":
             raise Busy(f"branch {subvolume} is in use at {mount.point}; it is tried again")
-    if not is_free(subvolume / LOCK):
+    if not is_unlocked(subvolume / LOCK):
         raise Busy(f"a Postgres still holds {subvolume / LOCK}; it is tried again")
 
 
-def ensure_trashed(layout: Layout, project_uid: str, branch_uid: str) -> None:
-    """The branch, and what was begun of it, renamed into the trash, on disk for good.
+def ensure_trashed(layout: Layout, project_uid: str, owner_uid: str) -> None:
+    """Rename everything that this UID owns in the pool to trash, on disk for good; no-op if it owns nothing.
 
-    Busy while a slot has it bound or a Postgres holds its lock. Gone already: nothing to do.
+    Raises Busy while a slot has any of it bound or a Postgres holds its lock, StorageUnclear if a newer release
+    wrote any of it; then nothing is renamed. What has a kind that only a newer release knows stays.
     """
     pool = _mounted(layout, project_uid)
-    trash = layout.trash(project_uid)
-    trash.mkdir(mode=0o700, exist_ok=True)
-    for path in (
-        layout.branch(project_uid, branch_uid),
-        layout.initdb_area(project_uid, branch_uid),
-        layout.temporary(project_uid, branch_uid),
-    ):
-        if path.exists():
-            _check_unused(path, layout)
-            thrown = trash / f"{branch_uid}-{secrets.token_hex(4)}"
-            log_command("mv", path, thrown)
-            rename_new(path, thrown)
+    owned = [
+        pool / str(name)
+        for name in list_subvolumes(pool)
+        if name.owner_uid == owner_uid and name.is_understood and name.kind != SubvolumeKind.TRASH
+    ]
+    for path in owned:
+        read_marker(path)
+        _check_unused(path, layout)
+    for path in owned:
+        trashed = pool / str(_new_trash_name(owner_uid))
+        log_command("mv", "--no-clobber", path, trashed)
+        rename_new(path, trashed)
     _sync(pool)
 
 
+def _new_trash_name(owner_uid: str) -> SubvolumeName:
+    # Drawn, so that no counter is needed; a name that is taken is refused by the rename, never replaced.
+    return SubvolumeName(owner_uid, SubvolumeKind.TRASH, secrets.token_hex(8))
+
+
 def ensure_trash_emptied(layout: Layout, project_uid: str) -> None:
-    """Everything in the trash destroyed, what is nested in it first. Space comes back behind this."""
-    _mounted(layout, project_uid)
-    trash = layout.trash(project_uid)
-    if trash.exists():
-        for path in sorted(trash.iterdir()):
-            destroy(path)
+    """Destroy all trash of the pool, what is nested in it first. btrfs reclaims the space afterwards."""
+    pool = _mounted(layout, project_uid)
+    for name in list_subvolumes(pool):
+        if name.kind == SubvolumeKind.TRASH:
+            destroy(pool / str(name))
 
 
 def destroy(path: Path) -> None:
-    """The subvolume destroyed, and those that its tenant nested in it. Missing: nothing to do.
+    """Destroy a subvolume at the top of a pool, and those that its tenant nested in it; no-op if it is missing.
 
-    Nested ones are moved into the trash before and destroyed there: they may nest however deep, and what is
-    cut off is found there again.
+    Nested ones become trash of the same owner first: they may nest however deep, and after a crash they are
+    found there. Raises Unsafe if `path` is no subvolume that dbranch made.
     """
-    if not btrfs.is_subvolume(path):
+    name = SubvolumeName.parse(path.name)
+    if not btrfs.is_subvolume(path) or name is None:
         if os.path.lexists(path):
-            raise Unsafe(f"{path} is no subvolume; it is left alone; look at it")
+            raise Unsafe(f"{path} is no subvolume of dbranch; it is left alone; look at it")
         return
-    trash = path.parent if path.parent.name == TRASH else path.parent / TRASH
     pending = [path]
     while pending:
         top = pending.pop()
-        pending += _nested_thrown(top, trash)
+        with opened_directory(top.parent) as pool:
+            # Nothing can be moved out of a read-only one.
+            btrfs.ensure_writable_at(pool, top.name)
+            pending += _trash_nested(top, pool, name.owner_uid)
         log_command("btrfs", "subvolume", "delete", top)
         btrfs.destroy_subvolume(top)
 
 
-def _nested_thrown(top: Path, trash: Path) -> list[Path]:
-    """The subvolumes directly nested in this one, moved into the trash; their new places."""
+def _trash_nested(top: Path, pool: int, owner_uid: str) -> list[Path]:
+    """Move the subvolumes directly nested in `top` into the open directory of the pool, as trash; their new paths."""
     too_deep = False
     try:
         nested = btrfs.nested_subvolumes(top)
@@ -290,27 +318,26 @@ def _nested_thrown(top: Path, trash: Path) -> list[Path]:
         nested, too_deep = (), True
     if not nested and not too_deep:
         return []
-    trash.mkdir(mode=0o700, exist_ok=True)
-    thrown: list[Path] = []
-    with opened_directory(trash) as bin_, opened_directory(top) as inside:
+    trashed: list[Path] = []
+    with opened_directory(top) as inside:
 
-        def throw(directory: int, name: str) -> bool:
+        def trash_subvolume(directory: int, name: str) -> bool:
             if not btrfs.is_subvolume_at(directory, name):
                 return False
-            new = f"nested-{secrets.token_hex(8)}"
+            new = top.with_name(str(_new_trash_name(owner_uid)))
             btrfs.ensure_writable_at(directory, name)
-            log_command("mv", top / "…" / name, trash / new)
-            os.rename(name, new, src_dir_fd=directory, dst_dir_fd=bin_)
-            thrown.append(trash / new)
+            log_command("mv", "--no-clobber", top / "…" / name, new)
+            rename_new_at(directory, name, pool, new.name)
+            trashed.append(new)
             return True
 
-        # The way there is the tenant's: by descriptors, so that a link cannot make root take another's.
+        # The path inside is the tenant's: by descriptors, so that a link cannot make root move another's.
         for path in map(Path, nested):
             parent = openat2(inside, str(path.parent), os.O_RDONLY | os.O_DIRECTORY)
             try:
-                throw(parent, path.name)
+                trash_subvolume(parent, path.name)
             finally:
                 os.close(parent)
         if too_deep:
-            empty_directory(inside, throw)
-    return thrown
+            empty_directory(inside, trash_subvolume)
+    return trashed

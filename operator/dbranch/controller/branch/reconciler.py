@@ -9,7 +9,7 @@ from typing import Any
 
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
-from dbranch.api.conditions import Condition, Finding, Reason, find
+from dbranch.api.conditions import Condition, Finding, Reason, find_condition
 from dbranch.api.enums import TargetState
 from dbranch.api.errors import NameTaken
 from dbranch.api.project import Project, parse_project
@@ -165,7 +165,7 @@ class BranchReconciler:
         for other in siblings:
             if other.node_name is None and not other.deleting and other.source == branch.name:
                 answer = bind_branch(project, other, siblings)
-                told = (find(other.status, Condition.SCHEDULED) or {}).get("reason")
+                told = (find_condition(other.status, Condition.SCHEDULED) or {}).get("reason")
                 if isinstance(answer, Binding) or answer.reason.value != told:
                     request_reconcile(
                         self._cluster, names.CONTROLLER_REQUESTED_AT, other.namespace, other.object_name

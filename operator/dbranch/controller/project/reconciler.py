@@ -9,7 +9,7 @@ from typing import Any
 
 from dbranch.api import names
 from dbranch.api.branch import Branch
-from dbranch.api.conditions import Condition, Finding, Reason, find, is_ready
+from dbranch.api.conditions import Condition, Finding, Reason, find_condition, is_ready
 from dbranch.api.errors import ApiError, NameTaken
 from dbranch.api.project import Project, Route, Target, parse_project
 from dbranch.controller import manifests
@@ -173,7 +173,7 @@ class ProjectReconciler:
         for branch in branches:
             if branch.deleting:
                 continue
-            told = (find(branch.status, Condition.SCHEDULED) or {}).get("reason")
+            told = (find_condition(branch.status, Condition.SCHEDULED) or {}).get("reason")
             expected: str | None = told
             if branch.node_name is None:
                 answer = bind_branch(project, branch, branches)

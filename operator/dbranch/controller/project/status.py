@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from dbranch.api.branch import Branch
-from dbranch.api.conditions import Condition, Finding, Reason, find
+from dbranch.api.conditions import Condition, Finding, Reason, find_condition
 from dbranch.api.project import Project, Route
 from dbranch.controller.branch.status import postgres_finding
 from dbranch.controller.conditions import Findings
@@ -29,7 +29,7 @@ def is_outdated(project: Project, branches: Sequence[Branch]) -> bool:
 
     Never before the project's own first visit; of a branch, not before that branch's.
     """
-    told = find(project.status, Condition.POSTGRES_READY)
+    told = find_condition(project.status, Condition.POSTGRES_READY)
     if told is None or project.deleting:
         return False
     if project.routes != targets_of(project, branches):
