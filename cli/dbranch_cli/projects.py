@@ -9,24 +9,25 @@ import click
 
 from dbranch.api import names
 from dbranch.api.conditions import Condition
+from dbranch.api.enums import DeletionPolicy, OnSwitch
+from dbranch_cli.config import current_project, set_current_project
 from dbranch_cli.failure import REFUSED, USAGE, Failure
-from dbranch_cli.objects import branch_of, manifest
+from dbranch_cli.invocation import Invocation, serialize
+from dbranch_cli.naming import check_project_name, suggest_name
+from dbranch_cli.objects import branch_name_of, manifest
 from dbranch_cli.options import (
+    Command,
     ProjectName,
-    Verb,
     dry_run_option,
     no_wait_option,
     timeout_option,
     yes_option,
 )
-from dbranch_cli.scope import Scope, written
-from dbranch_cli.settings import current_project, set_current_project
-from dbranch_cli.view import counted, project_table, status_block
-from dbranch_cli.waiting import holds, wait_for, wait_gone
-from dbranch_cli.words import check_project, suggestion
+from dbranch_cli.view import project_table, status_block
+from dbranch_cli.waiting import has_condition, wait_deleted, wait_for
 
 
-@click.command(cls=Verb)
+@click.command(cls=Command)
 @click.argument("name", required=False)
 @click.option("--name", "name_option", metavar="NAME", help="The same as the argument.")
 @click.option("--image", metavar="IMAGE", help="Any image with initdb and postgres; default: postgres:17.")
@@ -43,7 +44,7 @@ from dbranch_cli.words import check_project, suggestion
 @click.option("--run-as-user", type=int, metavar="UID", help="The image's Postgres user; default: 999.")
 @click.option(
     "--on-switch",
-    type=click.Choice(["Terminate", "Drain", "Keep"]),
+    type=click.Choice([choice.value for choice in OnSwitch]),
     help="What happens to open sessions at a switch; default: Terminate.",
 )
 @click.option(
@@ -57,7 +58,7 @@ from dbranch_cli.words import check_project, suggestion
 @dry_run_option()
 @click.pass_obj
 def init(
-    scope: Scope,
+    invocation: Invocation,
     /,
     name: str | None,
     name_option: str | None,
@@ -69,38 +70,38 @@ def init(
     """Make a project (default name: this directory's); it becomes the current one."""
     if name and name_option and name != name_option:
         raise Failure(USAGE, "InvalidInput", f"two names were given: {name} and {name_option}")
-    name = name or name_option or scope.project_option
+    name = name or name_option or invocation.project_option
     if not name:
-        name = suggestion(Path.cwd().name, names.MAX_PROJECT, "a-z")
+        name = suggest_name(Path.cwd().name, names.MAX_PROJECT_LENGTH, "a-z")
         if not name:
             raise Failure(USAGE, "InvalidInput", "name the project: dbranch init NAME")
-    check_project(name)
-    body = manifest(names.PROJECT_KIND, scope.namespace, name, project_spec(**given))
+    check_project_name(name)
+    body = manifest(names.PROJECT_KIND, invocation.namespace, name, project_spec(**given))
     if dry_run == "client":
-        click.echo(written(body, "json" if scope.output == "json" else "yaml"))
+        click.echo(serialize(body, "json" if invocation.output == "json" else "yaml"))
         return
-    if scope.store.find(names.PROJECTS, name) is not None:
+    if invocation.store.find(names.PROJECTS, name) is not None:
         raise Failure(
             REFUSED,
             "AlreadyExists",
             f"project {name} is there already in namespace {scope.namespace};"
             f" make it the current one: dbranch set-default {name}",
         )
-    live = scope.store.apply(body)
-    set_current_project(scope.login.context, scope.namespace, name)
-    scope.say(f"project {name} in namespace {scope.namespace}, now the current one")
+    live = invocation.store.apply(body)
+    set_current_project(invocation.login.context, invocation.namespace, name)
+    invocation.say(f"project {name} in namespace {scope.namespace}, now the current one")
     done = f"project {name} made"
     if not no_wait:
         live = wait_for(
-            scope.store,
+            invocation.store,
             live,
-            holds(Condition.READY),
+            has_condition(Condition.READY),
             f"project {name} is Ready",
             timeout,
-            quiet=not scope.for_people,
+            quiet=not invocation.for_people,
         )
         done = f"project {name} is Ready; connect: dbranch psql, or dbranch url"
-    scope.result(done, live)
+    invocation.result(done, live)
 
 
 def project_spec(
@@ -124,14 +125,14 @@ def project_spec(
         "runAsUser": run_as_user,
         "user": user,
         "database": database,
-        "parameters": _pairs("--parameter", parameters),
+        "parameters": _parse_pairs("--parameter", parameters),
         "passwordSecret": {"name": secret_name, **({"key": secret_key} if secret_key else {})}
         if secret_name
         else None,
     }
     parts: dict[str, dict[str, Any]] = {
         "postgres": postgres,
-        "storage": {"size": size, "nodeSelector": _pairs("--node-selector", selectors), "adopt": adopt},
+        "storage": {"size": size, "nodeSelector": _parse_pairs("--node-selector", selectors), "adopt": adopt},
         "proxy": {"port": port, "onSwitch": on_switch},
     }
     given = {
@@ -141,7 +142,7 @@ def project_spec(
     return {part: fields for part, fields in given.items() if fields}
 
 
-def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
+def _parse_pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
     pairs = {}
     for entry in given:
         key, mark, value = entry.partition("=")
@@ -151,64 +152,64 @@ def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
     return pairs
 
 
-@click.command(cls=Verb)
+@click.command(cls=Command)
 @click.pass_obj
-def status(scope: Scope) -> None:
+def status(invocation: Invocation) -> None:
     """The project, and below it each branch that is not as it should be."""
-    project = scope.project()
-    found = scope.store.branches(scope.project_name)
-    wide = scope.output == "wide"
-    scope.result(status_block(project, found, scope.login.context, wide), project)
+    project = invocation.project()
+    found = invocation.store.branches(invocation.project_name)
+    wide = invocation.output == "wide"
+    invocation.result(status_block(project, found, invocation.login.context, wide), project)
 
 
-@click.command(cls=Verb)
+@click.command(cls=Command)
 @click.pass_obj
-def projects(scope: Scope) -> None:
+def projects(invocation: Invocation) -> None:
     """All projects of the namespace; the current one has a star."""
-    found = scope.store.projects()
-    current = current_project(scope.login.context, scope.namespace)
-    if not found and scope.for_people:
-        scope.say(f"there is no project in namespace {scope.namespace}; make one: dbranch init NAME")
+    found = invocation.store.projects()
+    current_condition = current_project(invocation.login.context, invocation.namespace)
+    if not found and invocation.for_people:
+        invocation.say(f"there is no project in namespace {scope.namespace}; make one: dbranch init NAME")
         return
-    scope.result(project_table(found, current, scope.output == "wide"), found)
+    invocation.result(project_table(found, current_condition, invocation.output == "wide"), found)
 
 
-@click.command("set-default", cls=Verb)
+@click.command("set-default", cls=Command)
 @click.argument("name", type=ProjectName())
 @click.pass_obj
-def set_default(scope: Scope, name: str) -> None:
+def set_default(invocation: Invocation, name: str) -> None:
     """Make a project the current one for this context and namespace."""
-    body = scope.store.project(check_project(name))
-    set_current_project(scope.login.context, scope.namespace, name)
-    scope.result(
+    body = invocation.store.project(check_project_name(name))
+    set_current_project(invocation.login.context, invocation.namespace, name)
+    invocation.result(
         f"project {name} is the current one (context {scope.login.context}, namespace {scope.namespace})",
         body,
     )
 
 
-@click.command("delete-project", cls=Verb)
+@click.command("delete-project", cls=Command)
 @click.argument("name", type=ProjectName(), required=False)
 @yes_option()
 @no_wait_option()
 @timeout_option("5m")
 @click.pass_obj
-def delete_project(scope: Scope, name: str | None, yes: bool, no_wait: bool, timeout: float) -> None:
+def delete_project(invocation: Invocation, name: str | None, yes: bool, no_wait: bool, timeout: float) -> None:
     """Delete a project with all its branches and their data."""
-    body = scope.store.project(check_project(name)) if name else scope.project()
+    body = invocation.store.project(check_project_name(name)) if name else invocation.project()
     name = body["metadata"]["name"]
-    found = scope.store.branches(name)
-    kept = body["spec"].get("deletionPolicy") == "Retain"
-    listed = ", ".join(branch_of(b) for b in found[:10]) + (", …" if len(found) > 10 else "")
-    scope.confirm(
+    found = invocation.store.branches(name)
+    kept = body["spec"].get("deletionPolicy") == DeletionPolicy.RETAIN
+    listed = ", ".join(branch_name_of(b) for b in found[:10]) + (", …" if len(found) > 10 else "")
+    invocation.confirm(
         f"Delete project {name} of namespace {scope.namespace} with {counted(len(found), 'branch')}"
         + (f" ({listed})" if listed else "")
         + ("? Its image file stays on the node (deletionPolicy Retain)." if kept else " and all data?"),
         yes,
     )
-    scope.store.delete(body)
+    invocation.store.delete(body)
     if not no_wait:
-        wait_gone(scope.store, body, f"project {name} is gone", timeout, quiet=not scope.for_people)
-    if current_project(scope.login.context, scope.namespace) == name:
-        set_current_project(scope.login.context, scope.namespace, None)
+        wait_deleted(invocation.store, body, f"project {name} is gone", timeout, quiet=not invocation.for_people)
+    if current_project(invocation.login.context, invocation.namespace) == name:
+        set_current_project(invocation.login.context, invocation.namespace, None)
     stays = f"; its pool stays: dbranch init {name} --adopt {body['metadata']['uid']}" if kept else ""
-    scope.result(f"project {name} {'is being deleted' if no_wait else 'deleted'}{stays}", body)
+    invocation.result(f"project {name} {'is being deleted' if no_wait else 'deleted'}{stays}", body)

@@ -7,18 +7,18 @@ import importlib
 import sys
 
 _ROLES = {
-    "controller": "binds projects to nodes, makes Services, Secrets and proxies, says what is true",
-    "agent": "on each node: pools, snapshots, Postgres pods",
-    "proxy": "forwards a project's port to its active branch",
+    "controller": "bind projects to nodes, create Services, Secrets and proxies, report conditions",
+    "agent": "manage the pools, snapshots and Postgres pods of one node",
+    "proxy": "forward the connections of one project to its active branch",
 }
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs one role until it is told to end. Each role imports only what it needs."""
+    """Run one role until the process is terminated. Only that role's modules are imported."""
     parser = argparse.ArgumentParser(prog="dbranch-server", description=__doc__)
     roles = parser.add_subparsers(dest="role", required=True, metavar="ROLE")
-    for role, does in _ROLES.items():
-        roles.add_parser(role, help=does, description=does)
+    for role, description in _ROLES.items():
+        roles.add_parser(role, help=description, description=description)
     role = parser.parse_args(argv).role
     importlib.import_module(f"dbranch.{role}.main").main()
 

@@ -9,8 +9,8 @@ import requests
 
 from dbranch.api.errors import ApiError, ClusterUnreachable, DbranchError, InvalidInput
 from dbranch_cli import main as entry
-from dbranch_cli.connection import api_error_of, root_cause
-from dbranch_cli.failure import Failure, failure_of
+from dbranch_cli.connection import api_error_from, root_cause
+from dbranch_cli.failure import Failure, failure_from
 
 POLICY = (
     "dbbranches.dbranch.io \"shop-main\" is forbidden: ValidatingAdmissionPolicy 'dbranch-deletion' with binding"
@@ -38,11 +38,11 @@ RBAC = 'dbprojects.dbranch.io is forbidden: User "nobody" cannot list resource "
     ],
 )
 def test_exit_codes(error: DbranchError, code: int) -> None:
-    assert failure_of(error).code == code
+    assert failure_from(error).code == code
 
 
 def test_a_policys_refusal_is_its_own_sentence() -> None:
-    said = str(failure_of(ApiError(422, "Invalid", POLICY)))
+    said = str(failure_from(ApiError(422, "Invalid", POLICY)))
     assert said == (
         "main is the root branch of project shop; delete the project instead (policy dbranch-deletion)"
     )
@@ -74,8 +74,8 @@ def test_a_cluster_without_dbranch_is_told_from_an_object_that_is_not_there(
     response = requests.Response()
     response.status_code, response.url = 404, f"https://server{path}"
     response._content = body.replace("{", '{"reason": "NotFound", ', 1).encode()
-    error = api_error_of(response)
-    assert (error.reason, failure_of(error).code) == (reason, 3)
+    error = api_error_from(response)
+    assert (error.reason, failure_from(error).code) == (reason, 3)
 
 
 def ended(*argv: str) -> int:
@@ -103,7 +103,7 @@ def nowhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
         (["craete", "x"], 2, "did you mean create?"),
         (["create", "--sorce", "main", "x"], 2, "--sourc"),
         (["create"], 2, "BRANCH"),
-        (["create", "x", "--timeout", "soon"], 2, "no duration"),
+        (["create", "x", "--timeout", "soon"], 2, "not a duration"),
         (["-p", "shop", "create", "feature/X"], 2, "try feature-x"),
         (["-p", "shop", "list"], 1, "--kubeconfig"),
         (["--kubeconfig", "/no/such", "-p", "shop", "list"], 2, "/no/such"),

@@ -30,7 +30,7 @@ def test_parse_bytes(text: str | int, count: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "Gi", "10 Gi", "10gb", "1.2.3", "ten", "10Gib", "--1"])
 def test_parse_bytes_refuses(text: str) -> None:
-    with pytest.raises(InvalidInput, match="no quantity"):
+    with pytest.raises(InvalidInput, match="not a quantity"):
         parse_bytes(text)
 
 
@@ -64,5 +64,5 @@ def test_parse_seconds(text: str | int, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["s", "1x", "1m30", "-5s", "5 s", "1..5s"])
 def test_parse_seconds_refuses(text: str) -> None:
-    with pytest.raises(InvalidInput, match="no duration"):
+    with pytest.raises(InvalidInput, match="not a duration"):
         parse_seconds(text)

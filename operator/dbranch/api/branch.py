@@ -1,4 +1,4 @@
-"""A DBBranch as the user and the parts wrote it: dict -> frozen dataclasses."""
+"""A DBBranch as frozen dataclasses, parsed from the API server's JSON."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dbranch.api.project import Project
 
 @dataclass(frozen=True)
 class BranchNode:
-    """`status.node`: what the branch's agent says of its subvolume and its Postgres.
+    """`status.node`: what the branch's agent reports of its subvolume and its Postgres.
 
-    `pod` is the Postgres pod's name in the nodes' namespace (the slot's name), `address` its IP.
+    `pod` is the Postgres pod's name in the nodes' namespace (the slot's name), `address` the pod's IP address.
     """
 
     source_uid: str | None = None
@@ -36,7 +36,7 @@ class BranchNode:
 
 @dataclass(frozen=True)
 class Branch:
-    """A DBBranch. `branch` is the branch's name, `name` the object's (`<project>-<branch>`)."""
+    """A DBBranch. `object_name` is `<project>-<branch>`, `name` what follows the project; `deleted`: RFC 3339."""
 
     namespace: str
     object_name: str
@@ -60,7 +60,7 @@ class Branch:
 
     @property
     def deleting(self) -> bool:
-        """Whether its deletion was asked for (`deleted`: when, RFC 3339)."""
+        """True if the object has a deletionTimestamp."""
         return self.deleted is not None
 
     @property
@@ -69,7 +69,7 @@ class Branch:
 
     @property
     def is_root(self) -> bool:
-        return self.source is None
+        return self.name == names.ROOT_BRANCH
 
     @property
     def running(self) -> bool:
@@ -77,12 +77,12 @@ class Branch:
 
 
 def should_run(project: Project, branch: Branch) -> bool:
-    """True if the branch's Postgres is to run: neither the branch nor its project is Stopped."""
+    """Return True if the branch's Postgres is to run: neither the branch nor its project is Stopped."""
     return branch.running and project.running
 
 
 def parse_branch(body: Mapping[str, Any]) -> Branch:
-    """A DBBranch from the API server's JSON. What the schema defaults is defaulted here too."""
+    """Parse a DBBranch as the API server returns it. The schema's defaults apply here, too."""
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     postgres = spec.get("postgres") or {}
     return Branch(

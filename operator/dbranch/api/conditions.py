@@ -1,7 +1,7 @@
-"""Conditions, their reasons and what each reason says of the status: the table of the API.
+"""The types and reasons of conditions, and the status that goes with each reason.
 
-A part that observes something reports a `Finding` (reason and message); this table says whether the
-reason makes the condition True, False or Unknown, and whether a person has to act (`Stalled`).
+A role that observes something reports a `Finding` (reason and message). The sets below say whether the reason
+makes its condition True, False or Unknown, and whether a person has to act (`Stalled`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MESSAGE_LIMIT = 256
 
 
 class Condition(StrEnum):
-    """The types of conditions of both kinds."""
+    """The condition types of DBProject and DBBranch."""
 
     READY = "Ready"
     RECONCILING = "Reconciling"
@@ -30,7 +30,7 @@ class Condition(StrEnum):
 
 
 class Reason(StrEnum):
-    """Every reason that a condition or an Event may carry."""
+    """Every reason of a condition or an Event."""
 
     AVAILABLE = "Available"
     PENDING = "Pending"
@@ -65,6 +65,7 @@ class Reason(StrEnum):
     INITDB_FAILED = "InitdbFailed"
     SOURCE_UNSAFE = "SourceUnsafe"
     DATA_LOST = "DataLost"
+    STORAGE_UNCLEAR = "StorageUnclear"
     # PostgresReady
     ACCEPTING = "Accepting"
     RESTART_PENDING = "RestartPending"
@@ -90,7 +91,7 @@ class Reason(StrEnum):
     WAITING_FOR_AGENT = "WaitingForAgent"
 
 
-# The reasons with which their condition is True. DeletionBlocked's are True whenever it is there.
+# Their condition is True. DeletionBlocked exists only while it is True.
 TRUE_REASONS = frozenset(
     {
         Reason.AVAILABLE,
@@ -105,9 +106,9 @@ TRUE_REASONS = frozenset(
         Reason.WAITING_FOR_AGENT,
     }
 )
-# Nothing is known: the node or its agent does not say.
+# Their condition is Unknown: the node or its agent does not report.
 UNKNOWN_REASONS = frozenset({Reason.PENDING, Reason.NODE_NOT_READY, Reason.AGENT_NOT_REPORTING})
-# Waiting does not help: a person has to act.
+# Waiting does not help, a person has to act: the object is Stalled.
 STALLED_REASONS = frozenset(
     {
         Reason.NODE_GONE,
@@ -117,11 +118,12 @@ STALLED_REASONS = frozenset(
         Reason.BTRFS_MISSING,
         Reason.SOURCE_UNSAFE,
         Reason.DATA_LOST,
+        Reason.STORAGE_UNCLEAR,
         Reason.INVALID_PARAMETERS,
         Reason.IMAGE_INCOMPATIBLE,
     }
 )
-# Worth a Warning among the Events, though waiting or a retry may help.
+# Their Event is a Warning.
 WARNING_REASONS = STALLED_REASONS | {
     Reason.NO_ELIGIBLE_NODE,
     Reason.NODE_NOT_READY,
@@ -140,16 +142,16 @@ WARNING_REASONS = STALLED_REASONS | {
     Reason.TLS_SECRET_NOT_FOUND,
     Reason.TLS_SECRET_INVALID,
 }
-# Asked for by the user, so neither Reconciling nor Stalled.
+# As the spec asks, so the object is neither Reconciling nor Stalled.
 AT_REST_REASONS = frozenset({Reason.STOPPED})
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one part says of one step: `{reason, message}` in `status.node.storage`, `.postgres`.
+    """A reason and a message about one condition; an agent writes them as `status.node.storage` and `.postgres`.
 
-    The message is `<object> <fact with value>; <effect>; <next step>`: at most 256 characters, no
-    timestamps, counters or secrets, the same on every visit.
+    The message is `<object> <fact with value>; <effect>; <next step>`: at most 256 characters, no timestamps,
+    counters or secrets, and the same at every reconcile.
     """
 
     reason: Reason
@@ -164,6 +166,7 @@ class Finding:
 
     @property
     def done(self) -> bool:
+        """True if the condition that carries this reason is True."""
         return self.reason in TRUE_REASONS
 
     def as_dict(self) -> dict[str, str]:
@@ -171,14 +174,14 @@ class Finding:
 
     @classmethod
     def from_dict(cls, raw: Any) -> Finding | None:
-        """The step that an agent wrote, or None where it wrote none (yet)."""
+        """Parse a finding that an agent wrote; None if it has written none (yet)."""
         if not raw or not raw.get("reason"):
             return None
         return cls(Reason(raw["reason"]), raw.get("message", ""))
 
 
 def printable(text: str) -> str:
-    r"""The text with an escape for each character that is no letter, sign or blank: names of a tenant's files.
+    r"""Escape every unprintable character of a text that a tenant may have chosen, as the name of a file.
 
     >>> printable("a\x1b[2Jb\n")
     'a\\x1b[2Jb\\n'
@@ -187,25 +190,25 @@ def printable(text: str) -> str:
 
 
 def clip(message: str) -> str:
-    """The message within the API's bound, on one line, without what would steer a terminal."""
+    """Return the message on one line, printable, and cut to what the CRDs allow (MESSAGE_LIMIT)."""
     line = printable(" ".join(message.split()))
     return line if len(line) <= MESSAGE_LIMIT else line[: MESSAGE_LIMIT - 1] + "…"
 
 
-def find_condition(status: Any, kind: Condition) -> dict[str, Any] | None:
-    """A condition of an object's status, as it stands in the list."""
+def find_condition(status: Any, condition_type: Condition) -> dict[str, Any] | None:
+    """Return the condition of this type in an object's status; None if it is missing."""
     for entry in (status or {}).get("conditions") or ():
-        if entry.get("type") == kind:
+        if entry.get("type") == condition_type:
             return dict(entry)
     return None
 
 
-def is_condition_true(status: Any, kind: Condition) -> bool:
-    """Whether a condition is there and True."""
-    entry = find_condition(status, kind)
+def is_condition_true(status: Any, condition_type: Condition) -> bool:
+    """Return True if the condition of this type exists and is True."""
+    entry = find_condition(status, condition_type)
     return entry is not None and entry.get("status") == ConditionStatus.TRUE
 
 
 def is_ready(body: Mapping[str, Any]) -> bool:
-    """True if the condition Ready of an object (a pod, a Node, a project, a branch) is True."""
+    """Return True if the condition Ready of an object (pod, Node, project or branch) is True."""
     return is_condition_true(body.get("status"), Condition.READY)

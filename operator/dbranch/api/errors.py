@@ -1,19 +1,20 @@
 """The exceptions that cross a layer.
 
 DbranchError
-├── InvalidInput        what the user said cannot be done as it stands
-├── CommandFailed       a command of the node failed (argv, exit code, what it printed)
-├── Busy                something else holds what is needed; try again
-├── Unsafe              going on could lose or leak data; a person has to look
-│   ├── PoolLost        a pool that was there is missing, or another one is in its place
-│   ├── PoolDamaged     the pool's image holds no filesystem any more
-│   ├── DataLost        a branch that was there has no subvolume
-│   └── SourceUnsafe    the source keeps data where a snapshot does not reach
-├── SlotTaken           a waiting slot has another branch by now
-├── NameTaken           an object of somebody else has the name that is needed
-├── NotAccepting        Postgres does not answer (yet)
+├── InvalidInput        a value that the user gave cannot be used
+├── CommandFailed       a command on the node failed (argv, exit code, output)
+├── Busy                a lock, mount or device is in use; a retry may succeed
+├── Unsafe              going on could lose or leak data; a person has to decide
+│   ├── PoolLost        a pool is missing, or another filesystem is in its place
+│   ├── PoolDamaged     the pool's image holds no usable filesystem
+│   ├── DataLost        a branch's subvolume is missing
+│   ├── StorageUnclear  a subvolume was written by a newer release
+│   └── SourceUnsafe    the source keeps data outside its subvolume
+├── SlotTaken           a warm slot was claimed by another branch
+├── NameTaken           an object that is not ours has the name that is needed
+├── NotAccepting        Postgres does not accept connections (yet)
 ├── ClusterUnreachable  the API server did not answer
-└── ApiError             the API server said no
+└── ApiError            the API server rejected the request
 """
 
 from __future__ import annotations
@@ -22,47 +23,51 @@ from collections.abc import Sequence
 
 
 class DbranchError(Exception):
-    """The base of dbranch's own exceptions; its text is made for users."""
+    """The base of dbranch's own exceptions; the text is written for users."""
 
 
 class InvalidInput(DbranchError):
-    """What the user said cannot be done as it stands; the text says what would do."""
+    """A value that the user gave cannot be used; the text says which values can."""
 
 
 class Busy(DbranchError):
-    """Something else holds what is needed (a mount, a lock, a device); the same call may succeed later."""
+    """A mount, a lock or a device is in use by something else; the same call may succeed later."""
 
 
 class Unsafe(DbranchError):
-    """Going on could lose or leak data: nothing was done, and nothing is retried without a change."""
+    """Going on could lose or leak data: nothing was done, and a retry without a change fails again."""
 
 
 class PoolLost(Unsafe):
-    """A pool that was made is missing or another one is in its place; it is never made again."""
+    """A pool that existed is missing, or another filesystem is in its place; it is never created again."""
 
 
 class PoolDamaged(Unsafe):
-    """The pool's image is there and holds no filesystem that can be used."""
+    """The pool's image file exists and holds no usable filesystem."""
 
 
 class DataLost(Unsafe):
-    """A branch that was made has no subvolume; it is never made again."""
+    """The subvolume of a branch that was stored is missing; it is never created again."""
+
+
+class StorageUnclear(Unsafe):
+    """A subvolume was written by a newer release: this one neither uses nor destroys what it cannot understand."""
 
 
 class SourceUnsafe(Unsafe):
-    """The source keeps data outside its subvolume, so a snapshot would not be whole; the text names the path."""
+    """The source keeps data outside its subvolume, so a snapshot would be incomplete; the text names the path."""
 
 
 class SlotTaken(DbranchError):
-    """A waiting slot has got another branch, or is gone: look again."""
+    """A warm slot was claimed by another branch or is gone: observe the slots again."""
 
 
 class NameTaken(DbranchError):
-    """An object of somebody else has the name that is needed; it is left alone."""
+    """An object that is not ours has the name that is needed; it is left alone."""
 
 
 class NotAccepting(DbranchError):
-    """Postgres does not answer on its socket (yet)."""
+    """Postgres does not accept connections on its socket (yet)."""
 
 
 class ClusterUnreachable(DbranchError):
@@ -70,7 +75,7 @@ class ClusterUnreachable(DbranchError):
 
 
 class ApiError(DbranchError):
-    """The API server said no: `status` is the HTTP status, `reason` its one word, the text its message."""
+    """The API server rejected a request: HTTP `status`, `reason` (as in `AlreadyExists`), and the message as text."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
         self.status, self.reason = status, reason
@@ -78,13 +83,13 @@ class ApiError(DbranchError):
 
 
 class CommandFailed(DbranchError):
-    """A command of the node ended with another code than 0.
+    """A command on the node failed.
 
-    `argv` is what ran, `code` its exit code (negative: the signal; None: it ran out of time),
-    `output` what it printed on standard error, or else on standard output, stripped.
+    `code` is its exit code (negative: killed by that signal; None: timed out), `output` what it printed on
+    standard error, or else on standard output, stripped.
     """
 
     def __init__(self, argv: Sequence[str], code: int | None, output: str) -> None:
         self.argv, self.code, self.output = tuple(argv), code, output
-        how = "ran out of time" if code is None else f"exit code {code}"
+        how = "timed out" if code is None else f"exit code {code}"
         super().__init__(f"{' '.join(argv)}: {how}: {output or 'no output'}")

@@ -1,6 +1,6 @@
-"""The names that the parts share: API group, labels, finalizers, annotations, object and disk names.
+"""The names that the roles share: API group, labels, finalizers, annotations, names of objects and files.
 
-Everything that dbranch makes, in the cluster or on a node, is named and labelled from here.
+Everything that dbranch creates, in the cluster or on a node, is named and labelled from here.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ BRANCHES: Final = "dbbranches"
 
 ROOT_BRANCH: Final = "main"
 
-# Each role's own finalizer; their prefixes for kopf's annotations are fixed for ever.
+# Each role's own finalizer and prefix of its annotations. They stand on live objects, so they must never change.
 CONTROLLER_FINALIZER: Final = f"{GROUP}/controller"
 AGENT_FINALIZER: Final = f"{GROUP}/agent"
 CONTROLLER_PREFIX: Final = f"controller.{GROUP}"
 AGENT_PREFIX: Final = f"agent.{GROUP}"
 
-# `…/poke`: written by an event handler to wake an object that waits for another one.
+# Written on a DBBranch to request a reconcile of it by that role.
 CONTROLLER_REQUESTED_AT: Final = f"{CONTROLLER_PREFIX}/requestedAt"
 AGENT_REQUESTED_AT: Final = f"{AGENT_PREFIX}/requestedAt"
-# On an agent's own pod: free bytes of the disk that holds the base directory, decimal.
+# On an agent's own pod: free bytes of the filesystem that holds the base directory, decimal.
 AGENT_HOST_FREE: Final = f"{AGENT_PREFIX}/host-free-bytes"
-# By a person (or `dbranch restart`), on a branch: its Postgres is started anew once for each value, RFC 3339.
+# Written on a DBBranch by a person or `dbranch restart`: its Postgres restarts once for each value (RFC 3339).
 RESTARTED_AT: Final = f"{GROUP}/restartedAt"
-# On an agent's own pod: the UIDs of projects whose retained pools it holds, separated by commas.
+# On an agent's own pod: the UIDs of deleted projects whose pools are retained on its node, separated by commas.
 AGENT_RETAINED: Final = f"{AGENT_PREFIX}/retained"
-# By a person, on a project or branch whose node is away for good: `dbranch.io/abandon-node: <node>`.
+# Written by a person on a project or branch whose node will never return: `dbranch.io/abandon-node: <node>`.
 ABANDON_NODE: Final = f"{GROUP}/abandon-node"
 
-# Field managers of server-side apply; a proxy's own is PROXY_MANAGER_PREFIX + its pod's name.
+# Field managers. A proxy pod's is PROXY_MANAGER_PREFIX + its name.
 CONTROLLER_MANAGER: Final = "dbranch-controller"
 AGENT_MANAGER: Final = "dbranch-agent"
 CLI_MANAGER: Final = "dbranch-cli"
@@ -54,7 +54,7 @@ LABEL_PROJECT_UID: Final = f"{GROUP}/project-uid"
 LABEL_BRANCH_UID: Final = f"{GROUP}/branch-uid"
 LABEL_SLOT: Final = f"{GROUP}/slot"
 LABEL_CLASS: Final = f"{GROUP}/class"
-# On a slot's pod: what it is made of besides its class, so that a new release makes waiting slots anew.
+# On a slot's pod: hash of its template without its class, so that a new release replaces warm slots.
 TEMPLATE_HASH: Final = f"{AGENT_PREFIX}/template-hash"
 
 COMPONENT_AGENT: Final = "agent"
@@ -63,15 +63,15 @@ COMPONENT_POSTGRES: Final = "postgres"
 
 POSTGRES_PORT: Final = 5432
 
-# Fixed objects of the nodes' namespace, made by the chart.
+# In the nodes' namespace, created by the chart.
 POSTGRES_SERVICE_ACCOUNT: Final = "dbranch-postgres"
 
-MAX_PROJECT: Final = 30
-MAX_OBJECT: Final = 63
+MAX_PROJECT_LENGTH: Final = 30
+MAX_OBJECT_LENGTH: Final = 63
 
 
-def labels(component: str, instance: str, **more: str) -> dict[str, str]:
-    """The labels of everything made: the recommended ones, and `more` by their full keys.
+def labels(component: str, instance: str, **extra_labels: str) -> dict[str, str]:
+    """Return the labels of an object: Kubernetes' recommended ones and `extra_labels` by their full keys.
 
     >>> labels("proxy", "shop")["app.kubernetes.io/component"]
     'proxy'
@@ -82,74 +82,73 @@ def labels(component: str, instance: str, **more: str) -> dict[str, str]:
         LABEL_COMPONENT: component,
         LABEL_MANAGED_BY: "dbranch",
         LABEL_PART_OF: "dbranch",
-        **more,
+        **extra_labels,
     }
 
 
 def branch_object_name(project: str, branch: str) -> str:
-    """The name of a branch's DBBranch, and of its Service: `<project>-<branch>`."""
+    """Return the name of a branch's DBBranch, Service and EndpointSlice: `<project>-<branch>`."""
     return f"{project}-{branch}"
 
 
 def branch_name(project: str, object_name: str) -> str:
-    """A branch's name: what follows `<project>-` in its object's name.
+    """Return a branch's name: what follows `<project>-` in the name of its object.
 
-    Raises ValueError where the object's name does not begin so (the API server's CEL rule
-    refuses such an object).
+    Raises ValueError if the object has another name (a CEL rule of the CRD rejects such an object).
     """
-    head, name = f"{project}-", object_name
-    if not name.startswith(head) or name == head:
+    prefix = f"{project}-"
+    if not object_name.startswith(prefix) or object_name == prefix:
         raise ValueError(f"{object_name} is not <project>-<branch> of project {project}")
-    return name[len(head) :]
+    return object_name.removeprefix(prefix)
 
 
 def project_service_name(project: str) -> str:
-    """The proxy's Service: the project's own name, so `psql -h shop` follows the switch."""
+    """Return the name of the proxy's Service: the project's own, so `psql -h shop` follows a switch."""
     return project
 
 
 def conn_secret_name(object_name: str) -> str:
-    """The Secret with host, port, username, password, database, uri of a project or branch."""
+    """Return the name of a project's or branch's Secret with host, port, username, password, database and uri."""
     return f"{object_name}-conn"
 
 
 def proxy_name(project: str) -> str:
-    """The proxy's Deployment, ServiceAccount, Role and RoleBinding."""
+    """Return the name of the proxy's Deployment, ServiceAccount, Role and RoleBinding."""
     return f"{project}-proxy"
 
 
 def verifier_secret_name(project_uid: str) -> str:
-    """In the nodes' namespace: the SCRAM verifier of the owner's password, under `verifier`."""
+    """Return the name of the Secret, in the nodes' namespace, with the password's SCRAM verifier (key `verifier`)."""
     return f"verifier-{project_uid}"
 
 
 def initdb_pod_name(project_uid: str) -> str:
-    """In the nodes' namespace: the one-shot pod that runs `initdb`."""
+    """Return the name of the pod, in the nodes' namespace, that runs `initdb` once."""
     return f"initdb-{project_uid}"
 
 
 def slot_name(branch_uid: str, attempt: str) -> str:
-    """A slot's directory and pod: unique a use, since a slot serves one branch once.
+    """Return the name of a slot's directory and pod. A slot serves one branch once, so each attempt has another.
 
-    `attempt` is what makes this use another than the last one (a random or counted word).
+    `attempt`: any text that differs from that of the previous attempts (random, or a count).
     """
     return f"slot-{hashlib.sha256(f'{branch_uid}/{attempt}'.encode()).hexdigest()[:16]}"
 
 
-def warm_slot_name(drawn: str) -> str:
-    """A slot that waits for any branch of its class: its directory and pod. `drawn`: a word drawn for it."""
-    return slot_name("", drawn)
+def warm_slot_name(random_text: str) -> str:
+    """Return the name of a warm slot's directory and pod."""
+    return slot_name("", random_text)
 
 
 def branch_port(branch_uid: str) -> int:
-    """The port of a branch's Postgres, 20000 to 29999, drawn from its UID.
+    """Return the port of a branch's Postgres, 20000 to 29999, derived from the branch's UID.
 
-    A stale route to an address that another pod has got meanwhile is then refused there
-    instead of reaching another branch with the same password.
+    A connection by a stale route to an address that another branch's pod has since been given is thus refused;
+    it does not reach that branch, which may have the same password.
     """
     return 20000 + int.from_bytes(hashlib.sha256(branch_uid.encode()).digest()[:4], "big") % 10000
 
 
 def service_host(service: str, namespace: str) -> str:
-    """The DNS name of a Service that resolves in every namespace of the cluster."""
+    """Return the DNS name of a Service, which resolves in every namespace of the cluster."""
     return f"{service}.{namespace}.svc"

@@ -1,4 +1,4 @@
-"""A DBProject as the user and the parts wrote it: dict -> frozen dataclasses."""
+"""A DBProject as frozen dataclasses, parsed from the API server's JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SecretKey:
 
 @dataclass(frozen=True)
 class Postgres:
-    """`spec.postgres`: which Postgres runs, as whom, and the database that `initdb` makes."""
+    """`spec.postgres`: the image and UID that Postgres runs with, and the user and database that `initdb` creates."""
 
     image: str = "postgres:17"
     run_as_user: int = 999
@@ -50,7 +50,7 @@ class Tls:
 
 @dataclass(frozen=True)
 class ProxyLimits:
-    """`spec.proxy.limits`, each of one proxy pod; None: no limit."""
+    """`spec.proxy.limits`: how many sessions each proxy pod admits; None: no limit."""
 
     sessions: int = 1000
     sessions_per_address: int | None = None
@@ -59,7 +59,7 @@ class ProxyLimits:
 
 @dataclass(frozen=True)
 class Proxy:
-    """`spec.proxy`. The timeouts are in seconds."""
+    """`spec.proxy`. Timeouts are in seconds."""
 
     replicas: int = 1
     port: int = names.POSTGRES_PORT
@@ -75,7 +75,7 @@ class Proxy:
 
 @dataclass(frozen=True)
 class Route:
-    """`status.route`: the branch that proxies must send new sessions to, and its generation (from 1)."""
+    """`status.route`: the branch that proxies must send new sessions to, and the route's generation (from 1)."""
 
     generation: int
     branch: str
@@ -83,10 +83,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Target:
-    """One of `status.routes`: where a branch is reached. `state`: Ready, Starting, Stopped, Deleting.
-
-    `address` (the pod's IP) and `port` are None until the agent said them.
-    """
+    """An entry of `status.routes`: the address of a branch's pod and the port of its Postgres, None unless Ready."""
 
     branch: str
     state: TargetState
@@ -96,7 +93,7 @@ class Target:
 
 @dataclass(frozen=True)
 class BranchSessions:
-    """How many sessions a proxy pod has on one branch; `draining` of them, beside `sessions`, are to end."""
+    """The sessions that a proxy pod has on one branch: `sessions` that stay, and `draining` that are to end."""
 
     branch: str
     sessions: int = 0
@@ -105,7 +102,7 @@ class BranchSessions:
 
 @dataclass(frozen=True)
 class ProxyEntry:
-    """One of `status.proxies`, written by that proxy pod alone. `branches`: those with sessions."""
+    """An entry of `status.proxies`, written by that proxy pod alone. `branches`: those with sessions."""
 
     pod: str
     generation: int
@@ -116,7 +113,7 @@ class ProxyEntry:
 
 @dataclass(frozen=True)
 class ProjectNode:
-    """`status.node`: what the project's agent says of its pool."""
+    """`status.node`: what the project's agent reports of its pool."""
 
     machine_id: str | None = None
     pool_uuid: str | None = None
@@ -135,7 +132,7 @@ class ProjectNode:
 
 @dataclass(frozen=True)
 class Project:
-    """A DBProject. `size` is in bytes; `state` Running or Stopped."""
+    """A DBProject. `size` is in bytes."""
 
     namespace: str
     name: str
@@ -168,28 +165,32 @@ class Project:
 
 
 def parse_seconds(text: str | int | float) -> float:
-    """A duration in seconds: `60s`, `2m`, `1m30s`, `500ms` or a plain number of seconds."""
+    """Parse a duration: `60s`, `2m`, `1m30s`, `500ms` or a plain number of seconds. Raises InvalidInput.
+
+    >>> parse_seconds("1m30s"), parse_seconds("500ms")
+    (90.0, 0.5)
+    """
     if isinstance(text, int | float):
         return float(text)
-    rest, total = text, 0.0
-    while rest:
-        digits = len(rest) - len(rest.lstrip("0123456789."))
-        number, tail = rest[:digits], rest[digits:]
+    remaining, total = text, 0.0
+    while remaining:
+        digits = len(remaining) - len(remaining.lstrip("0123456789."))
+        number, tail = remaining[:digits], remaining[digits:]
         unit = next((u for u in ("ms", "s", "m", "h") if tail.startswith(u)), "")
         if unit == "m" and tail.startswith("ms"):
             unit = "ms"
         if not number or (not unit and (tail or total)):
-            raise InvalidInput(f"{text!r} is no duration; write it as 500ms, 60s or 2m")
+            raise InvalidInput(f"{text!r} is not a duration; write it as 500ms, 60s or 2m")
         try:
             total += float(number) * {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}[unit]
         except ValueError as error:
-            raise InvalidInput(f"{text!r} is no duration; write it as 500ms, 60s or 2m") from error
-        rest = tail[len(unit) :]
+            raise InvalidInput(f"{text!r} is not a duration; write it as 500ms, 60s or 2m") from error
+        remaining = tail[len(unit) :]
     return total
 
 
 def parse_project(body: Mapping[str, Any]) -> Project:
-    """A DBProject from the API server's JSON. What the schema defaults is defaulted here too."""
+    """Parse a DBProject as the API server returns it. The schema's defaults apply here, too."""
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     raw_pg, storage, proxy = (spec.get(k) or {} for k in ("postgres", "storage", "proxy"))
     secret, tls, route = raw_pg.get("passwordSecret"), proxy.get("tls"), status.get("route")

@@ -10,7 +10,7 @@ from decimal import ROUND_CEILING, Decimal
 
 from dbranch.api.errors import InvalidInput
 
-_FORM = re.compile(r"^([+-]?[0-9.]+)([eE][+-]?[0-9]+|[numkKMGTPE]i?|)$")
+_PATTERN = re.compile(r"^([+-]?[0-9.]+)([eE][+-]?[0-9]+|[numkKMGTPE]i?|)$")
 _SUFFIX: dict[str, Decimal] = {
     "": Decimal(1),
     "n": Decimal("1e-9"),
@@ -32,14 +32,14 @@ _SUFFIX: dict[str, Decimal] = {
 
 
 def parse_bytes(text: str | int) -> int:
-    """A quantity as a count of bytes, rounded up as the API server does.
+    """Parse a quantity into bytes, rounded up as the API server does. Raises InvalidInput.
 
     >>> parse_bytes("10Gi")
     10737418240
     """
-    match = _FORM.match(str(text))
+    match = _PATTERN.match(str(text))
     if match is None:
-        raise InvalidInput(f"{text!r} is no quantity; write it as 512Mi, 10Gi or 2Ti")
+        raise InvalidInput(f"{text!r} is not a quantity; write it as 512Mi, 10Gi or 2Ti")
     number, suffix = match.groups()
     try:
         if suffix[:1] in ("e", "E") and len(suffix) > 1 and suffix != "Ei":
@@ -47,12 +47,12 @@ def parse_bytes(text: str | int) -> int:
         else:
             value = Decimal(number) * _SUFFIX[suffix]
     except (ArithmeticError, KeyError) as error:
-        raise InvalidInput(f"{text!r} is no quantity; write it as 512Mi, 10Gi or 2Ti") from error
+        raise InvalidInput(f"{text!r} is not a quantity; write it as 512Mi, 10Gi or 2Ti") from error
     return int(value.to_integral_value(rounding=ROUND_CEILING))
 
 
 def format_bytes(count: int) -> str:
-    """A byte count for people: at most three significant digits and a binary suffix.
+    """Format bytes for people: at most three significant digits and a binary suffix.
 
     >>> format_bytes(0), format_bytes(38_797_312), format_bytes(41_983_942_656)
     ('0', '37Mi', '39.1Gi')

@@ -1,6 +1,6 @@
 """The owner's password as Postgres stores it: a SCRAM-SHA-256 verifier. Pure.
 
-Sources: RFC 5803 (form), RFC 4013 (SASLprep), PostgreSQL's `scram_build_secret`.
+Sources: RFC 5803 (format), RFC 4013 (SASLprep), PostgreSQL's `scram_build_secret`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import unicodedata
 from typing import Final
 
 _ITERATIONS: Final = 4096
-_FORM: Final = re.compile(r"SCRAM-SHA-256\$(\d+):([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+):([A-Za-z0-9+/=]+)")
+_VERIFIER: Final = re.compile(r"SCRAM-SHA-256\$(\d+):([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+):([A-Za-z0-9+/=]+)")
 _PROHIBITED: Final = (
     stringprep.in_table_a1,
     stringprep.in_table_c12,
@@ -30,7 +30,7 @@ _PROHIBITED: Final = (
 
 
 def saslprep(password: str) -> str:
-    """The password as it is hashed; as it stands where the profile prohibits it (Postgres does the same)."""
+    """Return the password as it is hashed: by SASLprep, or unchanged if that prohibits it (as Postgres does)."""
     if password.isascii():
         return password
     mapped = "".join(
@@ -47,7 +47,7 @@ def saslprep(password: str) -> str:
 
 
 def verifier_of(password: str, salt: bytes, iterations: int = _ITERATIONS) -> str:
-    """The verifier. `salt` is 16 random bytes.
+    """Return the verifier of a password. `salt`: 16 random bytes.
 
     >>> verifier_of("pencil", b"0" * 16)[:22]
     'SCRAM-SHA-256$4096:MDA'
@@ -61,14 +61,14 @@ def verifier_of(password: str, salt: bytes, iterations: int = _ITERATIONS) -> st
 
 
 def version_of(verifier: str) -> str:
-    """A word that changes with the verifier and tells nothing of it."""
+    """Return 16 hex digits that change with the verifier and reveal nothing of it: a part of its SHA-256."""
     return hashlib.sha256(verifier.strip().encode()).hexdigest()[:16]
 
 
 def is_verifier_of(verifier: str, password: str) -> bool:
-    """Whether the verifier was made of this password."""
-    match = _FORM.fullmatch(verifier.strip())
+    """Return True if the verifier was computed from this password."""
+    match = _VERIFIER.fullmatch(verifier.strip())
     if match is None:
         return False
-    again = verifier_of(password, base64.b64decode(match[2]), int(match[1]))
-    return hmac.compare_digest(again, verifier.strip())
+    expected = verifier_of(password, base64.b64decode(match[2]), int(match[1]))
+    return hmac.compare_digest(expected, verifier.strip())

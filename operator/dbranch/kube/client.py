@@ -1,7 +1,7 @@
-"""The Kubernetes API as JSON: a handful of verbs over the client library's connection pool.
+"""The Kubernetes API as JSON: a few verbs over the client library's connection pool.
 
-The library gives configuration, credentials and TLS; its typed models are left out, since every object here
-is written by a pure builder as a plain dict.
+The library provides configuration, credentials and TLS. Its typed models are not used, since every object here is
+a plain dict written by a pure builder.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ Json = dict[str, Any]
 _MERGE: Final = "application/merge-patch+json"
 _APPLY: Final = "application/apply-patch+yaml"
 _JSON_PATCH: Final = "application/json-patch+json"
-# Seconds for one request, and how long a watch may be silent before it is made anew.
-_TIMEOUT: Final = 20.0
-_WATCH: Final = 300
+_CONNECT_TIMEOUT_SECONDS: Final = 5.0
+_REQUEST_TIMEOUT_SECONDS: Final = 20.0
+# The server ends a watch after this time; a silence that is longer by the margin is a broken connection.
+_WATCH_SECONDS: Final = 300
+_WATCH_MARGIN_SECONDS: Final = 30.0
 
 
 def path_of(
     api: str, plural: str, namespace: str | None = None, name: str | None = None, sub: str = ""
 ) -> str:
-    """The URL path of a resource. `api` is `v1`, or a group and version as in `apps/v1`.
+    """Return the URL path of a resource. `api` is `v1`, or a group and version as in `apps/v1`.
 
     >>> path_of("apps/v1", "deployments", "team", "shop-proxy")
     '/apis/apps/v1/namespaces/team/deployments/shop-proxy'
@@ -47,12 +49,12 @@ def path_of(
 
 
 def project_path(namespace: str, name: str, sub: str = "") -> str:
-    """The URL path of a DBProject."""
+    """Return the URL path of a DBProject."""
     return path_of(names.API_VERSION, names.PROJECTS, namespace, name, sub)
 
 
 def branch_path(namespace: str, name: str, sub: str = "") -> str:
-    """The URL path of a DBBranch, by its object's name."""
+    """Return the URL path of a DBBranch, by its object's name."""
     return path_of(names.API_VERSION, names.BRANCHES, namespace, name, sub)
 
 
@@ -64,10 +66,10 @@ def object_path(item: Project | Branch, sub: str = "") -> str:
 
 
 class Cluster:
-    """The API server, as one field manager. Safe for threads.
+    """The API server, as one field manager. Thread-safe.
 
-    Every verb raises ClusterUnreachable where no answer came (or a 5xx, or 429), ApiError with the
-    server's status and words where it said no.
+    Every method raises ClusterUnreachable if no answer came (or HTTP 5xx or 429), and ApiError with the server's
+    status, reason and message if it rejected the request.
     """
 
     def __init__(self, manager: str) -> None:
@@ -81,7 +83,7 @@ class Cluster:
         self._pool: Any = client.ApiClient(self._settings).rest_client.pool_manager
 
     def get(self, path: str) -> Json | None:
-        """The object, or None where there is none."""
+        """Return the object, or None if it does not exist."""
         try:
             return self._call("GET", path)
         except ApiError as error:
@@ -90,36 +92,41 @@ class Cluster:
             raise
 
     def find(self, path: str, labels: str = "", fields: str = "") -> list[Json]:
-        """The items of a collection, uncached."""
+        """Return the items of a collection that match the selectors, uncached."""
         items: list[Json] = self._call("GET", path, query=_selectors(labels, fields)).get("items") or []
         return items
 
     def create(self, path: str, body: Mapping[str, Any]) -> Json:
-        """A new object. ApiError (409) where the name is taken."""
+        """Create an object and return it. Raises ApiError (409) if the name is taken."""
         return self._call("POST", path, body, query={"fieldManager": self._manager})
 
     def apply(self, path: str, body: Mapping[str, Any], manager: str | None = None) -> Json:
-        """Server-side apply, by force: what the body says is ours."""
+        """Apply an object server-side, taking over fields that others manage, and return it."""
         query = {"fieldManager": manager or self._manager, "force": "true"}
         return self._call("PATCH", path, body, _APPLY, query)
 
     def merge(self, path: str, body: Mapping[str, Any]) -> Json:
-        """A merge patch (RFC 7386). With `metadata.resourceVersion` or `uid` in it: ApiError (409) on another."""
+        """Send a merge patch (RFC 7386) and return the object.
+
+        Raises ApiError (409) if the patch has a `metadata.uid` or `metadata.resourceVersion` that is not the object's.
+        """
         return self._call("PATCH", path, body, _MERGE, {"fieldManager": self._manager})
 
     def json_patch(self, path: str, operations: list[Json]) -> Json:
-        """A JSON patch (RFC 6902). ApiError (422) where a `test` in it fails; nothing is changed then.
+        """Send a JSON patch (RFC 6902) and return the object.
 
-        A `test` for None holds where there is nothing at that path.
+        Raises ApiError (422), with nothing changed, if a `test` in it fails. A `test` for None passes if the path
+        does not exist.
         """
         return self._call("PATCH", path, operations, _JSON_PATCH, {"fieldManager": self._manager})
 
     def delete(
         self, path: str, uid: str | None = None, grace: int | None = None, version: str | None = None
     ) -> None:
-        """Asks for the end of an object (of this very one with `uid`, unchanged since with `version`).
+        """Delete an object; do nothing if it does not exist.
 
-        One that is gone is gone; one that is another, or has changed, stays.
+        With `uid` (and `version`, its resourceVersion): only that very object (in that version), else nothing is done.
+        `grace`: seconds that a pod has to terminate.
         """
         options: Json = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         if uid:
@@ -133,9 +140,9 @@ class Cluster:
                 raise
 
     def watch(self, path: str, labels: str = "", fields: str = "") -> Iterator[Json]:
-        """The objects there are (type ADDED), then a mark (type SYNCED), then events as they come.
+        """Yield the existing objects (type ADDED), an event of type SYNCED, then watch events as they come.
 
-        Ends when the server ends the watch or the connection; call again.
+        Ends when the server ends the watch; raises ClusterUnreachable if the connection breaks. Call it again then.
         """
         query = _selectors(labels, fields)
         listed = self._call("GET", path, query=query)
@@ -145,14 +152,16 @@ class Cluster:
         query |= {
             "watch": "1",
             "allowWatchBookmarks": "true",
-            "timeoutSeconds": str(_WATCH),
+            "timeoutSeconds": str(_WATCH_SECONDS),
             "resourceVersion": listed["metadata"]["resourceVersion"],
         }
-        rest = b""
+        partial_line = b""
         try:
-            answer = self._send("GET", path, None, "application/json", query, _WATCH + 30.0)
+            answer = self._send(
+                "GET", path, None, "application/json", query, _WATCH_SECONDS + _WATCH_MARGIN_SECONDS
+            )
             for chunk in answer.stream(amt=65536, decode_content=True):
-                *lines, rest = (rest + chunk).split(b"\n")
+                *lines, partial_line = (partial_line + chunk).split(b"\n")
                 for line in filter(None, lines):
                     event: Json = json.loads(line)
                     if event["type"] == "ERROR":
@@ -170,7 +179,7 @@ class Cluster:
         content: str = "application/json",
         query: Mapping[str, str] | None = None,
     ) -> Json:
-        answer = self._send(method, path, body, content, query, _TIMEOUT)
+        answer = self._send(method, path, body, content, query, _REQUEST_TIMEOUT_SECONDS)
         try:
             parsed: Json = json.loads(answer.read())
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
@@ -199,7 +208,7 @@ class Cluster:
                 url,
                 body=None if body is None else json.dumps(body),
                 headers=headers,
-                timeout=urllib3.Timeout(connect=5.0, read=seconds),
+                timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_SECONDS, read=seconds),
                 retries=urllib3.Retry(connect=2, read=0, redirect=0, other=0, backoff_factor=0.1),
                 preload_content=False,
             )

@@ -1,4 +1,4 @@
-"""Requests for another reconcile of an object, by an annotation of the role that is asked."""
+"""Requests for a reconcile of a DBBranch, by an annotation that the other role watches."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dbranch.kube.client import Cluster, branch_path
 
 
 def request_reconcile(cluster: Cluster, annotation: str, namespace: str, name: str) -> None:
-    """Request a reconcile of a DBBranch by its object's name; do nothing where it is gone.
+    """Request a reconcile of a DBBranch by its object's name; do nothing if it does not exist.
 
-    `annotation`: names.CONTROLLER_REQUESTED_AT or names.AGENT_REQUESTED_AT, after who is asked.
+    `annotation`: names.CONTROLLER_REQUESTED_AT or names.AGENT_REQUESTED_AT, by the role that is to reconcile.
     """
     body = {"metadata": {"annotations": {annotation: str(time.time_ns())}}}
     try:
