@@ -30,7 +30,7 @@ def await_node_as_before(cluster: Cluster, before: dict[str, list[str]], uid: st
         removed["files"] = [
             path
             for path in removed["files"]
-            if not path.startswith("slots/") and not path.endswith(".unclaimed")
+            if not path.startswith("slots/") and not path.endswith(".orphan")
         ]
         return not any(added.values()) and not any(removed.values())
 

@@ -184,7 +184,7 @@ def test_projects_of_a_deleted_node_can_be_deleted_and_its_pools_are_removed_on_
     cluster.kubectl("wait", "--for=create", f"node/{node}", "--timeout=180s")
     eventually(
         "the deleted project's pool is kept as an orphan",
-        lambda: f"{uid}.unclaimed" in cluster.on_node("ls /var/lib/dbranch/pools", node, check=False),
+        lambda: f"{uid}.orphan" in cluster.on_node("ls /var/lib/dbranch/pools", node, check=False),
         180,
     )
     assert f"{uid}.img" in cluster.on_node("ls /var/lib/dbranch/pools", node)

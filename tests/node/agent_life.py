@@ -125,7 +125,7 @@ class Life:
         context = NodeContext(NODE, "node-uid", "dbranch-nodes", "dbranch")
         cluster, layout = cast(Cluster, api), Layout(base)
         locks, metrics = KeyedLocks(layout.locks), AgentMetrics(WARM)
-        self._sweep = partial(sweep_slots, cluster, layout, context, young=0.0)
+        self._sweep = partial(sweep_slots, cluster, layout, context, minimum_age=0.0)
         self._warm = WarmReconciler(cluster, layout, context, WARM, metrics)
         self._projects = ProjectReconciler(cluster, layout, context, locks, self._warm.stir)
         self._branches = BranchReconciler(cluster, layout, context, locks, self._warm, metrics)

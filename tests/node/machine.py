@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dbranch.agent.layout import Layout
@@ -20,7 +20,7 @@ from dbranch.agent.postgres.session import Endpoint, await_accepting
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot.scripts import read_initdb, read_slot_start
 from dbranch.agent.volume import effect as subvolume
-from dbranch.agent.volume.marker import Marker
+from dbranch.agent.volume.marker import BranchNames, Marker
 from dbranch.agent.volume.settings import Settings
 from dbranch.api import names
 
@@ -67,7 +67,13 @@ class Node:
         assert made.wait(120) == 0, self.said(name)
         slot.ensure_slot_removed(self.layout, name)
         subvolume.ensure_initdb_promoted(
-            self.layout, self.project, branch, self.settings(branch, **parameters), "2026-01-01T00:00:00Z"
+            self.layout,
+            self.project,
+            branch,
+            replace(
+                self.settings(branch, **parameters), names=BranchNames("team", "shop", names.ROOT_BRANCH)
+            ),
+            "2026-01-01T00:00:00Z",
         )
         return branch
 

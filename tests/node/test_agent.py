@@ -11,7 +11,7 @@ from tests.node.agent_life import BRANCHES, NODE, PODS, PROJECTS
 from tests.node.world import World
 
 from dbranch.agent.context import NodeContext
-from dbranch.agent.housekeeping import sweep_slots, sweep_unclaimed
+from dbranch.agent.housekeeping import sweep_orphans, sweep_slots
 from dbranch.agent.linux.loops import loops_of
 from dbranch.agent.linux.mounts import read_mounts
 from dbranch.api import names
@@ -183,21 +183,21 @@ def test_what_no_object_names_goes_after_the_grace_and_not_before(world: World) 
     world.api.delete(f"{BRANCHES}/shop-stripped")
     context = NodeContext(NODE, "node-uid", "dbranch-nodes", "dbranch")
     cluster = cast(Cluster, world.api)
-    sweep_unclaimed(cluster, layout, context, 3600.0)
+    sweep_orphans(cluster, layout, context, 3600.0)
     assert layout.branch(project, uid).exists() and len(world.pods()) == 2
     for _ in range(100):
-        sweep_unclaimed(cluster, layout, context, 0.0)
-        sweep_slots(cluster, layout, context, young=0.0)
+        sweep_orphans(cluster, layout, context, 0.0)
+        sweep_slots(cluster, layout, context, minimum_age=0.0)
         if not layout.branch(project, uid).exists():
             break
         time.sleep(0.1)
     world.assert_consistent(project, running=1, stored=1)
-    assert not layout.unclaimed(uid).exists()
+    assert not layout.orphan_marker(uid).exists()
     # One that is claimed again in time loses its mark.
-    layout.unclaimed(world.uid("main")).touch()
-    sweep_unclaimed(cluster, layout, context, 3600.0)
-    assert not layout.unclaimed(world.uid("main")).exists()
+    layout.orphan_marker(world.uid("main")).touch()
+    sweep_orphans(cluster, layout, context, 3600.0)
+    assert not layout.orphan_marker(world.uid("main")).exists()
     # The mark of one that has ended in the ordinary way meanwhile goes too.
-    layout.unclaimed(uid).touch()
-    sweep_unclaimed(cluster, layout, context, 3600.0)
-    assert not layout.unclaimed(uid).exists()
+    layout.orphan_marker(uid).touch()
+    sweep_orphans(cluster, layout, context, 3600.0)
+    assert not layout.orphan_marker(uid).exists()

@@ -18,6 +18,7 @@ from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot.observe import observe_slot, observe_slots
 from dbranch.agent.slot.scripts import read_slot_start
 from dbranch.agent.volume import effect as subvolume
+from dbranch.agent.volume.marker import Marker, Role
 from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.agent.volume.sizes import observe_sizes
 from dbranch.api.errors import Busy, DataLost, InvalidInput, NotAccepting, SourceUnsafe
@@ -47,7 +48,7 @@ def test_initdb_makes_what_was_asked_for(main: tuple[Node, str, Endpoint]) -> No
     stored = sql(node, endpoint, "select rolpassword from pg_authid where rolname = 'postgres'")
     assert str(stored[0][0]).startswith("SCRAM-SHA-256$4096:")
     marker = observe_subvolumes(node.layout, node.project).branches[branch]
-    assert marker and marker.is_root and marker.cleaned
+    assert isinstance(marker, Marker) and marker.role is Role.ROOT and marker.cleaned
 
 
 def test_a_snapshot_of_a_running_source_is_isolated_both_ways(main: tuple[Node, str, Endpoint]) -> None:
@@ -60,7 +61,7 @@ def test_a_snapshot_of_a_running_source_is_isolated_both_ways(main: tuple[Node, 
     assert sql(node, there, "select name from item") == [("first",)]
     sql(node, there, "delete from item")
     assert sql(node, endpoint, "select count(*) from item") == [(2,)]
-    assert node.take(branch, copy).branch_uid == copy
+    assert node.take(branch, copy).owner_uid == copy
     assert observe_slot(node.layout, there.slot).branch_uid == copy
 
 
@@ -169,7 +170,7 @@ def test_a_source_that_reaches_outside_is_refused_with_the_path(main: tuple[Node
     subprocess.run(["btrfs", "-q", "subvolume", "create", str(pgdata / "nested")], check=True)
     with pytest.raises(SourceUnsafe, match="nested"):
         node.snapshot(branch)
-    assert observe_subvolumes(node.layout, node.project).temporary == ()
+    assert observe_subvolumes(node.layout, node.project).unfinished == ()
 
 
 def test_links_of_a_tenant_lead_nowhere(main: tuple[Node, str, Endpoint]) -> None:
@@ -210,7 +211,7 @@ def test_the_end_of_a_branch(main: tuple[Node, str, Endpoint]) -> None:
     assert copy not in observe_subvolumes(node.layout, node.project).branches
     subvolume.ensure_trash_emptied(node.layout, node.project)
     subvolume.ensure_trashed(node.layout, node.project, copy)
-    assert observe_subvolumes(node.layout, node.project).trash == ()
+    assert observe_subvolumes(node.layout, node.project).unfinished == ()
     with pytest.raises(DataLost):
         node.snapshot(copy)
 

@@ -225,7 +225,7 @@ def test_a_link_deep_inside_that_leaves_is_refused_with_its_path(stored: tuple[N
     subprocess.run(["btrfs", "-q", "subvolume", "create", str(deeper / "nested")], check=True)
     with pytest.raises(SourceUnsafe, match="base/a/b/nested is a subvolume"):
         node.snapshot(source)
-    assert observe_subvolumes(node.layout, node.project).temporary == ()
+    assert observe_subvolumes(node.layout, node.project).unfinished == ()
 
 
 def test_a_wal_that_is_elsewhere_is_refused_with_its_path(stored: tuple[Node, str, Path]) -> None:

@@ -85,7 +85,7 @@ def test_what_a_tenant_nests_goes_with_its_branch(up: Node, nest: str) -> None:
     subvolume.ensure_trashed(up.layout, up.project, branch)
     subvolume.ensure_trash_emptied(up.layout, up.project)
     found = observe_subvolumes(up.layout, other)
-    assert set(found.branches) == {source} and found.trash == ()
+    assert set(found.branches) == {source} and found.unfinished == ()
     assert btrfs_count(up) == 1
 
 
@@ -179,8 +179,8 @@ def test_a_tenant_that_links_and_names_others(world: World, secret: Path) -> Non
     try:
         pidfile = (pgdata / "postmaster.pid").read_text().split("\n")
         (pgdata / "postmaster.pid").write_text("\n".join([str(victim.pid), *pidfile[1:]]))
-        (run / "refused").unlink(missing_ok=True)
-        (run / "refused").symlink_to(secret)
+        (run / "start-blocked-by").unlink(missing_ok=True)
+        (run / "start-blocked-by").symlink_to(secret)
         (run / ".s.PGSQL.1").symlink_to(
             of_main / f".s.PGSQL.{world.branch('main')['status']['node']['port']}"
         )
@@ -191,7 +191,7 @@ def test_a_tenant_that_links_and_names_others(world: World, secret: Path) -> Non
             (run / name).mkdir()
         world.run_rounds()
         assert "secret" not in str(world.branch("hostile"))
-        assert observe_slot(layout, node["slot"]).refused is None
+        assert observe_slot(layout, node["slot"]).start_blocked_by is None
         # A copy of it is made: what is odd in it harms nobody.
         world.make_branch("copy", "hostile")
         world.run_agent()

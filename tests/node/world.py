@@ -229,4 +229,4 @@ class World:
         assert set(observe_slots(layout)) == {pod["metadata"]["name"] for pod in self.api.find(PODS)}
         found = observe_subvolumes(layout, project)
         assert len(found.branches) == stored and all(found.branches.values())
-        assert not found.temporary and not found.initdb and not found.trash
+        assert found.unfinished == ()

@@ -8,7 +8,7 @@ from dbranch.agent.branch import plan
 from dbranch.agent.branch.plan import BranchFacts, BranchPlan, plan_branch
 from dbranch.agent.pool.space import Space
 from dbranch.agent.slot.pod_status import PodFacts
-from dbranch.agent.volume.marker import Marker
+from dbranch.agent.volume.marker import FROM_BRANCH, FROM_INITDB, Marker, Origin, Role
 from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project, ProjectNode
@@ -19,10 +19,13 @@ ROOT = Branch("team", "shop-main", "r-uid", "shop", node_name="n1")
 COPY = Branch("team", "shop-x", "x-uid", "shop", "main", node_name="n1", source_uid="r-uid")
 ROOMY = Space(2**30, 2**29, 2**40, 2**39)
 INITDB = "initdb-p-uid"
+TAKEN = "2026-01-01T00:00:00Z"
 
 
 def marker(branch: Branch, cleaned: bool = True) -> Marker:
-    return Marker("p-uid", branch.uid, branch.source_uid, "2026-01-01T00:00:00Z", 17, cleaned)
+    origin = Origin(FROM_BRANCH if branch.source_uid else FROM_INITDB, branch.source_uid, TAKEN)
+    role = Role.ROOT if branch.is_root else Role.COPY
+    return Marker("p-uid", branch.uid, role, origin, TAKEN, 17, cleaned)
 
 
 def apply(branch: Branch, facts: BranchFacts, action: plan.Action) -> BranchFacts:

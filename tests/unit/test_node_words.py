@@ -9,6 +9,7 @@ import pytest
 from dbranch.agent.pool.space import Space, pool_finding
 from dbranch.agent.preflight import not_ready_reason
 from dbranch.agent.status import sizes, told
+from dbranch.agent.volume.marker import Role
 from dbranch.agent.volume.settings import Settings, render_postgresql_conf
 from dbranch.api.conditions import Finding, Reason, printable
 
@@ -29,15 +30,15 @@ def test_a_copy_has_no_jobs_but_those_it_asks_for_itself(own: set[str], lines: i
         "timescaledb.max_background_workers": "8",
     }
     settings = Settings("postgres", 20000, parameters, own=frozenset(own))
-    text = render_postgresql_conf(settings, is_root=False)
+    text = render_postgresql_conf(settings, Role.COPY)
     assert text.count(" in a copy: ") == lines
     assert ("# Not loaded in a copy: pg_cron " in text) == ("shared_preload_libraries" not in own)
-    assert " in a copy: " not in render_postgresql_conf(settings, is_root=True)
+    assert " in a copy: " not in render_postgresql_conf(settings, Role.ROOT)
 
 
 def test_a_value_cannot_pass_for_a_line_that_the_start_reads() -> None:
     forged = {"application_name": "x\n# Set in a copy: fsync=off"}
-    text = render_postgresql_conf(Settings("postgres", 20000, forged), is_root=True)
+    text = render_postgresql_conf(Settings("postgres", 20000, forged), Role.ROOT)
     assert not any(line.startswith("# Set in a copy") for line in text.splitlines())
 
 

@@ -1,4 +1,4 @@
-"""What an agent does for its node, not for one branch: what it holds is told, what nobody owns is swept."""
+"""What an agent does for its node, not for one object: it publishes what it holds and removes what nothing owns."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from dbranch.agent.context import NodeContext
@@ -17,7 +19,6 @@ from dbranch.agent.pool.retained import observe_retained
 from dbranch.agent.slot.effect import ensure_slot_removed
 from dbranch.agent.slot.observe import observe_pods, observe_slots
 from dbranch.agent.slot.pods import delete_pod
-from dbranch.agent.status import free_bytes_differ
 from dbranch.agent.volume.effect import ensure_trash_emptied, ensure_trashed
 from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.agent.volume.orphans import (
@@ -32,47 +33,65 @@ from dbranch.kube.client import Cluster, path_of
 
 logger = logging.getLogger(__name__)
 
-_EVERY = 60.0
-# A slot's directory is made before its pod, so a young one may still get it: within the time of a few requests.
-_YOUNG = 60.0
+_INTERVAL_SECONDS = 60.0
+# A slot's directory is made before its pod: one younger than this may still get its pod, within the time of a few
+# requests.
+_SLOT_MINIMUM_AGE_SECONDS = 60.0
+# The part of the free bytes by which they have to change before they are published again.
+_FREE_BYTES_TOLERANCE = 0.05
 
-Told = tuple[int, str]
+
+@dataclass(frozen=True)
+class PublishedFacts:
+    """What the annotations of the agent's own pod say of its node."""
+
+    host_free_bytes: int
+    retained: str
 
 
 def run_housekeeping(cluster: Cluster, layout: Layout, context: NodeContext, pod: str, grace: float) -> None:
-    """For ever, at a slow pace. `grace`: seconds for which what no object names is kept."""
-    told: Told | None = None
+    """Publish and sweep for ever, at a slow pace. `grace`: seconds for which orphans are kept."""
+    published: PublishedFacts | None = None
     while True:
         try:
-            told = tell(cluster, layout, context, pod, told)
+            published = publish_node_facts(cluster, layout, context, pod, published)
             sweep_slots(cluster, layout, context)
-            sweep_unclaimed(cluster, layout, context, grace)
+            sweep_orphans(cluster, layout, context, grace)
         except (DbranchError, OSError) as error:
             logger.warning("housekeeping: %s", error)
-        time.sleep(_EVERY)
+        time.sleep(_INTERVAL_SECONDS)
 
 
-def tell(cluster: Cluster, layout: Layout, context: NodeContext, pod: str, told: Told | None) -> Told:
-    """The disk's free bytes and the retained pools on the agent's own pod; what stands there now."""
+def publish_node_facts(
+    cluster: Cluster, layout: Layout, context: NodeContext, pod: str, published: PublishedFacts | None
+) -> PublishedFacts:
+    """Write the disk's free bytes and the retained pools to the annotations of the agent's own pod, if they changed.
+
+    Returns what the annotations say now.
+    """
     free = observe_machine(layout).host_free_bytes
     retained = ",".join(uid for uid in observe_pools(layout) if observe_retained(layout, uid))
-    if told is not None and told[1] == retained and not free_bytes_differ(told[0], free):
-        return told
-    marks = {names.AGENT_HOST_FREE: str(free), names.AGENT_RETAINED: retained}
+    if published is not None and published.retained == retained:
+        tolerance = published.host_free_bytes * _FREE_BYTES_TOLERANCE
+        if abs(free - published.host_free_bytes) <= tolerance:
+            return published
+    annotations = {names.AGENT_HOST_FREE: str(free), names.AGENT_RETAINED: retained}
     path = path_of("v1", "pods", context.namespace, pod)
-    cluster.merge(path, {"metadata": {"annotations": marks}})
-    return free, retained
+    cluster.merge(path, {"metadata": {"annotations": annotations}})
+    return PublishedFacts(free, retained)
 
 
-def sweep_slots(cluster: Cluster, layout: Layout, context: NodeContext, young: float = _YOUNG) -> None:
-    """Removes the directories of slots, older than `young` seconds, whose pod does not exist (any more)."""
-    old = [slot for slot in observe_slots(layout) if _age(layout.slot(slot)) > young]
+def sweep_slots(
+    cluster: Cluster, layout: Layout, context: NodeContext, minimum_age: float = _SLOT_MINIMUM_AGE_SECONDS
+) -> None:
+    """Remove the directories of slots, older than `minimum_age` seconds, whose pod does not exist (any more)."""
+    old = [slot for slot in observe_slots(layout) if _age(layout.slot(slot)) > minimum_age]
     if not old:
         return
     path = path_of("v1", "pods", context.namespace)
-    there = {pod["metadata"]["name"] for pod in cluster.find(path, labels=names.LABEL_SLOT)}
+    pods = {pod["metadata"]["name"] for pod in cluster.find(path, labels=names.LABEL_SLOT)}
     for slot in old:
-        if slot not in there:
+        if slot not in pods:
             ensure_slot_removed(layout, slot)
 
 
@@ -83,40 +102,56 @@ def _age(path: Path) -> float:
         return 0.0
 
 
-def sweep_unclaimed(cluster: Cluster, layout: Layout, context: NodeContext, grace: float) -> None:
-    """Pools and branches that no object names any more: marked, and after `grace` seconds removed.
+def sweep_orphans(cluster: Cluster, layout: Layout, context: NodeContext, grace: float) -> None:
+    """Mark pools, and what a UID owns in a pool, that no object names any more; remove them after `grace` seconds.
 
     A finalizer stripped by hand, or a node that came back after it was given up, leaves such. The disk is
-    read before the API: an object is there before what is made for it. Retained pools are left alone.
+    read before the API: an object is there before what is made for it. Retained pools, and what only a newer
+    release understands, are left alone.
     """
-    pools = observe_pools(layout)
-    held = {uid: tuple(observe_subvolumes(layout, uid).branches) for uid in pools}
+    pools = {uid: observe_subvolumes(layout, uid) for uid in observe_pools(layout)}
+    for pool, subvolumes in pools.items():
+        for name in subvolumes.of_newer_release:
+            _log_newer_once(pool, str(name))
     everywhere = (path_of(names.API_VERSION, plural) for plural in (names.PROJECTS, names.BRANCHES))
-    claimed = {body["metadata"]["uid"] for path in everywhere for body in cluster.find(path)}
-    for pool, branches in held.items():
-        kept = pool in claimed or observe_retained(layout, pool) is not None
-        if _is_over(layout, pool, kept, grace) and _without_pods(
+    existing = {body["metadata"]["uid"] for path in everywhere for body in cluster.find(path)}
+    for pool, subvolumes in pools.items():
+        newer = {name.owner_uid for name in subvolumes.of_newer_release}
+        kept = pool in existing or bool(newer) or observe_retained(layout, pool) is not None
+        if _is_expired(layout, pool, kept, grace) and _without_pods(
             cluster, context, names.LABEL_PROJECT_UID, pool
         ):
             logger.warning("pool %s has had no DBProject for %.0f s; it is removed", pool, grace)
-            with _later(pool):
+            with _ignore_busy(pool):
                 ensure_pool_removed(layout, pool)
                 ensure_orphan_marker_removed(layout, pool)
-        for branch in branches if pool in claimed else ():
-            over = _is_over(layout, branch, branch in claimed, grace)
-            if over and _without_pods(cluster, context, names.LABEL_BRANCH_UID, branch):
-                logger.warning("branch %s has had no DBBranch for %.0f s; it is removed", branch, grace)
-                with _later(branch):
-                    ensure_trashed(layout, pool, branch)
+        for owner in sorted(subvolumes.owners) if pool in existing else ():
+            kept = owner in existing or owner in newer
+            if _is_expired(layout, owner, kept, grace) and _without_pods(
+                cluster, context, names.LABEL_BRANCH_UID, owner
+            ):
+                logger.warning("branch %s has had no DBBranch for %.0f s; its data is removed", owner, grace)
+                with _ignore_busy(owner):
+                    ensure_trashed(layout, pool, owner)
                     ensure_trash_emptied(layout, pool)
-                    ensure_orphan_marker_removed(layout, branch)
-    ensure_orphan_markers_swept(
-        layout, {*held, *(branch for branches in held.values() for branch in branches)}
+                    ensure_orphan_marker_removed(layout, owner)
+    owners = {owner for subvolumes in pools.values() for owner in subvolumes.owners}
+    ensure_orphan_markers_swept(layout, owners | set(pools))
+
+
+@lru_cache(maxsize=1024)
+def _log_newer_once(pool: str, name: str) -> None:
+    logger.warning(
+        "subvolume %s in the pool of project %s was written by a newer release of dbranch; it is left alone; "
+        "upgrade the agent of this node",
+        name,
+        pool,
     )
 
 
-def _is_over(layout: Layout, uid: str, claimed: bool, grace: float) -> bool:
-    if claimed:
+def _is_expired(layout: Layout, uid: str, kept: bool, grace: float) -> bool:
+    """Return True if an orphan was marked longer than `grace` seconds ago; mark it, or unmark what is `kept`."""
+    if kept:
         ensure_orphan_marker_removed(layout, uid)
         return False
     ensure_orphan_marker(layout, uid)
@@ -124,17 +159,17 @@ def _is_over(layout: Layout, uid: str, claimed: bool, grace: float) -> bool:
 
 
 def _without_pods(cluster: Cluster, context: NodeContext, label: str, uid: str) -> bool:
-    """Whether no pod of it is left; those that are end, and their slots are swept after them."""
-    left = observe_pods(cluster, context.namespace, f"{label}={uid}")
-    for pod in left:
+    """Return True if no pod has this label; delete those that have. Their slots are swept after them."""
+    pods = observe_pods(cluster, context.namespace, f"{label}={uid}")
+    for pod in pods:
         if not pod.terminating:
             delete_pod(cluster, context.namespace, pod)
-    return not left
+    return not pods
 
 
 @contextmanager
-def _later(uid: str) -> Iterator[None]:
-    """What is still in use is tried again in the next round."""
+def _ignore_busy(uid: str) -> Iterator[None]:
+    """Leave what is still in use to the next round."""
     try:
         yield
     except Busy as error:

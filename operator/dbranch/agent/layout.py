@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from dbranch.api.errors import InvalidInput
 
-_UID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_UID_PATTERN: Final = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_UID: Final = re.compile(_UID_PATTERN)
+_SUBVOLUME: Final = re.compile(
+    rf"(?:\.(?P<kind>[a-z]+)-)?(?P<owner_uid>{_UID_PATTERN})(?:-(?P<suffix>[0-9a-z]+))?"
+)
 _SLOT: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 PGDATA: Final = "pgdata"
@@ -25,11 +30,6 @@ PG_HBA: Final = "pg_hba.conf"
 PG_IDENT: Final = "pg_ident.conf"
 # Left in PGDATA by initdb.sh when everything is made; taken away at the adoption.
 INITDB_DONE: Final = "dbranch_initdb_done"
-
-# Subvolumes that are no branch (yet, any more); a branch's name is its bare UID.
-TEMPORARY_PREFIX: Final = ".new-"
-INITDB_PREFIX: Final = ".init-"
-TRASH: Final = ".trash"
 
 
 def is_uid(text: str) -> bool:
@@ -54,6 +54,58 @@ def checked_slot(slot: str) -> str:
     if not is_slot(slot):
         raise InvalidInput(f"{slot!r} is no name of a slot")
     return slot
+
+
+class SubvolumeKind(StrEnum):
+    """What a subvolume is whose name is not just its owner's UID. It is never its owner's data as of now."""
+
+    # A snapshot that is being taken.
+    NEW = "new"
+    # Where initdb runs, before it is the root branch.
+    INIT = "init"
+    # Data that is being prepared to take the place of its owner's.
+    RESTORE = "restore"
+    # Waits to be destroyed. It stays in the directory where it was: a read-only subvolume cannot be moved into
+    # another one (tried: EROFS).
+    TRASH = "trash"
+
+
+@dataclass(frozen=True)
+class SubvolumeName:
+    """The name of a subvolume at the top of a pool: `[.<kind>-]<owner-uid>[-<suffix>]`.
+
+    The owner is the DBBranch with that UID. A bare UID is its data; what else it owns has a kind. `kind` may be one
+    that only a newer release knows: see `is_understood`. `suffix` makes several of a kind differ: [0-9a-z]+.
+    """
+
+    owner_uid: str
+    kind: str | None = None
+    suffix: str | None = None
+
+    @property
+    def is_data(self) -> bool:
+        """True for the data of the owner itself."""
+        return self.kind is None and self.suffix is None
+
+    @property
+    def is_understood(self) -> bool:
+        """True for a name that this release makes or destroys; any other is left alone."""
+        return self.is_data or self.kind in frozenset[str](SubvolumeKind)
+
+    def __str__(self) -> str:
+        """Render the name as it stands on disk.
+
+        >>> str(SubvolumeName("0f5b3b0c-9d0e-4b52-8d4c-5f8d3c1b2a19", SubvolumeKind.TRASH, "1f"))
+        '.trash-0f5b3b0c-9d0e-4b52-8d4c-5f8d3c1b2a19-1f'
+        """
+        prefix = "" if self.kind is None else f".{self.kind}-"
+        return f"{prefix}{self.owner_uid}" + ("" if self.suffix is None else f"-{self.suffix}")
+
+    @classmethod
+    def parse(cls, text: str) -> SubvolumeName | None:
+        """Parse a name on disk; None where it has another form, so that dbranch did not make it."""
+        match = _SUBVOLUME.fullmatch(text)
+        return cls(**match.groupdict()) if match else None
 
 
 @dataclass(frozen=True)
@@ -101,28 +153,30 @@ class Layout:
         """What says whose a retained image was."""
         return self.pools / f"{checked_uid(project_uid)}.json"
 
-    def unclaimed(self, uid: str) -> Path:
-        """The mark of a pool or branch that no object names; as old as that is known."""
-        return self.pools / f"{checked_uid(uid)}.unclaimed"
+    def orphan_marker(self, uid: str) -> Path:
+        """The file whose age says since when no object names the pool or branch with this UID."""
+        return self.pools / f"{checked_uid(uid)}.orphan"
 
     def pool(self, project_uid: str) -> Path:
         """Where the project's pool is mounted."""
         return self.mounts / checked_uid(project_uid)
 
-    def branch(self, project_uid: str, branch_uid: str) -> Path:
-        """A branch's subvolume."""
-        return self.pool(project_uid) / checked_uid(branch_uid)
+    def subvolume(self, project_uid: str, name: SubvolumeName) -> Path:
+        """A subvolume at the top of the project's pool."""
+        checked_uid(name.owner_uid)
+        return self.pool(project_uid) / str(name)
 
-    def temporary(self, project_uid: str, branch_uid: str) -> Path:
-        """A snapshot that is not a branch yet."""
-        return self.pool(project_uid) / f"{TEMPORARY_PREFIX}{checked_uid(branch_uid)}"
+    def branch(self, project_uid: str, branch_uid: str) -> Path:
+        """The subvolume with a branch's data."""
+        return self.subvolume(project_uid, SubvolumeName(branch_uid))
+
+    def new_snapshot(self, project_uid: str, branch_uid: str) -> Path:
+        """The subvolume in which a branch's snapshot is made, before it is the branch."""
+        return self.subvolume(project_uid, SubvolumeName(branch_uid, SubvolumeKind.NEW))
 
     def initdb_area(self, project_uid: str, branch_uid: str) -> Path:
         """The subvolume in which `initdb` runs, before it is the root branch."""
-        return self.pool(project_uid) / f"{INITDB_PREFIX}{checked_uid(branch_uid)}"
-
-    def trash(self, project_uid: str) -> Path:
-        return self.pool(project_uid) / TRASH
+        return self.subvolume(project_uid, SubvolumeName(branch_uid, SubvolumeKind.INIT))
 
     def slot(self, slot: str) -> Path:
         """What the slot's pod mounts at `/slot`."""

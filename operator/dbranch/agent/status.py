@@ -15,6 +15,7 @@ from dbranch.api.errors import (
     PoolDamaged,
     PoolLost,
     SourceUnsafe,
+    StorageUnclear,
 )
 from dbranch.api.quantity import format_bytes
 
@@ -64,6 +65,8 @@ def failed_storage_finding(error: Exception, who: str) -> Finding:
     reason = Reason.SNAPSHOT_FAILED
     if isinstance(error, DataLost):
         reason = Reason.DATA_LOST
+    elif isinstance(error, StorageUnclear):
+        reason = Reason.STORAGE_UNCLEAR
     elif isinstance(error, SourceUnsafe):
         reason = Reason.SOURCE_UNSAFE
     elif isinstance(error, Busy):

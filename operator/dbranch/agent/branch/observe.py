@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dbranch.agent.branch.plan import BranchFacts
 from dbranch.agent.context import NodeContext
-from dbranch.agent.layout import Layout
+from dbranch.agent.layout import Layout, SubvolumeKind
 from dbranch.agent.machine import observe_machine
 from dbranch.agent.pool.observe import observe_pool
 from dbranch.agent.pool.space import Space
 from dbranch.agent.slot.observe import observe_branch_slots, observe_pods, observe_slot
-from dbranch.agent.slot.pod_spec import slot_class
+from dbranch.agent.slot.pod_spec import slot_class_of
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.volume.adopt import retained_branch
+from dbranch.agent.volume.marker import Marker, NewerMarker
 from dbranch.agent.volume.observe import observe_initdb_done, observe_marker, observe_subvolumes
 from dbranch.agent.warm.observe import observe_free_pods
 from dbranch.api import names
@@ -29,23 +30,31 @@ def observe_branch(
     machine = observe_machine(layout)
     pods = observe_pods(cluster, context.namespace, f"{names.LABEL_BRANCH_UID}={branch.uid}")
     initdb = names.initdb_pod_name(project.uid)
-    marker = observe_marker(layout, project.uid, branch.uid)
+    stored = observe_marker(layout, project.uid, branch.uid)
+    newer = stored if isinstance(stored, NewerMarker) else None
     retained: str | None = None
     initdb_done = False
-    if marker is None and (project.adopt or branch.is_root):
+    if stored is None and (project.adopt or branch.is_root):
         subvolumes = observe_subvolumes(layout, project.uid)
         if project.adopt:
             retained = retained_branch(subvolumes.branches, project.adopt, branch.name, branch.uid)
-        initdb_done = branch.uid in subvolumes.initdb and observe_initdb_done(layout, project.uid, branch.uid)
+            if retained is None:
+                # The branch's data may be among what only a newer release understands.
+                markers = subvolumes.branches.values()
+                newer = next((marker for marker in markers if isinstance(marker, NewerMarker)), None)
+        in_area = branch.uid in subvolumes.owners_of(SubvolumeKind.INIT)
+        initdb_done = in_area and observe_initdb_done(layout, project.uid, branch.uid)
+    marker = stored if isinstance(stored, Marker) else None
     waiting: tuple[PodFacts, ...] = ()
     if not pods and should_run(project, branch) and (marker or branch.source_uid or retained):
-        waiting = observe_free_pods(cluster, context, slot_class(project, branch), form)
+        waiting = observe_free_pods(cluster, context, slot_class_of(project, branch).class_hash, form)
     bound = observe_branch_slots(layout, branch.uid, initdb if branch.is_root else None)
     slots = [observe_slot(layout, slot) for slot in bound]
     return BranchFacts(
         pool_mounted=pool.mounted and not pool.frozen,
         space=Space(pool.total_bytes, pool.free_bytes, machine.host_total_bytes, machine.host_free_bytes),
         marker=marker,
+        newer=newer,
         retained=retained,
         pods=tuple(pod for pod in pods if pod.name != initdb),
         waiting=waiting,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from dbranch.agent.pool.space import Space, check_space
-from dbranch.agent.slot.pod_spec import slot_class
-from dbranch.agent.slot.pod_status import PodFacts, trouble_of
-from dbranch.agent.volume.marker import Marker
+from dbranch.agent.slot.pod_spec import slot_class_of
+from dbranch.agent.slot.pod_status import PodFacts, pod_finding
+from dbranch.agent.volume.marker import Marker, NewerMarker
 from dbranch.api import names
 from dbranch.api.branch import Branch, should_run
 from dbranch.api.conditions import Finding, Reason
@@ -26,7 +26,7 @@ class BranchFacts:
     `bound` the slots in which its subvolume (or initdb area) is bound now. `accepting` is the version of
     the Postgres that answers in the bound slot, `pending` the names of its settings that wait for a restart.
     `refused`: why the waiting script of the bound slot does not start Postgres; `unseen`: it does not see what
-    is bound there. `initdb_done`: the area holds a whole database.
+    is bound there. `initdb_done`: the area holds a whole database. `newer`: a newer release wrote its data.
     """
 
     pool_mounted: bool
@@ -42,6 +42,7 @@ class BranchFacts:
     refused: str | None = None
     unseen: bool = False
     retained: str | None = None
+    newer: NewerMarker | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,15 @@ def plan_branch(project: Project, branch: Branch, facts: BranchFacts) -> BranchP
         return BranchPlan(
             (), Finding(Reason.CREATING_POOL, f"pool of project {project.name} is not mounted yet")
         )
+    if facts.newer:
+        unclear = Finding(
+            Reason.STORAGE_UNCLEAR,
+            f"{who} was written by a newer release of dbranch ({facts.newer}); nothing is touched; "
+            f"upgrade the agent of node {project.node_name}",
+        )
+        if should_run(project, branch):
+            return BranchPlan((), unclear)
+        return BranchPlan((*clean, *ends), unclear, _at_rest(branch, who)[1])
     if facts.marker is None:
         if branch.node.snapshot_time:
             lost = (
@@ -203,7 +213,7 @@ def _at_rest(branch: Branch, who: str, stored: Finding | None = None) -> tuple[F
 def _never_ran(pod: PodFacts, project: Project) -> bool:
     """Whether the pod waits for an image that is no longer the one: it is made anew."""
     other = pod.image not in ("", project.postgres.image)
-    return other and not pod.running and not pod.over and pod.restarts == 0
+    return other and not pod.running and not pod.terminated and pod.restarts == 0
 
 
 def _is_stale(pod: PodFacts, project: Project, branch: Branch, facts: BranchFacts) -> bool:
@@ -211,7 +221,7 @@ def _is_stale(pod: PodFacts, project: Project, branch: Branch, facts: BranchFact
     asked = branch.annotations.get(names.RESTARTED_AT)
     if asked and pod.restarted_at != asked:
         return True
-    other = pod.slot_class not in ("", slot_class(project, branch))
+    other = pod.class_hash not in ("", slot_class_of(project, branch).class_hash)
     return _never_ran(pod, project) or (other and facts.refused is not None)
 
 
@@ -237,7 +247,7 @@ def _refusal(project: Project, branch: Branch, facts: BranchFacts, who: str) -> 
 
 def _accepting(project: Project, branch: Branch, facts: BranchFacts, pod: PodFacts, who: str) -> Finding:
     waits = list(facts.pending)
-    if pod.slot_class not in ("", slot_class(project, branch)):
+    if pod.class_hash not in ("", slot_class_of(project, branch).class_hash):
         waits.append("image" if pod.image != project.postgres.image else "resources")
     if waits:
         shown = ", ".join(waits[:5]) + (f" and {len(waits) - 5} more" if len(waits) > 5 else "")
@@ -249,16 +259,16 @@ def _accepting(project: Project, branch: Branch, facts: BranchFacts, pod: PodFac
 def _plan_postgres(
     project: Project, branch: Branch, facts: BranchFacts, who: str, snapshot: list[Action]
 ) -> tuple[list[Action], Finding, float | None]:
-    alive = [pod for pod in facts.pods if not pod.terminating and not pod.over]
+    alive = [pod for pod in facts.pods if not pod.terminating and not pod.terminated]
     misfits = [pod for pod in alive if _is_stale(pod, project, branch, facts)]
     live = [pod for pod in alive if pod not in misfits]
     # One that has the branch bound goes on; a second one (made by a visit that was cut off) goes.
     live.sort(key=lambda pod: (pod.name not in facts.bound, pod.name))
-    ends: list[Action] = [DeletePod(pod) for pod in facts.pods if pod.over and not pod.terminating]
+    ends: list[Action] = [DeletePod(pod) for pod in facts.pods if pod.terminated and not pod.terminating]
     ends += [DeletePod(pod) for pod in (*misfits, *live[1:])]
-    rejected = next((pod for pod in facts.pods if pod.over), None)
+    rejected = next((pod for pod in facts.pods if pod.terminated), None)
     if rejected:
-        ended = trouble_of(rejected, who) or Finding(Reason.POD_REJECTED, f"pod {rejected.name} ended")
+        ended = pod_finding(rejected, who) or Finding(Reason.POD_REJECTED, f"pod {rejected.name} ended")
         return [*snapshot, *ends], ended, 10.0
     if not live:
         if facts.pods:
@@ -279,7 +289,7 @@ def _plan_postgres(
             ending = f"{who}: it is still bound in {others[0]}; Postgres starts in {pod.name} after it"
             return [*snapshot, *ends], Finding(Reason.WAITING_FOR_SLOT, ending), 1.0
         ends += [*snapshot, Bind(pod.name)]
-    trouble = trouble_of(pod, who)
+    trouble = pod_finding(pod, who)
     if facts.accepting and facts.marker and facts.marker.cleaned and pod.name in facts.bound:
         has_password = project.password_version in (None, facts.marker.password)
         password: list[Action] = [] if has_password else [SetPassword(pod.name)]
@@ -324,10 +334,10 @@ def _plan_initdb(project: Project, branch: Branch, facts: BranchFacts) -> Branch
         return BranchPlan((), making, retry_after=0.3)
     if _never_ran(pod, project):
         return BranchPlan((DeletePod(pod),), making, retry_after=0.3)
-    if pod.over:
+    if pod.terminated:
         if facts.initdb_done:
             return BranchPlan((DeletePod(pod),), making, retry_after=0.1)
         said = pod.message or pod.reason or "no word"
         failed = f"initdb of project {project.name} failed: {said}; it is tried again"
         return BranchPlan((DeletePod(pod),), Finding(Reason.INITDB_FAILED, failed), retry_after=10.0)
-    return BranchPlan((), making, trouble_of(pod, who))
+    return BranchPlan((), making, pod_finding(pod, who))

@@ -26,12 +26,12 @@ from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.slot.scripts import read_initdb, read_slot_start
 from dbranch.agent.volume import effect as subvolume
 from dbranch.agent.volume.adopt import ensure_branch_adopted
-from dbranch.agent.volume.marker import BranchNames, Marker
+from dbranch.agent.volume.marker import BranchNames, Marker, Role
 from dbranch.agent.volume.settings import Settings
 from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
-from dbranch.api.errors import DbranchError, NotAccepting, SlotTaken
+from dbranch.api.errors import DbranchError, NotAccepting, SlotTaken, StorageUnclear
 from dbranch.api.project import Project, parse_project
 from dbranch.kube.client import Cluster, branch_path, project_path
 from dbranch.kube.status import patch_status
@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 _CHECKPOINT = 10.0
 # Seconds that a visit itself waits for a Postgres in a slot that ran already: one write then says all.
 _AT_ONCE = 1.0
+# Between two looks at a deletion that waits for a newer agent.
+_UNCLEAR_RETRY_SECONDS = 60.0
 # Seconds of grace for a Postgres whose data is thrown away.
 _END = 2
 
@@ -111,7 +113,7 @@ class BranchReconciler:
 
     def _visit(self, scene: Scope, tried: set[str], laps: StepTimer) -> float | None:
         project, branch = scene.project, scene.branch
-        facts = observe_branch(self._cluster, self._layout, self._context, self._warm.form, project, branch)
+        facts = observe_branch(self._cluster, self._layout, self._context, self._warm.template_hash, project, branch)
         free = tuple(pod for pod in facts.waiting if pod.name not in tried)
         facts = self._asked(scene, replace(facts, waiting=free))
         todo = plan.plan_branch(project, branch, facts)
@@ -137,8 +139,8 @@ class BranchReconciler:
             node["postgres"] = postgres.as_dict()
         node |= self._place(scene, facts, done)
         if done.marker:
-            node |= {"sourceUID": done.marker.source_uid, "snapshotTime": done.marker.snapshot_time}
-            if done.marker.is_root and not project.node.initialized:
+            node |= {"sourceUID": done.marker.origin.uid, "snapshotTime": done.marker.snapshot_time}
+            if done.marker.role is Role.ROOT and not project.node.initialized:
                 said = patch_status(self._cluster, project, {"node": {"initialized": True}})
                 project = parse_project(said)
         self._tell(scene, node, done)
@@ -163,7 +165,7 @@ class BranchReconciler:
 
     def _asked(self, scene: Scope, facts: plan.BranchFacts) -> plan.BranchFacts:
         """What the Postgres of a bound slot says itself."""
-        live = {pod.name for pod in facts.pods if not pod.terminating and not pod.over}
+        live = {pod.name for pod in facts.pods if not pod.terminating and not pod.terminated}
         bound = next((name for name in facts.bound if name in live), None)
         if bound is None or facts.marker is None:
             return facts
@@ -243,7 +245,7 @@ class BranchReconciler:
 
     def _place(self, scene: Scope, facts: plan.BranchFacts, done: _Done) -> dict[str, Any]:
         """Slot, pod and address: those of the pod that answers; none of a branch that does not run."""
-        live = next((pod for pod in facts.pods if not pod.terminating and not pod.over), None)
+        live = next((pod for pod in facts.pods if not pod.terminating and not pod.terminated), None)
         if facts.accepting and live:
             return {
                 **{"slot": live.name, "pod": live.name, "address": live.address, "imageID": live.image_id},
@@ -277,7 +279,14 @@ class BranchReconciler:
                     pods.delete_pod(self._cluster, self._context.namespace, pod, _END)
             if left:
                 return 0.3
-            self._throw_away(branch)
+            try:
+                self._throw_away(branch)
+            except StorageUnclear as error:
+                # Waits for the newer agent: what this one cannot understand it does not destroy.
+                finding = report.failed_storage_finding(error, f"branch {branch.name}")
+                logger.warning("branch %s/%s: %s", branch.namespace, branch.object_name, error)
+                self._write(branch, {"storage": finding.as_dict()})
+                return _UNCLEAR_RETRY_SECONDS
             self._warm.stir(branch)
             return None
 
@@ -321,9 +330,9 @@ def _moves_pods(todo: plan.BranchPlan) -> bool:
 def _settings(scene: Scope) -> Settings:
     project, branch = scene.project, scene.branch
     parameters = {**project.postgres.parameters, **branch.parameters}
-    whose = BranchNames(project.namespace, project.name, branch.name)
+    branch_names = BranchNames(project.namespace, project.name, branch.name)
     own = frozenset(branch.parameters)
-    return Settings(project.postgres.user, names.branch_port(branch.uid), parameters, whose, own)
+    return Settings(project.postgres.user, names.branch_port(branch.uid), parameters, branch_names, own)
 
 
 def _endpoint(scene: Scope, slot_name: str, marker: Marker) -> Endpoint:

@@ -58,16 +58,21 @@ def openat2(
 
 
 def rename_new(old: Path, new: Path) -> None:
-    """Renames `old` to `new`; FileExistsError where `new` is there, in one step (RENAME_NOREPLACE)."""
+    """Rename `old` to `new`. Raises FileExistsError if `new` exists; the check and the rename are one step."""
+    rename_new_at(_AT_FDCWD, old, _AT_FDCWD, new)
+
+
+def rename_new_at(old_directory: int, old: str | Path, new_directory: int, new: str | Path) -> None:
+    """Rename `old` in one open directory to `new` in another, as `rename_new` does (RENAME_NOREPLACE)."""
     number = _SYS_RENAMEAT2.get(platform.machine())
     if number is None:
-        raise OSError(errno.ENOSYS, f"renameat2 on {platform.machine()} is not known here", str(new))
+        raise OSError(errno.ENOSYS, f"the number of renameat2 on {platform.machine()} is unknown", str(new))
     _check(
         _libc.syscall(
             ctypes.c_long(number),
-            ctypes.c_int(_AT_FDCWD),
+            ctypes.c_int(old_directory),
             ctypes.c_char_p(os.fsencode(old)),
-            ctypes.c_int(_AT_FDCWD),
+            ctypes.c_int(new_directory),
             ctypes.c_char_p(os.fsencode(new)),
             ctypes.c_uint(_RENAME_NOREPLACE),
         ),

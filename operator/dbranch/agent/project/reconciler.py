@@ -26,6 +26,7 @@ from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot import pods
 from dbranch.agent.slot.observe import observe_pods, observe_project_slots
 from dbranch.agent.volume.effect import ensure_trash_emptied
+from dbranch.agent.volume.marker import Marker, Role
 from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.api import names
 from dbranch.api.branch import parse_branch
@@ -99,7 +100,9 @@ class ProjectReconciler:
         node: dict[str, Any] = {
             "machineID": ensure_base(self._layout),
             "poolUUID": uuid,
-            "initialized": known.initialized or bool(project.adopt) or any(m and m.is_root for m in markers),
+            "initialized": known.initialized
+            or bool(project.adopt)
+            or any(isinstance(marker, Marker) and marker.role is Role.ROOT for marker in markers),
             "storage": step.as_dict(),
             "observedGeneration": project.generation,
         }

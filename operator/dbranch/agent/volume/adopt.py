@@ -10,7 +10,7 @@ from dbranch.agent.linux.files import write_whole
 from dbranch.agent.linux.mounts import mounts_at
 from dbranch.agent.linux.syscalls import rename_new, syncfs
 from dbranch.agent.volume.effect import read_marker, write_settings
-from dbranch.agent.volume.marker import Marker, render_marker
+from dbranch.agent.volume.marker import Marker, NewerMarker, render_marker
 from dbranch.agent.volume.settings import Settings
 from dbranch.api.errors import PoolLost
 from dbranch.runtime.logs import log_command
@@ -27,7 +27,7 @@ def ensure_branch_adopted(
         marker = read_marker(path) if is_subvolume(path) else None
         if marker is not None:
             # The name on disk comes last: until then the old one is found, and this is done again.
-            given = marker.reassigned_to(project_uid, branch_uid, settings.whose)
+            given = marker.reassigned_to(project_uid, branch_uid, settings.names)
             write_settings(path, given, settings)
             write_whole(path / MARKER, render_marker(given))
             break
@@ -41,12 +41,19 @@ def ensure_branch_adopted(
     return marker
 
 
-def retained_branch(markers: Mapping[str, Marker | None], adopted: str, branch: str, uid: str) -> str | None:
-    """The UID under which the pool of project `adopted` holds the branch of this name, for the DBBranch `uid`."""
-    for at, marker in sorted(markers.items()):
-        if marker is None or at == uid:
+def retained_branch(
+    markers: Mapping[str, Marker | NewerMarker | None], adopted_uid: str, branch: str, branch_uid: str
+) -> str | None:
+    """Return the UID under which the pool retained by project `adopted_uid` holds the data of this branch, or None.
+
+    `branch` is its name, `branch_uid` its DBBranch's. `markers` are the pool's, by the UID of the branch that had
+    the data.
+    """
+    for uid, marker in sorted(markers.items()):
+        if not isinstance(marker, Marker) or uid == branch_uid:
             continue
-        begun = marker.branch_uid == uid
-        if begun or (marker.project_uid == adopted and marker.whose.branch == branch):
-            return at
+        # Its marker is rewritten before its name: an adoption may have been cut off between the two.
+        begun = marker.owner_uid == branch_uid
+        if begun or (marker.project_uid == adopted_uid and marker.names.branch == branch):
+            return uid
     return None

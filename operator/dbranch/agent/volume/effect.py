@@ -96,10 +96,11 @@ def ensure_initdb_promoted(
     area, branch = layout.initdb_area(project_uid, branch_uid), layout.branch(project_uid, branch_uid)
     if branch.exists():
         return _marker_of(branch)
+    marker = read_marker(area)
     with opened_directory(area, PGDATA) as pgdata:
         done = read_beneath(pgdata, INITDB_DONE)
     if done is None:
-        if read_marker(area) is None:
+        if marker is None:
             raise Busy(f"initdb in {area} is not done; it is looked at again")
     else:
         major = tenant.major_of(area)

@@ -1,76 +1,160 @@
-"""The text of a branch's marker. Pure."""
+"""The text of a subvolume's marker. Pure."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Final
+
+from dbranch.api import names
+
+# What this release reads and writes. A higher number was written by a newer release, which alone knows what it means.
+FORMAT: Final = 2
+# What owns the data. The only kind of object that has data yet.
+_OWNER_KIND: Final = "branch"
+
+
+class Role(StrEnum):
+    """What the data is to its owner: what Postgres may run on it. Not where the data came from."""
+
+    # Subscriptions, schedulers and background workers run.
+    ROOT = "root"
+    # They are kept still: they belong to the branch that the data was copied from.
+    COPY = "copy"
+
+
+# How the data came to be: made by initdb, or copied from a branch.
+FROM_INITDB: Final = "initdb"
+FROM_BRANCH: Final = "branch"
 
 
 @dataclass(frozen=True)
 class BranchNames:
-    """The names of a branch, for people and for a pool that is taken over; paths are made of UIDs."""
+    """The names of a branch, for people and for a pool that is adopted; paths are made of UIDs."""
 
     namespace: str = ""
     project: str = ""
     branch: str = ""
 
+    @property
+    def role(self) -> Role:
+        """The root is the root by its name."""
+        return Role.ROOT if self.branch == names.ROOT_BRANCH else Role.COPY
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the data came from: `kind` FROM_INITDB or FROM_BRANCH, `uid` of the branch that was copied, `time`
+    (RFC 3339) as of when."""
+
+    kind: str
+    uid: str | None
+    time: str
+
 
 @dataclass(frozen=True)
 class Marker:
-    """`marker.json`: says that the subvolume is a whole branch. `source_uid` None: the root branch.
+    """`marker.json`: says that the subvolume holds a whole branch, and of which DBBranch.
 
     `snapshot_time`: RFC 3339. `major`: PG_VERSION. `cleaned`: open to users. `prepared_floor`: the least
     max_prepared_transactions with which its prepared transactions can be recovered. `password`: the version
-    of the owner's password that it surely has, empty where that is not known.
+    of the owner's password that it surely has, empty if that is not known. `unknown`: keys that this release does
+    not know, as they were read; every rewrite keeps them.
     """
 
     project_uid: str
-    branch_uid: str
-    source_uid: str | None
+    owner_uid: str
+    role: Role
+    origin: Origin
     snapshot_time: str
     major: int
     cleaned: bool
     prepared_floor: int = 0
     password: str = ""
-    whose: BranchNames = BranchNames()
+    names: BranchNames = BranchNames()
+    unknown: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def is_root(self) -> bool:
-        return self.source_uid is None
-
-    def opened(self) -> Marker:
-        """The same branch, cleaned."""
+    def with_cleaned(self) -> Marker:
+        """Return the marker of the same branch, cleaned."""
         return replace(self, cleaned=True)
 
     def with_password_version(self, password: str) -> Marker:
-        """The same branch with this version of the owner's password."""
+        """Return the marker of the same branch with this version of the owner's password."""
         return replace(self, password=password)
 
-    def reassigned_to(self, project_uid: str, branch_uid: str, whose: BranchNames) -> Marker:
-        """The same data as a branch of another project."""
-        return replace(self, project_uid=project_uid, branch_uid=branch_uid, whose=whose)
+    def reassigned_to(self, project_uid: str, owner_uid: str, branch: BranchNames) -> Marker:
+        """Return the marker of the same data as the branch of another project; its role is the new owner's."""
+        return replace(self, project_uid=project_uid, owner_uid=owner_uid, names=branch, role=branch.role)
+
+
+@dataclass(frozen=True)
+class NewerMarker:
+    """A marker that only a newer release understands: its subvolume is neither used, adopted, nor destroyed."""
+
+    format: int
+    owner_kind: str = _OWNER_KIND
+
+    def __str__(self) -> str:
+        return f"format {self.format}" if self.owner_kind == _OWNER_KIND else f"kind {self.owner_kind}"
 
 
 def render_marker(marker: Marker) -> str:
-    """The marker as JSON. slot-start.sh looks for `"root": true`, so this form is a contract."""
-    return json.dumps({**asdict(marker), "root": marker.is_root}, indent=1, sort_keys=True) + "\n"
+    """Render the marker as JSON, a key a line. slot-start.sh looks for the line ` "role": "root"`."""
+    known = asdict(marker)
+    unknown = known.pop("unknown")
+    own = {**known, "format": FORMAT, "kind": _OWNER_KIND}
+    return json.dumps(_merged(unknown, own), indent=1, sort_keys=True) + "\n"
 
 
-def parse_marker(text: str) -> Marker | None:
-    """The marker in `text`; None where it is none (cut off, or of another version)."""
+def parse_marker(text: str) -> Marker | NewerMarker | None:
+    """Parse a marker; None if it cannot be read (cut off, or of a format that was never released)."""
     try:
         raw: Any = json.loads(text)
-        return Marker(
+        version = raw["format"]
+        if isinstance(version, bool) or not isinstance(version, int) or version < FORMAT:
+            return None
+        if version > FORMAT:
+            return NewerMarker(version)
+        if raw["kind"] != _OWNER_KIND:
+            return NewerMarker(version, str(raw["kind"]))
+        origin, branch = raw["origin"], raw["names"]
+        marker = Marker(
             project_uid=str(raw["project_uid"]),
-            branch_uid=str(raw["branch_uid"]),
-            source_uid=None if raw["source_uid"] is None else str(raw["source_uid"]),
+            owner_uid=str(raw["owner_uid"]),
+            role=Role(raw["role"]),
+            origin=Origin(
+                str(origin["kind"]),
+                None if origin["uid"] is None else str(origin["uid"]),
+                str(origin["time"]),
+            ),
             snapshot_time=str(raw["snapshot_time"]),
             major=int(raw["major"]),
             cleaned=bool(raw["cleaned"]),
-            prepared_floor=int(raw.get("prepared_floor", 0)),
-            password=str(raw.get("password", "")),
-            whose=BranchNames(**raw.get("whose", {})),
+            prepared_floor=int(raw["prepared_floor"]),
+            password=str(raw["password"]),
+            names=BranchNames(str(branch["namespace"]), str(branch["project"]), str(branch["branch"])),
         )
     except (ValueError, KeyError, TypeError):
         return None
+    return replace(marker, unknown=_unknown(raw, {**asdict(marker), "format": 0, "kind": ""}))
+
+
+def _unknown(raw: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of `raw` whose keys are not in `known`, at any depth."""
+    unknown = {key: value for key, value in raw.items() if key not in known}
+    for key, value in raw.items():
+        if isinstance(value, dict) and isinstance(known.get(key), dict):
+            nested = _unknown(value, known[key])
+            unknown |= {key: nested} if nested else {}
+    return unknown
+
+
+def _merged(unknown: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `known` with the keys of `unknown`, at any depth."""
+    merged = {**unknown, **known}
+    for key, value in unknown.items():
+        if isinstance(value, dict) and isinstance(known.get(key), dict):
+            merged[key] = _merged(value, known[key])
+    return merged

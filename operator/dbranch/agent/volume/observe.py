@@ -1,62 +1,94 @@
-"""What is true of the branches on a mounted pool. Reads only."""
+"""Facts about the subvolumes of a mounted pool. Reads only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dbranch.agent.layout import INITDB_DONE, INITDB_PREFIX, MARKER, PGDATA, TEMPORARY_PREFIX, Layout, is_uid
+from dbranch.agent.layout import INITDB_DONE, MARKER, PGDATA, Layout, SubvolumeKind, SubvolumeName
 from dbranch.agent.linux.btrfs import is_subvolume
 from dbranch.agent.linux.files import opened_directory, read_beneath
 from dbranch.agent.linux.mounts import mounts_at
-from dbranch.agent.volume.marker import Marker, parse_marker
+from dbranch.agent.volume.marker import Marker, NewerMarker, parse_marker
 
 
 @dataclass(frozen=True)
 class SubvolumesFacts:
-    """The subvolumes of a pool. `branches`: UID -> marker (None: the marker is missing or unreadable).
+    """The subvolumes at the top of a pool that dbranch made, by name, each with its marker.
 
-    `temporary` and `initdb` hold the UIDs of what was begun and is no branch yet; `trash` the names of
-    what waits to be destroyed.
+    None: the marker is missing or cannot be read (that of trash is not looked at).
     """
 
-    branches: Mapping[str, Marker | None] = field(default_factory=dict)
-    temporary: tuple[str, ...] = ()
-    initdb: tuple[str, ...] = ()
-    trash: tuple[str, ...] = ()
+    markers: Mapping[SubvolumeName, Marker | NewerMarker | None] = field(default_factory=dict)
+
+    @property
+    def branches(self) -> dict[str, Marker | NewerMarker | None]:
+        """The markers of branches, by the branch's UID."""
+        return {name.owner_uid: marker for name, marker in self.markers.items() if name.is_data}
+
+    @property
+    def unfinished(self) -> tuple[SubvolumeName, ...]:
+        """What is not the data of a branch (yet, or any more)."""
+        return tuple(name for name in self.markers if not name.is_data)
+
+    def owners_of(self, kind: SubvolumeKind) -> tuple[str, ...]:
+        """Return the UIDs of those that own a subvolume of this kind."""
+        return tuple(name.owner_uid for name in self.markers if name.kind == kind)
+
+    @property
+    def owners(self) -> frozenset[str]:
+        """The UIDs of those that own anything that is not trash already."""
+        return frozenset(
+            name.owner_uid for name in self.markers if name.is_understood and name.kind != SubvolumeKind.TRASH
+        )
+
+    @property
+    def of_newer_release(self) -> tuple[SubvolumeName, ...]:
+        """What only a newer release understands, by its name or by its marker."""
+        return tuple(
+            name
+            for name, marker in self.markers.items()
+            if not name.is_understood or isinstance(marker, NewerMarker)
+        )
 
 
 def observe_subvolumes(layout: Layout, project_uid: str) -> SubvolumesFacts:
-    """The subvolumes of a project's pool; nothing where the pool is not mounted."""
-    point = layout.pool(project_uid)
-    there = mounts_at(point)
-    if not there or there[-1].kind != "btrfs":
+    """Read the subvolumes of a project's pool; none if the pool is not mounted."""
+    pool = layout.pool(project_uid)
+    if not _is_mounted(pool):
         return SubvolumesFacts()
-    branches: dict[str, Marker | None] = {}
-    temporary, initdb = [], []
-    for path in sorted(point.iterdir()):
-        if is_uid(path.name) and is_subvolume(path):
-            branches[path.name] = _marker(path)
-        elif path.name.startswith(TEMPORARY_PREFIX):
-            temporary.append(path.name.removeprefix(TEMPORARY_PREFIX))
-        elif path.name.startswith(INITDB_PREFIX):
-            initdb.append(path.name.removeprefix(INITDB_PREFIX))
-    trash = layout.trash(project_uid)
-    thrown = tuple(sorted(path.name for path in trash.iterdir())) if trash.exists() else ()
-    return SubvolumesFacts(branches, tuple(temporary), tuple(initdb), thrown)
+    return SubvolumesFacts(
+        {
+            name: None if name.kind == SubvolumeKind.TRASH else marker_at(pool / str(name))
+            for name in list_subvolumes(pool)
+        }
+    )
 
 
-def observe_marker(layout: Layout, project_uid: str, branch_uid: str) -> Marker | None:
-    """The marker of one branch, however many the pool holds; None where there is no such branch (yet)."""
-    there = mounts_at(layout.pool(project_uid))
-    path = layout.branch(project_uid, branch_uid)
-    if not there or there[-1].kind != "btrfs" or not is_subvolume(path):
+def list_subvolumes(pool: Path) -> Iterator[SubvolumeName]:
+    """Yield the names, sorted, of the subvolumes at the top of a mounted pool that dbranch made."""
+    for path in sorted(pool.iterdir()):
+        name = SubvolumeName.parse(path.name)
+        if name is not None and is_subvolume(path):
+            yield name
+
+
+def _is_mounted(pool: Path) -> bool:
+    mounts = mounts_at(pool)
+    return bool(mounts) and mounts[-1].kind == "btrfs"
+
+
+def observe_marker(layout: Layout, project_uid: str, branch_uid: str) -> Marker | NewerMarker | None:
+    """Read the marker of one branch, however many the pool holds; None if there is no such branch (yet)."""
+    branch = layout.branch(project_uid, branch_uid)
+    if not _is_mounted(layout.pool(project_uid)) or not is_subvolume(branch):
         return None
-    return _marker(path)
+    return marker_at(branch)
 
 
-def _marker(subvolume: Path) -> Marker | None:
+def marker_at(subvolume: Path) -> Marker | NewerMarker | None:
+    """Read the marker of a subvolume; None if it is missing or cannot be read."""
     try:
         return parse_marker((subvolume / MARKER).read_text())
     except (OSError, UnicodeDecodeError):
@@ -64,12 +96,12 @@ def _marker(subvolume: Path) -> Marker | None:
 
 
 def observe_initdb_done(layout: Layout, project_uid: str, branch_uid: str) -> bool:
-    """Whether `initdb.sh` has made everything in the root branch's area."""
+    """Return True if `initdb.sh` has made everything in the root branch's area."""
     area = layout.initdb_area(project_uid, branch_uid)
     try:
         with opened_directory(area, PGDATA) as pgdata:
             done = read_beneath(pgdata, INITDB_DONE) is not None
     except OSError:
         return False
-    # The adoption writes the marker, takes the mark of the script away, and renames last.
-    return done or _marker(area) is not None
+    # The promotion writes the marker, removes the script's own file, and renames last.
+    return done or marker_at(area) is not None

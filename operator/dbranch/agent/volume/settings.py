@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from dbranch.agent.volume.marker import BranchNames
+from dbranch.agent.volume.marker import BranchNames, Role
 from dbranch.api.errors import InvalidInput
 from dbranch.api.parameters import FORCED
 
@@ -32,12 +32,12 @@ _WORKERS: Final = "timescaledb.max_background_workers"
 class Settings:
     """What a branch's files say. `parameters`: the project's, then the branch's over them; `own`: the names
     that the branch sets itself; `port`: the branch's (names.branch_port); `user`: `spec.postgres.user`, the
-    superuser; `whose` goes into the marker."""
+    superuser; `names` goes into the marker and says the branch's role."""
 
     user: str
     port: int
     parameters: Mapping[str, str] = field(default_factory=dict)
-    whose: BranchNames = field(default_factory=BranchNames)
+    names: BranchNames = field(default_factory=BranchNames)
     own: frozenset[str] = frozenset()
 
 
@@ -62,14 +62,14 @@ def quoted(value: str) -> str:
     return f"'{text}'"
 
 
-def render_postgresql_conf(settings: Settings, is_root: bool, prepared_floor: int = 0) -> str:
+def render_postgresql_conf(settings: Settings, role: Role, prepared_floor: int = 0) -> str:
     """postgresql.conf. InvalidInput as `check_parameters`; the last line of a setting wins."""
     check_parameters(settings.parameters)
     lines = {**settings.parameters, **_ALWAYS}
     if prepared_of(settings.parameters) < prepared_floor:
         lines[_PREPARED] = str(prepared_floor)
     head = "# Written by dbranch from spec.postgres.parameters; ALTER SYSTEM comes after it.\n"
-    jobs = "" if is_root else _jobs_off(settings.own)
+    jobs = "" if role is Role.ROOT else _jobs_off(settings.own)
     return head + jobs + "".join(f"{key} = {quoted(value)}\n" for key, value in sorted(lines.items()))
 
 

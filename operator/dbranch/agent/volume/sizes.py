@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
+from pathlib import Path
 
-from dbranch.agent.layout import Layout
+from dbranch.agent.layout import Layout, SubvolumeKind
 from dbranch.agent.linux.btrfs import is_subvolume
 from dbranch.agent.linux.extents import extent_bytes
 from dbranch.agent.linux.files import opened_directory, walk_beneath
+from dbranch.agent.volume.observe import list_subvolumes
 
 
 @dataclass(frozen=True)
@@ -21,18 +23,30 @@ class Sizes:
 
 
 def observe_sizes(layout: Layout, project_uid: str, branch_uid: str) -> Sizes | None:
-    """Walks the branch's extents (FIEMAP; about 20 µs a file); None where there is no such branch."""
-    branch = layout.branch(project_uid, branch_uid)
-    if not is_subvolume(branch):
+    """Measure everything that the branch owns, but trash; None if its data is not there (yet).
+
+    Walks the extents (FIEMAP; about 20 µs a file).
+    """
+    if not is_subvolume(layout.branch(project_uid, branch_uid)):
         return None
+    pool = layout.pool(project_uid)
+    owned = [
+        _sizes_of(pool / str(name))
+        for name in list_subvolumes(pool)
+        if name.owner_uid == branch_uid and name.kind != SubvolumeKind.TRASH
+    ]
+    return Sizes(sum(size.logical_bytes for size in owned), sum(size.unique_bytes for size in owned))
+
+
+def _sizes_of(subvolume: Path) -> Sizes:
     logical = unique = 0
-    with opened_directory(branch) as top:
-        # By descriptors: the tenant may exchange a directory for a link at any moment.
+    with opened_directory(subvolume) as top:
+        # By descriptors: the tenant may replace a directory by a link at any moment.
         for _, directory, entries in walk_beneath(top):
             for entry in entries:
                 if not entry.is_dir(follow_symlinks=False):
-                    held, own = _bytes_of(directory, entry.name)
-                    logical, unique = logical + held, unique + own
+                    file_logical, file_unique = _bytes_of(directory, entry.name)
+                    logical, unique = logical + file_logical, unique + file_unique
     return Sizes(logical, unique)
 
 
