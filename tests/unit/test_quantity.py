@@ -29,7 +29,7 @@ def test_parse_bytes(text: str | int, count: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "Gi", "10 Gi", "10gb", "1.2.3", "ten", "10Gib", "--1"])
-def test_parse_bytes_refuses(text: str) -> None:
+def test_parse_bytes_rejects(text: str) -> None:
     with pytest.raises(InvalidInput, match="not a quantity"):
         parse_bytes(text)
 
@@ -50,7 +50,7 @@ def test_format_bytes(count: int, text: str) -> None:
 
 
 @given(st.integers(0, 2**62))
-def test_what_is_formatted_is_a_quantity_near_the_count(count: int) -> None:
+def test_a_formatted_count_parses_as_a_quantity_near_it(count: int) -> None:
     assert abs(parse_bytes(format_bytes(count)) - count) <= max(1, count * 0.06)
 
 
@@ -63,6 +63,6 @@ def test_parse_seconds(text: str | int, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["s", "1x", "1m30", "-5s", "5 s", "1..5s"])
-def test_parse_seconds_refuses(text: str) -> None:
+def test_parse_seconds_rejects(text: str) -> None:
     with pytest.raises(InvalidInput, match="not a duration"):
         parse_seconds(text)

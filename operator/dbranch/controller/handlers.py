@@ -185,12 +185,12 @@ def _register_branches(
     @kopf.on.field(*_BRANCH, field=_REQUESTED, id="branch", **more)
     def branch(namespace: Any, name: str, body: kopf.Body, **found: Any) -> None:
         visit(care.reconcile, namespace, name, cache_of(found), event_emitter(body))
-        first.visited(namespace, name)
+        first.mark_reconciled(namespace, name)
 
     @kopf.on.delete(*_BRANCH, id="branch-removal", **more)
     def branch_removal(body: kopf.Body, **found: Any) -> None:
         wait = visit(care.remove, parse_branch(body), cache_of(found))
-        first.visited(body["metadata"]["namespace"], body["metadata"]["name"])
+        first.mark_reconciled(body["metadata"]["namespace"], body["metadata"]["name"])
         requeue_after(wait, "sessions are still sent to it, or a copy of it is being made")
 
     @kopf.timer(*_BRANCH, interval=_LOOK_EVERY, initial_delay=_LOOK_EVERY, id="branch-look", **more)
@@ -217,7 +217,7 @@ def _register_neighbours(
 
     def look(cache: Cache, project: Project) -> None:
         key = project.namespace, project.name
-        asked.ask(key, care.reconcile, *key, cache, project_event_emitter(project))
+        asked.add(key, care.reconcile, *key, cache, project_event_emitter(project))
 
     def enqueue_if_stale(cache: Cache, namespace: str, name: str) -> None:
         project = cache.project(namespace, name)
@@ -229,7 +229,7 @@ def _register_neighbours(
         namespace, cache = body["metadata"]["namespace"], cache_of(found)
         enqueue_if_stale(cache, namespace, body["spec"]["project"])
         if event["type"] == "DELETED":
-            first.visited(namespace, body["metadata"]["name"])
+            first.mark_reconciled(namespace, body["metadata"]["name"])
         elif body["metadata"].get("deletionTimestamp"):
             await in_thread(release_agent_finalizer, cluster, cache, parse_branch(body))
 

@@ -108,7 +108,7 @@ class Cluster:
     def merge(self, path: str, body: Mapping[str, Any]) -> Json:
         """Send a merge patch (RFC 7386) and return the object.
 
-        Raises ApiError (409) if the patch has a `metadata.uid` or `metadata.resourceVersion` that is not the object's.
+        Raises ApiError (409) if the patch's `metadata.uid` or `metadata.resourceVersion` is not the object's.
         """
         return self._call("PATCH", path, body, _MERGE, {"fieldManager": self._manager})
 
@@ -125,7 +125,7 @@ class Cluster:
     ) -> None:
         """Delete an object; do nothing if it does not exist.
 
-        With `uid` (and `version`, its resourceVersion): only that very object (in that version), else nothing is done.
+        With `uid` (and `version`, its resourceVersion), do nothing if the object is another (or was written since).
         `grace`: seconds that a pod has to terminate.
         """
         options: Json = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}

@@ -1,4 +1,4 @@
-"""Locks between processes of the node, and proofs that nobody holds one."""
+"""Locks between processes on one node, by flock on a file."""
 
 from __future__ import annotations
 
@@ -11,33 +11,38 @@ from pathlib import Path
 
 from dbranch.api.errors import Busy
 
+_POLL_SECONDS = 0.01
+
 
 @contextmanager
-def held(path: Path, seconds: float = 10.0) -> Iterator[int]:
-    """Holds the lock file (made where it is missing) exclusively; its descriptor. Busy after `seconds`."""
+def held(path: Path, timeout: float = 10.0) -> Iterator[int]:
+    """Hold the lock file exclusively and yield its descriptor; create the file if it is missing.
+
+    Raises Busy if another process holds the lock for `timeout` seconds.
+    """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        end = time.monotonic() + seconds
+        deadline = time.monotonic() + timeout
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError as error:
-                if time.monotonic() > end:
+                if time.monotonic() > deadline:
                     raise Busy(f"{path} is locked by another process; it is tried again") from error
-                time.sleep(0.01)
+                time.sleep(_POLL_SECONDS)
         yield handle
     finally:
         os.close(handle)
 
 
 @contextmanager
-def held_temporary(path: Path, seconds: float) -> Iterator[None]:
-    """As `held`, with a lock file that is there only while it is held or waited for."""
-    end = time.monotonic() + seconds
+def held_temporary(path: Path, timeout: float) -> Iterator[None]:
+    """Hold a lock file as `held` does; the file exists only while the lock is held or waited for."""
+    deadline = time.monotonic() + timeout
     while True:
-        with held(path, max(0.0, end - time.monotonic())) as handle:
-            # Who held it before may have removed this very file: then another one is the lock.
+        with held(path, max(0.0, deadline - time.monotonic())) as handle:
+            # The previous holder may have removed this very file: then another file at the path is the lock.
             if not _is_at(path, handle):
                 continue
             try:
@@ -49,14 +54,14 @@ def held_temporary(path: Path, seconds: float) -> Iterator[None]:
 
 def _is_at(path: Path, handle: int) -> bool:
     try:
-        there, mine = path.lstat(), os.fstat(handle)
+        at_path, opened = path.lstat(), os.fstat(handle)
     except FileNotFoundError:
         return False
-    return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
+    return (at_path.st_dev, at_path.st_ino) == (opened.st_dev, opened.st_ino)
 
 
 def is_unlocked(path: Path) -> bool:
-    """Whether nobody holds this lock now; a lock file that is not there is free."""
+    """Return True if nobody holds this lock now, or the lock file does not exist."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:

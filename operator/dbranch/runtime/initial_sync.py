@@ -1,4 +1,4 @@
-"""Says once that every object that was there at the start has been visited."""
+"""Logs once that every object that existed at the start has been reconciled."""
 
 from __future__ import annotations
 
@@ -13,35 +13,38 @@ Key = tuple[str, str]
 
 
 class InitialSync:
-    """Objects by (namespace, name). Visits may come before `begin`; what is made later does not count."""
+    """The objects, by (namespace, name), that existed at the start and have not been reconciled yet.
 
-    def __init__(self, what: str) -> None:
-        self._what, self._began = what, time.monotonic()
-        self._guard = threading.Lock()
-        self._seen: set[Key] = set()
-        self._left: set[Key] | None = None
+    Reconciles may be marked before `begin`; objects that are created later do not count. Thread-safe.
+    """
+
+    def __init__(self, plural: str) -> None:
+        self._plural, self._started = plural, time.monotonic()
+        self._lock = threading.Lock()
+        self._reconciled_early: set[Key] = set()
+        self._remaining: set[Key] | None = None
         self._count = 0
 
-    def begin(self, there: Iterable[Key]) -> None:
-        """These are there; only the first call counts."""
-        with self._guard:
-            if self._left is None:
-                every = set(there)
-                self._count, self._left = len(every), every - self._seen
-                self._seen.clear()
-                self._tell_if_over()
+    def begin(self, existing: Iterable[Key]) -> None:
+        """Set the objects that exist at the start; only the first call counts."""
+        with self._lock:
+            if self._remaining is None:
+                keys = set(existing)
+                self._count, self._remaining = len(keys), keys - self._reconciled_early
+                self._reconciled_early.clear()
+                self._log_if_complete()
 
-    def visited(self, namespace: str, name: str) -> None:
-        """A visit went to its end, or the object is gone."""
+    def mark_reconciled(self, namespace: str, name: str) -> None:
+        """Mark an object whose reconcile returned, or that is gone."""
         key = namespace, name
-        with self._guard:
-            if self._left is None:
-                self._seen.add(key)
-            elif key in self._left:
-                self._left.discard(key)
-                self._tell_if_over()
+        with self._lock:
+            if self._remaining is None:
+                self._reconciled_early.add(key)
+            elif key in self._remaining:
+                self._remaining.discard(key)
+                self._log_if_complete()
 
-    def _tell_if_over(self) -> None:
-        if self._count and not self._left:
-            passed = time.monotonic() - self._began
-            logger.info("all %d %s visited %.1f s after the start", self._count, self._what, passed)
+    def _log_if_complete(self) -> None:
+        if self._count and not self._remaining:
+            seconds = time.monotonic() - self._started
+            logger.info("all %d %s reconciled %.1f s after the start", self._count, self._plural, seconds)

@@ -1,4 +1,4 @@
-"""How kopf runs in every role of dbranch: own finalizer, own annotations, no peering, no scanning."""
+"""kopf in the controller and the agents: own finalizer and annotations, no peering, no scanning of CRDs."""
 
 from __future__ import annotations
 
@@ -8,63 +8,66 @@ from typing import Any, cast
 
 import kopf
 
-from dbranch.runtime.kopf_storage import InMemoryDiffBaseStorage, Progress
+from dbranch.runtime.kopf_storage import InMemoryDiffBaseStorage, InMemoryProgressStorage
 
-# Handlers wait for disks and the API server, so there are more of them than processors.
-_WORKERS = 24
+# More than processors, since handlers mostly wait for disks and the API server.
+_MAX_WORKERS = 24
+_REQUEST_TIMEOUT_SECONDS = 30
+_WATCH_SECONDS = 300
+_CONNECT_TIMEOUT_SECONDS = 10
 
 
 def configure_kopf(
-    settings: kopf.OperatorSettings, finalizer: str, prefix: str, others: Sequence[tuple[str, ...]]
+    settings: kopf.OperatorSettings, finalizer: str, prefix: str, ignored_fields: Sequence[tuple[str, ...]]
 ) -> None:
-    """The settings that all roles share. `finalizer` and `prefix` differ by role and are fixed for ever.
+    """Configure kopf as all roles need it. `finalizer` and `prefix` differ by role and must never change.
 
-    kopf's own annotation, with which it comes back to a visit, stands under `kopf-state.<prefix>`: what it finds
-    under the prefix of a storage it takes for a storage's, and a poke there would wake nobody (tried).
-    `others`: fields that are not this role's concern.
+    kopf's own annotation, which wakes it for a retry, gets the prefix `kopf-state.<prefix>`: kopf ignores changes of
+    annotations below its storage's prefix, so a request for a reconcile there would start none (tried).
+    `ignored_fields`: fields whose changes start no handler of this role.
     """
     settings.persistence.finalizer = finalizer
-    settings.persistence.progress_storage = Progress(f"kopf-state.{prefix}")
-    settings.persistence.diffbase_storage = InMemoryDiffBaseStorage(finalizer, others)
+    settings.persistence.progress_storage = InMemoryProgressStorage(f"kopf-state.{prefix}")
+    settings.persistence.diffbase_storage = InMemoryDiffBaseStorage(finalizer, ignored_fields)
     settings.peering.standalone = True
     settings.scanning.disabled = True
-    settings.execution.max_workers = _WORKERS
+    settings.execution.max_workers = _MAX_WORKERS
     settings.posting.enabled = True
     settings.posting.level = logging.WARNING
     settings.posting.reporting_component = f"dbranch-{finalizer.rpartition('/')[2]}"
-    # Each visit says itself what it did; kopf's lines would only repeat that it did.
+    # Each reconcile logs what it did; kopf's lines would only add that it ran.
     logging.getLogger("kopf").setLevel(logging.WARNING)
     logging.getLogger("kopf.objects").addFilter(_is_relevant)
-    settings.networking.request_timeout = 30
-    settings.watching.server_timeout = 300
-    settings.watching.connect_timeout = 10
+    settings.networking.request_timeout = _REQUEST_TIMEOUT_SECONDS
+    settings.watching.server_timeout = _WATCH_SECONDS
+    settings.watching.connect_timeout = _CONNECT_TIMEOUT_SECONDS
 
 
 def _is_relevant(record: logging.LogRecord) -> bool:
-    """Not kopf's ERROR for each TemporaryError: a visit that comes back is no error, and one that failed said why."""
+    """Drop kopf's ERROR for each TemporaryError: a requeued reconcile is no error, a failed one has logged why."""
     return "failed temporarily" not in record.getMessage()
 
 
 def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-    """The pod's service account, or else the kubeconfig of who runs the role by hand."""
+    """Return the credentials of the pod's service account or, outside a cluster, of the kubeconfig."""
     return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
 
-def requeue_after(seconds: float | None, why: str) -> None:
-    """Comes back after `seconds`; not at all where None: then an event will."""
+def requeue_after(seconds: float | None, reason: str) -> None:
+    """Make kopf call the handler again after `seconds`, by raising kopf.TemporaryError; return if None."""
     if seconds is not None:
-        raise kopf.TemporaryError(why, delay=seconds)
+        raise kopf.TemporaryError(reason, delay=seconds)
 
 
 def serve(registry: kopf.OperatorRegistry, identity: str) -> None:
-    """Runs the handlers until the process is told to end; kubelet asks at :8080/healthz."""
+    """Run the handlers until the process is terminated; answer kubelet's liveness probe on :8080/healthz."""
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     kopf.run(
         registry=registry,
-        # Handlers of one object share a visit; one after the other they would each cost a write.
+        # All handlers of an object in one go: one after the other, each would cost a write.
         lifecycle=kopf.lifecycles.all_at_once,
         clusterwide=True,
-        # Without one kopf asks for the name of the user, which a container need not have.
+        # By default kopf looks up the name of the user, which need not exist in a container.
         identity=cast(Any, identity),
         liveness_endpoint="http://0.0.0.0:8080/healthz",
     )

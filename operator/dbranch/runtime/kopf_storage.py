@@ -1,8 +1,8 @@
-"""What kopf remembers of each object, in this process only.
+"""kopf's record of each object (last handled state, progress of handlers), kept in memory.
 
-A start visits everything, so none of it has to outlive the process. On the objects, where kopf keeps it otherwise, it
-costs a write for each change that was handled, which goes to everybody who watches (tried: half of all writes of a
-create, two of three of a switch).
+A process that starts reconciles every object, so nothing has to outlive it. kopf's default, annotations on the
+objects, costs one write for each change that was handled, which the API server sends to everybody who watches
+(tried: half of all writes of a create, two of three of a switch).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import kopf
 
 
 class InMemoryDiffBaseStorage(kopf.DiffBaseStorage):
-    """The state of each object that was handled last, by its UID: what differs from it is news."""
+    """The last handled state of each object, by UID; handlers run for what differs from it."""
 
     def __init__(self, finalizer: str, ignored_fields: Sequence[tuple[str, ...]] = ()) -> None:
         super().__init__(ignored_fields=ignored_fields)
         self._finalizer = finalizer
-        # None: seen first without the finalizer, so it is new, and stays so until it was handled.
+        # None: first seen without the finalizer, so the object is new until it has been handled.
         self._handled: dict[str, Any] = {}
-        # By kind: the fields besides spec, labels and annotations that handlers ask for.
+        # By kind: the fields besides spec, labels and annotations that handlers watch.
         self._fields: dict[str, tuple[tuple[str, ...], ...]] = {}
 
     def build(self, *, body: kopf.Body, extra_fields: Iterable[Any] | None = None) -> Any:
@@ -32,24 +32,27 @@ class InMemoryDiffBaseStorage(kopf.DiffBaseStorage):
     def fetch(self, *, body: kopf.Body) -> Any:
         meta, kind = body["metadata"], str(body.get("kind"))
         if meta.get("deletionTimestamp"):
-            # The end is asked for by that, not by a difference.
+            # The deletionTimestamp starts the delete handlers; no difference is needed.
             self._handled.pop(meta["uid"], None)
             return None
         if meta["uid"] not in self._handled:
-            # What has the finalizer was handled by an earlier process: as it is now it is only resumed.
-            old = self._finalizer in (meta.get("finalizers") or ()) and kind in self._fields
-            self._handled[meta["uid"]] = self._essence(body) if old else None
+            # An object with the finalizer was handled by an earlier process: kopf resumes it as it is.
+            handled_before = self._finalizer in (meta.get("finalizers") or ()) and kind in self._fields
+            self._handled[meta["uid"]] = self._essence(body) if handled_before else None
         return copy.deepcopy(self._handled[meta["uid"]])
 
     def _essence(self, body: kopf.Body) -> Any:
-        """kopf's, of what it keeps of the body: it copies the whole, of which managed fields and status are the
-        greater part, at every event (measured: an eighth of the agent's time)."""
+        """Return kopf's essence of the body, built from the parts that can be in it.
+
+        kopf copies the whole body at every event, most of which are managed fields and status (measured: an eighth
+        of the agent's time).
+        """
         fields, meta, status = self._fields[str(body.get("kind"))], body["metadata"], body.get("status") or {}
-        asked = {field[1] for field in fields if field[0] == "status"}
+        watched = {field[1] for field in fields if field[0] == "status"}
         kept: Any = {
             **body,
             "metadata": {key: meta[key] for key in ("labels", "annotations") if key in meta},
-            "status": {key: value for key, value in status.items() if key in asked},
+            "status": {key: value for key, value in status.items() if key in watched},
         }
         return super().build(body=kopf.Body(kept), extra_fields=fields)
 
@@ -57,8 +60,8 @@ class InMemoryDiffBaseStorage(kopf.DiffBaseStorage):
         self._handled[body["metadata"]["uid"]] = copy.deepcopy(essence)
 
 
-class Progress(kopf.AnnotationsProgressStorage):
-    """Which handlers of an object are to come back, and when. Only what wakes kopf for them is an annotation."""
+class InMemoryProgressStorage(kopf.AnnotationsProgressStorage):
+    """Which handlers of an object are to be retried, and when; only what wakes kopf is written to the object."""
 
     def __init__(self, prefix: str) -> None:
         super().__init__(prefix=prefix)

@@ -1,4 +1,4 @@
-"""One lock an object: its handlers, its timer and its watcher take turns, also with those of another process."""
+"""One lock an object, so that its handlers, timers and watchers take turns, also across processes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 
 from dbranch.runtime.file_lock import held_temporary
 
-# Seconds after which a visit gives way to the other process' one, and comes again.
-_PATIENCE = 60.0
+# After this time a reconcile gives way to that of another process, and is retried.
+_OTHER_PROCESS_TIMEOUT_SECONDS = 60.0
 
 
 class KeyedLocks:
-    """Locks by (namespace, name); a key's lock is made at its first use.
+    """Locks by (namespace, name), created at their first use. Reentrant.
 
-    With a `directory` (which is there) the lock is held against other processes as well: an agent that was
-    given up may still be in the middle of its work when the next one comes.
+    With a `directory` (which must exist) a lock is held against other processes, too: an agent whose pod was
+    abandoned may still be running when its successor starts.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
@@ -30,13 +30,13 @@ class KeyedLocks:
 
     @contextmanager
     def held(self, namespace: str, name: str) -> Iterator[None]:
-        """Held by one thread at a time; the same thread may take it again. Busy where another process keeps it."""
+        """Hold the object's lock; the same thread may take it again. Raises Busy if another process holds it."""
         key = namespace, name
         with self._guard:
             lock = self._locks[key]
         with lock:
-            first = self._depth[key] == 0
-            with self._alone(key) if first else nullcontext():
+            is_outermost = self._depth[key] == 0
+            with self._held_across_processes(key) if is_outermost else nullcontext():
                 self._depth[key] += 1
                 try:
                     yield
@@ -44,10 +44,10 @@ class KeyedLocks:
                     self._depth[key] -= 1
 
     @contextmanager
-    def _alone(self, key: tuple[str, str]) -> Iterator[None]:
+    def _held_across_processes(self, key: tuple[str, str]) -> Iterator[None]:
         if self._directory is None:
             yield
             return
-        word = hashlib.sha256("/".join(key).encode()).hexdigest()[:32]
-        with held_temporary(self._directory / word, _PATIENCE):
+        filename = hashlib.sha256("/".join(key).encode()).hexdigest()[:32]
+        with held_temporary(self._directory / filename, _OTHER_PROCESS_TIMEOUT_SECONDS):
             yield

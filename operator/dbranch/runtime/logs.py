@@ -1,4 +1,4 @@
-"""How the three roles log: one line a record, on standard error."""
+"""The logging of all roles: one line a record, on standard error."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dbranch.api.conditions import printable
 logger = logging.getLogger("dbranch.command")
 
 
-class Lines(logging.Formatter):
-    """One line a record with its `fields` (a dict given by `extra`): JSON, or plain `name=value` words."""
+class LineFormatter(logging.Formatter):
+    """Formats a record and its `fields` (a dict in `extra`) as one line: JSON, or text with `name=value` pairs."""
 
     def __init__(self, as_json: bool) -> None:
         super().__init__()
@@ -29,22 +29,22 @@ class Lines(logging.Formatter):
             text += "\n" + self.formatException(record.exc_info)
         when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
         if self._json:
-            head = {"time": when, "level": record.levelname, "logger": record.name, "message": text}
-            return json.dumps(head | fields, default=str)
-        words = [f"{k}={json.dumps(v, default=str)}" for k, v in fields.items() if v != ""]
-        return " ".join([when, record.levelname, record.name, text, *words])
+            record_fields = {"time": when, "level": record.levelname, "logger": record.name, "message": text}
+            return json.dumps(record_fields | fields, default=str)
+        pairs = [f"{k}={json.dumps(v, default=str)}" for k, v in fields.items() if v != ""]
+        return " ".join([when, record.levelname, record.name, text, *pairs])
 
 
 def start_logging(env: Mapping[str, str]) -> None:
-    """Logs from INFO on to standard error: `DBRANCH_LOG_FORMAT=json`, or plain text (the default)."""
-    # What no line shows is not looked up for each: thread, process, and where in the code it was said.
+    """Log level INFO and above to standard error, as the environment's DBRANCH_LOG_FORMAT says: json or plain."""
+    # No line shows thread, process or source location, so logging need not look them up.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Lines(env.get("DBRANCH_LOG_FORMAT", "plain") == "json"))
+    handler.setFormatter(LineFormatter(env.get("DBRANCH_LOG_FORMAT", "plain") == "json"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
 def log_command(*argv: object) -> None:
-    """Logs the command line that does what a system call is about to do."""
+    """Log the command line that would do what the next system call does."""
     logger.info("# %s", printable(shlex.join(str(word) for word in argv)))

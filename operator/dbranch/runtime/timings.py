@@ -1,4 +1,4 @@
-"""Where the time of one visit goes: milliseconds by step, for one line in the log."""
+"""How long the steps of one reconcile take."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import time
 
 
 class StepTimer:
-    """A clock that is read after each step."""
+    """A timer that is read after each step."""
 
     def __init__(self) -> None:
-        self._last = time.monotonic()
-        self._laps: dict[str, float] = {}
+        self._last_reading = time.monotonic()
+        self._milliseconds: dict[str, float] = {}
 
     def record(self, step: str) -> None:
-        """What passed since the last reading belongs to `step`."""
+        """Add the time since the last reading (or the timer's creation) to `step`."""
         now = time.monotonic()
-        self._laps[step] = self._laps.get(step, 0.0) + (now - self._last) * 1000
-        self._last = now
+        self._milliseconds[step] = self._milliseconds.get(step, 0.0) + (now - self._last_reading) * 1000
+        self._last_reading = now
 
     def seconds(self) -> float:
-        """All of it so far."""
-        return sum(self._laps.values()) / 1000
+        """Return the sum of all steps, in seconds."""
+        return sum(self._milliseconds.values()) / 1000
 
     def milliseconds(self) -> dict[str, float]:
-        """Step -> milliseconds, in the order of the first readings."""
-        return {step: round(passed, 1) for step, passed in self._laps.items()}
+        """Return `{step: milliseconds}`, in the order in which the steps were first recorded."""
+        return {step: round(passed, 1) for step, passed in self._milliseconds.items()}

@@ -1,4 +1,4 @@
-"""Visits that the news of other objects ask for, beside those that kopf makes."""
+"""Reconciles that are requested in the process, beside those that kopf starts."""
 
 from __future__ import annotations
 
@@ -11,43 +11,45 @@ from dbranch.api.errors import DbranchError
 
 logger = logging.getLogger(__name__)
 
-# Seconds after which a visit that failed is made again.
-_PAUSE = 2.0
+_RETRY_SECONDS = 2.0
 
 P = ParamSpec("P")
 
 
 class WorkQueue:
-    """One at a time for each object, and behind it one more for whatever has asked meanwhile: a burst costs few.
+    """Runs one reconcile of an object at a time; requests that come meanwhile share one more behind it.
 
-    In this process only: who starts visits everything anyway. (A poke, which an annotation makes of it, is a write
-    that goes to everybody who watches.) Everything is called on kopf's loop; the visits run in threads.
+    The requests are kept in memory only: a process that starts reconciles every object anyway. (The annotation that
+    requests a reconcile is a write, which the API server sends to everybody who watches the object.) Use it on
+    kopf's event loop; the reconciles run in threads.
     """
 
-    def __init__(self, pause: float = _PAUSE) -> None:
-        self._pause = pause
+    def __init__(self, retry_seconds: float = _RETRY_SECONDS) -> None:
+        self._retry_seconds = retry_seconds
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._again: set[tuple[str, str]] = set()
+        self._pending: set[tuple[str, str]] = set()
 
-    def ask(self, key: tuple[str, str], call: Callable[P, object], *args: P.args, **more: P.kwargs) -> None:
-        """`call` is called for the object `key`, from now on; a DbranchError of it or an OSError: later once more."""
+    def add(
+        self, key: tuple[str, str], reconcile: Callable[P, object], *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        """Call `reconcile` for the object `key` from now on; retry it after a DbranchError or an OSError."""
         if key in self._tasks:
-            self._again.add(key)
+            self._pending.add(key)
             return
 
-        async def visits() -> None:
+        async def run() -> None:
             try:
-                self._again.add(key)
-                while key in self._again:
-                    self._again.discard(key)
+                self._pending.add(key)
+                while key in self._pending:
+                    self._pending.discard(key)
                     try:
-                        await asyncio.to_thread(call, *args, **more)
+                        await asyncio.to_thread(reconcile, *args, **kwargs)
                     except (DbranchError, OSError) as error:
                         logger.warning("%s/%s: %s", *key, error)
-                        self._again.add(key)
-                        await asyncio.sleep(self._pause)
+                        self._pending.add(key)
+                        await asyncio.sleep(self._retry_seconds)
             finally:
-                self._again.discard(key)
+                self._pending.discard(key)
                 del self._tasks[key]
 
-        self._tasks[key] = asyncio.get_running_loop().create_task(visits())
+        self._tasks[key] = asyncio.get_running_loop().create_task(run())

@@ -57,7 +57,7 @@ def ensure_pool(
             f"pool of project {project_uid} was made on the disk {known_machine}, here is {machine}; "
             f"nothing is made again; mount the disk that holds {layout.base}, or delete the project"
         )
-    with held(layout.attach_lock, seconds=60):
+    with held(layout.attach_lock, timeout=60):
         file = layout.image(project_uid)
         image.ensure_image(file, size, made=known_uuid is not None)
         device = image.ensure_attached(file)
@@ -71,7 +71,7 @@ def ensure_pool_down(layout: Layout, project_uid: str) -> None:
     """Unmounted and detached, without its mount point. Busy (with what holds it) while a slot or another
     namespace uses it."""
     file = layout.image(project_uid)
-    with held(layout.attach_lock, seconds=60):
+    with held(layout.attach_lock, timeout=60):
         mount.ensure_unmounted(layout, project_uid)
         image.ensure_detached(file)
         _remove_point(layout.pool(project_uid))
@@ -81,7 +81,7 @@ def ensure_pool_removed(layout: Layout, project_uid: str) -> None:
     """Down, and then the image deleted. Busy as in `ensure_pool_down`."""
     ensure_pool_down(layout, project_uid)
     file = layout.image(project_uid)
-    with held(layout.attach_lock, seconds=60):
+    with held(layout.attach_lock, timeout=60):
         image.ensure_detached(file)
         if file.exists():
             log_command("rm", file)

@@ -28,7 +28,7 @@ def ensure_recorded(layout: Layout, project_uid: str, namespace: str, project: s
 
 def ensure_pool_adopted(layout: Layout, record: Retained, new_uid: str) -> None:
     """The retained image has the new project's name."""
-    with held(layout.attach_lock, seconds=60):
+    with held(layout.attach_lock, timeout=60):
         old, new = layout.image(record.project_uid), layout.image(new_uid)
         if old.exists():
             log_command("mv", "--no-clobber", old, new)

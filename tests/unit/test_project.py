@@ -1,23 +1,14 @@
+"""DBProjects and DBBranches as parsed from JSON, and the schema's defaults."""
+
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from dbranch.api.branch import Branch, parse_branch
-from dbranch.api.conditions import (
-    MESSAGE_LIMIT,
-    STALLED_REASONS,
-    TRUE_REASONS,
-    UNKNOWN_REASONS,
-    Finding,
-    Reason,
-    clip,
-    find_condition,
-    is_condition_true,
-)
+from dbranch.api.conditions import Finding, Reason
 from dbranch.api.project import BranchSessions, Project, ProxyEntry, ProxyLimits, Route, Target, parse_project
 
 
@@ -76,29 +67,8 @@ def test_a_branch() -> None:
     assert Branch("team-a", "shop-main", "u", "shop").is_root
 
 
-@pytest.mark.parametrize("reason", list(Reason))
-def test_each_reason_has_one_meaning(reason: Reason) -> None:
-    step = Finding(reason, "m")
-    assert step.status in ("True", "False", "Unknown")
-    assert not (reason in TRUE_REASONS and reason in UNKNOWN_REASONS | STALLED_REASONS)
-    assert Finding.from_dict(step.as_dict()) == step
-
-
-def test_a_message_stays_within_its_bound_on_one_line() -> None:
-    assert len(clip("x" * 1000)) == MESSAGE_LIMIT
-    assert clip("a\n b\tc") == "a b c"
-
-
-def test_conditions_of_an_object_without_status() -> None:
-    status = {"conditions": [{"type": "Ready", "status": "True", "reason": "Available"}]}
-    from dbranch.api.conditions import Condition
-
-    assert is_condition_true(status, Condition.READY) and not is_condition_true(status, Condition.ROUTED)
-    assert find_condition(None, Condition.READY) is None and not is_condition_true({}, Condition.READY)
-
-
 def schema_defaults(schema: dict[str, Any]) -> Any:
-    """What the API server makes of an empty value under this schema."""
+    """Return what the API server makes of an empty value under this schema."""
     if schema.get("type") != "object":
         return schema.get("default")
     inner = {k: schema_defaults(v) for k, v in schema.get("properties", {}).items() if "default" in v}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dbranch.agent.status import changes, told
+from dbranch.agent.status import changed_fields, drop_insignificant
 from dbranch.api.branch import Branch, BranchNode
 from dbranch.api.conditions import Condition, Finding, Reason
 from dbranch.api.project import Project, ProjectNode, Route, Target
@@ -81,9 +81,9 @@ def test_reconciling_and_stalled_are_there_only_when_they_apply() -> None:
 def test_sizes_that_read_the_same_are_not_written_again() -> None:
     now = {"usedBytes": 1000, "usedSize": "1000", "freeBytes": 5_000_000, "freeSize": "4.8Mi"}
     same = {"freeBytes": 5_000_100, "freeSize": "4.8Mi"}
-    assert changes(now, told(now, same)) == {}
+    assert changed_fields(now, drop_insignificant(now, same)) == {}
     other = {"freeBytes": 9_000_000, "freeSize": "8.6Mi"}
-    assert changes(now, told(now, other)) == other
+    assert changed_fields(now, drop_insignificant(now, other)) == other
 
 
 def test_a_project_is_outdated_while_a_branch_says_something_else_of_itself() -> None:

@@ -1,4 +1,4 @@
-"""The SCRAM verifier, against RFC 7677's own example."""
+"""The SCRAM verifier, held against the example of RFC 7677."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SALT = base64.b64decode("W22ZaJ0SNY7soEsUEjb6gQ==")
 
 
 def test_the_example_of_rfc_7677() -> None:
-    """Its server signature follows from the ServerKey in the verifier."""
+    """The server signature of the example follows from the ServerKey in the verifier."""
     import hashlib
     import hmac
 
