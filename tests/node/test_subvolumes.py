@@ -1,0 +1,210 @@
+"""Names and owners in a pool: whatever a UID owns ends with it, and what a newer release wrote is left alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from tests.node.agent_life import BRANCHES, NODE, PROJECTS
+from tests.node.machine import Node
+from tests.node.world import World
+
+from dbranch.agent.context import NodeContext
+from dbranch.agent.housekeeping import sweep_orphans
+from dbranch.agent.layout import MARKER, SubvolumeKind, SubvolumeName
+from dbranch.agent.linux import btrfs
+from dbranch.agent.volume import effect as subvolume
+from dbranch.agent.volume.marker import Marker, NewerMarker
+from dbranch.agent.volume.observe import observe_subvolumes
+from dbranch.agent.volume.sizes import observe_sizes
+from dbranch.api.errors import StorageUnclear
+from dbranch.kube.client import Cluster
+
+CONTEXT = NodeContext(NODE, "node-uid", "dbranch-nodes", "dbranch")
+# A kind that this release does not know.
+LATER = "later"
+
+
+def make(node: Node, owner_uid: str, kind: str | None, project: str | None = None) -> Path:
+    """An empty subvolume of this owner and kind."""
+    path = node.layout.subvolume(project or node.project, SubvolumeName(owner_uid, kind))
+    btrfs.create_subvolume(path)
+    return path
+
+
+def set_read_only(path: Path, read_only: bool = True) -> None:
+    subprocess.run(["btrfs", "property", "set", path, "ro", str(read_only).lower()], check=True)
+
+
+def edit_marker(path: Path, **keys: object) -> dict[str, Any]:
+    """Rewrites keys of a subvolume's marker, as another release would; what it says now."""
+    raw = {**json.loads((path / MARKER).read_text()), **keys}
+    (path / MARKER).write_text(json.dumps(raw))
+    return raw
+
+
+def test_all_that_a_uid_owns_ends_with_it_and_no_more(up: Node) -> None:
+    root = up.root()
+    copy = up.snapshot(root)
+    for kind in (SubvolumeKind.NEW, SubvolumeKind.INIT, SubvolumeKind.RESTORE):
+        make(up, copy, kind)
+    make(up, root, SubvolumeKind.NEW)
+    later = make(up, copy, LATER)
+    subvolume.ensure_trashed(up.layout, up.project, copy)
+    facts = observe_subvolumes(up.layout, up.project)
+    assert set(facts.branches) == {root} and facts.owners_of(SubvolumeKind.TRASH) == (copy,) * 4
+    # Twice is once.
+    subvolume.ensure_trashed(up.layout, up.project, copy)
+    assert observe_subvolumes(up.layout, up.project) == facts
+    subvolume.ensure_trash_emptied(up.layout, up.project)
+    facts = observe_subvolumes(up.layout, up.project)
+    assert facts.unfinished == (SubvolumeName(copy, LATER), SubvolumeName(root, SubvolumeKind.NEW))
+    assert later.is_dir() and facts.of_newer_release == (SubvolumeName(copy, LATER),)
+
+
+def test_a_read_only_subvolume_becomes_trash_and_is_destroyed(up: Node) -> None:
+    root = up.root()
+    copy = up.snapshot(root)
+    path = up.layout.branch(up.project, copy)
+    nested = path / "pgdata" / "nested"
+    btrfs.create_subvolume(nested)
+    for read_only in (nested, path):
+        set_read_only(read_only)
+    with pytest.raises(OSError, match="Read-only"):
+        (path / "file").touch()
+    subvolume.ensure_trashed(up.layout, up.project, copy)
+    (name,) = observe_subvolumes(up.layout, up.project).unfinished
+    assert (name.owner_uid, name.kind) == (copy, SubvolumeKind.TRASH)
+    subvolume.ensure_trash_emptied(up.layout, up.project)
+    facts = observe_subvolumes(up.layout, up.project)
+    assert set(facts.branches) == {root} and facts.unfinished == ()
+
+
+def test_sizes_are_of_all_that_a_branch_owns(up: Node) -> None:
+    copy = up.snapshot(up.root())
+    alone = observe_sizes(up.layout, up.project, copy)
+    restore = make(up, copy, SubvolumeKind.RESTORE)
+    (restore / "file").write_bytes(b"x" * 2**20)
+    trash = make(up, copy, SubvolumeKind.TRASH)
+    (trash / "file").write_bytes(b"x" * 2**20)
+    subprocess.run(["sync", "-f", restore], check=True)
+    both = observe_sizes(up.layout, up.project, copy)
+    assert alone and both and both.logical_bytes - alone.logical_bytes == 2**20
+    assert both.unique_bytes - alone.unique_bytes == 2**20
+
+
+def test_other_files_in_a_pool_are_left_alone(up: Node) -> None:
+    copy = up.snapshot(up.root())
+    pool = up.layout.pool(up.project)
+    others = [pool / "reserve", pool / f".trash-{copy}-0", pool / f"{copy}.old", pool / ".trash"]
+    for path in others:
+        path.write_text("")
+    subvolume.ensure_trashed(up.layout, up.project, copy)
+    subvolume.ensure_trash_emptied(up.layout, up.project)
+    assert all(path.exists() for path in others)
+
+
+def test_a_rewritten_marker_keeps_the_keys_of_others(up: Node) -> None:
+    copy = up.snapshot(up.root())
+    path = up.layout.branch(up.project, copy)
+    before = edit_marker(path, quiet={"workers": True}, cleaned=False)
+    before = edit_marker(path, origin={**before["origin"], "generation": 4})
+    subvolume.ensure_opened(up.layout, up.project, copy, "postgres")
+    subvolume.ensure_password_version(up.layout, up.project, copy, "v2")
+    after = json.loads((path / MARKER).read_text())
+    assert after == {**before, "cleaned": True, "password": "v2"}
+    # A copy is another branch: those keys were said of its source.
+    again = up.snapshot(copy)
+    assert "quiet" not in json.loads((up.layout.branch(up.project, again) / MARKER).read_text())
+
+
+def test_what_a_newer_release_wrote_is_neither_copied_nor_rewritten_nor_destroyed(up: Node) -> None:
+    root = up.root()
+    copy = up.snapshot(root)
+    path = up.layout.branch(up.project, copy)
+    begun = make(up, root, SubvolumeKind.NEW)
+    edit_marker(path, format=3)
+    text = (path / MARKER).read_text()
+    assert observe_subvolumes(up.layout, up.project).branches[copy] == NewerMarker(3)
+    for act in (
+        lambda: up.snapshot(copy),
+        lambda: up.take(root, copy),
+        lambda: subvolume.ensure_settings(up.layout, up.project, copy, up.settings(copy)),
+        lambda: subvolume.ensure_opened(up.layout, up.project, copy, "postgres"),
+        lambda: subvolume.ensure_password_version(up.layout, up.project, copy, "v2"),
+        lambda: subvolume.ensure_trashed(up.layout, up.project, copy),
+    ):
+        with pytest.raises(StorageUnclear, match=r"newer release of dbranch \(format 3\)"):
+            act()
+    assert (path / MARKER).read_text() == text
+    # Where it wrote only a part of what an owner has, all of it stays.
+    (begun / MARKER).write_text('{"format": 3}')
+    with pytest.raises(StorageUnclear):
+        subvolume.ensure_trashed(up.layout, up.project, root)
+    assert root in observe_subvolumes(up.layout, up.project).branches and begun.exists()
+
+
+def test_an_agent_older_than_the_data_of_a_branch(world: World) -> None:
+    project = world.make_project()
+    world.run_agent()
+    world.make_branch("copy", "main")
+    world.run_agent()
+    pods = [pod["metadata"]["uid"] for pod in world.pods()]
+    path = world.node.layout.branch(project, world.uid("copy"))
+    edit_marker(path, format=3)
+    world.run_rounds()
+    storage = world.branch("copy")["status"]["node"]["storage"]
+    assert storage["reason"] == "StorageUnclear" and "upgrade the agent of node here" in storage["message"]
+    # Its Postgres runs on, and it is no source.
+    assert [pod["metadata"]["uid"] for pod in world.pods()] == pods
+    assert world.sql("copy", "select 1") == [(1,)]
+    world.make_branch("second", "copy")
+    world.run_rounds()
+    assert world.branch("second")["status"]["node"]["storage"]["reason"] == "StorageUnclear"
+    world.api.delete(f"{BRANCHES}/shop-second")
+    world.run_rounds()
+    # Its deletion waits and says why.
+    world.api.delete(f"{BRANCHES}/shop-copy")
+    world.run_rounds()
+    world.run_rounds()
+    body = world.branch("copy")
+    assert body["metadata"]["finalizers"] and path.exists()
+    assert body["status"]["node"]["storage"]["reason"] == "StorageUnclear"
+    # The newer agent has come.
+    edit_marker(path, format=2)
+    world.run_agent()
+    world.assert_consistent(project, running=1, stored=1)
+
+
+def test_the_sweep_takes_every_kind_of_an_orphan_and_nothing_of_a_newer_release(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    project = world.make_project()
+    world.run_agent()
+    node, layout, cluster = world.node, world.node.layout, cast(Cluster, world.api)
+    root = world.uid("main")
+    gone, newer, later = (f"{number}0000000-0000-4000-8000-000000000000" for number in (1, 2, 3))
+    for kind in (SubvolumeKind.NEW, SubvolumeKind.INIT, SubvolumeKind.RESTORE):
+        make(node, gone, kind, project)
+    (make(node, newer, None, project) / MARKER).write_text('{"format": 3}')
+    make(node, newer, SubvolumeKind.NEW, project)
+    make(node, later, LATER, project)
+    sweep_orphans(cluster, layout, CONTEXT, 3600.0)
+    assert gone in observe_subvolumes(layout, project).owners and layout.orphan_marker(gone).exists()
+    for _ in range(2):
+        sweep_orphans(cluster, layout, CONTEXT, -1.0)
+    facts = observe_subvolumes(layout, project)
+    assert facts.owners == {root, newer} and isinstance(facts.branches[root], Marker)
+    assert {str(name) for name in facts.of_newer_release} == {newer, f".later-{later}"}
+    assert facts.owners_of(SubvolumeKind.NEW) == (newer,)
+    assert not layout.orphan_marker(gone).exists() and not layout.orphan_marker(newer).exists()
+    # Once each, however often it is swept.
+    assert len([text for text in caplog.messages if "written by a newer release" in text]) == 2
+    # A pool without its project stays as long as it holds such.
+    world.api.merge(f"{PROJECTS}/shop", {"metadata": {"finalizers": []}})
+    world.api.delete(f"{PROJECTS}/shop")
+    sweep_orphans(cluster, layout, CONTEXT, -1.0)
+    assert layout.image(project).exists() and not layout.orphan_marker(project).exists()
