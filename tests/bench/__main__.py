@@ -1,6 +1,6 @@
-"""python -m tests.bench [quick] [NAME…]: measures in the cluster of KUBECONFIG, and writes docs/benchmarks.md.
+"""python -m tests.bench [quick] [NAME…]: run measures in the cluster of KUBECONFIG and write docs/benchmarks.md.
 
-Called by hack/bench, which brings the cluster up. Without names all measures run; `page` alone only writes the page
+Called by hack/bench, which creates the cluster. Without names all measures run; `page` alone only writes the page
 and its plots again from the raw numbers.
 """
 
@@ -18,23 +18,23 @@ from typing import Any
 from dbranch.api.errors import DbranchError
 from dbranch.kube.client import Cluster
 from tests.bench import plots
-from tests.bench.bytes import BYTES
 from tests.bench.figures import Result, as_json, from_json
 from tests.bench.hundreds import hundreds
 from tests.bench.page import page, summary
+from tests.bench.sizes import SIZES
 from tests.bench.stage import Stage
 from tests.bench.starts import STARTS
 from tests.bench.tpcb import pgbench
 
 DOCS = Path(__file__).parents[2] / "docs"
 RAW = DOCS / "benchmarks" / "benchmarks.json"
-MEASURES = {**STARTS, **BYTES, "pgbench": pgbench, "hundreds": hundreds}
-# Too long for the quick form; by name they run in it, too.
+MEASURES = {**STARTS, **SIZES, "pgbench": pgbench, "hundreds": hundreds}
+# Too long for the quick mode, unless they are named.
 SLOW = frozenset({"load", "size", "hundreds", "pgbench"})
 
 
 def machine() -> dict[str, str]:
-    """What it ran on, in words."""
+    """Return a description of the machine and the versions, by title."""
     cpu = _value("/proc/cpuinfo", "model name")
     memory = int(_value("/proc/meminfo", "MemTotal").split()[0]) / 2**20
     disk = subprocess.run(
@@ -52,13 +52,13 @@ def machine() -> dict[str, str]:
 
 
 def _value(file: str, key: str) -> str:
-    """What stands behind the first `key :` of a file."""
+    """Return the value of the first line `key : value` of a file, or "-"."""
     lines = (line.partition(":") for line in Path(file).read_text().splitlines())
-    return next((value.strip() for word, _, value in lines if word.strip() == key), "-")
+    return next((value.strip() for name, _, value in lines if name.strip() == key), "-")
 
 
 def measure(name: str, quick: bool) -> Result:
-    """One measure on a stage of its own, which is cleared whatever happens."""
+    """Run one measure in a namespace of its own, which is deleted even if the measure fails."""
     stage = Stage(Cluster("dbranch-bench")).make()
     try:
         return MEASURES[name](stage, quick)
@@ -66,8 +66,8 @@ def measure(name: str, quick: bool) -> Result:
         stage.clear()
 
 
-def keep(raw: dict[str, Any]) -> None:
-    """Raw numbers, plots and page, written from all that was measured so far."""
+def save(raw: dict[str, Any]) -> None:
+    """Write the raw numbers, the plots and the page."""
     RAW.parent.mkdir(parents=True, exist_ok=True)
     RAW.write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n")
     results = {name: from_json(raw["measures"][name]) for name in MEASURES if name in raw["measures"]}
@@ -75,28 +75,30 @@ def keep(raw: dict[str, Any]) -> None:
         for series, points in result.series.items():
             plots.PLOTS[series](points, RAW.parent / f"{series}.svg")
     raw["runs"] = {name: raw["runs"][name] for name in results}
-    # What a person says of the figures: by hand, after a run.
+    # Comments on the figures, written by hand after a run.
     notes = RAW.with_name("notes.md")
     (DOCS / "benchmarks.md").write_text(page(raw, results, notes.read_text() if notes.exists() else ""))
 
 
 def main(words: list[str]) -> int:
     quick = "quick" in words
-    asked = [word for word in words if word not in ("quick", "all")]
-    unknown = [name for name in asked if name not in MEASURES and words != ["page"]]
+    named = [word for word in words if word not in ("quick", "all")]
+    unknown = [name for name in named if name not in MEASURES and words != ["page"]]
     if unknown:
-        print(f"no measure {', '.join(unknown)}; there are: {', '.join(MEASURES)}", file=sys.stderr)
+        print(f"no measure is called {', '.join(unknown)}; measures: {', '.join(MEASURES)}", file=sys.stderr)
         return 2
-    names = asked or [name for name in MEASURES if not (quick and name in SLOW)]
+    names = named or [name for name in MEASURES if not (quick and name in SLOW)]
     raw = json.loads(RAW.read_text()) if RAW.exists() else {"measures": {}, "runs": {}}
     if words == ["page"]:
-        keep(raw)
+        save(raw)
         return 0
     raw["machine"] = machine()
     failed = []
-    for place, name in enumerate(names, 1):
+    for number, name in enumerate(names, 1):
         began, load = time.monotonic(), f"{os.getloadavg()[0]:.1f}"
-        print(f"[{time.strftime('%H:%M:%S')}] {place} of {len(names)}: {name} …", file=sys.stderr, flush=True)
+        print(
+            f"[{time.strftime('%H:%M:%S')}] {number} of {len(names)}: {name} …", file=sys.stderr, flush=True
+        )
         try:
             result = measure(name, quick)
         except (AssertionError, DbranchError, OSError, subprocess.SubprocessError) as error:
@@ -112,7 +114,7 @@ def main(words: list[str]) -> int:
             "at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             "load": load,
         }
-        keep(raw)
+        save(raw)
         print(
             f"[{time.strftime('%H:%M:%S')}] done: {name} ({time.monotonic() - began:.0f} s)", file=sys.stderr
         )

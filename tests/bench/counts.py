@@ -1,4 +1,4 @@
-"""What programs say of themselves in text: the API server's counters, pgbench's report, a log's line. Pure."""
+"""Parse text output: the API server's metrics, pgbench's report, a line of a log. Pure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from datetime import datetime
 _REQUESTS = re.compile(r"^apiserver_request_total\{(.*)\} ([\d.e+]+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _WRITES = frozenset({"POST", "PUT", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION"})
-# What the cluster writes by itself while nothing happens: leases, a node's report, answers about tokens and rights.
-_CLUSTERS_OWN = frozenset(
+# What an idle cluster writes by itself: leases, node status, tokens and reviews of tokens and access.
+_WRITTEN_BY_KUBERNETES = frozenset(
     {
         "leases.coordination.k8s.io",
         "nodes",
@@ -24,61 +24,62 @@ _CLUSTERS_OWN = frozenset(
 
 
 def writes(metrics: str) -> Counter[str]:
-    """Writing requests by resource (`dbbranches.dbranch.io/status`, `pods`), of the API server's metrics.
+    """Count write requests in the API server's metrics by resource (`dbbranches.dbranch.io/status`, `pods`).
 
-    Left out is what Kubernetes writes by itself; what is left may be of anybody else, so it is never too little.
+    What an idle cluster writes by itself is left out. The rest may come from any client, so the counts are an
+    upper bound for dbranch.
 
-    >>> head = 'apiserver_request_total{code="200",group="dbranch.io",resource="dbbranches",subresource="status"'
-    >>> writes(head + ',verb="PATCH"} 7\\n' + head + ',verb="GET"} 9')
+    >>> series = 'apiserver_request_total{code="200",group="dbranch.io",resource="dbbranches",subresource="status"'
+    >>> writes(series + ',verb="PATCH"} 7\\n' + series + ',verb="GET"} 9')
     Counter({'dbbranches.dbranch.io/status': 7})
     """
-    found: Counter[str] = Counter()
-    for words, value in _REQUESTS.findall(metrics):
-        labels: dict[str, str] = dict(_LABEL.findall(words))
+    counts: Counter[str] = Counter()
+    for label_text, value in _REQUESTS.findall(metrics):
+        labels: dict[str, str] = dict(_LABEL.findall(label_text))
         name = ".".join(filter(None, (labels["resource"], labels.get("group"))))
         name = "/".join(filter(None, (name, labels.get("subresource"))))
-        if labels["verb"] in _WRITES and name not in _CLUSTERS_OWN:
-            found[name] += int(float(value))
-    return found
+        if labels["verb"] in _WRITES and name not in _WRITTEN_BY_KUBERNETES:
+            counts[name] += int(float(value))
+    return counts
 
 
-def more(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
-    """What came between two counts, the most first.
+def growth(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    """Return what was added between two counts, largest first.
 
-    >>> more({"pods": 3, "events": 9, "secrets": 1}, {"pods": 1, "secrets": 1})
+    >>> growth({"pods": 3, "events": 9, "secrets": 1}, {"pods": 1, "secrets": 1})
     {'events': 9, 'pods': 2}
     """
     grown = {key: count - before.get(key, 0) for key, count in after.items()}
     return {key: grown[key] for key in sorted(grown, key=lambda k: (-grown[k], k)) if grown[key] > 0}
 
 
-def told(counts: Mapping[str, int]) -> str:
-    """Counts in words.
+def format_counts(counts: Mapping[str, int]) -> str:
+    """Return counts as text.
 
-    >>> told({"events": 9, "pods": 2}), told({})
+    >>> format_counts({"events": 9, "pods": 2}), format_counts({})
     ('9 events, 2 pods', 'none')
     """
     return ", ".join(f"{count} {key}" for key, count in counts.items()) or "none"
 
 
 def tps(report: str) -> float:
-    """Transactions a second of a pgbench run; AssertionError with its report where it came to none.
+    """Return the transactions per second of a pgbench report; raise AssertionError with it if there were none.
 
     >>> tps("latency average = 3 ms\\ntps = 512.5 (without initial connection time)")
     512.5
     """
     rate = re.search(r"^tps = ([\d.]+)", report, re.MULTILINE)
-    assert rate and float(rate[1]) > 0, f"pgbench did not come to its first transaction: {report}"
+    assert rate and float(rate[1]) > 0, f"pgbench did not finish its first transaction: {report}"
     return float(rate[1])
 
 
-def line_time(log: str, holds: str) -> tuple[float, str] | None:
-    """The first line of a role's log that holds these words: seconds of the epoch, and the line.
+def line_time(log: str, text: str) -> tuple[float, str] | None:
+    """Return (seconds since the epoch, line) of the first line of a log that contains `text`; None without one.
 
-    >>> line_time("2026-01-01T00:00:01.500Z INFO a all 3 branches visited 0.2 s after the start", "visited")
-    (1767225601.5, '2026-01-01T00:00:01.500Z INFO a all 3 branches visited 0.2 s after the start')
+    >>> line_time("2026-01-01T00:00:01.500Z INFO a all 3 branches reconciled 0.2 s after the start", "reconciled")
+    (1767225601.5, '2026-01-01T00:00:01.500Z INFO a all 3 branches reconciled 0.2 s after the start')
     """
     for line in log.splitlines():
-        if holds in line:
+        if text in line:
             return datetime.fromisoformat(line.split()[0].replace("Z", "+00:00")).timestamp(), line
     return None

@@ -1,4 +1,4 @@
-"""Samples and what they come to: medians, ratios, rows. Pure."""
+"""Samples, their medians and ratios, and the rows of the table. Pure."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `ours` and `theirs` are samples in `unit`, taken in turn in one run.
+    """One line of the table. `ours` and `theirs` are samples in `unit`, taken alternately in one run.
 
-    `ratio_of` says which part is compared: "median" or "p95"; without `theirs` the goal is for `ours` itself.
-    `goal` is the most that the ratio (or the figure) may be (`at_least`: the least), None where it is only told.
+    `part` is the part of `ours` that is compared with the median of `theirs`: "median", "max", "p95" or "p99".
+    Without `theirs`, that part itself is the figure. `goal` is the highest allowed figure (with `at_least` the
+    lowest), None if the row is informational.
     """
 
     measure: str
@@ -28,32 +29,33 @@ class Row:
 
     @property
     def figure(self) -> float:
-        """What is held against the goal."""
+        """Return the ratio, or without `theirs` the part of `ours`, that is compared with the goal."""
         mine = quantile(self.ours, self.part)
         return mine / quantile(self.theirs, "median") if self.theirs else mine
 
     @property
     def met(self) -> bool | None:
+        """True if the figure meets the goal; None without a goal."""
         if self.goal is None:
             return None
         return self.figure >= self.goal if self.at_least else self.figure <= self.goal
 
     @property
-    def wanted(self) -> str:
-        """The goal in a word."""
-        return "told" if self.goal is None else f"{'≥' if self.at_least else '≤'} {self.goal:g}"
+    def goal_text(self) -> str:
+        """Return the goal as text, e.g. `≤ 0.5`."""
+        return "informational" if self.goal is None else f"{'≥' if self.at_least else '≤'} {self.goal:g}"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a measure found: rows, and series for the plots (name -> points)."""
+    """The result of a measure: rows of the table, and series for the plots (name -> points)."""
 
     rows: list[Row]
     series: dict[str, Any] = field(default_factory=dict)
 
 
 def quantile(samples: Sequence[float], part: str) -> float:
-    """The median, or p95, p99 (by the nearest rank above).
+    """Return the median, the maximum ("max"), or a percentile ("p95", "p99"; nearest rank).
 
     >>> quantile([3, 1, 2], "median"), quantile(range(1, 101), "p95")
     (2, 95)
@@ -68,7 +70,7 @@ def quantile(samples: Sequence[float], part: str) -> float:
 
 
 def shown(samples: Sequence[float], unit: str) -> str:
-    """Median with minimum and maximum.
+    """Return the median with minimum and maximum as text.
 
     >>> shown([1, 2, 10], "ms")
     '2 ms (1 to 10)'
@@ -80,7 +82,7 @@ def shown(samples: Sequence[float], unit: str) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that matter.
+    """Return a number as text with three significant digits.
 
     >>> number(0.12345), number(1234.5), number(0)
     ('0.123', '1234', '0')
@@ -89,8 +91,10 @@ def number(value: float) -> str:
 
 
 def as_json(result: Result) -> dict[str, Any]:
+    """Return a result as the JSON object that benchmarks.json keeps."""
     return {"rows": [asdict(row) for row in result.rows], "series": result.series}
 
 
 def from_json(raw: dict[str, Any]) -> Result:
+    """Return the result that `as_json` returned as JSON."""
     return Result([Row(**row) for row in raw["rows"]], raw["series"])

@@ -1,4 +1,4 @@
-"""The release and the node under a stage, seen from outside: Helm's values, kubelet's figures, the controller."""
+"""Helm's values, the metrics of the API server and of kubelet, and the controller's pod."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _run(*argv: str, timeout: float = 300) -> str:
 
 @contextmanager
 def warm_slots(count: int) -> Iterator[None]:
-    """The release with so many waiting slots for each class; as before at the end."""
+    """Set `agent.warmSlots` of the release to `count`; restore the previous value at the end."""
     values = json.loads(_run("helm", "get", "values", RELEASE, "-n", NAMESPACE, "--all", "-o", "json"))
     before = values["agent"]["warmSlots"]
     try:
@@ -42,66 +42,70 @@ def _set_slots(count: int) -> None:
         *("helm", "upgrade", RELEASE, CHART, "-n", NAMESPACE, "--reuse-values", "--wait", "--timeout", "3m"),
         *("--set", f"agent.warmSlots={count}"),
     )
-    # Where an agent ends slowly the old one still counts as there.
+    # While an old agent terminates slowly, `helm --wait` already counts the DaemonSet as up.
     _run("kubectl", "-n", NODES, "rollout", "status", "daemonset/dbranch-agent", "--timeout=180s")
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Megabytes (10^6 bytes) of a pod by kubelet: its working set, and what of it is no file's page."""
+    """Memory of a pod by kubelet, in megabytes (10^6 bytes): its working set, and its anonymous (resident) memory."""
 
     working: float
     resident: float
 
 
 @dataclass(frozen=True)
-class House:
-    """The cluster as its metrics tell it."""
+class ClusterProbe:
+    """Access to the cluster's metrics and to dbranch's own pods."""
 
     cluster: Cluster
 
-    def writes(self) -> Counter[str]:
-        """Writing requests that the API server has had so far."""
+    def write_requests(self) -> Counter[str]:
+        """Return the counts of write requests that the API server has served so far, by resource."""
         return writes(_run("kubectl", "get", "--raw", "/metrics"))
 
     def pod(self, component: str) -> Json:
-        """The pod of a role that is there once in a cluster of one node; AssertionError where it is not Ready."""
+        """Return the Ready pod of a role that has one pod in a one-node cluster; raise AssertionError without one."""
         namespace = NODES if component == "agent" else NAMESPACE
         labels = f"app.kubernetes.io/name=dbranch,{_COMPONENT}={component}"
-        found = self.cluster.find(path_of("v1", "pods", namespace), labels)
-        ready = [pod for pod in found if is_true(pod) and not pod["metadata"].get("deletionTimestamp")]
+        pods = self.cluster.find(path_of("v1", "pods", namespace), labels)
+        ready = [pod for pod in pods if is_true(pod) and not pod["metadata"].get("deletionTimestamp")]
         assert ready, f"no {component} is Ready"
         return ready[0]
 
     def memory(self, component: str) -> Memory:
+        """Return the memory of a role's pod."""
         pod = self.pod(component)
-        here = {"name": pod["metadata"]["name"], "namespace": pod["metadata"]["namespace"]}
-        for told in self._kubelet(pod["spec"]["nodeName"])["pods"]:
-            if here.items() <= told["podRef"].items():
-                words = [container["memory"] for container in told["containers"]]
-                working = sum(word["workingSetBytes"] for word in words)
-                return Memory(working / 1e6, sum(word["rssBytes"] for word in words) / 1e6)
-        raise AssertionError(f"kubelet tells nothing of {here}")
+        reference = {"name": pod["metadata"]["name"], "namespace": pod["metadata"]["namespace"]}
+        for stats in self._kubelet_summary(pod["spec"]["nodeName"])["pods"]:
+            if reference.items() <= stats["podRef"].items():
+                memories = [container["memory"] for container in stats["containers"]]
+                working = sum(memory["workingSetBytes"] for memory in memories)
+                return Memory(working / 1e6, sum(memory["rssBytes"] for memory in memories) / 1e6)
+        raise AssertionError(f"kubelet reports no pod {reference}")
 
     def free_bytes(self, node: str) -> int:
-        """Of the disk that the node's directories are on."""
-        return int(self._kubelet(node)["node"]["fs"]["availableBytes"])
+        """Return the free bytes of the disk that holds the node's directories."""
+        return int(self._kubelet_summary(node)["node"]["fs"]["availableBytes"])
 
-    def room(self, node: str) -> int:
-        """How many more pods kubelet admits."""
+    def remaining_pod_capacity(self, node: str) -> int:
+        """Return how many more pods kubelet would admit."""
         body = self.cluster.get(path_of("v1", "nodes", name=node)) or {}
         pods = self.cluster.find("/api/v1/pods", fields=f"spec.nodeName={node}")
         return int(body["status"]["allocatable"]["pods"]) - len(pods)
 
-    def _kubelet(self, node: str) -> Json:
+    def _kubelet_summary(self, node: str) -> Json:
         answer = self.cluster.get(path_of("v1", "nodes", name=node, sub="proxy/stats/summary"))
         assert answer, f"no node {node}"
         return answer
 
-    def restart_controller(self, line: str, timeout: float = 120) -> tuple[float, str]:
-        """Deletes the controller's pod: seconds from there to a `line` in the next one's log, and the line."""
+    def restart_controller(self, text: str, timeout: float = 120) -> tuple[float, str]:
+        """Delete the controller's pod and wait for a line with `text` in its replacement's log.
+
+        Return the seconds from the deletion to that line, and the line.
+        """
         old = self.pod("controller")["metadata"]
-        # Its log has the time of this machine, which all nodes of the cluster share.
+        # The log's times are comparable: the nodes of the cluster share this machine's clock.
         began = time.time()
         self.cluster.delete(path_of("v1", "pods", NAMESPACE, old["name"]))
         while time.time() - began < timeout:
@@ -110,7 +114,7 @@ class House:
                 name = self.pod("controller")["metadata"]["name"]
             except AssertionError:
                 continue
-            found = line_time(_run("kubectl", "-n", NAMESPACE, "logs", name), line)
-            if name != old["name"] and found:
-                return found[0] - began, found[1]
-        raise AssertionError(f"the controller did not say in {timeout:g} s: {line}")
+            logged = line_time(_run("kubectl", "-n", NAMESPACE, "logs", name), text)
+            if name != old["name"] and logged:
+                return logged[0] - began, logged[1]
+        raise AssertionError(f"the controller did not log within {timeout:g} s: {text}")

@@ -1,5 +1,5 @@
-"""What the measures stand on: a namespace in the cluster, projects and branches, bare Postgres pods, a client
-inside the cluster. Everything is made by the API; what is made here is taken away by `Stage.clear`."""
+"""The objects that the measures use: a namespace with projects and branches, bare Postgres pods, and a client
+inside the cluster. All are created through the API server; `Stage.clear` deletes them."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ from tests.bench.follow import Follower, Json, is_gone, is_ready
 POSTGRES_IMAGE = os.environ.get("DBRANCH_POSTGRES_IMAGE", "postgres:17")
 SERVER_IMAGE = os.environ.get("DBRANCH_SERVER_IMAGE", "")
 NODES = "dbranch-nodes"
-# On the node, beside dbranch's own directory and on the same disk: the bare pods' data directories.
-BARE = "/var/lib/dbranch-bench"
-INSIDE = Path(__file__).with_name("inside.py")
+# The bare pods' data directories on the node, on the same disk as dbranch's own directory.
+BARE_DIRECTORY = "/var/lib/dbranch-bench"
+CLIENT_PROGRAM = Path(__file__).with_name("in_cluster.py")
 CLIENT_CPU = "100m"
 
 
 @dataclass
 class Client:
-    """A Python in a pod of the cluster that is spoken to line by line; its clock is this machine's."""
+    """`in_cluster.py` in a pod: one JSON request and one JSON answer per line. Its clock is this machine's."""
 
     process: subprocess.Popen[str]
 
-    def ask(self, verb: str, **more: Any) -> Json:
-        """What `inside.py` answers; AssertionError with its words where it failed."""
+    def ask(self, verb: str, **arguments: Any) -> Json:
+        """Send a request and return the answer; raise AssertionError with the error if it failed."""
         stdin, stdout = cast(IO[str], self.process.stdin), cast(IO[str], self.process.stdout)
-        stdin.write(json.dumps({"verb": verb, **more}) + "\n")
+        stdin.write(json.dumps({"verb": verb, **arguments}) + "\n")
         stdin.flush()
-        answer: Json = json.loads(stdout.readline() or '{"error": "the client is gone"}')
+        answer: Json = json.loads(stdout.readline() or '{"error": "the client has exited"}')
         assert "error" not in answer, answer
         return answer
 
-    def end(self) -> None:
+    def close(self) -> None:
+        """Close standard input, which ends the client; kill it after ten seconds."""
         if self.process.stdin:
             self.process.stdin.close()
         try:
@@ -54,7 +55,7 @@ class Client:
 
 @dataclass
 class Stage:
-    """One namespace of a run. Times are seconds of time.monotonic()."""
+    """The namespace of one measure. Times are seconds of time.monotonic()."""
 
     cluster: Cluster
     namespace: str = field(default_factory=lambda: f"bench-{secrets.token_hex(3)}")
@@ -62,11 +63,12 @@ class Stage:
     _counter: itertools.count[int] = field(default_factory=itertools.count)
 
     def make(self) -> Stage:
+        """Create the namespace, start the watches and prepare the node; return self."""
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}}
         self.cluster.create(path_of("v1", "namespaces"), body)
         # No pod is admitted before the controller manager has made the namespace's service account.
         accounts = Follower(self.cluster, path_of("v1", "serviceaccounts", self.namespace)).start()
-        accounts.when("default", lambda account: account is not None, 0)
+        accounts.wait_for("default", lambda account: account is not None, 0)
         self.branches = Follower(
             self.cluster, path_of(names.API_VERSION, names.BRANCHES, self.namespace)
         ).start()
@@ -79,11 +81,11 @@ class Stage:
         return self
 
     def say(self, text: str) -> None:
-        """Progress, for who waits."""
+        """Print progress to standard error, with the time of day."""
         print(f"[{time.strftime('%H:%M:%S')}]   {text}", file=sys.stderr, flush=True)
 
     def _prepare(self) -> None:
-        """The bare pods' data directories on the node: initdb ran, nothing else."""
+        """Create the bare pods' data directories on the node with initdb."""
         script = (
             "set -e; cd /bare; rm -rf copier; mkdir -p one copier;"
             " [ -e one/pgdata/PG_VERSION ] || { chown 999:999 one;"
@@ -91,43 +93,44 @@ class Stage:
             " for n in $(seq 0 19); do [ -e many-$n/pgdata/PG_VERSION ] || cp -a one many-$n; done;"
             " chown 999:999 copier"
         )
-        self.helper("prepare", POSTGRES_IMAGE, ["sleep", "infinity"], 0, bare=BARE)
-        self.run_in("prepare", "bash", "-c", script)
-        self.drop_pod("prepare")
+        self.create_helper_pod("prepare", POSTGRES_IMAGE, ["sleep", "infinity"], 0, bare=BARE_DIRECTORY)
+        self.exec_in("prepare", "bash", "-c", script)
+        self.delete_pods("prepare")
 
     def clear(self) -> None:
+        """Delete the projects and the namespace, and end the clients."""
         for client in self._clients:
-            client.end()
+            client.close()
         self._clients.clear()
         for body in self.cluster.find(path_of(names.API_VERSION, names.PROJECTS, self.namespace)):
-            self.drop_project(body["metadata"]["name"], 900)
+            self.delete_project(body["metadata"]["name"], 900)
         self.cluster.delete(path_of("v1", "namespaces", None, self.namespace))
 
-    def drop_project(self, name: str, timeout: float = 120) -> None:
-        """Deletes a project with its branches, and waits until it is gone."""
+    def delete_project(self, name: str, timeout: float = 120) -> None:
+        """Delete a project with its branches; wait until it is gone."""
         began = time.monotonic()
         self.cluster.delete(project_path(self.namespace, name))
-        self.projects.when(name, is_gone, began, timeout)
+        self.projects.wait_for(name, is_gone, began, timeout)
 
-    def fresh(self, stem: str) -> str:
-        """A name that was not used in this run."""
+    def unique_name(self, stem: str) -> str:
+        """Return a name that was not used in this run."""
         return f"{stem}{next(self._counter)}"
 
     # Projects and branches
 
-    def project(self, name: str, size: str = "2Gi", **postgres: Any) -> str:
-        """A Ready project, with a slot that waits for its next branch where the release keeps them. Its name."""
+    def create_project(self, name: str, size: str = "2Gi", **postgres: Any) -> str:
+        """Create a project and wait until it is Ready; return its name."""
         spec = {"postgres": {"image": POSTGRES_IMAGE, **postgres}, "storage": {"size": size}}
         body = {"apiVersion": names.API_VERSION, "kind": names.PROJECT_KIND, "metadata": {"name": name}}
         began = time.monotonic()
         self.cluster.create(
             path_of(names.API_VERSION, names.PROJECTS, self.namespace), {**body, "spec": spec}
         )
-        self.projects.when(name, is_ready, began)
+        self.projects.wait_for(name, is_ready, began)
         return name
 
-    def branch(self, project: str, name: str, source: str | None = "main", **spec: Any) -> float:
-        """Asks for a branch; when it was asked for."""
+    def create_branch(self, project: str, name: str, source: str | None = "main", **spec: Any) -> float:
+        """Create a branch object without waiting; return the time of the request."""
         body = {
             "apiVersion": names.API_VERSION,
             "kind": names.BRANCH_KIND,
@@ -138,75 +141,86 @@ class Stage:
         self.cluster.create(path_of(names.API_VERSION, names.BRANCHES, self.namespace), body)
         return began
 
-    def ready(self, project: str, name: str, began: float, timeout: float = 120) -> float:
-        """Seconds from `began` to Ready."""
-        return self.branches.when(names.branch_object_name(project, name), is_ready, began, timeout).at - began
+    def seconds_to_ready(self, project: str, name: str, began: float, timeout: float = 120) -> float:
+        """Wait until the branch is Ready; return the seconds from `began` to that."""
+        return (
+            self.branches.wait_for(names.branch_object_name(project, name), is_ready, began, timeout).at
+            - began
+        )
 
-    def set_branch(self, project: str, name: str, **spec: Any) -> float:
+    def create_until_ready(self, project: str, name: str, source: str = "main", **spec: Any) -> float:
+        """Create a branch and wait until it is Ready; return the seconds that took."""
+        return self.seconds_to_ready(project, name, self.create_branch(project, name, source, **spec))
+
+    def patch_branch(self, project: str, name: str, **spec: Any) -> float:
+        """Merge `spec` into a branch's spec; return the time of the request."""
         began = time.monotonic()
-        self.cluster.merge(branch_path(self.namespace, names.branch_object_name(project, name)), {"spec": spec})
+        self.cluster.merge(
+            branch_path(self.namespace, names.branch_object_name(project, name)), {"spec": spec}
+        )
         return began
 
-    def drop_branch(self, project: str, *branches: str) -> float:
-        """Deletes branches at once; seconds until all are gone."""
+    def delete_branches(self, project: str, *branches: str) -> float:
+        """Delete branches at once; return the seconds until all are gone."""
         began, objects = time.monotonic(), [names.branch_object_name(project, branch) for branch in branches]
-        for of in objects:
-            self.cluster.delete(branch_path(self.namespace, of))
-        return max(self.branches.when(of, is_gone, began).at for of in objects) - began
+        for object_name in objects:
+            self.cluster.delete(branch_path(self.namespace, object_name))
+        return max(self.branches.wait_for(object_name, is_gone, began).at for object_name in objects) - began
 
-    def use(self, project: str, branch: str) -> float:
-        """Asks for the switch; when."""
+    def switch(self, project: str, branch: str) -> float:
+        """Patch the project's `activeBranch`; return the time of the request."""
         began = time.monotonic()
         self.cluster.merge(project_path(self.namespace, project), {"spec": {"activeBranch": branch}})
         return began
 
-    def unique(self, project: str, name: str) -> int:
-        """The branch's unique bytes, measured by the agent now: it is poked, and what it says twice alike holds."""
+    def unique_bytes(self, project: str, name: str) -> int:
+        """Return the branch's unique bytes: request reconciles, which measure them, until two values are equal."""
         path = branch_path(self.namespace, names.branch_object_name(project, name))
         last = -1
         for _ in range(20):
-            mark = {"metadata": {"annotations": {names.AGENT_REQUESTED_AT: str(time.time_ns())}}}
-            self.cluster.merge(path, mark)
+            request = {"metadata": {"annotations": {names.AGENT_REQUESTED_AT: str(time.time_ns())}}}
+            self.cluster.merge(path, request)
             time.sleep(2)
-            now = int(self.told(project, name)["status"]["node"]["uniqueBytes"])
+            now = int(self.get_branch(project, name)["status"]["node"]["uniqueBytes"])
             if now == last:
                 return now
             last = now
         return last
 
-    def told(self, project: str, name: str) -> Json:
-        """The branch as the API server has it."""
+    def get_branch(self, project: str, name: str) -> Json:
+        """Return the branch object."""
         body = self.cluster.get(branch_path(self.namespace, names.branch_object_name(project, name)))
         assert body
         return body
 
-    def uri(self, project: str, branch: str | None = None) -> Json:
-        """The connection Secret of a project or branch, decoded."""
+    def connection_secret(self, project: str, branch: str | None = None) -> Json:
+        """Return the decoded connection Secret of a project or branch."""
         name = names.branch_object_name(project, branch) if branch else project
         body = self.cluster.get(path_of("v1", "secrets", self.namespace, names.conn_secret_name(name)))
         assert body
         return {key: base64.b64decode(text).decode() for key, text in body["data"].items()}
 
-    def free_slots(self) -> list[Json]:
+    def warm_slots(self) -> list[Json]:
+        """Return the pods of the slots that no branch has claimed."""
         return self.cluster.find(
             path_of("v1", "pods", NODES), f"{names.LABEL_SLOT},!{names.LABEL_BRANCH_UID}"
         )
 
-    def await_slot(self, count: int = 1, timeout: float = 60) -> None:
-        """Waits until exactly `count` slots run and wait: the measure then finds them."""
-        end = time.monotonic() + timeout
-        while time.monotonic() < end:
-            pods = self.free_slots()
+    def await_warm_slots(self, count: int = 1, timeout: float = 60) -> None:
+        """Wait until exactly `count` warm slots exist and all are Running; else raise AssertionError."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            pods = self.warm_slots()
             running = [p for p in pods if (p.get("status") or {}).get("phase") == "Running"]
             if len(pods) == len(running) == count:
                 return
             time.sleep(0.2)
-        raise AssertionError(f"{len(self.free_slots())} slots wait, not {count}")
+        raise AssertionError(f"{len(self.warm_slots())} warm slots, expected {count}")
 
     # Bare pods
 
-    def bare_pod(self, name: str, directory: str) -> Json:
-        """A Postgres pod as one would write it: PGDATA there, only a readiness probe."""
+    def _bare_pod_manifest(self, name: str, directory: str) -> Json:
+        """Return the manifest of a plain Postgres pod: PGDATA on the node, no probe but readiness."""
         script = "exec postgres -D /data/pgdata -k /tmp -c listen_addresses='*'"
         probe = {"exec": {"command": ["pg_isready", "-q", "-h", "/tmp"]}, "periodSeconds": 1}
         container = {
@@ -222,29 +236,31 @@ class Stage:
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "containers": [container],
-            "volumes": [{"name": "data", "hostPath": {"path": f"{BARE}/{directory}"}}],
+            "volumes": [{"name": "data", "hostPath": {"path": f"{BARE_DIRECTORY}/{directory}"}}],
         }
         return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
 
-    def start_bare(self, name: str, directory: str) -> float:
+    def create_bare_pod(self, name: str, directory: str) -> float:
+        """Create a bare pod without waiting; return the time of the request."""
         began = time.monotonic()
-        self.cluster.create(path_of("v1", "pods", self.namespace), self.bare_pod(name, directory))
+        self.cluster.create(path_of("v1", "pods", self.namespace), self._bare_pod_manifest(name, directory))
         return began
 
-    def bare_ready(self, name: str, began: float, timeout: float = 120) -> float:
-        return self.pods.when(name, is_ready, began, timeout).at - began
+    def seconds_to_bare_ready(self, name: str, began: float, timeout: float = 120) -> float:
+        """Wait until a bare pod is Ready; return the seconds from `began` to that."""
+        return self.pods.wait_for(name, is_ready, began, timeout).at - began
 
-    def drop_pod(self, *pods: str) -> float:
-        """Deletes pods at once; seconds until all are gone."""
+    def delete_pods(self, *pods: str) -> float:
+        """Delete pods at once; return the seconds until all are gone."""
         began = time.monotonic()
         for name in pods:
             self.cluster.delete(path_of("v1", "pods", self.namespace, name))
-        return max(self.pods.when(name, is_gone, began).at for name in pods) - began
+        return max(self.pods.wait_for(name, is_gone, began).at for name in pods) - began
 
-    def helper(
+    def create_helper_pod(
         self, name: str, image: str, command: list[str], user: int = 999, cpu: str = "", **volume: str
     ) -> None:
-        """A pod that stays, with host directories mounted: path in the pod by name -> directory on the node."""
+        """Create a pod and wait until it is Ready. `volume`: NAME, mounted at /NAME -> directory on the node."""
         container = {
             "name": "main",
             "image": image,
@@ -267,16 +283,16 @@ class Stage:
         body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
         began = time.monotonic()
         self.cluster.create(path_of("v1", "pods", self.namespace), body)
-        self.pods.when(name, is_ready, began)
+        self.pods.wait_for(name, is_ready, began)
 
-    def address(self, pod: str) -> str:
-        """A running pod's own address."""
+    def pod_address(self, pod: str) -> str:
+        """Return the IP address of a running pod."""
         body = self.cluster.get(path_of("v1", "pods", self.namespace, pod))
         assert body
         return str(body["status"]["podIP"])
 
-    def run_in(self, pod: str, *argv: str, timeout: float = 1800) -> str:
-        """What a command in a pod of the namespace prints."""
+    def exec_in(self, pod: str, *argv: str, timeout: float = 1800) -> str:
+        """Run a command in a pod of the namespace; return its standard output. Raise AssertionError if it fails."""
         done = subprocess.run(
             ["kubectl", "-n", self.namespace, "exec", pod, "--", *argv],
             capture_output=True,
@@ -288,17 +304,19 @@ class Stage:
         return done.stdout.strip()
 
     def agent_log(self) -> str:
-        """What the agent said last."""
+        """Return the last 300 lines of the agent's log."""
         argv = ["kubectl", "-n", NODES, "logs", "daemonset/dbranch-agent", "--tail=300"]
         return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout
 
-    def client(self) -> Client:
-        """A client inside the cluster, once it runs. With a request: a pod without one stands still while others want
-        all processors, and so would the clock."""
-        self.helper("client", SERVER_IMAGE, ["sleep", "infinity"], 65532, cpu=CLIENT_CPU)
+    def start_client(self) -> Client:
+        """Start a client inside the cluster and wait until it answers.
+
+        It has a CPU request: while other pods use all processors, a pod without one gets no time, and its
+        measurements would include that."""
+        self.create_helper_pod("client", SERVER_IMAGE, ["sleep", "infinity"], 65532, cpu=CLIENT_CPU)
         argv = ["kubectl", "-n", self.namespace, "exec", "-i", "client", "--"]
         process = subprocess.Popen(
-            [*argv, "python3", "-u", "-c", INSIDE.read_text()],
+            [*argv, "python3", "-u", "-c", CLIENT_PROGRAM.read_text()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

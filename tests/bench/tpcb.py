@@ -1,4 +1,4 @@
-"""pgbench's TPC-B on a branch and on its source, beside a Postgres of the same image on the node's own disk."""
+"""Measure pgbench's TPC-B on a branch and on its source, beside the same Postgres image on the node's own disk."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from tests.bench.counts import tps
 from tests.bench.figures import Result, Row
-from tests.bench.stage import BARE, POSTGRES_IMAGE, Stage
-from tests.bench.starts import settle
+from tests.bench.stage import BARE_DIRECTORY, POSTGRES_IMAGE, Stage
+from tests.bench.starts import wait_idle
 
 PROJECT = "bank"
-LIVING = 10
+BRANCHES = 10
 CLIENTS = ("-c", "8", "-j", "2")
-# With initdb's own settings, as the image's entrypoint would have them; trusted, where branches ask for a password
-# once a session.
+# With initdb's default settings, like the image's entrypoint. Authentication is `trust`, while branches ask for a
+# password once per session.
 _PLAIN = (
     "initdb -D /data/pg -A trust; echo 'host all all all trust' >>/data/pg/pg_hba.conf;"
     " pg_ctl -D /data/pg -o \"-p 5555 -k /tmp -c listen_addresses='*'\" -w -l /tmp/log start;"
@@ -23,7 +23,7 @@ _PLAIN = (
 
 @dataclass(frozen=True)
 class Backend:
-    """A Postgres by its pod's own address: no proxy and no Service is in the way."""
+    """A Postgres at its pod's own IP address, without proxy and Service."""
 
     host: str
     port: str
@@ -32,69 +32,73 @@ class Backend:
     database: str
 
     @property
-    def words(self) -> tuple[str, ...]:
-        """The environment by which Postgres' programs find it."""
-        told = {
+    def env_command(self) -> tuple[str, ...]:
+        """Return an `env` command with the variables by which Postgres' programs connect to it."""
+        variables = {
             "PGHOST": self.host,
             "PGPORT": self.port,
             "PGUSER": self.user,
             "PGPASSWORD": self.password,
             "PGDATABASE": self.database,
         }
-        return ("env", *(f"{key}={value}" for key, value in told.items()))
+        return ("env", *(f"{key}={value}" for key, value in variables.items()))
 
 
 def _branch(stage: Stage, name: str) -> Backend:
-    node, secret = stage.told(PROJECT, name)["status"]["node"], stage.uri(PROJECT)
+    node, secret = stage.get_branch(PROJECT, name)["status"]["node"], stage.connection_secret(PROJECT)
     return Backend(
         node["address"], str(node["port"]), secret["username"], secret["password"], secret["database"]
     )
 
 
 def _plain(stage: Stage) -> Backend:
-    stage.helper("plain", POSTGRES_IMAGE, ["sleep", "infinity"], data=f"{BARE}/copier")
-    stage.run_in("plain", "bash", "-ec", _PLAIN)
-    return Backend(stage.address("plain"), "5555", "postgres", "", "bank")
+    stage.create_helper_pod("plain", POSTGRES_IMAGE, ["sleep", "infinity"], data=f"{BARE_DIRECTORY}/copier")
+    stage.exec_in("plain", "bash", "-ec", _PLAIN)
+    return Backend(stage.pod_address("plain"), "5555", "postgres", "", "bank")
 
 
-def _transactions(stage: Stage, place: Backend, seconds: int) -> float:
-    """Transactions a second, its caches warm and its last checkpoint just behind it."""
-    run = (*place.words, "pgbench", "-n", *CLIENTS)
-    stage.run_in("pgbench", *run, "-T", str(max(2, seconds // 4)))
-    stage.run_in("pgbench", *place.words, "psql", "-qc", "checkpoint")
-    return tps(stage.run_in("pgbench", *run, "-T", str(seconds)))
+def _transactions(stage: Stage, backend: Backend, seconds: int) -> float:
+    """Run pgbench after a warm-up and a checkpoint; return the transactions per second."""
+    run = (*backend.env_command, "pgbench", "-n", *CLIENTS)
+    stage.exec_in("pgbench", *run, "-T", str(max(2, seconds // 4)))
+    stage.exec_in("pgbench", *backend.env_command, "psql", "-qc", "checkpoint")
+    return tps(stage.exec_in("pgbench", *run, "-T", str(seconds)))
 
 
 def pgbench(stage: Stage, quick: bool) -> Result:
+    """Measure new branches, their source and a plain Postgres alternately."""
     scale, seconds, rounds = (10, 6, 2) if quick else (50, 12, 4)
-    stage.project(PROJECT, size="20Gi")
-    stage.helper("pgbench", POSTGRES_IMAGE, ["sleep", "infinity"])
+    stage.create_project(PROJECT, size="20Gi")
+    stage.create_helper_pod("pgbench", POSTGRES_IMAGE, ["sleep", "infinity"])
     plain, source = _plain(stage), _branch(stage, "main")
-    for place in (plain, source):
-        stage.run_in("pgbench", *place.words, "pgbench", "-i", "-q", "-s", str(scale))
-    living: list[str] = []
+    for backend in (plain, source):
+        stage.exec_in("pgbench", *backend.env_command, "pgbench", "-i", "-q", "-s", str(scale))
+    branches: list[str] = []
 
-    def one_more() -> None:
-        settle(stage)
-        living.append(stage.fresh("teller"))
-        stage.ready(PROJECT, living[-1], stage.branch(PROJECT, living[-1]))
+    def create_one() -> None:
+        wait_idle(stage)
+        branches.append(stage.unique_name("teller"))
+        stage.create_until_ready(PROJECT, branches[-1])
 
-    for _ in range(LIVING):
-        one_more()
+    for _ in range(BRANCHES):
+        create_one()
     rates: dict[str, list[float]] = {"plain": [], "branch": [], "source": []}
     for index in range(rounds):
-        # A new one for each round: its first writes are those that part from the source's blocks.
+        # A new branch for each round: only its first writes copy blocks that it shares with the source.
         if index:
-            stage.drop_branch(PROJECT, living.pop(0))
-            one_more()
-        places = {"plain": plain, "branch": _branch(stage, living[-1]), "source": source}
-        order = list(places)
-        # Another one goes first in each round.
+            stage.delete_branches(PROJECT, branches.pop(0))
+            create_one()
+        backends = {"plain": plain, "branch": _branch(stage, branches[-1]), "source": source}
+        order = list(backends)
+        # A different one goes first in each round.
         for key in order[index % 3 :] + order[: index % 3]:
-            rates[key].append(_transactions(stage, places[key], seconds))
+            rates[key].append(_transactions(stage, backends[key], seconds))
         stage.say(f"pgbench: {', '.join(f'{key} {rate[-1]:.0f} tps' for key, rate in rates.items())}")
     against = "the same Postgres on plain ext4"
-    how = f"scale {scale}, 8 clients, {seconds} s a round, by the pods' own addresses; ext4 has initdb's settings"
+    how = (
+        f"scale {scale}, 8 clients, {seconds} s per round, connected to the pods' own addresses; "
+        "on ext4 with initdb's default settings"
+    )
     return Result(
         [
             Row(
@@ -108,7 +112,7 @@ def pgbench(stage: Stage, quick: bool) -> Result:
                 at_least=True,
             ),
             Row(
-                f"on its source while {LIVING} branches live",
+                f"the same on its source, with {BRANCHES} branches running",
                 against,
                 rates["source"],
                 rates["plain"],

@@ -1,4 +1,4 @@
-"""One create, step by step: what a watch of the branch shows, and what the agent's log says of its own part."""
+"""The steps of one create: the states that a watch of the branch shows, and the timings in the agent's log."""
 
 from __future__ import annotations
 
@@ -10,34 +10,37 @@ from dbranch.api import names
 from tests.bench.follow import Json, Seen
 from tests.bench.stage import Stage
 
-# What the agent's line `branch … accepts` holds, in order.
-_LAP = re.compile(r'(\w+)="?([\d.]+)')
+# A timing in the agent's log line `branch … accepts`: step=milliseconds.
+_TIMING = re.compile(r'(\w+)="?([\d.]+)')
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Milliseconds. `seen`: since the apply, when each write came to a watch; `agent`: its laps."""
+    """Milliseconds by step. `seen`: from the apply to the write's arrival in a watch; `agent`: the agent's own."""
 
     seen: dict[str, float]
     agent: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the trace as JSON."""
         return asdict(self)
 
 
-def traced(stage: Stage, project: str, name: str) -> Trace:
-    """Makes a branch and tells its steps."""
-    began = stage.branch(project, name)
-    stage.ready(project, name, began)
-    of = names.branch_object_name(project, name)
-    seen = {step: (at - began) * 1000 for step, at in steps(stage.branches.history(of, began)).items()}
-    mine = (line for line in stage.agent_log().splitlines() if f"{stage.namespace}/{of} accepts" in line)
-    line = max(mine, default="")
-    return Trace(seen, {step: float(text) for step, text in _LAP.findall(line.partition("accepts")[2])})
+def create_traced(stage: Stage, project: str, name: str) -> Trace:
+    """Create a branch, wait until it is Ready, and return the trace of its steps."""
+    began = stage.create_branch(project, name)
+    stage.seconds_to_ready(project, name, began)
+    object_name = names.branch_object_name(project, name)
+    seen = {
+        step: (at - began) * 1000 for step, at in steps(stage.branches.history(object_name, began)).items()
+    }
+    text = f"{stage.namespace}/{object_name} accepts"
+    line = max((line for line in stage.agent_log().splitlines() if text in line), default="")
+    return Trace(seen, {step: float(value) for step, value in _TIMING.findall(line.partition("accepts")[2])})
 
 
 def steps(history: list[Seen]) -> dict[str, float]:
-    """Step -> when it was first seen."""
+    """Return the time at which each step was first seen."""
     first: dict[str, float] = {}
     for seen in history:
         for step in steps_of(seen.body or {}):
@@ -46,7 +49,7 @@ def steps(history: list[Seen]) -> dict[str, float]:
 
 
 def steps_of(body: Json) -> list[str]:
-    """What a state of a branch has behind it."""
+    """Return the steps that a branch object has completed."""
     meta, status = body.get("metadata") or {}, body.get("status") or {}
     node = status.get("node") or {}
     done = {

@@ -13,18 +13,18 @@ import org.postgresql.largeobject.LargeObjectManager;
 
 /** JDBC through the proxy. Arguments: host, port, user, password, file of the trusted certificate or "". */
 public class Driver {
-  static void check(boolean holds, String what) {
-    if (!holds) throw new AssertionError(what);
+  static void check(boolean holds, String subject) {
+    if (!holds) throw new AssertionError(subject);
   }
 
-  static Connection connect(String[] words, String... more) throws SQLException {
-    Properties said = new Properties();
-    said.setProperty("user", words[2]);
-    said.setProperty("password", words[3]);
-    said.setProperty("sslmode", words[4].isEmpty() ? "disable" : "verify-ca");
-    if (!words[4].isEmpty()) said.setProperty("sslrootcert", words[4]);
-    for (int i = 0; i < more.length; i += 2) said.setProperty(more[i], more[i + 1]);
-    return DriverManager.getConnection("jdbc:postgresql://" + words[0] + ":" + words[1] + "/postgres", said);
+  static Connection connect(String[] args, String... options) throws SQLException {
+    Properties properties = new Properties();
+    properties.setProperty("user", args[2]);
+    properties.setProperty("password", args[3]);
+    properties.setProperty("sslmode", args[4].isEmpty() ? "disable" : "verify-ca");
+    if (!args[4].isEmpty()) properties.setProperty("sslrootcert", args[4]);
+    for (int i = 0; i < options.length; i += 2) properties.setProperty(options[i], options[i + 1]);
+    return DriverManager.getConnection("jdbc:postgresql://" + args[0] + ":" + args[1] + "/postgres", properties);
   }
 
   static String branch(Connection connection) throws SQLException {
@@ -34,8 +34,8 @@ public class Driver {
     }
   }
 
-  public static void main(String[] words) throws Exception {
-    try (Connection c = connect(words, "reWriteBatchedInserts", "true")) {
+  public static void main(String[] args) throws Exception {
+    try (Connection c = connect(args, "reWriteBatchedInserts", "true")) {
       check(branch(c).equals("main"), "the active branch");
       try (PreparedStatement s = c.prepareStatement("SELECT ?::int + 1")) {
         for (int i = 0; i < 50; i++) {
@@ -80,20 +80,20 @@ public class Driver {
       c.commit();
       c.setAutoCommit(true);
       try (Statement s = c.createStatement()) {
-        s.execute("LISTEN news");
-        s.execute("SELECT pg_notify('news', 'out')");
+        s.execute("LISTEN events");
+        s.execute("SELECT pg_notify('events', 'out')");
         check(pg.getNotifications(5000)[0].getParameter().equals("out"), "a notification");
         s.setQueryTimeout(1);
         try {
           s.execute("SELECT pg_sleep(60)");
-          check(false, "a time-out is a cancel");
+          check(false, "a query time-out sends a cancel request");
         } catch (SQLException e) {
           check("57014".equals(e.getSQLState()), e.toString());
         }
       }
-      check(branch(c).equals("main"), "goes on");
+      check(branch(c).equals("main"), "still on the active branch");
     }
-    try (Connection c = connect(words, "options", "-c dbranch.branch=feature-x")) {
+    try (Connection c = connect(args, "options", "-c dbranch.branch=feature-x")) {
       check(branch(c).equals("feature-x"), "a named branch");
     }
     System.out.println("ok");

@@ -1,4 +1,4 @@
-"""Drivers of other languages through the proxy, plain and by TLS; each program says `ok` at its end."""
+"""Drivers of other languages through the proxy, without and with TLS; each program prints `ok` at its end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tests.node.proxy_backend import PASSWORD, USER, MakeProxy, wait_until
 HERE = Path(__file__).parent
 
 
-def words_of(driver: str, installed: Path) -> list[str]:
+def command_of(driver: str, installed: Path) -> list[str]:
+    """Return the command that runs the driver's test program."""
     jar = str(installed / "postgresql.jar")
     return {
         "jdbc": ["java", "-cp", jar, str(HERE / "Driver.java")],
@@ -23,11 +24,13 @@ def words_of(driver: str, installed: Path) -> list[str]:
 
 @pytest.mark.parametrize("encrypted", [False, True])
 @pytest.mark.parametrize("driver", ["jdbc", "node-postgres", "pgx"])
-def test_a_driver(make_proxy: MakeProxy, tls: Path, installed: Path, driver: str, encrypted: bool) -> None:
+def test_a_driver_through_the_proxy(
+    make_proxy: MakeProxy, tls: Path, installed: Path, driver: str, encrypted: bool
+) -> None:
     proxy = make_proxy(tls, tls_required=encrypted)
     certificate = str(tls / "tls.crt") if encrypted else ""
     done = subprocess.run(
-        [*words_of(driver, installed), "127.0.0.1", str(proxy.port), USER, PASSWORD, certificate],
+        [*command_of(driver, installed), "127.0.0.1", str(proxy.port), USER, PASSWORD, certificate],
         env={**os.environ, "NODE_PATH": str(installed / "node_modules")},
         capture_output=True,
         text=True,
@@ -35,4 +38,4 @@ def test_a_driver(make_proxy: MakeProxy, tls: Path, installed: Path, driver: str
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
-    wait_until(lambda: not proxy.board.sessions)
+    wait_until(lambda: not proxy.switchboard.sessions)

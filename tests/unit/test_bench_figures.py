@@ -1,12 +1,11 @@
-"""What the benchmarks make of their samples."""
+"""The benchmarks' figures, page and parsers."""
 
 from __future__ import annotations
 
 import doctest
 
 import pytest
-from tests.bench import bytes as measured
-from tests.bench import counts, figures
+from tests.bench import counts, figures, sizes
 from tests.bench.counts import line_time, tps, writes
 from tests.bench.figures import Result, Row, as_json, from_json
 from tests.bench.follow import is_ready
@@ -19,7 +18,7 @@ CREATE = Row("apply → Ready", "bare pod", [300, 200, 250], [1000, 900, 2000], 
 def test_the_examples_in_the_code() -> None:
     assert doctest.testmod(figures).failed == 0
     assert doctest.testmod(counts).failed == 0
-    assert doctest.testmod(measured).failed == 0
+    assert doctest.testmod(sizes).failed == 0
 
 
 def test_a_goal_is_held_against_the_ratio_of_medians_or_the_part_that_is_named() -> None:
@@ -27,12 +26,12 @@ def test_a_goal_is_held_against_the_ratio_of_medians_or_the_part_that_is_named()
     worst = Row("the same", "bare pod", [300, 200, 2500], [1000], goal=0.8, part="p95")
     assert worst.figure == 2.5 and worst.met is False
     assert Row("bytes", "-", [0.4], unit="MiB", goal=1.0).met
-    assert Row("told", "-", [1]).met is None
+    assert Row("informational", "-", [1]).met is None
 
 
 def test_a_goal_may_be_the_least() -> None:
     rate = Row("pgbench", "ext4", [95.0], [100.0], "tps", 0.9, at_least=True)
-    assert rate.met and rate.wanted == "≥ 0.9" and CREATE.wanted == "≤ 0.5"
+    assert rate.met and rate.goal_text == "≥ 0.9" and CREATE.goal_text == "≤ 0.5"
     assert Row("pgbench", "ext4", [80.0], [100.0], "tps", 0.9, at_least=True).met is False
     assert summary(Result([rate])) == [
         "pgbench: 95 tps | ext4: 100 tps | ratio 0.95 | goal ≥ 0.9: met",
@@ -88,5 +87,5 @@ def test_a_run_of_pgbench_without_a_transaction_is_no_figure() -> None:
         tps("tps = 0.000000 (without initial connection time)")
 
 
-def test_a_log_without_the_line_tells_no_time() -> None:
-    assert line_time("2026-01-01T00:00:01.500Z INFO a b\n", "visited") is None
+def test_a_log_without_the_line_has_no_time() -> None:
+    assert line_time("2026-01-01T00:00:01.500Z INFO a b\n", "reconciled") is None

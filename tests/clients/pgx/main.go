@@ -14,16 +14,16 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-func check(err error, what string) {
+func check(err error, subject string) {
 	if err != nil {
-		fmt.Fprintln(os.Stderr, what+":", err)
+		fmt.Fprintln(os.Stderr, subject+":", err)
 		os.Exit(1)
 	}
 }
 
-func same[T comparable](got, want T, what string) {
+func same[T comparable](got, want T, subject string) {
 	if got != want {
-		check(fmt.Errorf("%v, not %v", got, want), what)
+		check(fmt.Errorf("%v, not %v", got, want), subject)
 	}
 }
 
@@ -42,12 +42,12 @@ func nameOf(ctx context.Context, conn *pgx.Conn) string {
 func main() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	word := os.Args[1:]
-	url := fmt.Sprintf("host=%s port=%s user=%s password=%s dbname=postgres", word[0], word[1], word[2], word[3])
-	if word[4] == "" {
+	args := os.Args[1:]
+	url := fmt.Sprintf("host=%s port=%s user=%s password=%s dbname=postgres", args[0], args[1], args[2], args[3])
+	if args[4] == "" {
 		url += " sslmode=disable"
 	} else {
-		url += " sslmode=verify-ca sslrootcert=" + word[4]
+		url += " sslmode=verify-ca sslrootcert=" + args[4]
 	}
 	conn := open(ctx, url)
 	same(nameOf(ctx, conn), "main", "the active branch")
@@ -57,7 +57,7 @@ func main() {
 		same(n, i+1, "a prepared statement")
 	}
 
-	// A batch is sent at once, and its answers are read behind it.
+	// A batch is sent as a whole before its answers are read.
 	batch := &pgx.Batch{}
 	for i := 0; i < 1000; i++ {
 		batch.Queue("SELECT $1::int", i)
@@ -83,24 +83,24 @@ func main() {
 	check(err, "COPY out")
 	same(tag.RowsAffected(), 5000, "COPY out")
 
-	_, err = conn.Exec(ctx, "LISTEN news")
+	_, err = conn.Exec(ctx, "LISTEN events")
 	check(err, "LISTEN")
-	_, err = conn.Exec(ctx, "SELECT pg_notify('news', 'out')")
+	_, err = conn.Exec(ctx, "SELECT pg_notify('events', 'out')")
 	check(err, "NOTIFY")
-	heard, err := conn.WaitForNotification(ctx)
+	notification, err := conn.WaitForNotification(ctx)
 	check(err, "a notification")
-	same(heard.Payload, "out", "a notification")
+	same(notification.Payload, "out", "a notification")
 
 	go func() {
 		time.Sleep(500 * time.Millisecond)
 		check(conn.PgConn().CancelRequest(ctx), "a cancel")
 	}()
 	_, err = conn.Exec(ctx, "SELECT pg_sleep(60)")
-	var said *pgconn.PgError
-	if !errors.As(err, &said) || said.Code != "57014" {
+	var pgError *pgconn.PgError
+	if !errors.As(err, &pgError) || pgError.Code != "57014" {
 		check(fmt.Errorf("%v, not 57014", err), "a cancel")
 	}
-	same(nameOf(ctx, conn), "main", "goes on")
+	same(nameOf(ctx, conn), "main", "still on the active branch")
 	check(conn.Close(ctx), "close")
 
 	named := open(ctx, url+" options='-c dbranch.branch=feature-x'")

@@ -1,4 +1,4 @@
-"""Runs inside the cluster: reads one JSON object a line, answers with one. Only what the server image holds."""
+"""The client inside the cluster: answer each line of JSON with one. It uses only what the server image has."""
 
 import json
 import sys
@@ -9,8 +9,8 @@ import psycopg
 
 
 def connect(dsn, seconds):
-    """The first session that answers within `seconds`: refusals are tried again at once."""
-    end = time.monotonic() + seconds
+    """Return the first session that opens, and the number of attempts; retry failures at once for `seconds`."""
+    deadline = time.monotonic() + seconds
     tries = 0
     while True:
         tries += 1
@@ -18,61 +18,63 @@ def connect(dsn, seconds):
             session = psycopg.connect(dsn, connect_timeout=5, autocommit=True)
             return session, tries
         except psycopg.OperationalError:
-            if time.monotonic() > end:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(0.002)
 
 
-def clock(ask):
+def clock(request):
+    """Return the time."""
     return {"at": time.monotonic()}
 
 
-def first_row(ask):
-    """When the first row came back."""
-    session, tries = connect(ask["dsn"], ask.get("seconds", 60))
+def first_row(request):
+    """Connect and run the query; return the time of its first row."""
+    session, tries = connect(request["dsn"], request.get("seconds", 60))
     with session:
-        row = session.execute(ask["query"]).fetchone()
+        row = session.execute(request["query"]).fetchone()
         return {"at": time.monotonic(), "tries": tries, "row": str(row[0] if row else None)}
 
 
-def sql(ask):
-    session, _ = connect(ask["dsn"], 60)
+def sql(request):
+    """Run the queries; return the rows of the last one and the seconds of all."""
+    session, _ = connect(request["dsn"], 60)
     with session:
         began = time.monotonic()
         rows = []
-        for query in ask["queries"]:
+        for query in request["queries"]:
             cursor = session.execute(query)
             rows = cursor.fetchall() if cursor.description else []
         return {"rows": [[str(cell) for cell in row] for row in rows], "seconds": time.monotonic() - began}
 
 
-def until_there(ask):
-    """New sessions one after another until one sees what is `wanted`: when the last other one began, and this one.
+def until_value(request):
+    """Open one session after another until one reads the `expected` value; return when it and the last other began.
 
-    `pause`: seconds between two of them, so that whoever looks leaves the processor to what is looked at.
+    `pause`: seconds between two sessions, so that the client does not take the processor from what it measures.
     """
-    last_old, end = None, time.monotonic() + 60
-    while time.monotonic() < end:
+    last_old, deadline = None, time.monotonic() + 60
+    while time.monotonic() < deadline:
         began = time.monotonic()
         try:
-            with psycopg.connect(ask["dsn"], connect_timeout=5, autocommit=True) as session:
-                row = session.execute(ask["query"]).fetchone()
+            with psycopg.connect(request["dsn"], connect_timeout=5, autocommit=True) as session:
+                row = session.execute(request["query"]).fetchone()
         except psycopg.Error:
             row = None
-        if row and str(row[0]) == ask["wanted"]:
+        if row and str(row[0]) == request["expected"]:
             return {"at": time.monotonic(), "began": began, "last_old": last_old}
         last_old = began if row else last_old
-        time.sleep(ask["pause"])
-    raise TimeoutError("never there")
+        time.sleep(request["pause"])
+    raise TimeoutError(f"no session read {request['expected']}")
 
 
 class Load:
-    """Writers that commit small transactions, each with the longest time that one took."""
+    """Threads that commit small transactions; each records the longest duration of one."""
 
     def __init__(self, dsn, writers):
-        self.over = threading.Event()
+        self.stop = threading.Event()
         self.longest = [0.0] * writers
-        # When the statement under way began; 0 between two.
+        # The start time of the statement in progress; 0 between two.
         self.began = [0.0] * writers
         self.commits = [0] * writers
         self.errors = []
@@ -85,7 +87,7 @@ class Load:
     def write(self, dsn, n):
         try:
             with psycopg.connect(dsn, autocommit=True) as session:
-                while not self.over.is_set():
+                while not self.stop.is_set():
                     self.began[n] = began = time.monotonic()
                     session.execute("insert into load_of_bench (n, pad) values (%s, repeat('x', 200))", [n])
                     self.longest[n] = max(self.longest[n], time.monotonic() - began)
@@ -98,36 +100,38 @@ class Load:
 LOADS = {}
 
 
-def load_start(ask):
-    session, _ = connect(ask["dsn"], 60)
+def load_start(request):
+    """Start the writers."""
+    session, _ = connect(request["dsn"], 60)
     with session:
         session.execute("create table if not exists load_of_bench (n int, pad text)")
-    LOADS["one"] = Load(ask["dsn"], ask["writers"])
+    LOADS["one"] = Load(request["dsn"], request["writers"])
     return {}
 
 
-def load_peak(ask):
-    """The longest statement since the last time this was asked, those under way among them."""
+def load_peak(request):
+    """Return the longest statement since the last request, including those in progress."""
     load = LOADS["one"]
-    waiting = [time.monotonic() - began for began in load.began if began]
-    longest = max(load.longest + waiting)
+    in_progress = [time.monotonic() - began for began in load.began if began]
+    longest = max(load.longest + in_progress)
     load.longest = [0.0] * len(load.longest)
     return {"longest": longest, "commits": sum(load.commits), "errors": load.errors}
 
 
-def load_stop(ask):
+def load_stop(request):
+    """Stop the writers; return their commits and errors."""
     load = LOADS.pop("one")
-    load.over.set()
+    load.stop.set()
     for thread in load.threads:
         thread.join(10)
     return {"commits": sum(load.commits), "errors": load.errors}
 
 
-VERBS = {f.__name__: f for f in (clock, first_row, sql, until_there, load_start, load_peak, load_stop)}
+VERBS = {f.__name__: f for f in (clock, first_row, sql, until_value, load_start, load_peak, load_stop)}
 for line in sys.stdin:
-    asked = json.loads(line)
+    received = json.loads(line)
     try:
-        answer = VERBS[asked["verb"]](asked)
+        answer = VERBS[received["verb"]](received)
     except (psycopg.Error, OSError, KeyError) as error:
         answer = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(answer), flush=True)
