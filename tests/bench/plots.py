@@ -74,14 +74,14 @@ _WRITES = (
 # The agent's timings (see `StepTimer`) -> label.
 _AGENT_STEPS = {
     "read": "agent: reads branch and project",
-    "look": "agent: observes pool, pods, slots",
+    "observe": "agent: observes pool, pods, slots",
     "Claim": "agent: claims a warm slot",
     "Checkpoint": "source: CHECKPOINT",
     "TakeSnapshot": "btrfs: snapshot, cleaning, sync",
     "Bind": "agent: binds the branch into the slot",
     "accept": "Postgres: start until it accepts",
     "open": "agent: SQL cleaning, opens to users",
-    "tell": "agent: writes the status",
+    "report": "agent: writes the status",
 }
 
 
