@@ -1,4 +1,4 @@
-"""The branch verbs: create, list, tree, show, wait, delete."""
+"""The commands on branches: create, list, tree, show, wait, delete."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import click
 
 from dbranch.api import names
 from dbranch.api.conditions import Condition
+from dbranch.api.enums import ConditionStatus
 from dbranch.api.errors import ApiError
-from dbranch_cli.failure import NOT_FOUND, REFUSED, USAGE, Failure
+from dbranch_cli.failure import ExitCode, Failure
+from dbranch_cli.invocation import Invocation, format_objects
+from dbranch_cli.lifecycle import use_branch
+from dbranch_cli.naming import check_branch_name, did_you_mean
 from dbranch_cli.objects import Body, active_branch_of, branch_name_of, manifest
 from dbranch_cli.options import (
     BranchName,
-    Duration,
     Command,
     dry_run_option,
     force_option,
@@ -22,17 +25,14 @@ from dbranch_cli.options import (
     timeout_option,
     yes_option,
 )
-from dbranch_cli.invocation import Invocation, serialize
-from dbranch_cli.lifecycle import use_branch
 from dbranch_cli.view import branch_block, branch_table, branch_tree
-from dbranch_cli.waiting import Goal, has_condition, is_stopped, wait_for, wait_deleted
-from dbranch_cli.naming import check_branch_name, did_you_mean
+from dbranch_cli.waiting import Goal, has_condition, is_stopped, wait_deleted, wait_for
 
 
 @click.command(cls=Command)
 @click.argument("branch")
 @click.option(
-    "-s", "--source", type=BranchName(), metavar="BRANCH", help="Copy this branch; default: the active one."
+    "-s", "--source", type=BranchName(), metavar="BRANCH", help="Branch to copy; default: the active one."
 )
 @click.option("-u", "--use", is_flag=True, help="Make it the active branch once it is Ready.")
 @click.option(
@@ -40,7 +40,7 @@ from dbranch_cli.naming import check_branch_name, did_you_mean
     type=click.Choice(["fail", "reuse", "replace"]),
     default="fail",
     show_default=True,
-    help="What to do with a branch of that name; `replace` deletes it first.",
+    help="What to do if the branch exists; `replace` deletes it first.",
 )
 @force_option()
 @no_wait_option()
@@ -58,48 +58,51 @@ def create(
     timeout: float,
     dry_run: str,
 ) -> None:
-    """Make a branch: a writable copy of its source as of now."""
+    """Create a branch. It is a writable copy of its source's present data."""
     if use and no_wait:
-        raise Failure(USAGE, "InvalidInput", "--use waits until the branch is Ready; leave out --no-wait")
+        message = "--use waits until the branch is Ready; leave out --no-wait"
+        raise Failure(ExitCode.USAGE, "InvalidInput", message)
     name = invocation.project_name
     check_branch_name(name, branch)
     if source:
         check_branch_name(name, source)
     if dry_run == "client":
-        chosen = source or active_branch_of(invocation.project())
-        click.echo(serialize(_manifest(invocation, branch, chosen), "json" if invocation.output == "json" else "yaml"))
+        body = _manifest(invocation, branch, source or active_branch_of(invocation.project()))
+        click.echo(format_objects(body, "json" if invocation.output == "json" else "yaml"))
         return
     project = invocation.project()
-    chosen = source or active_branch_of(project)
+    from_branch = source or active_branch_of(project)
     live = invocation.store.find_branch(name, branch)
     if live is not None and if_exists == "fail":
         raise Failure(
-            REFUSED,
+            ExitCode.REFUSED,
             "AlreadyExists",
-            f"branch {branch} is there already; see dbranch show {branch}, or say --if-exists reuse or replace",
+            f"branch {branch} already exists; see 'dbranch show {branch}',"
+            " or pass --if-exists reuse or --if-exists replace",
         )
     if live is not None and if_exists == "replace":
-        invocation.say(f"deleting branch {branch}")
+        invocation.print_note(f"deleting branch {branch}")
         invocation.store.delete(live)
-        wait_deleted(invocation.store, live, f"branch {branch} is gone", timeout, quiet=not invocation.for_people)
+        wait_deleted(invocation.store, live, f"branch {branch}", timeout, quiet=not invocation.human_output)
         live = None
     if live is None:
-        _require_source(invocation, chosen)
-        invocation.say(f"branch {branch} from {chosen}")
-        live = invocation.store.apply(_manifest(invocation, branch, chosen))
-        done = f"branch {branch} made from {chosen}"
+        _require_source(invocation, from_branch)
+        invocation.print_note(f"creating branch {branch} from {from_branch}")
+        live = invocation.store.apply(_manifest(invocation, branch, from_branch))
+        result = f"branch {branch} created from {from_branch}"
     else:
-        there = live["spec"].get("source")
+        existing_source = live["spec"].get("source")
         if live["metadata"].get("deletionTimestamp"):
-            raise Failure(REFUSED, "Deleting", f"branch {branch} is being deleted; --if-exists replace waits")
-        if source and there != source:
+            message = f"branch {branch} is being deleted; pass --if-exists replace to wait for that"
+            raise Failure(ExitCode.REFUSED, "Deleting", message)
+        if source and existing_source != source:
             raise Failure(
-                REFUSED,
+                ExitCode.REFUSED,
                 "OtherSource",
-                f"branch {branch} is there with source {there or 'none'}, not {source};"
-                " --if-exists replace makes it anew",
+                f"branch {branch} already exists with source {existing_source or 'none'}, not {source};"
+                " pass --if-exists replace to recreate it",
             )
-        done = f"branch {branch} was there already, from {there or 'no source'}"
+        result = f"branch {branch} already exists, with source {existing_source or 'none'}"
     if not no_wait:
         live = wait_for(
             invocation.store,
@@ -107,13 +110,13 @@ def create(
             has_condition(Condition.READY),
             f"branch {branch} is Ready",
             timeout,
-            quiet=not invocation.for_people,
+            quiet=not invocation.human_output,
         )
-        done += "; Ready"
+        result += "; Ready"
     if use:
         use_branch(invocation, invocation.project(), live, force, timeout)
-        done += "; active"
-    invocation.result(done, live)
+        result += "; active"
+    invocation.print_result(result, live)
 
 
 def _manifest(invocation: Invocation, branch: str, source: str) -> Body:
@@ -123,50 +126,52 @@ def _manifest(invocation: Invocation, branch: str, source: str) -> Body:
 
 
 def _require_source(invocation: Invocation, source: str) -> None:
-    known = [branch_name_of(body) for body in invocation.store.branches(invocation.project_name)]
-    if source not in known:
+    """Raise Failure if the source branch does not exist."""
+    existing = [branch_name_of(body) for body in invocation.store.branches(invocation.project_name)]
+    if source not in existing:
         raise Failure(
-            NOT_FOUND,
+            ExitCode.NOT_FOUND,
             "SourceNotFound",
-            f'source "{source}" does not exist in project {scope.project_name}; nothing was made'
-            + did_you_mean(source, known),
+            f'source "{source}" does not exist in project {invocation.project_name}; nothing was created'
+            + did_you_mean(source, existing),
         )
 
 
 @click.command("list", cls=Command)
 @click.pass_obj
 def list_branches(invocation: Invocation) -> None:
-    """The branches, with their states and sizes."""
+    """List the branches with their states and sizes."""
     project = invocation.project()
-    found = invocation.store.branches(invocation.project_name)
-    invocation.result(branch_table(project, found, invocation.output == "wide"), found)
+    branches = invocation.store.branches(invocation.project_name)
+    invocation.print_result(branch_table(project, branches, invocation.output == "wide"), branches)
 
 
 @click.command(cls=Command)
 @click.pass_obj
 def tree(invocation: Invocation) -> None:
-    """The branches, each below its source."""
+    """Show the branches as a tree, each below its source."""
     project = invocation.project()
-    found = invocation.store.branches(invocation.project_name)
-    invocation.result(branch_tree(project, found), found)
+    branches = invocation.store.branches(invocation.project_name)
+    invocation.print_result(branch_tree(project, branches), branches)
 
 
 @click.command(cls=Command)
 @click.argument("branch", type=BranchName(), required=False)
 @click.pass_obj
 def show(invocation: Invocation, branch: str | None) -> None:
-    """One branch (default: the active one) with its conditions and Events."""
+    """Show a branch, its conditions and Events. The default is the active branch."""
     project = invocation.project()
     body = invocation.branch(branch or active_branch_of(project))
     events: list[Body] | None = []
-    if invocation.for_people:
+    if invocation.human_output:
         try:
             events = invocation.store.events(body)
         except ApiError as error:
             if error.status != 403:
                 raise
             events = None
-    invocation.result(branch_block(body, branch_name_of(body) == active_branch_of(project), events), body)
+    is_active = branch_name_of(body) == active_branch_of(project)
+    invocation.print_result(branch_block(body, is_active, events), body)
 
 
 @click.command(cls=Command)
@@ -176,70 +181,82 @@ def show(invocation: Invocation, branch: str | None) -> None:
     "goal",
     default="Ready",
     show_default=True,
-    metavar="WHAT",
-    help="Ready, stopped, deleted, or CONDITION or CONDITION=STATUS.",
+    metavar="GOAL",
+    help="Ready, stopped, deleted, CONDITION or CONDITION=STATUS.",
 )
-@click.option("--timeout", type=Duration(), default="2m", show_default=True, help="How long to wait at most.")
+@timeout_option("2m")
 @click.pass_obj
 def wait(invocation: Invocation, branch: str, goal: str, timeout: float) -> None:
-    """Wait until a branch is Ready, stopped or deleted, or one of its conditions turns."""
-    quiet = not invocation.for_people
+    """Wait until a branch is Ready. With --for, until another goal is reached."""
+    quiet = not invocation.human_output
     if goal.lower() in ("deleted", "delete"):
         check_branch_name(invocation.project_name, branch)
-        live = invocation.store.find_branch(invocation.project_name, branch)
-        if live is not None:
-            wait_deleted(invocation.store, live, f"branch {branch} is gone", timeout, quiet)
-        invocation.say(f"branch {branch} is gone")
+        existing = invocation.store.find_branch(invocation.project_name, branch)
+        if existing is not None:
+            wait_deleted(invocation.store, existing, f"branch {branch}", timeout, quiet)
+        invocation.print_note(f"branch {branch} is deleted")
         return
-    check, prefer = parse_goal(goal)
+    check, condition_type = parse_goal(goal)
     live = invocation.branch(branch)
-    what = f"branch {branch} is {goal}"
-    live = wait_for(invocation.store, live, check, what, timeout, prefer=prefer, quiet=quiet)
-    invocation.result(what, live)
+    goal_text = f"branch {branch} is {goal}"
+    live = wait_for(invocation.store, live, check, goal_text, timeout, primary=condition_type, quiet=quiet)
+    invocation.print_result(goal_text, live)
 
 
-def parse_goal(text: str) -> tuple[Goal, Condition | None]:
-    """`Ready`, `stopped`, `PostgresReady`, `Ready=False`: the check, and the condition that it looks at."""
-    kind, _, status = text.removeprefix("condition=").partition("=")
-    if kind.lower() == "stopped" and not status:
+def parse_goal(text: str) -> tuple[Goal, Condition]:
+    """Return the goal of `--for` and the condition that it reads. Raise Failure if it is not a goal.
+
+    Goals are `Ready`, `stopped`, `PostgresReady`, `Ready=False`, in any case; `condition=Ready` as in kubectl.
+    """
+    name, _, status = text.removeprefix("condition=").partition("=")
+    if name.lower() == "stopped" and not status:
         return is_stopped, Condition.READY
-    found = next((c for c in Condition if c.lower() == kind.lower()), None)
-    wanted = (status or "True").capitalize()
-    if found is None or wanted not in ("True", "False", "Unknown"):
+    condition_type = next((c for c in Condition if c.lower() == name.lower()), None)
+    status = (status or ConditionStatus.TRUE).capitalize()
+    if condition_type is None or status not in tuple(ConditionStatus):
         raise Failure(
-            USAGE,
+            ExitCode.USAGE,
             "InvalidInput",
-            f"--for {text}: say Ready, stopped, deleted, or a condition: {', '.join(Condition)}",
+            f"invalid --for {text}: use Ready, stopped, deleted, or a condition: {', '.join(Condition)}",
         )
-    return has_condition(found, wanted), found
+    return has_condition(condition_type, status), condition_type
 
 
 @click.command(cls=Command)
 @click.argument("branches", metavar="BRANCH...", nargs=-1, required=True, type=BranchName())
-@click.option("--ignore-not-found", is_flag=True, help="A branch that is not there is no error.")
+@click.option("--ignore-not-found", is_flag=True, help="Succeed if a branch does not exist.")
 @yes_option()
 @no_wait_option()
 @timeout_option("2m")
 @click.pass_obj
 def delete(
-    invocation: Invocation, branches: tuple[str, ...], ignore_not_found: bool, yes: bool, no_wait: bool, timeout: float
+    invocation: Invocation,
+    branches: tuple[str, ...],
+    ignore_not_found: bool,
+    yes: bool,
+    no_wait: bool,
+    timeout: float,
 ) -> None:
-    """Delete branches with their data. The root, the active and a protected branch are refused."""
-    found: dict[str, Mapping[str, Any]] = {}
+    """Delete branches and their data. The root branch, the active and protected branches are refused."""
+    existing: dict[str, Mapping[str, Any]] = {}
     for branch in dict.fromkeys(branches):
         check_branch_name(invocation.project_name, branch)
         body = invocation.store.find_branch(invocation.project_name, branch)
         if body is not None:
-            found[branch] = body
+            existing[branch] = body
         elif ignore_not_found:
-            invocation.say(f"branch {branch} is not there")
+            invocation.print_note(f"branch {branch} not found, ignored")
         else:
-            invocation.branch(branch)  # fails with what was probably meant
-    if not found:
+            invocation.branch(branch)  # raises Failure with a similar name
+    if not existing:
         return
-    invocation.confirm(f"Delete {', '.join(found)} of project {scope.project_name} with all its data?", yes)
-    for branch, live in found.items():
+    noun = "branch" if len(existing) == 1 else "branches"
+    question = f"Delete {noun} {', '.join(existing)} of project {invocation.project_name} and all data?"
+    invocation.confirm(question, yes)
+    for branch, live in existing.items():
         invocation.store.delete(live)
         if not no_wait:
-            wait_deleted(invocation.store, live, f"branch {branch} is gone", timeout, quiet=not invocation.for_people)
-        invocation.result(f"branch {branch} {'is being deleted' if no_wait else 'deleted'}", live)
+            wait_deleted(
+                invocation.store, live, f"branch {branch}", timeout, quiet=not invocation.human_output
+            )
+        invocation.print_result(f"branch {branch} {'is being deleted' if no_wait else 'deleted'}", live)

@@ -1,4 +1,4 @@
-"""The verbs that connect: start, psql, url."""
+"""The commands that connect: start, psql, url."""
 
 from __future__ import annotations
 
@@ -9,137 +9,148 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO
 from urllib.parse import urlencode
 
 import click
 
 from dbranch.api import names
-from dbranch_cli.failure import OTHER, USAGE, Failure
-from dbranch_cli.forward import Endpoint, Listener, proxy_endpoint, require_permission
-from dbranch_cli.objects import active_of, branch_of
-from dbranch_cli.options import BranchName, Verb, after
-from dbranch_cli.paint import table
-from dbranch_cli.scope import Scope
+from dbranch_cli.failure import ExitCode, Failure
+from dbranch_cli.formatting import format_table
+from dbranch_cli.forward import PodPort, PortForward, ready_proxy_pod, require_permission
+from dbranch_cli.invocation import Invocation
+from dbranch_cli.objects import active_branch_of, branch_name_of
+from dbranch_cli.options import BranchName, Command, passthrough_arguments
 
-_NODES_NAMESPACE = "dbranch-nodes"
+_DEFAULT_NODES_NAMESPACE = "dbranch-nodes"
 
 
-@click.command(cls=Verb)
+@click.command(cls=Command)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=names.POSTGRES_PORT,
     show_default=True,
-    help="The local port of the active branch; 0: any.",
+    help="Local port of the active branch; 0: any free one.",
 )
-@click.option("--branches", is_flag=True, help="Also a port for each branch, from the next one on.")
+@click.option(
+    "--branches", is_flag=True, help="Also forward a port to each branch, on the ports after --port."
+)
 @click.option(
     "--nodes-namespace",
     envvar="DBRANCH_NODES_NAMESPACE",
-    default=_NODES_NAMESPACE,
+    default=_DEFAULT_NODES_NAMESPACE,
     show_default=True,
-    help="Where the Postgres pods are, for --branches.",
+    help="Namespace of the Postgres pods, for --branches.",
 )
 @click.pass_obj
-def start(scope: Scope, port: int, branches: bool, nodes_namespace: str) -> None:
-    """Forward a local port to the active branch, following each switch, until interrupted."""
-    project = scope.project()
-    connection, name = scope.store.connection, scope.project_name
-    require_permission(connection, scope.namespace)
+def start(invocation: Invocation, port: int, branches: bool, nodes_namespace: str) -> None:
+    """Forward a local port to the active branch. It follows each switch, until interrupted."""
+    project = invocation.project()
+    connection, name = invocation.store.connection, invocation.project_name
+    require_permission(connection, invocation.namespace)
     if branches:
         require_permission(connection, nodes_namespace)
-    proxy_endpoint(connection, project)
-    listener = Listener(connection, lambda: proxy_endpoint(connection, project), port, scope.say)
-    rows = [[f"localhost:{listener.port}", f"the active branch, now {active_of(project)}"]]
+    ready_proxy_pod(connection, project)
+    forward = PortForward(
+        connection, lambda: ready_proxy_pod(connection, project), port, invocation.print_note
+    )
+    rows = [[f"localhost:{forward.port}", f"the active branch, now {active_branch_of(project)}"]]
     if branches:
-        for place, body in enumerate(scope.store.branches(name), 1):
-            branch = branch_of(body)
-            own = Listener(
-                connection, _branch_endpoint(scope, branch, nodes_namespace), listener.port + place, scope.say
+        for offset, body in enumerate(invocation.store.branches(name), 1):
+            branch = branch_name_of(body)
+            branch_forward = PortForward(
+                connection,
+                _branch_pod_resolver(invocation, branch, nodes_namespace),
+                forward.port + offset,
+                invocation.print_note,
             )
-            rows.append([f"localhost:{own.port}", branch])
-    click.echo(table(["PORT", "BRANCH"], rows))
-    scope.say("user, password and database: dbranch url --format env; ^C ends it")
+            rows.append([f"localhost:{branch_forward.port}", branch])
+    click.echo(format_table(["PORT", "BRANCH"], rows))
+    invocation.print_note("for user, password and database run 'dbranch url --format env'; press ^C to stop")
     threading.Event().wait()
 
 
-def _branch_endpoint(scope: Scope, branch: str, nodes_namespace: str) -> Any:
-    """Where a branch's Postgres is, looked up for each connection: its pod may be another one by then."""
+def _branch_pod_resolver(invocation: Invocation, branch: str, nodes_namespace: str) -> Callable[[], PodPort]:
+    """Return a function that looks up a branch's Postgres pod, which may change between two connections."""
 
-    def choose() -> Endpoint:
-        node = (scope.branch(branch).get("status") or {}).get("node") or {}
+    def find_pod() -> PodPort:
+        node = (invocation.branch(branch).get("status") or {}).get("node") or {}
         if not node.get("pod") or not node.get("port"):
-            raise Failure(
-                OTHER, "BranchNotReady", f"branch {branch} has no pod now; see dbranch show {branch}"
-            )
-        return Endpoint(nodes_namespace, str(node["pod"]), int(node["port"]))
+            message = f"branch {branch} has no pod; see 'dbranch show {branch}'"
+            raise Failure(ExitCode.OTHER, "BranchNotReady", message)
+        return PodPort(nodes_namespace, str(node["pod"]), int(node["port"]))
 
-    return choose
+    return find_pod
 
 
-@click.command(cls=Verb, passes_on=True, options_metavar="[OPTIONS]", epilog="What follows -- goes to psql.")
+@click.command(
+    cls=Command,
+    passthrough=True,
+    options_metavar="[OPTIONS]",
+    epilog="Arguments after -- are passed to psql.",
+)
 @click.argument("branch", type=BranchName(), required=False)
 @click.pass_context
 def psql(context: click.Context, branch: str | None) -> None:
-    """Open psql on a branch (default: the active one); its exit code is psql's."""
-    scope: Scope = context.obj
-    code = run_client(scope, "psql", list(after(context)), branch)
+    """Run psql on a branch (default: the active one). Exits with psql's exit code."""
+    invocation: Invocation = context.obj
+    code = run_client(invocation, "psql", list(passthrough_arguments(context)), branch)
     context.exit(code)
 
 
 def run_client(
-    scope: Scope,
+    invocation: Invocation,
     program: str,
     arguments: Sequence[str],
     branch: str | None,
     stdin: IO[bytes] | Iterator[bytes] | None = None,
     quiet: bool = False,
 ) -> int:
-    """Run a Postgres client through a port-forward of its own; its exit code (128 + n for signal n).
+    """Run a Postgres client through its own port-forward; return its exit code (128 + n for signal n).
 
-    `stdin`: this terminal's (None), a file, or chunks of bytes. `quiet` drops its standard output.
+    `stdin` is this process's (None), a file, or chunks of bytes. `quiet` discards its standard output.
     """
     if shutil.which(program) is None:
         raise Failure(
-            OTHER,
+            ExitCode.OTHER,
             "ClientNotInstalled",
             f"{program} is not installed here; install it: apt-get install postgresql-client (Debian, Ubuntu),"
             " dnf install postgresql (Fedora), brew install libpq (macOS)",
         )
     if branch:
-        scope.branch(branch)
-    project = scope.project()
-    connection, name = scope.store.connection, project["metadata"]["name"]
-    secret = scope.store.secret(name)
-    require_permission(connection, scope.namespace)
-    proxy_endpoint(connection, project)
-    listener = Listener(connection, lambda: proxy_endpoint(connection, project), 0)
-    feed = stdin if isinstance(stdin, Iterator) and not hasattr(stdin, "fileno") else None
+        invocation.branch(branch)
+    project = invocation.project()
+    connection, name = invocation.store.connection, project["metadata"]["name"]
+    secret = invocation.store.secret(name)
+    require_permission(connection, invocation.namespace)
+    ready_proxy_pod(connection, project)
+    forward = PortForward(connection, lambda: ready_proxy_pod(connection, project), 0)
+    chunks = stdin if isinstance(stdin, Iterator) and not hasattr(stdin, "fileno") else None
     try:
-        with _interrupts_left_to_it():
+        with _ignore_interrupts():
             client = subprocess.Popen(
                 [program, *arguments],
-                env=client_environment(os.environ, secret, listener.port, branch),
-                stdin=subprocess.PIPE if feed is not None else stdin,  # type: ignore[arg-type]
+                env=client_environment(os.environ, secret, forward.port, branch),
+                stdin=subprocess.PIPE if chunks is not None else stdin,  # type: ignore[arg-type]
                 stdout=subprocess.DEVNULL if quiet else None,
             )
-            if feed is not None:
-                _feed(client, feed)
+            if chunks is not None:
+                _write_stdin(client, chunks)
             code = client.wait()
     finally:
-        listener.close()
-    if code and listener.failure:
-        raise listener.failure
+        forward.close()
+    if code and forward.failure:
+        raise forward.failure
     return 128 - code if code < 0 else code
 
 
 def client_environment(
     base: Mapping[str, str], secret: Mapping[str, str], port: int, branch: str | None
 ) -> dict[str, str]:
-    """libpq's variables for a local port; a named branch by the startup option that the proxy obeys."""
+    """Return libpq's variables for a local port; the proxy routes to `branch` by the startup option."""
     env = {key: value for key, value in base.items() if key not in ("PGHOSTADDR", "PGSERVICE")}
     env |= {
         "PGHOST": "127.0.0.1",
@@ -154,17 +165,17 @@ def client_environment(
 
 
 @contextmanager
-def _interrupts_left_to_it() -> Iterator[None]:
-    """^C is psql's while it runs (it cancels a query). A handler, unlike SIG_IGN, is not inherited."""
-    before = signal.signal(signal.SIGINT, lambda *_: None)
+def _ignore_interrupts() -> Iterator[None]:
+    """Leave ^C to psql, which cancels its query. A handler, unlike SIG_IGN, is not inherited by psql."""
+    previous = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
-def _feed(client: subprocess.Popen[bytes], chunks: Iterator[bytes]) -> None:
-    """Bytes into the client's standard input; it may end before them."""
+def _write_stdin(client: subprocess.Popen[bytes], chunks: Iterator[bytes]) -> None:
+    """Write chunks to the client's standard input; the client may exit before it has read them all."""
     assert client.stdin is not None
     try:
         for chunk in chunks:
@@ -177,34 +188,36 @@ def _feed(client: subprocess.Popen[bytes], chunks: Iterator[bytes]) -> None:
         raise
 
 
-@click.command(cls=Verb)
+@click.command(cls=Command)
 @click.argument("branch", type=BranchName(), required=False)
 @click.option(
     "--format",
-    "form",
+    "url_format",
     type=click.Choice(["uri", "env", "jdbc", "json"]),
-    help="`env`: for a shell's eval; default: uri, with -o json: json.",
+    help="Format; `env` is for a shell's eval. Default: uri, with -o json: json.",
 )
 @click.pass_obj
-def url(scope: Scope, branch: str | None, form: str | None) -> None:
-    """Print the connection string, for use within the cluster: the project's, or a branch's own."""
-    if scope.output in ("yaml", "name") and form is None:
-        raise Failure(USAGE, "InvalidInput", f"url knows no -o {scope.output}; use --format")
-    name = scope.branch(branch)["metadata"]["name"] if branch else scope.project()["metadata"]["name"]
-    secret = scope.store.secret(name)
-    click.echo(connection_text(secret, form or ("json" if scope.output == "json" else "uri")))
+def url(invocation: Invocation, branch: str | None, url_format: str | None) -> None:
+    """Print a connection string. It is the project's, or a branch's own, for use within the cluster."""
+    if invocation.output in ("yaml", "name") and url_format is None:
+        message = f"url does not support -o {invocation.output}; use --format"
+        raise Failure(ExitCode.USAGE, "InvalidInput", message)
+    body = invocation.branch(branch) if branch else invocation.project()
+    secret = invocation.store.secret(body["metadata"]["name"])
+    default_format = "json" if invocation.output == "json" else "uri"
+    click.echo(format_connection(secret, url_format or default_format))
 
 
-def connection_text(secret: Mapping[str, str], form: str) -> str:
-    """A `…-conn` Secret as a URI, as shell variables of libpq, as a JDBC URL or as JSON."""
-    if form == "uri":
+def format_connection(secret: Mapping[str, str], url_format: str) -> str:
+    """Return a `…-conn` Secret as a URI, as libpq's variables for a shell, as a JDBC URL or as JSON."""
+    if url_format == "uri":
         return secret["uri"]
-    if form == "json":
+    if url_format == "json":
         keys = ("host", "port", "username", "password", "database", "uri")
         return json.dumps({key: secret[key] for key in keys}, indent=2)
-    if form == "jdbc":
-        login = urlencode({"user": secret["username"], "password": secret["password"]})
-        return f"jdbc:postgresql://{secret['host']}:{secret['port']}/{secret['database']}?{login}"
+    if url_format == "jdbc":
+        query = urlencode({"user": secret["username"], "password": secret["password"]})
+        return f"jdbc:postgresql://{secret['host']}:{secret['port']}/{secret['database']}?{query}"
     variables = {
         "PGHOST": secret["host"],
         "PGPORT": secret["port"],

@@ -1,4 +1,4 @@
-"""The API server as the command line sees it: requests, watches, and the errors in the user's words."""
+"""The API server as the command line uses it: requests, watches, and errors with messages for users."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import requests
 
 from dbranch.api import names
 from dbranch.api.errors import ApiError, ClusterUnreachable
-from dbranch_cli.kubeconfig import Login
+from dbranch_cli.kubeconfig import KubeContext
 
-_CONNECT_SECONDS, _READ_SECONDS = 10.0, 60.0
-APPLY = "application/apply-patch+yaml"
+_CONNECT_TIMEOUT_SECONDS, _READ_TIMEOUT_SECONDS = 10.0, 60.0
+_WATCH_CHUNK_BYTES = 65536
+APPLY_CONTENT_TYPE = "application/apply-patch+yaml"
 
 
 class Connection:
-    """One login to one API server. Raises ClusterUnreachable and ApiError."""
+    """Requests to one API server as one user. Raises ClusterUnreachable and ApiError."""
 
-    def __init__(self, login: Login) -> None:
-        self.login = login
-        self.client = pykube.HTTPClient(login.config)
+    def __init__(self, kube_context: KubeContext) -> None:
+        self.kube_context = kube_context
+        self.client = pykube.HTTPClient(kube_context.config)
         self.client.session.headers["User-Agent"] = "dbranch-cli"
 
     @property
@@ -40,17 +41,18 @@ class Connection:
         body: Mapping[str, Any] | None = None,
         content_type: str = "application/json",
     ) -> dict[str, Any]:
-        """The answer's JSON. `path` begins at the server's root; `body` is sent as JSON (which is YAML, too)."""
-        with self._send(method, path, params, body, content_type, _READ_SECONDS) as response:
-            answer: dict[str, Any] = response.json()
-            return answer
+        """Return the response's JSON. `path` begins at the server's root; `body` is sent as JSON (also YAML)."""
+        with self._send(method, path, params, body, content_type, _READ_TIMEOUT_SECONDS) as response:
+            loaded: dict[str, Any] = response.json()
+            return loaded
 
     def watch(self, path: str, params: Mapping[str, str], seconds: int) -> Iterator[dict[str, Any]]:
-        """The events of a watch, until the server ends it after `seconds`."""
-        asked = {**params, "watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
+        """Yield the events of a watch until the server ends it after `seconds`."""
+        query = {**params, "watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
+        timeout = seconds + _READ_TIMEOUT_SECONDS
         try:
-            with self._send("GET", path, asked, None, "", seconds + _READ_SECONDS, stream=True) as response:
-                for line in response.iter_lines(chunk_size=65536):
+            with self._send("GET", path, query, None, "", timeout, stream=True) as response:
+                for line in response.iter_lines(chunk_size=_WATCH_CHUNK_BYTES):
                     if line:
                         yield json.loads(line)
         except requests.RequestException as error:
@@ -63,7 +65,7 @@ class Connection:
         params: Mapping[str, str] | None,
         body: Mapping[str, Any] | None,
         content_type: str,
-        read_seconds: float,
+        read_timeout_seconds: float,
         stream: bool = False,
     ) -> requests.Response:
         try:
@@ -73,58 +75,59 @@ class Connection:
                 params=params,
                 data=None if body is None else json.dumps(body),
                 headers={"Content-Type": content_type} if body is not None else None,
-                timeout=(_CONNECT_SECONDS, read_seconds),
+                timeout=(_CONNECT_TIMEOUT_SECONDS, read_timeout_seconds),
                 stream=stream,
             )
         except requests.RequestException as error:
             raise self._unreachable(error) from error
         if response.status_code >= 400:
             with response:
-                raise api_error_of(response)
+                raise api_error_from(response)
         return response
 
     def _unreachable(self, error: Exception) -> ClusterUnreachable:
         return ClusterUnreachable(
-            f"the API server {self.server} does not answer: {root_cause(error)}"
-            f" (context {self.login.context} of {self.login.source}); is the cluster up, and is this the right one?"
+            f"cannot connect to the API server {self.server}: {root_cause(error)}"
+            f" (context {self.kube_context.name} of {self.kube_context.source});"
+            " check that the cluster is up and the context is the right one"
         )
 
 
 def root_cause(error: BaseException) -> str:
-    """The innermost sentence of a connection's failure: `Connection refused`, not urllib3's whole tower."""
-    seen, inner = {id(error)}, error
+    """Return the message of the innermost cause, `Connection refused`, without the wrappers of urllib3."""
+    seen, innermost = {id(error)}, error
     while True:
-        reason = getattr(inner, "reason", None)
-        below = next(
+        reason = getattr(innermost, "reason", None)
+        cause = next(
             (
-                found
-                for found in (reason, inner.__cause__, *inner.args, inner.__context__)
-                if isinstance(found, BaseException) and id(found) not in seen
+                candidate
+                for candidate in (reason, innermost.__cause__, *innermost.args, innermost.__context__)
+                if isinstance(candidate, BaseException) and id(candidate) not in seen
             ),
             None,
         )
-        if below is None:
+        if cause is None:
             break
-        seen.add(id(below))
-        inner = below
-    if isinstance(inner, OSError) and inner.strerror:
-        return inner.strerror
-    return str(inner) or type(inner).__name__
+        seen.add(id(cause))
+        innermost = cause
+    if isinstance(innermost, OSError) and innermost.strerror:
+        return innermost.strerror
+    return str(innermost) or type(innermost).__name__
 
 
-def api_error_of(response: requests.Response) -> ApiError:
-    """The API server's Status as an exception; `NotInstalled` where it does not know dbranch's kinds."""
+def api_error_from(response: requests.Response) -> ApiError:
+    """Convert the API server's Status to an ApiError, with reason `NotInstalled` if dbranch's CRDs are missing."""
     try:
-        said = response.json()
+        status = response.json()
     except ValueError:
-        said = {}
-    message = said.get("message") or response.text.strip() or response.reason or "no message"
-    kind = (said.get("details") or {}).get("kind")
+        status = {}
+    message = status.get("message") or response.text.strip() or response.reason or "no message"
+    kind = (status.get("details") or {}).get("kind")
     if response.status_code == 404 and f"/apis/{names.GROUP}/" in response.url and not kind:
         return ApiError(
             404,
             "NotInstalled",
-            f"this cluster knows no {names.GROUP}/{names.VERSION}: dbranch is not installed in it;"
+            f"dbranch is not installed in this cluster: it does not serve {names.GROUP}/{names.VERSION};"
             " install the chart (helm install dbranch helm/dbranch)",
         )
-    return ApiError(response.status_code, said.get("reason") or f"HTTP{response.status_code}", message)
+    return ApiError(response.status_code, status.get("reason") or f"HTTP{response.status_code}", message)

@@ -1,8 +1,8 @@
-"""Local ports into pods, as `kubectl port-forward`: each local connection is one websocket of its own.
+"""Local ports forwarded to pods, as `kubectl port-forward` does: one websocket for each local connection.
 
-Source: the API server's `pods/NAME/portforward?ports=N` with the subprotocol `v4.channel.k8s.io`. Of the one
-port, channel 0 carries the bytes and channel 1 errors; a frame is the channel's number as a byte, then
-data; the first frame of each channel repeats the port (two bytes, little-endian).
+Source: the API server's `pods/NAME/portforward?ports=N` with the subprotocol `v4.channel.k8s.io`. With one
+port, channel 0 carries the data and channel 1 errors; a frame is the channel's number as a byte, then the
+payload; the first frame of each channel repeats the port (two bytes, little-endian).
 """
 
 from __future__ import annotations
@@ -21,17 +21,21 @@ from urllib.parse import urlsplit
 import websocket
 
 from dbranch.api import names
+from dbranch.api.conditions import is_ready
 from dbranch.api.errors import ApiError, ClusterUnreachable, DbranchError
 from dbranch_cli.connection import Connection, root_cause
-from dbranch_cli.failure import FORBIDDEN, OTHER, Failure, failure_of
+from dbranch_cli.failure import ExitCode, Failure, failure_from
 
-_DATA, _ERROR = 0, 1
-_CHUNK = 1 << 16
-_CONNECT_SECONDS = 30.0
+_DATA_CHANNEL, _ERROR_CHANNEL = 0, 1
+_PORT_BYTES = 2
+_CHUNK_BYTES = 1 << 16
+_CONNECT_TIMEOUT_SECONDS = 30.0
+_CLOSE_TIMEOUT_SECONDS = 1
+_SENDER_JOIN_SECONDS = 2
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class PodPort:
     """A port of a pod."""
 
     namespace: str
@@ -40,7 +44,7 @@ class Endpoint:
 
 
 def require_permission(connection: Connection, namespace: str) -> None:
-    """Raises Failure where this user may not forward ports into a namespace's pods."""
+    """Raise Failure if this user may not forward ports to pods of a namespace."""
     review = connection.request(
         "POST",
         "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
@@ -63,51 +67,45 @@ def require_permission(connection: Connection, namespace: str) -> None:
 
 def _forbidden(namespace: str) -> Failure:
     return Failure(
-        FORBIDDEN,
+        ExitCode.FORBIDDEN,
         "Forbidden",
-        f"you may not forward ports into pods of namespace {namespace};"
-        " ask for `get` and `create` of pods/portforward there",
+        f"you are not allowed to forward ports to pods in namespace {namespace};"
+        " request the verbs get and create on pods/portforward there",
     )
 
 
-def proxy_endpoint(connection: Connection, project: Mapping[str, Any]) -> Endpoint:
-    """A proxy pod of the DBProject that is Ready; the oldest one of those."""
+def ready_proxy_pod(connection: Connection, project: Mapping[str, Any]) -> PodPort:
+    """Return the oldest Ready proxy pod of a DBProject. Raise Failure if none is Ready."""
     namespace, name, uid = (project["metadata"][key] for key in ("namespace", "name", "uid"))
     selector = f"{names.LABEL_COMPONENT}={names.COMPONENT_PROXY},{names.LABEL_PROJECT_UID}={uid}"
     listed = connection.get(f"/api/v1/namespaces/{namespace}/pods", labelSelector=selector)
-    ready = [pod for pod in listed["items"] if _is_ready(pod)]
+    ready = [pod for pod in listed["items"] if is_ready(pod) and not pod["metadata"].get("deletionTimestamp")]
     if not ready:
         raise Failure(
-            OTHER,
+            ExitCode.OTHER,
             "ProxyNotReady",
-            f"no proxy pod of project {name} is Ready ({len(listed['items'])} there); see dbranch status",
+            f"no proxy pod of project {name} is Ready (0 of {len(listed['items'])}); see 'dbranch status'",
         )
-    chosen = min(ready, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
-    return Endpoint(namespace, chosen["metadata"]["name"], names.POSTGRES_PORT)
+    oldest = min(ready, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+    return PodPort(namespace, oldest["metadata"]["name"], names.POSTGRES_PORT)
 
 
-def _is_ready(pod: Mapping[str, Any]) -> bool:
-    conditions = (pod.get("status") or {}).get("conditions") or ()
-    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
-    return ready and not pod["metadata"].get("deletionTimestamp")
+class PortForward:
+    """A local port; each connection to it is forwarded to the pod that `choose_pod` returns then.
 
-
-class Listener:
-    """A local port; each connection to it goes to the endpoint that `choose` names then.
-
-    `failure` is why the last connection could not be forwarded, None where it could.
+    `failure` is why the last connection could not be forwarded, or None.
     """
 
     def __init__(
         self,
         connection: Connection,
-        choose: Callable[[], Endpoint],
+        choose_pod: Callable[[], PodPort],
         port: int,
-        say: Callable[[str], None] | None = None,
+        print_note: Callable[[str], None] | None = None,
     ) -> None:
-        self.connection, self.choose, self.say = connection, choose, say
+        self.connection, self.choose_pod, self.print_note = connection, choose_pod, print_note
         self.failure: Failure | None = None
-        self.sockets = _bound(port)
+        self.sockets = _listen(port)
         self.port = int(self.sockets[0].getsockname()[1])
         for listening in self.sockets:
             threading.Thread(target=self._accept, args=(listening,), daemon=True).start()
@@ -122,84 +120,85 @@ class Listener:
                 client, _ = listening.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+            threading.Thread(target=self._forward, args=(client,), daemon=True).start()
 
-    def _serve(self, client: socket.socket) -> None:
+    def _forward(self, client: socket.socket) -> None:
         with client:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
-                endpoint = self.choose()
-                tunnel = open_tunnel(self.connection, endpoint)
+                target = self.choose_pod()
+                tunnel = open_websocket(self.connection, target)
                 self.failure = None
-                problem = _relay(client, tunnel)
-                if problem:
-                    raise Failure(OTHER, "ForwardFailed", f"pod {endpoint.pod}: {problem}")
+                error_text = _relay(client, tunnel)
+                if error_text:
+                    raise Failure(ExitCode.OTHER, "ForwardFailed", f"pod {target.pod}: {error_text}")
             except DbranchError as error:
-                self.failure = failure_of(error)
-                if self.say:
-                    self.say(f"a connection was not forwarded: {error}")
+                self.failure = failure_from(error)
+                if self.print_note:
+                    self.print_note(f"cannot forward a connection: {error}")
 
 
-def _bound(port: int) -> list[socket.socket]:
-    """Listening on localhost: by IPv4, and by IPv6 where this machine has it."""
+def _listen(port: int) -> list[socket.socket]:
+    """Listen on localhost: on IPv4, and on IPv6 if this machine has it."""
     try:
-        first = socket.create_server(("127.0.0.1", port))
+        ipv4 = socket.create_server(("127.0.0.1", port))
     except OSError as error:
-        raise Failure(
-            OTHER,
-            "PortTaken",
-            f"cannot listen on localhost:{port}: {os.strerror(error.errno or 0)}; name another port with --port",
-        ) from error
-    chosen = first.getsockname()[1]
-    second: list[socket.socket] = []
+        reason = os.strerror(error.errno or 0)
+        message = f"cannot listen on localhost:{port}: {reason}; choose another port with --port"
+        raise Failure(ExitCode.OTHER, "PortTaken", message) from error
+    bound_port = ipv4.getsockname()[1]
+    ipv6: list[socket.socket] = []
     with contextlib.suppress(OSError):
-        second.append(socket.create_server(("::1", chosen), family=socket.AF_INET6))
-    return [first, *second]
+        ipv6.append(socket.create_server(("::1", bound_port), family=socket.AF_INET6))
+    return [ipv4, *ipv6]
 
 
-def open_tunnel(connection: Connection, endpoint: Endpoint) -> websocket.WebSocket:
-    """The websocket to a pod's port. Raises Failure, ClusterUnreachable, ApiError."""
+def open_websocket(connection: Connection, target: PodPort) -> websocket.WebSocket:
+    """Open the websocket to a pod's port. Raise Failure, ClusterUnreachable or ApiError if that fails."""
     base = urlsplit(connection.server)
     url = (
         f"{'wss' if base.scheme == 'https' else 'ws'}://{base.netloc}{base.path.rstrip('/')}"
-        f"/api/v1/namespaces/{endpoint.namespace}/pods/{endpoint.pod}/portforward?ports={endpoint.port}"
+        f"/api/v1/namespaces/{target.namespace}/pods/{target.pod}/portforward?ports={target.port}"
     )
+    config = connection.kube_context.config
     try:
         return websocket.create_connection(
             url,
-            timeout=_CONNECT_SECONDS,
-            header=_authorization(connection.login.config.user),
+            timeout=_CONNECT_TIMEOUT_SECONDS,
+            header=_authorization_header(config.user),
             subprotocols=["v4.channel.k8s.io"],
-            sslopt=_tls(connection.login.config),
+            sslopt=_tls_options(config),
             enable_multithread=True,
             suppress_origin=True,
         )
     except websocket.WebSocketBadStatusException as error:
         if error.status_code == 403:
-            raise _forbidden(endpoint.namespace) from error
+            raise _forbidden(target.namespace) from error
         body = error.resp_body.decode(errors="replace") if error.resp_body else str(error)
         raise ApiError(
-            error.status_code, f"HTTP{error.status_code}", f"port-forward to pod {endpoint.pod}: {body}"
+            error.status_code,
+            f"HTTP{error.status_code}",
+            f"cannot forward a port to pod {target.pod}: {body}",
         ) from error
     except (websocket.WebSocketException, OSError) as error:
         raise ClusterUnreachable(
-            f"port-forward by the API server {connection.server} failed: {root_cause(error)}"
+            f"cannot forward a port through the API server {connection.server}: {root_cause(error)}"
         ) from error
 
 
-def _authorization(user: Mapping[str, Any]) -> list[str]:
+def _authorization_header(user: Mapping[str, Any]) -> list[str]:
     token = user.get("token")
-    if not token and "auth-provider" in user:  # pykube renewed it with the requests before this one
+    if not token and "auth-provider" in user:  # pykube renewed it for the requests before this one
         token = (user["auth-provider"].get("config") or {}).get("id-token")
     if token:
         return [f"Authorization: Bearer {token}"]
     if user.get("username") and user.get("password"):
-        both = base64.b64encode(f"{user['username']}:{user['password']}".encode()).decode()
-        return [f"Authorization: Basic {both}"]
+        credentials = base64.b64encode(f"{user['username']}:{user['password']}".encode()).decode()
+        return [f"Authorization: Basic {credentials}"]
     return []
 
 
-def _tls(config: Any) -> dict[str, Any]:
+def _tls_options(config: Any) -> dict[str, Any]:
     options: dict[str, Any] = {}
     cluster, user = config.cluster, config.user
     if "certificate-authority" in cluster:
@@ -217,36 +216,36 @@ def _tls(config: Any) -> dict[str, Any]:
 
 
 def _relay(client: socket.socket, tunnel: websocket.WebSocket) -> str:
-    """Bytes both ways until either side ends; what the error channel said, or the empty string."""
+    """Relay bytes both ways until either side closes; return the error channel's text, empty without an error."""
     tunnel.settimeout(None)
 
-    def upward() -> None:
+    def send_to_pod() -> None:
         with contextlib.suppress(OSError, websocket.WebSocketException):
-            while data := client.recv(_CHUNK):
-                tunnel.send_binary(bytes([_DATA]) + data)
+            while data := client.recv(_CHUNK_BYTES):
+                tunnel.send_binary(bytes([_DATA_CHANNEL]) + data)
         # v4 has no half-close: the end of one direction is the end of the connection.
         with contextlib.suppress(OSError, websocket.WebSocketException):
-            tunnel.close(timeout=1)
+            tunnel.close(timeout=_CLOSE_TIMEOUT_SECONDS)
 
-    sender = threading.Thread(target=upward, daemon=True)
+    sender = threading.Thread(target=send_to_pod, daemon=True)
     sender.start()
     opened: set[int] = set()
-    problem = b""
+    error_text = b""
     with contextlib.suppress(OSError, websocket.WebSocketException):
         while True:
             opcode, frame = tunnel.recv_data()
             if opcode == websocket.ABNF.OPCODE_CLOSE:
                 break
             channel, data = frame[0], frame[1:]
-            if channel not in opened:  # the port, repeated
+            if channel not in opened:  # the first frame begins with the port
                 opened.add(channel)
-                data = data[2:]
-            if channel == _ERROR:
-                problem += data
+                data = data[_PORT_BYTES:]
+            if channel == _ERROR_CHANNEL:
+                error_text += data
             elif data:
                 client.sendall(data)
     with contextlib.suppress(OSError):
         client.shutdown(socket.SHUT_RDWR)
-    sender.join(2)
+    sender.join(_SENDER_JOIN_SECONDS)
     tunnel.shutdown()  # type: ignore[no-untyped-call]
-    return problem.decode(errors="replace").strip()
+    return error_text.decode(errors="replace").strip()

@@ -1,7 +1,7 @@
-"""Which cluster, as whom, in which namespace: kubectl's rules, as a configuration for pykube.
+"""The selected context of a kubeconfig, by kubectl's rules, as a configuration for pykube.
 
-Certificates and keys that stand in the kubeconfig itself are laid into a directory that only this
-user can read, for as long as the command runs. Exec plugins (`client.authentication.k8s.io`) are run here.
+Certificates and keys embedded in the kubeconfig are written to a directory that only this user can
+read, which is removed when the command ends. Exec plugins (`client.authentication.k8s.io`) are run here.
 """
 
 from __future__ import annotations
@@ -21,118 +21,135 @@ from typing import Any
 import pykube
 import yaml
 
-from dbranch_cli.failure import FORBIDDEN, OTHER, USAGE, Failure
+from dbranch_cli.failure import ExitCode, Failure
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_FILES = ("certificate-authority", "client-certificate", "client-key")
+_FILE_FIELDS = ("certificate-authority", "client-certificate", "client-key")
+_EXEC_PLUGIN_TIMEOUT_SECONDS = 120
 
 
 @dataclass(frozen=True)
-class Login:
-    """`config` for pykube; `context` and `namespace` by their names; `source` is where it was read."""
+class KubeContext:
+    """A kubeconfig's context.
+
+    `config` is for pykube, `name` the context's name, `source` the files (or else) that it was read from.
+    """
 
     config: Any
-    context: str
+    name: str
     namespace: str
     source: str
 
 
-def find_login(kubeconfig: str | None, context: str | None, namespace: str | None) -> Login:
-    """`--kubeconfig`, else `KUBECONFIG` (files joined by ":"), else `~/.kube/config`, else the pod's account."""
+def load_kube_context(kubeconfig: str | None, context: str | None, namespace: str | None) -> KubeContext:
+    """Return the context to use; each argument is the value of its option, or None.
+
+    Reads `--kubeconfig`, else `KUBECONFIG` (files separated by ":"), else `~/.kube/config`, else the
+    service account of the pod that this command runs in. Raise Failure if none of them is usable.
+    """
     if kubeconfig:
         paths = [Path(kubeconfig).expanduser()]
         if not paths[0].is_file():
-            raise Failure(USAGE, "InvalidInput", f"the kubeconfig {kubeconfig} is not there")
+            raise Failure(ExitCode.USAGE, "InvalidInput", f"kubeconfig {kubeconfig} does not exist")
     else:
-        named = os.environ.get("KUBECONFIG") or "~/.kube/config"
-        paths = [Path(p).expanduser() for p in named.split(os.pathsep) if p]
-    present = [path for path in paths if path.is_file()]
-    if not present:
+        variable = os.environ.get("KUBECONFIG") or "~/.kube/config"
+        paths = [Path(p).expanduser() for p in variable.split(os.pathsep) if p]
+    existing = [path for path in paths if path.is_file()]
+    if not existing:
         if (_SERVICE_ACCOUNT / "token").is_file() and not context:
-            return _in_cluster(namespace)
+            return _in_cluster_context(namespace)
         raise Failure(
-            OTHER,
+            ExitCode.OTHER,
             "NoKubeconfig",
-            f"there is no cluster to talk to: {os.pathsep.join(map(str, paths))} is not there;"
-            " name a kubeconfig with --kubeconfig or KUBECONFIG",
+            f"no kubeconfig: {os.pathsep.join(map(str, paths))} does not exist;"
+            " set one with --kubeconfig or KUBECONFIG",
         )
-    source = os.pathsep.join(map(str, present))
-    doc = _merged(present)
-    chosen = context or doc["current-context"]
+    source = os.pathsep.join(map(str, existing))
+    doc = _merge_kubeconfigs(existing)
+    selected = context or doc["current-context"]
     contexts = {entry["name"]: entry.get("context") or {} for entry in doc["contexts"]}
-    if not chosen:
-        raise Failure(USAGE, "NoContext", f"{source} has no current context; name one with --context")
-    if chosen not in contexts:
+    if not selected:
         raise Failure(
-            USAGE,
-            "NoContext",
-            f'{source} has no context "{chosen}"; it has: {", ".join(contexts) or "none"}',
+            ExitCode.USAGE, "NoContext", f"{source} has no current context; choose one with --context"
         )
-    return _login(doc, chosen, namespace or contexts[chosen].get("namespace") or "default", source)
+    if selected not in contexts:
+        raise Failure(
+            ExitCode.USAGE,
+            "NoContext",
+            f'{source} has no context "{selected}"; available: {", ".join(contexts) or "none"}',
+        )
+    namespace = namespace or contexts[selected].get("namespace") or "default"
+    return _build_context(doc, selected, namespace, source)
 
 
-def _in_cluster(namespace: str | None) -> Login:
+def _in_cluster_context(namespace: str | None) -> KubeContext:
     config = pykube.KubeConfig.from_service_account(str(_SERVICE_ACCOUNT))
-    return Login(config, "in-cluster", namespace or config.namespace, "this pod's service account")
+    return KubeContext(config, "in-cluster", namespace or config.namespace, "this pod's service account")
 
 
-def _merged(paths: list[Path]) -> dict[str, Any]:
-    """Several kubeconfigs as kubectl sees them: of each name, and of the current context, the first one."""
+def _merge_kubeconfigs(paths: list[Path]) -> dict[str, Any]:
+    """Merge kubeconfigs as kubectl does: the first entry of a name and the first current context win."""
     merged: dict[str, Any] = {"clusters": [], "contexts": [], "users": [], "current-context": ""}
     for path in paths:
         try:
             doc = yaml.safe_load(path.read_text()) or {}
         except (OSError, yaml.YAMLError) as error:
-            raise Failure(OTHER, "BadKubeconfig", f"cannot read the kubeconfig {path}: {error}") from error
+            message = f"cannot read kubeconfig {path}: {error}"
+            raise Failure(ExitCode.OTHER, "BadKubeconfig", message) from error
         if not isinstance(doc, dict):
-            raise Failure(OTHER, "BadKubeconfig", f"{path} is no kubeconfig")
+            raise Failure(ExitCode.OTHER, "BadKubeconfig", f"{path} is not a kubeconfig")
         merged["current-context"] = merged["current-context"] or doc.get("current-context") or ""
-        for kind in ("clusters", "contexts", "users"):
-            known = {entry["name"] for entry in merged[kind]}
-            for entry in doc.get(kind) or ():
-                if entry["name"] not in known:
-                    _anchor(entry.get(kind[:-1]) or {}, path.parent)
-                    merged[kind].append(entry)
+        for section in ("clusters", "contexts", "users"):
+            merged_names = {entry["name"] for entry in merged[section]}
+            for entry in doc.get(section) or ():
+                if entry["name"] not in merged_names:
+                    _resolve_relative_paths(entry.get(section[:-1]) or {}, path.parent)
+                    merged[section].append(entry)
     return merged
 
 
-def _anchor(entry: dict[str, Any], directory: Path) -> None:
-    """File names in a kubeconfig are relative to it."""
-    for key in (*_FILES, "tokenFile"):
+def _resolve_relative_paths(entry: dict[str, Any], directory: Path) -> None:
+    """Make the file names of a kubeconfig's entry absolute; they are relative to the kubeconfig's directory."""
+    for key in (*_FILE_FIELDS, "tokenFile"):
         if entry.get(key):
             entry[key] = str(directory / Path(entry[key]).expanduser())
 
 
-def _login(doc: dict[str, Any], context: str, namespace: str, source: str) -> Login:
-    chosen = next(entry["context"] for entry in doc["contexts"] if entry["name"] == context)
-    cluster = _named(doc["clusters"], chosen.get("cluster"), "cluster", source)
-    user = _named(doc["users"], chosen["user"], "user", source) if chosen.get("user") else {}
+def _build_context(doc: dict[str, Any], name: str, namespace: str, source: str) -> KubeContext:
+    selected = next(entry["context"] for entry in doc["contexts"] if entry["name"] == name)
+    cluster = _find_entry(doc["clusters"], selected.get("cluster"), "cluster", source)
+    user = _find_entry(doc["users"], selected["user"], "user", source) if selected.get("user") else {}
     if user.get("tokenFile") and not user.get("token"):
         user["token"] = Path(user["tokenFile"]).read_text().strip()
     if user.get("exec"):
-        user.update(_exec_login(user.pop("exec"), cluster))
+        user.update(_run_exec_plugin(user.pop("exec"), cluster))
     for entry in (cluster, user):
-        _lay_out(entry)
+        _write_key_files(entry)
     config = pykube.KubeConfig(
         {
-            "clusters": [{"name": "it", "cluster": cluster}],
-            "users": [{"name": "it", "user": user}],
-            "contexts": [{"name": context, "context": {"cluster": "it", "user": "it"}}],
-            "current-context": context,
+            "clusters": [{"name": "selected", "cluster": cluster}],
+            "users": [{"name": "selected", "user": user}],
+            "contexts": [{"name": name, "context": {"cluster": "selected", "user": "selected"}}],
+            "current-context": name,
         }
     )
-    return Login(config, context, namespace, source)
+    return KubeContext(config, name, namespace, source)
 
 
-def _named(entries: list[dict[str, Any]], name: str | None, kind: str, source: str) -> dict[str, Any]:
+def _find_entry(entries: list[dict[str, Any]], name: str | None, field: str, source: str) -> dict[str, Any]:
+    """Return a copy of the entry `name` of a section. `field` is `cluster` or `user`."""
     for entry in entries:
         if entry["name"] == name:
-            return dict(entry.get(kind) or {})
-    raise Failure(OTHER, "BadKubeconfig", f'{source} has no {kind} "{name}", which its context names')
+            return dict(entry.get(field) or {})
+    message = f'{source} has no {field} "{name}", which its context refers to'
+    raise Failure(ExitCode.OTHER, "BadKubeconfig", message)
 
 
-def _exec_login(plugin: Mapping[str, Any], cluster: Mapping[str, Any]) -> dict[str, str]:
-    """What an exec plugin says: a token, or a client certificate with its key."""
+def _run_exec_plugin(plugin: Mapping[str, Any], cluster: Mapping[str, Any]) -> dict[str, str]:
+    """Run an exec plugin and return the user's fields: a token, or a client certificate and its key.
+
+    Raise Failure with FORBIDDEN if the plugin is not installed or fails.
+    """
     version = plugin.get("apiVersion", "client.authentication.k8s.io/v1")
     info: dict[str, Any] = {"apiVersion": version, "kind": "ExecCredential", "spec": {"interactive": False}}
     if plugin.get("provideClusterInfo"):
@@ -143,17 +160,17 @@ def _exec_login(plugin: Mapping[str, Any], cluster: Mapping[str, Any]) -> dict[s
     env.update({entry["name"]: entry["value"] for entry in plugin.get("env") or ()})
     argv = [plugin["command"], *(plugin.get("args") or ())]
     try:
-        done = subprocess.run(argv, env=env, stdout=subprocess.PIPE, check=True, timeout=120)
-        status = json.loads(done.stdout)["status"]
+        completed = subprocess.run(
+            argv, env=env, stdout=subprocess.PIPE, check=True, timeout=_EXEC_PLUGIN_TIMEOUT_SECONDS
+        )
+        status = json.loads(completed.stdout)["status"]
     except FileNotFoundError as error:
         hint = f": {plugin['installHint'].strip()}" if plugin.get("installHint") else ""
-        raise Failure(
-            FORBIDDEN, "NotLoggedIn", f"the kubeconfig's login command {argv[0]} is not installed{hint}"
-        ) from error
+        message = f"the kubeconfig's exec plugin {argv[0]} is not installed{hint}"
+        raise Failure(ExitCode.FORBIDDEN, "NotLoggedIn", message) from error
     except (subprocess.SubprocessError, OSError, ValueError, KeyError) as error:
-        raise Failure(
-            FORBIDDEN, "NotLoggedIn", f"the kubeconfig's login command {' '.join(argv)} failed: {error}"
-        ) from error
+        message = f"the kubeconfig's exec plugin {' '.join(argv)} failed: {error}"
+        raise Failure(ExitCode.FORBIDDEN, "NotLoggedIn", message) from error
     if status.get("token"):
         return {"token": status["token"]}
     return {
@@ -162,13 +179,13 @@ def _exec_login(plugin: Mapping[str, Any], cluster: Mapping[str, Any]) -> dict[s
     }
 
 
-def _lay_out(entry: dict[str, Any]) -> None:
-    """Write `…-data` into files of our own: pykube would put them, keys too, readable for all into /tmp."""
-    if not any(entry.get(f"{key}-data") for key in _FILES):
+def _write_key_files(entry: dict[str, Any]) -> None:
+    """Replace `…-data` fields by private files: pykube itself would write them, keys too, world-readable to /tmp."""
+    if not any(entry.get(f"{key}-data") for key in _FILE_FIELDS):
         return
     directory = tempfile.mkdtemp(prefix="dbranch-")  # mode 0700
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    for key in _FILES:
+    for key in _FILE_FIELDS:
         data = entry.pop(f"{key}-data", None)
         if data:
             path = Path(directory, key)

@@ -1,4 +1,4 @@
-"""`dbranch load`: a dump into a branch. The dump's form is seen from its first bytes."""
+"""`dbranch load`: load a dump into a branch. The dump's format is detected from its first bytes."""
 
 from __future__ import annotations
 
@@ -15,132 +15,139 @@ import click
 
 from dbranch.api.quantity import format_bytes
 from dbranch_cli.connect import run_client
-from dbranch_cli.failure import NOT_FOUND, OTHER, USAGE, Failure
-from dbranch_cli.objects import active_of
-from dbranch_cli.options import BranchName, Verb, after
-from dbranch_cli.scope import Scope
+from dbranch_cli.failure import ExitCode, Failure
+from dbranch_cli.invocation import Invocation
+from dbranch_cli.objects import active_branch_of
+from dbranch_cli.options import BranchName, Command, passthrough_arguments
 
-_HEAD, _CHUNK = 512, 1 << 18
+_PREFIX_BYTES, _CHUNK_BYTES = 512, 1 << 18
+_PROGRESS_INTERVAL_SECONDS = 0.5
+_GZIP_MAGIC = b"\x1f\x8b"
 
 
-@click.command(cls=Verb, passes_on=True, epilog="What follows -- goes to psql or pg_restore.")
+@click.command(cls=Command, passthrough=True, epilog="Arguments after -- are passed to psql or pg_restore.")
 @click.argument("file", metavar="FILE|-")
 @click.argument("branch", type=BranchName(), required=False)
 @click.option(
-    "--no-transaction", is_flag=True, help="Not all or nothing: for dumps with commands that need this."
+    "--no-transaction",
+    is_flag=True,
+    help="Do not load in one transaction, for dumps with commands that cannot run in one.",
 )
 @click.pass_context
 def load(context: click.Context, file: str, branch: str | None, no_transaction: bool) -> None:
-    """Load a dump (SQL, also gzipped, or pg_dump's custom, directory or tar form) into a branch."""
-    scope: Scope = context.obj
-    target = branch or active_of(scope.project())
-    more = list(after(context))
+    """Load a dump into a branch (default: the active one).
+
+    Formats: SQL, gzipped SQL, pg_dump's custom, directory and tar format. The format is detected.
+    """
+    invocation: Invocation = context.obj
+    target = branch or active_branch_of(invocation.project())
+    extra_arguments = list(passthrough_arguments(context))
     if file != "-" and Path(file).is_dir():
         if not Path(file, "toc.dat").is_file():
-            raise Failure(USAGE, "InvalidInput", f"{file} is a directory, but not one of pg_dump: no toc.dat")
-        code = run_client(scope, "pg_restore", [*restore_arguments(not no_transaction), *more, file], branch)
-        _end(scope, code, "pg_restore", file, target)
+            message = f"directory {file} is not a dump of pg_dump: it has no toc.dat"
+            raise Failure(ExitCode.USAGE, "InvalidInput", message)
+        arguments = [*pg_restore_arguments(not no_transaction), *extra_arguments, file]
+        code = run_client(invocation, "pg_restore", arguments, branch)
+        _print_outcome(invocation, code, "pg_restore", file, target)
         return
     with ExitStack() as stack:
-        source: IO[bytes] = stack.enter_context(_opened(file)) if file != "-" else sys.stdin.buffer
-        head = _head_of(source)
-        if head[:2] == b"\x1f\x8b":
-            source = cast(IO[bytes], gzip.GzipFile(fileobj=_Joined(head, source)))
-            head = _head_of(source)
-        if not head:
-            raise Failure(USAGE, "EmptyDump", f"{_called(file)} is empty; nothing was loaded")
-        program = program_for(head)
-        options = (
-            restore_arguments(not no_transaction)
+        source: IO[bytes] = stack.enter_context(_open_file(file)) if file != "-" else sys.stdin.buffer
+        prefix = read_prefix(source)
+        if prefix.startswith(_GZIP_MAGIC):
+            source = cast(IO[bytes], gzip.GzipFile(fileobj=PrefixedStream(prefix, source)))
+            prefix = read_prefix(source)
+        if not prefix:
+            raise Failure(ExitCode.USAGE, "EmptyDump", f"{_display_name(file)} is empty; nothing was loaded")
+        program = program_for(prefix)
+        arguments = (
+            pg_restore_arguments(not no_transaction)
             if program == "pg_restore"
-            else script_arguments(not no_transaction)
+            else psql_arguments(not no_transaction)
         )
-        code = run_client(scope, program, [*options, *more], branch, _chunks(head, source, scope), quiet=True)
-    _end(scope, code, program, file, target)
+        chunks = _read_chunks(prefix, source, invocation)
+        code = run_client(invocation, program, [*arguments, *extra_arguments], branch, chunks, quiet=True)
+    _print_outcome(invocation, code, program, file, target)
 
 
-def _opened(file: str) -> IO[bytes]:
+def _open_file(file: str) -> IO[bytes]:
     try:
         return Path(file).open("rb")
     except FileNotFoundError as error:
-        raise Failure(NOT_FOUND, "NotFound", f"there is no file {file}") from error
+        raise Failure(ExitCode.NOT_FOUND, "NotFound", f"file {file} not found") from error
     except OSError as error:
-        raise Failure(OTHER, "CannotRead", f"cannot read {file}: {error.strerror}") from error
+        raise Failure(ExitCode.OTHER, "CannotRead", f"cannot read {file}: {error.strerror}") from error
 
 
-def program_for(head: bytes) -> str:
-    """What loads a dump that begins so: pg_restore knows its own forms, all else is SQL for psql."""
-    is_tar = head[257:262] == b"ustar" and head[:7] == b"toc.dat"
-    return "pg_restore" if head[:5] == b"PGDMP" or is_tar else "psql"
+def program_for(prefix: bytes) -> str:
+    """Return the program that loads a dump with these first bytes: pg_restore, or psql for SQL."""
+    is_tar = prefix[257:262] == b"ustar" and prefix[:7] == b"toc.dat"
+    return "pg_restore" if prefix[:5] == b"PGDMP" or is_tar else "psql"
 
 
-def script_arguments(all_or_nothing: bool) -> list[str]:
-    """psql reads the script from standard input and stops at its first error."""
-    one = ["--single-transaction"] if all_or_nothing else []
-    return ["-X", "-q", "-v", "ON_ERROR_STOP=1", *one, "-f", "-"]
+def psql_arguments(single_transaction: bool) -> list[str]:
+    """Return psql's arguments: read the script from standard input and stop at its first error."""
+    transaction = ["--single-transaction"] if single_transaction else []
+    return ["-X", "-q", "-v", "ON_ERROR_STOP=1", *transaction, "-f", "-"]
 
 
-def restore_arguments(all_or_nothing: bool) -> list[str]:
-    """The owner of all is who connects: roles of the dump's origin are not here."""
-    from_env = ["--dbname", ""]  # what PGDATABASE says
-    one = ["--single-transaction"] if all_or_nothing else ["--exit-on-error"]
-    return [*from_env, "--no-owner", "--no-privileges", *one]
+def pg_restore_arguments(single_transaction: bool) -> list[str]:
+    """Return pg_restore's arguments: the connected role owns everything, as the dump's roles may not exist."""
+    database = ["--dbname", ""]  # an empty name means PGDATABASE
+    transaction = ["--single-transaction"] if single_transaction else ["--exit-on-error"]
+    return [*database, "--no-owner", "--no-privileges", *transaction]
 
 
-def _head_of(source: IO[bytes]) -> bytes:
-    """The first bytes, also where a pipe hands them out piece by piece."""
-    head = b""
-    while len(head) < _HEAD and (piece := source.read(_HEAD - len(head))):
-        head += piece
-    return head
+def read_prefix(source: IO[bytes]) -> bytes:
+    """Read the first 512 bytes, or fewer at the end of the stream; a pipe may return them in pieces."""
+    prefix = b""
+    while len(prefix) < _PREFIX_BYTES and (piece := source.read(_PREFIX_BYTES - len(prefix))):
+        prefix += piece
+    return prefix
 
 
-class _Joined(io.RawIOBase):
-    """A head that was read already, then the rest."""
+class PrefixedStream(io.RawIOBase):
+    """A stream of bytes that were read already, followed by what remains of another stream."""
 
-    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
+    def __init__(self, prefix: bytes, remainder: IO[bytes]) -> None:
         super().__init__()
-        self.head, self.rest = head, rest
+        self.prefix, self.remainder = prefix, remainder
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        if self.head:
+        if self.prefix:
             if size < 0:
-                taken, self.head = self.head, b""
-                return taken + self.rest.read()
-            taken, self.head = self.head[:size], self.head[size:]
+                taken, self.prefix = self.prefix, b""
+                return taken + self.remainder.read()
+            taken, self.prefix = self.prefix[:size], self.prefix[size:]
             return taken
-        return self.rest.read(size)
+        return self.remainder.read(size)
 
 
-def _chunks(head: bytes, source: IO[bytes], scope: Scope) -> Iterator[bytes]:
-    """All of the dump, its progress shown on a terminal."""
-    live = sys.stderr.isatty() and scope.for_people
-    began, count, chunk, shown = time.monotonic(), 0, head, 0.0
+def _read_chunks(prefix: bytes, source: IO[bytes], invocation: Invocation) -> Iterator[bytes]:
+    """Yield the whole dump in chunks and show the progress on a terminal."""
+    live = sys.stderr.isatty() and invocation.human_output
+    started, count, chunk, shown_at = time.monotonic(), 0, prefix, 0.0
     while chunk:
         yield chunk
         count += len(chunk)
-        if live and time.monotonic() - shown > 0.5:
-            shown = time.monotonic()
-            sys.stderr.write(f"\r\x1b[K… {format_bytes(count)} read, {shown - began:.0f} s")
+        if live and time.monotonic() - shown_at > _PROGRESS_INTERVAL_SECONDS:
+            shown_at = time.monotonic()
+            sys.stderr.write(f"\r\x1b[K… {format_bytes(count)} read, {shown_at - started:.0f} s")
             sys.stderr.flush()
-        chunk = source.read(_CHUNK)
-    if live and shown:
+        chunk = source.read(_CHUNK_BYTES)
+    if live and shown_at:
         sys.stderr.write("\r\x1b[K")
         sys.stderr.flush()
 
 
-def _end(scope: Scope, code: int, program: str, file: str, target: str) -> None:
+def _print_outcome(invocation: Invocation, code: int, program: str, file: str, target: str) -> None:
     if code:
-        raise Failure(
-            OTHER,
-            "LoadFailed",
-            f"{program} ended with exit code {code}; its messages above say why; branch {target} was being loaded",
-        )
-    scope.say(f"{_called(file)} loaded into {target}")
+        message = f"cannot load into branch {target}: {program} failed with exit code {code}; see its messages above"
+        raise Failure(ExitCode.OTHER, "LoadFailed", message)
+    invocation.print_note(f"{_display_name(file)} loaded into branch {target}")
 
 
-def _called(file: str) -> str:
+def _display_name(file: str) -> str:
     return "standard input" if file == "-" else file

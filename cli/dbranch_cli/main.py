@@ -1,4 +1,4 @@
-"""`dbranch`, also `kubectl dbranch`: the verbs, wired."""
+"""`dbranch`, also `kubectl dbranch`: the group of all commands, and the process's exit code."""
 
 from __future__ import annotations
 
@@ -11,39 +11,46 @@ from pathlib import Path
 import click
 
 from dbranch.api.errors import DbranchError
-from dbranch_cli import branches, completion, connect, load, projects, switch
-from dbranch_cli.failure import INTERRUPTED, USAGE, Failure, failure_of
-from dbranch_cli.options import Verbs
-from dbranch_cli.scope import Scope
+from dbranch_cli import branches, completion, connect, lifecycle, load, projects
+from dbranch_cli.failure import ExitCode, Failure, failure_from
+from dbranch_cli.invocation import Invocation
+from dbranch_cli.options import CommandGroup
 
 
-def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
-    if asked and not context.resilient_parsing:
+def _print_version(context: click.Context, _: click.Parameter, requested: bool) -> None:
+    if requested and not context.resilient_parsing:
         try:
             click.echo(f"dbranch {metadata.version('dbranch')}")
         except metadata.PackageNotFoundError:
-            click.echo("dbranch, run from its sources")
+            click.echo("dbranch (not installed: running from source)")
         context.exit()
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.option(
-    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version."
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Show the version and exit.",
 )
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Git-like branches of PostgreSQL inside your own Kubernetes cluster.
 
-    The project is named by -p, DBRANCH_PROJECT, a file .dbranch in this or a parent directory, the
-    current one (set-default), or it is the only one there.
+    The project is the first of: -p, DBRANCH_PROJECT, the file .dbranch in this or a parent directory,
+    the current project (set-default), the namespace's only project.
     """
-    context.ensure_object(Scope)
+    context.ensure_object(Invocation)
 
 
-for _verb in (
+for _command in (
     projects.init,
     branches.create,
-    switch.use,
+    lifecycle.use,
     branches.list_branches,
     projects.status,
     branches.show,
@@ -52,9 +59,9 @@ for _verb in (
     connect.url,
     connect.start,
     load.load,
-    switch.stop,
-    switch.resume,
-    switch.restart,
+    lifecycle.stop,
+    lifecycle.resume,
+    lifecycle.restart,
     branches.wait,
     branches.delete,
     projects.delete_project,
@@ -62,53 +69,60 @@ for _verb in (
     projects.set_default,
     completion.completion,
 ):
-    cli.add_command(_verb)
+    cli.add_command(_command)
 cli.aliases.update({"ls": "list", "rm": "delete", "port-forward": "start"})
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run a verb and end the process with its exit code; see docs/cli.md for what each one means."""
-    given = sys.argv[1:] if argv is None else argv
-    called = Path(sys.argv[0]).name
-    prog = "kubectl dbranch" if called.startswith("kubectl-") else "dbranch"
+    """Run a command and exit with its code; docs/cli.md lists the codes."""
+    arguments = sys.argv[1:] if argv is None else argv
+    program = Path(sys.argv[0]).name
+    prog_name = "kubectl dbranch" if program.startswith("kubectl-") else "dbranch"
     try:
-        code = cli.main(given, prog_name=prog, standalone_mode=False, complete_var="_DBRANCH_COMPLETE")
+        code = cli.main(
+            arguments, prog_name=prog_name, standalone_mode=False, complete_var="_DBRANCH_COMPLETE"
+        )
         sys.stdout.flush()
     except click.UsageError as error:
-        where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
-        code = _failed(Failure(USAGE, "Usage", error.format_message().rstrip(".") + where), given)
+        hint = f"; see '{error.ctx.command_path} --help'" if error.ctx else ""
+        message = error.format_message().rstrip(".") + hint
+        code = _print_failure(Failure(ExitCode.USAGE, "Usage", message), arguments)
     except click.ClickException as error:
-        code = _failed(Failure(error.exit_code, "Error", error.format_message()), given)
+        code = _print_failure(Failure(error.exit_code, "Error", error.format_message()), arguments)
     except (click.Abort, KeyboardInterrupt):
-        code = _failed(Failure(INTERRUPTED, "Interrupted", "interrupted"), given)
+        code = _print_failure(Failure(ExitCode.INTERRUPTED, "Interrupted", "interrupted"), arguments)
     except BrokenPipeError:
-        # Who reads our output has gone (`dbranch list | head`); nothing more can be said to them.
+        # The reader of our output has gone (`dbranch list | head`): drop the rest and succeed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except DbranchError as error:
-        code = _failed(failure_of(error), given)
+        code = _print_failure(failure_from(error), arguments)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _failed(failure: Failure, given: list[str]) -> int:
-    """Say it on standard error, in the form asked for; the exit code."""
-    if wants_json(given):
+def _print_failure(failure: Failure, arguments: list[str]) -> int:
+    """Print a failure to standard error, as JSON with `-o json`, and return its exit code."""
+    if wants_json(arguments):
         click.echo(json.dumps(failure.as_dict()), err=True)
     else:
         click.echo(f"dbranch: {failure}", err=True)
     return failure.code
 
 
-def wants_json(given: list[str]) -> bool:
-    """Whether `-o json` was given, also where the line could not be parsed."""
-    form = ""
-    for place, word in enumerate(given):
+def wants_json(arguments: list[str]) -> bool:
+    """Return whether `-o json` was given, even if click cannot parse the arguments.
+
+    >>> wants_json(["list", "-ojson"]), wants_json(["psql", "--", "-o", "json"])
+    (True, False)
+    """
+    output = ""
+    for index, word in enumerate(arguments):
         if word == "--":
             break
-        if word in ("-o", "--output") and place + 1 < len(given):
-            form = given[place + 1]
+        if word in ("-o", "--output") and index + 1 < len(arguments):
+            output = arguments[index + 1]
         elif word.startswith("--output="):
-            form = word.removeprefix("--output=")
+            output = word.removeprefix("--output=")
         elif word.startswith("-o") and len(word) > 2:
-            form = word[2:].removeprefix("=")
-    return form == "json"
+            output = word[2:].removeprefix("=")
+    return output == "json"

@@ -1,4 +1,4 @@
-"""Projects and branches in the API server: found, applied, deleted. Bodies are the API server's JSON."""
+"""DBProjects and DBBranches of one namespace: get, list, apply, delete. Bodies are the API server's JSON."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from dbranch.api import names
 from dbranch.api.errors import ApiError
 from dbranch.api.secrets import secret_texts
 from dbranch_cli.connection import APPLY_CONTENT_TYPE, Connection
-from dbranch_cli.failure import NOT_FOUND, REFUSED, Failure
-from dbranch_cli.ownership import gitops_manager, merge_maps, owned_fields
+from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.naming import did_you_mean
+from dbranch_cli.ownership import gitops_manager, merge_maps, owned_fields
 
 Body = dict[str, Any]
 
 
 def resource_path(plural: str, namespace: str, name: str | None = None) -> str:
-    """The path of a kind's list in a namespace, or of one object."""
+    """Return the URL path of a namespace's list of a resource, or of one object."""
     path = f"/apis/{names.API_VERSION}/namespaces/{namespace}/{plural}"
     return path if name is None else f"{path}/{name}"
 
 
 def manifest(kind: str, namespace: str, name: str, spec: Mapping[str, Any]) -> Body:
-    """What is applied, as one would write it."""
+    """Return an object to apply."""
     return {
         "apiVersion": names.API_VERSION,
         "kind": kind,
@@ -33,16 +33,17 @@ def manifest(kind: str, namespace: str, name: str, spec: Mapping[str, Any]) -> B
 
 
 def plural_for(kind: str) -> str:
+    """Return the resource name of a kind: `dbprojects` or `dbbranches`."""
     return names.PROJECTS if kind == names.PROJECT_KIND else names.BRANCHES
 
 
 def branch_name_of(body: Mapping[str, Any]) -> str:
-    """The branch's name of a DBBranch."""
+    """Return the branch's name of a DBBranch, which is named `<project>-<branch>`."""
     return names.branch_name(body["spec"]["project"], body["metadata"]["name"])
 
 
 def active_branch_of(project: Mapping[str, Any]) -> str:
-    """The branch that the connection string reaches now, or, before the first route, shall reach."""
+    """Return the branch of `status.route`; before the first route `spec.activeBranch`."""
     route = (project.get("status") or {}).get("route") or {}
     return str(route.get("branch") or project["spec"].get("activeBranch") or names.ROOT_BRANCH)
 
@@ -54,6 +55,7 @@ class Store:
         self.connection, self.namespace = connection, namespace
 
     def find(self, plural: str, name: str) -> Body | None:
+        """Return an object, or None if it does not exist."""
         try:
             return self.connection.get(resource_path(plural, self.namespace, name))
         except ApiError as error:
@@ -64,25 +66,25 @@ class Store:
     def projects(self) -> list[Body]:
         return self._list(names.PROJECTS)
 
-    def project(self, name: str, named_by: str = "") -> Body:
-        """A project that is there. `said_by` tells where its name was taken from."""
+    def project(self, name: str, set_by: str = "") -> Body:
+        """Return a project. Raise Failure if it does not exist; `set_by` says which setting named it."""
         body = self.find(names.PROJECTS, name)
         if body is not None:
             return body
-        known = [other["metadata"]["name"] for other in self.projects()]
-        origin = f" (named by {said_by})" if named_by else ""
+        existing = [other["metadata"]["name"] for other in self.projects()]
+        origin = f" (set by {set_by})" if set_by else ""
         raise Failure(
-            NOT_FOUND,
+            ExitCode.NOT_FOUND,
             "NotFound",
-            f"there is no project {name} in namespace {self.namespace}{origin}"
-            + (did_you_mean(name, known) or f"; make it: dbranch init {name}"),
+            f"project {name} not found in namespace {self.namespace}{origin}"
+            + (did_you_mean(name, existing) or f"; create it with 'dbranch init {name}'"),
         )
 
     def branches(self, project: str) -> list[Body]:
-        """The project's branches: the root first, then as they were made."""
-        found = self._list(names.BRANCHES, fieldSelector=f"spec.project={project}")
+        """Return a project's branches: the root branch, then the others by age."""
+        branches = self._list(names.BRANCHES, fieldSelector=f"spec.project={project}")
         return sorted(
-            found,
+            branches,
             key=lambda b: (
                 bool(b["spec"].get("source")),
                 b["metadata"].get("creationTimestamp", ""),
@@ -91,61 +93,62 @@ class Store:
         )
 
     def find_branch(self, project: str, branch: str) -> Body | None:
+        """Return a branch, or None if it does not exist."""
         body = self.find(names.BRANCHES, names.branch_object_name(project, branch))
         return body if body is not None and body["spec"]["project"] == project else None
 
     def branch(self, project: str, branch: str) -> Body:
-        """A branch that is there; else a failure that names the one probably meant."""
+        """Return a branch. Raise Failure with a similar name if it does not exist."""
         body = self.find_branch(project, branch)
         if body is not None:
             return body
-        known = [branch_name_of(other) for other in self.branches(project)]
-        if not known:
+        existing = [branch_name_of(other) for other in self.branches(project)]
+        if not existing:
             self.project(project)
         raise Failure(
-            NOT_FOUND,
+            ExitCode.NOT_FOUND,
             "NotFound",
-            f"there is no branch {branch} in project {project}{did_you_mean(branch, known)}",
+            f"branch {branch} not found in project {project}{did_you_mean(branch, existing)}",
         )
 
     def apply(self, body: Mapping[str, Any], live: Mapping[str, Any] | None = None) -> Body:
-        """Server-side apply of `body` on top of what this command line owns already of `live`."""
+        """Apply `body` by server-side apply, together with what this command line owns of `live` already."""
         kind, name = body["kind"], body["metadata"]["name"]
-        sent = dict(body)
+        applied = dict(body)
         if live is not None:
-            sent = {**merge_maps({"spec": owned_fields(live).get("spec") or {}}, body)}
-            # Only this very object: one that was made anew under the name is another database.
-            sent["metadata"] = {**body["metadata"], "uid": live["metadata"]["uid"]}
+            applied = {**merge_maps({"spec": owned_fields(live).get("spec") or {}}, body)}
+            # The UID: an object that was recreated under this name is another database.
+            applied["metadata"] = {**body["metadata"], "uid": live["metadata"]["uid"]}
         return self.connection.request(
             "PATCH",
             resource_path(plural_for(kind), self.namespace, name),
             {"fieldManager": names.CLI_MANAGER, "force": "true", "fieldValidation": "Strict"},
-            sent,
+            applied,
             APPLY_CONTENT_TYPE,
         )
 
     def set_field(self, live: Mapping[str, Any], field: str, value: str, force: bool) -> Body:
-        """`spec.<field>` of an object. Refuses what a tool keeps as Git says, unless forced."""
+        """Set `spec.<field>` of an object. Raise Failure if Argo CD, Flux or Helm owns it, unless `force`."""
         kind, name = live["kind"], live["metadata"]["name"]
         manager = gitops_manager(live, "spec", field)
         if manager and not force:
             raise Failure(
-                REFUSED,
+                ExitCode.REFUSED,
                 "ManagedByGit",
-                f"spec.{field} of {kind} {name} is kept by {manager}, which would undo the change;"
-                f" set it to {value} in Git, or write it here with --force",
+                f"spec.{field} of {kind} {name} is managed by {manager}, which would revert the change;"
+                f" set it to {value} in Git, or write it anyway with --force",
             )
         return self.apply(manifest(kind, self.namespace, name, {field: value}), live)
 
-    def request_restart(self, live: Mapping[str, Any], when: str) -> Body:
-        """Asks for one restart of a branch's Postgres. `when`: RFC 3339, another one for each restart."""
+    def request_restart(self, live: Mapping[str, Any], restarted_at: str) -> Body:
+        """Request one restart of a branch's Postgres. `restarted_at`: RFC 3339, another one for each restart."""
         name = live["metadata"]["name"]
         body = manifest(live["kind"], self.namespace, name, {})
-        body["metadata"]["annotations"] = {names.RESTARTED_AT: when}
+        body["metadata"]["annotations"] = {names.RESTARTED_AT: restarted_at}
         return self.apply(body, live)
 
     def delete(self, live: Mapping[str, Any]) -> None:
-        """Delete this very object (by its UID)."""
+        """Delete exactly this object, by its UID."""
         self.connection.request(
             "DELETE",
             resource_path(plural_for(live["kind"]), self.namespace, live["metadata"]["name"]),
@@ -157,7 +160,7 @@ class Store:
         )
 
     def secret(self, object_name: str) -> dict[str, str]:
-        """The Secret `<object>-conn`: host, port, username, password, database, uri."""
+        """Return the data of Secret `<object>-conn`: host, port, username, password, database, uri."""
         name = names.conn_secret_name(object_name)
         try:
             body = self.connection.get(f"/api/v1/namespaces/{self.namespace}/secrets/{name}")
@@ -165,27 +168,28 @@ class Store:
             if error.status != 404:
                 raise
             raise Failure(
-                NOT_FOUND,
+                ExitCode.NOT_FOUND,
                 "SecretNotFound",
-                f"Secret {name} is not there (yet); dbranch makes it with the project: see dbranch status",
+                f"Secret {name} does not exist (yet); dbranch creates it with the project, see 'dbranch status'",
             ) from error
         return secret_texts(body)
 
     def events(self, live: Mapping[str, Any]) -> list[Body]:
-        """The Events of an object, oldest first."""
-        answer = self.connection.get(
+        """Return the Events of an object, oldest first."""
+        response = self.connection.get(
             f"/api/v1/namespaces/{self.namespace}/events",
             fieldSelector=f"involvedObject.uid={live['metadata']['uid']}",
         )
-        return sorted(answer["items"], key=event_time)
+        return sorted(response["items"], key=event_time)
 
     def _list(self, plural: str, **params: str) -> list[Body]:
-        answer = self.connection.get(resource_path(plural, self.namespace), **params)
-        kind = str(answer["kind"]).removesuffix("List")
-        return [{"apiVersion": names.API_VERSION, "kind": kind, **item} for item in answer["items"]]
+        response = self.connection.get(resource_path(plural, self.namespace), **params)
+        kind = str(response["kind"]).removesuffix("List")
+        return [{"apiVersion": names.API_VERSION, "kind": kind, **item} for item in response["items"]]
 
 
 def event_time(event: Mapping[str, Any]) -> str:
+    """Return the time of an Event's last occurrence (RFC 3339), or an empty string."""
     return str(
         event.get("lastTimestamp")
         or event.get("eventTime")

@@ -1,4 +1,4 @@
-"""How the verbs are spelled: options that stand before or after the verb, aliases, completion."""
+"""How commands are typed: options before or after the command, aliases, shell completion."""
 
 from __future__ import annotations
 
@@ -10,62 +10,76 @@ from click.shell_completion import CompletionItem
 
 from dbranch.api.errors import DbranchError, InvalidInput
 from dbranch.api.project import parse_seconds
-from dbranch_cli.objects import branch_of
-from dbranch_cli.scope import Scope
-from dbranch_cli.words import did_you_mean
+from dbranch_cli.invocation import Invocation
+from dbranch_cli.naming import did_you_mean
+from dbranch_cli.objects import branch_name_of
 
 OUTPUTS = ("table", "wide", "json", "yaml", "name")
-AFTER = "dbranch_cli.after"
+_PASSTHROUGH_KEY = "dbranch_cli.passthrough"
 
 
-def _remember(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-    """A callback that puts an option's value, where one was given, into the Scope."""
+def _store_in_invocation(field: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    """Return a callback that stores an option's value, if one was given, in a field of the Invocation."""
 
     def callback(context: click.Context, _: click.Parameter, value: Any) -> None:
         if value is not None:
-            setattr(context.ensure_object(Scope), name, value)
+            setattr(context.ensure_object(Invocation), field, value)
 
     return callback
 
 
 def common_options() -> list[click.Option]:
-    """The options of every verb; given after the verb, they win over those before it."""
+    """Return the options of every command; those after the command override those before it."""
 
-    def option(*spelled: str, field: str, **more: Any) -> click.Option:
-        return click.Option(spelled, expose_value=False, callback=_remember(field), **more)
+    def option(*declarations: str, field: str, **attributes: Any) -> click.Option:
+        callback = _store_in_invocation(field)
+        return click.Option(declarations, expose_value=False, callback=callback, **attributes)
 
     return [
-        option("-n", "--namespace", field="namespace_option", metavar="NAME", help="The namespace."),
         option(
-            "--context", "kube_context", field="context", metavar="NAME", help="The kubeconfig's context."
+            "-n",
+            "--namespace",
+            field="namespace_option",
+            metavar="NAME",
+            help="Namespace; default: the context's.",
         ),
-        option("--kubeconfig", field="kubeconfig", metavar="FILE", help="The kubeconfig."),
-        option("-p", "--project", field="project_option", metavar="NAME", help="The project."),
         option(
-            "-o", "--output", field="output", type=click.Choice(OUTPUTS), help="The form of what is printed."
+            "--context",
+            "kube_context",
+            field="context_option",
+            metavar="NAME",
+            help="Context of the kubeconfig; default: its current one.",
         ),
+        option(
+            "--kubeconfig",
+            field="kubeconfig_option",
+            metavar="FILE",
+            help="Path of the kubeconfig; default: KUBECONFIG, else ~/.kube/config.",
+        ),
+        option("-p", "--project", field="project_option", metavar="NAME", help="Project."),
+        option("-o", "--output", field="output", type=click.Choice(OUTPUTS), help="Output format."),
     ]
 
 
-class Verb(click.Command):
-    """A verb: takes the common options too, and hands what follows `--` on where it is asked to."""
+class Command(click.Command):
+    """A command with the common options. With `passthrough` it keeps the arguments after `--`."""
 
-    def __init__(self, *args: Any, passes_on: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, passthrough: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.passes_on = passes_on
+        self.passthrough = passthrough
         self.params.extend(common_options())
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if self.passes_on and "--" in args:
-            place = args.index("--")
-            args, ctx.meta[AFTER] = args[:place], args[place + 1 :]
+        if self.passthrough and "--" in args:
+            index = args.index("--")
+            args, ctx.meta[_PASSTHROUGH_KEY] = args[:index], args[index + 1 :]
         return super().parse_args(ctx, args)
 
 
-class Verbs(click.Group):
-    """The group of all verbs: knows aliases, and asks what an unknown verb was to be."""
+class CommandGroup(click.Group):
+    """The group of all commands: resolves aliases and suggests a command for a mistyped one."""
 
-    command_class = Verb
+    command_class = Command
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -73,7 +87,7 @@ class Verbs(click.Group):
         self.params.extend(common_options())
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # as wired: what one needs first comes first
+        return list(self.commands)  # in the order of a first use, not of the alphabet
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return super().get_command(ctx, self.aliases.get(cmd_name, cmd_name))
@@ -81,21 +95,21 @@ class Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        verb = args[0]
-        if not verb.startswith("-") and self.get_command(ctx, verb) is None and not ctx.resilient_parsing:
-            known = [*self.list_commands(ctx), *self.aliases]
-            raise click.UsageError(f'there is no verb "{verb}"{did_you_mean(verb, known)}', ctx)
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None and not ctx.resilient_parsing:
+            existing = [*self.list_commands(ctx), *self.aliases]
+            raise click.UsageError(f'unknown command "{name}"{did_you_mean(name, existing)}', ctx)
         return super().resolve_command(ctx, args)
 
 
-def after(context: click.Context) -> Sequence[str]:
-    """The arguments behind `--`."""
-    found: list[str] = context.meta.get(AFTER, [])
-    return found
+def passthrough_arguments(context: click.Context) -> Sequence[str]:
+    """Return the arguments after `--`."""
+    arguments: list[str] = context.meta.get(_PASSTHROUGH_KEY, [])
+    return arguments
 
 
-class Seconds(click.ParamType[Any]):
-    """A duration: `90s`, `2m`, `1m30s` or a plain number of seconds."""
+class Duration(click.ParamType[Any]):
+    """A duration in seconds: `90s`, `2m`, `1m30s` or a plain number of seconds."""
 
     name = "duration"
 
@@ -107,7 +121,7 @@ class Seconds(click.ParamType[Any]):
 
 
 class BranchName(click.ParamType[Any]):
-    """A branch's name; completes with those that there are."""
+    """A branch's name; completes to the existing ones."""
 
     name = "branch"
 
@@ -117,11 +131,13 @@ class BranchName(click.ParamType[Any]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        return _complete(ctx, incomplete, lambda s: [branch_of(b) for b in s.store.branches(s.project_name)])
+        return _complete(
+            ctx, incomplete, lambda i: [branch_name_of(b) for b in i.store.branches(i.project_name)]
+        )
 
 
 class ProjectName(click.ParamType[Any]):
-    """A project's name; completes with those that there are."""
+    """A project's name; completes to the existing ones."""
 
     name = "project"
 
@@ -131,33 +147,40 @@ class ProjectName(click.ParamType[Any]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        return _complete(ctx, incomplete, lambda s: [b["metadata"]["name"] for b in s.store.projects()])
+        return _complete(ctx, incomplete, lambda i: [b["metadata"]["name"] for b in i.store.projects()])
 
 
-def _complete(ctx: click.Context, begun: str, known: Callable[[Scope], list[str]]) -> list[CompletionItem]:
-    """Names that begin so; none where the cluster does not say."""
+def _complete(
+    ctx: click.Context, prefix: str, list_names: Callable[[Invocation], list[str]]
+) -> list[CompletionItem]:
+    """Return the names that begin with `prefix`; none if the API server cannot be asked."""
     try:
-        return [CompletionItem(name) for name in known(ctx.ensure_object(Scope)) if name.startswith(begun)]
+        all_names = list_names(ctx.ensure_object(Invocation))
+        return [CompletionItem(name) for name in all_names if name.startswith(prefix)]
     except DbranchError:
         return []
 
 
 def timeout_option(default: str) -> Callable[[Any], Any]:
     return click.option(
-        "--timeout", type=Seconds(), default=default, show_default=True, help="How long to wait at most."
+        "--timeout",
+        type=Duration(),
+        default=default,
+        show_default=True,
+        help="How long to wait, such as 90s or 2m.",
     )
 
 
 def no_wait_option() -> Callable[[Any], Any]:
-    return click.option("--no-wait", is_flag=True, help="Return once it is asked for.")
+    return click.option("--no-wait", is_flag=True, help="Do not wait until the change has taken effect.")
 
 
 def yes_option() -> Callable[[Any], Any]:
-    return click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+    return click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 
 
 def force_option() -> Callable[[Any], Any]:
-    return click.option("--force", is_flag=True, help="Write a field that Argo CD, Flux or Helm keeps, too.")
+    return click.option("--force", is_flag=True, help="Write fields that Argo CD, Flux or Helm manages.")
 
 
 def dry_run_option() -> Callable[[Any], Any]:
@@ -165,5 +188,5 @@ def dry_run_option() -> Callable[[Any], Any]:
         "--dry-run",
         type=click.Choice(["none", "client"]),
         default="none",
-        help="`client`: print the manifest, as YAML or by -o json, and write nothing.",
+        help="With `client`, print the manifest (YAML, or JSON with -o json) and write nothing.",
     )

@@ -1,7 +1,7 @@
-"""Who owns a field, by `metadata.managedFields`: what this command line applied, what Git's tools did.
+"""Ownership of fields by `metadata.managedFields`: of this command line, and of Argo CD, Flux and Helm.
 
-Server-side apply takes away what a manager applied before and leaves out now. So each write of one
-field sends along whatever the command line owns already (as client-go's `Extract…` does).
+Server-side apply removes a field that its manager applied before and now omits. So each write of one field
+also sends the fields that this command line owns already (as client-go's `Extract…` functions do).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 from dbranch.api import names
 
-# Field managers that would write the field back: Argo CD, Flux, Helm.
-_GIT = ("argocd", "argo-cd", "flux", "kustomize-controller", "helm-controller", "helm")
+# Prefixes of field managers that would revert the field: Argo CD, Flux, Helm.
+_GITOPS_MANAGERS = ("argocd", "argo-cd", "flux", "kustomize-controller", "helm-controller", "helm")
 
 
-def owned(body: Mapping[str, Any], manager: str = names.CLI_MANAGER) -> dict[str, Any]:
-    """The part of an object that `manager` applied, with the values that stand there now."""
-    extracted: dict[str, Any] = {}
+def owned_fields(body: Mapping[str, Any], manager: str = names.CLI_MANAGER) -> dict[str, Any]:
+    """Return the part of an object that `manager` applied, with the object's present values."""
+    fields: dict[str, Any] = {}
     for entry in body["metadata"].get("managedFields") or ():
         if (
             entry.get("manager") == manager
@@ -27,41 +27,43 @@ def owned(body: Mapping[str, Any], manager: str = names.CLI_MANAGER) -> dict[str
             and not entry.get("subresource")
         ):
             part = _extract(entry.get("fieldsV1") or {}, body)
-            extracted = merged(extracted, part if isinstance(part, dict) else {})
-    return extracted
+            fields = merge_maps(fields, part if isinstance(part, dict) else {})
+    return fields
 
 
-def git_manager(body: Mapping[str, Any], *path: str) -> str | None:
-    """The tool that keeps the field `path` as Git says, or None: Argo CD's, Flux' or Helm's manager."""
+def gitops_manager(body: Mapping[str, Any], *path: str) -> str | None:
+    """Return the field manager of Argo CD, Flux or Helm that owns the field at `path`, or None."""
     for entry in body["metadata"].get("managedFields") or ():
         manager = str(entry.get("manager", ""))
         fields: Any = entry.get("fieldsV1") or {}
         for key in path:
             fields = fields.get(f"f:{key}") if isinstance(fields, dict) else None
-        if fields is not None and manager.lower().startswith(_GIT):
+        if fields is not None and manager.lower().startswith(_GITOPS_MANAGERS):
             return manager
     return None
 
 
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` on `base`: maps are merged, everything else is replaced."""
+def merge_maps(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `override` merged in: maps recursively, any other value is replaced."""
     result = dict(base)
-    for key, value in over.items():
-        below = result.get(key)
+    for key, value in override.items():
+        base_value = result.get(key)
         result[key] = (
-            merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+            merge_maps(base_value, value)
+            if isinstance(base_value, Mapping) and isinstance(value, Mapping)
+            else value
         )
     return result
 
 
 def _extract(fields: Mapping[str, Any], value: Any) -> Any:
-    """`value` reduced to a fieldsV1 set; the whole value where the set is a leaf."""
+    """Return `value` reduced to a fieldsV1 set, or all of it if the set is a leaf."""
     if not [key for key in fields if key != "."]:
         return copy.deepcopy(value)
     if isinstance(value, Mapping):
         return {
-            key[2:]: _extract(below, value[key[2:]])
-            for key, below in fields.items()
+            key[2:]: _extract(subset, value[key[2:]])
+            for key, subset in fields.items()
             if key.startswith("f:") and key[2:] in value
         }
     if isinstance(value, list):

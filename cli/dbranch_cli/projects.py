@@ -1,4 +1,4 @@
-"""The project verbs: init, status, projects, set-default, delete-project."""
+"""The commands on projects: init, status, projects, set-default, delete-project."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from dbranch.api import names
 from dbranch.api.conditions import Condition
 from dbranch.api.enums import DeletionPolicy, OnSwitch
 from dbranch_cli.config import current_project, set_current_project
-from dbranch_cli.failure import REFUSED, USAGE, Failure
-from dbranch_cli.invocation import Invocation, serialize
-from dbranch_cli.naming import check_project_name, suggest_name
+from dbranch_cli.failure import ExitCode, Failure
+from dbranch_cli.formatting import format_count
+from dbranch_cli.invocation import Invocation, format_objects
+from dbranch_cli.naming import check_project_name, list_names, suggest_name
 from dbranch_cli.objects import branch_name_of, manifest
 from dbranch_cli.options import (
     Command,
@@ -29,29 +30,43 @@ from dbranch_cli.waiting import has_condition, wait_deleted, wait_for
 
 @click.command(cls=Command)
 @click.argument("name", required=False)
-@click.option("--name", "name_option", metavar="NAME", help="The same as the argument.")
-@click.option("--image", metavar="IMAGE", help="Any image with initdb and postgres; default: postgres:17.")
-@click.option("--size", metavar="QUANTITY", help="The pool's size for all branches; default: 10Gi.")
+@click.option("--name", "name_option", metavar="NAME", help="Same as the argument NAME.")
+@click.option("--image", metavar="IMAGE", help="Image with initdb and postgres; default: postgres:17.")
+@click.option("--size", metavar="QUANTITY", help="Size of the pool of all branches; default: 10Gi.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port of the connection string; default: 5432.")
 @click.option(
-    "--port", type=click.IntRange(1, 65535), help="The port of the connection string; default: 5432."
+    "--parameter",
+    "parameters",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Parameter of postgresql.conf; can be repeated.",
 )
 @click.option(
-    "--parameter", "parameters", multiple=True, metavar="KEY=VALUE", help="Of postgresql.conf; repeatable."
+    "--password-secret",
+    metavar="NAME[:KEY]",
+    help="Secret with the owner's password; default: a generated password.",
 )
-@click.option("--password-secret", metavar="NAME[:KEY]", help="The owner's password; default: one is drawn.")
-@click.option("--user", metavar="NAME", help="The owner; default: postgres.")
-@click.option("--database", metavar="NAME", help="The database; default: dbranch.")
-@click.option("--run-as-user", type=int, metavar="UID", help="The image's Postgres user; default: 999.")
+@click.option("--user", metavar="NAME", help="Owner of the database; default: postgres.")
+@click.option("--database", metavar="NAME", help="Name of the database; default: dbranch.")
+@click.option(
+    "--run-as-user", type=int, metavar="UID", help="User ID of Postgres in the image; default: 999."
+)
 @click.option(
     "--on-switch",
-    type=click.Choice([choice.value for choice in OnSwitch]),
-    help="What happens to open sessions at a switch; default: Terminate.",
+    type=click.Choice([mode.value for mode in OnSwitch]),
+    help="What a switch does to open sessions; default: Terminate.",
 )
 @click.option(
-    "--adopt", metavar="UID", help="Take over the pool of a deleted project (deletionPolicy Retain)."
+    "--adopt",
+    metavar="UID",
+    help="Adopt the retained pool of a deleted project, by the project's UID.",
 )
 @click.option(
-    "--node-selector", "selectors", multiple=True, metavar="LABEL=VALUE", help="Nodes that may hold it."
+    "--node-selector",
+    "selectors",
+    multiple=True,
+    metavar="LABEL=VALUE",
+    help="Label of nodes that may store the project; can be repeated.",
 )
 @no_wait_option()
 @timeout_option("5m")
@@ -65,32 +80,33 @@ def init(
     no_wait: bool,
     timeout: float,
     dry_run: str,
-    **given: Any,
+    **spec_options: Any,
 ) -> None:
-    """Make a project (default name: this directory's); it becomes the current one."""
+    """Create a project and make it the current one. Its default name is that of this directory."""
     if name and name_option and name != name_option:
-        raise Failure(USAGE, "InvalidInput", f"two names were given: {name} and {name_option}")
+        message = f"two different names given: {name} and {name_option}"
+        raise Failure(ExitCode.USAGE, "InvalidInput", message)
     name = name or name_option or invocation.project_option
     if not name:
         name = suggest_name(Path.cwd().name, names.MAX_PROJECT_LENGTH, "a-z")
         if not name:
-            raise Failure(USAGE, "InvalidInput", "name the project: dbranch init NAME")
+            raise Failure(ExitCode.USAGE, "InvalidInput", "specify the project's name: dbranch init NAME")
     check_project_name(name)
-    body = manifest(names.PROJECT_KIND, invocation.namespace, name, project_spec(**given))
+    body = manifest(names.PROJECT_KIND, invocation.namespace, name, project_spec(**spec_options))
     if dry_run == "client":
-        click.echo(serialize(body, "json" if invocation.output == "json" else "yaml"))
+        click.echo(format_objects(body, "json" if invocation.output == "json" else "yaml"))
         return
     if invocation.store.find(names.PROJECTS, name) is not None:
         raise Failure(
-            REFUSED,
+            ExitCode.REFUSED,
             "AlreadyExists",
-            f"project {name} is there already in namespace {scope.namespace};"
-            f" make it the current one: dbranch set-default {name}",
+            f"project {name} already exists in namespace {invocation.namespace};"
+            f" make it the current one with 'dbranch set-default {name}'",
         )
     live = invocation.store.apply(body)
-    set_current_project(invocation.login.context, invocation.namespace, name)
-    invocation.say(f"project {name} in namespace {scope.namespace}, now the current one")
-    done = f"project {name} made"
+    set_current_project(invocation.kube_context.name, invocation.namespace, name)
+    invocation.print_note(f"creating project {name} in namespace {invocation.namespace}, now the current one")
+    result = f"project {name} created"
     if not no_wait:
         live = wait_for(
             invocation.store,
@@ -98,10 +114,10 @@ def init(
             has_condition(Condition.READY),
             f"project {name} is Ready",
             timeout,
-            quiet=not invocation.for_people,
+            quiet=not invocation.human_output,
         )
-        done = f"project {name} is Ready; connect: dbranch psql, or dbranch url"
-    invocation.result(done, live)
+        result = f"project {name} is Ready; connect with 'dbranch psql' or 'dbranch url'"
+    invocation.print_result(result, live)
 
 
 def project_spec(
@@ -118,7 +134,7 @@ def project_spec(
     selectors: tuple[str, ...] = (),
     adopt: str | None = None,
 ) -> dict[str, Any]:
-    """The spec that `init`'s options say; what was not given is left to the API server's defaults."""
+    """Return the spec for the options of `init`; fields that were not given get the API server's defaults."""
     secret_name, _, secret_key = (password_secret or "").partition(":")
     postgres: dict[str, Any] = {
         "image": image,
@@ -135,19 +151,20 @@ def project_spec(
         "storage": {"size": size, "nodeSelector": _parse_pairs("--node-selector", selectors), "adopt": adopt},
         "proxy": {"port": port, "onSwitch": on_switch},
     }
-    given = {
+    non_empty = {
         part: {key: value for key, value in fields.items() if value not in (None, {})}
         for part, fields in parts.items()
     }
-    return {part: fields for part, fields in given.items() if fields}
+    return {part: fields for part, fields in non_empty.items() if fields}
 
 
-def _parse_pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
+def _parse_pairs(option: str, entries: tuple[str, ...]) -> dict[str, str]:
+    """Return the values of a repeated option KEY=VALUE. Raise Failure if one is not of this form."""
     pairs = {}
-    for entry in given:
-        key, mark, value = entry.partition("=")
-        if not mark or not key:
-            raise Failure(USAGE, "InvalidInput", f"{option} {entry}: write KEY=VALUE")
+    for entry in entries:
+        key, separator, value = entry.partition("=")
+        if not separator or not key:
+            raise Failure(ExitCode.USAGE, "InvalidInput", f"invalid {option} {entry}: use KEY=VALUE")
         pairs[key] = value
     return pairs
 
@@ -155,36 +172,38 @@ def _parse_pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
 @click.command(cls=Command)
 @click.pass_obj
 def status(invocation: Invocation) -> None:
-    """The project, and below it each branch that is not as it should be."""
+    """Show the project's status. Below it, each branch that is neither Ready nor stopped."""
     project = invocation.project()
-    found = invocation.store.branches(invocation.project_name)
+    branches = invocation.store.branches(invocation.project_name)
     wide = invocation.output == "wide"
-    invocation.result(status_block(project, found, invocation.login.context, wide), project)
+    text = status_block(project, branches, invocation.kube_context.name, wide)
+    invocation.print_result(text, project)
 
 
 @click.command(cls=Command)
 @click.pass_obj
 def projects(invocation: Invocation) -> None:
-    """All projects of the namespace; the current one has a star."""
-    found = invocation.store.projects()
-    current_condition = current_project(invocation.login.context, invocation.namespace)
-    if not found and invocation.for_people:
-        invocation.say(f"there is no project in namespace {scope.namespace}; make one: dbranch init NAME")
+    """List the namespace's projects. The current one has an asterisk."""
+    listed = invocation.store.projects()
+    current = current_project(invocation.kube_context.name, invocation.namespace)
+    if not listed and invocation.human_output:
+        invocation.print_note(
+            f"no project in namespace {invocation.namespace}; create one with 'dbranch init NAME'"
+        )
         return
-    invocation.result(project_table(found, current_condition, invocation.output == "wide"), found)
+    invocation.print_result(project_table(listed, current, invocation.output == "wide"), listed)
 
 
 @click.command("set-default", cls=Command)
 @click.argument("name", type=ProjectName())
 @click.pass_obj
 def set_default(invocation: Invocation, name: str) -> None:
-    """Make a project the current one for this context and namespace."""
+    """Set the current project. It is kept for each context and namespace."""
     body = invocation.store.project(check_project_name(name))
-    set_current_project(invocation.login.context, invocation.namespace, name)
-    invocation.result(
-        f"project {name} is the current one (context {scope.login.context}, namespace {scope.namespace})",
-        body,
-    )
+    context, namespace = invocation.kube_context.name, invocation.namespace
+    set_current_project(context, namespace, name)
+    text = f"project {name} is the current one (context {context}, namespace {namespace})"
+    invocation.print_result(text, body)
 
 
 @click.command("delete-project", cls=Command)
@@ -193,23 +212,26 @@ def set_default(invocation: Invocation, name: str) -> None:
 @no_wait_option()
 @timeout_option("5m")
 @click.pass_obj
-def delete_project(invocation: Invocation, name: str | None, yes: bool, no_wait: bool, timeout: float) -> None:
+def delete_project(
+    invocation: Invocation, name: str | None, yes: bool, no_wait: bool, timeout: float
+) -> None:
     """Delete a project with all its branches and their data."""
     body = invocation.store.project(check_project_name(name)) if name else invocation.project()
     name = body["metadata"]["name"]
-    found = invocation.store.branches(name)
-    kept = body["spec"].get("deletionPolicy") == DeletionPolicy.RETAIN
-    listed = ", ".join(branch_name_of(b) for b in found[:10]) + (", …" if len(found) > 10 else "")
+    branches = invocation.store.branches(name)
+    retained = body["spec"].get("deletionPolicy") == DeletionPolicy.RETAIN
+    listed = list_names([branch_name_of(branch) for branch in branches])
     invocation.confirm(
-        f"Delete project {name} of namespace {scope.namespace} with {counted(len(found), 'branch')}"
+        f"Delete project {name} of namespace {invocation.namespace} with {format_count(len(branches), 'branch')}"
         + (f" ({listed})" if listed else "")
-        + ("? Its image file stays on the node (deletionPolicy Retain)." if kept else " and all data?"),
+        + ("? Its pool stays on the node (deletionPolicy Retain)." if retained else " and all data?"),
         yes,
     )
     invocation.store.delete(body)
     if not no_wait:
-        wait_deleted(invocation.store, body, f"project {name} is gone", timeout, quiet=not invocation.for_people)
-    if current_project(invocation.login.context, invocation.namespace) == name:
-        set_current_project(invocation.login.context, invocation.namespace, None)
-    stays = f"; its pool stays: dbranch init {name} --adopt {body['metadata']['uid']}" if kept else ""
-    invocation.result(f"project {name} {'is being deleted' if no_wait else 'deleted'}{stays}", body)
+        wait_deleted(invocation.store, body, f"project {name}", timeout, quiet=not invocation.human_output)
+    if current_project(invocation.kube_context.name, invocation.namespace) == name:
+        set_current_project(invocation.kube_context.name, invocation.namespace, None)
+    adopt_command = f"dbranch init {name} --adopt {body['metadata']['uid']}"
+    hint = f"; its pool is retained, adopt it with '{adopt_command}'" if retained else ""
+    invocation.print_result(f"project {name} {'is being deleted' if no_wait else 'deleted'}{hint}", body)

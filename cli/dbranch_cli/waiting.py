@@ -1,7 +1,7 @@
-"""Waiting for an object: a watch, not a poll, with its steps shown as they turn.
+"""Wait for an object by a watch, and print its conditions as they change.
 
-On a terminal the step that is under way stands on a line of its own with its seconds; elsewhere
-each change is one plain line. All of it goes to standard error.
+On a terminal the condition that is waited for has a line of its own with its seconds; elsewhere each change
+is one plain line. All of this goes to standard error.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 from dbranch.api.conditions import Condition, Reason, find_condition
 from dbranch.api.enums import ConditionStatus
 from dbranch.api.errors import ApiError, ClusterUnreachable, DbranchError
-from dbranch_cli.failure import NOT_FOUND, STALLED, TIMED_OUT, Failure
-from dbranch_cli.formatting import colorize
+from dbranch_cli.colors import colorize
+from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.objects import Body, Store, plural_for, resource_path
 
-_STEPS = (
+_SHOWN_CONDITIONS = (
     Condition.SCHEDULED,
     Condition.STORAGE_READY,
     Condition.POSTGRES_READY,
@@ -29,47 +29,51 @@ _STEPS = (
     Condition.DELETION_BLOCKED,
 )
 _WATCH_SECONDS = 300
-_TICK_SECONDS = 0.2
+_REDRAW_SECONDS = 0.2
+_MAX_RECONNECTS = 5
+_RECONNECT_DELAY_SECONDS = 0.5  # times the number of failures so far
+_CLEAR_LINE = "\r\x1b[K"
 
 Goal = Callable[[Mapping[str, Any]], bool]
 
 
-def current_condition(body: Mapping[str, Any], kind: Condition) -> dict[str, Any] | None:
-    """A condition if it speaks of the object's present spec."""
-    entry = find_condition(body.get("status"), kind)
+def current_condition(body: Mapping[str, Any], condition_type: Condition) -> dict[str, Any] | None:
+    """Return a condition, or None if it is absent or was observed for an older generation of the spec."""
+    condition = find_condition(body.get("status"), condition_type)
     generation = int(body["metadata"].get("generation", 1))
-    if entry is None or int(entry.get("observedGeneration", generation)) < generation:
+    if condition is None or int(condition.get("observedGeneration", generation)) < generation:
         return None
-    return entry
+    return condition
 
 
-def has_condition(kind: Condition, status: str = ConditionStatus.TRUE) -> Goal:
-    """Whether a condition has a status, for the object's present spec."""
+def has_condition(condition_type: Condition, status: str = ConditionStatus.TRUE) -> Goal:
+    """Return a goal: a condition has this status for the object's present spec."""
 
     def check(body: Mapping[str, Any]) -> bool:
-        entry = current_condition(body, kind)
-        return entry is not None and entry["status"] == status
+        condition = current_condition(body, condition_type)
+        return condition is not None and condition["status"] == status
 
     return check
 
 
 def is_stopped(body: Mapping[str, Any]) -> bool:
-    entry = current_condition(body, Condition.READY)
-    return entry is not None and entry["reason"] == Reason.STOPPED
+    """Return whether Ready has the reason Stopped for the object's present spec."""
+    condition = current_condition(body, Condition.READY)
+    return condition is not None and condition["reason"] == Reason.STOPPED
 
 
-def is_restarted(when: str) -> Goal:
-    """Whether a Postgres that was started for this restart accepts."""
+def is_restarted(restarted_at: str) -> Goal:
+    """Return a goal: the branch is Ready with a Postgres that was started for this restart."""
 
     def check(body: Mapping[str, Any]) -> bool:
         node = (body.get("status") or {}).get("node") or {}
-        return node.get("restartedAt") == when and has_condition(Condition.READY)(body)
+        return node.get("restartedAt") == restarted_at and has_condition(Condition.READY)(body)
 
     return check
 
 
 def is_routed(branch: str) -> Goal:
-    """Whether every new session reaches the branch: the proxies have said so."""
+    """Return a goal: every proxy of the project has acknowledged the route to this branch."""
 
     def check(body: Mapping[str, Any]) -> bool:
         route = (body.get("status") or {}).get("route") or {}
@@ -78,78 +82,87 @@ def is_routed(branch: str) -> Goal:
     return check
 
 
-def last_reason(body: Mapping[str, Any] | None, prefer: Condition | None = None) -> str:
-    """`Reason: message` of what an object waits for, for a time-out's message."""
-    if body is None:
-        return "nothing is known of it"
+def last_reason(body: Mapping[str, Any], primary: Condition | None = None) -> str:
+    """Return `Reason: message` of the condition that an object waits for, for the message of a time-out.
+
+    `primary` is preferred over Ready (of an object being deleted: DeletionBlocked).
+    """
     ready = Condition.DELETION_BLOCKED if body["metadata"].get("deletionTimestamp") else Condition.READY
-    for kind in (prefer, ready, Condition.READY):
-        entry = find_condition(body.get("status"), kind) if kind else None
-        if entry and (entry["status"] != ConditionStatus.TRUE or kind == Condition.DELETION_BLOCKED):
-            return f"{entry['reason']}: {entry['message']}" if entry.get("message") else str(entry["reason"])
+    for condition_type in (primary, ready, Condition.READY):
+        condition = find_condition(body.get("status"), condition_type) if condition_type else None
+        if condition and (
+            condition["status"] != ConditionStatus.TRUE or condition_type == Condition.DELETION_BLOCKED
+        ):
+            reason = str(condition["reason"])
+            return f"{reason}: {condition['message']}" if condition.get("message") else reason
     if not (body.get("status") or {}).get("conditions"):
-        return "no part of dbranch has said anything of it; is its controller running?"
-    return "dbranch has not looked at the change yet"
+        return "no conditions reported yet; check that the dbranch controller is running"
+    return "the change is not reconciled yet"
 
 
 @dataclass(frozen=True)
 class _WatchFailed:
-    """The watch's thread ended, with this error."""
+    """The last item of the queue if the watching thread fails."""
 
     error: Exception
 
 
 class ConditionPrinter:
-    """The steps of one object, as they come."""
+    """Prints the conditions of one object as they change."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet, self.live = quiet, sys.stderr.isatty()
-        self.began: dict[str, float] = {}
-        self.said: dict[str, str] = {}
-        # A step's seconds count from the end of the one before it.
-        self.mark = time.monotonic()
+        self.started_at: dict[str, float] = {}
+        self.printed: dict[str, str] = {}
+        # A condition's seconds count from when the one before it became True.
+        self.previous_done_at = time.monotonic()
         self.pending = "waiting"
 
-    def show(self, body: Mapping[str, Any]) -> None:
-        """Lines for what is new in the object's conditions."""
+    def print_changes(self, body: Mapping[str, Any]) -> None:
+        """Print a line for each condition that has changed."""
         self.pending = "waiting"
-        for kind in _STEPS:
-            entry = current_condition(body, kind)
-            if entry is None:
+        for condition_type in _SHOWN_CONDITIONS:
+            condition = current_condition(body, condition_type)
+            if condition is None:
                 continue
-            self.began.setdefault(kind, self.mark)
-            done = entry["status"] == ConditionStatus.TRUE and kind != Condition.DELETION_BLOCKED
-            said = f"{entry['status']} {entry['reason']}"
-            if said != self.said.get(kind) and (done or not self.live):
-                self._line(kind, entry, done)
-            if done and said != self.said.get(kind):
-                self.mark = time.monotonic()
-            self.said[kind] = said
+            self.started_at.setdefault(condition_type, self.previous_done_at)
+            done = (
+                condition["status"] == ConditionStatus.TRUE and condition_type != Condition.DELETION_BLOCKED
+            )
+            state = f"{condition['status']} {condition['reason']}"
+            changed = state != self.printed.get(condition_type)
+            if changed and (done or not self.live):
+                self._print_line(condition_type, condition, done)
+            if done and changed:
+                self.previous_done_at = time.monotonic()
+            self.printed[condition_type] = state
             if not done and self.pending == "waiting":
-                self.pending = kind
-        self.tick()
+                self.pending = condition_type
+        self.redraw()
 
-    def tick(self) -> None:
-        """The line of the step under way, on a terminal."""
+    def redraw(self) -> None:
+        """Draw the line of the condition that is waited for, on a terminal."""
         if self.live and self.pending and not self.quiet:
-            seconds = time.monotonic() - self.began.get(self.pending, self.mark)
-            reason = self.said.get(self.pending, " ").split(" ")[1]
-            sys.stderr.write(f"\r\x1b[K… {self.pending:<15} {reason:<20} {seconds:5.1f} s")
+            seconds = time.monotonic() - self.started_at.get(self.pending, self.previous_done_at)
+            reason = self.printed.get(self.pending, " ").split(" ")[1]
+            sys.stderr.write(f"{_CLEAR_LINE}… {self.pending:<15} {reason:<20} {seconds:5.1f} s")
             sys.stderr.flush()
 
-    def end(self) -> None:
+    def clear(self) -> None:
+        """Clear the line of the condition that is waited for."""
         if self.live and self.pending and not self.quiet:
-            sys.stderr.write("\r\x1b[K")
+            sys.stderr.write(_CLEAR_LINE)
             sys.stderr.flush()
 
-    def _line(self, kind: Condition, entry: Mapping[str, Any], done: bool) -> None:
+    def _print_line(self, condition_type: Condition, condition: Mapping[str, Any], done: bool) -> None:
         if self.quiet:
             return
-        seconds = time.monotonic() - self.began[kind]
-        mark = colorize("✓", "green", sys.stderr) if done and self.live else ("+" if done else "-")
-        tail = f"{seconds:5.1f} s" if self.live else str(entry.get("message", ""))
-        clear = "\r\x1b[K" if self.live else ""
-        sys.stderr.write(f"{clear}{mark} {kind:<15} {entry['reason']:<20} {tail}".rstrip() + "\n")
+        seconds = time.monotonic() - self.started_at[condition_type]
+        sign = colorize("✓", "green", sys.stderr) if done and self.live else ("+" if done else "-")
+        detail = f"{seconds:5.1f} s" if self.live else str(condition.get("message", ""))
+        clear = _CLEAR_LINE if self.live else ""
+        line = f"{clear}{sign} {condition_type:<15} {condition['reason']:<20} {detail}"
+        sys.stderr.write(line.rstrip() + "\n")
         sys.stderr.flush()
 
 
@@ -157,78 +170,94 @@ def wait_for(
     store: Store,
     live: Mapping[str, Any],
     goal: Goal,
-    what: str,
+    goal_text: str,
     timeout: float,
     *,
-    prefer: Condition | None = None,
+    primary: Condition | None = None,
     quiet: bool = False,
 ) -> Body:
-    """The object once it meets the goal.
+    """Return the object once it meets the goal.
 
-    `what` is how a message names the goal ("branch x is Ready"), `prefer` the condition that a time-out
-    quotes. Failures: TIMED_OUT with the last reason, STALLED, NOT_FOUND where it goes away meanwhile.
+    `goal_text` is the goal in messages ("branch x is Ready"), `primary` the condition that a time-out quotes,
+    `timeout` in seconds. Raise Failure with TIMED_OUT and the last reason, STALLED, or NOT_FOUND if the object
+    is deleted meanwhile.
     """
-    progress, last = ConditionPrinter(quiet), dict(live)
+    printer, last = ConditionPrinter(quiet), dict(live)
     try:
-        for body in _watch_versions(store, live, timeout, progress):
+        for body in _watch_versions(store, live, timeout, printer):
             if body is None:
-                raise Failure(NOT_FOUND, "Deleted", f"{what}: it was deleted meanwhile")
+                message = f"the object was deleted while waiting until {goal_text}"
+                raise Failure(ExitCode.NOT_FOUND, "Deleted", message)
             last = body
-            progress.show(body)
+            printer.print_changes(body)
             if goal(body):
                 return body
             stalled = current_condition(body, Condition.STALLED)
             if stalled is not None and stalled["status"] == ConditionStatus.TRUE:
-                raise Failure(STALLED, stalled["reason"], f"{stalled['reason']}: {stalled['message']}")
+                message = f"{stalled['reason']}: {stalled['message']}"
+                raise Failure(ExitCode.STALLED, stalled["reason"], message)
     finally:
-        progress.end()
+        printer.clear()
     raise Failure(
-        TIMED_OUT,
+        ExitCode.TIMED_OUT,
         "Timeout",
-        f"not within {timeout:g} s: {what}; it stays and goes on by itself; at last: {last_word(last, prefer)}",
+        f"timed out after {timeout:g} s waiting until {goal_text}; the object stays and dbranch goes on;"
+        f" last reason: {last_reason(last, primary)}",
     )
 
 
-def wait_deleted(store: Store, live: Mapping[str, Any], what: str, timeout: float, quiet: bool = False) -> None:
-    """Returns once this very object is no more; a time-out says what holds it."""
-    progress, last = ConditionPrinter(quiet), dict(live)
+def wait_deleted(
+    store: Store, live: Mapping[str, Any], object_text: str, timeout: float, quiet: bool = False
+) -> None:
+    """Return once exactly this object (by its UID) does not exist any more.
+
+    `object_text` is the object in messages ("branch x"), `timeout` in seconds. Raise Failure with TIMED_OUT and
+    what blocks the deletion.
+    """
+    printer, last = ConditionPrinter(quiet), dict(live)
     try:
-        for body in _watch_versions(store, live, timeout, progress):
+        for body in _watch_versions(store, live, timeout, printer):
             if body is None:
                 return
             last = body
-            progress.show(body)
+            printer.print_changes(body)
     finally:
-        progress.end()
+        printer.clear()
     raise Failure(
-        TIMED_OUT,
+        ExitCode.TIMED_OUT,
         "Timeout",
-        f"not within {timeout:g} s: {what}; its deletion goes on by itself; at last: {last_word(last)}",
+        f"timed out after {timeout:g} s waiting until {object_text} is deleted; the deletion goes on;"
+        f" last reason: {last_reason(last)}",
     )
 
 
 def _watch_versions(
-    store: Store, live: Mapping[str, Any], timeout: float, progress: ConditionPrinter
+    store: Store, live: Mapping[str, Any], timeout: float, printer: ConditionPrinter
 ) -> Iterator[Body | None]:
-    """Each version of this very object until the time is over; None, the last, where it is gone."""
-    end = time.monotonic() + timeout
-    found: queue.SimpleQueue[Body | _WatchFailed | None] = queue.SimpleQueue()
-    threading.Thread(target=_list_and_watch, args=(store, dict(live), found), daemon=True).start()
-    while (left := end - time.monotonic()) > 0:
+    """Yield each version of exactly this object until the time-out; None, as the last, if it is deleted."""
+    deadline = time.monotonic() + timeout
+    versions: queue.SimpleQueue[Body | _WatchFailed | None] = queue.SimpleQueue()
+    threading.Thread(target=_list_and_watch, args=(store, dict(live), versions), daemon=True).start()
+    while (remaining := deadline - time.monotonic()) > 0:
         try:
-            item = found.get(timeout=min(left, _TICK_SECONDS))
+            version = versions.get(timeout=min(remaining, _REDRAW_SECONDS))
         except queue.Empty:
-            progress.tick()
+            printer.redraw()
             continue
-        if isinstance(item, _WatchFailed):
-            raise item.error
-        yield item
-        if item is None:
+        if isinstance(version, _WatchFailed):
+            raise version.error
+        yield version
+        if version is None:
             return
 
 
-def _list_and_watch(store: Store, live: Body, found: queue.SimpleQueue[Body | _WatchFailed | None]) -> None:
-    """List, then watch from there; again where the server ends the watch. Runs in a thread of its own."""
+def _list_and_watch(
+    store: Store, live: Body, versions: queue.SimpleQueue[Body | _WatchFailed | None]
+) -> None:
+    """Put each version of the object into the queue: list, then watch, and list again if the watch ends.
+
+    Runs in its own thread.
+    """
     path = resource_path(plural_for(live["kind"]), store.namespace)
     name, uid = live["metadata"]["name"], live["metadata"]["uid"]
     selector = {"fieldSelector": f"metadata.name={name}"}
@@ -237,29 +266,30 @@ def _list_and_watch(store: Store, live: Body, found: queue.SimpleQueue[Body | _W
         try:
             listed = store.connection.get(path, **selector)
             failures = 0
-            ours = [item for item in listed["items"] if item["metadata"]["uid"] == uid]
-            found.put(ours[0] if ours else None)
-            if not ours:
+            same_uid = [item for item in listed["items"] if item["metadata"]["uid"] == uid]
+            versions.put(same_uid[0] if same_uid else None)
+            if not same_uid:
                 return
-            version = {"resourceVersion": listed["metadata"]["resourceVersion"]}
-            for event in store.connection.watch(path, {**selector, **version}, _WATCH_SECONDS):
+            from_version = {"resourceVersion": listed["metadata"]["resourceVersion"]}
+            for event in store.connection.watch(path, {**selector, **from_version}, _WATCH_SECONDS):
                 if event["type"] == "ERROR":
-                    break  # an old resourceVersion: list again
+                    break  # the resourceVersion is too old: list again
                 body = event["object"]
                 if event["type"] == "BOOKMARK" or body["metadata"].get("uid") != uid:
                     continue
-                found.put(None if event["type"] == "DELETED" else body)
+                versions.put(None if event["type"] == "DELETED" else body)
                 if event["type"] == "DELETED":
                     return
         except ClusterUnreachable as error:
             failures += 1
-            if failures > 5:
-                found.put(_WatchFailed(error))
+            if failures > _MAX_RECONNECTS:
+                versions.put(_WatchFailed(error))
                 return
-            time.sleep(0.5 * failures)
+            time.sleep(_RECONNECT_DELAY_SECONDS * failures)
         except (ApiError, DbranchError) as error:
-            found.put(_WatchFailed(error))
+            versions.put(_WatchFailed(error))
             return
         except (ValueError, KeyError) as error:
-            found.put(_WatchFailed(ClusterUnreachable(f"the API server's watch cannot be read: {error!r}")))
+            failure = ClusterUnreachable(f"cannot parse the API server's watch: {error!r}")
+            versions.put(_WatchFailed(failure))
             return

@@ -1,4 +1,4 @@
-"""`dbranch` against a real API server. Nothing else of dbranch runs: the tests write the status by hand."""
+"""`dbranch` against a real API server. No other part of dbranch runs: the tests write the status."""
 
 from __future__ import annotations
 
@@ -19,51 +19,55 @@ import yaml
 from dbranch.api import names
 
 ROOT = Path(__file__).parents[2]
-ENTRY = "import sys; sys.argv[0] = 'dbranch'; from dbranch_cli.main import main; main()"
-CONTROLLER = f"--field-manager={names.CONTROLLER_MANAGER}"
+RUN_CLI = "import sys; sys.argv[0] = 'dbranch'; from dbranch_cli.main import main; main()"
+CONTROLLER_FIELD_MANAGER = f"--field-manager={names.CONTROLLER_MANAGER}"
 
 
-def run(argv: list[str], stdin: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=120, check=False, **more)
+def run(argv: list[str], stdin: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        argv, input=stdin, capture_output=True, text=True, timeout=120, check=False, **options
+    )
 
 
-def kubectl(*words: str, stdin: str = "") -> str:
-    done = run(["kubectl", *words], stdin)
-    assert done.returncode == 0, f"kubectl {' '.join(words)}: {done.stderr}"
-    return done.stdout
+def kubectl(*arguments: str, stdin: str = "") -> str:
+    """Run kubectl, which must succeed, and return its standard output."""
+    completed = run(["kubectl", *arguments], stdin)
+    assert completed.returncode == 0, f"kubectl {' '.join(arguments)}: {completed.stderr}"
+    return completed.stdout
 
 
 class Team:
-    """A namespace, the command line in it, and the controller's word by hand."""
+    """A namespace, the command line in it, and the status that the controller would write."""
 
     def __init__(self, name: str, context: Path) -> None:
         self.name, self.context = name, context
 
-    def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-c", ENTRY, "--namespace", self.name, *words]
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-c", RUN_CLI, "--namespace", self.name, *arguments]
 
-    def env(self, **more: str) -> dict[str, str]:
+    def env(self, **overrides: str) -> dict[str, str]:
         return {
             **os.environ,
             "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'cli'}",
             "DBRANCH_CONFIG": str(self.context / "config.yaml"),
-            **more,
+            **overrides,
         }
 
-    def dbranch(self, *words: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-        return run(self.command(*words), stdin, env=self.env(**env), cwd="/")
+    def dbranch(self, *arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+        return run(self.command(*arguments), stdin, env=self.env(**env), cwd="/")
 
-    def fails(self, code: int, *words: str, **env: str) -> str:
-        """Standard error of a command that must end with this code."""
-        done = self.dbranch(*words, **env)
-        assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
-        assert "Traceback" not in done.stderr
-        return done.stderr
+    def fails(self, code: int, *arguments: str, **env: str) -> str:
+        """Run a command that must exit with `code`, and return its standard error."""
+        completed = self.dbranch(*arguments, **env)
+        assert completed.returncode == code, (completed.returncode, completed.stdout, completed.stderr)
+        assert "Traceback" not in completed.stderr
+        return completed.stderr
 
-    def does(self, *words: str, **env: str) -> str:
-        done = self.dbranch(*words, **env)
-        assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
-        return done.stdout
+    def succeeds(self, *arguments: str, **env: str) -> str:
+        """Run a command that must exit with 0, and return its standard output."""
+        completed = self.dbranch(*arguments, **env)
+        assert completed.returncode == 0, (completed.returncode, completed.stdout, completed.stderr)
+        return completed.stdout
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
         loaded: dict[str, Any] = json.loads(
@@ -85,62 +89,60 @@ class Team:
             stdin=yaml.safe_dump(body),
         )
 
-    def says(self, kind: str, name: str, *conditions: tuple[str, str, str], **status: Any) -> None:
-        """The controller's status: conditions as (type, status, reason) of the present generation."""
+    def set_status(self, kind: str, name: str, *conditions: tuple[str, str, str], **status: Any) -> None:
+        """Write the status: conditions as (type, status, reason) of the present generation, and other fields."""
         generation = self.get(kind, name)["metadata"]["generation"]
         listed = [
             {
-                "type": of,
+                "type": condition_type,
                 "status": state,
                 "reason": reason,
                 "message": f"the message of {reason}",
                 "lastTransitionTime": "2030-01-01T00:00:00Z",
                 "observedGeneration": generation,
             }
-            for of, state, reason in conditions
+            for condition_type, state, reason in conditions
         ]
         patch = json.dumps({"status": {"conditions": listed, **status}})
-        kubectl(
-            *("-n", self.name, "patch", kind, name, "--subresource=status", "--type=merge", CONTROLLER),
-            *("-p", patch),
-        )
+        subresource = ("--subresource=status", "--type=merge", CONTROLLER_FIELD_MANAGER)
+        kubectl("-n", self.name, "patch", kind, name, *subresource, "-p", patch)
 
-    def later(
-        self, check: str, kind: str, name: str, *conditions: tuple[str, str, str], **status: Any
+    def set_status_once(
+        self, spec_fragment: str, kind: str, name: str, *conditions: tuple[str, str, str], **status: Any
     ) -> None:
-        """As `says`, from a thread, once the object's spec holds `check` (a JSON fragment)."""
+        """Write the status from a thread, once the object's spec contains a fragment of JSON."""
 
-        def follow() -> None:
-            until = time.monotonic() + 60
-            while time.monotonic() < until:
-                if self.exists(kind, name) and check in json.dumps(self.get(kind, name)["spec"]):
-                    self.says(kind, name, *conditions, **status)
+        def write_when_seen() -> None:
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                if self.exists(kind, name) and spec_fragment in json.dumps(self.get(kind, name)["spec"]):
+                    self.set_status(kind, name, *conditions, **status)
                     return
                 time.sleep(0.1)
 
-        threading.Thread(target=follow, daemon=True).start()
+        threading.Thread(target=write_when_seen, daemon=True).start()
 
 
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     if not kubectl("get", "crd", "dbprojects.dbranch.io", "--ignore-not-found", "-o", "name"):
         kubectl("apply", "-f", str(ROOT / "crds"))
-    made = Team(f"cli-{secrets.token_hex(3)}", tmp_path_factory.mktemp("context"))
-    kubectl("create", "namespace", made.name)
+    created = Team(f"cli-{secrets.token_hex(3)}", tmp_path_factory.mktemp("context"))
+    kubectl("create", "namespace", created.name)
     try:
-        yield made
+        yield created
     finally:
-        kubectl("delete", "namespace", made.name, "--wait=false")
+        kubectl("delete", "namespace", created.name, "--wait=false")
 
 
 @pytest.fixture(scope="module")
 def shop(team: Team) -> Team:
-    """The project `shop`, Ready, with main active and the branch feature-x."""
+    """The project `shop`, Ready, with the active branch main and the branch feature-x."""
     team.project("shop", storage={"size": "60Gi"})
     team.apply("DBBranch", "shop-feature-x", {"project": "shop", "source": "main"})
     for branch in ("main", "feature-x"):
-        team.says("dbbranch", f"shop-{branch}", ("Ready", "True", "Available"))
-    team.says(
+        team.set_status("dbbranch", f"shop-{branch}", ("Ready", "True", "Available"))
+    team.set_status(
         "dbproject",
         "shop",
         ("Ready", "True", "Available"),
@@ -152,24 +154,24 @@ def shop(team: Team) -> Team:
     return team
 
 
-def test_list_status_show_and_their_forms(shop: Team) -> None:
-    lines = shop.does("-p", "shop", "list").split("\n")
+def test_list_status_show_and_their_output_formats(shop: Team) -> None:
+    lines = shop.succeeds("-p", "shop", "list").split("\n")
     assert lines[0].split() == ["ACTIVE", "BRANCH", "SOURCE", "STATE", "SIZE", "UNIQUE", "AGE"]
     assert lines[1].split()[:4] == ["*", "main", "-", "Ready"]
     assert lines[2].split()[:3] == ["feature-x", "main", "Ready"]
-    status = shop.does("-p", "shop", "status")
+    status = shop.succeeds("-p", "shop", "status")
     assert f"Project   shop (namespace {shop.name}, context " in status
     assert "Active    main, 14 sessions\n" in status and "Branches  2: 2 Ready\n" in status
-    shown = shop.does("-p", "shop", "show", "feature-x")
+    shown = shop.succeeds("-p", "shop", "show", "feature-x")
     assert "Available" in shown and "No Events." in shown
-    items = json.loads(shop.does("-p", "shop", "ls", "-o", "json"))["items"]
+    items = json.loads(shop.succeeds("-p", "shop", "ls", "-o", "json"))["items"]
     assert [item["kind"] for item in items] == ["DBBranch", "DBBranch"]
-    assert yaml.safe_load(shop.does("status", "-p", "shop", "-oyaml"))["metadata"]["name"] == "shop"
-    assert shop.does("-p", "shop", "-o", "name", "show", "main") == "dbbranch.dbranch.io/shop-main\n"
-    assert "└─ feature-x" in shop.does("-p", "shop", "tree")
+    assert yaml.safe_load(shop.succeeds("status", "-p", "shop", "-oyaml"))["metadata"]["name"] == "shop"
+    assert shop.succeeds("-p", "shop", "-o", "name", "show", "main") == "dbbranch.dbranch.io/shop-main\n"
+    assert "└─ feature-x" in shop.succeeds("-p", "shop", "tree")
 
 
-def test_what_is_not_there(shop: Team) -> None:
+def test_objects_that_do_not_exist(shop: Team) -> None:
     assert "did you mean feature-x?" in shop.fails(3, "-p", "shop", "show", "feature-y")
     assert "did you mean shop?" in shop.fails(3, "-p", "shp", "list")
     assert "did you mean shop?" in shop.fails(3, "-p", "shp", "use", "feature-x")
@@ -177,11 +179,11 @@ def test_what_is_not_there(shop: Team) -> None:
     assert not shop.exists("dbbranch", "shop-x")
     error = json.loads(shop.fails(3, "-p", "shop", "show", "nowhere", "-o", "json"))["error"]
     assert (error["code"], error["reason"]) == (3, "NotFound")
-    shop.does("-p", "shop", "delete", "nowhere", "--ignore-not-found")
+    shop.succeeds("-p", "shop", "delete", "nowhere", "--ignore-not-found")
 
 
 def test_use_waits_until_the_proxies_obey(shop: Team) -> None:
-    shop.later(
+    shop.set_status_once(
         '"activeBranch": "feature-x"',
         "dbproject",
         "shop",
@@ -189,22 +191,22 @@ def test_use_waits_until_the_proxies_obey(shop: Team) -> None:
         ("Routed", "True", "Routed"),
         route={"generation": 2, "branch": "feature-x"},
     )
-    done = shop.dbranch("-p", "shop", "use", "feature-x", "--timeout", "30s")
-    assert done.returncode == 0 and "feature-x is active" in done.stdout, done
-    assert "main → feature-x: 14 sessions on main" in done.stderr
-    assert "already" in shop.does("-p", "shop", "use", "feature-x")
-    # Routed of the old generation is not enough; the time-out gives the last reason.
-    said = shop.fails(5, "-p", "shop", "use", "main", "--timeout", "1s")
-    assert "main is active" in said
-    shop.says(
+    completed = shop.dbranch("-p", "shop", "use", "feature-x", "--timeout", "30s")
+    assert completed.returncode == 0 and "feature-x is active" in completed.stdout, completed
+    assert "main → feature-x: 14 sessions on main" in completed.stderr
+    assert "already" in shop.succeeds("-p", "shop", "use", "feature-x")
+    # Routed for the old generation is not enough; the time-out quotes the last reason.
+    stderr = shop.fails(5, "-p", "shop", "use", "main", "--timeout", "1s")
+    assert "main is active" in stderr
+    shop.set_status(
         "dbproject",
         "shop",
         ("Ready", "False", "BranchNotReady"),
         ("Routed", "False", "BranchNotReady"),
     )
-    said = shop.fails(5, "-p", "shop", "use", "main", "--timeout", "1s")
-    assert "the message of BranchNotReady" in said
-    # What kubectl applied is as it was, and the field is the command line's.
+    stderr = shop.fails(5, "-p", "shop", "use", "main", "--timeout", "1s")
+    assert "the message of BranchNotReady" in stderr
+    # The fields that kubectl applied are unchanged; the command line owns this one.
     live = shop.get("dbproject", "shop")
     assert live["spec"]["storage"]["size"] == "60Gi" and live["spec"]["activeBranch"] == "main"
     owners = [
@@ -215,112 +217,118 @@ def test_use_waits_until_the_proxies_obey(shop: Team) -> None:
     assert owners == [names.CLI_MANAGER]
 
 
-def test_create_waits_and_says_how_far_it_is(shop: Team) -> None:
-    shop.later(
+def test_create_waits_and_prints_the_conditions(shop: Team) -> None:
+    shop.set_status_once(
         '"source"',
         "dbbranch",
-        "shop-made",
+        "shop-copy",
         ("Scheduled", "True", "Bound"),
         ("StorageReady", "True", "Stored"),
         ("PostgresReady", "True", "Accepting"),
         ("Ready", "True", "Available"),
     )
-    done = shop.dbranch("-p", "shop", "create", "made", "--source", "main")
-    assert done.returncode == 0 and done.stdout == "branch made made from main; Ready\n", done
-    steps = [line.split()[:3] for line in done.stderr.split("\n") if line.startswith("+")]
-    assert steps == [
+    completed = shop.dbranch("-p", "shop", "create", "copy", "--source", "main")
+    assert completed.returncode == 0 and completed.stdout == "branch copy created from main; Ready\n", (
+        completed
+    )
+    conditions = [line.split()[:3] for line in completed.stderr.split("\n") if line.startswith("+")]
+    assert conditions == [
         ["+", "Scheduled", "Bound"],
         ["+", "StorageReady", "Stored"],
         ["+", "PostgresReady", "Accepting"],
     ]
-    assert "there already" in shop.fails(6, "-p", "shop", "create", "made")
-    assert "already" in shop.does("-p", "shop", "create", "made", "--if-exists", "reuse")
+    assert "already exists" in shop.fails(6, "-p", "shop", "create", "copy")
+    assert "already" in shop.succeeds("-p", "shop", "create", "copy", "--if-exists", "reuse")
     assert "source main, not feature-x" in shop.fails(
-        6, *("-p", "shop", "create", "made", "--if-exists", "reuse", "--source", "feature-x")
+        6, *("-p", "shop", "create", "copy", "--if-exists", "reuse", "--source", "feature-x")
     )
-    uid = shop.get("dbbranch", "shop-made")["metadata"]["uid"]
-    shop.does("-p", "shop", "create", "made", "--source", "main", "--if-exists", "replace", "--no-wait")
-    assert shop.get("dbbranch", "shop-made")["metadata"]["uid"] != uid
+    uid = shop.get("dbbranch", "shop-copy")["metadata"]["uid"]
+    shop.succeeds("-p", "shop", "create", "copy", "--source", "main", "--if-exists", "replace", "--no-wait")
+    assert shop.get("dbbranch", "shop-copy")["metadata"]["uid"] != uid
 
 
 def test_create_ends_with_time_out_and_with_stalled(shop: Team) -> None:
-    shop.later('"source"', "dbbranch", "shop-slow", ("Ready", "False", "ImagePullFailed"))
-    said = shop.fails(5, "-p", "shop", "create", "slow", "-s", "main", "--timeout", "3s")
-    assert "ImagePullFailed: the message of ImagePullFailed" in said
+    shop.set_status_once('"source"', "dbbranch", "shop-slow", ("Ready", "False", "ImagePullFailed"))
+    stderr = shop.fails(5, "-p", "shop", "create", "slow", "-s", "main", "--timeout", "3s")
+    assert "ImagePullFailed: the message of ImagePullFailed" in stderr
     assert shop.exists("dbbranch", "shop-slow")
-    shop.later(
+    shop.set_status_once(
         '"source"', "dbbranch", "shop-lost", ("Ready", "False", "DataLost"), ("Stalled", "True", "DataLost")
     )
-    said = shop.fails(7, "-p", "shop", "create", "lost", "-s", "main", "--timeout", "30s")
-    assert "the message of DataLost" in said
+    stderr = shop.fails(7, "-p", "shop", "create", "lost", "-s", "main", "--timeout", "30s")
+    assert "the message of DataLost" in stderr
     assert shop.fails(5, "-p", "shop", "wait", "slow", "--timeout", "500ms")
-    shop.does("-p", "shop", "wait", "slow", "--for", "Ready=False", "--timeout", "2s")
+    shop.succeeds("-p", "shop", "wait", "slow", "--for", "Ready=False", "--timeout", "2s")
 
 
 def test_dry_run_writes_nothing(shop: Team) -> None:
     body = yaml.safe_load(
-        shop.does("-p", "shop", "create", "dry", "-s", "main", "--dry-run=client", "-o", "yaml")
+        shop.succeeds("-p", "shop", "create", "dry", "-s", "main", "--dry-run=client", "-o", "yaml")
     )
     assert body["metadata"]["name"] == "shop-dry" and body["spec"] == {"project": "shop", "source": "main"}
     assert not shop.exists("dbbranch", "shop-dry")
-    body = json.loads(shop.does("init", "dry", "--size", "2Gi", "--dry-run", "client", "-o", "json"))
+    body = json.loads(shop.succeeds("init", "dry", "--size", "2Gi", "--dry-run", "client", "-o", "json"))
     assert body["spec"] == {"storage": {"size": "2Gi"}} and not shop.exists("dbproject", "dry")
 
 
-def test_stop_and_resume_keep_what_else_was_applied(shop: Team) -> None:
-    shop.later('"state": "Stopped"', "dbbranch", "shop-feature-x", ("Ready", "False", "Stopped"))
-    assert shop.does("-p", "shop", "stop", "feature-x") == "branch feature-x stopped\n"
+def test_stop_and_resume_keep_the_other_fields(shop: Team) -> None:
+    shop.set_status_once('"state": "Stopped"', "dbbranch", "shop-feature-x", ("Ready", "False", "Stopped"))
+    assert shop.succeeds("-p", "shop", "stop", "feature-x") == "branch feature-x stopped\n"
     assert "dbranch resume feature-x" in shop.fails(6, "-p", "shop", "use", "feature-x")
-    shop.later('"state": "Running"', "dbbranch", "shop-feature-x", ("Ready", "True", "Available"))
-    assert shop.does("-p", "shop", "resume", "feature-x") == "branch feature-x is Ready\n"
+    shop.set_status_once('"state": "Running"', "dbbranch", "shop-feature-x", ("Ready", "True", "Available"))
+    assert shop.succeeds("-p", "shop", "resume", "feature-x") == "branch feature-x is Ready\n"
     assert "--yes" in shop.fails(2, "-p", "shop", "stop", "--all")
     before = shop.get("dbproject", "shop")["spec"]
-    shop.does("-p", "shop", "stop", "--all", "--yes", "--no-wait")
-    shop.does("-p", "shop", "resume", "--all", "--no-wait")
+    shop.succeeds("-p", "shop", "stop", "--all", "--yes", "--no-wait")
+    shop.succeeds("-p", "shop", "resume", "--all", "--no-wait")
     assert shop.get("dbproject", "shop")["spec"] == before
-    assert "BRANCH, or --all" in shop.fails(2, "-p", "shop", "stop")
+    assert "a BRANCH, or --all" in shop.fails(2, "-p", "shop", "stop")
 
 
-def test_what_git_keeps_is_refused_unless_forced(team: Team) -> None:
-    team.apply("DBProject", "kept", {"activeBranch": "main"}, manager="argocd-controller")
-    team.apply("DBBranch", "kept-main", {"project": "kept"})
-    team.apply("DBBranch", "kept-b", {"project": "kept", "source": "main"}, manager="kustomize-controller")
-    said = team.fails(6, "-p", "kept", "use", "b", "--no-wait")
-    assert "argocd-controller" in said and "--force" in said
-    assert team.get("dbproject", "kept")["spec"]["activeBranch"] == "main"
-    team.does("-p", "kept", "stop", "b", "--no-wait")  # Flux says nothing of spec.state
-    team.does("-p", "kept", "resume", "b", "--no-wait")
-    team.does("-p", "kept", "use", "b", "--no-wait", "--force")
-    assert team.get("dbproject", "kept")["spec"]["activeBranch"] == "b"
+def test_fields_that_git_manages_need_force(team: Team) -> None:
+    team.apply("DBProject", "managed", {"activeBranch": "main"}, manager="argocd-controller")
+    team.apply("DBBranch", "managed-main", {"project": "managed"})
+    team.apply(
+        "DBBranch", "managed-b", {"project": "managed", "source": "main"}, manager="kustomize-controller"
+    )
+    stderr = team.fails(6, "-p", "managed", "use", "b", "--no-wait")
+    assert "argocd-controller" in stderr and "--force" in stderr
+    assert team.get("dbproject", "managed")["spec"]["activeBranch"] == "main"
+    team.succeeds("-p", "managed", "stop", "b", "--no-wait")  # Flux does not own spec.state
+    team.succeeds("-p", "managed", "resume", "b", "--no-wait")
+    team.succeeds("-p", "managed", "use", "b", "--no-wait", "--force")
+    assert team.get("dbproject", "managed")["spec"]["activeBranch"] == "b"
 
 
 def test_init_becomes_the_current_project_and_keeps_its_spec(team: Team) -> None:
-    team.later('"size": "2Gi"', "dbproject", "mine", ("Ready", "True", "Available"))
-    words = ("--image", "postgres:16", "--size", "2Gi", "--port", "6432", "--parameter", "work_mem=8MB")
-    assert "project mine is Ready" in team.does("init", "mine", *words)
+    team.set_status_once('"size": "2Gi"', "dbproject", "mine", ("Ready", "True", "Available"))
+    options = ("--image", "postgres:16", "--size", "2Gi", "--port", "6432", "--parameter", "work_mem=8MB")
+    assert "project mine is Ready" in team.succeeds("init", "mine", *options)
     assert "already" in team.fails(6, "init", "mine")
     team.apply("DBBranch", "mine-main", {"project": "mine"})
-    assert team.does("list", "-o", "name") == "dbbranch.dbranch.io/mine-main\n"  # no -p: the current one
-    rows = [line.split() for line in team.does("projects").split("\n")]
+    assert (
+        team.succeeds("list", "-o", "name") == "dbbranch.dbranch.io/mine-main\n"
+    )  # without -p: the current project
+    rows = [line.split() for line in team.succeeds("projects").split("\n")]
     assert ["*", "mine"] in [row[:2] for row in rows]
     team.apply("DBBranch", "mine-other", {"project": "mine", "source": "main"})
     before = team.get("dbproject", "mine")["spec"]
-    team.does("use", "other", "--no-wait")
+    team.succeeds("use", "other", "--no-wait")
     after = team.get("dbproject", "mine")["spec"]
     assert after == {**before, "activeBranch": "other"} and after["postgres"]["image"] == "postgres:16"
 
 
-def test_delete_asks_and_waits_until_it_is_gone(shop: Team) -> None:
-    shop.apply("DBBranch", "shop-gone", {"project": "shop", "source": "main"})
+def test_delete_asks_and_waits_for_the_deletion(shop: Team) -> None:
+    shop.apply("DBBranch", "shop-old", {"project": "shop", "source": "main"})
     kubectl(
-        *("-n", shop.name, "patch", "dbbranch", "shop-gone", "--type=merge"),
+        *("-n", shop.name, "patch", "dbbranch", "shop-old", "--type=merge"),
         *("-p", json.dumps({"metadata": {"finalizers": ["dbranch.io/agent"]}})),
     )
-    assert "--yes" in shop.fails(2, "-p", "shop", "delete", "gone")
-    said = shop.fails(5, "-p", "shop", "rm", "gone", "--yes", "--timeout", "1s")
-    assert "branch gone is gone" in said and shop.exists("dbbranch", "shop-gone")
+    assert "--yes" in shop.fails(2, "-p", "shop", "delete", "old")
+    stderr = shop.fails(5, "-p", "shop", "rm", "old", "--yes", "--timeout", "1s")
+    assert "until branch old is deleted" in stderr and shop.exists("dbbranch", "shop-old")
     waiting = subprocess.Popen(
-        shop.command("-p", "shop", "delete", "gone", "--yes"),
+        shop.command("-p", "shop", "delete", "old", "--yes"),
         env=shop.env(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -330,48 +338,48 @@ def test_delete_asks_and_waits_until_it_is_gone(shop: Team) -> None:
     time.sleep(2)
     assert waiting.poll() is None
     kubectl(
-        *("-n", shop.name, "patch", "dbbranch", "shop-gone", "--type=merge"),
+        *("-n", shop.name, "patch", "dbbranch", "shop-old", "--type=merge"),
         *("-p", '{"metadata":{"finalizers":null}}'),
     )
     out, _ = waiting.communicate(timeout=20)
-    assert waiting.returncode == 0 and out == "branch gone deleted\n"
+    assert waiting.returncode == 0 and out == "branch old deleted\n"
 
 
-def test_delete_project_needs_a_yes_and_forgets_it(team: Team) -> None:
+def test_delete_project_asks_and_unsets_the_current_project(team: Team) -> None:
     team.project("brief")
-    team.does("set-default", "brief")
+    team.succeeds("set-default", "brief")
     assert "--yes" in team.fails(2, "delete-project", "brief")
     assert team.exists("dbproject", "brief")
-    team.does("delete-project", "brief", "--yes")
+    team.succeeds("delete-project", "brief", "--yes")
     assert not team.exists("dbproject", "brief")
     assert "brief" not in (team.context / "config.yaml").read_text()
 
 
-def test_the_api_servers_own_rules_are_refusals(team: Team) -> None:
-    said = team.fails(6, "init", "odd", "--parameter", "fsync=off", "--no-wait")
-    assert "fsync is set by dbranch itself" in said
+def test_the_crds_rules_exit_with_refused(team: Team) -> None:
+    stderr = team.fails(6, "init", "odd", "--parameter", "fsync=off", "--no-wait")
+    assert "fsync is set by dbranch itself" in stderr
 
 
-def test_a_policys_refusal(team: Team) -> None:
+def test_an_admission_policys_denial_exits_with_refused(team: Team) -> None:
     team.project("guarded")
-    refused = (
+    denial = (
         "branch main is the root branch of project guarded; it cannot be deleted; "
         "delete the project to delete everything (policy dbranch-branch-deletion)"
     )
-    assert team.fails(6, "-p", "guarded", "delete", "main", "--yes") == f"dbranch: {refused}\n"
+    assert team.fails(6, "-p", "guarded", "delete", "main", "--yes") == f"dbranch: {denial}\n"
 
 
 def test_without_permission_and_without_login(shop: Team, tmp_path: Path) -> None:
     kubectl("-n", shop.name, "create", "serviceaccount", "nobody")
     config = yaml.safe_load(kubectl("config", "view", "--raw", "--minify", "--flatten"))
     path = tmp_path / "kubeconfig"
-    for token, word in (
+    for token, text in (
         (kubectl("-n", shop.name, "create", "token", "nobody").strip(), "nobody"),
         ("x", "log"),
     ):
         config["users"][0]["user"] = {"token": token}
         path.write_text(yaml.safe_dump(config))
-        assert word in shop.fails(4, "--kubeconfig", str(path), "-p", "shop", "list")
+        assert text in shop.fails(4, "--kubeconfig", str(path), "-p", "shop", "list")
 
 
 def test_no_cluster(shop: Team, tmp_path: Path) -> None:
@@ -379,12 +387,12 @@ def test_no_cluster(shop: Team, tmp_path: Path) -> None:
     config["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:9"
     path = tmp_path / "kubeconfig"
     path.write_text(yaml.safe_dump(config))
-    said = shop.fails(1, "--kubeconfig", str(path), "-p", "shop", "list")
-    assert "https://127.0.0.1:9" in said and str(path) in said and "Connection refused" in said
+    stderr = shop.fails(1, "--kubeconfig", str(path), "-p", "shop", "list")
+    assert "https://127.0.0.1:9" in stderr and str(path) in stderr and "Connection refused" in stderr
 
 
-def test_connect_verbs_say_what_is_missing(shop: Team) -> None:
-    assert "Secret shop-conn is not there" in shop.fails(3, "-p", "shop", "url")
+def test_connecting_commands_name_what_is_missing(shop: Team) -> None:
+    assert "Secret shop-conn does not exist" in shop.fails(3, "-p", "shop", "url")
     kubectl(
         *("-n", shop.name, "create", "secret", "generic", "shop-conn"),
         *("--from-literal=host=h", "--from-literal=port=5432", "--from-literal=username=u"),
@@ -394,6 +402,6 @@ def test_connect_verbs_say_what_is_missing(shop: Team) -> None:
             "--from-literal=uri=postgresql://u:p@h/d",
         ),
     )
-    assert shop.does("-p", "shop", "url") == "postgresql://u:p@h/d\n"
+    assert shop.succeeds("-p", "shop", "url") == "postgresql://u:p@h/d\n"
     assert "no proxy pod of project shop is Ready" in shop.fails(1, "-p", "shop", "start", "--port", "0")
     assert "did you mean feature-x?" in shop.fails(3, "-p", "shop", "psql", "feature-y")

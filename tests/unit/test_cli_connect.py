@@ -1,4 +1,4 @@
-"""Connection strings, libpq's environment, the forms of a dump, what `init` writes, what `wait` waits for."""
+"""Connection strings, libpq's environment, dump formats, the spec of `init`, the goals of `wait`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from dbranch.api.conditions import Condition
-from dbranch_cli.branches import goal_of
-from dbranch_cli.connect import client_environment, connection_text
+from dbranch_cli.branches import parse_goal
+from dbranch_cli.connect import client_environment, format_connection
 from dbranch_cli.failure import Failure
-from dbranch_cli.load import _head_of, _Joined, program_for, restore_arguments, script_arguments
+from dbranch_cli.load import PrefixedStream, pg_restore_arguments, program_for, psql_arguments, read_prefix
 from dbranch_cli.projects import project_spec
-from dbranch_cli.waiting import current, holds, is_routed, is_stopped, last_word
+from dbranch_cli.waiting import current_condition, has_condition, is_routed, is_stopped, last_reason
 
 SECRET = {
     "host": "shop.team-a.svc",
@@ -28,12 +28,12 @@ SECRET = {
 
 
 def test_connection_strings() -> None:
-    assert connection_text(SECRET, "uri") == SECRET["uri"]
-    assert json.loads(connection_text(SECRET, "json")) == SECRET
-    assert connection_text(SECRET, "jdbc") == (
+    assert format_connection(SECRET, "uri") == SECRET["uri"]
+    assert json.loads(format_connection(SECRET, "json")) == SECRET
+    assert format_connection(SECRET, "jdbc") == (
         "jdbc:postgresql://shop.team-a.svc:5432/dbranch?user=postgres&password=it%27s+%26+secret"
     )
-    lines = [shlex.split(line) for line in connection_text(SECRET, "env").split("\n")]
+    lines = [shlex.split(line) for line in format_connection(SECRET, "env").split("\n")]
     assert lines[0] == ["export", "PGHOST=shop.team-a.svc"]
     assert ["export", "PGPASSWORD=it's & secret"] in lines
 
@@ -53,7 +53,7 @@ def test_the_environment_of_psql() -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "program"),
+    ("prefix", "program"),
     [
         (b"PGDMP\x01\x0e", "pg_restore"),
         (b"toc.dat".ljust(257, b"\0") + b"ustar\x00", "pg_restore"),
@@ -62,33 +62,33 @@ def test_the_environment_of_psql() -> None:
         (b"", "psql"),
     ],
 )
-def test_the_form_of_a_dump(head: bytes, program: str) -> None:
-    assert program_for(head) == program
+def test_the_format_of_a_dump(prefix: bytes, program: str) -> None:
+    assert program_for(prefix) == program
 
 
-def test_all_or_nothing_is_the_default() -> None:
-    assert "--single-transaction" in script_arguments(True) and "ON_ERROR_STOP=1" in script_arguments(True)
-    assert "--single-transaction" not in script_arguments(False)
-    assert "--single-transaction" in restore_arguments(True)
-    assert "--exit-on-error" in restore_arguments(False)
+def test_a_dump_is_loaded_in_one_transaction_by_default() -> None:
+    assert "--single-transaction" in psql_arguments(True) and "ON_ERROR_STOP=1" in psql_arguments(True)
+    assert "--single-transaction" not in psql_arguments(False)
+    assert "--single-transaction" in pg_restore_arguments(True)
+    assert "--exit-on-error" in pg_restore_arguments(False)
 
 
-def test_a_head_that_comes_piece_by_piece() -> None:
+def test_a_prefix_that_arrives_in_pieces() -> None:
     class Slow(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
             return super().read(min(size or 1, 7))
 
     source = Slow(bytes(range(256)) * 4)
-    head = _head_of(source)
-    assert len(head) == 512
-    joined = _Joined(head, source)
+    prefix = read_prefix(source)
+    assert len(prefix) == 512
+    joined = PrefixedStream(prefix, source)
     read = b""
     while piece := joined.read(100):
         read += piece
     assert read == bytes(range(256)) * 4
 
 
-def test_what_init_writes() -> None:
+def test_the_spec_that_init_applies() -> None:
     assert project_spec() == {}
     assert project_spec(
         image="x:1",
@@ -107,9 +107,9 @@ def test_what_init_writes() -> None:
         "proxy": {"port": 6432},
     }
     assert project_spec(password_secret="owner") == {"postgres": {"passwordSecret": {"name": "owner"}}}
-    with pytest.raises(Failure, match="--parameter work_mem: write KEY=VALUE") as refused:
+    with pytest.raises(Failure, match="invalid --parameter work_mem: use KEY=VALUE") as failure:
         project_spec(parameters=("work_mem",))
-    assert refused.value.code == 2
+    assert failure.value.code == 2
 
 
 def live(*conditions: dict[str, Any], generation: int = 2, **status: Any) -> dict[str, Any]:
@@ -126,33 +126,33 @@ def ready(status: str, reason: str, observed: int = 2) -> dict[str, Any]:
     }
 
 
-def test_a_condition_of_an_older_spec_does_not_count() -> None:
-    assert holds(Condition.READY)(live(ready("True", "Available")))
-    assert not holds(Condition.READY)(live(ready("True", "Available", observed=1)))
-    assert current(live(ready("True", "Available", observed=1)), Condition.READY) is None
+def test_a_condition_of_an_older_generation_does_not_count() -> None:
+    assert has_condition(Condition.READY)(live(ready("True", "Available")))
+    assert not has_condition(Condition.READY)(live(ready("True", "Available", observed=1)))
+    assert current_condition(live(ready("True", "Available", observed=1)), Condition.READY) is None
     assert is_stopped(live(ready("False", "Stopped")))
     assert not is_stopped(live(ready("False", "Stopped", observed=1)))
 
 
-def test_routed_is_the_branch_and_the_word_of_the_proxies() -> None:
+def test_is_routed_needs_the_branch_and_the_condition() -> None:
     routed = {**ready("True", "Routed"), "type": "Routed"}
-    there: dict[str, Any] = {"route": {"generation": 3, "branch": "feature-x"}}
-    assert is_routed("feature-x")(live(routed, **there))
-    assert not is_routed("main")(live(routed, **there))
-    assert not is_routed("feature-x")(live({**routed, "status": "False"}, **there))
-    assert not is_routed("feature-x")(live({**routed, "observedGeneration": 1}, **there))
+    status: dict[str, Any] = {"route": {"generation": 3, "branch": "feature-x"}}
+    assert is_routed("feature-x")(live(routed, **status))
+    assert not is_routed("main")(live(routed, **status))
+    assert not is_routed("feature-x")(live({**routed, "status": "False"}, **status))
+    assert not is_routed("feature-x")(live({**routed, "observedGeneration": 1}, **status))
 
 
-def test_the_last_word_before_a_time_out() -> None:
-    assert last_word(live(ready("False", "SourceNotFound"))) == "SourceNotFound: m"
-    assert "is its controller running?" in last_word(live())
-    assert "not looked at the change" in last_word(live(ready("True", "Available", observed=1)))
+def test_the_last_reason_in_the_message_of_a_time_out() -> None:
+    assert last_reason(live(ready("False", "SourceNotFound"))) == "SourceNotFound: m"
+    assert "check that the dbranch controller is running" in last_reason(live())
+    assert "not reconciled yet" in last_reason(live(ready("True", "Available", observed=1)))
     routed = {**ready("False", "BranchNotReady"), "type": "Routed"}
-    assert last_word(live(ready("True", "Available"), routed), Condition.ROUTED) == "BranchNotReady: m"
+    assert last_reason(live(ready("True", "Available"), routed), Condition.ROUTED) == "BranchNotReady: m"
 
 
 @pytest.mark.parametrize(
-    ("said", "kind"),
+    ("text", "condition_type"),
     [
         ("Ready", "Ready"),
         ("ready", "Ready"),
@@ -160,5 +160,5 @@ def test_the_last_word_before_a_time_out() -> None:
         ("PostgresReady=False", "PostgresReady"),
     ],
 )
-def test_goals(said: str, kind: str) -> None:
-    assert goal_of(said)[1] == kind
+def test_goals(text: str, condition_type: str) -> None:
+    assert parse_goal(text)[1] == condition_type

@@ -1,4 +1,4 @@
-"""Every way to fail has its exit code."""
+"""Every failure has its exit code."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def test_exit_codes(error: DbranchError, code: int) -> None:
     assert failure_from(error).code == code
 
 
-def test_a_policys_refusal_is_its_own_sentence() -> None:
-    said = str(failure_from(ApiError(422, "Invalid", POLICY)))
-    assert said == (
+def test_the_denial_of_an_admission_policy_is_its_own_message() -> None:
+    text = str(failure_from(ApiError(422, "Invalid", POLICY)))
+    assert text == (
         "main is the root branch of project shop; delete the project instead (policy dbranch-deletion)"
     )
 
 
-def test_the_innermost_cause_is_told() -> None:
+def test_the_root_cause_is_the_innermost_error() -> None:
     refused = ConnectionRefusedError(111, "Connection refused")
     middle = OSError("HTTPSConnectionPool(host='x', port=9): Max retries exceeded")
     middle.__cause__ = refused
@@ -68,9 +68,7 @@ def test_the_innermost_cause_is_told() -> None:
         ("/api/v1/namespaces/a/secrets/x", '{"details": {"kind": "secrets"}}', "NotFound"),
     ],
 )
-def test_a_cluster_without_dbranch_is_told_from_an_object_that_is_not_there(
-    path: str, body: str, reason: str
-) -> None:
+def test_not_installed_differs_from_not_found(path: str, body: str, reason: str) -> None:
     response = requests.Response()
     response.status_code, response.url = 404, f"https://server{path}"
     response._content = body.replace("{", '{"reason": "NotFound", ', 1).encode()
@@ -78,7 +76,8 @@ def test_a_cluster_without_dbranch_is_told_from_an_object_that_is_not_there(
     assert (error.reason, failure_from(error).code) == (reason, 3)
 
 
-def ended(*argv: str) -> int:
+def exit_code_of(*argv: str) -> int:
+    """Run the command line in this process."""
     with pytest.raises(SystemExit) as end:
         entry.main(list(argv))
     assert isinstance(end.value.code, int)
@@ -86,8 +85,8 @@ def ended(*argv: str) -> int:
 
 
 @pytest.fixture
-def nowhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No kubeconfig, no settings, no `.dbranch`."""
+def empty_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No kubeconfig, no configuration file, no `.dbranch`."""
     context = tmp_path_factory.mktemp("context")
     monkeypatch.chdir(context)
     monkeypatch.setenv("HOME", str(context))
@@ -96,9 +95,9 @@ def nowhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.usefixtures("nowhere")
+@pytest.mark.usefixtures("empty_environment")
 @pytest.mark.parametrize(
-    ("argv", "code", "said"),
+    ("argv", "code", "text"),
     [
         (["craete", "x"], 2, "did you mean create?"),
         (["create", "--sorce", "main", "x"], 2, "--sourc"),
@@ -113,23 +112,32 @@ def nowhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
         (["-p", "shop", "wait", "x", "--for", "Happy"], 2, "Ready"),
     ],
 )
-def test_the_command_ends_with_its_code_and_says_why(
-    argv: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+def test_a_failing_command_exits_with_its_code_and_a_message(
+    argv: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert ended(*argv) == code
+    assert exit_code_of(*argv) == code
     out, err = capsys.readouterr()
-    assert out == "" and said in err and err.startswith("dbranch: ") and err.count("\n") == 1
+    assert out == "" and text in err and err.startswith("dbranch: ") and err.count("\n") == 1
 
 
-@pytest.mark.usefixtures("nowhere")
-@pytest.mark.parametrize("form", [["-o", "json"], ["-ojson"], ["--output=json"], ["--output", "json"]])
-def test_errors_as_json(form: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert ended(*form, "craete") == 2
-    said = json.loads(capsys.readouterr().err)["error"]
-    assert (said["code"], said["reason"]) == (2, "Usage") and "create" in said["message"]
+@pytest.mark.usefixtures("empty_environment")
+@pytest.mark.parametrize("options", [["-o", "json"], ["-ojson"], ["--output=json"], ["--output", "json"]])
+def test_errors_as_json(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code_of(*options, "craete") == 2
+    error = json.loads(capsys.readouterr().err)["error"]
+    assert (error["code"], error["reason"]) == (2, "Usage") and "create" in error["message"]
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["create", "-h"], ["--version"], ["completion", "bash"]])
 def test_help_and_completion_need_no_cluster(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert ended(*argv) == 0
+    assert exit_code_of(*argv) == 0
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", list(entry.cli.commands))
+def test_each_command_has_a_help_text_that_begins_with_a_summary(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code_of(command, "--help") == 0
+    assert (entry.cli.commands[command].help or "").split("\n")[0].split(".")[0] in capsys.readouterr().out
+    assert not entry.cli.commands[command].get_short_help_str(60).endswith("...")

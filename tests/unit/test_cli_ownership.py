@@ -1,4 +1,4 @@
-"""Fields that this command line or Git's tools own."""
+"""Fields that this command line, or Argo CD, Flux and Helm, own."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from dbranch_cli.ownership import git_manager, merged, owned
+from dbranch_cli.ownership import gitops_manager, merge_maps, owned_fields
 
 
-def entry(manager: str, fields: dict[str, Any], operation: str = "Apply", **more: str) -> dict[str, Any]:
-    return {"manager": manager, "operation": operation, "fieldsV1": fields, **more}
+def entry(
+    manager: str, fields: dict[str, Any], operation: str = "Apply", **attributes: str
+) -> dict[str, Any]:
+    return {"manager": manager, "operation": operation, "fieldsV1": fields, **attributes}
 
 
 SPEC = {
@@ -25,13 +27,13 @@ def body(*entries: dict[str, Any]) -> dict[str, Any]:
     return {"metadata": {"managedFields": list(entries)}, "spec": SPEC}
 
 
-def test_what_is_owned_comes_with_the_values_of_now() -> None:
+def test_owned_fields_have_their_present_values() -> None:
     mine = {
         "f:spec": {
             ".": {},
             "f:storage": {"f:size": {}},
             "f:postgres": {"f:imagePullSecrets": {'k:{"name":"b"}': {}}},
-            "f:gone": {},
+            "f:deleted": {},
         }
     }
     live = body(
@@ -40,20 +42,20 @@ def test_what_is_owned_comes_with_the_values_of_now() -> None:
         entry("dbranch-cli", {"f:spec": {"f:state": {}}}, subresource="status"),
         entry("kubectl", {"f:spec": {"f:activeBranch": {}}}),
     )
-    assert owned(live) == {
+    assert owned_fields(live) == {
         "spec": {"storage": {"size": "1Gi"}, "postgres": {"imagePullSecrets": [{"name": "b"}]}}
     }
-    assert owned(body()) == {}
+    assert owned_fields(body()) == {}
 
 
-def test_merged() -> None:
+def test_merge_maps() -> None:
     base = {"spec": {"a": {"b": 1}, "c": 2}}
-    assert merged(base, {"spec": {"a": {"d": 3}, "c": 4}}) == {"spec": {"a": {"b": 1, "d": 3}, "c": 4}}
+    assert merge_maps(base, {"spec": {"a": {"d": 3}, "c": 4}}) == {"spec": {"a": {"b": 1, "d": 3}, "c": 4}}
     assert base == {"spec": {"a": {"b": 1}, "c": 2}}
 
 
 @pytest.mark.parametrize(
-    ("manager", "kept"),
+    ("manager", "reverts"),
     [
         ("argocd-controller", True),
         ("kustomize-controller", True),
@@ -65,7 +67,7 @@ def test_merged() -> None:
         ("dbranch-cli", False),
     ],
 )
-def test_who_would_write_it_back(manager: str, kept: bool) -> None:
+def test_field_managers_that_revert_a_change(manager: str, reverts: bool) -> None:
     live = body(entry(manager, {"f:spec": {"f:activeBranch": {}}}, operation="Update"))
-    assert git_manager(live, "spec", "activeBranch") == (manager if kept else None)
-    assert git_manager(live, "spec", "state") is None
+    assert gitops_manager(live, "spec", "activeBranch") == (manager if reverts else None)
+    assert gitops_manager(live, "spec", "state") is None

@@ -1,4 +1,4 @@
-"""`list`, `status`, `show` and `tree` against the examples of the API's contract."""
+"""The texts of `list`, `status`, `show`, `tree` and `projects`; docs/cli.md has the examples."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from dbranch_cli.paint import age, table
+from dbranch_cli.formatting import format_age, format_count, format_table
 from dbranch_cli.view import (
     branch_block,
     branch_table,
     branch_tree,
-    counted,
     project_table,
     state_of,
     status_block,
@@ -22,12 +21,12 @@ NOW = datetime(2030, 1, 13, 12, 0, 0, tzinfo=UTC)
 GI = 2**30
 
 
-def condition(kind: str, status: str, reason: str, message: str = "") -> dict[str, str]:
-    return {"type": kind, "status": status, "reason": reason, "message": message}
+def condition(condition_type: str, status: str, reason: str, message: str = "") -> dict[str, str]:
+    return {"type": condition_type, "status": status, "reason": reason, "message": message}
 
 
-def branch(name: str, source: str | None, created: str, **more: Any) -> dict[str, Any]:
-    status = {"conditions": [condition("Ready", "True", "Available")], **more}
+def branch(name: str, source: str | None, created: str, **status: Any) -> dict[str, Any]:
+    status = {"conditions": [condition("Ready", "True", "Available")], **status}
     return {
         "kind": "DBBranch",
         "metadata": {"name": f"shop-{name}", "namespace": "team-a", "creationTimestamp": created},
@@ -88,7 +87,7 @@ PROJECT: dict[str, Any] = {
 }
 
 
-def test_the_list_is_the_contracts_example() -> None:
+def test_list() -> None:
     assert branch_table(PROJECT, [MAIN, FEATURE, PR], wide=False, now=NOW) == "\n".join(
         [
             "ACTIVE  BRANCH     SOURCE  STATE    SIZE  UNIQUE  AGE",
@@ -99,14 +98,14 @@ def test_the_list_is_the_contracts_example() -> None:
     )
 
 
-def test_the_wide_list_says_why() -> None:
+def test_the_wide_list_has_reason_node_and_message() -> None:
     lines = branch_table(PROJECT, [MAIN, PR], wide=True, now=NOW).split("\n")
     assert lines[0].split()[-3:] == ["REASON", "NODE", "MESSAGE"]
     assert "Available" in lines[1] and "n1" in lines[1]
     assert lines[2].endswith(PULL)
 
 
-def test_the_status_is_the_contracts_example() -> None:
+def test_status() -> None:
     assert status_block(PROJECT, [MAIN, FEATURE, PR], "k3s") == "\n".join(
         [
             "Project   shop (namespace team-a, context k3s)",
@@ -121,22 +120,22 @@ def test_the_status_is_the_contracts_example() -> None:
     )
 
 
-def test_the_wide_status_tells_of_waiting_slots() -> None:
+def test_the_wide_status_has_the_warm_slots() -> None:
     node = {**PROJECT["status"]["node"], "warmSlots": 1}
     waits = {**PROJECT, "status": {**PROJECT["status"], "node": node}}
-    assert status_block(waits, [], "k3s", wide=True).endswith("Slots     1 waiting for the next branch")
+    assert status_block(waits, [], "k3s", wide=True).endswith("Slots     1 warm")
     assert status_block(PROJECT, [], "k3s", wide=True).endswith("Slots     -")
     assert "Slots" not in status_block(waits, [], "k3s")
 
 
-def test_the_status_of_a_project_that_nobody_has_seen_yet() -> None:
+def test_the_status_of_a_project_without_conditions() -> None:
     bare = {**PROJECT, "spec": {"storage": {"size": "1Gi"}}, "status": {}}
     said = status_block(bare, [], "k3s")
     assert "Ready     Unknown" in said and "Active    main, 0 sessions" in said
     assert "Pool      - of 1Gi\nBranches  0" in said
 
 
-def test_a_switch_that_has_not_come_says_why() -> None:
+def test_the_status_says_why_a_switch_is_not_done() -> None:
     waits = {
         **PROJECT,
         "spec": {**PROJECT["spec"], "activeBranch": "nowhere"},
@@ -170,7 +169,7 @@ def test_states(conditions: list[dict[str, str]], state: str) -> None:
     assert state_of(branch("x", "main", "2030-01-01T00:00:00Z", conditions=conditions)) == state
 
 
-def test_deleting_wins() -> None:
+def test_a_deleted_branch_is_deleting_even_if_ready() -> None:
     body = branch("x", "main", "2030-01-01T00:00:00Z")
     body["metadata"]["deletionTimestamp"] = "2030-01-02T00:00:00Z"
     assert state_of(body) == "Deleting"
@@ -186,30 +185,30 @@ def test_show_ends_with_conditions_and_events() -> None:
     said = branch_block(PR, False, [event], NOW)
     assert said.index("Branch") < said.index("CONDITION") < said.index("EVENT")
     assert said.split("\n")[-1].split()[:3] == ["1m", "Warning", "ImagePullFailed"]
-    assert "you may not list them" in branch_block(PR, False, None, NOW)
+    assert "you are not allowed to list them" in branch_block(PR, False, None, NOW)
     assert "feature-x (active)" in branch_block(FEATURE, True, [], NOW)
 
 
-def test_the_tree_shows_a_branch_whose_source_is_gone() -> None:
+def test_the_tree_shows_a_branch_without_its_source() -> None:
     below = branch("deep", "feature-x", "2030-01-13T09:00:00Z")
-    orphan = branch("late", "gone", "2030-01-13T09:00:00Z")
+    orphan = branch("late", "removed", "2030-01-13T09:00:00Z")
     assert branch_tree(PROJECT, [MAIN, FEATURE, PR, below, orphan]).split("\n") == [
         "main",
         "├─ feature-x  *",
         "│  └─ deep",
         "└─ pr-118  Pending",
-        "late  of gone, deleted",
+        "late  (source removed is deleted)",
     ]
 
 
-def test_projects_have_a_star_at_the_current_one() -> None:
+def test_the_current_project_has_an_asterisk() -> None:
     lines = project_table([PROJECT], "shop", wide=False, now=NOW).split("\n")
     assert lines[0].split()[:2] == ["CURRENT", "PROJECT"]
     assert lines[1].split() == ["*", "shop", "Ready", "feature-x", "3", "39.1Gi", "60Gi", "12d"]
 
 
 @pytest.mark.parametrize(
-    ("since", "said"),
+    ("since", "text"),
     [
         ("2030-01-13T11:59:51Z", "9s"),
         ("2030-01-13T11:59:00Z", "1m"),
@@ -221,14 +220,14 @@ def test_projects_have_a_star_at_the_current_one() -> None:
         (None, "-"),
     ],
 )
-def test_ages(since: str | None, said: str) -> None:
-    assert age(since, NOW) == said
+def test_ages(since: str | None, text: str) -> None:
+    assert format_age(since, NOW) == text
 
 
-def test_words() -> None:
-    assert (counted(0, "session"), counted(1, "branch"), counted(2, "branch")) == (
+def test_counts_and_empty_tables() -> None:
+    assert (format_count(0, "session"), format_count(1, "branch"), format_count(2, "branch")) == (
         "0 sessions",
         "1 branch",
         "2 branches",
     )
-    assert table(["A", "B"], []) == "A  B"
+    assert format_table(["A", "B"], []) == "A  B"

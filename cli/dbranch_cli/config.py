@@ -1,0 +1,81 @@
+"""The configuration file: the current project of each context and namespace.
+
+It is `DBRANCH_CONFIG`, else `$XDG_CONFIG_HOME/dbranch/config.yaml`, else `~/.config/dbranch/config.yaml`:
+
+    current:
+      k3s: {team-a: shop}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dbranch_cli.failure import ExitCode, Failure
+
+
+def config_path() -> Path:
+    """Return the path of the configuration file, which need not exist."""
+    explicit = os.environ.get("DBRANCH_CONFIG")
+    if explicit:
+        return Path(explicit).expanduser()
+    xdg_config = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(xdg_config) if xdg_config else Path("~/.config").expanduser()) / "dbranch" / "config.yaml"
+
+
+def current_project(context: str, namespace: str) -> str | None:
+    """Return the current project of a context and namespace, or None."""
+    current = _read_config().get("current")
+    by_namespace = (current.get(context) or {}) if isinstance(current, dict) else {}
+    name = by_namespace.get(namespace) if isinstance(by_namespace, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def set_current_project(context: str, namespace: str, project: str | None) -> None:
+    """Set the current project of a context and namespace, or unset it (None). Replaces the file atomically."""
+    config = _read_config()
+    if not isinstance(config.get("current"), dict):
+        config["current"] = {}
+    by_namespace = config["current"].setdefault(context, {})
+    if project is None:
+        if by_namespace.pop(namespace, None) is None:
+            return
+    else:
+        by_namespace[namespace] = project
+    path = config_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w") as file:
+                yaml.safe_dump(config, file)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink()
+            raise
+    except OSError as error:
+        raise Failure(
+            ExitCode.OTHER,
+            "ConfigNotWritable",
+            f"cannot write {path}: {error.strerror}; choose the project with -p instead",
+        ) from error
+
+
+def _read_config() -> dict[str, Any]:
+    path = config_path()
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, yaml.YAMLError) as error:
+        message = f"cannot read {path}: {error}; fix or delete the file"
+        raise Failure(ExitCode.OTHER, "BadConfig", message) from error
+    return loaded if isinstance(loaded, dict) else {}
