@@ -108,7 +108,7 @@ def test_a_burst_of_more_branches_than_warm_slots_becomes_ready(shop: Project) -
 
 def test_the_warm_slot_is_shown_and_replaced_when_the_resources_change(shop: Project) -> None:
     slot = the_only_warm_slot(shop)
-    shown = "1 waiting for the next branch"
+    shown = "Slots     1 warm"
     eventually(
         "the CLI shows the warm slot",
         lambda: shown in shop.team.dbranch("-p", "shop", "status", "-o", "wide").out,
