@@ -201,7 +201,7 @@ def wait_for(
     raise Failure(
         ExitCode.TIMED_OUT,
         "Timeout",
-        f"timed out after {timeout:g} s waiting until {goal_text}; the object stays and dbranch goes on;"
+        f"timed out after {timeout:g} s waiting until {goal_text}; the object stays and is still reconciled;"
         f" last reason: {last_reason(last, primary)}",
     )
 
@@ -226,7 +226,7 @@ def wait_deleted(
     raise Failure(
         ExitCode.TIMED_OUT,
         "Timeout",
-        f"timed out after {timeout:g} s waiting until {object_text} is deleted; the deletion goes on;"
+        f"timed out after {timeout:g} s waiting until {object_text} is deleted; the deletion continues;"
         f" last reason: {last_reason(last)}",
     )
 

@@ -13,11 +13,14 @@ from typing import Any
 import click
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from dbranch.api.enums import OnSwitch
 from dbranch_cli.config import config_path, current_project, set_current_project
 from dbranch_cli.failure import Failure
 from dbranch_cli.invocation import Invocation, find_project_file, format_objects
 from dbranch_cli.kubeconfig import load_kube_context
+from dbranch_cli.main import cli
 from dbranch_cli.options import CommandGroup
 
 
@@ -118,7 +121,7 @@ def test_the_path_of_the_configuration_file(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_configuration_file_that_cannot_be_read(directory: Path) -> None:
     (directory / "config").write_text("a file where the directory should be")
-    with pytest.raises(Failure, match="cannot read .*config.yaml") as failure:
+    with pytest.raises(Failure, match=r"cannot read .*config\.yaml") as failure:
         set_current_project("k3s", "team-a", "shop")
     assert failure.value.code == 1
 
@@ -222,3 +225,16 @@ def test_a_confirmation_needs_a_terminal_or_yes(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(Failure, match="--yes") as failure:
             Invocation().confirm("Delete?", yes=False)
     assert failure.value.code == 2
+
+
+@pytest.mark.usefixtures("directory")
+@pytest.mark.parametrize("mode", list(OnSwitch))
+def test_init_prints_the_manifest_with_the_values_of_the_api(mode: OnSwitch) -> None:
+    arguments = ["init", "shop", "--on-switch", mode.value, "--dry-run", "client"]
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    body = yaml.safe_load(result.stdout)
+    assert (body["metadata"], body["spec"]) == (
+        {"name": "shop", "namespace": "team-a"},
+        {"proxy": {"onSwitch": mode.value}},
+    )

@@ -122,21 +122,21 @@ def test_status() -> None:
 
 def test_the_wide_status_has_the_warm_slots() -> None:
     node = {**PROJECT["status"]["node"], "warmSlots": 1}
-    waits = {**PROJECT, "status": {**PROJECT["status"], "node": node}}
-    assert status_block(waits, [], "k3s", wide=True).endswith("Slots     1 warm")
+    project = {**PROJECT, "status": {**PROJECT["status"], "node": node}}
+    assert status_block(project, [], "k3s", wide=True).endswith("Slots     1 warm")
     assert status_block(PROJECT, [], "k3s", wide=True).endswith("Slots     -")
-    assert "Slots" not in status_block(waits, [], "k3s")
+    assert "Slots" not in status_block(project, [], "k3s")
 
 
 def test_the_status_of_a_project_without_conditions() -> None:
     bare = {**PROJECT, "spec": {"storage": {"size": "1Gi"}}, "status": {}}
-    said = status_block(bare, [], "k3s")
-    assert "Ready     Unknown" in said and "Active    main, 0 sessions" in said
-    assert "Pool      - of 1Gi\nBranches  0" in said
+    text = status_block(bare, [], "k3s")
+    assert "Ready     Unknown" in text and "Active    main, 0 sessions" in text
+    assert "Pool      - of 1Gi\nBranches  0" in text
 
 
 def test_the_status_says_why_a_switch_is_not_done() -> None:
-    waits = {
+    switching = {
         **PROJECT,
         "spec": {**PROJECT["spec"], "activeBranch": "nowhere"},
         "status": {
@@ -148,9 +148,9 @@ def test_the_status_says_why_a_switch_is_not_done() -> None:
             ],
         },
     }
-    said = status_block(waits, [], "k3s")
-    assert "Ready     False, BranchNotFound: no nowhere" in said
-    assert "Active    feature-x, 0 sessions; wanted: nowhere (BranchNotFound)" in said
+    text = status_block(switching, [], "k3s")
+    assert "Ready     False, BranchNotFound: no nowhere" in text
+    assert "Active    feature-x, 0 sessions; wanted: nowhere (BranchNotFound)" in text
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,9 @@ def test_show_ends_with_conditions_and_events() -> None:
         "message": PULL,
         "metadata": {"creationTimestamp": "2030-01-13T11:59:00Z"},
     }
-    said = branch_block(PR, False, [event], NOW)
-    assert said.index("Branch") < said.index("CONDITION") < said.index("EVENT")
-    assert said.split("\n")[-1].split()[:3] == ["1m", "Warning", "ImagePullFailed"]
+    text = branch_block(PR, False, [event], NOW)
+    assert text.index("Branch") < text.index("CONDITION") < text.index("EVENT")
+    assert text.split("\n")[-1].split()[:3] == ["1m", "Warning", "ImagePullFailed"]
     assert "you are not allowed to list them" in branch_block(PR, False, None, NOW)
     assert "feature-x (active)" in branch_block(FEATURE, True, [], NOW)
 

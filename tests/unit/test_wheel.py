@@ -1,4 +1,4 @@
-"""The wheel holds what the commands need: both packages, the scripts that run in pods, the entry points."""
+"""The wheel contains both packages, the scripts that run in pods, and the entry points."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def test_the_wheel(tmp_path: Path) -> None:
     subprocess.run([*build, "-w", str(tmp_path)], cwd=source, check=True)
     (wheel,) = tmp_path.glob("dbranch-*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        held = set(archive.namelist())
-        entries = next(n for n in held if n.endswith("entry_points.txt"))
-        scripts = archive.read(entries).decode()
-    for made in (ROOT / "operator").rglob("*.sh"):
-        assert str(made.relative_to(ROOT / "operator")) in held
+        files = set(archive.namelist())
+        entry_points = next(n for n in files if n.endswith("entry_points.txt"))
+        entry_points_text = archive.read(entry_points).decode()
+    for shell_script in (ROOT / "operator").rglob("*.sh"):
+        assert str(shell_script.relative_to(ROOT / "operator")) in files
     for root in ("operator/dbranch", "cli/dbranch_cli"):
         for module in (ROOT / root).rglob("*.py"):
-            assert str(module.relative_to((ROOT / root).parent)) in held
+            assert str(module.relative_to((ROOT / root).parent)) in files
     for script in ("dbranch", "kubectl-dbranch", "dbranch-server"):
-        assert f"{script} = " in scripts
+        assert f"{script} = " in entry_points_text
