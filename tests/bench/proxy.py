@@ -25,7 +25,7 @@ from pathlib import Path
 from tests.bench.counts import tps
 from tests.node.proxy_backend import PASSWORD, USER, Backend, free_port, running_backend
 from tests.node.proxy_process import proxy_process
-from tests.node.proxy_talk import message, startup
+from tests.node.proxy_talk import build_message, build_startup
 
 PGBENCH = {
     "pgbench -S, 1 client": ["-S", "-c", "1"],
@@ -169,7 +169,7 @@ class Welcoming(asyncio.Protocol):
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self.transport.write(message(b"R", bytes(4)) + message(b"Z", b"I"))
+        self.transport.write(build_message(b"R", bytes(4)) + build_message(b"Z", b"I"))
 
 
 @contextmanager
@@ -189,12 +189,12 @@ def welcoming_backend(home: Path) -> Iterator[Backend]:
 
 async def hold(way: Way, sessions: int, seconds: float) -> dict[str, float]:
     """What `sessions` idle sessions cost: kilobytes of memory each, and CPU of all together."""
-    packet = startup({"user": USER, "database": "postgres"})
+    packet = build_startup({"user": USER, "database": "postgres"})
 
     async def one() -> asyncio.StreamWriter:
         reader, writer = await asyncio.open_connection("127.0.0.1", way.port)
         writer.write(packet)
-        await reader.readuntil(message(b"Z", b"I"))
+        await reader.readuntil(build_message(b"Z", b"I"))
         return writer
 
     for writer in [await one() for _ in range(20)]:

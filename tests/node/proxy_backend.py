@@ -1,4 +1,4 @@
-"""Real Postgres servers on this machine, and a proxy in front of them that is fed tables directly."""
+"""Real Postgres servers, and a proxy in front of them whose routing tables come from the test."""
 
 from __future__ import annotations
 
@@ -39,31 +39,31 @@ def free_port() -> int:
         return port
 
 
-def wait_until(true: Callable[[], object], seconds: float = 10.0) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, f"not within {seconds} s"
+def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.02)
 
 
 @dataclass
 class Backend:
-    """One Postgres server; `cluster_name` says which it is."""
+    """One Postgres server, whose `cluster_name` is its branch. `directory` holds its data, log and socket."""
 
     branch: str
     port: int
-    context: Path
+    directory: Path
     programs: Path
     server: subprocess.Popen[bytes] | None = None
     max_connections: int = 30
 
     def start(self) -> None:
         nobody = pwd.getpwnam("nobody")
-        with (self.context / "log").open("ab") as out:
+        with (self.directory / "log").open("ab") as out:
             self.server = subprocess.Popen(
                 [
                     str(self.programs / "postgres"),
-                    *("-D", str(self.context / "data"), "-k", str(self.context), "-p", str(self.port)),
+                    *("-D", str(self.directory / "data"), "-k", str(self.directory), "-p", str(self.port)),
                     *("-c", "listen_addresses=127.0.0.1", "-c", f"cluster_name={self.branch}"),
                     *("-c", "fsync=off", "-c", "wal_level=logical"),
                     *("-c", f"max_connections={self.max_connections}"),
@@ -78,7 +78,7 @@ class Backend:
 
     def wait(self) -> None:
         def accepts() -> bool:
-            assert self.server and self.server.poll() is None, (self.context / "log").read_text()
+            assert self.server and self.server.poll() is None, (self.directory / "log").read_text()
             try:
                 self.direct().close()
             except psycopg.OperationalError:
@@ -94,7 +94,7 @@ class Backend:
         self.server = None
 
     def direct(self) -> psycopg.Connection[Any]:
-        """A connection that goes around the proxy."""
+        """Connect to the server without the proxy."""
         return psycopg.connect(
             host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, dbname="postgres", autocommit=True
         )
@@ -107,21 +107,21 @@ class Backend:
 def running_backend(
     branch: str, max_connections: int = 30, programs: Path | None = None
 ) -> Iterator[Backend]:
-    """A server in a directory of its own, which goes with it. Fails where Postgres is not installed."""
+    """Run a server in a temporary directory. Fails if Postgres is not installed."""
     root = programs.parent.parent if programs else Path("/usr/lib/postgresql")
-    found = sorted(root.glob("*/bin/initdb"))
-    assert found, f"no {root}/*/bin/initdb: apt-get install postgresql (hack/test does)"
-    context = Path(tempfile.mkdtemp(prefix="dbranch-proxy-"))
-    backend = Backend(branch, free_port(), context, found[-1].parent, max_connections=max_connections)
+    initdbs = sorted(root.glob("*/bin/initdb"))
+    assert initdbs, f"no {root}/*/bin/initdb: apt-get install postgresql (hack/test does)"
+    directory = Path(tempfile.mkdtemp(prefix="dbranch-proxy-"))
+    backend = Backend(branch, free_port(), directory, initdbs[-1].parent, max_connections=max_connections)
     try:
         nobody = pwd.getpwnam("nobody")
-        (context / "password").write_text(PASSWORD)
-        for path in (context, context / "password"):
+        (directory / "password").write_text(PASSWORD)
+        for path in (directory, directory / "password"):
             os.chown(path, nobody.pw_uid, nobody.pw_gid)
         subprocess.run(
             [
-                str(found[-1]),
-                *("-D", str(context / "data"), "-U", USER, "--pwfile", str(context / "password")),
+                str(initdbs[-1]),
+                *("-D", str(directory / "data"), "-U", USER, "--pwfile", str(directory / "password")),
                 *("--auth=scram-sha-256", "--locale=C.UTF-8", "--encoding=UTF8", "--no-sync"),
             ],
             check=True,
@@ -136,23 +136,23 @@ def running_backend(
         yield backend
     finally:
         backend.stop()
-        shutil.rmtree(context)
+        shutil.rmtree(directory)
 
 
 class Client(psycopg.Connection[Any]):
-    """Keeps what libpq reports as a notice: so it does with a FATAL that comes while it asks nothing."""
+    """A connection that keeps its notices. libpq reports a FATAL as a notice if it comes between two statements."""
 
-    def __init__(self, *words: Any, **more: Any) -> None:
-        super().__init__(*words, **more)
-        self.heard: list[str] = []
-        self.add_notice_handler(lambda d: self.heard.append(f"{d.sqlstate} {d.message_primary}"))
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.notices_received: list[str] = []
+        self.add_notice_handler(lambda d: self.notices_received.append(f"{d.sqlstate} {d.message_primary}"))
 
 
 MakeProxy = Callable[..., "Proxy"]
 
 
 class Proxy:
-    """The proxy on a port of its own, its event loop in a thread of its own."""
+    """A proxy on a port of its own, with its event loop in a thread. `trouble`: errors that the loop reported."""
 
     def __init__(self, table: Table, tls: Path | None = None) -> None:
         self.port = free_port()
@@ -163,64 +163,66 @@ class Proxy:
         self._loop.set_exception_handler(lambda _, context: self.trouble.append(context))
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self.board: Any = self._call(self._open())
+        self.switchboard: Any = self._call(self._open())
 
     async def _open(self) -> Switchboard:
-        board, canceller = Switchboard(Certificate(self._tls) if self._tls else None), Canceller()
-        board.apply(self.table)
+        switchboard, canceller = Switchboard(Certificate(self._tls) if self._tls else None), Canceller()
+        switchboard.apply(self.table)
         self._server = await self._loop.create_server(
-            lambda: ClientStart(board, canceller), sock=listening_socket(self.port)
+            lambda: ClientStart(switchboard, canceller), sock=listening_socket(self.port)
         )
-        return board
+        return switchboard
 
-    def _call(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+    def _call(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
 
     def apply(self, **changes: Any) -> None:
-        """Puts the table in force, with `changes`; a change of `active` is a new generation."""
-        step = 1 if "active" in changes else 0
-        self.table = replace(self.table, generation=self.table.generation + step, **changes)
+        """Put the table with `changes` in force; a change of `active` is a new generation."""
+        generation = self.table.generation + (1 if "active" in changes else 0)
+        self.table = replace(self.table, generation=generation, **changes)
 
         async def now() -> None:
-            self.board.apply(self.table)
-            for session in self.board.sessions:
-                # Whoever is not let in yet has no way left to a branch that is not the active one.
-                if session.place and session.greeting and not session.place.named:
-                    assert session.how or session.place.branch == self.table.active
+            self.switchboard.apply(self.table)
+            for session in self.switchboard.sessions:
+                # A client that is not logged in yet can only reach the active branch.
+                if session.backend and session.greeting and not session.backend.requested:
+                    assert session.end_reason or session.backend.branch == self.table.active
 
         self._call(now())
 
     def counts(self) -> tuple[int, int]:
-        async def now() -> tuple[int, int]:
-            found = self.board.counts()
-            return sum(b.sessions for b in found), sum(b.draining for b in found)
+        """Return how many sessions stay and how many have to end."""
 
-        found: tuple[int, int] = self._call(now())
-        return found
+        async def now() -> tuple[int, int]:
+            branches = self.switchboard.session_counts()
+            return sum(b.sessions for b in branches), sum(b.draining for b in branches)
+
+        counts: tuple[int, int] = self._call(now())
+        return counts
 
     def metrics(self) -> str:
-        """What `/metrics` shows."""
+        """Return the body of `/metrics`."""
 
         async def now() -> str:
-            text: bytes = self.board.metrics.text()
+            text: bytes = self.switchboard.metrics.text()
             return text.decode()
 
-        found: str = self._call(now())
-        return found
+        metrics: str = self._call(now())
+        return metrics
 
-    def stop_taking(self) -> None:
-        """What SIGTERM does to the sessions."""
+    def begin_shutdown(self) -> None:
+        """Do to the sessions what SIGTERM does."""
 
         async def now() -> None:
-            self.board.close()
+            self.switchboard.begin_shutdown()
 
         self._call(now())
 
     def close(self) -> None:
         async def now() -> None:
             self._server.close()
-            self.board.close()
-            self.board.end_all("the test is over")
+            self.switchboard.begin_shutdown()
+            self.switchboard.end_all("the test is over")
             await asyncio.sleep(0.05)
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 task.cancel()
@@ -231,8 +233,8 @@ class Proxy:
         self._thread.join(10)
         self._loop.close()
 
-    def connect(self, **more: Any) -> Client:
-        words: dict[str, Any] = {
+    def connect(self, **options: Any) -> Client:
+        defaults: dict[str, Any] = {
             "host": "127.0.0.1",
             "port": self.port,
             "user": USER,
@@ -241,7 +243,7 @@ class Proxy:
             "autocommit": True,
             "connect_timeout": 20,
         }
-        return Client.connect(**(words | more))
+        return Client.connect(**(defaults | options))
 
     def raw(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=20)
@@ -255,7 +257,7 @@ def branch_of(connection: psycopg.Connection[Any]) -> str:
 
 
 def make_certificate(directory: Path, name: str = "shop") -> None:
-    """A self-signed one, as a Secret of type kubernetes.io/tls is mounted."""
+    """Write a self-signed `tls.crt` and `tls.key`, like a mounted Secret of type kubernetes.io/tls."""
     subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
@@ -268,7 +270,8 @@ def make_certificate(directory: Path, name: str = "shop") -> None:
     )
 
 
-def trusting(directory: Path) -> ssl.SSLContext:
+def trusting_context(directory: Path) -> ssl.SSLContext:
+    """Return a client's TLS context that trusts `tls.crt` in `directory`."""
     context = ssl.create_default_context(cafile=str(directory / "tls.crt"))
     context.set_alpn_protocols(["postgresql"])
     return context

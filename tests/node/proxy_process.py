@@ -1,4 +1,4 @@
-"""The proxy as its own process, and the little of an API server that it needs: one DBProject."""
+"""The proxy as a process of its own, and a fake API server with the one DBProject that it needs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Json = dict[str, Any]
 SOURCES = Path(__file__).parents[2] / "operator"
 
 
-class PaperProject:
-    """A DBProject behind list, watch and the apply of `status.proxies`. `up` False: nobody is answered."""
+class FakeProject:
+    """API server with one DBProject: list, watch, and apply of `status.proxies`. `up` False: it does not answer."""
 
     def __init__(self, backends: list[Backend], proxy: Json) -> None:
         routes = [
@@ -38,26 +38,27 @@ class PaperProject:
         self.writes = 0
         self._version = 1
         self._changed = threading.Condition()
-        paper = self
+        project = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                paper.get(self)
+                project.get(self)
 
             def do_PATCH(self) -> None:
-                paper.patch(self)
+                project.patch(self)
 
-            def log_message(self, *words: Any) -> None:
-                """Says nothing."""
+            def log_message(self, *args: Any) -> None:
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
-    def shown(self) -> Json:
+    def object(self) -> Json:
+        """Return the DBProject with its current resourceVersion."""
         return {**self.body, "metadata": {**self.body["metadata"], "resourceVersion": str(self._version)}}
 
     def get(self, handler: BaseHTTPRequestHandler) -> None:
@@ -65,7 +66,7 @@ class PaperProject:
             handler.close_connection = True
             return
         if "watch=1" not in handler.path:
-            answer(handler, {"items": [self.shown()], "metadata": {"resourceVersion": str(self._version)}})
+            answer(handler, {"items": [self.object()], "metadata": {"resourceVersion": str(self._version)}})
             return
         handler.send_response(200)
         handler.send_header("Transfer-Encoding", "chunked")
@@ -75,7 +76,7 @@ class PaperProject:
             while self.up:
                 if seen < self._version:
                     seen = self._version
-                    line = json.dumps({"type": "MODIFIED", "object": self.shown()}).encode() + b"\n"
+                    line = json.dumps({"type": "MODIFIED", "object": self.object()}).encode() + b"\n"
                     try:
                         handler.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
                     except OSError:
@@ -84,23 +85,23 @@ class PaperProject:
         handler.close_connection = True
 
     def patch(self, handler: BaseHTTPRequestHandler) -> None:
-        said = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        applied = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
         if not self.up:
             handler.close_connection = True
             return
         with self._changed:
-            self.body["status"]["proxies"] = said["status"]["proxies"]
+            self.body["status"]["proxies"] = applied["status"]["proxies"]
             self.writes += 1
             self._version += 1
             self._changed.notify_all()
-        answer(handler, self.shown())
+        answer(handler, self.object())
 
     def entries(self) -> list[Json]:
-        found: list[Json] = self.body["status"].get("proxies", [])
-        return found
+        entries: list[Json] = self.body["status"].get("proxies", [])
+        return entries
 
     def touch(self) -> None:
-        """Somebody has written something else."""
+        """Raise the resourceVersion, as a write of another field would."""
         with self._changed:
             self._version += 1
             self._changed.notify_all()
@@ -128,9 +129,9 @@ def answer(handler: BaseHTTPRequestHandler, body: Json) -> None:
 
 
 class ProxyProcess:
-    """`dbranch-server proxy` of the project on paper."""
+    """A process of `dbranch-server proxy` for a FakeProject."""
 
-    def __init__(self, project: PaperProject, log: Path, **more: str) -> None:
+    def __init__(self, project: FakeProject, log: Path, **variables: str) -> None:
         self.project, self.port, self.health, self.log = project, free_port(), free_port(), log
         env = {
             "PATH": os.environ["PATH"],
@@ -142,7 +143,7 @@ class ProxyProcess:
             "DBRANCH_PORT": str(self.port),
             "DBRANCH_HEALTH_PORT": str(self.health),
             "DBRANCH_LOG_FORMAT": "json",
-            **more,
+            **variables,
         }
         with log.open("ab") as out:
             self.process = subprocess.Popen(
@@ -153,8 +154,8 @@ class ProxyProcess:
     def get(self, path: str) -> tuple[int, str]:
         assert self.process.poll() is None, self.log.read_text()
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.health}/{path}", timeout=5) as got:
-                return got.status, got.read().decode()
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.health}/{path}", timeout=5) as response:
+                return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
         except OSError:
@@ -169,23 +170,24 @@ class ProxyProcess:
         return int(statm.split()[1]) * os.sysconf("SC_PAGESIZE")
 
     def cpu_seconds(self) -> float:
-        words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def stop(self, by: signal.Signals = signal.SIGTERM) -> int:
+    def stop(self, signum: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal to the process and return its exit code."""
         if self.process.poll() is None:
-            self.process.send_signal(by)
+            self.process.send_signal(signum)
         return self.process.wait(40)
 
 
 @contextmanager
 def proxy_process(
-    backends: list[Backend], log: Path, proxy: Json | None = None, **more: str
+    backends: list[Backend], log: Path, proxy: Json | None = None, **variables: str
 ) -> Iterator[ProxyProcess]:
-    """The process with its project; both end with the block."""
-    project = PaperProject(backends, proxy or {})
+    """Run a proxy process and its FakeProject; both end with the block."""
+    project = FakeProject(backends, proxy or {})
     try:
-        running = ProxyProcess(project, log, **more)
+        running = ProxyProcess(project, log, **variables)
         try:
             yield running
         finally:

@@ -1,4 +1,4 @@
-"""What the tests of the proxy say and hear in the protocol, by hand and by psycopg."""
+"""Helpers of the proxy's tests that speak the Postgres protocol, by hand or through psycopg."""
 
 from __future__ import annotations
 
@@ -14,52 +14,56 @@ import pytest
 from tests.node.proxy_backend import PASSWORD, USER, Client, Proxy
 
 
-def refused(proxy: Proxy, **more: Any) -> str:
+def connect_error(proxy: Proxy, **options: Any) -> str:
+    """Return the message of the error that a connection attempt has to fail with."""
     with pytest.raises(psycopg.OperationalError) as caught:
-        proxy.connect(**more)
+        proxy.connect(**options)
     return str(caught.value)
 
 
-def ended(connection: Client) -> str:
-    """The SQLSTATE and message with which the connection was ended, waiting for it a little."""
-    until = time.monotonic() + 5
+def fatal_message(connection: Client) -> str:
+    """Return the SQLSTATE and message of the FATAL that ends the connection within five seconds."""
+    deadline = time.monotonic() + 5
     with pytest.raises(psycopg.OperationalError) as caught:
-        while time.monotonic() < until:
+        while time.monotonic() < deadline:
             connection.execute("SELECT 1")
             time.sleep(0.02)
     assert connection.closed
     if caught.value.sqlstate:
         return f"{caught.value.sqlstate} {caught.value}"
-    assert connection.heard, f"no ErrorResponse: {caught.value}"
-    return connection.heard[-1]
+    assert connection.notices_received, f"no ErrorResponse: {caught.value}"
+    return connection.notices_received[-1]
 
 
-def message(kind: bytes, body: bytes) -> bytes:
-    return kind + struct.pack("!I", 4 + len(body)) + body
+def build_message(message_type: bytes, body: bytes) -> bytes:
+    """Return a message of the protocol: type, length, body."""
+    return message_type + struct.pack("!I", 4 + len(body)) + body
 
 
-def startup(parameters: dict[str, str]) -> bytes:
+def build_startup(parameters: dict[str, str]) -> bytes:
+    """Return a StartupMessage of protocol 3.0."""
     body = b"".join(w.encode() + b"\0" for pair in parameters.items() for w in pair) + b"\0"
     return struct.pack("!II", 8 + len(body), 3 << 16) + body
 
 
 def read_all(sock: socket.socket) -> bytes:
-    """Until the peer closes; a reset is an error, except on a socket that the test itself has broken."""
+    """Read until the peer closes. Raises ConnectionResetError if it resets the connection."""
     parts: list[bytes] = []
     while part := sock.recv(65536):
         parts.append(part)
     return b"".join(parts)
 
 
-def error_of(data: bytes) -> dict[str, str]:
-    """The fields of the last message, which has to be an ErrorResponse."""
-    at = data.rindex(b"E\x00\x00")
-    length = int.from_bytes(data[at + 1 : at + 5], "big")
-    assert at + 1 + length == len(data), data
-    return {f[:1].decode(): f[1:].decode() for f in data[at + 5 : -2].split(b"\0")}
+def error_fields(data: bytes) -> dict[str, str]:
+    """Return the fields of the last message, which has to be an ErrorResponse."""
+    start = data.rindex(b"E\x00\x00")
+    length = int.from_bytes(data[start + 1 : start + 5], "big")
+    assert start + 1 + length == len(data), data
+    return {f[:1].decode(): f[1:].decode() for f in data[start + 5 : -2].split(b"\0")}
 
 
-def sleepers(direct: psycopg.Connection[Any]) -> int:
+def running_sleeps(direct: psycopg.Connection[Any]) -> int:
+    """Return how many backends run pg_sleep."""
     sql = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep%'"
     row = direct.execute(sql).fetchone()
     assert row
@@ -68,12 +72,12 @@ def sleepers(direct: psycopg.Connection[Any]) -> int:
 
 
 def resident_bytes() -> int:
-    """Of this process, which the proxy under test is a thread of."""
+    """Return the resident memory of this process, in which the proxy under test is a thread."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def environment(proxy: Proxy, **more: str) -> dict[str, str]:
-    """Of a program that connects through the proxy."""
+def environment(proxy: Proxy, **variables: str) -> dict[str, str]:
+    """Return the environment of a program that connects through the proxy."""
     return {
         **os.environ,
         "PGHOST": "127.0.0.1",
@@ -81,5 +85,5 @@ def environment(proxy: Proxy, **more: str) -> dict[str, str]:
         "PGUSER": USER,
         "PGPASSWORD": PASSWORD,
         "PGDATABASE": "postgres",
-        **more,
+        **variables,
     }

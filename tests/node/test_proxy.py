@@ -21,7 +21,7 @@ from tests.node.proxy_backend import (
     branch_of,
     wait_until,
 )
-from tests.node.proxy_talk import error_of, read_all, refused, resident_bytes, startup
+from tests.node.proxy_talk import build_startup, connect_error, error_fields, read_all, resident_bytes
 
 from dbranch.api.project import Target
 
@@ -54,12 +54,12 @@ def test_psql_follows_the_active_branch(proxy: Proxy) -> None:
     assert psql() == "feature-x"
 
 
-def test_a_wrong_password_is_said_by_postgres(proxy: Proxy) -> None:
-    assert 'password authentication failed for user "ann"' in refused(proxy, password="wrong")
+def test_a_wrong_password_is_rejected_by_postgres(proxy: Proxy) -> None:
+    assert 'password authentication failed for user "ann"' in connect_error(proxy, password="wrong")
 
 
-def test_a_large_copy_is_whole_both_ways(proxy: Proxy) -> None:
-    """100 MB in and out, and their checksum as the server sees it."""
+def test_a_large_copy_is_complete_both_ways(proxy: Proxy) -> None:
+    """100 MB in and out, compared with what the server has."""
     line = b"0123456789abcdef" * 64 + b"\n"
     count = 100_000_000 // len(line)
     with proxy.connect() as connection:
@@ -68,8 +68,8 @@ def test_a_large_copy_is_whole_both_ways(proxy: Proxy) -> None:
             for _ in range(count // 100):
                 copy.write(line * 100)
         rows = count // 100 * 100
-        got = connection.execute("SELECT count(*), count(DISTINCT line), min(line) FROM big").fetchone()
-        assert got == (rows, 1, line[:-1].decode())
+        row = connection.execute("SELECT count(*), count(DISTINCT line), min(line) FROM big").fetchone()
+        assert row == (rows, 1, line[:-1].decode())
         size = 0
         with connection.cursor().copy("COPY big TO STDOUT") as copy:
             for data in copy:
@@ -78,7 +78,7 @@ def test_a_large_copy_is_whole_both_ways(proxy: Proxy) -> None:
         assert size == rows * len(line)
 
 
-def test_a_slow_client_holds_its_backend_back(proxy: Proxy) -> None:
+def test_a_slow_client_slows_its_backend_down(proxy: Proxy) -> None:
     """A client that asks for a gigabyte and does not read: the proxy does not buffer it."""
     connection = proxy.connect()
     with proxy.connect() as other:
@@ -93,8 +93,8 @@ def test_a_slow_client_holds_its_backend_back(proxy: Proxy) -> None:
     connection.close()
 
 
-def test_a_slow_backend_holds_its_client_back(proxy: Proxy, main: Backend) -> None:
-    """A client that sends without end while the backend does not read."""
+def test_a_slow_backend_slows_its_client_down(proxy: Proxy, main: Backend) -> None:
+    """A client that keeps sending while its backend does not read: the proxy does not buffer it."""
     connection = proxy.connect()
     with main.direct() as direct:
         row = connection.execute("SELECT pg_backend_pid()").fetchone()
@@ -104,8 +104,8 @@ def test_a_slow_backend_holds_its_client_back(proxy: Proxy, main: Backend) -> No
         try:
             sock = socket.socket(fileno=os.dup(connection.pgconn.socket))
             sock.setblocking(False)
-            sent, until = 0, time.monotonic() + 2
-            while time.monotonic() < until and sent < 200_000_000:
+            sent, deadline = 0, time.monotonic() + 2
+            while time.monotonic() < deadline and sent < 200_000_000:
                 try:
                     sent += sock.send(b"d" + struct.pack("!I", 4 + 60000) + b"x" * 60000)
                 except BlockingIOError:
@@ -137,25 +137,27 @@ def test_a_named_branch_is_reached_and_shown(proxy: Proxy, options: str) -> None
 def test_a_named_branch_by_startup_parameter(proxy: Proxy) -> None:
     parameters = {"user": USER, "database": "postgres", "dbranch.branch": "feature-x"}
     with proxy.raw() as sock:
-        sock.sendall(startup(parameters))
+        sock.sendall(build_startup(parameters))
         assert sock.recv(1) == b"R"
         assert proxy.counts() == (1, 0)
-        assert [s.place.branch for s in proxy.board.sessions if s.place] == ["feature-x"]
+        assert [s.backend.branch for s in proxy.switchboard.sessions if s.backend] == ["feature-x"]
 
 
-def test_an_unknown_branch_is_refused_with_those_that_exist(proxy: Proxy) -> None:
-    said = refused(proxy, options="-c dbranch.branch=mian")
-    assert 'branch "mian" does not exist in project shop' in said
-    assert "Branches that exist: feature-x, main." in said
+def test_an_unknown_branch_is_rejected_with_a_list_of_branches(proxy: Proxy) -> None:
+    error = connect_error(proxy, options="-c dbranch.branch=mian")
+    assert 'branch "mian" does not exist in project shop' in error
+    assert "Branches that exist: feature-x, main." in error
     with proxy.raw() as sock:
-        sock.sendall(startup({"user": USER, "dbranch.branch": "mian"}))
-        assert error_of(read_all(sock))["C"] == "3D000"
+        sock.sendall(build_startup({"user": USER, "dbranch.branch": "mian"}))
+        assert error_fields(read_all(sock))["C"] == "3D000"
 
 
 # Waiting
 
 
-def test_a_starting_branch_is_waited_for(proxy: Proxy, feature: Backend, threads: ThreadPoolExecutor) -> None:
+def test_a_session_waits_for_a_starting_branch(
+    proxy: Proxy, feature: Backend, threads: ThreadPoolExecutor
+) -> None:
     targets = {**proxy.table.targets, "feature-x": Target("feature-x", "Starting")}
     proxy.apply(active="feature-x", targets=targets)
     waiting = threads.submit(proxy.connect)
@@ -166,7 +168,7 @@ def test_a_starting_branch_is_waited_for(proxy: Proxy, feature: Backend, threads
         assert branch_of(connection) == "feature-x"
 
 
-def test_a_postgres_that_comes_up_late_is_waited_for(
+def test_a_session_waits_for_a_postgres_that_does_not_listen_yet(
     proxy: Proxy, feature: Backend, threads: ThreadPoolExecutor
 ) -> None:
     """The route says Ready, but nothing listens yet."""
@@ -182,41 +184,41 @@ def test_a_postgres_that_comes_up_late_is_waited_for(
         assert branch_of(connection) == "feature-x"
 
 
-def test_a_wait_is_bounded_and_says_for_what(make_proxy: MakeProxy) -> None:
+def test_a_wait_ends_after_start_timeout_and_says_for_what(make_proxy: MakeProxy) -> None:
     proxy = make_proxy(start_timeout=1.0)
     proxy.apply(active="new", targets={**proxy.table.targets, "new": Target("new", "Starting")})
-    began = time.monotonic()
+    started_at = time.monotonic()
     with proxy.raw() as sock:
-        sock.sendall(startup({"user": USER}))
-        error = error_of(read_all(sock))
-    assert 0.9 < time.monotonic() - began < 3
+        sock.sendall(build_startup({"user": USER}))
+        error = error_fields(read_all(sock))
+    assert 0.9 < time.monotonic() - started_at < 3
     assert error["C"] == "57P03" and error["S"] == "FATAL"
     assert error["M"] == 'waited 1 s for branch "new" of project shop to start'
 
 
-def test_a_wait_for_who_does_not_answer_is_bounded(make_proxy: MakeProxy) -> None:
+def test_a_wait_for_a_backend_that_does_not_answer_is_bounded(make_proxy: MakeProxy) -> None:
     proxy = make_proxy(start_timeout=1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         closed = Target("closed", "Ready", "127.0.0.1", 1)
         mute = Target("mute", "Ready", "127.0.0.1", port)
         proxy.apply(targets={**proxy.table.targets, "closed": closed, "mute": mute})
-        assert "Connection refused" in refused(proxy, options="-c dbranch.branch=closed")
-        began = time.monotonic()
-        assert "no answer to the startup packet" in refused(proxy, options="-c dbranch.branch=mute")
-        assert time.monotonic() - began < 4
+        assert "Connection refused" in connect_error(proxy, options="-c dbranch.branch=closed")
+        started_at = time.monotonic()
+        assert "no answer to the startup packet" in connect_error(proxy, options="-c dbranch.branch=mute")
+        assert time.monotonic() - started_at < 4
 
 
 def test_a_stopped_branch_says_how_to_resume(proxy: Proxy) -> None:
     proxy.apply(targets={**proxy.table.targets, "main": Target("main", "Stopped")})
-    said = refused(proxy)
-    assert 'branch "main" of project shop is stopped' in said
-    assert "dbranch resume main" in said
+    error = connect_error(proxy)
+    assert 'branch "main" of project shop is stopped' in error
+    assert "dbranch resume main" in error
 
 
-def test_a_client_that_goes_while_it_waits_leaves_nothing(proxy: Proxy) -> None:
+def test_a_client_that_disconnects_while_it_waits_leaves_no_session(proxy: Proxy) -> None:
     proxy.apply(targets={**proxy.table.targets, "main": Target("main", "Starting")})
     with proxy.raw() as sock:
-        sock.sendall(startup({"user": USER}))
-        wait_until(lambda: proxy.board.sessions)
-    wait_until(lambda: not proxy.board.sessions)
+        sock.sendall(build_startup({"user": USER}))
+        wait_until(lambda: proxy.switchboard.sessions)
+    wait_until(lambda: not proxy.switchboard.sessions)

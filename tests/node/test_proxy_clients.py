@@ -1,4 +1,4 @@
-"""Real programs and drivers through the proxy: what each of them does in the protocol, and nothing lost of it."""
+"""Real programs and drivers through the proxy: each part of the protocol that they use works."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.node.proxy_backend import (
     MakeProxy,
     Proxy,
     branch_of,
-    trusting,
+    trusting_context,
     wait_until,
 )
 from tests.node.proxy_talk import environment, resident_bytes
 
-NAMED = "-c dbranch.branch=feature-x"
+FEATURE_OPTIONS = "-c dbranch.branch=feature-x"
 
 
 @pytest.fixture
@@ -34,12 +34,13 @@ def programs(main: Backend) -> Path:
     return main.programs
 
 
-def run(proxy: Proxy, program: Path, *words: str, **more: str) -> str:
-    done = subprocess.run(
-        [str(program), *words], env=environment(proxy, **more), capture_output=True, text=True, check=False
+def run(proxy: Proxy, program: Path, *args: str) -> str:
+    """Run a program that connects through the proxy, and return its output."""
+    process = subprocess.run(
+        [str(program), *args], env=environment(proxy), capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def test_psql_by_url(proxy: Proxy, programs: Path) -> None:
@@ -51,7 +52,7 @@ def test_psql_by_url(proxy: Proxy, programs: Path) -> None:
     assert run(proxy, programs / "psql", *show, f"{url}?application_name=own&sslmode=prefer") == "main\n"
 
 
-def test_the_applications_name_is_its_own(proxy: Proxy) -> None:
+def test_application_name_is_not_changed(proxy: Proxy) -> None:
     with proxy.connect(application_name="shop web 1") as connection:
         assert connection.execute("SHOW application_name").fetchone() == ("shop web 1",)
 
@@ -59,9 +60,9 @@ def test_the_applications_name_is_its_own(proxy: Proxy) -> None:
 @pytest.mark.parametrize("mode", ["simple", "extended", "prepared"])
 def test_pgbench(proxy: Proxy, programs: Path, mode: str) -> None:
     run(proxy, programs / "pgbench", "-i", "-q", "-s", "1")
-    said = run(proxy, programs / "pgbench", "-n", "-M", mode, "-c", "4", "-j", "2", "-t", "100")
-    assert "number of transactions actually processed: 400/400" in said
-    assert "number of failed transactions: 0 " in said
+    output = run(proxy, programs / "pgbench", "-n", "-M", mode, "-c", "4", "-j", "2", "-t", "100")
+    assert "number of transactions actually processed: 400/400" in output
+    assert "number of failed transactions: 0 " in output
     sums = "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(delta) FROM pgbench_history)"
     with proxy.connect() as connection:
         row = connection.execute(sums).fetchone()
@@ -69,45 +70,45 @@ def test_pgbench(proxy: Proxy, programs: Path, mode: str) -> None:
         assert connection.execute("SELECT count(*) FROM pgbench_history").fetchone() == (400,)
 
 
-def test_pgbench_with_a_connection_a_transaction(proxy: Proxy, programs: Path) -> None:
+def test_pgbench_with_a_connection_per_transaction(proxy: Proxy, programs: Path) -> None:
     run(proxy, programs / "pgbench", "-i", "-q", "-s", "1")
-    said = run(proxy, programs / "pgbench", "-n", "-S", "-C", "-c", "2", "-t", "50")
-    assert "number of transactions actually processed: 100/100" in said
+    output = run(proxy, programs / "pgbench", "-n", "-S", "-C", "-c", "2", "-t", "50")
+    assert "number of transactions actually processed: 100/100" in output
 
 
-def test_psycopg_with_cursors_on_the_server_and_notifications(proxy: Proxy) -> None:
+def test_psycopg_with_server_side_cursors_and_notifications(proxy: Proxy) -> None:
     with proxy.connect() as listener, proxy.connect(autocommit=False) as connection:
-        listener.execute("LISTEN news")
+        listener.execute("LISTEN channel_1")
         with connection.cursor("far") as cursor:
             cursor.itersize = 100
             cursor.execute("SELECT g, repeat('x', g %% 100) FROM generate_series(1, %s) g", [5000])
             assert sum(row[0] for row in cursor) == 5000 * 5001 // 2
         with connection.cursor(binary=True) as binary:
             assert binary.execute("SELECT %b::int8, %b::bytea", [7, b"\0\xff"]).fetchone() == (7, b"\0\xff")
-        connection.execute("SELECT pg_notify('news', 'it is out')")
+        connection.execute("SELECT pg_notify('channel_1', 'payload')")
         connection.commit()
-        heard = next(iter(listener.notifies(timeout=10, stop_after=1)))
-        assert (heard.channel, heard.payload) == ("news", "it is out")
+        notification = next(iter(listener.notifies(timeout=10, stop_after=1)))
+        assert (notification.channel, notification.payload) == ("channel_1", "payload")
 
 
-def test_a_notice_among_a_result(proxy: Proxy) -> None:
+def test_a_notice_arrives(proxy: Proxy) -> None:
     with proxy.connect() as connection:
         connection.execute("DO $$ BEGIN RAISE NOTICE 'so far'; END $$")
-        assert [h for h in connection.heard if "so far" in h]
+        assert [n for n in connection.notices_received if "so far" in n]
 
 
-async def _asyncpg(proxy: Proxy, **more: Any) -> asyncpg.Connection[Any]:
+async def _asyncpg(proxy: Proxy, **options: Any) -> asyncpg.Connection[Any]:
     return await asyncpg.connect(
-        host="127.0.0.1", port=proxy.port, user=USER, password=PASSWORD, database="postgres", **more
+        host="127.0.0.1", port=proxy.port, user=USER, password=PASSWORD, database="postgres", **options
     )
 
 
 def test_asyncpg(make_proxy: MakeProxy, tls: Path) -> None:
-    """Prepared statements, its own COPY, a time-out (which is a cancel), notifications; plain and by TLS."""
+    """Prepared statements, its own COPY, a time-out (which is a cancel), notifications; with and without TLS."""
     proxy = make_proxy(tls)
 
-    async def work(**more: Any) -> None:
-        connection = await _asyncpg(proxy, **more)
+    async def work(**options: Any) -> None:
+        connection = await _asyncpg(proxy, **options)
         try:
             assert await connection.fetchval("SHOW cluster_name") == "main"
             statement = await connection.prepare("SELECT $1::int + 1")
@@ -118,17 +119,17 @@ def test_asyncpg(make_proxy: MakeProxy, tls: Path) -> None:
             assert await connection.fetchval("SELECT count(*) FROM t") == 5000
             with pytest.raises(asyncio.TimeoutError):
                 await connection.execute("SELECT pg_sleep(60)", timeout=0.5)
-            heard: asyncio.Queue[object] = asyncio.Queue()
-            await connection.add_listener("news", lambda *words: heard.put_nowait(words[3]))
-            await connection.execute("SELECT pg_notify('news', 'out')")
-            assert await asyncio.wait_for(heard.get(), 10) == "out"
+            payloads: asyncio.Queue[object] = asyncio.Queue()
+            await connection.add_listener("channel_1", lambda *args: payloads.put_nowait(args[3]))
+            await connection.execute("SELECT pg_notify('channel_1', 'payload')")
+            assert await asyncio.wait_for(payloads.get(), 10) == "payload"
         finally:
             await connection.close()
 
     asyncio.run(work(ssl=False))
-    asyncio.run(work(ssl=trusting(tls)))
-    asyncio.run(work(ssl=trusting(tls), direct_tls=True))
-    wait_until(lambda: not proxy.board.sessions)
+    asyncio.run(work(ssl=trusting_context(tls)))
+    asyncio.run(work(ssl=trusting_context(tls), direct_tls=True))
+    wait_until(lambda: not proxy.switchboard.sessions)
 
 
 def test_copy_both_ways(proxy: Proxy, programs: Path, tmp_path: Path) -> None:
@@ -141,11 +142,11 @@ def test_copy_both_ways(proxy: Proxy, programs: Path, tmp_path: Path) -> None:
 
 
 def test_large_objects(proxy: Proxy, programs: Path, tmp_path: Path) -> None:
-    """psql moves them by function calls, a message of their own in the protocol."""
+    """psql transfers them with FunctionCall messages."""
     source, back = tmp_path / "in", tmp_path / "out"
     source.write_bytes(os.urandom(3_000_000))
-    said = run(proxy, programs / "psql", "-X", "-c", f"\\lo_import '{source}'")
-    oid = said.split()[-1]
+    output = run(proxy, programs / "psql", "-X", "-c", f"\\lo_import '{source}'")
+    oid = output.split()[-1]
     run(proxy, programs / "psql", "-X", "-c", f"\\lo_export {oid} '{back}'", "-c", f"\\lo_unlink {oid}")
     assert back.read_bytes() == source.read_bytes()
 
@@ -161,16 +162,16 @@ def test_a_dump_of_one_branch_into_another(proxy: Proxy, programs: Path) -> None
     )
     restore = subprocess.run(
         [str(programs / "pg_restore"), "-d", "postgres", "--single-transaction"],
-        env=environment(proxy, PGOPTIONS=NAMED),
+        env=environment(proxy, PGOPTIONS=FEATURE_OPTIONS),
         stdin=dump.stdout,
         check=False,
     )
     assert (dump.wait(30), restore.returncode) == (0, 0)
     sql = "SELECT count(*), md5(string_agg(m, '' ORDER BY g)) FROM dumped.t"
-    with proxy.connect() as there, proxy.connect(options=NAMED) as here:
-        assert branch_of(here) == "feature-x"
-        assert there.execute(sql).fetchone() == here.execute(sql).fetchone()
-        for connection in (there, here):
+    with proxy.connect() as source, proxy.connect(options=FEATURE_OPTIONS) as restored:
+        assert branch_of(restored) == "feature-x"
+        assert source.execute(sql).fetchone() == restored.execute(sql).fetchone()
+        for connection in (source, restored):
             connection.execute("DROP SCHEMA dumped CASCADE")
 
 
@@ -193,7 +194,8 @@ def test_a_base_backup_with_its_wal(proxy: Proxy, programs: Path, tmp_path: Path
 
 
 @pytest.fixture
-def slot(proxy: Proxy) -> Iterator[str]:
+def replication_slot(proxy: Proxy) -> Iterator[str]:
+    """The name of a replication slot, which is dropped after the test."""
     yield "through_the_proxy"
     with proxy.connect() as connection:
         connection.execute(
@@ -203,35 +205,38 @@ def slot(proxy: Proxy) -> Iterator[str]:
 
 
 @contextmanager
-def receiving(proxy: Proxy, program: Path, *words: str) -> Iterator[None]:
-    """A program that receives until it is told to end; told so, it ends well."""
-    running = subprocess.Popen([str(program), *words, "--no-loop"], env=environment(proxy))
+def receiving(proxy: Proxy, program: Path, *args: str) -> Iterator[None]:
+    """Run a program that receives until SIGINT; it has to exit with 0 then."""
+    process = subprocess.Popen([str(program), *args, "--no-loop"], env=environment(proxy))
     try:
         yield
-        running.send_signal(signal.SIGINT)
-        assert running.wait(20) == 0
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
     finally:
-        running.kill()
-        running.wait()
+        process.kill()
+        process.wait()
 
 
-def test_wal_is_received(proxy: Proxy, programs: Path, slot: str, tmp_path: Path) -> None:
+def test_wal_is_received(proxy: Proxy, programs: Path, replication_slot: str, tmp_path: Path) -> None:
     receive = programs / "pg_receivewal"
-    run(proxy, receive, "--create-slot", "--slot", slot)
-    with receiving(proxy, receive, "-D", str(tmp_path), "--slot", slot), proxy.connect() as connection:
+    run(proxy, receive, "--create-slot", "--slot", replication_slot)
+    with (
+        receiving(proxy, receive, "-D", str(tmp_path), "--slot", replication_slot),
+        proxy.connect() as connection,
+    ):
 
-        def a_segment_is_whole() -> bool:
+        def a_segment_is_complete() -> bool:
             connection.execute("SELECT pg_logical_emit_message(false, 'x', repeat('y', 100000))")
             connection.execute("SELECT pg_switch_wal()")
             time.sleep(0.2)
             return any(p.suffix != ".partial" for p in tmp_path.iterdir())
 
-        wait_until(a_segment_is_whole, 30)
+        wait_until(a_segment_is_complete, 30)
 
 
-def test_changes_are_decoded(proxy: Proxy, programs: Path, slot: str, tmp_path: Path) -> None:
+def test_changes_are_decoded(proxy: Proxy, programs: Path, replication_slot: str, tmp_path: Path) -> None:
     receive, out = programs / "pg_recvlogical", tmp_path / "changes"
-    common = ("--slot", slot, "-d", "postgres")
+    common = ("--slot", replication_slot, "-d", "postgres")
     run(proxy, receive, *common, "--create-slot", "-P", "test_decoding")
     with receiving(proxy, receive, *common, "--start", "-f", str(out)), proxy.connect() as connection:
         connection.execute("CREATE TABLE decoded AS SELECT 'read me' AS words")
@@ -239,15 +244,19 @@ def test_changes_are_decoded(proxy: Proxy, programs: Path, slot: str, tmp_path: 
         connection.execute("DROP TABLE decoded")
 
 
-def test_a_thousand_sessions_in_turn(proxy: Proxy) -> None:
-    """None is left, and the proxy does not grow."""
+def test_a_thousand_sessions_one_after_the_other(proxy: Proxy) -> None:
+    """No state is left of them, and the proxy's memory does not grow."""
     for _ in range(100):
         proxy.connect().close()
     before = resident_bytes()
     for _ in range(1000):
         proxy.connect().close()
-    wait_until(lambda: not proxy.board.sessions)
-    assert (proxy.board.keys, proxy.board.by_address, proxy.board.by_branch) == ({}, {}, {})
+    wait_until(lambda: not proxy.switchboard.sessions)
+    assert (
+        proxy.switchboard.cancel_keys,
+        proxy.switchboard.sessions_by_address,
+        proxy.switchboard.sessions_by_branch,
+    ) == ({}, {}, {})
     assert resident_bytes() - before < 15_000_000
     with proxy.connect() as connection:
         assert branch_of(connection) == "main"

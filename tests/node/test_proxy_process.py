@@ -1,4 +1,4 @@
-"""The proxy's own process: probes, metrics, its log, a signal, an API server that is away."""
+"""The proxy as a process: probes, metrics, its log, SIGTERM, and an unreachable API server."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import psycopg
 import pytest
 from tests.node.proxy_backend import PASSWORD, USER, Backend, Client, branch_of, wait_until
 from tests.node.proxy_process import ProxyProcess, proxy_process
-from tests.node.proxy_talk import ended
+from tests.node.proxy_talk import fatal_message
 
 
 @pytest.fixture
 def running(main: Backend, feature: Backend, tmp_path: Path) -> Iterator[ProxyProcess]:
-    short = {"DBRANCH_WITHDRAW_SECONDS": "1", "DBRANCH_GRACE_SECONDS": "3"}
-    with proxy_process([main, feature], tmp_path / "log", **short) as running:
+    short_delays = {"DBRANCH_WITHDRAW_SECONDS": "1", "DBRANCH_GRACE_SECONDS": "3"}
+    with proxy_process([main, feature], tmp_path / "log", **short_delays) as running:
         yield running
 
 
-def connect(running: ProxyProcess, **more: Any) -> Client:
-    words = {"host": "127.0.0.1", "user": USER, "password": PASSWORD, "dbname": "postgres"}
-    return Client.connect(port=running.port, autocommit=True, **words, **more)
+def connect(running: ProxyProcess, **options: Any) -> Client:
+    defaults = {"host": "127.0.0.1", "user": USER, "password": PASSWORD, "dbname": "postgres"}
+    return Client.connect(port=running.port, autocommit=True, **defaults, **options)
 
 
-def test_metrics_probes_and_the_line_of_a_session(running: ProxyProcess) -> None:
+def test_metrics_probes_and_the_log_line_of_a_session(running: ProxyProcess) -> None:
     assert running.get("healthz") == (200, "ok\n")
     assert running.get("readyz") == (200, "ok\n")
     with connect(running, application_name="web") as connection:
@@ -45,29 +45,29 @@ def test_metrics_probes_and_the_line_of_a_session(running: ProxyProcess) -> None
     assert line["bytes_out"] > 100_000 > line["bytes_in"]
 
 
-def test_sigterm_drains_within_its_grace_and_tells_the_rest(running: ProxyProcess) -> None:
+def test_sigterm_drains_sessions_and_ends_the_others_after_the_grace_period(running: ProxyProcess) -> None:
     idle, busy, stuck = connect(running), connect(running), connect(running)
-    for one in (busy, stuck):
-        one.execute("BEGIN")
-    began = time.monotonic()
+    for connection in (busy, stuck):
+        connection.execute("BEGIN")
+    started_at = time.monotonic()
     running.process.send_signal(signal.SIGTERM)
     wait_until(lambda: running.get("readyz")[0] == 503, 3)
-    # The cluster has not heard yet that this pod goes: who comes is taken.
+    # Nodes may still send connections to this pod, so they are accepted.
     with connect(running) as late:
         assert branch_of(late) == "main"
-    assert ended(idle).startswith("57P01")
+    assert fatal_message(idle).startswith("57P01")
     with pytest.raises(psycopg.OperationalError):
         connect(running)
     assert busy.execute("SELECT 1").fetchone() == (1,)
     busy.execute("COMMIT")
-    assert "the proxy is stopping" in ended(busy)
-    assert ended(stuck).startswith("57P01")
+    assert "the proxy is stopping" in fatal_message(busy)
+    assert fatal_message(stuck).startswith("57P01")
     assert running.process.wait(10) == 0
-    assert time.monotonic() - began < 1 + 3 + 3
+    assert time.monotonic() - started_at < 1 + 3 + 3
     assert running.project.entries() == []
 
 
-def test_the_entry_counts_by_branch_and_says_at_once_when_a_drain_is_over(
+def test_the_entry_counts_by_branch_and_is_written_at_once_when_a_drain_ends(
     main: Backend, feature: Backend, tmp_path: Path
 ) -> None:
     with proxy_process([main, feature], tmp_path / "log", {"onSwitch": "Drain"}) as running:
@@ -83,24 +83,24 @@ def test_the_entry_counts_by_branch_and_says_at_once_when_a_drain_is_over(
             wait_until(lambda: [e["branches"] for e in entries()] == [[new]], 3)
 
 
-def test_counts_are_written_seldom(main: Backend, tmp_path: Path) -> None:
-    """At most once in ten seconds, however much comes and goes; and that often also while it does."""
+def test_session_counts_are_written_rarely(main: Backend, tmp_path: Path) -> None:
+    """At most once in ten seconds, however often sessions change; and that often even if other fields change."""
     with proxy_process([main], tmp_path / "log") as running:
         wait_until(running.project.entries)
-        before, until = running.project.writes, time.monotonic() + 12
-        while time.monotonic() < until:
+        before, deadline = running.project.writes, time.monotonic() + 12
+        while time.monotonic() < deadline:
             connect(running).close()
             time.sleep(0.2)
         assert running.project.writes - before <= 2
         with connect(running), connect(running), connect(running):
-            until = time.monotonic() + 15
+            deadline = time.monotonic() + 15
             while running.project.entries()[0]["sessions"] != 3:
-                assert time.monotonic() < until, "what is written by others holds it back"
+                assert time.monotonic() < deadline, "writes of other fields delay the counts"
                 running.project.touch()
                 time.sleep(0.5)
 
 
-def test_without_an_api_server_routing_goes_on(running: ProxyProcess) -> None:
+def test_routing_continues_without_an_api_server(running: ProxyProcess) -> None:
     wait_until(lambda: [e["generation"] for e in running.project.entries()] == [1])
     running.project.switch("feature-x")
     wait_until(lambda: [e["generation"] for e in running.project.entries()] == [2])
@@ -116,7 +116,7 @@ def test_without_an_api_server_routing_goes_on(running: ProxyProcess) -> None:
         assert branch_of(connection) == "main"
 
 
-def test_it_takes_as_many_files_as_it_may(main: Backend, tmp_path: Path) -> None:
+def test_the_soft_limit_of_open_files_is_raised(main: Backend, tmp_path: Path) -> None:
     """A session takes two, and containers often start with a soft limit of 1024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))

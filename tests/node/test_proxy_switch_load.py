@@ -1,4 +1,4 @@
-"""Twenty switches under load: pgbench with open sessions, and a client that opens one after the other."""
+"""Twenty switches under load: pgbench with open sessions, and a client that opens one session after the other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.node.proxy_backend import Backend, MakeProxy, Proxy, branch_of
 from tests.node.proxy_talk import environment
 
 SWITCHES = 20
-# A transaction in two halves, under a number that no other has.
+# A transaction of two rows, with an ID that no other transaction has.
 SCRIPT = """\
 \\set id random(1, 4611686018427387903)
 BEGIN;
@@ -30,7 +30,8 @@ COMMIT;
 
 
 @pytest.fixture
-def seen(main: Backend, feature: Backend) -> Iterator[None]:
+def seen_table(main: Backend, feature: Backend) -> Iterator[None]:
+    """The table `seen` of SCRIPT, on both branches."""
     for backend in (main, feature):
         with backend.direct() as direct:
             direct.execute("CREATE TABLE seen (id int8, half int)")
@@ -42,7 +43,7 @@ def seen(main: Backend, feature: Backend) -> Iterator[None]:
 
 @dataclass
 class Load:
-    """pgbench over and over, since it does not open a lost session again."""
+    """pgbench, started again whenever it exits: it does not reconnect a lost session."""
 
     proxy: Proxy
     pgbench: Path
@@ -53,58 +54,58 @@ class Load:
 
     def run(self) -> None:
         while not self.stop.is_set():
-            words = ["-n", "-c", "4", "-R", "400", "-T", "60", "-f", str(self.script)]
-            running = subprocess.Popen(
-                [str(self.pgbench), *words],
+            args = ["-n", "-c", "4", "-R", "400", "-T", "60", "-f", str(self.script)]
+            process = subprocess.Popen(
+                [str(self.pgbench), *args],
                 env=environment(self.proxy),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            while running.poll() is None and not self.stop.wait(0.05):
+            while process.poll() is None and not self.stop.wait(0.05):
                 pass
-            if running.poll() is None:
-                # Ends as after -T: what was processed is said.
-                running.send_signal(signal.SIGALRM)
-            out, err = running.communicate(timeout=30)
-            found = re.search(r"transactions actually processed: (\d+)", out)
-            self.processed += int(found[1]) if found else 0
+            if process.poll() is None:
+                # It ends as after -T, and prints what it has processed.
+                process.send_signal(signal.SIGALRM)
+            out, err = process.communicate(timeout=30)
+            processed = re.search(r"transactions actually processed: (\d+)", out)
+            self.processed += int(processed[1]) if processed else 0
             self.errors += [line for line in err.splitlines() if "FATAL" in line or "ERROR" in line]
 
 
 @dataclass
-class Newcomers:
-    """A session after the other; `let_in` is when each had its first answer (of the monotonic clock)."""
+class NewSessions:
+    """New sessions, one after the other. `logged_in_at`: when each had its first answer (monotonic)."""
 
     proxy: Proxy
     stop: threading.Event
     in_force: list[str]
-    let_in: list[float] = field(default_factory=list)
+    logged_in_at: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
     def run(self) -> None:
         while not self.stop.is_set():
-            # The branches from the last switch that was over when this one began, on.
+            # The branch in force when this session began, and all later ones, are correct.
             first = len(self.in_force) - 1
-            while not (reached := self.once()):
+            while not (reached := self.connect_once()):
                 pass
-            self.let_in.append(time.monotonic())
-            # The next one may be in force before this thread hears of it.
+            self.logged_in_at.append(time.monotonic())
+            # The next branch may be in force before it is appended to in_force.
             if reached not in (*self.in_force[first:], self.proxy.table.active):
                 self.wrong.append(f"{reached}, not {self.in_force[first:]}")
             time.sleep(0.005)
 
-    def once(self) -> str | None:
-        """The branch that a session reaches; None where a switch ended it first."""
-        heard: list[str] = []
+    def connect_once(self) -> str | None:
+        """Return the branch that a new session reaches, or None if a switch ended it first."""
+        notices: list[str] = []
         try:
             with self.proxy.connect() as connection:
-                # A FATAL that comes between two statements is a notice to libpq.
-                heard = connection.heard
+                # libpq reports a FATAL that comes between two statements as a notice.
+                notices = connection.notices_received
                 return branch_of(connection)
         except psycopg.OperationalError as error:
-            # libpq may see the close before it has read the FATAL in front of it.
-            if "was switched" in f"{error} {heard}" or "server closed the connection" in str(error):
+            # libpq may see the close before it has read the FATAL.
+            if "was switched" in f"{error} {notices}" or "server closed the connection" in str(error):
                 return None
             self.wrong.append(str(error))
             return "?"
@@ -115,7 +116,7 @@ def test_twenty_switches_under_load(
     make_proxy: MakeProxy,
     main: Backend,
     feature: Backend,
-    seen: None,
+    seen_table: None,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     on_switch: str,
@@ -126,17 +127,17 @@ def test_twenty_switches_under_load(
     script.write_text(SCRIPT)
     load = Load(proxy, main.programs / "pgbench", script, stop)
     in_force = ["main"]
-    newcomers = Newcomers(proxy, stop, in_force)
-    workers = [threading.Thread(target=w.run) for w in (load, newcomers)]
+    new_sessions = NewSessions(proxy, stop, in_force)
+    workers = [threading.Thread(target=w.run) for w in (load, new_sessions)]
     for worker in workers:
         worker.start()
-    switched: list[float] = []
+    switched_at: list[float] = []
     for i in range(SWITCHES):
         time.sleep(0.3)
         branch = ("feature-x", "main")[i % 2]
         proxy.apply(active=branch)
         in_force.append(branch)
-        switched.append(time.monotonic())
+        switched_at.append(time.monotonic())
     time.sleep(0.3)
     stop.set()
     for worker in workers:
@@ -151,16 +152,16 @@ def test_twenty_switches_under_load(
     assert not ids[0] & ids[1], "a transaction on two branches"
     committed = len(ids[0]) + len(ids[1])
     assert committed > 300
-    assert newcomers.wrong == []
-    # For how long after a switch nobody was let in. The machine may be busy with something else now and then.
-    gaps = [min(t for t in newcomers.let_in if t >= at) - at for at in switched]
+    assert new_sessions.wrong == []
+    # How long no session was let in after each switch. The limits allow for a busy machine.
+    gaps = [min(t for t in new_sessions.logged_in_at if t >= switch) - switch for switch in switched_at]
     print(f"{on_switch}: gap of new sessions {statistics.median(gaps):.3f} s, at most {max(gaps):.3f} s")
-    assert len(newcomers.let_in) > 60
+    assert len(new_sessions.logged_in_at) > 60
     assert statistics.median(gaps) < 0.1 and max(gaps) < 2
     ends = {r.fields["end"].split(":")[0] for r in caplog.records if r.name == "dbranch.session"}  # type: ignore[attr-defined]
     assert ends <= {"client closed", "terminated", "drained"}
 
-    # Nobody is told anything else than that it was switched, and who may stay is told nothing.
+    # The only error is the switch, and sessions that may stay get none.
     assert [e for e in load.errors if "was switched to branch" not in e] == []
     if on_switch == "Keep":
         assert load.errors == []
@@ -168,5 +169,5 @@ def test_twenty_switches_under_load(
     else:
         assert min(len(ids[0]), len(ids[1])) > 50
     if on_switch != "Terminate":
-        # Every transaction that was begun has ended as if nothing was.
+        # Every transaction was committed and reported to its client.
         assert load.processed == committed

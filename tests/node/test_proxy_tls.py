@@ -21,14 +21,14 @@ from tests.node.proxy_backend import (
     Proxy,
     branch_of,
     make_certificate,
-    trusting,
+    trusting_context,
 )
-from tests.node.proxy_talk import ended, error_of, read_all, refused, startup
+from tests.node.proxy_talk import build_startup, connect_error, error_fields, fatal_message, read_all
 
 from dbranch.proxy import wire
 
 
-def test_tls_with_a_checked_certificate(
+def test_tls_with_a_verified_certificate(
     make_proxy: MakeProxy, tls: Path, threads: ThreadPoolExecutor
 ) -> None:
     proxy = make_proxy(tls)
@@ -43,43 +43,43 @@ def test_tls_with_a_checked_certificate(
         with pytest.raises(psycopg.errors.QueryCanceled):
             running.result(5)
         proxy.apply(active="feature-x")
-        assert ended(connection).startswith("57P01")
+        assert fatal_message(connection).startswith("57P01")
     with proxy.connect(sslmode="disable") as connection:
         assert branch_of(connection) == "feature-x"
 
 
-def test_required_tls_refuses_plain_with_28000(make_proxy: MakeProxy, tls: Path) -> None:
+def test_required_tls_rejects_unencrypted_connections_with_28000(make_proxy: MakeProxy, tls: Path) -> None:
     proxy = make_proxy(tls, tls_required=True)
-    assert "project shop takes only TLS connections" in refused(proxy, sslmode="disable")
+    assert "project shop accepts only TLS connections" in connect_error(proxy, sslmode="disable")
     with proxy.raw() as sock:
-        sock.sendall(startup({"user": USER}))
-        assert error_of(read_all(sock))["C"] == "28000"
+        sock.sendall(build_startup({"user": USER}))
+        assert error_fields(read_all(sock))["C"] == "28000"
     with proxy.connect(sslmode="require") as connection:
         assert branch_of(connection) == "main"
 
 
 def test_direct_tls(make_proxy: MakeProxy, tls: Path) -> None:
     proxy = make_proxy(tls)
-    context = trusting(tls)
+    context = trusting_context(tls)
     with context.wrap_socket(proxy.raw(), server_hostname="shop") as sock:
         assert sock.selected_alpn_protocol() == "postgresql"
-        sock.sendall(startup({"user": USER, "database": "postgres"}))
+        sock.sendall(build_startup({"user": USER, "database": "postgres"}))
         assert sock.recv(1) == b"R"
     context.set_alpn_protocols(["http/1.1"])
     with pytest.raises(OSError), context.wrap_socket(proxy.raw(), server_hostname="shop") as sock:
-        sock.sendall(startup({"user": USER}))
-        assert error_of(read_all(sock))["C"] == "08P01"
+        sock.sendall(build_startup({"user": USER}))
+        assert error_fields(read_all(sock))["C"] == "08P01"
         raise OSError
 
 
 def test_without_a_certificate_tls_is_declined(proxy: Proxy) -> None:
-    assert "server does not support SSL" in refused(proxy, sslmode="require")
+    assert "server does not support SSL" in connect_error(proxy, sslmode="require")
     with proxy.raw() as sock:
-        sock.sendall(struct.pack("!II", 8, wire.GSS_CODE))
+        sock.sendall(struct.pack("!II", 8, wire.GSSENC_REQUEST_CODE))
         assert sock.recv(1) == b"N"
-        sock.sendall(struct.pack("!II", 8, wire.SSL_CODE))
+        sock.sendall(struct.pack("!II", 8, wire.SSL_REQUEST_CODE))
         assert sock.recv(1) == b"N"
-        sock.sendall(startup({"user": USER, "database": "postgres"}))
+        sock.sendall(build_startup({"user": USER, "database": "postgres"}))
         assert sock.recv(1) == b"R"
 
 
@@ -91,14 +91,14 @@ def test_a_renewed_certificate_is_used(make_proxy: MakeProxy, tls: Path, tmp_pat
     make_certificate(tls)
     time.sleep(1.1)
     proxy.connect(sslmode="verify-ca", sslrootcert=str(tls / "tls.crt")).close()
-    assert "certificate verify failed" in refused(
+    assert "certificate verify failed" in connect_error(
         proxy, sslmode="verify-ca", sslrootcert=str(old / "tls.crt")
     )
 
 
-def test_a_tls_handshake_that_fails_leaves_nothing(make_proxy: MakeProxy, tls: Path) -> None:
+def test_a_failed_tls_handshake_leaves_the_proxy_working(make_proxy: MakeProxy, tls: Path) -> None:
     proxy = make_proxy(tls)
-    for first in (struct.pack("!II", 8, wire.SSL_CODE), b""):
+    for first in (struct.pack("!II", 8, wire.SSL_REQUEST_CODE), b""):
         with proxy.raw() as sock:
             if first:
                 sock.sendall(first)
@@ -109,15 +109,15 @@ def test_a_tls_handshake_that_fails_leaves_nothing(make_proxy: MakeProxy, tls: P
         assert branch_of(connection) == "main"
 
 
-# SCRAM: the proxy ends TLS, so that Postgres cannot bind a login to its channel
+# SCRAM: the proxy ends TLS, so Postgres cannot use channel binding
 
 
 @pytest.mark.parametrize("binding", ["prefer", "disable"])
 @pytest.mark.parametrize("negotiation", ["postgres", "direct"])
 def test_scram_through_tls(make_proxy: MakeProxy, tls: Path, binding: str, negotiation: str) -> None:
     proxy = make_proxy(tls)
-    words = {"sslmode": "require", "channel_binding": binding, "sslnegotiation": negotiation}
-    with proxy.connect(**words, require_auth="scram-sha-256") as connection:
+    options = {"sslmode": "require", "channel_binding": binding, "sslnegotiation": negotiation}
+    with proxy.connect(**options, require_auth="scram-sha-256") as connection:
         assert branch_of(connection) == "main"
 
 
@@ -125,44 +125,46 @@ def test_scram_through_tls(make_proxy: MakeProxy, tls: Path, binding: str, negot
 def test_psql_by_scram_through_tls(make_proxy: MakeProxy, tls: Path, main: Backend, binding: str) -> None:
     proxy = make_proxy(tls)
     url = f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{proxy.port}/postgres?sslmode=require"
-    said = subprocess.run(
+    process = subprocess.run(
         [str(main.programs / "psql"), "-XAt", "-c", "\\conninfo", f"{url}&channel_binding={binding}"],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "TLSv1.3" in said.stdout
+    assert "TLSv1.3" in process.stdout
 
 
-def test_a_client_that_insists_on_channel_binding_is_not_let_down(make_proxy: MakeProxy, tls: Path) -> None:
-    """It says itself that there is none, rather than going on without."""
+def test_a_client_that_requires_channel_binding_fails(make_proxy: MakeProxy, tls: Path) -> None:
+    """libpq itself gives up, rather than to continue without channel binding."""
     proxy = make_proxy(tls)
-    assert "channel binding" in refused(proxy, sslmode="require", channel_binding="require")
+    assert "channel binding" in connect_error(proxy, sslmode="require", channel_binding="require")
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tls_is_1_2_or_later(make_proxy: MakeProxy, tls: Path, version: ssl.TLSVersion) -> None:
-    proxy, context = make_proxy(tls), trusting(tls)
-    # What this machine's OpenSSL itself would not do any more is not what is tested here.
+def test_only_tls_1_2_and_later_is_accepted(
+    make_proxy: MakeProxy, tls: Path, version: ssl.TLSVersion
+) -> None:
+    proxy, context = make_proxy(tls), trusting_context(tls)
+    # Without this the local OpenSSL refuses TLS 1.1 before the proxy can.
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
     context.minimum_version = context.maximum_version = version
     with proxy.raw() as sock:
-        sock.sendall(struct.pack("!II", 8, wire.SSL_CODE))
+        sock.sendall(struct.pack("!II", 8, wire.SSL_REQUEST_CODE))
         assert sock.recv(1) == b"S"
         if version < ssl.TLSVersion.TLSv1_2:
             with pytest.raises(ssl.SSLError):
                 context.wrap_socket(sock, server_hostname="shop")
         else:
-            with context.wrap_socket(sock, server_hostname="shop") as inside:
-                inside.sendall(startup({"user": USER, "database": "postgres"}))
-                assert inside.recv(1) == b"R"
+            with context.wrap_socket(sock, server_hostname="shop") as tls_sock:
+                tls_sock.sendall(build_startup({"user": USER, "database": "postgres"}))
+                assert tls_sock.recv(1) == b"R"
 
 
-def test_bytes_stuffed_behind_an_sslrequest_are_an_error(make_proxy: MakeProxy, tls: Path) -> None:
-    """Also with a certificate: a startup packet put in by someone on the way is not taken as said within TLS."""
+def test_unencrypted_bytes_after_an_sslrequest_are_an_error(make_proxy: MakeProxy, tls: Path) -> None:
+    """A startup packet injected by a man in the middle is not taken as received through TLS."""
     proxy = make_proxy(tls)
     with proxy.raw() as sock:
-        sock.sendall(struct.pack("!II", 8, wire.SSL_CODE) + startup({"user": "mallory"}))
-        assert error_of(read_all(sock))["C"] == "08P01"
-    assert not proxy.board.sessions
+        sock.sendall(struct.pack("!II", 8, wire.SSL_REQUEST_CODE) + build_startup({"user": "mallory"}))
+        assert error_fields(read_all(sock))["C"] == "08P01"
+    assert not proxy.switchboard.sessions

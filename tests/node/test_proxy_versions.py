@@ -1,4 +1,4 @@
-"""Versions of the protocol, and when a backend is dialled at all."""
+"""Protocol versions, and that a backend is dialled only after a complete startup packet."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 import psycopg
 import pytest
 from tests.node.proxy_backend import USER, Backend, MakeProxy, Proxy, branch_of, wait_until
-from tests.node.proxy_talk import message, startup
+from tests.node.proxy_talk import build_message, build_startup
 
 from dbranch.api.project import Target
 from dbranch.proxy import wire
 
 
-def test_a_client_that_asks_for_protocol_3_2_is_told_what_there_is(proxy: Proxy, main: Backend) -> None:
-    """NegotiateProtocolVersion is the backend's word: libpq takes 3.0 of an older one, or refuses it."""
+def test_protocol_3_2_is_negotiated_with_the_backend(proxy: Proxy, main: Backend) -> None:
+    """NegotiateProtocolVersion comes from the backend: libpq accepts 3.0 from an older one, or fails."""
     with main.direct() as direct:
         speaks_3_2 = direct.info.server_version >= 180000
     with proxy.connect(max_protocol_version="3.2") as connection:
@@ -28,8 +28,8 @@ def test_a_client_that_asks_for_protocol_3_2_is_told_what_there_is(proxy: Proxy,
             proxy.connect(min_protocol_version="3.2", max_protocol_version="3.2")
 
 
-class Paper32:
-    """A backend of protocol 3.2 that lets everybody in; its cancel key has 256 bytes of secret."""
+class FakeBackend32:
+    """A backend of protocol 3.2 that accepts every login; its cancel key has a secret of 256 bytes."""
 
     KEY = struct.pack("!I", 4711) + bytes(range(256))
 
@@ -43,24 +43,27 @@ class Paper32:
     def _serve(self) -> None:
         while True:
             try:
-                taken, _ = self._listening.accept()
+                accepted, _ = self._listening.accept()
             except OSError:
                 return
-            packet = taken.recv(8192)
+            packet = accepted.recv(8192)
             self.packets.append(packet)
-            if packet[4:8] != struct.pack("!I", wire.CANCEL_CODE):
-                parameter = message(b"S", b"client_encoding\0UTF8\0")
-                taken.sendall(
-                    message(b"R", bytes(4)) + parameter + message(b"K", self.KEY) + message(b"Z", b"I")
+            if packet[4:8] != struct.pack("!I", wire.CANCEL_REQUEST_CODE):
+                parameter = build_message(b"S", b"client_encoding\0UTF8\0")
+                accepted.sendall(
+                    build_message(b"R", bytes(4))
+                    + parameter
+                    + build_message(b"K", self.KEY)
+                    + build_message(b"Z", b"I")
                 )
-                threading.Thread(target=self._drop, args=[taken], daemon=True).start()
+                threading.Thread(target=self._discard, args=[accepted], daemon=True).start()
             else:
-                taken.close()
+                accepted.close()
 
     @staticmethod
-    def _drop(taken: socket.socket) -> None:
-        with taken:
-            while taken.recv(8192):
+    def _discard(accepted: socket.socket) -> None:
+        with accepted:
+            while accepted.recv(8192):
                 pass
 
     def close(self) -> None:
@@ -69,38 +72,42 @@ class Paper32:
 
 
 def test_protocol_3_2_and_its_long_cancel_key(make_proxy: MakeProxy) -> None:
-    paper = Paper32()
+    backend = FakeBackend32()
     try:
         proxy = make_proxy()
-        proxy.apply(active="new", targets={"new": Target("new", "Ready", "127.0.0.1", paper.port)})
+        proxy.apply(active="new", targets={"new": Target("new", "Ready", "127.0.0.1", backend.port)})
         with proxy.connect(max_protocol_version="3.2", min_protocol_version="3.2") as connection:
             assert connection.pgconn.full_protocol_version == 30002
-            assert paper.packets[0][4:8] == struct.pack("!HH", 3, 2)
+            assert backend.packets[0][4:8] == struct.pack("!HH", 3, 2)
             connection.cancel_safe(timeout=10)
-        wait_until(lambda: len(paper.packets) == 2)
-        assert paper.packets[1] == wire.cancel_request(paper.KEY)
-        wait_until(lambda: not proxy.board.keys)
+        wait_until(lambda: len(backend.packets) == 2)
+        assert backend.packets[1] == wire.build_cancel_request(backend.KEY)
+        wait_until(lambda: not proxy.switchboard.cancel_keys)
     finally:
-        paper.close()
+        backend.close()
 
 
-def test_no_backend_is_dialled_before_a_whole_startup_packet(make_proxy: MakeProxy, tls: Path) -> None:
+def test_no_backend_is_dialled_before_a_complete_startup_packet(make_proxy: MakeProxy, tls: Path) -> None:
     proxy = make_proxy(tls)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(0.3)
         target = Target("main", "Ready", "127.0.0.1", listening.getsockname()[1])
         proxy.apply(targets={"main": target})
-        packet = startup({"user": USER, "database": "postgres"})
-        no_starts = [packet[:-1], struct.pack("!II", 8, wire.SSL_CODE), struct.pack("!II", 8, wire.GSS_CODE)]
-        no_starts += [b"\x16\x03\x01\x02\x00", struct.pack("!II", 8, 3 << 16), b"\xff" * 8, b""]
-        socks = [proxy.raw() for _ in no_starts]
-        for sock, sent in zip(socks, no_starts, strict=True):
+        packet = build_startup({"user": USER, "database": "postgres"})
+        incomplete = [
+            packet[:-1],
+            struct.pack("!II", 8, wire.SSL_REQUEST_CODE),
+            struct.pack("!II", 8, wire.GSSENC_REQUEST_CODE),
+        ]
+        incomplete += [b"\x16\x03\x01\x02\x00", struct.pack("!II", 8, 3 << 16), b"\xff" * 8, b""]
+        socks = [proxy.raw() for _ in incomplete]
+        for sock, sent in zip(socks, incomplete, strict=True):
             sock.sendall(sent)
         with pytest.raises(TimeoutError):
             listening.accept()
         socks[0].sendall(packet[-1:])
-        taken, _ = listening.accept()
-        with taken:
-            assert taken.recv(8192) == packet
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.recv(8192) == packet
         for sock in socks:
             sock.close()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbranch.proxy.proxy_protocol import Header, NoHeader, peer_name, read_header
+from dbranch.proxy.proxy_protocol import Header, InvalidHeader, format_peer, read_header
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 
@@ -63,16 +63,16 @@ def test_a_header_is_read_in_any_parts(data: bytes, peer: str | None) -> None:
         SIGNATURE + b"\x21\x11\xff\xff",
     ],
 )
-def test_what_is_none_is_said(data: bytes) -> None:
-    assert isinstance(read_header(data), NoHeader)
+def test_an_invalid_header_is_recognized(data: bytes) -> None:
+    assert isinstance(read_header(data), InvalidHeader)
 
 
 @given(st.binary(max_size=300), st.sampled_from([b"", b"PROXY ", SIGNATURE, SIGNATURE + b"\x21\x11"]))
-def test_no_bytes_break_it_or_are_kept_for_ever(data: bytes, head: bytes) -> None:
-    parts = itertools.accumulate(bytes([b]) for b in head + data)
+def test_no_bytes_break_it_or_are_kept_for_ever(data: bytes, prefix: bytes) -> None:
+    parts = itertools.accumulate(bytes([b]) for b in prefix + data)
     assert not any(read_header(p) is None and len(p) > 4096 + 16 for p in parts)
 
 
-def test_a_peers_name() -> None:
-    assert peer_name("::ffff:192.0.2.7", 1) == "192.0.2.7:1"
-    assert peer_name("fe80::1%eth0", 1) == "[fe80::1]:1"
+def test_format_peer() -> None:
+    assert format_peer("::ffff:192.0.2.7", 1) == "192.0.2.7:1"
+    assert format_peer("fe80::1%eth0", 1) == "[fe80::1]:1"

@@ -21,56 +21,56 @@ def startup(version: int = V3, **parameters: str) -> bytes:
     return packet(version, b"".join(words) + b"\0")
 
 
-def message(kind: bytes, body: bytes = b"") -> bytes:
-    return kind + struct.pack("!I", 4 + len(body)) + body
+def message(message_type: bytes, body: bytes = b"") -> bytes:
+    return message_type + struct.pack("!I", 4 + len(body)) + body
 
 
 READY = message(b"Z", b"I")
-SSL, GSS = packet(wire.SSL_CODE), packet(wire.GSS_CODE)
+SSL, GSS = packet(wire.SSL_REQUEST_CODE), packet(wire.GSSENC_REQUEST_CODE)
 
 
-def feed_in_parts(opening: wire.Opening, data: bytes, cuts: list[int]) -> list[wire.Event]:
+def feed_in_parts(parser: wire.StartupParser, data: bytes, cuts: list[int]) -> list[wire.Event]:
     edges = sorted({0, len(data), *(c % (len(data) + 1) for c in cuts)})
     parts = [data[a:b] for a, b in itertools.pairwise(edges)]
-    return [e for e in (opening.feed(p) for p in parts) if e]
+    return [e for e in (parser.feed(p) for p in parts) if e]
 
 
 @given(st.lists(st.integers(0, 10_000), max_size=30), st.sampled_from([V3, V32]))
 def test_a_startup_packet_is_the_same_in_any_parts(cuts: list[int], version: int) -> None:
     data = startup(version, user="ann", database="db", options="-c dbranch.branch=pr-1")
-    assert feed_in_parts(wire.Opening(), data, cuts) == [
-        wire.Startup(
+    assert feed_in_parts(wire.StartupParser(), data, cuts) == [
+        wire.StartupMessage(
             data, b"", {"user": "ann", "database": "db", "options": "-c dbranch.branch=pr-1"}, "pr-1"
         )
     ]
 
 
 @given(st.lists(st.binary(max_size=40), max_size=20))
-def test_no_bytes_break_the_opening(chunks: list[bytes]) -> None:
-    opening, kept = wire.Opening(), 0
+def test_no_bytes_break_the_startup_parser(chunks: list[bytes]) -> None:
+    parser, kept = wire.StartupParser(), 0
     for chunk in chunks:
-        event = opening.feed(chunk)
+        event = parser.feed(chunk)
         kept += len(chunk)
-        if isinstance(event, wire.Malformed | wire.Startup | wire.Cancel | wire.DirectTls):
+        if isinstance(event, wire.Malformed | wire.StartupMessage | wire.CancelRequest | wire.DirectTls):
             return
-    assert kept <= wire.MAX_STARTUP + 8
+    assert kept <= wire.MAX_STARTUP_BYTES + 8
 
 
 def test_requests_before_the_startup_packet() -> None:
-    opening = wire.Opening()
-    assert opening.feed(GSS) == wire.AskedGss()
-    assert opening.feed(SSL[:3]) is None
-    assert opening.feed(SSL[3:]) == wire.AskedSsl()
-    assert isinstance(opening.feed(startup(user="a")), wire.Startup)
+    parser = wire.StartupParser()
+    assert parser.feed(GSS) == wire.GssEncRequest()
+    assert parser.feed(SSL[:3]) is None
+    assert parser.feed(SSL[3:]) == wire.SslRequest()
+    assert isinstance(parser.feed(startup(user="a")), wire.StartupMessage)
 
 
 @pytest.mark.parametrize(
-    "data, code, said",
+    "data, sqlstate, phrase",
     [
         (SSL + b"x", "08P01", "unencrypted data after SSL request"),
         (GSS + b"x", "08P01", "unencrypted data after GSSAPI encryption request"),
         (struct.pack("!I", 7), "08P01", "length of startup packet"),
-        (struct.pack("!I", wire.MAX_STARTUP + 1), "08P01", "length of startup packet"),
+        (struct.pack("!I", wire.MAX_STARTUP_BYTES + 1), "08P01", "length of startup packet"),
         (b"\xff\xff\xff\xff", "08P01", "length of startup packet"),
         (b"GET / HTTP/1.1\r\n\r\n", "08P01", "length of startup packet"),
         (packet(0x20000, b"\0"), "0A000", "unsupported frontend protocol 2.0"),
@@ -80,40 +80,40 @@ def test_requests_before_the_startup_packet() -> None:
         (packet(V3, b"user\0ann\0"), "08P01", "do not pair"),
         (packet(V3, b"user\0\0"), "08P01", "do not pair"),
         (packet(V3, b"\0ann\0\0"), "08P01", "do not pair"),
-        (packet(wire.CANCEL_CODE, b"1234567"), "08P01", "length of cancel"),
-        (packet(wire.CANCEL_CODE, b"1" * 261), "08P01", "length of cancel"),
+        (packet(wire.CANCEL_REQUEST_CODE, b"1234567"), "08P01", "length of cancel"),
+        (packet(wire.CANCEL_REQUEST_CODE, b"1" * 261), "08P01", "length of cancel"),
     ],
 )
-def test_what_is_no_start_is_said(data: bytes, code: str, said: str) -> None:
-    event = wire.Opening().feed(data)
+def test_a_malformed_first_message_says_why(data: bytes, sqlstate: str, phrase: str) -> None:
+    event = wire.StartupParser().feed(data)
     assert isinstance(event, wire.Malformed)
-    assert event.code == code and said in event.message
+    assert event.sqlstate == sqlstate and phrase in event.message
 
 
-def test_ssl_is_asked_once() -> None:
-    opening = wire.Opening()
-    opening.feed(SSL)
-    assert isinstance(opening.feed(SSL), wire.Malformed)
-    inside = wire.Opening()
-    inside.encrypted()
+def test_ssl_is_requested_once() -> None:
+    parser = wire.StartupParser()
+    parser.feed(SSL)
+    assert isinstance(parser.feed(SSL), wire.Malformed)
+    inside = wire.StartupParser()
+    inside.set_encrypted()
     assert isinstance(inside.feed(SSL), wire.Malformed)
 
 
 def test_direct_tls_only_as_the_first_byte() -> None:
-    assert wire.Opening().feed(b"\x16\x03\x01") == wire.DirectTls(b"\x16\x03\x01")
-    inside = wire.Opening()
-    inside.encrypted()
+    assert wire.StartupParser().feed(b"\x16\x03\x01") == wire.DirectTls(b"\x16\x03\x01")
+    inside = wire.StartupParser()
+    inside.set_encrypted()
     assert isinstance(inside.feed(b"\x16\x03\x01\x00"), wire.Malformed)
 
 
 @pytest.mark.parametrize("secret", [b"abcd", b"s" * 32, b"s" * 256])
-def test_a_cancel_has_the_key_that_the_backend_gave(secret: bytes) -> None:
+def test_a_cancel_request_carries_the_backends_key(secret: bytes) -> None:
     key = struct.pack("!I", 42) + secret
     greeting = wire.Greeting()
     greeting.feed(message(b"K", key))
     assert greeting.key == key
-    asked = wire.cancel_request(key)
-    assert wire.Opening().feed(asked) == wire.Cancel(key, asked)
+    request = wire.build_cancel_request(key)
+    assert wire.StartupParser().feed(request) == wire.CancelRequest(key, request)
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,8 @@ def test_a_cancel_has_the_key_that_the_backend_gave(secret: bytes) -> None:
     ],
 )
 def test_the_branch_that_a_client_names(parameters: dict[str, str], branch: str | None) -> None:
-    event = wire.Opening().feed(startup(**{"user": "ann", **parameters}))
-    assert isinstance(event, wire.Startup)
+    event = wire.StartupParser().feed(startup(**{"user": "ann", **parameters}))
+    assert isinstance(event, wire.StartupMessage)
     assert event.branch == branch
 
 
@@ -158,23 +158,23 @@ def test_a_greeting_is_the_same_in_any_parts(cuts: list[int]) -> None:
     for a, b in itertools.pairwise(edges):
         greeting.feed(GREETING[a:b])
         ends = {9, 9 + 25, 9 + 25 + 13, len(GREETING)}
-        assert greeting.boundary == (b in ends)
-    assert (greeting.key, greeting.ready, greeting.refused) == (b"\0\0\0\x01abcd", True, False)
+        assert greeting.is_at_boundary == (b in ends)
+    assert (greeting.key, greeting.ready, greeting.error_received) == (b"\0\0\0\x01abcd", True, False)
 
 
 @given(st.binary(max_size=300))
 def test_no_bytes_break_a_greeting_or_a_tail(data: bytes) -> None:
     wire.Greeting().feed(data)
     wire.transaction_status(data)
-    wire.at_boundary(data)
-    wire.held_error(data)
-    wire.said_farewell(data)
+    wire.is_at_boundary(data)
+    wire.first_error_sqlstate(data)
+    wire.ends_with_fatal_error(data)
 
 
 def test_a_greeting_ends_at_its_first_ready() -> None:
     greeting = wire.Greeting()
     greeting.feed(GREETING + b"half a mess")
-    assert greeting.ready and greeting.boundary
+    assert greeting.ready and greeting.is_at_boundary
 
 
 ROW = message(b"D", b"\0\1\0\0\0\5hello")
@@ -199,24 +199,24 @@ ROW = message(b"D", b"\0\1\0\0\0\5hello")
         (ROW, False, None),
     ],
 )
-def test_where_a_stream_can_be_spoken_into(tail: bytes, boundary: bool, status: str | None) -> None:
-    assert wire.at_boundary(tail) is boundary
+def test_where_a_stream_has_a_message_boundary(tail: bytes, boundary: bool, status: str | None) -> None:
+    assert wire.is_at_boundary(tail) is boundary
     assert wire.transaction_status(tail) == status
 
 
-def test_an_error_response_is_whole() -> None:
-    sent = wire.fatal("57P01", "the branch\0 is gone", "Connect again.")
+def test_an_error_response_is_complete() -> None:
+    sent = wire.build_fatal_error("57P01", "the branch\0 is gone", "Connect again.")
     assert sent == message(b"E", b"SFATAL\0VFATAL\0C57P01\0Mthe branch  is gone\0HConnect again.\0\0")
-    assert wire.said_farewell(sent)
-    assert wire.held_error(sent) == "57P01"
-    assert b"H" not in wire.fatal("57P01", "m")[5:].split(b"\0")
+    assert wire.ends_with_fatal_error(sent)
+    assert wire.first_error_sqlstate(sent) == "57P01"
+    assert b"H" not in wire.build_fatal_error("57P01", "m")[5:].split(b"\0")
 
 
-def test_a_first_error_is_held_until_it_is_whole() -> None:
-    sent = wire.fatal("57P03", "the database system is starting up")
-    assert [wire.held_error(sent[:n]) for n in (1, 4, 20, len(sent) - 1)] == [""] * 4
-    assert wire.held_error(READY) is None
-    assert wire.held_error(b"E" + struct.pack("!I", wire.MAX_HELD_ERROR + 1)) is None
+def test_a_first_error_is_held_back_until_it_is_complete() -> None:
+    sent = wire.build_fatal_error("57P03", "the database system is starting up")
+    assert [wire.first_error_sqlstate(sent[:n]) for n in (1, 4, 20, len(sent) - 1)] == [""] * 4
+    assert wire.first_error_sqlstate(READY) is None
+    assert wire.first_error_sqlstate(b"E" + struct.pack("!I", wire.MAX_HELD_ERROR_BYTES + 1)) is None
 
 
 @pytest.mark.parametrize(
@@ -230,5 +230,5 @@ def test_a_first_error_is_held_until_it_is_whole() -> None:
         (ROW, False),
     ],
 )
-def test_what_comes_unasked_is_known_as_such(data: bytes, only: bool) -> None:
-    assert wire.only_unasked(data) is only
+def test_asynchronous_messages_are_recognized(data: bytes, only: bool) -> None:
+    assert wire.is_only_asynchronous(data) is only

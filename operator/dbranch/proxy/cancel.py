@@ -1,4 +1,4 @@
-"""Cancel requests: each goes to the backend that owns the key, and nothing comes back."""
+"""Delivery of CancelRequests to the backends that may own their key; no answer comes back."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import logging
 from collections.abc import Sequence
 from typing import Final, cast
 
+from dbranch.proxy import timing
 from dbranch.proxy.routes import Backend
 from dbranch.proxy.sockets import dial
 
 log = logging.getLogger(__name__)
 
-# Requests to backends under way at once; more are dropped, as nobody is told how one ended anyway.
-MOST: Final = 64
-GUESSES: Final = 200
-_TIMEOUT: Final = 5.0
+# Requests in flight to backends; more are dropped: a client never learns the result of a cancel anyway.
+MAX_CANCELS_IN_FLIGHT: Final = 64
+MAX_GUESSED_CANCELS_PER_SECOND: Final = 200
 
 
-class _Sent(asyncio.Protocol):
-    """Writes the request and waits until the backend closes, which says that it was looked at."""
+class _CancelConnection(asyncio.Protocol):
+    """Writes the request; `closed` is done when the backend closes, which means that it has read the request."""
 
     def __init__(self, packet: bytes) -> None:
         self._packet = packet
@@ -36,53 +36,62 @@ class _Sent(asyncio.Protocol):
 
 
 class Canceller:
-    """Sends cancel requests, at most `MOST` at once, and at most `GUESSES` a second whose owner is not known:
-    each costs its backend a process, and anybody may send them."""
+    """Sends cancel requests within two limits.
+
+    At most MAX_CANCELS_IN_FLIGHT are in flight, and at most MAX_GUESSED_CANCELS_PER_SECOND are sent for keys
+    whose owner is unknown: each costs its backend a process, and anybody can send them.
+    """
 
     def __init__(self) -> None:
-        self._under_way = 0
-        self._guesses, self._filled = float(GUESSES), 0.0
+        self._in_flight = 0
+        # A token bucket for guesses, and when it was last filled (loop time).
+        self._guess_tokens, self._filled_at = float(MAX_GUESSED_CANCELS_PER_SECOND), 0.0
         self._tasks: set[asyncio.Task[object]] = set()
 
     def send(
-        self, places: Sequence[Backend], packet: bytes, guessed: bool = False
+        self, backends: Sequence[Backend], packet: bytes, guessed: bool = False
     ) -> asyncio.Task[object] | None:
-        """Sends `packet` to the backends at `places`, to as many as there is room for. The task ends when
-        each of them has taken it; None: nothing was sent. `guessed`: nobody knows which of them owns the key."""
+        """Send `packet` to as many of `backends` as the limits allow.
+
+        Return a task that ends when each of them has read it, or None if nothing was sent. `guessed`: it is not
+        known which of the backends owns the key.
+        """
         loop = asyncio.get_running_loop()
-        room = MOST - self._under_way
+        allowed = MAX_CANCELS_IN_FLIGHT - self._in_flight
         if guessed:
             now = loop.time()
-            self._guesses = min(GUESSES, self._guesses + (now - self._filled) * GUESSES)
-            self._filled = now
-            room = min(room, int(self._guesses))
-        places = places[:room]
-        if not places:
+            earned = (now - self._filled_at) * MAX_GUESSED_CANCELS_PER_SECOND
+            self._guess_tokens = min(MAX_GUESSED_CANCELS_PER_SECOND, self._guess_tokens + earned)
+            self._filled_at = now
+            allowed = min(allowed, int(self._guess_tokens))
+        backends = backends[:allowed]
+        if not backends:
             return None
-        self._guesses -= len(places) if guessed else 0
-        self._under_way += len(places)
-        task = loop.create_task(self._deliver(places, packet))
+        self._guess_tokens -= len(backends) if guessed else 0
+        self._in_flight += len(backends)
+        task = loop.create_task(self._deliver_to_all(backends, packet))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _deliver(self, places: Sequence[Backend], packet: bytes) -> object:
+    async def _deliver_to_all(self, backends: Sequence[Backend], packet: bytes) -> object:
         try:
-            # One that fails is news only where the key's owner is known.
-            level = logging.WARNING if len(places) == 1 else logging.DEBUG
-            return await asyncio.gather(*(_deliver(place, packet, level) for place in places))
+            # A failure is worth a warning only if the backend owns the key.
+            level = logging.WARNING if len(backends) == 1 else logging.DEBUG
+            return await asyncio.gather(*(_deliver(backend, packet, level) for backend in backends))
         finally:
-            self._under_way -= len(places)
+            self._in_flight -= len(backends)
 
 
-async def _deliver(place: Backend, packet: bytes, level: int) -> None:
-    sent = _Sent(packet)
+async def _deliver(backend: Backend, packet: bytes, log_level: int) -> None:
+    connection = _CancelConnection(packet)
     try:
-        async with asyncio.timeout(_TIMEOUT):
-            await dial(sent, place.address, place.port)
-            await sent.closed
-    except OSError as error:  # a time-out is one, too
-        log.log(level, "cancel request to branch %s: %s", place.branch, str(error) or "timed out")
+        async with asyncio.timeout(timing.CANCEL_TIMEOUT_SECONDS):
+            await dial(connection, backend.address, backend.port)
+            await connection.closed
+    except OSError as error:  # TimeoutError is an OSError
+        reason = str(error) or "timed out"
+        log.log(log_level, "could not send cancel request to branch %s: %s", backend.branch, reason)
     finally:
-        if sent.transport:
-            sent.transport.abort()
+        if connection.transport:
+            connection.transport.abort()

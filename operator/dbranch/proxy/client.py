@@ -1,4 +1,4 @@
-"""A client until its backend has answered: PROXY header, TLS, startup packet or cancel request."""
+"""A client until its backend has answered: PROXY protocol header, TLS, startup packet or cancel request."""
 
 from __future__ import annotations
 
@@ -7,106 +7,115 @@ import logging
 import ssl
 from typing import Any, Final, cast
 
-from dbranch.proxy import wire
+from dbranch.proxy import sqlstate, timing, wire
 from dbranch.proxy.cancel import Canceller
 from dbranch.proxy.connecting import connect
-from dbranch.proxy.proxy_protocol import Header, NoHeader, read_header
+from dbranch.proxy.proxy_protocol import Header, InvalidHeader, read_header
 from dbranch.proxy.relay import ClientPipe
-from dbranch.proxy.routes import Reject, cancel_candidates, reject_session
+from dbranch.proxy.routes import Reject, cancel_candidates, check_session_limits
 from dbranch.proxy.session import Session
-from dbranch.proxy.sockets import WRITE_BUFFER, address_of, close_after_writing, host_of, is_loopback
+from dbranch.proxy.sockets import (
+    MAX_WRITE_BUFFER_BYTES,
+    close_after_writing,
+    is_loopback,
+    peer_host,
+    peer_of,
+)
 from dbranch.proxy.switchboard import Switchboard
 from dbranch.proxy.tls import ALPN
 
 log = logging.getLogger(__name__)
 
-# The shortest time that a client has to send its startup packet, in seconds.
-_LEAST_TIME: Final = 0.1
-# Bytes that a client may send ahead before its backend has answered.
-_MOST_AHEAD: Final = 64 * 1024
-# Backends that a cancel request is tried at whose key is not known here.
-_MOST_TRIED: Final = 32
+# Bytes that a client may send before its backend has answered; then it is no longer read.
+_MAX_EARLY_BYTES: Final = 64 * 1024
+# Backends at which a cancel request with an unknown key is tried.
+_MAX_CANCEL_CANDIDATES: Final = 32
 
 
 class ClientStart(asyncio.Protocol):
-    """A client until its backend has answered."""
+    """The client's side until its backend has answered."""
 
-    def __init__(self, board: Switchboard, canceller: Canceller) -> None:
-        self.board, self.canceller = board, canceller
+    def __init__(self, switchboard: Switchboard, canceller: Canceller) -> None:
+        self.switchboard, self.canceller = switchboard, canceller
         self.loop = asyncio.get_running_loop()
-        self.opening = wire.Opening()
+        self.startup_parser = wire.StartupParser()
         self.session: Session | None = None
-        self.ahead = b""
+        # What the client sent after its startup packet, to be forwarded once the backend has answered.
+        self.early_data = b""
         self.encrypted = False
-        self.paused_by: asyncio.Transport | None = None
+        # The backend's transport, while it is not read because this client does not read.
+        self.paused_server: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
-        self._shaking = False
-        # What came of a PROXY protocol header that is still to be read; None where none is.
-        self._header: bytes | None = None
+        self._in_tls_handshake = False
+        # The PROXY protocol header as far as it has come; None if no header is expected (any more).
+        self._partial_header: bytes | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        table = self.board.table
+        table = self.switchboard.table
         assert table, "the proxy serves before it has read its project"
         self.transport = cast(asyncio.Transport, transport)
-        self.transport.set_write_buffer_limits(high=WRITE_BUFFER)
-        self.peer = address_of(transport)
-        # The pod's own address is that of a port-forward, which sends no header.
+        self.transport.set_write_buffer_limits(high=MAX_WRITE_BUFFER_BYTES)
+        self.peer = peer_of(transport)
+        # A port-forward comes from the pod's own address, and sends no header.
         if table.proxy_protocol and not is_loopback(self.peer):
-            self._header = b""
-        self._limit = max(table.handshake_timeout, _LEAST_TIME)
-        self._timer = self.loop.call_later(self._limit, self._too_slow)
-        self.board.enter(self)
+            self._partial_header = b""
+        self._handshake_seconds = max(table.handshake_timeout, timing.MIN_HANDSHAKE_SECONDS)
+        self._timer = self.loop.call_later(self._handshake_seconds, self._on_handshake_timeout)
+        self.switchboard.add_starting(self)
 
     def data_received(self, data: bytes) -> None:
         if self.session:
-            self.ahead += data
-            if len(self.ahead) > _MOST_AHEAD:
+            self.early_data += data
+            if len(self.early_data) > _MAX_EARLY_BYTES:
                 self.transport.pause_reading()
             return
-        if self._header is not None:
-            match read_header(self._header + data):
+        if self._partial_header is not None:
+            match read_header(self._partial_header + data):
                 case None:
-                    self._header += data
-                case NoHeader(message):
-                    self._turn_away(
-                        "08P01", f"{message}; spec.proxy.proxyProtocol asks for one", reason="proxy_protocol"
+                    self._partial_header += data
+                case InvalidHeader(message):
+                    self._reject(
+                        Reject(
+                            sqlstate.PROTOCOL_VIOLATION,
+                            f"{message}; spec.proxy.proxyProtocol requires one",
+                            reason="proxy_protocol",
+                        )
                     )
-                case Header(peer, rest):
-                    self._header, self.peer = None, peer or self.peer
-                    if rest:
-                        self.data_received(rest)
+                case Header(peer, remaining):
+                    self._partial_header, self.peer = None, peer or self.peer
+                    if remaining:
+                        self.data_received(remaining)
             return
-        event = self.opening.feed(data)
+        event = self.startup_parser.feed(data)
         if event is None:
             return
         match event:
-            case wire.AskedSsl():
-                context = self.board.certificate.context() if self.board.certificate else None
+            case wire.SslRequest():
+                context = self._tls_context()
                 self.transport.write(b"S" if context else b"N")
                 if context:
-                    self._encrypt(context, b"")
-            case wire.AskedGss():
+                    self._start_tls(context, b"")
+            case wire.GssEncRequest():
                 self.transport.write(b"N")
-            case wire.DirectTls(first):
-                context = self.board.certificate.context() if self.board.certificate else None
+            case wire.DirectTls(client_hello):
+                context = self._tls_context()
                 if context:
-                    self._encrypt(context, first)
+                    self._start_tls(context, client_hello)
                 else:
-                    self._turn_away(
-                        "08P01", "this proxy has no certificate, so it takes no TLS", reason="tls"
-                    )
-            case wire.Cancel(key, packet):
+                    message = "this proxy has no certificate and does not accept TLS"
+                    self._reject(Reject(sqlstate.PROTOCOL_VIOLATION, message, reason="tls"))
+            case wire.CancelRequest(key, packet):
                 self._cancel(key, packet)
-            case wire.Startup():
-                self._start(event)
+            case wire.StartupMessage():
+                self._start_session(event)
             case wire.Malformed(message, code):
-                self._turn_away(code, message)
+                self._reject(Reject(code, message, reason="malformed"))
 
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._entered()
+        self._leave_starting()
         if self._task:
             self._task.cancel()
         if self.session:
@@ -114,146 +123,164 @@ class ClientStart(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         if self.session and self.session.server:
-            self.paused_by = self.session.server
-            self.paused_by.pause_reading()
+            self.paused_server = self.session.server
+            self.paused_server.pause_reading()
 
     def resume_writing(self) -> None:
-        if self.paused_by:
-            self.paused_by.resume_reading()
-            self.paused_by = None
+        if self.paused_server:
+            self.paused_server.resume_reading()
+            self.paused_server = None
 
-    def _too_slow(self) -> None:
-        if self._shaking or not self.opening.began:
-            self.board.metrics.refused("handshake_timeout")
+    def _on_handshake_timeout(self) -> None:
+        """Close a silent connection, and one in its TLS handshake; reject one that has sent part of a packet."""
+        if self._in_tls_handshake or not self.startup_parser.has_begun:
+            self.switchboard.metrics.count_rejection("handshake_timeout")
             self.transport.abort()
         else:
-            message = f"no startup packet within {self._limit:g} s"
-            self._turn_away("08P01", message, reason="handshake_timeout")
+            message = f"no startup packet within {self._handshake_seconds:g} s"
+            self._reject(Reject(sqlstate.PROTOCOL_VIOLATION, message, reason="handshake_timeout"))
 
     def crowd_out(self) -> None:
-        """Too many connections are silent, and this one is so for the longest."""
-        self.board.metrics.refused("crowded_out")
+        """Close this connection, the oldest without a startup packet, in favour of a new one."""
+        self.switchboard.metrics.count_rejection("crowd_out")
         self.transport.abort()
 
-    def _entered(self) -> None:
-        """The start is over, one way or another."""
+    def _leave_starting(self) -> None:
+        """End the time limit of the start, which is over, and make room for another connection."""
         self._timer.cancel()
-        self.board.opening.pop(self, None)
+        self.switchboard.starting.pop(self, None)
 
-    def _turn_away(self, code: str, message: str, hint: str = "", reason: str = "malformed") -> None:
-        """Ends a connection that has not become a session. `reason`: under what it is counted."""
-        self._entered()
-        self.board.metrics.refused(reason)
-        log.info("connection", extra={"fields": {"client": self.peer, "end": f"refused {code}: {message}"}})
-        self.transport.write(wire.fatal(code, message, hint))
+    def _reject(self, rejection: Reject) -> None:
+        """Send an ErrorResponse and close, before the connection has become a session."""
+        self._leave_starting()
+        self.switchboard.metrics.count_rejection(rejection.reason)
+        end = f"rejected {rejection.sqlstate}: {rejection.message}"
+        log.info("connection", extra={"fields": {"client": self.peer, "end": end}})
+        self.transport.write(wire.build_fatal_error(rejection.sqlstate, rejection.message, rejection.hint))
         close_after_writing(self.transport)
 
     # TLS
 
-    def _encrypt(self, context: ssl.SSLContext, first: bytes) -> None:
+    def _tls_context(self) -> ssl.SSLContext | None:
+        certificate = self.switchboard.certificate
+        return certificate.context() if certificate else None
+
+    def _start_tls(self, context: ssl.SSLContext, client_hello: bytes) -> None:
+        """Begin the TLS handshake. `client_hello`: what was already read of it (direct TLS), or empty."""
         self.transport.pause_reading()
-        self._shaking = True
-        self._task = self.loop.create_task(self._handshake(context, direct=bool(first)))
-        if first:
-            # The ClientHello is already read: it goes to the TLS layer behind connection_made, which
-            # start_tls queues in the loop's next step.
-            self.loop.call_soon(self.loop.call_soon, self._replay, self.transport, first)
+        self._in_tls_handshake = True
+        self._task = self.loop.create_task(self._tls_handshake(context, direct=bool(client_hello)))
+        if client_hello:
+            # It has to reach the TLS layer after that layer's connection_made, which start_tls queues in the
+            # loop's next step.
+            self.loop.call_soon(self.loop.call_soon, self._replay, self.transport, client_hello)
 
-    def _replay(self, transport: asyncio.Transport, first: bytes) -> None:
-        layer: Any = transport.get_protocol()
-        if layer is self:
+    def _replay(self, transport: asyncio.Transport, client_hello: bytes) -> None:
+        """Feed the TLS layer with bytes that were read before it was there."""
+        tls_layer: Any = transport.get_protocol()
+        if tls_layer is self:
             return
-        at = 0
-        while at < len(first):
-            room = layer.get_buffer(len(first) - at)
-            part = first[at : at + len(room)]
-            room[: len(part)] = part
-            layer.buffer_updated(len(part))
-            at += len(part)
+        position = 0
+        while position < len(client_hello):
+            buffer = tls_layer.get_buffer(len(client_hello) - position)
+            part = client_hello[position : position + len(buffer)]
+            buffer[: len(part)] = part
+            tls_layer.buffer_updated(len(part))
+            position += len(part)
 
-    async def _handshake(self, context: ssl.SSLContext, direct: bool) -> None:
+    async def _tls_handshake(self, context: ssl.SSLContext, direct: bool) -> None:
         try:
             transport = await self.loop.start_tls(
-                self.transport, self, context, server_side=True, ssl_handshake_timeout=self._limit
+                self.transport,
+                self,
+                context,
+                server_side=True,
+                ssl_handshake_timeout=self._handshake_seconds,
             )
         except (OSError, ssl.SSLError, asyncio.CancelledError) as error:
             log.info("connection", extra={"fields": {"client": self.peer, "end": f"TLS failed: {error}"}})
-            if self in self.board.opening:
-                self.board.metrics.refused("tls")
-            self._entered()
+            if self in self.switchboard.starting:
+                self.switchboard.metrics.count_rejection("tls")
+            self._leave_starting()
             self.transport.abort()
             return
         if transport is None or self.transport.is_closing():
-            # The connection was lost meanwhile, and nobody else is told.
-            self._entered()
+            # The connection was lost meanwhile, and no callback says so.
+            self._leave_starting()
             return
-        self._task, self._shaking = None, False
+        self._task, self._in_tls_handshake = None, False
         self.encrypted = True
         self.transport = transport
-        self.transport.set_write_buffer_limits(high=WRITE_BUFFER)
-        self.opening.encrypted()
+        self.transport.set_write_buffer_limits(high=MAX_WRITE_BUFFER_BYTES)
+        self.startup_parser.set_encrypted()
         if direct and transport.get_extra_info("ssl_object").selected_alpn_protocol() != ALPN:
-            self._turn_away("08P01", f'direct TLS needs the ALPN protocol "{ALPN}"', reason="tls")
+            message = f'direct TLS needs the ALPN protocol "{ALPN}"'
+            self._reject(Reject(sqlstate.PROTOCOL_VIOLATION, message, reason="tls"))
 
     # Cancel
 
     def _cancel(self, key: bytes, packet: bytes) -> None:
-        """To the backend that owns the key; where nobody here has it, to each that may.
+        """Send the cancel request to the backend that owns the key, or to each that may if the key is unknown.
 
-        A replica of the proxy may have the session, and the replicas do not know each other. A backend that does
-        not own the key drops the request, as Postgres does with every wrong one.
+        Another replica of the proxy may have the session, and the replicas do not know each other. A backend
+        that does not own the key drops the request, as Postgres does with every wrong one.
         """
-        self._entered()
-        board = self.board
-        owner, table = board.keys.get(key), board.table
-        if owner and owner.place:
-            places = [owner.place]
+        self._leave_starting()
+        switchboard = self.switchboard
+        owner, table = switchboard.cancel_keys.get(key), switchboard.table
+        if owner and owner.backend:
+            backends = [owner.backend]
+        elif table:
+            branches = tuple(switchboard.sessions_by_branch)
+            backends = cancel_candidates(table, branches, _MAX_CANCEL_CANDIDATES)
         else:
-            places = cancel_candidates(table, tuple(board.by_branch), _MOST_TRIED) if table else []
-        task = self.canceller.send(places, packet, guessed=owner is None)
-        board.metrics.cancelled("dropped" if not task else "own" if owner else "tried")
+            backends = []
+        task = self.canceller.send(backends, packet, guessed=owner is None)
+        switchboard.metrics.count_cancel("dropped" if not task else "own" if owner else "tried")
         if task:
-            # The client takes the close as "done", so it comes after the backend's.
+            # The client takes the close as "done", so it has to come after the backend's.
             task.add_done_callback(lambda _: self.transport.close())
         else:
             self.transport.close()
 
-    # The start of a session
+    # Session start
 
-    def _start(self, startup: wire.Startup) -> None:
-        self._entered()
-        board, table = self.board, self.board.table
+    def _start_session(self, startup: wire.StartupMessage) -> None:
+        self._leave_starting()
+        switchboard, table = self.switchboard, self.switchboard.table
         assert table, "the proxy serves before it has read its project"
         if table.tls_required and not self.encrypted:
-            text = f"project {table.project} takes only TLS connections"
-            self._turn_away("28000", text, "Connect with sslmode=require.", "tls_required")
+            message = f"project {table.project} accepts only TLS connections"
+            hint = "Connect with sslmode=require."
+            self._reject(Reject(sqlstate.INVALID_AUTHORIZATION, message, hint, reason="tls_required"))
             return
-        host = host_of(self.peer)
-        refusal = reject_session(table, len(board.sessions), host, board.by_address[host])
-        if refusal:
-            self._turn_away(refusal.code, refusal.message, refusal.hint, refusal.reason)
+        host = peer_host(self.peer)
+        address_sessions = switchboard.sessions_by_address[host]
+        rejection = check_session_limits(table, len(switchboard.sessions), host, address_sessions)
+        if rejection:
+            self._reject(rejection)
             return
-        self.session = Session(board, self.canceller, self.transport, self.peer)
+        self.session = Session(switchboard, self.canceller, self.transport, self.peer)
         self.session.parameters = dict(startup.parameters)
-        self.ahead = startup.rest
+        self.early_data = startup.remaining
         self._task = self.loop.create_task(connect(self.session, startup, self._hand_over))
-        self._task.add_done_callback(self._connected)
+        self._task.add_done_callback(self._on_connect_done)
 
-    def _connected(self, task: asyncio.Task[None]) -> None:
+    def _on_connect_done(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         if error and self.session:
-            log.error("a session could not be started", exc_info=error)
-            failed = Reject("XX000", "the proxy failed; its log says why", reason="failed")
-            self.session.refuse(failed)
+            log.error("could not start a session", exc_info=error)
+            message = "the proxy could not start the session; its log has the reason"
+            self.session.reject(Reject(sqlstate.INTERNAL_ERROR, message, reason="failed"))
 
     def _hand_over(self) -> None:
-        """The backend has begun to answer: what the client sent ahead follows, and its pipe is set."""
+        """Forward the client's early data to the backend, which has begun to answer, and switch to ClientPipe."""
         session = self.session
         assert session and session.server
         self.transport.set_protocol(ClientPipe(session))
-        # First resumed, then written: a full buffer of the backend's pauses it again.
+        # Resume before writing: a write that fills the backend's buffer pauses reading again.
         self.transport.resume_reading()
-        if self.ahead:
-            session.server.write(self.ahead)
-            session.sent += len(self.ahead)
-            self.ahead = b""
+        if self.early_data:
+            session.server.write(self.early_data)
+            session.bytes_in += len(self.early_data)
+            self.early_data = b""

@@ -1,112 +1,115 @@
-"""From a startup packet to a backend that answers: the branch is found and waited for."""
+"""From a startup packet to a backend that answers: find the branch's backend, dial it, and wait for either."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
 
-from dbranch.proxy import wire
+from dbranch.proxy import sqlstate, timing, wire
 from dbranch.proxy.relay import ServerStart
-from dbranch.proxy.routes import (
-    CANNOT_CONNECT_NOW,
-    SHUTDOWN,
-    Backend,
-    Go,
-    Reject,
-    Wait,
-    decide,
-    reject_branch,
-)
+from dbranch.proxy.routes import Backend, Dial, Reject, Wait, check_branch_limit, decide
 from dbranch.proxy.session import Session
 from dbranch.proxy.sockets import dial
 
-# Seconds: one attempt to reach a backend; between two; for a backend to answer, however late it was reached.
-_DIAL_TIMEOUT: Final = 5.0
-_RETRY: Final = 0.25
-_LEAST: Final = 1.0
 
-
-async def connect(session: Session, startup: wire.Startup, hand_over: Callable[[], None]) -> None:
-    """Finds the branch and its backend, waiting for either as long as `startTimeout`.
+async def connect(session: Session, startup: wire.StartupMessage, hand_over: Callable[[], None]) -> None:
+    """Connect the session to its branch's backend, or reject it after `startTimeout` seconds.
 
     `hand_over` is called once, when the backend has begun to answer.
     """
-    board, loop = session.board, session.loop
-    began, trouble = loop.time(), ""
-    while not session.how:
-        table, changed = board.table, board.changed()
+    switchboard, loop = session.switchboard, session.loop
+    started_at, awaited = loop.time(), ""
+    while not session.end_reason:
+        table, change_event = switchboard.table, switchboard.change_event()
         assert table, "the proxy serves before it has read its project"
-        left = began + table.start_timeout - loop.time()
-        if board.closing:
-            session.refuse(Reject(SHUTDOWN, "the proxy is stopping", "Connect again.", "stopping"))
+        seconds_left = started_at + table.start_timeout - loop.time()
+        if switchboard.shutting_down:
+            stopping = Reject(
+                sqlstate.ADMIN_SHUTDOWN, "the proxy is stopping", "Connect again.", reason="stopping"
+            )
+            session.reject(stopping)
             return
-        pause = left
+        wait_seconds = seconds_left
         decision = decide(table, startup.branch)
-        if isinstance(decision, Go) and decision.branch != session.claimed:
-            decision = reject_branch(table, decision.branch, board.by_branch[decision.branch]) or decision
+        if isinstance(decision, Dial) and decision.branch != session.counted_branch:
+            branch_sessions = switchboard.sessions_by_branch[decision.branch]
+            decision = check_branch_limit(table, decision.branch, branch_sessions) or decision
         match decision:
             case Reject():
-                session.refuse(decision)
+                session.reject(decision)
                 return
-            case Wait(what):
-                trouble = what
-            case Go() as go:
-                session.claim(go.branch)
-                answer = await _try(session, startup, go, max(left, _RETRY), hand_over)
-                if answer is None:
-                    board.metrics.waited(loop.time() - began)
+            case Wait():
+                awaited = decision.awaited
+            case Dial():
+                session.count_under(decision.branch)
+                timeout = max(seconds_left, timing.DIAL_RETRY_SECONDS)
+                failure = await _try_backend(session, startup, decision, timeout, hand_over)
+                if failure is None:
+                    switchboard.metrics.observe_connect_wait(loop.time() - started_at)
                     return
-                if answer:
-                    trouble = f'branch "{go.branch}" of project {table.project} ({answer})'
-                pause = _RETRY if answer else 0.0
-        if left <= 0:
-            text = f"waited {table.start_timeout:g} s for {trouble}"
-            session.refuse(Reject(CANNOT_CONNECT_NOW, text, "Try again later.", "start_timeout"))
+                if failure:
+                    awaited = f'branch "{decision.branch}" of project {table.project} ({failure})'
+                wait_seconds = timing.DIAL_RETRY_SECONDS if failure else 0.0
+        if seconds_left <= 0:
+            message = f"waited {table.start_timeout:g} s for {awaited}"
+            session.reject(
+                Reject(sqlstate.CANNOT_CONNECT_NOW, message, "Try again later.", reason="start_timeout")
+            )
             return
-        if pause:
+        if wait_seconds:
             try:
-                async with asyncio.timeout(min(pause, left)):
-                    await changed.wait()
+                async with asyncio.timeout(min(wait_seconds, seconds_left)):
+                    await change_event.wait()
             except TimeoutError:
                 pass
 
 
-async def _try(
-    session: Session, startup: wire.Startup, go: Go, left: float, hand_over: Callable[[], None]
+async def _try_backend(
+    session: Session,
+    startup: wire.StartupMessage,
+    decision: Dial,
+    timeout: float,
+    hand_over: Callable[[], None],
 ) -> str | None:
-    """One attempt. None: the backend answered and the session is on its way (or over). A sentence:
-    it did not come about. Empty: the route changed meanwhile, so ask again at once."""
-    board, server = session.board, ServerStart(session, hand_over)
+    """Dial the backend and send it the startup packet, in `timeout` seconds.
+
+    Return None if the backend answered (the session runs, or has ended already); a reason if it did not; an
+    empty string if the route changed meanwhile, so that the caller has to decide again at once.
+    """
+    switchboard, server = session.switchboard, ServerStart(session, hand_over)
     try:
-        async with asyncio.timeout(min(left, _DIAL_TIMEOUT)):
-            await dial(server, go.address, go.port)
+        async with asyncio.timeout(min(timeout, timing.DIAL_TIMEOUT_SECONDS)):
+            await dial(server, decision.address, decision.port)
     except OSError as error:
-        return f"{go.address}:{go.port}: {error.strerror or 'no answer'}"
-    # From here to the startup packet nothing is awaited: what the table says now is what holds.
-    table = board.table
-    if not table or decide(table, startup.branch) != go or board.closing or session.how:
+        return f"{decision.address}:{decision.port}: {error.strerror or 'no answer'}"
+    # Nothing is awaited from here until the startup packet is sent, so this table is the one in force.
+    table = switchboard.table
+    rerouted = not table or decide(table, startup.branch) != decision
+    if rerouted or switchboard.shutting_down or session.end_reason:
         server.transport.abort()
         return ""
-    session.place = Backend(go.branch, go.address, go.port, named=startup.branch is not None)
+    session.backend = Backend(
+        decision.branch, decision.address, decision.port, requested=startup.branch is not None
+    )
     session.server, session.greeting = server.transport, wire.Greeting()
-    session.unanswered = server.answered
+    session.pending_answer = server.answered
     server.transport.write(startup.packet)
-    timer = session.loop.call_later(max(left, _LEAST), _no_answer, server.answered)
+    answer_timeout = max(timeout, timing.MIN_ANSWER_SECONDS)
+    timer = session.loop.call_later(answer_timeout, _on_answer_timeout, server.answered)
     try:
-        answer = await server.answered
+        failure = await server.answered
     except asyncio.CancelledError:
         server.transport.abort()
         raise
     finally:
         timer.cancel()
-    if answer is not None:
-        session.place = session.server = session.greeting = session.unanswered = None
+    if failure is not None:
+        session.backend = session.server = session.greeting = session.pending_answer = None
         server.transport.abort()
-        return answer
+        return failure
     return None
 
 
-def _no_answer(answered: asyncio.Future[str | None]) -> None:
+def _on_answer_timeout(answered: asyncio.Future[str | None]) -> None:
     if not answered.done():
         answered.set_result("no answer to the startup packet")

@@ -1,4 +1,4 @@
-"""The proxy's own DBProject: read and watched for its table, written with this pod's entry."""
+"""The proxy's own DBProject: list and watch it for the routing table, and write this pod's entry of its status."""
 
 from __future__ import annotations
 
@@ -18,41 +18,33 @@ import aiohttp
 from dbranch.api import names
 from dbranch.api.errors import ClusterUnreachable, InvalidInput
 from dbranch.api.project import ProxyEntry, parse_project
-from dbranch.proxy.routes import Table, table_of
+from dbranch.proxy import timing
+from dbranch.proxy.routes import Table, build_table
 from dbranch.proxy.switchboard import Switchboard
 
 log = logging.getLogger(__name__)
 
-# Seconds. A watch is ended by the server after _WATCH; its bookmarks come once a minute, so that a
-# silence of _SILENCE is a connection that is dead.
-_WATCH: Final = 300
-_SILENCE: Final = 100.0
-_REQUEST: Final = 10.0
-_FIRST_BACKOFF: Final = 0.2
-_LAST_BACKOFF: Final = 10.0
-# At most this often session counts are written when nothing else changed.
-COUNTS_EVERY: Final = 10.0
-# The largest watch event: etcd takes no object beyond 1.5 MiB.
-_MAX_EVENT: Final = 8 * 2**20
+# The largest watch event: etcd stores no object larger than 1.5 MiB.
+_MAX_EVENT_BYTES: Final = 8 * 2**20
 
 
-# Called after each table that was put in force, with `status.proxies` as it stood in the cluster.
-Applied = Callable[[tuple[ProxyEntry, ...]], None]
+# Called after a table was put in force, with `status.proxies` of the DBProject that it was built from.
+OnApplied = Callable[[tuple[ProxyEntry, ...]], None]
 
 
-class Expired(Exception):
-    """The resourceVersion is too old to watch from: list again."""
+class WatchExpired(Exception):
+    """The resourceVersion is too old to watch from (HTTP 410): list again."""
 
 
-class NotFound(Exception):
-    """The project does not exist."""
+class ProjectNotFound(Exception):
+    """The DBProject does not exist (HTTP 404)."""
 
 
 @dataclass(frozen=True)
 class ApiServer:
-    """How the API server is reached. The token's file is read for each request, since it is renewed.
+    """How to reach the API server. The token file is read for each request, since kubelet renews it.
 
-    `tls` replaces what `ca` would give (a client certificate, say).
+    `tls` replaces the context built from `ca` (for a client certificate, say).
     """
 
     url: str
@@ -69,8 +61,8 @@ class ApiServer:
 
 
 @dataclass(frozen=True)
-class Own:
-    """Which project this proxy is of, and which pod it is."""
+class ProxyPod:
+    """Which pod this proxy is, and whose DBProject it serves."""
 
     project: str
     namespace: str
@@ -78,51 +70,55 @@ class Own:
 
 
 class ProjectClient:
-    """The few requests about one DBProject. Raises ClusterUnreachable, Expired, NotFound."""
+    """The requests about one DBProject. Methods raise ClusterUnreachable, WatchExpired or ProjectNotFound."""
 
-    def __init__(self, api: ApiServer, own: Own) -> None:
-        self._api, self._own = api, own
+    def __init__(self, api: ApiServer, proxy_pod: ProxyPod) -> None:
+        self._api, self._proxy_pod = api, proxy_pod
         self._http: aiohttp.ClientSession | None = None
-        self._path = f"/apis/{names.API_VERSION}/namespaces/{own.namespace}/{names.PROJECTS}"
+        self._path = f"/apis/{names.API_VERSION}/namespaces/{proxy_pod.namespace}/{names.PROJECTS}"
 
     async def close(self) -> None:
         if self._http:
             await self._http.close()
 
     async def list(self) -> tuple[dict[str, Any] | None, str]:
-        """The project, None where there is none, and the resourceVersion to watch from."""
-        body = await self._json("GET", self._path, params=self._selector())
+        """Return the DBProject, or None if it does not exist, and the resourceVersion to watch from."""
+        body = await self._request_json("GET", self._path, params=self._field_selector())
         items = body.get("items") or []
         return (items[0] if items else None), body["metadata"]["resourceVersion"]
 
-    async def watch(self, since: str) -> AsyncGenerator[dict[str, Any], None]:
-        """Events behind resourceVersion `since`, until the server ends the watch."""
-        params = self._selector() | {
+    async def watch(self, resource_version: str) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the watch events after `resource_version` until the server ends the watch."""
+        seconds = timing.WATCH_TIMEOUT_SECONDS + random.randrange(timing.WATCH_JITTER_SECONDS)
+        params = self._field_selector() | {
             "watch": "1",
-            "resourceVersion": since,
+            "resourceVersion": resource_version,
             "allowWatchBookmarks": "true",
-            "timeoutSeconds": str(_WATCH + random.randrange(60)),
+            "timeoutSeconds": str(seconds),
         }
-        timeout = aiohttp.ClientTimeout(sock_connect=_REQUEST, sock_read=_SILENCE)
+        timeout = aiohttp.ClientTimeout(
+            sock_connect=timing.API_REQUEST_TIMEOUT_SECONDS, sock_read=timing.WATCH_SILENCE_SECONDS
+        )
         try:
             async with self._session().get(
                 self._api.url + self._path, params=params, timeout=timeout, headers=self._api.headers()
             ) as response:
-                await _check(response)
-                rest = b""
+                await _raise_for_status(response)
+                partial_line = b""
                 async for chunk in response.content.iter_any():
-                    *lines, rest = (rest + chunk).split(b"\n")
-                    if len(rest) > _MAX_EVENT:
-                        raise ClusterUnreachable("a watch event has no end")
+                    *lines, partial_line = (partial_line + chunk).split(b"\n")
+                    if len(partial_line) > _MAX_EVENT_BYTES:
+                        raise ClusterUnreachable(f"a watch event is larger than {_MAX_EVENT_BYTES} bytes")
                     for line in filter(None, lines):
                         yield json.loads(line)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ClusterUnreachable(f"watch: {error or type(error).__name__}") from error
 
     async def write_entry(self, uid: str, entry: ProxyEntry | None) -> None:
-        """Server-side apply of this pod's entry of `status.proxies`; None takes it away.
+        """Write this pod's entry of `status.proxies` by server-side apply; None removes it.
 
-        `uid` is the project's: one made again under the name is refused (HTTP 409), not written.
+        `uid` is the project's. A project that was deleted and made again under the name is not written: the
+        server answers HTTP 409.
         """
         entries = (
             [
@@ -137,139 +133,161 @@ class ProjectClient:
             if entry
             else []
         )
-        await self._json(
+        project, namespace = self._proxy_pod.project, self._proxy_pod.namespace
+        await self._request_json(
             "PATCH",
-            f"{self._path}/{self._own.project}/status",
-            params={"fieldManager": names.PROXY_MANAGER_PREFIX + self._own.pod, "force": "true"},
+            f"{self._path}/{project}/status",
+            params={"fieldManager": names.PROXY_MANAGER_PREFIX + self._proxy_pod.pod, "force": "true"},
             headers={"Content-Type": "application/apply-patch+yaml"},
             data=json.dumps(
                 {
                     "apiVersion": names.API_VERSION,
                     "kind": names.PROJECT_KIND,
-                    "metadata": {"name": self._own.project, "namespace": self._own.namespace, "uid": uid},
+                    "metadata": {"name": project, "namespace": namespace, "uid": uid},
                     "status": {"proxies": entries},
                 }
             ),
         )
 
-    def _selector(self) -> dict[str, str]:
-        return {"fieldSelector": f"metadata.name={self._own.project}"}
+    def _field_selector(self) -> dict[str, str]:
+        return {"fieldSelector": f"metadata.name={self._proxy_pod.project}"}
 
     def _session(self) -> aiohttp.ClientSession:
         if not self._http:
             self._http = aiohttp.ClientSession(connector=self._api.connector())
         return self._http
 
-    async def _json(
-        self, method: str, path: str, headers: dict[str, str] | None = None, **more: Any
+    async def _request_json(
+        self, method: str, path: str, headers: dict[str, str] | None = None, **options: Any
     ) -> dict[str, Any]:
-        timeout = aiohttp.ClientTimeout(total=_REQUEST)
+        """Send a request with aiohttp `options` and return the JSON object of its response."""
+        timeout = aiohttp.ClientTimeout(total=timing.API_REQUEST_TIMEOUT_SECONDS)
         try:
             async with self._session().request(
                 method,
                 self._api.url + path,
                 timeout=timeout,
                 headers=self._api.headers() | (headers or {}),
-                **more,
+                **options,
             ) as response:
-                await _check(response)
+                await _raise_for_status(response)
                 body: dict[str, Any] = await response.json()
                 return body
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ClusterUnreachable(f"{method} {path}: {error or type(error).__name__}") from error
 
 
-async def _check(response: aiohttp.ClientResponse) -> None:
+async def _raise_for_status(response: aiohttp.ClientResponse) -> None:
+    """Raise WatchExpired, ProjectNotFound or ClusterUnreachable if the response is an error."""
     if response.status < 400:
         return
     text = (await response.content.read(2000)).decode("utf-8", "replace")
     if response.status == 410:
-        raise Expired(text)
+        raise WatchExpired(text)
     if response.status == 404:
-        raise NotFound(text)
+        raise ProjectNotFound(text)
     raise ClusterUnreachable(f"HTTP {response.status}: {text}")
 
 
 class Backoff:
-    """Growing pauses with some chance in them, from _FIRST_BACKOFF to _LAST_BACKOFF seconds."""
+    """Exponential backoff with jitter, from MIN_BACKOFF_SECONDS to MAX_BACKOFF_SECONDS."""
 
     def __init__(self) -> None:
-        self._next = _FIRST_BACKOFF
+        self._next_seconds = timing.MIN_BACKOFF_SECONDS
 
     def reset(self) -> None:
-        self._next = _FIRST_BACKOFF
+        self._next_seconds = timing.MIN_BACKOFF_SECONDS
 
-    async def pause(self) -> None:
-        await asyncio.sleep(self._next * random.uniform(0.7, 1.3))
-        self._next = min(self._next * 2, _LAST_BACKOFF)
+    async def sleep(self) -> None:
+        await asyncio.sleep(self._next_seconds * random.uniform(0.7, 1.3))
+        self._next_seconds = min(self._next_seconds * 2, timing.MAX_BACKOFF_SECONDS)
 
 
-async def follow(client: ProjectClient, own: Own, board: Switchboard, applied: Applied) -> None:
-    """Keeps `board` at what the API server says, for ever.
+async def follow(
+    client: ProjectClient, proxy_pod: ProxyPod, switchboard: Switchboard, on_applied: OnApplied
+) -> None:
+    """List and watch the DBProject forever, and put each state of it in force on `switchboard`.
 
-    While the API server is away the table stays as it is.
+    While the API server is unreachable the table stays as it is.
     """
-    backoff = Backoff()
-    since = ""
+    loop, backoff = asyncio.get_running_loop(), Backoff()
+    # Empty: list before the next watch.
+    resource_version = ""
     while True:
         try:
-            if not since:
-                body, since = await client.list()
-                _apply(board, own, body, applied)
+            if not resource_version:
+                body, resource_version = await client.list()
+                _apply(switchboard, proxy_pod, body, on_applied)
                 backoff.reset()
-            began = asyncio.get_running_loop().time()
-            async with contextlib.aclosing(client.watch(since)) as events:
+            watch_started_at = loop.time()
+            async with contextlib.aclosing(client.watch(resource_version)) as events:
                 async for event in events:
                     body = event["object"]
                     if event["type"] == "ERROR":
                         if body.get("code") == 410:
-                            raise Expired(body.get("message", ""))
+                            raise WatchExpired(body.get("message", ""))
                         raise ClusterUnreachable(f"watch: {body.get('message', body)}")
-                    since = body["metadata"]["resourceVersion"]
+                    resource_version = body["metadata"]["resourceVersion"]
                     backoff.reset()
                     if event["type"] != "BOOKMARK":
-                        _apply(board, own, None if event["type"] == "DELETED" else body, applied)
-            if asyncio.get_running_loop().time() - began < 1.0:
-                await backoff.pause()
-        except Expired:
-            since = ""
-        except (ClusterUnreachable, NotFound) as error:
-            log.warning("project %s/%s: %s; routes stay as they are", own.namespace, own.project, error)
-            since = ""
-            await backoff.pause()
+                        deleted = event["type"] == "DELETED"
+                        _apply(switchboard, proxy_pod, None if deleted else body, on_applied)
+            if loop.time() - watch_started_at < timing.MIN_WATCH_SECONDS:
+                await backoff.sleep()
+        except WatchExpired:
+            resource_version = ""
+        except (ClusterUnreachable, ProjectNotFound) as error:
+            log.warning(
+                "project %s/%s: %s; the current routes stay in force",
+                proxy_pod.namespace,
+                proxy_pod.project,
+                error,
+            )
+            resource_version = ""
+            await backoff.sleep()
 
 
-def _apply(board: Switchboard, own: Own, body: dict[str, Any] | None, applied: Applied) -> None:
+def _apply(
+    switchboard: Switchboard, proxy_pod: ProxyPod, body: dict[str, Any] | None, on_applied: OnApplied
+) -> None:
+    """Put the table of a DBProject in force (None: deleted); log and ignore one that is invalid or older."""
     try:
         project = parse_project(body) if body else None
-        table = table_of(project) if project else Table(own.project, gone=True)
+        table = build_table(project) if project else Table(proxy_pod.project, deleted=True)
     except (InvalidInput, KeyError, TypeError, ValueError) as error:
         log.error(
-            "project %s/%s: unreadable (%r); routes stay as they are", own.namespace, own.project, error
+            "project %s/%s: invalid (%r); the current routes stay in force",
+            proxy_pod.namespace,
+            proxy_pod.project,
+            error,
         )
         return
-    before = board.table
-    if not board.apply(table):
+    previous = switchboard.table
+    if not switchboard.apply(table):
         log.warning("route generation %d is older than the one in force; ignored", table.generation)
         return
-    if before is None or (before.generation, before.active) != (table.generation, table.active):
+    if previous is None or (previous.generation, previous.active) != (table.generation, table.active):
         log.info("route generation %d: branch %s", table.generation, table.active)
-    applied(project.proxies if project else ())
+    on_applied(project.proxies if project else ())
 
 
 class EntryWriter:
-    """Writes this pod's entry: a new generation, and the end of a drain, at once and until accepted; else
-    counts that have changed, at most every COUNTS_EVERY seconds."""
+    """Writer of this pod's entry of `status.proxies`.
 
-    def __init__(self, client: ProjectClient, own: Own, board: Switchboard) -> None:
-        self._client, self._own, self._board = client, own, board
+    A new route generation, and the end of a drain, are written at once and retried until accepted; changed
+    session counts at most every SESSION_COUNTS_INTERVAL_SECONDS.
+    """
+
+    def __init__(self, client: ProjectClient, proxy_pod: ProxyPod, switchboard: Switchboard) -> None:
+        self._client, self._proxy_pod, self._switchboard = client, proxy_pod, switchboard
+        # The project's UID and the entry that the API server has accepted last.
         self._written: tuple[str, ProxyEntry] | None = None
         self._wake = asyncio.Event()
-        board.on_settled = self._wake.set
+        switchboard.on_drained = self._wake.set
 
-    def notice(self, entries: tuple[ProxyEntry, ...]) -> None:
-        """The table may have a new generation, or somebody has taken the entry away."""
-        if all(e.pod != self._own.pod for e in entries):
+    def on_applied(self, entries: tuple[ProxyEntry, ...]) -> None:
+        """Check for a new generation, and whether this pod's entry is missing from `status.proxies`."""
+        if all(e.pod != self._proxy_pod.pod for e in entries):
             self._written = None
         self._wake.set()
 
@@ -277,49 +295,52 @@ class EntryWriter:
         backoff = Backoff()
         while True:
             self._wake.clear()
-            table = self._board.table
-            entry = self._entry()
-            if table and entry and not table.gone and (table.uid, entry) != self._written:
+            table = self._switchboard.table
+            entry = self._current_entry()
+            if table and entry and not table.deleted and (table.uid, entry) != self._written:
                 try:
                     await self._client.write_entry(table.uid, entry)
-                except (ClusterUnreachable, NotFound, Expired) as error:
-                    log.warning("status.proxies of generation %d not written: %s", entry.generation, error)
-                    await backoff.pause()
+                except (ClusterUnreachable, ProjectNotFound, WatchExpired) as error:
+                    log.warning(
+                        "could not write status.proxies for route generation %d: %s", entry.generation, error
+                    )
+                    await backoff.sleep()
                     continue
                 self._written = table.uid, entry
                 backoff.reset()
-            # A deadline, since what wakes this may come without end.
-            until = asyncio.get_running_loop().time() + COUNTS_EVERY
-            while not self._is_due():
+            # A deadline instead of a timeout for each wait: wake-ups may follow each other without end.
+            deadline = asyncio.get_running_loop().time() + timing.SESSION_COUNTS_INTERVAL_SECONDS
+            while not self._is_write_due():
                 try:
-                    async with asyncio.timeout_at(until):
+                    async with asyncio.timeout_at(deadline):
                         await self._wake.wait()
                 except TimeoutError:
                     break
                 self._wake.clear()
 
-    async def retire(self) -> None:
-        """The proxy's end: its entry goes, best effort."""
+    async def remove_entry(self) -> None:
+        """Remove this pod's entry at shutdown, best effort: an error is only logged."""
         if self._written:
             try:
                 await self._client.write_entry(self._written[0], None)
-            except (ClusterUnreachable, NotFound, Expired) as error:
-                log.warning("entry of status.proxies not taken away: %s", error)
+            except (ClusterUnreachable, ProjectNotFound, WatchExpired) as error:
+                log.warning("could not remove this pod's entry from status.proxies: %s", error)
 
-    def _entry(self) -> ProxyEntry | None:
-        if self._board.table is None:
+    def _current_entry(self) -> ProxyEntry | None:
+        if self._switchboard.table is None:
             return None
-        branches = self._board.counts()
+        branches = self._switchboard.session_counts()
         sessions, draining = sum(b.sessions for b in branches), sum(b.draining for b in branches)
-        return ProxyEntry(self._own.pod, self._board.table.generation, sessions, draining, branches)
+        generation = self._switchboard.table.generation
+        return ProxyEntry(self._proxy_pod.pod, generation, sessions, draining, branches)
 
-    def _is_due(self) -> bool:
-        """Whether others wait for what has not been written yet."""
-        table = self._board.table
-        if table is None or table.gone:
+    def _is_write_due(self) -> bool:
+        """Return True if the controller waits for what has not been written: a generation, the end of a drain."""
+        table = self._switchboard.table
+        if table is None or table.deleted:
             return False
         if self._written is None:
             return True
         uid, entry = self._written
-        drained = entry.draining > 0 and not self._board.leaving
+        drained = entry.draining > 0 and not self._switchboard.draining
         return drained or (table.uid, table.generation) != (uid, entry.generation)

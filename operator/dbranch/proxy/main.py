@@ -1,4 +1,4 @@
-"""`dbranch-server proxy`: one project's endpoint. Wiring: environment, event loop, signals."""
+"""`dbranch-server proxy`: the endpoint of one project. Environment, event loop and signals."""
 
 from __future__ import annotations
 
@@ -18,40 +18,41 @@ import uvloop
 from dbranch.api import names
 from dbranch.api.errors import InvalidInput
 from dbranch.api.project import ProxyEntry
+from dbranch.proxy import timing
 from dbranch.proxy.cancel import Canceller
 from dbranch.proxy.client import ClientStart
-from dbranch.proxy.follow import ApiServer, EntryWriter, Own, ProjectClient, follow
+from dbranch.proxy.follow import ApiServer, EntryWriter, ProjectClient, ProxyPod, follow
 from dbranch.proxy.health import serve_health
-from dbranch.proxy.sockets import listening_socket
+from dbranch.proxy.sockets import LISTEN_BACKLOG, listening_socket
 from dbranch.proxy.switchboard import Switchboard
 from dbranch.proxy.tls import Certificate
 from dbranch.runtime.logs import start_logging
 
 log = logging.getLogger(__name__)
 
-_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_SERVICE_ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the environment says.
+class ProxySettings:
+    """The settings from the environment.
 
-    After SIGTERM new connections are taken for `withdraw` seconds more, until the cluster's nodes have
-    heard that this pod goes; then sessions have `grace` seconds to end. Both together stay below the
-    pod's termination grace period (30 s).
+    After SIGTERM the proxy takes new connections for `withdraw_seconds`, until the cluster's nodes have removed
+    this pod from the Service; then sessions have `grace_seconds` to end. Their sum has to stay below the pod's
+    termination grace period (30 s).
     """
 
-    own: Own
+    proxy_pod: ProxyPod
     api: ApiServer
-    tls: Path | None = None
+    tls_dir: Path | None = None
     port: int = names.POSTGRES_PORT
     health_port: int = 8080
-    withdraw: float = 3.0
-    grace: float = 20.0
+    withdraw_seconds: float = 3.0
+    grace_seconds: float = 20.0
 
 
-def settings_of(env: Mapping[str, str]) -> Settings:
-    """Reads the environment. Raises InvalidInput with the name of what is missing."""
+def read_settings(env: Mapping[str, str]) -> ProxySettings:
+    """Return the settings in `env`. Raise InvalidInput, which names the variables, if any is missing."""
     missing = [
         k for k in ("DBRANCH_PROJECT", "DBRANCH_PROJECT_NAMESPACE", "DBRANCH_POD_NAME") if not env.get(k)
     ]
@@ -66,64 +67,71 @@ def settings_of(env: Mapping[str, str]) -> Settings:
     elif env.get("KUBERNETES_SERVICE_HOST"):
         host, port = env["KUBERNETES_SERVICE_HOST"], env.get("KUBERNETES_SERVICE_PORT", "443")
         url = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
-        api = ApiServer(url, _ACCOUNT / "token", _ACCOUNT / "ca.crt")
+        api = ApiServer(url, _SERVICE_ACCOUNT_DIR / "token", _SERVICE_ACCOUNT_DIR / "ca.crt")
     else:
         raise InvalidInput("environment: no API server; run in a pod, or set DBRANCH_API_SERVER")
-    return Settings(
-        own=Own(env["DBRANCH_PROJECT"], env["DBRANCH_PROJECT_NAMESPACE"], env["DBRANCH_POD_NAME"]),
+    return ProxySettings(
+        proxy_pod=ProxyPod(env["DBRANCH_PROJECT"], env["DBRANCH_PROJECT_NAMESPACE"], env["DBRANCH_POD_NAME"]),
         api=api,
-        tls=Path(env["DBRANCH_TLS_DIR"]) if env.get("DBRANCH_TLS_DIR") else None,
+        tls_dir=Path(env["DBRANCH_TLS_DIR"]) if env.get("DBRANCH_TLS_DIR") else None,
         port=int(env.get("DBRANCH_PORT", names.POSTGRES_PORT)),
         health_port=int(env.get("DBRANCH_HEALTH_PORT", "8080")),
-        withdraw=float(env.get("DBRANCH_WITHDRAW_SECONDS", "3")),
-        grace=float(env.get("DBRANCH_GRACE_SECONDS", "20")),
+        withdraw_seconds=float(env.get("DBRANCH_WITHDRAW_SECONDS", "3")),
+        grace_seconds=float(env.get("DBRANCH_GRACE_SECONDS", "20")),
     )
 
 
-async def serve(settings: Settings) -> None:
-    """Reads the project, then serves it until SIGTERM or SIGINT."""
+async def serve(settings: ProxySettings) -> None:
+    """Read the DBProject, then serve its sessions until SIGTERM or SIGINT.
+
+    Raise the error of a background task that has failed: the process then ends, and kubelet restarts it.
+    """
     loop = asyncio.get_running_loop()
-    stop, first = asyncio.Event(), asyncio.Event()
+    stop, table_read = asyncio.Event(), asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    board = Switchboard(Certificate(settings.tls) if settings.tls else None)
+    proxy_pod = settings.proxy_pod
+    switchboard = Switchboard(Certificate(settings.tls_dir) if settings.tls_dir else None)
     canceller = Canceller()
-    client = ProjectClient(settings.api, settings.own)
-    writer = EntryWriter(client, settings.own, board)
-    listening: list[asyncio.Server] = []
+    client = ProjectClient(settings.api, proxy_pod)
+    writer = EntryWriter(client, proxy_pod, switchboard)
+    servers: list[asyncio.Server] = []
 
-    def why_not_ready() -> str:
+    def not_ready_reason() -> str:
         if stop.is_set():
             return "stopping"
-        return "" if listening else "the project is not read yet"
+        return "" if servers else "the project has not been read yet"
 
-    def applied(entries: tuple[ProxyEntry, ...]) -> None:
-        first.set()
-        writer.notice(entries)
+    def on_applied(entries: tuple[ProxyEntry, ...]) -> None:
+        table_read.set()
+        writer.on_applied(entries)
 
-    health = await serve_health(settings.health_port, why_not_ready, board.metrics.text)
-    following = loop.create_task(follow(client, settings.own, board, applied))
+    health = await serve_health(settings.health_port, not_ready_reason, switchboard.metrics.text)
+    following = loop.create_task(follow(client, proxy_pod, switchboard, on_applied))
     tasks: list[asyncio.Task[None]] = [following, loop.create_task(writer.run())]
     stopped: asyncio.Task[bool] = loop.create_task(stop.wait())
     try:
         await asyncio.wait(
-            [following, stopped, loop.create_task(first.wait())], return_when=asyncio.FIRST_COMPLETED
+            [following, stopped, loop.create_task(table_read.wait())], return_when=asyncio.FIRST_COMPLETED
         )
-        if first.is_set() and not stop.is_set():
+        if table_read.is_set() and not stop.is_set():
             sock = listening_socket(settings.port)
-            listening.append(
-                await loop.create_server(lambda: ClientStart(board, canceller), sock=sock, backlog=1024)
+            server = await loop.create_server(
+                lambda: ClientStart(switchboard, canceller), sock=sock, backlog=LISTEN_BACKLOG
             )
-            # What is there now stays for good: the collector need not look at it again and again.
+            servers.append(server)
+            # All objects so far live as long as the process: the garbage collector can skip them.
             gc.freeze()
-            log.info("project %s/%s on port %d", settings.own.namespace, settings.own.project, settings.port)
-        # A task that ends here has failed: that is the proxy's end, and kubelet starts it again.
+            log.info(
+                "serving project %s/%s on port %d", proxy_pod.namespace, proxy_pod.project, settings.port
+            )
+        # A task that ends here has failed.
         await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
-        if listening and stop.is_set():
-            await asyncio.sleep(settings.withdraw)
-        for server in listening:
+        if servers and stop.is_set():
+            await asyncio.sleep(settings.withdraw_seconds)
+        for server in servers:
             server.close()
-        await _let_go(board, settings.grace)
+        await drain_sessions(switchboard, settings.grace_seconds)
         for task in tasks:
             if task.done():
                 task.result()
@@ -132,29 +140,31 @@ async def serve(settings: Settings) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await writer.retire()
+        await writer.remove_entry()
         await client.close()
         await health.cleanup()
 
 
-async def _let_go(board: Switchboard, grace: float) -> None:
-    """Ends the sessions with their transactions; those that last longer than `grace` are told and ended."""
+async def drain_sessions(switchboard: Switchboard, grace_seconds: float) -> None:
+    """Let sessions end with their transactions; end those that are left after `grace_seconds` with a FATAL."""
+    log.info("stopping with %d sessions", len(switchboard.sessions))
+    switchboard.begin_shutdown()
+    await _wait_for_sessions(switchboard, grace_seconds)
+    switchboard.end_all("terminating connection: the proxy is stopping")
+    await _wait_for_sessions(switchboard, timing.SHUTDOWN_END_SECONDS)
+    await asyncio.sleep(timing.SHUTDOWN_FLUSH_SECONDS)
+
+
+async def _wait_for_sessions(switchboard: Switchboard, timeout: float) -> None:
+    """Wait until no session is left, or for `timeout` seconds."""
     loop = asyncio.get_running_loop()
-    log.info("stopping: %d sessions", len(board.sessions))
-    board.close()
-    until = loop.time() + grace
-    while board.sessions and loop.time() < until:
-        await asyncio.sleep(0.05)
-    board.end_all("terminating connection: the proxy is stopping")
-    until = loop.time() + 2.0
-    while board.sessions and loop.time() < until:
-        await asyncio.sleep(0.05)
-    # What was written last is on its way; a closed client needs no more time.
-    await asyncio.sleep(0.1)
+    deadline = loop.time() + timeout
+    while switchboard.sessions and loop.time() < deadline:
+        await asyncio.sleep(timing.SHUTDOWN_POLL_SECONDS)
 
 
 def raise_file_limit() -> None:
-    """As many open files as the system lets this process have: a session takes two."""
+    """Raise the soft limit of open files to the hard one: a session takes two."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -163,7 +173,7 @@ def raise_file_limit() -> None:
 def main() -> None:
     start_logging(os.environ)
     try:
-        settings = settings_of(os.environ)
+        settings = read_settings(os.environ)
     except InvalidInput as error:
         sys.exit(f"dbranch-server proxy: {error}")
     raise_file_limit()

@@ -1,11 +1,11 @@
-"""What the proxy counts, as Prometheus reads it on `/metrics`.
+"""Metrics of one proxy pod, in the text format of Prometheus.
 
-Nothing here is on the way of a message: sessions count their own bytes, and a scrape adds them up.
+No message is delayed by them: sessions count their own bytes, and a scrape adds them up.
 """
 
 from __future__ import annotations
 
-from collections import Counter as Tally
+import collections
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Protocol
 
@@ -16,147 +16,156 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from dbranch.proxy.routes import Backend, Table
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
-_WAITS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_BUCKETS_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
-# A second series a counter, with the time of its birth, would say nothing here.
+# Without this each counter has a second series with its creation time.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-class Counted(Protocol):
-    """A session as it is counted. `claimed`: the branch under which it is, if any."""
+class MeasuredSession(Protocol):
+    """A session as the metrics see it. `counted_branch` is the branch it counts under, or empty.
 
-    claimed: str
-    sent: int
-    received: int
-    how: str
+    `bytes_in` came from the client, `bytes_out` went to it.
+    """
+
+    counted_branch: str
+    bytes_in: int
+    bytes_out: int
+    end_reason: str
 
     @property
-    def place(self) -> Backend | None: ...
+    def backend(self) -> Backend | None: ...
 
     @property
-    def leaving(self) -> bool: ...
+    def draining(self) -> bool: ...
 
 
-class Census(Protocol):
-    """Where the sessions that are open are found."""
+class OpenConnections(Protocol):
+    """Where a scrape finds the table in force and what is open now."""
 
     table: Table | None
 
     @property
-    def sessions(self) -> Iterable[Counted]: ...
+    def sessions(self) -> Iterable[MeasuredSession]: ...
 
     @property
-    def opening(self) -> Iterable[object]: ...
+    def starting(self) -> Iterable[object]: ...
 
 
 class Metrics:
-    """The counters of one proxy. Branches that are no longer in the table are forgotten."""
+    """The counters of one proxy pod. Series of branches that leave the table are dropped."""
 
-    def __init__(self, census: Census) -> None:
-        self._census = census
+    def __init__(self, connections: OpenConnections) -> None:
+        self._open = connections
         self._registry = CollectorRegistry()
-        # By branch and direction: the bytes of sessions that are over.
-        self._bytes: Tally[tuple[str, str]] = Tally()
-        self._taken: Tally[str] = Tally()
-        more: dict[str, Any] = {"namespace": "dbranch", "subsystem": "proxy", "registry": self._registry}
-        self._connections = Counter("connections", "Connections that were accepted.", **more)
-        self._refusals = Counter(
-            "refusals", "Connections that did not become a session, by reason.", ["reason"], **more
+        # Of sessions that have ended: bytes by (branch, direction), and their number by branch.
+        self._ended_bytes: collections.Counter[tuple[str, str]] = collections.Counter()
+        self._ended_sessions: collections.Counter[str] = collections.Counter()
+        options: dict[str, Any] = {"namespace": "dbranch", "subsystem": "proxy", "registry": self._registry}
+        self._connections = Counter("connections", "Accepted connections.", **options)
+        self._rejections = Counter(
+            "rejections", "Connections that did not become a session, by reason.", ["reason"], **options
         )
         self._cancels = Counter(
-            "cancels", "Cancel requests: of an own session, tried at others, dropped.", ["result"], **more
+            "cancels",
+            "Cancel requests: sent to the key's owner (own), tried at several backends (tried), dropped.",
+            ["result"],
+            **options,
         )
-        self._ends = Counter("session_ends", "Sessions that ended, by how.", ["how"], **more)
-        self._waits = Histogram(
+        self._session_ends = Counter("session_ends", "Ended sessions, by reason.", ["reason"], **options)
+        self._connect_waits = Histogram(
             "connect_wait_seconds",
-            "From the startup packet to the backend's answer.",
-            buckets=_WAITS,
-            **more,
+            "Time from the startup packet to the backend's answer.",
+            buckets=_BUCKETS_SECONDS,
+            **options,
         )
         self._switches = Histogram(
             "switch_seconds",
-            "From a new active branch to the end of the last session that had to leave the old one.",
-            buckets=_WAITS,
-            **more,
+            "Time from a new active branch to the end of the last session that had to leave the old one.",
+            buckets=_BUCKETS_SECONDS,
+            **options,
         )
         self._registry.register(self)
 
-    # What happens
+    # Events
 
-    def connected(self) -> None:
+    def count_connection(self) -> None:
         self._connections.inc()
 
-    def refused(self, reason: str) -> None:
-        self._refusals.labels(reason).inc()
+    def count_rejection(self, reason: str) -> None:
+        self._rejections.labels(reason).inc()
 
-    def cancelled(self, result: str) -> None:
+    def count_cancel(self, result: str) -> None:
         self._cancels.labels(result).inc()
 
-    def waited(self, seconds: float) -> None:
-        self._waits.observe(seconds)
+    def observe_connect_wait(self, seconds: float) -> None:
+        self._connect_waits.observe(seconds)
 
-    def switched(self, seconds: float) -> None:
+    def observe_switch(self, seconds: float) -> None:
         self._switches.observe(seconds)
 
-    def ended(self, session: Counted) -> None:
-        """A session is over, and still under its branch."""
-        self._ends.labels(session.how.partition(":")[0]).inc()
-        if session.claimed:
-            self._bytes[session.claimed, "in"] += session.sent
-            self._bytes[session.claimed, "out"] += session.received
-            self._taken[session.claimed] += 1
+    def count_session_end(self, session: MeasuredSession) -> None:
+        """Add up a session that has ended and still has its `counted_branch`."""
+        self._session_ends.labels(session.end_reason.partition(":")[0]).inc()
+        if session.counted_branch:
+            self._ended_bytes[session.counted_branch, "in"] += session.bytes_in
+            self._ended_bytes[session.counted_branch, "out"] += session.bytes_out
+            self._ended_sessions[session.counted_branch] += 1
 
-    def forget(self, branches: set[str]) -> None:
-        """Keeps the numbers of `branches` only."""
-        for gone in {branch for branch, _ in self._bytes} - branches:
-            del self._bytes[gone, "in"], self._bytes[gone, "out"], self._taken[gone]
+    def keep_only(self, branches: set[str]) -> None:
+        """Drop the counts of every branch that is not in `branches`."""
+        for branch in {branch for branch, _ in self._ended_bytes} - branches:
+            del self._ended_bytes[branch, "in"], self._ended_bytes[branch, "out"]
+            del self._ended_sessions[branch]
 
-    # What a scrape reads
+    # Scrapes
 
     def text(self) -> bytes:
+        """Return the body of `/metrics`."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """The part that is looked up at a scrape."""
-        open_: Tally[tuple[str, str]] = Tally()
-        size, taken = Tally(self._bytes), Tally(self._taken)
-        for session in self._census.sessions:
-            state = "draining" if session.leaving else "open" if session.place else "waiting"
-            open_[session.claimed, state] += 1
-            if session.claimed:
-                size[session.claimed, "in"] += session.sent
-                size[session.claimed, "out"] += session.received
-                taken[session.claimed] += 1
-        sessions = GaugeMetricFamily(
+        """Yield the metrics that are computed at a scrape (called by the registry)."""
+        open_sessions: collections.Counter[tuple[str, str]] = collections.Counter()
+        size = collections.Counter(self._ended_bytes)
+        branch_sessions = collections.Counter(self._ended_sessions)
+        for session in self._open.sessions:
+            state = "draining" if session.draining else "open" if session.backend else "waiting"
+            open_sessions[session.counted_branch, state] += 1
+            if session.counted_branch:
+                size[session.counted_branch, "in"] += session.bytes_in
+                size[session.counted_branch, "out"] += session.bytes_out
+                branch_sessions[session.counted_branch] += 1
+        sessions_metric = GaugeMetricFamily(
             "dbranch_proxy_sessions",
             "Sessions by branch and state (open, draining, waiting for a backend).",
             labels=["branch", "state"],
         )
-        for labels, count in sorted(open_.items()):
-            sessions.add_metric(labels, count)
-        yield sessions
-        total = CounterMetricFamily(
+        for labels, count in sorted(open_sessions.items()):
+            sessions_metric.add_metric(labels, count)
+        yield sessions_metric
+        bytes_metric = CounterMetricFamily(
             "dbranch_proxy_bytes",
             "Bytes of sessions by branch, in (from clients) and out (to clients).",
             labels=["branch", "direction"],
         )
         for labels, count in sorted(size.items()):
-            total.add_metric(labels, count)
-        yield total
-        connects = CounterMetricFamily(
+            bytes_metric.add_metric(labels, count)
+        yield bytes_metric
+        branch_sessions_metric = CounterMetricFamily(
             "dbranch_proxy_branch_sessions", "Sessions that went to a branch.", labels=["branch"]
         )
-        for branch, count in sorted(taken.items()):
-            connects.add_metric([branch], count)
-        yield connects
+        for branch, count in sorted(branch_sessions.items()):
+            branch_sessions_metric.add_metric([branch], count)
+        yield branch_sessions_metric
         yield GaugeMetricFamily(
-            "dbranch_proxy_opening",
-            "Connections without a whole startup packet yet.",
-            value=sum(1 for _ in self._census.opening),
+            "dbranch_proxy_starting_connections",
+            "Connections that have not sent a complete startup packet yet.",
+            value=sum(1 for _ in self._open.starting),
         )
-        table = self._census.table
+        table = self._open.table
         yield GaugeMetricFamily(
             "dbranch_proxy_route_generation",
-            "The generation of status.route in force.",
+            "Generation of status.route in force.",
             value=table.generation if table else 0,
         )

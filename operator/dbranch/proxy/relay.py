@@ -1,4 +1,4 @@
-"""The asyncio protocols of a session: its backend until the first ReadyForQuery, then the two pipes."""
+"""The asyncio protocols of a session: the backend until its first ReadyForQuery, then the two forwarding ones."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-from dbranch.proxy import wire
-from dbranch.proxy.routes import CANNOT_CONNECT_NOW
+from dbranch.proxy import sqlstate, wire
 from dbranch.proxy.session import Session
 
 
 class ServerStart(asyncio.Protocol):
-    """A backend until its first ReadyForQuery. `answered`: None, or why it cannot be used yet."""
+    """The backend's side until its first ReadyForQuery.
+
+    The result of `answered` is None once the backend has begun to answer, or why it cannot be used now.
+    """
 
     def __init__(self, session: Session, hand_over: Callable[[], None]) -> None:
-        """`hand_over` is called when the backend has begun to answer."""
+        """`hand_over` is called once, when the backend has begun to answer."""
         self.session, self._hand_over = session, hand_over
         self.answered: asyncio.Future[str | None] = session.loop.create_future()
-        self._held = b""
+        # The beginning of an ErrorResponse whose SQLSTATE has not come yet.
+        self._held_back = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -26,28 +29,28 @@ class ServerStart(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         session = self.session
         if not self.answered.done():
-            data = self._held + data
-            code = wire.held_error(data)
-            if code == "":
-                self._held = data
+            data = self._held_back + data
+            error = wire.first_error_sqlstate(data)
+            if error == "":
+                self._held_back = data
                 return
-            if code == CANNOT_CONNECT_NOW:
+            if error == sqlstate.CANNOT_CONNECT_NOW:
                 self.answered.set_result("Postgres is starting or stopping")
                 return
             self.answered.set_result(None)
-            session.unanswered = None
+            session.pending_answer = None
             self._hand_over()
-        elif self.answered.result() is not None or session.how:
+        elif self.answered.result() is not None or session.end_reason:
             return
         greeting = session.greeting
         assert greeting
         greeting.feed(data)
-        if greeting.key and not session.has_key:
-            session.own_key(greeting.key)
+        if greeting.key and not session.has_cancel_key:
+            session.register_cancel_key(greeting.key)
         if greeting.ready:
-            session.greeted()
+            session.finish_greeting()
             self.transport.set_protocol(ServerPipe(session))
-        session.heard(data)
+        session.server_data_received(data)
 
     def eof_received(self) -> bool:
         return False
@@ -74,13 +77,13 @@ class ClientPipe(asyncio.Protocol):
         self.write = session.server.write
 
     def data_received(self, data: bytes) -> None:
-        self.session.sent += len(data)
-        self.session.fresh = 0
-        self.session.said_bye = data == wire.TERMINATE
+        self.session.bytes_in += len(data)
+        self.session.reply_bytes = 0
+        self.session.client_terminated = data == wire.TERMINATE
         self.write(data)
 
     def eof_received(self) -> bool:
-        # A half-close goes on to the backend; its answer may still come. TLS has none.
+        # A half-close is passed on to the backend, whose answer may still come. TLS cannot half-close.
         self.session.half_closed = True
         if not self.session.client.can_write_eof() or self.server.is_closing():
             return False
@@ -102,8 +105,8 @@ class ServerPipe(asyncio.Protocol):
 
     def __init__(self, session: Session) -> None:
         self.session, self.client = session, session.client
-        # What comes in goes straight to the session: the hot path.
-        self.data_received = session.heard  # type: ignore[method-assign]
+        # The hot path: without a method of this class in between.
+        self.data_received = session.server_data_received  # type: ignore[method-assign]
 
     def eof_received(self) -> bool:
         return False

@@ -1,4 +1,4 @@
-"""Where a session goes, and what a change of the routes means to one: decisions only."""
+"""Routing decisions: which backend a new session gets, and what a change of the routes means to an open one. Pure."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dbranch.api import names
-from dbranch.api.enums import OnSwitch, ProxyProtocol, TargetState, TlsMode
 from dbranch.api.project import Project, ProxyLimits, Target
-
-SHUTDOWN = "57P01"
-CANNOT_CONNECT_NOW = "57P03"
-NO_SUCH_BRANCH = "3D000"
-TOO_MANY = "53300"
+from dbranch.proxy import sqlstate
 
 
 @dataclass(frozen=True)
 class Table:
-    """What the proxy obeys. `generation` is that of `status.route` (0: none yet); times in seconds.
+    """The routing table: what a DBProject says that concerns its proxy. Times are in seconds.
 
-    `gone`: the project is deleted.
+    `generation` is that of `status.route` (0: no route yet); `targets` maps branch names to `status.routes`.
+    `deleted`: the project no longer exists.
     """
 
     project: str
@@ -27,18 +23,23 @@ class Table:
     generation: int = 0
     active: str | None = None
     targets: Mapping[str, Target] = field(default_factory=dict)
-    on_switch: OnSwitch = OnSwitch.TERMINATE
+    on_switch: str = "Terminate"
     drain_timeout: float = 60.0
     start_timeout: float = 30.0
     tls_required: bool = False
-    gone: bool = False
+    deleted: bool = False
     handshake_timeout: float = 30.0
     proxy_protocol: bool = False
     limits: ProxyLimits = field(default_factory=ProxyLimits)
 
 
+# Decisions about a new session
+
+
 @dataclass(frozen=True)
-class Go:
+class Dial:
+    """Connect the session to this backend."""
+
     branch: str
     address: str
     port: int
@@ -46,42 +47,48 @@ class Go:
 
 @dataclass(frozen=True)
 class Wait:
-    """The branch is on its way; `what` completes "waited 30 s for …"."""
+    """Decide again after the next change of the table. `awaited` completes "waited 30 s for ..."."""
 
-    what: str
+    awaited: str
 
 
 @dataclass(frozen=True)
 class Reject:
-    """`reason` is the word under which refusals are counted."""
+    """End the connection with this ErrorResponse. `reason` is its label in `rejections_total`."""
 
-    code: str
+    sqlstate: str
     message: str
     hint: str = ""
     reason: str = ""
 
 
-Decision = Go | Wait | Reject
+Decision = Dial | Wait | Reject
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Where a session is. `named`: its client asked for this branch, so a switch does not touch it."""
+    """The backend of a session: a branch's pod.
+
+    `requested`: the client named this branch, so a switch does not affect the session.
+    """
 
     branch: str
     address: str
     port: int
-    named: bool
+    requested: bool
+
+
+# Fates of an open session
 
 
 @dataclass(frozen=True)
 class Stay:
-    """The session goes on."""
+    """The session continues."""
 
 
 @dataclass(frozen=True)
 class End:
-    """The session ends as soon as no message is under way."""
+    """The session ends at the next message boundary."""
 
     message: str
     hint: str = ""
@@ -89,7 +96,7 @@ class End:
 
 @dataclass(frozen=True)
 class Drain:
-    """The session ends with its transaction, or after `timeout` seconds as End does."""
+    """The session ends with its transaction, or like End after `timeout` seconds."""
 
     timeout: float
     message: str
@@ -99,8 +106,8 @@ class Drain:
 Fate = Stay | End | Drain
 
 
-def table_of(project: Project) -> Table:
-    """The table of a DBProject as the API server has it."""
+def build_table(project: Project) -> Table:
+    """Return the routing table of a DBProject."""
     return Table(
         project=project.name,
         uid=project.uid,
@@ -110,114 +117,134 @@ def table_of(project: Project) -> Table:
         on_switch=project.proxy.on_switch,
         drain_timeout=project.proxy.drain_timeout,
         start_timeout=project.proxy.start_timeout,
-        tls_required=project.proxy.tls is not None and project.proxy.tls.mode == TlsMode.REQUIRED,
+        tls_required=project.proxy.tls is not None and project.proxy.tls.mode == "Required",
         handshake_timeout=project.proxy.handshake_timeout,
-        proxy_protocol=project.proxy.proxy_protocol == ProxyProtocol.REQUIRED,
+        proxy_protocol=project.proxy.proxy_protocol == "Required",
         limits=project.proxy.limits,
     )
 
 
-def is_newer(table: Table, than: Table | None) -> bool:
-    """Whether `table` may replace `than`: a server that lags must not take a switch back."""
-    return than is None or than.gone or table.uid != than.uid or table.generation >= than.generation
+def may_replace(current: Table | None, table: Table) -> bool:
+    """Return False if `table` is older than `current`: a lagging API server must not undo a switch."""
+    return (
+        current is None
+        or current.deleted
+        or table.uid != current.uid
+        or table.generation >= current.generation
+    )
 
 
-def decide(table: Table, named: str | None) -> Decision:
-    """Where a new session goes; `named` is the branch that its client asked for, if it did."""
-    if table.gone:
-        return Reject(SHUTDOWN, f"project {table.project} is deleted", reason="deleted")
-    branch = named or table.active
+def decide(table: Table, requested_branch: str | None) -> Decision:
+    """Return what to do with a new session whose client names `requested_branch` (None: the active branch)."""
+    if table.deleted:
+        return Reject(sqlstate.ADMIN_SHUTDOWN, f"project {table.project} is deleted", reason="deleted")
+    branch = requested_branch or table.active
     if branch is None:
         return Wait(f"project {table.project} to have an active branch")
     target = table.targets.get(branch)
     if target is None:
-        if not named:
+        if not requested_branch:
             return Wait(f'branch "{branch}" of project {table.project} to be reachable')
-        there = ", ".join(sorted(table.targets)) or "none yet"
+        existing = ", ".join(sorted(table.targets)) or "none yet"
         return Reject(
-            NO_SUCH_BRANCH,
+            sqlstate.INVALID_CATALOG_NAME,
             f'branch "{branch}" does not exist in project {table.project}',
-            f"Branches that exist: {there}.",
+            f"Branches that exist: {existing}.",
             "unknown_branch",
         )
-    if target.state == TargetState.STOPPED:
+    if target.state == "Stopped":
         return Reject(
-            CANNOT_CONNECT_NOW,
+            sqlstate.CANNOT_CONNECT_NOW,
             f'branch "{branch}" of project {table.project} is stopped',
             f'Resume it with "dbranch resume {branch}", or set spec.state of DBBranch '
             f"{names.branch_object_name(table.project, branch)} to Running.",
             "stopped",
         )
-    if target.state == TargetState.DELETING:
+    if target.state == "Deleting":
         message = f'branch "{branch}" of project {table.project} is being deleted'
-        return Reject(SHUTDOWN, message, reason="deleted")
-    if target.state != TargetState.READY or not target.address or not target.port:
+        return Reject(sqlstate.ADMIN_SHUTDOWN, message, reason="deleted")
+    if target.state != "Ready" or not target.address or not target.port:
         return Wait(f'branch "{branch}" of project {table.project} to start')
-    return Go(branch, target.address, target.port)
+    return Dial(branch, target.address, target.port)
 
 
-def reject_session(table: Table, sessions: int, address: str, of_address: int) -> Reject | None:
-    """Whether one more session from `address` is too many beside those that are there."""
+def check_session_limits(table: Table, sessions: int, address: str, address_sessions: int) -> Reject | None:
+    """Return a Reject if a new session from `address` exceeds a limit of the proxy pod.
+
+    `sessions` counts the pod's sessions, `address_sessions` those of them from `address`.
+    """
     limits = table.limits
     if sessions >= limits.sessions:
-        text = f"this proxy of project {table.project} has {sessions} sessions, as many as it takes"
-        return Reject(TOO_MANY, text, _see_limits(table), "limit_sessions")
-    if limits.sessions_per_address is not None and of_address >= limits.sessions_per_address:
-        text = f"{address} has {of_address} sessions, as many as this proxy takes of one address"
-        return Reject(TOO_MANY, text, _see_limits(table), "limit_address")
+        message = (
+            f"too many sessions: this proxy of project {table.project} has {sessions} sessions; "
+            f"the limit is {limits.sessions}"
+        )
+        return Reject(sqlstate.TOO_MANY_CONNECTIONS, message, _limits_hint(table), "limit_sessions")
+    if limits.sessions_per_address is not None and address_sessions >= limits.sessions_per_address:
+        message = (
+            f"too many sessions: {address} has {address_sessions} sessions on this proxy; "
+            f"the limit per address is {limits.sessions_per_address}"
+        )
+        return Reject(sqlstate.TOO_MANY_CONNECTIONS, message, _limits_hint(table), "limit_address")
     return None
 
 
-def reject_branch(table: Table, branch: str, of_branch: int) -> Reject | None:
-    """Whether one more session on `branch` is too many."""
-    most = table.limits.sessions_per_branch
-    if most is None or of_branch < most:
+def check_branch_limit(table: Table, branch: str, branch_sessions: int) -> Reject | None:
+    """Return a Reject if a new session on `branch`, which has `branch_sessions`, exceeds the limit."""
+    limit = table.limits.sessions_per_branch
+    if limit is None or branch_sessions < limit:
         return None
-    text = f'branch "{branch}" has {of_branch} sessions, as many as this proxy takes of one branch'
-    return Reject(TOO_MANY, text, _see_limits(table), "limit_branch")
+    message = (
+        f'too many sessions: branch "{branch}" has {branch_sessions} sessions on this proxy; '
+        f"the limit per branch is {limit}"
+    )
+    return Reject(sqlstate.TOO_MANY_CONNECTIONS, message, _limits_hint(table), "limit_branch")
 
 
-def _see_limits(table: Table) -> str:
+def _limits_hint(table: Table) -> str:
     return f"Close some, or raise spec.proxy.limits of DBProject {table.project}."
 
 
-def cancel_candidates(table: Table, known: Sequence[str], most: int) -> list[Backend]:
-    """Where a cancel whose key is not known here may belong: a replica of the proxy may have its session.
+def cancel_candidates(table: Table, branches_with_sessions: Sequence[str], limit: int) -> list[Backend]:
+    """Return at most `limit` backends that may own a cancel key unknown to this pod.
 
-    The active branch first, then those of `known` (where sessions are here), then the others; at most `most`.
+    Another replica of the proxy may have the key's session. The active branch comes first, then
+    `branches_with_sessions` (those with sessions on this pod), then the other branches.
     """
     first = [table.active] if table.active else []
-    order = dict.fromkeys([*first, *known, *sorted(table.targets)])
-    there = (table.targets[b] for b in order if b in table.targets)
-    places = [Backend(t.branch, t.address, t.port, named=False) for t in there if t.address and t.port]
-    return places[:most]
+    order = dict.fromkeys([*first, *branches_with_sessions, *sorted(table.targets)])
+    targets = (table.targets[b] for b in order if b in table.targets)
+    backends = [
+        Backend(t.branch, t.address, t.port, requested=False) for t in targets if t.address and t.port
+    ]
+    return backends[:limit]
 
 
-def still_leads(table: Table, place: Backend) -> bool:
-    """Whether a client that asks now would be sent to `place`."""
-    go = decide(table, place.branch if place.named else None)
-    return go == Go(place.branch, place.address, place.port)
+def is_still_routed(table: Table, backend: Backend) -> bool:
+    """Return True if a new session of the same client would be sent to `backend`."""
+    decision = decide(table, backend.branch if backend.requested else None)
+    return decision == Dial(backend.branch, backend.address, backend.port)
 
 
-def decide_fate(table: Table, place: Backend, greeted: bool = True) -> Fate:
-    """What a session at `place` has to do under `table`. Asked at each change; an older answer is void.
+def decide_fate(table: Table, backend: Backend, greeted: bool = True) -> Fate:
+    """Return what a session on `backend` has to do under `table`; each new table replaces the last fate.
 
-    `greeted`: its client has been let in. One that is still on the way counts as new: it ends at a
-    switch whatever `onSwitch` says, or it would reach the old branch after the switch.
+    `greeted`: Postgres has let the client in. A client that is still logging in counts as new: a switch ends
+    its session whatever `onSwitch` says, else it would reach the old branch after the switch.
     """
-    target = table.targets.get(place.branch)
-    where = f'branch "{place.branch}" of project {table.project}'
-    if table.gone or target is None or target.state == TargetState.DELETING:
-        return End(f"terminating connection: {where} is deleted")
-    elsewhere = (target.address, target.port) != (place.address, place.port)
-    if target.state == TargetState.READY and target.address and elsewhere:
-        return End(f"terminating connection: {where} was restarted", "Connect again.")
-    if place.named or table.active in (None, place.branch):
+    target = table.targets.get(backend.branch)
+    branch = f'branch "{backend.branch}" of project {table.project}'
+    if table.deleted or target is None or target.state == "Deleting":
+        return End(f"terminating connection: {branch} is deleted")
+    moved = (target.address, target.port) != (backend.address, backend.port)
+    if target.state == "Ready" and target.address and moved:
+        return End(f"terminating connection: {branch} was restarted", "Connect again.")
+    if backend.requested or table.active in (None, backend.branch):
         return Stay()
-    if greeted and table.on_switch == OnSwitch.KEEP:
+    if greeted and table.on_switch == "Keep":
         return Stay()
     message = f'terminating connection: project {table.project} was switched to branch "{table.active}"'
     hint = "Connect again to reach it."
-    if greeted and table.on_switch == OnSwitch.DRAIN:
+    if greeted and table.on_switch == "Drain":
         return Drain(table.drain_timeout, message, hint)
     return End(message, hint)

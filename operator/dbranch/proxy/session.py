@@ -1,260 +1,269 @@
-"""One session: a client, its backend, and how the two end.
+"""One session: a client, its backend, and the ways in which the two end.
 
-Bytes between them are only forwarded; nothing counts messages. What the backend sent last (at most
-WINDOW bytes) is kept, so that a message boundary can be found when the proxy itself has to speak.
+Bytes between them are only forwarded; no message is counted. The backend's last bytes (at most wire.TAIL_BYTES)
+are kept, so that a message boundary can be found when the proxy has to send an ErrorResponse of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final
 
-from dbranch.proxy import wire
+from dbranch.proxy import sqlstate, timing, wire
 from dbranch.proxy.cancel import Canceller
-from dbranch.proxy.routes import (
-    SHUTDOWN,
-    Backend,
-    Drain,
-    End,
-    Fate,
-    Reject,
-    Stay,
-    Table,
-    decide_fate,
-    still_leads,
-)
+from dbranch.proxy.routes import Backend, Drain, End, Fate, Reject, Stay, Table, decide_fate, is_still_routed
 from dbranch.proxy.sockets import close_after_writing
 from dbranch.proxy.switchboard import Switchboard
 
 log = logging.getLogger("dbranch.session")
 
-# Seconds for a busy backend to come to the end of a message, once its statement is cancelled.
-_END_GRACE: Final = 5.0
-
 
 class Session:
-    """`client` and `server` are the transports; `place` is set from the moment a backend is used.
+    """A client's session from its startup packet to its end.
 
-    `greeting` is there until the backend's first ReadyForQuery; `unanswered` until its first byte, and
-    then says None, or why the backend is not used. `fresh` is how many bytes of the backend have come
-    since the client's last. `how` is why the session ended, once it has.
+    client, server: the transports to the client and to the backend.
+    backend: set while `server` is in use.
+    pending_answer: set until the backend's first byte; its result is None, or why the backend is not used.
+    greeting: set until the backend's first ReadyForQuery.
+    tail: the backend's last bytes.
+    reply_bytes: bytes of the backend since the client's last bytes.
+    bytes_in, bytes_out: bytes from and to the client.
+    counted_branch: the branch that the session counts under, from before its backend is dialled; or empty.
+    end_reason: empty until the session has ended.
     """
 
     def __init__(
-        self, board: Switchboard, canceller: Canceller, client: asyncio.Transport, peer: str
+        self, switchboard: Switchboard, canceller: Canceller, client: asyncio.Transport, peer: str
     ) -> None:
-        self.board, self.canceller = board, canceller
+        self.switchboard, self.canceller = switchboard, canceller
         self.loop = asyncio.get_running_loop()
         self.client, self.peer = client, peer
         self.server: asyncio.Transport | None = None
-        self.place: Backend | None = None
+        self.backend: Backend | None = None
         self.greeting: wire.Greeting | None = None
-        self.unanswered: asyncio.Future[str | None] | None = None
+        self.pending_answer: asyncio.Future[str | None] | None = None
         self.parameters: dict[str, str] = {}
         self.tail = b""
-        self.sent = self.received = self.fresh = 0
-        self.began = self.loop.time()
-        self.how = ""
-        # Set once the proxy wants the end: at the next boundary (_farewell), or the transaction's end.
-        self.watching = self.half_closed = self.said_bye = False
+        self.bytes_in = self.bytes_out = self.reply_bytes = 0
+        self.started_at = self.loop.time()
+        self.end_reason = ""
+        self.counted_branch = ""
+        # The proxy wants the session to end: at the next boundary (_farewell), or with its transaction.
+        self.awaiting_end = False
+        # The client has shut down its sending side, or sent Terminate.
+        self.half_closed = self.client_terminated = False
+        # The ErrorResponse to send at the next message boundary.
         self._farewell: bytes | None = None
         self._fate: Fate = Stay()
         self._timer: asyncio.TimerHandle | None = None
-        self._key: bytes | None = None
-        # The branch under which the session is counted, from before its backend is dialled.
-        self.claimed = ""
-        board.add(self)
+        self._cancel_key: bytes | None = None
+        switchboard.add_session(self)
 
-    def claim(self, branch: str) -> None:
-        """Counts the session under `branch`; empty: under none."""
-        if branch != self.claimed:
-            self.board.count_branch(self.claimed, branch)
-            self.claimed = branch
+    def count_under(self, branch: str) -> None:
+        """Count the session under `branch`; empty: under none."""
+        if branch != self.counted_branch:
+            self.switchboard.move_session(self.counted_branch, branch)
+            self.counted_branch = branch
 
     @property
-    def leaving(self) -> bool:
+    def draining(self) -> bool:
+        """True if the session has to end: its fate is Drain or End."""
         return not isinstance(self._fate, Stay)
 
-    # What the switchboard says
+    # Called by the switchboard
 
     def obey(self, table: Table) -> None:
-        """Does what `table`, now in force, means to this session."""
-        if self.how or self._farewell or not self.place:
+        """Do what `table`, now in force, means for this session."""
+        if self.end_reason or self._farewell or not self.backend:
             return
-        if self.unanswered:
-            # The backend has not said a word: the client can still go where it belongs now.
-            if not still_leads(table, self.place):
-                self._ask_again()
+        if self.pending_answer:
+            # The backend has not answered yet, so the client can still be sent to another one.
+            if not is_still_routed(table, self.backend):
+                self._withdraw_from_backend()
             return
-        fate = decide_fate(table, self.place, greeted=self.greeting is None)
-        if not (self.board.closing and isinstance(fate, Stay)):
-            self._accept(fate)
+        fate = decide_fate(table, self.backend, greeted=self.greeting is None)
+        if not (self.switchboard.shutting_down and isinstance(fate, Stay)):
+            self._apply_fate(fate)
 
-    def _ask_again(self) -> None:
-        """Takes the client back from a backend that has not answered."""
-        unanswered, self.unanswered, self.place = self.unanswered, None, None
-        if unanswered and not unanswered.done():
-            unanswered.set_result("")
+    def _withdraw_from_backend(self) -> None:
+        """Give up a backend that has not answered yet; `connect` then routes the session again."""
+        pending, self.pending_answer, self.backend = self.pending_answer, None, None
+        if pending and not pending.done():
+            pending.set_result("")
 
-    def _accept(self, fate: Fate) -> None:
-        """Takes the newest fate; one that has begun to end does not come back."""
+    def _apply_fate(self, fate: Fate) -> None:
+        """Replace the session's fate; obey() does not call this once an End has begun."""
         if fate == self._fate:
             return
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        self._fate, self.watching = fate, False
-        self.board.mark(self)
+        self._fate, self.awaiting_end = fate, False
+        self.switchboard.update_draining(self)
         if isinstance(fate, Stay):
             return
         if isinstance(fate, End):
             self.end(fate.message, fate.hint)
             return
-        self.watching = True
+        self.awaiting_end = True
         self._timer = self.loop.call_later(fate.timeout, self.end, fate.message, fate.hint)
-        self.look()
+        self.check_boundary()
 
-    def leave(self) -> None:
-        """The proxy stops: as Drain without a limit; who calls this ends what is left."""
-        if self.unanswered:
-            self._ask_again()
-        elif self.place and not self.leaving and not self.how and not self._farewell:
-            self._accept(Drain(86400.0, "terminating connection: the proxy is stopping", "Connect again."))
+    def drain_for_shutdown(self) -> None:
+        """Reroute (and so reject) a session without a backend's answer; drain any other one without a limit."""
+        if self.pending_answer:
+            self._withdraw_from_backend()
+        elif self.backend and not self.draining and not self.end_reason and not self._farewell:
+            message = "terminating connection: the proxy is stopping"
+            self._apply_fate(Drain(timing.SHUTDOWN_DRAIN_SECONDS, message, "Connect again."))
 
     # Ends
 
     def end(self, message: str, hint: str = "") -> None:
-        """FATAL 57P01 at the next message boundary. A busy backend is cancelled: to come to one, and
-        so that its statement does not go on, and commit, behind a client that was told of the end."""
-        if self.how or self._farewell:
+        """Send FATAL 57P01 at the next message boundary, and close.
+
+        A busy backend is cancelled, so that it reaches a boundary, and so that its statement does not run on and
+        commit after the client has read that the session ended.
+        """
+        if self.end_reason or self._farewell:
             return
-        if not self.place:
-            self.finish("terminated", wire.fatal(SHUTDOWN, message, hint))
+        if not self.backend:
+            self.finish("terminated", wire.build_fatal_error(sqlstate.ADMIN_SHUTDOWN, message, hint))
             return
-        if self._key and not self._at_rest():
-            self.canceller.send([self.place], wire.cancel_request(self._key))
-        self._farewell = wire.fatal(SHUTDOWN, message, hint)
-        self.watching = True
+        if self._cancel_key and not self._is_idle():
+            self.canceller.send([self.backend], wire.build_cancel_request(self._cancel_key))
+        self._farewell = wire.build_fatal_error(sqlstate.ADMIN_SHUTDOWN, message, hint)
+        self.awaiting_end = True
         if self._timer:
             self._timer.cancel()
-        self._timer = self.loop.call_later(_END_GRACE, self._give_up)
-        self.look()
+        self._timer = self.loop.call_later(timing.BOUNDARY_TIMEOUT_SECONDS, self._end_within_message)
+        self.check_boundary()
 
-    def look(self) -> None:
-        """After bytes of the backend, while `watching`: is this where the session can end?"""
-        if self.how:
+    def check_boundary(self) -> None:
+        """End the session if it has to end and the backend's bytes so far allow it."""
+        if self.end_reason:
             return
         if self._farewell:
-            if self._at_boundary():
+            if self._is_at_boundary():
                 self.finish("terminated", self._farewell)
-        elif isinstance(self._fate, Drain) and self._at_rest():
-            self.finish("drained", wire.fatal(SHUTDOWN, self._fate.message, self._fate.hint))
+        elif isinstance(self._fate, Drain) and self._is_idle():
+            message, hint = self._fate.message, self._fate.hint
+            self.finish("drained", wire.build_fatal_error(sqlstate.ADMIN_SHUTDOWN, message, hint))
 
-    def _at_boundary(self) -> bool:
+    def _is_at_boundary(self) -> bool:
+        """Return True if the backend's bytes so far end with a complete message."""
         if self.greeting and not self.greeting.ready:
-            return self.greeting.boundary
-        return wire.at_boundary(self.tail)
+            return self.greeting.is_at_boundary
+        return wire.is_at_boundary(self.tail)
 
-    def _at_rest(self) -> bool:
-        """Nothing is asked and no transaction is open: since the client's last bytes a ReadyForQuery came."""
-        if self.greeting or not self.fresh:
+    def _is_idle(self) -> bool:
+        """Return True if no transaction is open and no query runs.
+
+        That is so if a ReadyForQuery has come since the client's last bytes.
+        """
+        if self.greeting or not self.reply_bytes:
             return False
-        return wire.transaction_status(self.tail[-self.fresh :]) == "I"
+        return wire.transaction_status(self.tail[-self.reply_bytes :]) == "I"
 
-    def _give_up(self) -> None:
-        """No boundary in time: an ErrorResponse here would be read as part of another message."""
+    def _end_within_message(self) -> None:
+        """End without an ErrorResponse, which the client would read as a part of the unfinished message."""
         self.finish("terminated within a message")
 
-    def refuse(self, refusal: Reject) -> None:
-        self.board.metrics.refused(refusal.reason)
-        last = wire.fatal(refusal.code, refusal.message, refusal.hint)
-        self.finish(f"refused {refusal.code}: {refusal.message}", last)
+    def reject(self, rejection: Reject) -> None:
+        self.switchboard.metrics.count_rejection(rejection.reason)
+        error = wire.build_fatal_error(rejection.sqlstate, rejection.message, rejection.hint)
+        self.finish(f"rejected {rejection.sqlstate}: {rejection.message}", error)
 
-    def finish(self, how: str, last: bytes = b"") -> None:
-        """Ends both sides, the client's after `last`, and writes the session's one line."""
-        if self.how:
+    def finish(self, reason: str, farewell: bytes = b"") -> None:
+        """Close both sides, the client's after `farewell`, and log the session's line; no-op if it has ended."""
+        if self.end_reason:
             return
-        self.how = how
+        self.end_reason = reason
         if self._timer:
             self._timer.cancel()
-        if last and not self.client.is_closing():
-            self.client.write(last)
-        if self.said_bye:
-            # It waits for nothing more.
+        if farewell and not self.client.is_closing():
+            self.client.write(farewell)
+        if self.client_terminated:
+            # After Terminate the client reads nothing more.
             self.client.close()
         else:
             close_after_writing(self.client)
         if self.server:
-            # At rest the backend can be told to end; in the middle of anything, closing says it.
-            if self._at_rest() and not self.half_closed and not self.server.is_closing():
+            # Terminate is only understood by an idle backend; any other one sees the close.
+            if self._is_idle() and not self.half_closed and not self.server.is_closing():
                 self.server.write(wire.TERMINATE)
             self.server.close()
-        if self.unanswered and not self.unanswered.done():
-            self.unanswered.cancel()
-        self.board.remove(self)
-        self.claim("")
-        if self._key and self.board.keys.get(self._key) is self:
-            del self.board.keys[self._key]
-        self._report()
+        if self.pending_answer and not self.pending_answer.done():
+            self.pending_answer.cancel()
+        self.switchboard.remove_session(self)
+        self.count_under("")
+        if self._cancel_key and self.switchboard.cancel_keys.get(self._cancel_key) is self:
+            del self.switchboard.cancel_keys[self._cancel_key]
+        self._log_end()
 
-    def _report(self) -> None:
+    def _log_end(self) -> None:
         fields = {
             "client": self.peer,
-            "branch": self.place.branch if self.place else "",
+            "branch": self.backend.branch if self.backend else "",
             "user": self.parameters.get("user", ""),
             "database": self.parameters.get("database", ""),
-            "seconds": round(self.loop.time() - self.began, 3),
-            "bytes_in": self.sent,
-            "bytes_out": self.received,
-            "end": self.how,
+            "seconds": round(self.loop.time() - self.started_at, 3),
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "end": self.end_reason,
         }
         log.info("session", extra={"fields": fields})
 
-    # What the two sides say
+    # Called by the protocols of the two sides
 
-    def heard(self, data: bytes) -> None:
-        """Bytes of the backend: on to the client, and the last of them kept."""
+    def server_data_received(self, data: bytes) -> None:
+        """Forward bytes of the backend to the client and keep the last of them."""
         size = len(data)
-        self.received += size
-        # At rest what comes unasked leaves the ReadyForQuery before it in sight, however much it is.
-        if not (data[0] in wire.UNASKED and self._at_rest() and wire.only_unasked(data)):
-            self.fresh += size
-            self.tail = data[-wire.WINDOW :] if size >= wire.WINDOW else (self.tail + data)[-wire.WINDOW :]
+        self.bytes_out += size
+        # On an idle session asynchronous messages are not added to the tail: however many come, the
+        # ReadyForQuery before them stays in it.
+        if not (data[0] in wire.ASYNCHRONOUS_TYPES and self._is_idle() and wire.is_only_asynchronous(data)):
+            self.reply_bytes += size
+            keep = wire.TAIL_BYTES
+            self.tail = data[-keep:] if size >= keep else (self.tail + data)[-keep:]
         self.client.write(data)
-        if self.watching:
-            self.look()
+        if self.awaiting_end:
+            self.check_boundary()
 
-    def greeted(self) -> None:
-        """The backend's first ReadyForQuery has come: from here on bytes are only forwarded."""
+    def finish_greeting(self) -> None:
+        """Drop the greeting after the backend's first ReadyForQuery; from then on bytes are only forwarded."""
         assert self.greeting
         self.greeting = None
 
     @property
-    def has_key(self) -> bool:
-        return self._key is not None
+    def has_cancel_key(self) -> bool:
+        return self._cancel_key is not None
 
-    def own_key(self, key: bytes) -> None:
-        self._key = key
-        self.board.keys[key] = self
+    def register_cancel_key(self, key: bytes) -> None:
+        self._cancel_key = key
+        self.switchboard.cancel_keys[key] = self
 
     def client_lost(self) -> None:
         self.finish("client closed")
 
     def server_lost(self) -> None:
-        """The backend's side is closed. The client hears why, unless the backend has said so itself."""
-        if self.how:
+        """End the session after its backend has closed, with a FATAL unless Postgres has sent one itself."""
+        if self.end_reason:
             return
-        if self.half_closed or self.said_bye:
-            # A backend that is told to end may be faster than its client's own close.
+        if self.half_closed or self.client_terminated:
+            # A backend that got Terminate may close before its client does.
             self.finish("client closed")
-        elif self._farewell and self._at_boundary():
+        elif self._farewell and self._is_at_boundary():
             self.finish("terminated", self._farewell)
-        elif wire.said_farewell(self.tail):
-            self.finish("backend said why")
-        elif self._at_boundary():
-            where = f'branch "{self.place.branch}"' if self.place else "the branch"
-            text = f"Postgres of {where} closed the connection"
-            self.finish("backend lost", wire.fatal(SHUTDOWN, text, "It may be restarting: connect again."))
+        elif wire.ends_with_fatal_error(self.tail):
+            self.finish("terminated by Postgres")
+        elif self._is_at_boundary():
+            branch = f'branch "{self.backend.branch}"' if self.backend else "the branch"
+            error = wire.build_fatal_error(
+                sqlstate.ADMIN_SHUTDOWN,
+                f"Postgres of {branch} closed the connection",
+                "It may be restarting: connect again.",
+            )
+            self.finish("backend lost", error)
         else:
             self.finish("backend lost within a message")

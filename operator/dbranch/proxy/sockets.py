@@ -1,4 +1,7 @@
-"""TCP as the proxy wants it: listening, dialling, and closing so that the last word arrives."""
+"""TCP sockets of the proxy: listening, dialling, naming a peer, and closing without losing the last bytes.
+
+A peer is named by the string `address:port`, with an IPv6 address in brackets.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ import ipaddress
 import socket
 from typing import Any, Final, TypeVar
 
+from dbranch.proxy import timing
+
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
-# A peer that is gone without a word is known after about 90 s.
-_OPTIONS: Final = (
+# A peer that disappears without closing is noticed after about 90 s.
+_TCP_OPTIONS: Final = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
@@ -18,71 +23,79 @@ _OPTIONS: Final = (
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 90_000),
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
 )
-# Bytes that may wait for a slow peer before its partner is no longer read.
-WRITE_BUFFER: Final = 128 * 1024
-_BACKLOG: Final = 1024
-# Seconds for a client to take what was written last and to close.
-_LINGER: Final = 2.0
+# Unsent bytes to a slow peer from which on the other side of the session is no longer read.
+MAX_WRITE_BUFFER_BYTES: Final = 128 * 1024
+LISTEN_BACKLOG: Final = 1024
 
 
 def listening_socket(port: int) -> socket.socket:
-    """A socket on `port` of every address, IPv6 and IPv4; accepted ones inherit its options."""
+    """Return a socket that listens on `port` of every IPv6 and IPv4 address.
+
+    Accepted sockets inherit its TCP options.
+    """
     try:
         sock = socket.create_server(
-            ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG
+            ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=LISTEN_BACKLOG
         )
     except (OSError, ValueError):
-        sock = socket.create_server(("0.0.0.0", port), backlog=_BACKLOG)
-    for level, option, value in _OPTIONS:
+        sock = socket.create_server(("0.0.0.0", port), backlog=LISTEN_BACKLOG)
+    for level, option, value in _TCP_OPTIONS:
         sock.setsockopt(level, option, value)
     sock.setblocking(False)
     return sock
 
 
 async def dial(protocol: P, address: str, port: int) -> P:
-    """Connects `protocol` to a backend. Raises OSError."""
+    """Connect `protocol` to a backend and return it. Raise OSError if the backend cannot be reached."""
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_connection(lambda: protocol, address, port)
     sock = transport.get_extra_info("socket")
-    for level, option, value in _OPTIONS:
+    for level, option, value in _TCP_OPTIONS:
         sock.setsockopt(level, option, value)
-    transport.set_write_buffer_limits(high=WRITE_BUFFER)
+    transport.set_write_buffer_limits(high=MAX_WRITE_BUFFER_BYTES)
     return protocol
 
 
-def address_of(transport: asyncio.BaseTransport) -> str:
-    """The peer as `address:port`, an IPv4 peer of a dual socket without its `::ffff:`."""
-    peer: Any = transport.get_extra_info("peername")
-    if not peer:
+def peer_of(transport: asyncio.BaseTransport) -> str:
+    """Return the peer's `address:port`, without the `::ffff:` of an IPv4 peer of a dual-stack socket."""
+    peername: Any = transport.get_extra_info("peername")
+    if not peername:
         return "unknown"
-    host = str(peer[0]).removeprefix("::ffff:")
-    return f"[{host}]:{peer[1]}" if ":" in host else f"{host}:{peer[1]}"
+    host = str(peername[0]).removeprefix("::ffff:")
+    return f"[{host}]:{peername[1]}" if ":" in host else f"{host}:{peername[1]}"
 
 
-def host_of(peer: str) -> str:
-    """The address of a peer's name."""
+def peer_host(peer: str) -> str:
+    """Return the address part of `address:port`.
+
+    >>> peer_host("192.0.2.7:40000"), peer_host("[2001:db8::7]:40000")
+    ('192.0.2.7', '[2001:db8::7]')
+    """
     return peer.rpartition(":")[0]
 
 
 def is_loopback(peer: str) -> bool:
-    """Whether a peer's name is one of the machine (the pod) itself."""
-    host = host_of(peer).strip("[]")
+    """Return True if a peer's `address:port` is an address of the pod's own loopback interface."""
+    host = peer_host(peer).strip("[]")
     return bool(host) and ipaddress.ip_address(host).is_loopback
 
 
 class _Lingering(asyncio.Protocol):
-    """Reads and drops until the peer closes. A close with bytes unread would be a reset, which takes
-    from the peer what it has not read yet: the ErrorResponse."""
+    """Reads and discards until the peer closes, or aborts after LINGER_SECONDS.
+
+    Closing with bytes unread would send a reset, which makes the peer lose what it has not read yet: the
+    ErrorResponse.
+    """
 
     def __init__(self, transport: asyncio.Transport) -> None:
-        self._timer = asyncio.get_running_loop().call_later(_LINGER, transport.abort)
+        self._timer = asyncio.get_running_loop().call_later(timing.LINGER_SECONDS, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
 
 
 def close_after_writing(transport: asyncio.Transport) -> None:
-    """Ends a connection so that what was written to it arrives first."""
+    """Close a connection after everything that was written to it has arrived; no-op if it is closing."""
     if transport.is_closing():
         return
     transport.set_protocol(_Lingering(transport))

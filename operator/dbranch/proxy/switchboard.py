@@ -1,4 +1,4 @@
-"""What the sessions of a proxy share: the table in force, who is where, whose cancel key is whose."""
+"""State that all sessions of a proxy pod share: the routing table in force, the sessions, and their cancel keys."""
 
 from __future__ import annotations
 
@@ -9,162 +9,167 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from dbranch.api.project import BranchSessions
-from dbranch.proxy.metrics import Counted, Metrics
-from dbranch.proxy.routes import Table, is_newer
-from dbranch.proxy.sockets import host_of
+from dbranch.proxy.metrics import MeasuredSession, Metrics
+from dbranch.proxy.routes import Table, may_replace
+from dbranch.proxy.sockets import peer_host
 from dbranch.proxy.tls import Certificate
 
-# Connections that have not sent a whole startup packet yet; one more, and the oldest of them goes.
-MOST_OPENING: Final = 1000
+# Connections without a complete startup packet; for one more, crowd out the oldest.
+MAX_STARTING_CONNECTIONS: Final = 1000
 
 
-class Placed(Counted, Protocol):
+class RoutedSession(MeasuredSession, Protocol):
     """A session as the switchboard sees it."""
 
     peer: str
 
     def obey(self, table: Table) -> None: ...
 
-    def leave(self) -> None: ...
+    def drain_for_shutdown(self) -> None: ...
 
     def end(self, message: str, hint: str = "") -> None: ...
 
 
-class Opening(Protocol):
-    """A connection that is not a session yet."""
+class StartingConnection(Protocol):
+    """A connection that has not become a session yet."""
 
     def crowd_out(self) -> None: ...
 
 
 class Switchboard:
-    """The table in force and the sessions under it.
+    """The routing table in force and the sessions under it.
 
-    `apply` is one step of the event loop: when it returns, no session can reach a branch that the
-    table does not give it, since each asks `table` again in the step in which it hands over.
+    `apply` is one step of the event loop. When it returns, no session can reach a branch that the table does
+    not give it, since each session reads `table` again in the step in which it hands over to its backend.
     """
 
     def __init__(self, certificate: Certificate | None = None) -> None:
         self.certificate = certificate
         self.table: Table | None = None
-        self.sessions: set[Placed] = set()
-        self.leaving: set[Placed] = set()
-        # By age; a dict, since a set has no order.
-        self.opening: dict[Opening, None] = {}
-        self.by_address: Counter[str] = Counter()
-        self.by_branch: Counter[str] = Counter()
-        self.keys: dict[bytes, Placed] = {}
-        self.closing = False
-        # Called when nobody is left who has to leave.
-        self.on_settled: Callable[[], None] | None = None
+        self.sessions: set[RoutedSession] = set()
+        # The sessions that have to end: their fate is Drain or End, or the proxy shuts down.
+        self.draining: set[RoutedSession] = set()
+        # Oldest first; a dict, since a set has no order.
+        self.starting: dict[StartingConnection, None] = {}
+        self.sessions_by_address: Counter[str] = Counter()
+        self.sessions_by_branch: Counter[str] = Counter()
+        self.cancel_keys: dict[bytes, RoutedSession] = {}
+        self.shutting_down = False
+        # Called when the last draining session has ended.
+        self.on_drained: Callable[[], None] | None = None
         self.metrics = Metrics(self)
         self._changed = asyncio.Event()
-        self._switched: float | None = None
+        # When the last switch began (monotonic), until its last session has ended.
+        self._switch_started_at: float | None = None
 
     def apply(self, table: Table) -> bool:
-        """Puts `table` in force. False: it is older than the one in force, and nothing was done."""
-        before = self.table
-        if not is_newer(table, before):
+        """Put `table` in force. Return False, with nothing done, if it is older than the one in force."""
+        previous = self.table
+        if not may_replace(previous, table):
             return False
-        if table != before:
+        if table != previous:
             self.table = table
-            began = self._switched
-            if before and before.active and before.active != table.active:
-                began = time.monotonic()
-            # Not over before every session has been asked.
-            self._switched = None
+            started_at = self._switch_started_at
+            if previous and previous.active and previous.active != table.active:
+                started_at = time.monotonic()
+            # The switch cannot be complete before every session has obeyed.
+            self._switch_started_at = None
             for session in tuple(self.sessions):
-                if session.place:
+                if session.backend:
                     session.obey(table)
-            self._switched = began
-            self.metrics.forget(set(table.targets))
-            self._settle()
-            self._wake()
+            self._switch_started_at = started_at
+            self.metrics.keep_only(set(table.targets))
+            self._check_switch_done()
+            self._notify_change()
         return True
 
-    def changed(self) -> asyncio.Event:
-        """Set at the next change of the table, or when the proxy closes; ask anew after each."""
+    def change_event(self) -> asyncio.Event:
+        """Return an event that is set at the next change of the table or at shutdown; get a new one after each."""
         return self._changed
 
-    # Who is here
+    # Connections and sessions
 
-    def enter(self, connection: Opening) -> None:
-        """A connection that is not a session yet. Takes it out of `opening` itself once it is, or has gone."""
-        self.metrics.connected()
-        if len(self.opening) >= MOST_OPENING:
-            oldest = next(iter(self.opening))
-            del self.opening[oldest]
+    def add_starting(self, connection: StartingConnection) -> None:
+        """Register a new connection, and crowd out the oldest one if there are too many.
+
+        The connection removes itself from `starting` when it becomes a session or is lost.
+        """
+        self.metrics.count_connection()
+        if len(self.starting) >= MAX_STARTING_CONNECTIONS:
+            oldest = next(iter(self.starting))
+            del self.starting[oldest]
             oldest.crowd_out()
-        self.opening[connection] = None
+        self.starting[connection] = None
 
-    def add(self, session: Placed) -> None:
+    def add_session(self, session: RoutedSession) -> None:
         self.sessions.add(session)
-        self.by_address[host_of(session.peer)] += 1
+        self.sessions_by_address[peer_host(session.peer)] += 1
 
-    def remove(self, session: Placed) -> None:
-        """Takes out a session that is over."""
+    def remove_session(self, session: RoutedSession) -> None:
+        """Remove a session that has ended; no-op if it is not registered."""
         if session not in self.sessions:
             return
         self.sessions.discard(session)
-        _lower(self.by_address, host_of(session.peer))
-        self.metrics.ended(session)
-        self._has_left(session)
+        _decrement(self.sessions_by_address, peer_host(session.peer))
+        self.metrics.count_session_end(session)
+        self._remove_draining(session)
 
-    def count_branch(self, before: str, after: str) -> None:
-        """A session is no longer counted under branch `before`, but under `after` (either may be empty)."""
-        _lower(self.by_branch, before)
-        if after:
-            self.by_branch[after] += 1
+    def move_session(self, old_branch: str, new_branch: str) -> None:
+        """Count a session under `new_branch` instead of `old_branch` (either may be empty: none)."""
+        _decrement(self.sessions_by_branch, old_branch)
+        if new_branch:
+            self.sessions_by_branch[new_branch] += 1
 
-    def mark(self, session: Placed) -> None:
-        """Notes whether the session is still to end."""
-        if session.leaving:
-            self.leaving.add(session)
+    def update_draining(self, session: RoutedSession) -> None:
+        """Add the session to `draining` or remove it, as its fate says."""
+        if session.draining:
+            self.draining.add(session)
         else:
-            self._has_left(session)
+            self._remove_draining(session)
 
-    def _has_left(self, session: Placed) -> None:
-        if session in self.leaving:
-            self.leaving.discard(session)
-            self._settle()
+    def _remove_draining(self, session: RoutedSession) -> None:
+        if session in self.draining:
+            self.draining.discard(session)
+            self._check_switch_done()
 
-    def counts(self) -> tuple[BranchSessions, ...]:
-        """By branch: how many sessions go on where they are, and how many are still to end."""
-        staying = Counter(s.place.branch for s in self.sessions if s.place and not s.leaving)
-        draining = Counter(s.place.branch for s in self.leaving if s.place)
-        there = sorted(staying.keys() | draining.keys())
-        return tuple(BranchSessions(b, staying[b], draining[b]) for b in there)
+    def session_counts(self) -> tuple[BranchSessions, ...]:
+        """Return for each branch how many sessions stay and how many have to end, sorted by branch."""
+        staying = Counter(s.backend.branch for s in self.sessions if s.backend and not s.draining)
+        draining = Counter(s.backend.branch for s in self.draining if s.backend)
+        branches = sorted(staying.keys() | draining.keys())
+        return tuple(BranchSessions(b, staying[b], draining[b]) for b in branches)
 
-    def _settle(self) -> None:
-        """A switch is over when nobody is left who has to leave."""
-        if self.leaving:
+    def _check_switch_done(self) -> None:
+        """Record the switch as done, and call `on_drained`, if no session is draining."""
+        if self.draining:
             return
-        if self._switched is not None:
-            self.metrics.switched(time.monotonic() - self._switched)
-            self._switched = None
-        if self.on_settled:
-            self.on_settled()
+        if self._switch_started_at is not None:
+            self.metrics.observe_switch(time.monotonic() - self._switch_started_at)
+            self._switch_started_at = None
+        if self.on_drained:
+            self.on_drained()
 
-    # The end
+    # Shutdown
 
-    def close(self) -> None:
-        """The proxy ends: who waits for a branch is refused, the others leave with their transaction."""
-        self.closing = True
-        self._wake()
+    def begin_shutdown(self) -> None:
+        """Reject sessions that wait for a backend, and let the others end with their transaction."""
+        self.shutting_down = True
+        self._notify_change()
         for session in tuple(self.sessions):
-            session.leave()
+            session.drain_for_shutdown()
 
     def end_all(self, message: str) -> None:
-        """Tells every session that is left, and ends it."""
+        """End every open session with a FATAL `message`."""
         for session in tuple(self.sessions):
             session.end(message, "Connect again.")
 
-    def _wake(self) -> None:
-        before, self._changed = self._changed, asyncio.Event()
-        before.set()
+    def _notify_change(self) -> None:
+        event, self._changed = self._changed, asyncio.Event()
+        event.set()
 
 
-def _lower(counter: Counter[str], key: str) -> None:
-    """One less; a key at zero goes, or the keys would grow with the addresses ever seen."""
+def _decrement(counter: Counter[str], key: str) -> None:
+    """Decrement `counter[key]` and delete the key at zero, so that keys do not accumulate."""
     if key in counter:
         counter[key] -= 1
         if counter[key] <= 0:

@@ -1,4 +1,4 @@
-"""The proxy's certificate: a mounted Secret of type kubernetes.io/tls, read again when it changes."""
+"""The proxy's certificate: a mounted Secret of type kubernetes.io/tls, loaded again when its files change."""
 
 from __future__ import annotations
 
@@ -7,51 +7,53 @@ import ssl
 import time
 from pathlib import Path
 
+from dbranch.proxy import timing
+
 log = logging.getLogger(__name__)
 
 ALPN = "postgresql"
-# Seconds between two looks at the files.
-_LOOK_EVERY = 1.0
 
 
 class Certificate:
-    """`tls.crt` and `tls.key` in `directory`, as a server's TLS context (1.2 and later)."""
+    """`tls.crt` and `tls.key` in `directory`, as the TLS context of a server (TLS 1.2 and later)."""
 
     def __init__(self, directory: Path) -> None:
         self._files = directory / "tls.crt", directory / "tls.key"
         self._context: ssl.SSLContext | None = None
-        self._seen: object = None
-        self._look_at = 0.0
+        # (inode, modification time, size) of each file at the last load; None before the first check.
+        self._loaded_versions: list[tuple[int, int, int]] | None = None
+        self._next_check = 0.0
 
     def context(self) -> ssl.SSLContext | None:
-        """The context of the files as they are now; None while there is no certificate that loads.
+        """Return the context for the current files, or None while no certificate has loaded.
 
-        A renewal that does not load leaves the one before in use, and is logged once.
+        A renewal that does not load is logged once, and the previous certificate stays in use.
         """
         now = time.monotonic()
-        if now < self._look_at:
+        if now < self._next_check:
             return self._context
-        self._look_at = now + _LOOK_EVERY
-        problem: OSError | None = None
+        self._next_check = now + timing.CERTIFICATE_CHECK_SECONDS
+        stat_error: OSError | None = None
+        versions: list[tuple[int, int, int]] = []
         try:
-            seen = [(s.st_ino, s.st_mtime_ns, s.st_size) for s in (f.stat() for f in self._files)]
+            versions = [(s.st_ino, s.st_mtime_ns, s.st_size) for s in (f.stat() for f in self._files)]
         except OSError as error:
-            seen, problem = [], error
-        if seen != self._seen:
-            self._seen = seen
-            self._load(problem)
+            stat_error = error
+        if versions != self._loaded_versions:
+            self._loaded_versions = versions
+            self._load(stat_error)
         return self._context
 
-    def _load(self, problem: OSError | None) -> None:
+    def _load(self, stat_error: OSError | None) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols([ALPN])
         try:
-            if problem:
-                raise problem
+            if stat_error:
+                raise stat_error
             context.load_cert_chain(*self._files)
         except (OSError, ssl.SSLError) as error:
-            kept = "the one before stays in use" if self._context else "TLS is not offered"
-            log.error("certificate %s does not load (%s); %s", self._files[0], error, kept)
+            effect = "the previous certificate stays in use" if self._context else "TLS is not offered"
+            log.error("certificate %s does not load (%s); %s", self._files[0], error, effect)
         else:
             self._context = context

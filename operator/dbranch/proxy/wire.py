@@ -1,7 +1,8 @@
-"""The Postgres protocol as far as a proxy needs it: bytes in, events out. No I/O, no clock.
+"""Parser and builder for the parts of the Postgres protocol that a proxy needs: bytes in, events out. Pure.
 
-Sources: PostgreSQL manual, "Message Flow" and "Message Formats", protocol 3.0 and 3.2;
-`ProcessStartupPacket` in the server for limits and error texts.
+Sources: PostgreSQL 18 manual, chapter 54 "Frontend/Backend Protocol" (chapter 53 in version 14), sections 54.2
+"Message Flow" and 54.7 "Message Formats", protocol 3.0 and 3.2; `ProcessStartupPacket` in the server for limits
+and error texts.
 """
 
 from __future__ import annotations
@@ -11,258 +12,285 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-CANCEL_CODE: Final = 80877102
-SSL_CODE: Final = 80877103
-GSS_CODE: Final = 80877104
+from dbranch.proxy import sqlstate
 
-# The server's own bounds, in bytes: a startup packet, and a cancel key (3.2 allows 256).
-MAX_STARTUP: Final = 10000
-MAX_KEY: Final = 256
-# How much of what a backend sent last is kept to find a message boundary in.
-WINDOW: Final = 512
-# The longest first ErrorResponse that is held back to look at its code.
-MAX_HELD_ERROR: Final = 8192
+# The request codes in place of a protocol version (54.7: CancelRequest, SSLRequest, GSSENCRequest).
+CANCEL_REQUEST_CODE: Final = 80877102
+SSL_REQUEST_CODE: Final = 80877103
+GSSENC_REQUEST_CODE: Final = 80877104
 
-BRANCH_OPTION: Final = "dbranch.branch"
+# The server's own bounds: a startup packet, and the secret of a cancel key (256 in protocol 3.2).
+MAX_STARTUP_BYTES: Final = 10000
+MAX_CANCEL_SECRET_BYTES: Final = 256
+# How many of a backend's last bytes are kept to find a message boundary in.
+TAIL_BYTES: Final = 512
+# The longest first ErrorResponse that is held back until its SQLSTATE has come.
+MAX_HELD_ERROR_BYTES: Final = 8192
+
+BRANCH_PARAMETER: Final = "dbranch.branch"
+# The client's Terminate message (54.2.9 Termination).
 TERMINATE: Final = b"X\x00\x00\x00\x04"
-_READY: Final = b"Z\x00\x00\x00\x05"
-# What a backend may send unasked, also after ReadyForQuery: notification, parameter, notice.
-UNASKED: Final = b"ASN"
+_READY_FOR_QUERY_HEADER: Final = b"Z\x00\x00\x00\x05"
+# Messages that a backend may send at any time, also after ReadyForQuery (54.2.7 Asynchronous Operations):
+# NotificationResponse, ParameterStatus, NoticeResponse.
+ASYNCHRONOUS_TYPES: Final = b"ASN"
 
 
 @dataclass(frozen=True)
-class AskedSsl:
-    """SSLRequest: answer `S` and go on in TLS, or `N` and go on as it was."""
+class SslRequest:
+    """SSLRequest (54.2.10 SSL Session Encryption): answer `S` and continue in TLS, or `N` and continue without."""
 
 
 @dataclass(frozen=True)
-class AskedGss:
-    """GSSENCRequest: answer `N`."""
+class GssEncRequest:
+    """GSSENCRequest (54.2.11 GSSAPI Session Encryption): answer `N`."""
 
 
 @dataclass(frozen=True)
 class DirectTls:
-    """The client began with TLS at once; `data` is what it sent so far, all of it TLS."""
+    """A TLS ClientHello without an SSLRequest (54.2.10). `data` is all that came so far, and all of it TLS."""
 
     data: bytes
 
 
 @dataclass(frozen=True)
-class Cancel:
-    """CancelRequest. `key` is process ID and secret as in BackendKeyData; `packet` the whole request."""
+class CancelRequest:
+    """CancelRequest (54.2.8 Canceling Requests in Progress).
+
+    `key` is the process ID and secret as in BackendKeyData; `packet` is the whole message.
+    """
 
     key: bytes
     packet: bytes
 
 
 @dataclass(frozen=True)
-class Startup:
-    """StartupMessage. `packet` is to be forwarded as it is, `rest` what the client sent behind it.
+class StartupMessage:
+    """StartupMessage (54.2.1 Start-up).
 
-    `branch` is the one that the client named, or None for the active one.
+    `packet` is the whole message, to be forwarded unchanged; `remaining` are the bytes that came after it;
+    `branch` is the branch that the client names, or None for the active one.
     """
 
     packet: bytes
-    rest: bytes = b""
+    remaining: bytes = b""
     parameters: Mapping[str, str] = field(default_factory=dict)
     branch: str | None = None
 
 
 @dataclass(frozen=True)
 class Malformed:
-    """What came is no start of the protocol. `code` is the SQLSTATE to answer with."""
+    """Bytes that are no valid first message. `sqlstate` is for the ErrorResponse."""
 
     message: str
-    code: str = "08P01"
+    sqlstate: str = sqlstate.PROTOCOL_VIOLATION
 
 
-Event = AskedSsl | AskedGss | DirectTls | Cancel | Startup | Malformed
+Event = SslRequest | GssEncRequest | DirectTls | CancelRequest | StartupMessage | Malformed
 
 
-class Opening:
-    """The client's side of a connection until its startup packet is whole.
+class StartupParser:
+    """Parser of a client's bytes until its startup packet is complete (54.2.1 Start-up).
 
-    `feed` returns one event, or None while more bytes are needed. After AskedSsl, AskedGss (answer
-    sent) and DirectTls (TLS established: call `encrypted`) it goes on; every other event is the last.
-    At most MAX_STARTUP bytes are kept beside the last chunk.
+    `feed` returns one event, or None if more bytes are needed. After SslRequest and GssEncRequest (send the
+    answer) and DirectTls (once TLS is established, call `set_encrypted`) more events follow; any other event is
+    the last one. At most MAX_STARTUP_BYTES are kept besides the last chunk.
     """
 
-    __slots__ = ("_buffer", "_first", "_gss", "_ssl")
+    __slots__ = ("_buffer", "_gssenc_requested", "_is_first", "_ssl_requested")
 
     def __init__(self) -> None:
         self._buffer = b""
-        self._first = True
-        self._ssl = self._gss = False
+        self._is_first = True
+        self._ssl_requested = self._gssenc_requested = False
 
     @property
-    def began(self) -> bool:
-        """True once the client has sent anything."""
-        return not self._first or bool(self._buffer)
+    def has_begun(self) -> bool:
+        """Return True once the client has sent anything."""
+        return not self._is_first or bool(self._buffer)
 
-    def encrypted(self) -> None:
-        """From now on what is fed has come through TLS: no further SSLRequest or TLS is taken."""
-        self._ssl = self._gss = True
-        self._first = False
+    def set_encrypted(self) -> None:
+        """Treat all later bytes as received through TLS: no SSLRequest and no second TLS are accepted."""
+        self._ssl_requested = self._gssenc_requested = True
+        self._is_first = False
 
     def feed(self, data: bytes) -> Event | None:
         data = self._buffer + data if self._buffer else data
         self._buffer = b""
-        if self._first and data[:1] == b"\x16":
-            self._first = False
+        # 0x16 is the first byte of a TLS handshake record.
+        if self._is_first and data[:1] == b"\x16":
+            self._is_first = False
             return DirectTls(data)
         if len(data) < 4:
             self._buffer = data
             return None
         length = int.from_bytes(data[:4], "big")
-        if not 8 <= length <= MAX_STARTUP:
+        if not 8 <= length <= MAX_STARTUP_BYTES:
             return Malformed("invalid length of startup packet")
         if len(data) < length:
             self._buffer = data
             return None
-        self._first = False
-        return self._packet(data[:length], data[length:])
+        self._is_first = False
+        return self._parse_packet(data[:length], data[length:])
 
-    def _packet(self, packet: bytes, rest: bytes) -> Event:
+    def _parse_packet(self, packet: bytes, remaining: bytes) -> Event:
         code = int.from_bytes(packet[4:8], "big")
-        if code == CANCEL_CODE:
+        if code == CANCEL_REQUEST_CODE:
             key = packet[8:]
-            if not 8 <= len(key) <= 4 + MAX_KEY:
+            if not 8 <= len(key) <= 4 + MAX_CANCEL_SECRET_BYTES:
                 return Malformed("invalid length of cancel request")
-            return Cancel(key, packet)
-        if code in (SSL_CODE, GSS_CODE) and len(packet) == 8:
-            kind = "SSL" if code == SSL_CODE else "GSSAPI encryption"
-            # What came in the clear behind the request could have been put in by someone on the way.
-            if rest:
-                return Malformed(f"received unencrypted data after {kind} request")
-            if code == SSL_CODE and not self._ssl:
-                self._ssl = True
-                return AskedSsl()
-            if code == GSS_CODE and not self._gss:
-                self._gss = True
-                return AskedGss()
+            return CancelRequest(key, packet)
+        if code in (SSL_REQUEST_CODE, GSSENC_REQUEST_CODE) and len(packet) == 8:
+            request = "SSL" if code == SSL_REQUEST_CODE else "GSSAPI encryption"
+            # Unencrypted bytes after the request may have been injected by a man in the middle (54.2.10).
+            if remaining:
+                return Malformed(f"received unencrypted data after {request} request")
+            if code == SSL_REQUEST_CODE and not self._ssl_requested:
+                self._ssl_requested = True
+                return SslRequest()
+            if code == GSSENC_REQUEST_CODE and not self._gssenc_requested:
+                self._gssenc_requested = True
+                return GssEncRequest()
         if code >> 16 != 3:
+            version = f"{code >> 16}.{code & 0xFFFF}"
             return Malformed(
-                f"unsupported frontend protocol {code >> 16}.{code & 0xFFFF}: use 3.0 to 3.2", "0A000"
+                f"unsupported frontend protocol {version}: use 3.0 to 3.2", sqlstate.FEATURE_NOT_SUPPORTED
             )
-        return _startup(packet, rest)
+        return _parse_startup_message(packet, remaining)
 
 
-def _startup(packet: bytes, rest: bytes) -> Event:
+def _parse_startup_message(packet: bytes, remaining: bytes) -> Event:
+    """Return the StartupMessage in `packet` (54.7): pairs of NUL-terminated strings, then one more NUL."""
     body = packet[8:]
     if body[-1:] != b"\x00":
         return Malformed("invalid startup packet layout: expected terminator as last byte")
     words = body[:-1].split(b"\x00")
-    # Each name and value ends in NUL, so that the split leaves one empty word behind them.
+    # Each name and value ends with NUL, so the split leaves one empty word after them.
     if words.pop() or len(words) % 2 or not all(words[::2]):
         return Malformed("invalid startup packet layout: names and values do not pair")
-    text = [w.decode("utf-8", "surrogateescape") for w in words]
-    parameters = dict(zip(text[::2], text[1::2], strict=True))
-    return Startup(packet, rest, parameters, _branch_of(parameters))
+    texts = [w.decode("utf-8", "surrogateescape") for w in words]
+    parameters = dict(zip(texts[::2], texts[1::2], strict=True))
+    return StartupMessage(packet, remaining, parameters, _requested_branch(parameters))
 
 
-def _branch_of(parameters: Mapping[str, str]) -> str | None:
-    """The branch that a client names: by the startup parameter, or else within `options`."""
-    by_name = [v for k, v in parameters.items() if k.lower() == BRANCH_OPTION]
-    named = by_name[-1] if by_name else _branch_in_options(parameters.get("options", ""))
-    return named or None
+def _requested_branch(parameters: Mapping[str, str]) -> str | None:
+    """Return the branch that the client names: in a startup parameter of its own, or else in `options`."""
+    values = [v for k, v in parameters.items() if k.lower() == BRANCH_PARAMETER]
+    branch = values[-1] if values else _branch_in_options(parameters.get("options", ""))
+    return branch or None
 
 
 def _branch_in_options(options: str) -> str:
-    """As the server reads `options`: split at spaces, `-c name=value` or `--name=value`, last one wins."""
-    words, branch, at = _split_options(options), "", 0
-    while at < len(words):
-        word, at = words[at], at + 1
-        if word == "-c" and at < len(words):
-            setting, at = words[at], at + 1
+    """Return the branch in the startup parameter `options`, or an empty string.
+
+    As the server reads it: words are split at white space, a setting is `-c name=value` or `--name=value`, and
+    the last one wins.
+
+    >>> _branch_in_options("-c dbranch.branch=pr-1 -c work_mem=8MB")
+    'pr-1'
+    """
+    words, branch, index = _split_options(options), "", 0
+    while index < len(words):
+        word, index = words[index], index + 1
+        if word == "-c" and index < len(words):
+            setting, index = words[index], index + 1
         elif word.startswith("-c") or (word.startswith("--") and len(word) > 2):
             setting = word[2:]
         else:
             continue
         name, _, value = setting.partition("=")
-        if name.lower().replace("-", "_") == BRANCH_OPTION:
+        if name.lower().replace("-", "_") == BRANCH_PARAMETER:
             branch = value
     return branch
 
 
 def _split_options(options: str) -> list[str]:
-    """Words separated by white space; a backslash takes the next character as it is."""
+    """Split at white space; a backslash makes the next character part of the word (as `pg_split_opts`)."""
     words: list[str] = []
-    word, inside, escaped = "", False, False
+    word, in_word, escaped = "", False, False
     for char in options:
         if escaped:
             word, escaped = word + char, False
         elif char == "\\":
-            inside = escaped = True
+            in_word = escaped = True
         elif char in " \t\n\r\f\v":
-            if inside:
+            if in_word:
                 words.append(word)
-            word, inside = "", False
+            word, in_word = "", False
         else:
-            word, inside = word + char, True
-    return [*words, word] if inside else words
+            word, in_word = word + char, True
+    return [*words, word] if in_word else words
 
 
 class Greeting:
-    """The backend's side until its first ReadyForQuery: messages are counted off, not changed.
+    """Parser of the backend's bytes until its first ReadyForQuery (54.2.1 Start-up); it changes nothing.
 
-    `key` is the body of BackendKeyData, `ready` says that ReadyForQuery has come, `refused` that an
-    ErrorResponse has, `boundary` that the bytes fed so far end where a message ends.
+    `key` is the body of BackendKeyData (process ID and secret), the session's cancel key; `ready`: ReadyForQuery
+    has come; `error_received`: an ErrorResponse has come.
     """
 
-    __slots__ = ("_head", "_key", "_skip", "key", "ready", "refused")
+    __slots__ = ("_header", "_key_buffer", "_skip", "error_received", "key", "ready")
 
     def __init__(self) -> None:
-        self._head = b""
+        # Type and length of the current message, as far as they have come.
+        self._header = b""
+        # Bytes of the current message's body that are still to come.
         self._skip = 0
-        self._key: bytearray | None = None
+        self._key_buffer: bytearray | None = None
         self.key: bytes | None = None
-        self.ready = self.refused = False
+        self.ready = self.error_received = False
 
     @property
-    def boundary(self) -> bool:
-        return not self._head and not self._skip
+    def is_at_boundary(self) -> bool:
+        """Return True if the bytes fed so far end with a complete message."""
+        return not self._header and not self._skip
 
     def feed(self, data: bytes) -> None:
-        at, end = 0, len(data)
-        while at < end and not self.ready:
+        position, end = 0, len(data)
+        while position < end and not self.ready:
             if self._skip:
-                take = min(self._skip, end - at)
-                if self._key is not None:
-                    self._key += data[at : at + take]
-                self._skip -= take
-                at += take
+                size = min(self._skip, end - position)
+                if self._key_buffer is not None:
+                    self._key_buffer += data[position : position + size]
+                self._skip -= size
+                position += size
             else:
-                take = 5 - len(self._head)
-                self._head += data[at : at + take]
-                at += take
-                if len(self._head) < 5:
+                size = 5 - len(self._header)
+                self._header += data[position : position + size]
+                position += size
+                if len(self._header) < 5:
                     return
-                length = int.from_bytes(self._head[1:], "big")
+                length = int.from_bytes(self._header[1:], "big")
                 self._skip = max(length - 4, 0)
-                if self._head[:1] == b"K" and 12 <= length <= 8 + MAX_KEY:
-                    self._key = bytearray()
+                is_key = self._header[:1] == b"K" and 12 <= length <= 8 + MAX_CANCEL_SECRET_BYTES
+                if is_key:
+                    self._key_buffer = bytearray()
             if not self._skip:
-                self._close_message()
+                self._finish_message()
 
-    def _close_message(self) -> None:
-        kind, self._head = self._head[:1], b""
-        if self._key is not None:
-            self.key, self._key = bytes(self._key), None
-        self.ready = kind == b"Z"
-        self.refused = self.refused or kind == b"E"
+    def _finish_message(self) -> None:
+        message_type, self._header = self._header[:1], b""
+        if self._key_buffer is not None:
+            self.key, self._key_buffer = bytes(self._key_buffer), None
+        self.ready = message_type == b"Z"
+        self.error_received = self.error_received or message_type == b"E"
 
 
-def held_error(data: bytes) -> str | None:
-    """Of a backend's very first bytes: the SQLSTATE where they are one whole ErrorResponse.
+def first_error_sqlstate(data: bytes) -> str | None:
+    """Return the SQLSTATE if `data`, a backend's first bytes, is one complete ErrorResponse.
 
-    None: they are another message. An empty string: more bytes are needed to tell.
+    Return None if it is another message, and an empty string if more bytes are needed. Fields: 54.8 "Error and
+    Notice Message Fields".
+
+    >>> first_error_sqlstate(build_fatal_error("57P03", "the database system is starting up"))
+    '57P03'
     """
     if data[:1] != b"E":
         return None
     if len(data) < 5:
         return ""
     length = int.from_bytes(data[1:5], "big")
-    if not 4 < length <= MAX_HELD_ERROR:
+    if not 4 < length <= MAX_HELD_ERROR_BYTES:
         return None
     if len(data) < 1 + length:
         return ""
@@ -270,58 +298,64 @@ def held_error(data: bytes) -> str | None:
     return next((f[1:].decode("ascii", "replace") for f in fields if f[:1] == b"C"), "?")
 
 
-def at_boundary(tail: bytes) -> bool:
-    """Whether a backend's stream whose last bytes are `tail` ends where a message ends, as far as is known.
+def is_at_boundary(tail: bytes) -> bool:
+    """Return True if a backend's stream with the last bytes `tail` ends with a complete message.
 
-    Looked for from the last ReadyForQuery in `tail`; without one the answer is False, since nothing
+    Messages are followed from the last ReadyForQuery in `tail`; without one the answer is False, since nothing
     counts messages while bytes are only forwarded.
     """
-    return _behind_ready(tail) is not None
+    return _after_ready_for_query(tail) is not None
 
 
 def transaction_status(tail: bytes) -> str | None:
-    """`I`, `T` or `E` of the last ReadyForQuery where only unasked messages follow it; else None: busy."""
-    found = _behind_ready(tail)
-    if found is None:
+    """Return the status in the last ReadyForQuery (`I`, `T` or `E`), or None if the backend is busy.
+
+    It is busy unless only asynchronous messages follow that ReadyForQuery.
+    """
+    after_ready = _after_ready_for_query(tail)
+    if after_ready is None:
         return None
-    status, kinds = found
-    return status if all(k in UNASKED for k in kinds) else None
+    status, message_types = after_ready
+    return status if all(t in ASYNCHRONOUS_TYPES for t in message_types) else None
 
 
-def _behind_ready(tail: bytes) -> tuple[str, bytes] | None:
-    """Status of the last ReadyForQuery, and the types of the whole messages from there to the end."""
-    start = tail.rfind(_READY)
+def _after_ready_for_query(tail: bytes) -> tuple[str, bytes] | None:
+    """Return the status of the last ReadyForQuery and the types of the messages after it.
+
+    Return None if there is no ReadyForQuery, or if the bytes after it are not complete messages.
+    """
+    start = tail.rfind(_READY_FOR_QUERY_HEADER)
     if start < 0 or len(tail) < start + 6 or tail[start + 5] not in b"ITE":
         return None
-    at, kinds = start + 6, bytearray()
-    while at < len(tail):
-        if len(tail) < at + 5:
+    position, message_types = start + 6, bytearray()
+    while position < len(tail):
+        if len(tail) < position + 5:
             return None
-        kinds.append(tail[at])
-        length = int.from_bytes(tail[at + 1 : at + 5], "big")
+        message_types.append(tail[position])
+        length = int.from_bytes(tail[position + 1 : position + 5], "big")
         if length < 4:
             return None
-        at += 1 + length
-    return (chr(tail[start + 5]), bytes(kinds)) if at == len(tail) else None
+        position += 1 + length
+    return (chr(tail[start + 5]), bytes(message_types)) if position == len(tail) else None
 
 
-def only_unasked(data: bytes) -> bool:
-    """Whether `data`, read from a message boundary, is whole messages that a backend sends unasked."""
-    at = 0
-    while at < len(data):
-        if data[at] not in UNASKED or len(data) < at + 5:
+def is_only_asynchronous(data: bytes) -> bool:
+    """Return True if `data`, which starts at a message boundary, is complete asynchronous messages only."""
+    position = 0
+    while position < len(data):
+        if data[position] not in ASYNCHRONOUS_TYPES or len(data) < position + 5:
             return False
-        at += 1 + max(int.from_bytes(data[at + 1 : at + 5], "big"), 4)
-    return at == len(data)
+        position += 1 + max(int.from_bytes(data[position + 1 : position + 5], "big"), 4)
+    return position == len(data)
 
 
-def said_farewell(tail: bytes) -> bool:
-    """Whether a backend's last bytes are its own FATAL or PANIC ErrorResponse."""
+def ends_with_fatal_error(tail: bytes) -> bool:
+    """Return True if a backend's last bytes are its own ErrorResponse with severity FATAL or PANIC."""
     return tail.endswith(b"\x00\x00") and (b"VFATAL\x00" in tail or b"VPANIC\x00" in tail)
 
 
-def fatal(code: str, message: str, hint: str = "") -> bytes:
-    """An ErrorResponse that ends a session: FATAL with SQLSTATE, message and, if any, a hint."""
+def build_fatal_error(code: str, message: str, hint: str = "") -> bytes:
+    """Return an ErrorResponse (54.7, 54.8) of severity FATAL; `code` is its SQLSTATE, `hint` may be empty."""
     fields = [("S", "FATAL"), ("V", "FATAL"), ("C", code), ("M", message), ("H", hint)]
     body = b"".join(
         k.encode() + v.replace("\x00", " ").encode("utf-8", "surrogateescape") + b"\x00"
@@ -331,6 +365,6 @@ def fatal(code: str, message: str, hint: str = "") -> bytes:
     return b"E" + struct.pack("!I", len(body) + 5) + body + b"\x00"
 
 
-def cancel_request(key: bytes) -> bytes:
-    """The CancelRequest of the session that has this BackendKeyData."""
-    return struct.pack("!II", 8 + len(key), CANCEL_CODE) + key
+def build_cancel_request(key: bytes) -> bytes:
+    """Return the CancelRequest (54.7) for `key`, the body of a BackendKeyData."""
+    return struct.pack("!II", 8 + len(key), CANCEL_REQUEST_CODE) + key
