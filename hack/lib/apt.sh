@@ -1,16 +1,16 @@
 # shellcheck shell=bash
-# Tools of the system: installed where that can be done unasked, otherwise named.
+# Install missing system tools with apt if run as root on Debian; otherwise print how to install them.
 
 APT_FRESH=${APT_FRESH:-}
 
 can_apt() { [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; }
 
-# A mirror that answers badly once usually answers the next time.
+# apt_retry ARGUMENT…: run apt-get, up to three times: a mirror that fails once usually works the next time.
 apt_retry() {
-    local try
-    for try in 1 2 3; do
+    local attempt
+    for attempt in 1 2 3; do
         if DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 "$@"; then return 0; fi
-        sleep $((try * 3))
+        sleep $((attempt * 3))
     done
     return 1
 }
@@ -19,7 +19,7 @@ apt_install() {
     apt_retry install -y --no-install-recommends "$@"
 }
 
-# need_packages PACKAGE…: installs them, or says how.
+# need_packages PACKAGE…: install packages, or print how and exit.
 need_packages() {
     can_apt || die "missing: $*; install with: sudo apt-get install -y --no-install-recommends $*"
     if [[ -z $APT_FRESH ]]; then
@@ -29,7 +29,7 @@ need_packages() {
     step "installing $*" apt_install "$@"
 }
 
-# need_command COMMAND PACKAGE [COMMAND PACKAGE …]: every command is there afterwards.
+# need_command COMMAND PACKAGE [COMMAND PACKAGE …]: install the package of every command that is missing.
 need_command() {
     local packages=()
     while (($#)); do

@@ -1,21 +1,21 @@
 # shellcheck shell=bash disable=SC2034
-# What was downloaded or built, outside the checkout, keyed by what it was made from.
+# The cache of downloads and builds, outside the checkout, keyed by their inputs.
 
 DBRANCH_CACHE="${DBRANCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/dbranch}"
 BIN_DIR="$DBRANCH_CACHE/bin"
 STATE_DIR="$DBRANCH_CACHE/state"
 
-# take_lock: one caller at a time changes engine, cluster and cache. Daemons must not inherit fd 9.
+# take_lock: wait for the lock that serializes changes of engine, cluster and cache. Daemons must not inherit fd 9.
 take_lock() {
     mkdir -p "$DBRANCH_CACHE"
     exec 9>"$DBRANCH_CACHE/lock"
     flock -n 9 || {
-        say "waiting for another hack/cluster or hack/images to end"
+        say "waiting for another hack/cluster or hack/images to finish"
         flock 9
     }
 }
 
-# key_of WORD-OR-FILE…: a short hash; of a file its contents, of a directory all its files.
+# key_of TEXT-OR-PATH…: print a short hash of texts, files' contents and directories' files.
 key_of() {
     local item
     for item in "$@"; do
@@ -29,13 +29,13 @@ key_of() {
     done | sha256sum | cut -c1-12
 }
 
-# intact DIR: the list of checksums is written last, so what it names is complete.
+# intact DIR: true if the files match the list of checksums, which is written last.
 intact() {
     [[ -f $1/.sums ]] && (cd "$1" && sha256sum --quiet --strict --check .sums) >/dev/null 2>&1
 }
 
-# cached DIR TITLE FUNCTION [ARGUMENT…]: FUNCTION fills the directory given as its last argument; an
-# interrupted or damaged one is made again.
+# cached DIR TITLE FUNCTION [ARGUMENT…]: unless DIR is intact, let FUNCTION fill the directory passed as its last
+# argument, and move that to DIR. An interrupted or damaged DIR is built again.
 cached() {
     local dir=$1 title=$2 work
     shift 2

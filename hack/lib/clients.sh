@@ -1,12 +1,13 @@
 # shellcheck shell=bash
-# Drivers of other languages, and a Postgres 18, for the tests in tests/clients: installed by the package
-# managers of those languages into the cache, as the lock files there say.
+# Drivers of other languages and a Postgres 18 for the tests in tests/clients, installed into the cache by the
+# languages' package managers from the lock files there.
 
 JDBC_VERSION=42.7.8
 JDBC_SHA256=2a32a9dcbc42d67a50ad3a0de5efd102c8d2be46720045f2cbd6689f160ab7c7
 MAVEN_COPY=org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy
 
-# client_programs: DBRANCH_CLIENTS is the directory with pgx, postgresql.jar and node_modules afterwards.
+# client_programs: install the drivers; set DBRANCH_CLIENTS to the directory with pgx, postgresql.jar and
+# node_modules.
 client_programs() {
   local dir
   need_command java default-jdk-headless mvn maven node nodejs npm npm

@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# The Docker engine: the one that is there, or one started here and ended by `down`.
+# The Docker engine: an existing one, or one that is started here and stopped by `hack/cluster down`.
 
 ENGINE_DIR="$STATE_DIR/engine"
 DOCKERD_PIDFILE="$ENGINE_DIR/dockerd.pid"
 
 docker_ok() { command -v docker >/dev/null && timeout 20 docker info >/dev/null 2>&1; }
 
-# started_at PID: with the pid it names one process for ever (until the next boot).
+# started_at PID: print the start time of a process. With the pid it identifies the process until the next boot.
 started_at() {
     local stat
     stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
@@ -15,14 +15,14 @@ started_at() {
     echo "${stat[19]}"
 }
 
-# alive PID [NAME]: a zombie that nobody reaps is dead.
+# alive PID [NAME]: true if the process (with that command name) runs; a zombie does not.
 alive() {
     local stat
     stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
     [[ ${stat##*) } != [ZX]* && (-z ${2:-} || $(cat "/proc/$1/comm" 2>/dev/null) == "${2:-}") ]]
 }
 
-# own_dockerd: the pid of the engine started here, if it lives. Its command line names our pid file.
+# own_dockerd: print the pid of the engine started here if it runs. Its command line contains our pid file.
 own_dockerd() {
     local pid
     pid=$(cat "$DOCKERD_PIDFILE" 2>/dev/null) || return 1
@@ -33,6 +33,7 @@ own_dockerd() {
     echo "$pid"
 }
 
+# bounding_set_is_full: true if this process may gain every capability that the kernel knows.
 bounding_set_is_full() {
     local key value last
     last=$(cat /proc/sys/kernel/cap_last_cap)
@@ -44,12 +45,12 @@ bounding_set_is_full() {
 
 install_engine() {
     need_command iptables iptables jq jq ip iproute2 dockerd docker.io
-    # From trixie on the client is a package of its own.
+    # From Debian trixie on, the client is a separate package.
     need_command docker docker-cli
 }
 
-# The kubelet needs mounts made in a node to reach the pods: `/` must be shared. What was private is
-# written down, and made so again by `down`.
+# Mounts that are made in a node must propagate to its pods, so `/` must be shared. The mounts that were private are
+# recorded; unshare_mounts makes them private again.
 share_mounts() {
     if [[ $(findmnt -no PROPAGATION / | tail -1) == *shared* ]]; then return 0; fi
     findmnt -rno TARGET,PROPAGATION | awk '$2 == "private" {print $1}' >"$ENGINE_DIR/private_mounts"
@@ -66,7 +67,7 @@ unshare_mounts() {
     rm -f "$ENGINE_DIR/private_mounts"
 }
 
-# A pid file left by a killed engine may name a process that has nothing to do with it.
+# Remove pid files whose process has ended, or is another program that got the same pid.
 clear_stale_pidfiles() {
     local file pid name
     for file in "$DOCKERD_PIDFILE:dockerd" /var/run/docker.pid:dockerd /var/run/docker/containerd/containerd.pid:containerd; do
@@ -85,14 +86,14 @@ start_dockerd() {
     fi
     mkdir -p "$LOG_DIR"
     ulimit -n "$(ulimit -Hn)" || true
-    # A session of its own, no terminal, no lock, none of the caller's pipes: it outlives this shell.
+    # It outlives this shell: a session of its own, without terminal, lock and the caller's pipes.
     PATH="$PATH:/usr/sbin:/sbin" setsid -f dockerd "${options[@]}" </dev/null >"$log" 2>&1 9>&-
     for ((tries = 0; tries < 240; tries++)); do
         if [[ -S /var/run/docker.sock ]] && docker_ok; then
             started_at "$(cat "$DOCKERD_PIDFILE")" >"$ENGINE_DIR/started_at"
             return 0
         fi
-        # Its pid file comes within a moment, and goes when it gives up.
+        # dockerd writes its pid file at once, and removes it when it gives up.
         if ((tries > 20)) && ! own_dockerd >/dev/null; then break; fi
         sleep 0.25
     done
@@ -100,11 +101,11 @@ start_dockerd() {
     return 1
 }
 
-# engine_up: afterwards `docker` answers.
+# engine_up: make sure that a Docker engine answers; start one if necessary.
 engine_up() {
     if docker_ok; then return 0; fi
     [[ -z ${DOCKER_HOST:-} ]] || die "no Docker engine answers at DOCKER_HOST=$DOCKER_HOST"
-    [[ $(id -u) == 0 ]] || die "no Docker engine answers; start one, or run this as root so that it can"
+    [[ $(id -u) == 0 ]] || die "no Docker engine answers; start one, or run this as root so that it can start one"
     install_engine
     if docker_ok; then return 0; fi
     mkdir -p "$ENGINE_DIR"
@@ -123,7 +124,7 @@ engine_up() {
     step "starting a Docker engine" start_dockerd
 }
 
-# What a bridge leaves in the packet filter is known by the names that dockerd gives.
+# clear_network: remove the bridge docker0 and the packet filter rules with dockerd's names, if dockerd created them.
 clear_network() {
     local family
     if [[ -f $ENGINE_DIR/docker0 ]] && [[ -d /sys/class/net/docker0 ]]; then
@@ -136,36 +137,36 @@ clear_network() {
     if [[ -f $ENGINE_DIR/ip_forward ]]; then cat "$ENGINE_DIR/ip_forward" >/proc/sys/net/ipv4/ip_forward; fi
 }
 
-end_dockerd() {
+stop_dockerd() {
     local pid=$1 tries target
     kill -TERM "$pid"
     for ((tries = 0; tries < 240; tries++)); do
         alive "$pid" || break
         sleep 0.25
     done
-    ! alive "$pid" || { echo "dockerd ($pid) does not end"; return 1; }
-    # None of them may be left: then grep finds nothing, which is no failure.
+    ! alive "$pid" || { echo "dockerd ($pid) does not terminate"; return 1; }
+    # If no mounts are left, grep fails; that is not an error.
     { findmnt -rno TARGET | grep -E '^(/var)?/run/docker/|^/var/lib/docker/' || true; } | LC_ALL=C sort -r | while read -r target; do
         umount "$(printf '%b' "$target")" || true
     done
     clear_network
 }
 
-# engine_down: ends the engine that was started here, once nothing runs in it.
+# engine_down: stop the engine that was started here, unless containers still run in it.
 engine_down() {
     local pid running
     [[ -d $ENGINE_DIR ]] || return 0
     if [[ -f $ENGINE_DIR/service ]] || own_dockerd >/dev/null; then
         running=$(docker ps -q 2>/dev/null | wc -l)
         if ((running > 0)); then
-            say "the Docker engine goes on: it runs $running other containers"
+            say "the Docker engine keeps running: it has $running other containers"
             return 0
         fi
     fi
     if [[ -f $ENGINE_DIR/service ]]; then
         step "stopping the Docker service" systemctl stop docker.socket docker
     elif pid=$(own_dockerd); then
-        step "ending the Docker engine (pid $pid)" end_dockerd "$pid"
+        step "stopping the Docker engine (pid $pid)" stop_dockerd "$pid"
     fi
     unshare_mounts
     rm -rf "$ENGINE_DIR"

@@ -1,9 +1,10 @@
 # shellcheck shell=bash disable=SC2153
-# The server image and the Postgres image, and their way into the nodes.
+# Build the server image and the Postgres image, and load them into the nodes.
 
 project_version() { sed -n 's/^version *= *"\(.*\)"$/\1/p' "$HACK/../pyproject.toml" | head -1; }
 
-# server_key [ROOT]: the tag changes with the contents, so that an upgrade rolls out what was built.
+# server_key [ROOT]: print a hash of the server image's inputs. It is part of the tag, so that an upgrade rolls out
+# every change.
 server_key() {
     local root=${1:-$HACK/..}
     key_of "$root/operator/dbranch" "$root/operator/Dockerfile" "$root/operator/requirements.lock"
@@ -11,12 +12,12 @@ server_key() {
 
 server_image() { echo "${DBRANCH_IMAGE_PREFIX:-}dbranch-server:$(project_version)-${1:-$(server_key)}"; }
 
-# WAY is the cluster's, or chosen for a build without one.
+# postgres_image: print the image for WAY: that of the cluster, or the one chosen for a build without a cluster.
 postgres_image() {
     if [[ ${WAY:-$(way)} == built ]]; then echo "$BUILT_POSTGRES_IMAGE"; else echo "$PULLED_POSTGRES_IMAGE"; fi
 }
 
-# The wheels for the image's Python, whatever Python this machine has.
+# wheels_dir: print the directory of the wheels for the image's Python; this machine's Python may be another version.
 wheels_dir() { echo "$DBRANCH_CACHE/wheels-$(key_of "$HACK/../operator/requirements.lock" "$(uname -m)")"; }
 
 download_wheels() {
@@ -36,8 +37,8 @@ need_wheels() {
 
 base_image() { if [[ $WAY == built ]]; then echo "$BUILT_BASE_IMAGE"; else echo "$PULLED_BASE_IMAGE"; fi; }
 
-# The code is copied first and the tag is that of the copy: somebody may be editing. The copy is readable
-# by any user in the image.
+# copy_code DIR: copy the code, readable for any user in the image. The copy is hashed and built, since files may be
+# edited meanwhile.
 copy_code() {
     rm -rf "$1"
     mkdir -p "$1/operator" "$1/build/wheels"
@@ -67,7 +68,7 @@ need_server_image() {
     say "$SERVER_IMAGE: $(($(docker image inspect -f '{{.Size}}' "$SERVER_IMAGE") / 1000000)) MB"
 }
 
-# What the last few changes of the code left behind.
+# drop_old_server_images IMAGE: keep IMAGE and the two newest others.
 drop_old_server_images() {
     docker images --filter label=dbranch.key --format '{{.Repository}}:{{.Tag}}' "${1%:*}" | grep -vxF "$1" | tail -n +3 |
         xargs -r docker image rm >/dev/null 2>&1 || true
@@ -96,14 +97,14 @@ need_postgres_image() {
     say "$name: $(($(docker image inspect -f '{{.Size}}' "$name") / 1000000)) MB"
 }
 
-# in_node NODE IMAGE: the node was given this very image, and still has it.
+# in_node NODE IMAGE: true if exactly this image was loaded into the node and is still there.
 in_node() {
     # shellcheck disable=SC2016
     docker exec "$1" sh -c '[ "$(cat "/kind/loaded/$1" 2>/dev/null)" = "$2" ] && ctr -n k8s.io images ls -q | grep -qE "(^|/)$3\$"' \
         sh "$(tr / _ <<<"$2")" "$(docker image inspect -f '{{.Id}}' "$2")" "$2"
 }
 
-# All nodes at once, from one copy.
+# load_into IMAGE NODE…: load an image into all nodes in parallel, from one copy.
 load_into() {
     local image=$1 id copy node jobs=() code=0
     shift
@@ -134,10 +135,10 @@ load_images() {
 
 print_env() {
     local node_image
-    [[ -f $(kubeconfig) ]] || die "there is no cluster $NAME; make it with: hack/cluster up --name $NAME"
+    [[ -f $(kubeconfig) ]] || die "there is no cluster $NAME; create it with: hack/cluster up --name $NAME"
     node_image=$(cat "$(cluster_dir)/made" 2>/dev/null || true)
     printf 'export KUBECONFIG=%q\n' "$(kubeconfig)"
-    # Only what is not there yet, so that evaluating twice does no harm.
+    # Add the directory to PATH only once, so that evaluating twice is harmless.
     # shellcheck disable=SC2016
     printf 'case ":$PATH:" in *:%q:*) ;; *) export PATH=%q:"$PATH" ;; esac\n' "$BIN_DIR" "$BIN_DIR"
     if [[ -n ${DOCKER_HOST:-} ]]; then printf 'export DOCKER_HOST=%q\n' "$DOCKER_HOST"; fi

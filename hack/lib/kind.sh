@@ -1,18 +1,18 @@
 # shellcheck shell=bash disable=SC2153
-# One kind cluster: made, mended, looked at, taken away with all that it left on the machine.
+# Create, repair, check and remove one kind cluster with everything that it leaves on the machine.
 
 cluster_dir() { echo "$DBRANCH_CACHE/clusters/$NAME"; }
 kubeconfig() { echo "$(cluster_dir)/kubeconfig"; }
 kube() { kubectl --kubeconfig "$(kubeconfig)" --request-timeout "${KUBE_TIMEOUT:-5s}" "$@"; }
 way() { cat "$(cluster_dir)/way" 2>/dev/null || true; }
 
-# node_containers [FORMAT]: of this cluster, running or not.
+# node_containers [FORMAT]: list the containers of the cluster's nodes, running or not.
 node_containers() {
     local names='{{.Names}}'
     docker ps -a --filter "label=io.x-k8s.kind.cluster=$NAME" --format "${1:-$names}" | LC_ALL=C sort
 }
 
-# choose_way: kind with official images where they can be pulled, otherwise with images built here.
+# choose_way: set WAY to `pulled` (official images) if images can be pulled, otherwise to `built` (built here).
 choose_way() {
     local reason
     if [[ -n ${DBRANCH_WAY:-} ]]; then
@@ -32,7 +32,7 @@ choose_way() {
     esac
 }
 
-# kubectl_from_node IMAGE DIR: the node image brings the kubectl of its own version.
+# kubectl_from_node IMAGE DIR: copy kubectl, which has the cluster's version, out of the node image.
 kubectl_from_node() {
     local container code=0
     container=$(docker create "$1")
@@ -46,7 +46,7 @@ need_parts() {
     if [[ $WAY == pulled ]]; then
         NODE_IMAGE=$KIND_NODE_IMAGE
         docker image inspect "$NODE_IMAGE" >/dev/null 2>&1 || step "pulling $NODE_IMAGE" docker pull -q "$NODE_IMAGE"
-        cached "$DBRANCH_CACHE/kubectl-$KUBE_VERSION" "taking kubectl out of the node image" kubectl_from_node "$NODE_IMAGE"
+        cached "$DBRANCH_CACHE/kubectl-$KUBE_VERSION" "copying kubectl out of the node image" kubectl_from_node "$NODE_IMAGE"
         link_bin kubectl "$DBRANCH_CACHE/kubectl-$KUBE_VERSION/kubectl"
     else
         [[ $(id -u) == 0 ]] || die "building the images from packages needs root"
@@ -56,7 +56,7 @@ need_parts() {
     fi
 }
 
-# The limit of pods is kubelet's, of 110, raised to what a node's 254 addresses allow: two hundred branches are measured.
+# maxPods is raised from kubelet's 110 to what a node's 254 addresses allow: the benchmarks run two hundred branches.
 kind_config() {
     local number
     printf 'kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\n'
@@ -69,12 +69,13 @@ create_cluster() {
     kind_config | kind create cluster --name "$NAME" --image "$NODE_IMAGE" --kubeconfig "$(kubeconfig)" --wait 180s --config -
 }
 
-# settled: the API answers, every node has reported since the given time (seconds of the epoch), names resolve.
-settled() {
+# cluster_ready SINCE: true if the API server answers, every node is Ready and has renewed its lease since SINCE
+# (seconds of the epoch), and the pods of kube-system, CoreDNS among them, are ready.
+cluster_ready() {
     local since=$1 nodes expected
     expected=$(node_containers | wc -l)
     kube get --raw /readyz >/dev/null || return 1
-    # A node that died looks Ready until its lease runs out, so only a lease renewed since counts.
+    # A dead node stays Ready until its lease expires, so only a lease that was renewed since then counts.
     nodes=$(kube get leases -n kube-node-lease -o 'go-template={{range .items}}{{.spec.renewTime}}{{"\n"}}{{end}}' |
         while read -r renewed; do (($(date -d "$renewed" +%s) >= since)) && echo renewed; done | wc -l)
     ((nodes >= expected)) || return 1
@@ -84,9 +85,9 @@ settled() {
     kube get serviceaccount default -n default >/dev/null
 }
 
-wait_settled() {
+wait_cluster_ready() {
     local since=$1 limit=$2 began=$SECONDS
-    until settled "$since"; do
+    until cluster_ready "$since"; do
         ((SECONDS - began < limit)) || { kube get nodes,pods -A; return 1; }
         sleep 1
     done
@@ -100,29 +101,29 @@ make_cluster() {
     mkdir -p "$(cluster_dir)"
     rm -f "$(cluster_dir)/made"
     echo "$WAY" >"$(cluster_dir)/way"
-    fence_routes
-    step "making the kind cluster $NAME of $((WORKERS + 1)) node(s)" create_cluster
-    step "waiting until every node is ready" wait_settled "$began" 180
+    add_unreachable_routes
+    step "creating the kind cluster $NAME with $((WORKERS + 1)) node(s)" create_cluster
+    step "waiting until every node is Ready" wait_cluster_ready "$began" 180
     chmod 600 "$(kubeconfig)"
     echo "$NODE_IMAGE" >"$(cluster_dir)/made"
 }
 
 start_nodes() { node_containers | xargs docker start; }
 
-# mend_cluster: a cluster whose engine or machine went down is started again.
-mend_cluster() {
+# repair_cluster: start the nodes of a cluster whose engine or machine was stopped.
+repair_cluster() {
     local stopped began
     began=$(date +%s)
     stopped=$(node_containers '{{.Names}} {{.State}}' | grep -cv ' running$' || true)
-    if ((stopped == 0)) && KUBE_TIMEOUT=3s settled $((began - 60)) 2>/dev/null; then
+    if ((stopped == 0)) && KUBE_TIMEOUT=3s cluster_ready $((began - 60)) 2>/dev/null; then
         say "the cluster $NAME is up"
-        fence_routes
+        add_unreachable_routes
         return 0
     fi
-    say "the cluster $NAME is there, but not well ($stopped node(s) stopped): mending it"
-    fence_routes
+    say "the cluster $NAME exists but is not ready ($stopped node(s) stopped): repairing it"
+    add_unreachable_routes
     step "starting the nodes of $NAME" start_nodes || return 1
-    step "waiting until every node is ready" wait_settled "$began" 120
+    step "waiting until every node is Ready" wait_cluster_ready "$began" 120
 }
 
 kind_up() {
@@ -132,13 +133,13 @@ kind_up() {
     nodes=$(node_containers | wc -l)
     if ((nodes > 0)) && [[ -f $(cluster_dir)/made && -f $(kubeconfig) ]]; then
         if [[ -n $WORKERS ]] && ((nodes != WORKERS + 1)); then
-            die "the cluster $NAME has $nodes node(s), not $((WORKERS + 1)); take it down first: hack/cluster down --name $NAME"
+            die "the cluster $NAME has $nodes node(s), not $((WORKERS + 1)); remove it first: hack/cluster down --name $NAME"
         fi
         WAY=$(way) NODE_IMAGE=$(cat "$(cluster_dir)/made") WORKERS=$((nodes - 1))
-        if [[ -x $BIN_DIR/kind && -x $BIN_DIR/kubectl && -x $BIN_DIR/helm ]] && mend_cluster; then return 0; fi
-        say "the cluster $NAME could not be mended: making it again"
+        if [[ -x $BIN_DIR/kind && -x $BIN_DIR/kubectl && -x $BIN_DIR/helm ]] && repair_cluster; then return 0; fi
+        say "the cluster $NAME could not be repaired: creating it again"
     elif ((nodes > 0)); then
-        say "the cluster $NAME was not finished: making it again"
+        say "the cluster $NAME was created only in part: creating it again"
     fi
     WORKERS=${WORKERS:-0}
     choose_way
@@ -146,13 +147,13 @@ kind_up() {
     make_cluster
 }
 
-# Loop devices belong to the machine, not to a node: those whose image lies in a node's volume (or lay
-# in one that is gone) outlive the node. Lines "device inode".
+# node_loops: print lines "device inode" of the loop devices whose image is in a volume of a node. Loop devices
+# belong to the machine and outlive the node.
 node_loops() {
     local volume name inode device back
     losetup -l -n -O NAME,BACK-INO,BACK-MAJ:MIN 2>/dev/null | while read -r name inode device; do
         for volume in $(node_containers | xargs -r docker inspect -f '{{range .Mounts}}{{if eq .Type "volume"}}{{.Source}}{{"\n"}}{{end}}{{end}}'); do
-            # losetup and stat write the device differently.
+            # losetup prints major:minor, stat the combined number.
             back=$(stat -c '%d' "$volume")
             [[ ${device// /} == "$(((back >> 8) & 0xfff)):$(((back & 0xff) | ((back >> 12) & 0xfff00)))" ]] || continue
             if [[ -n $(find "$volume" -xdev -inum "$inode" -print -quit) ]]; then
@@ -163,17 +164,18 @@ node_loops() {
     done
 }
 
+# detach_loops: detach the loop devices in lines "device inode" of standard input, if they still have that inode.
 detach_loops() {
     local name inode
     while read -r name inode; do
         [[ -n $name && $(losetup -n -O BACK-INO "$name" 2>/dev/null | tr -d ' ') == "$inode" ]] || continue
-        say "detaching $name, which $NAME left attached"
+        say "detaching $name, left attached by $NAME"
         losetup -d "$name" || true
     done
 }
 
-# Nodes that others removed (pytest-kind) took their volumes along: a pool whose image is deleted is
-# nobody's once no node is left.
+# orphaned_loops: print lines "device inode" of the loop devices of pools whose image is deleted. pytest-kind removes
+# nodes together with their volumes; once no node is left, these devices have no owner.
 orphaned_loops() {
     losetup -l -n -O NAME,BACK-INO,BACK-FILE 2>/dev/null | awk '$3 ~ /\/pools\/[^\/]*\.img$/ && $4 == "(deleted)" {print $1, $2}'
 }
@@ -196,7 +198,7 @@ kind_down() {
             say "there is no cluster $NAME"
             return 0
         fi
-        # Containers and volumes can only be removed by an engine that runs.
+        # Only a running engine can remove containers and volumes.
         engine_up
     fi
     if [[ -n $(node_containers) ]]; then remove_cluster; else say "the cluster $NAME has no nodes"; fi
@@ -204,7 +206,7 @@ kind_down() {
     others=$(docker ps -aq --filter label=io.x-k8s.kind.cluster | wc -l)
     if ((others == 0)); then
         if [[ $(id -u) == 0 ]]; then detach_loops <<<"$(orphaned_loops)"; fi
-        unfence_routes
+        remove_unreachable_routes
         if [[ -f $STATE_DIR/kind_network ]]; then
             docker network rm kind >/dev/null 2>&1 || true
             rm -f "$STATE_DIR/kind_network"
@@ -214,16 +216,16 @@ kind_down() {
 }
 
 kind_status() {
-    say "kind cluster $NAME, way: $(way)"
+    say "kind cluster $NAME, images: $(way)"
     if ! docker_ok; then
         say "no Docker engine answers"
         return 1
     fi
     if [[ -z $(node_containers) ]]; then
-        say "it has no nodes"
+        say "the cluster has no nodes"
         return 1
     fi
     node_containers '{{.Names}}: {{.Status}}, {{.Image}}'
     kube get nodes -o wide
-    settled $(($(date +%s) - 60))
+    cluster_ready $(($(date +%s) - 60))
 }

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# kind's node image from Debian packages, Go modules and the files of kind's own module.
+# Build kind's node image from Debian packages, Go modules and the files in kind's own Go module.
 
 NODE_PACKAGES=systemd,systemd-sysv,dbus,containerd,runc,containernetworking-plugins,conntrack,ebtables,ethtool
 NODE_PACKAGES+=,iproute2,iptables,nftables,kmod,libseccomp2,mount,pigz,procps,hostname,socat,jq,gettext-base
@@ -16,7 +16,8 @@ built_node_image() { echo "dbranch-node:$KUBE_VERSION-$(node_key)"; }
 
 kind_module() { go mod download -json "sigs.k8s.io/kind@$KIND_VERSION" | jq -r .Dir; }
 
-# The programs' images under the names that kubeadm asks for, as WORK/images.tar.
+# build_program_images WORK: build images of Kubernetes' programs under the names that kubeadm expects; save them as
+# WORK/images.tar.
 build_program_images() {
     local work=$1 image
     local images context="$work/programs"
@@ -37,7 +38,7 @@ build_program_images() {
     docker image rm "${images[@]}" dbranch-{pause,coredns,kube}:build >/dev/null
 }
 
-# Containerd's store is filled by containerd itself, in a container that is then committed.
+# bake_images WORK NAME KEY: import the images with containerd in a container of the node image, then commit that.
 bake_images() {
     local work=$1 name=$2 key=$3 container
     container=$(docker create --privileged --label dbranch.key=bake --entrypoint sh dbranch-node:unbaked -ec '
@@ -60,7 +61,7 @@ build_node_image() {
     work=$(mktemp -d "$DBRANCH_CACHE/node-work.XXXXXX")
     # shellcheck disable=SC2064
     trap "rm -rf '$work'" EXIT
-    # A killed build may have left its container.
+    # Remove the container of an earlier build that was killed.
     docker ps -aq --filter label=dbranch.key=bake | xargs -r docker rm -fv
     ln -s "$(kube_dir)/kube" "$work/kubeadm"
     "$work/kubeadm" config images list --kubernetes-version "$KUBE_VERSION" >"$work/images"

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# The Python of the tests and the demo: a virtual environment in the cache, made from
-# tests/requirements.lock, with this checkout installed into it (`dbranch`, `kubectl-dbranch`).
-# Needs log.sh and apt.sh. Use: python_environment; then "$PYTHON_BIN" is on PATH.
+# python_environment: create the virtual environment of the tests and the demo in the cache, from
+# tests/requirements.lock, with this checkout installed into it (`dbranch`, `kubectl-dbranch`). Set PYTHON_BIN to its
+# directory of programs and put that on PATH. Needs log.sh and apt.sh.
 
 python_environment() {
   local root cache key base
@@ -10,16 +10,16 @@ python_environment() {
   need_command python3 python3
   python3 -c 'import ensurepip' 2>/dev/null || need_packages python3-venv
   python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    say "Python 3.11 or later is needed, python3 is $(python3 -V 2>&1)"
+    say "Python 3.11 or later is needed; python3 is $(python3 -V 2>&1)"
     return 2
   }
   key=$({ python3 -V; printf '%s\n' "$root"; cat "$root/tests/requirements.lock" "$root/pyproject.toml"; } | sha256sum | cut -c1-16)
   base=$cache/python/$key
-  # The stamp is written last: an interrupted install is made anew, not trusted.
+  # The file `complete` is written last: an interrupted installation is repeated.
   if [ ! -e "$base/complete" ] || ! "$base/bin/python" -c '' 2>/dev/null; then
     rm -rf "$base"
     mkdir -p "$cache/python"
-    step "making the Python environment" _python_install "$base" "$root" || return
+    step "creating the Python environment" _python_install "$base" "$root" || return
     touch "$base/complete"
   fi
   export PYTHON_BIN=$base/bin

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Debian systems from the machine's own package sources, and images kept in the cache.
+# Build minimal Debian systems from the machine's own package sources, and keep images in the cache.
 
-# debian_source SUITE: the machine's own mirror, whatever its own suite is.
+# debian_source SUITE: print a sources.list line for SUITE on the mirror that this machine uses.
 debian_source() {
     local uri
     # shellcheck disable=SC2016
@@ -14,12 +14,12 @@ debian_source() {
     echo "deb $uri $1 main"
 }
 
-# debian_rootfs SUITE PACKAGES DIR: a minimal system as DIR/rootfs.tar.
+# debian_rootfs SUITE PACKAGES DIR: build a minimal system as DIR/rootfs.tar.
 debian_rootfs() {
     local suite=$1 packages=$2 dir=$3 source kept what
     local options=(--variant=minbase --aptopt="$dir/apt.conf")
     source=$(debian_source "$suite")
-    # The machine's proxies and its leniency towards mirrors hold for the new system too.
+    # Use the machine's proxies and its settings for mirrors.
     apt-config dump | grep -E '^Acquire::(http|https|Retries|Check-Valid-Until|Check-Date)' >"$dir/apt.conf" || true
     for what in man doc locale info lintian; do options+=(--dpkgopt="path-exclude=/usr/share/$what/*"); done
     for kept in /usr/share/locale/locale.alias '/usr/share/doc/*/copyright'; do options+=(--dpkgopt="path-include=$kept"); done
@@ -28,7 +28,7 @@ debian_rootfs() {
     rm -f "$dir/apt.conf"
 }
 
-# rootfs_dir SUITE PACKAGES: where its rootfs.tar lies.
+# rootfs_dir SUITE PACKAGES: print the directory of its rootfs.tar.
 rootfs_dir() { echo "$DBRANCH_CACHE/rootfs-$1-$(key_of "$1" "$2" "$(declare -f debian_rootfs)")"; }
 
 make_rootfs() {
@@ -38,7 +38,7 @@ make_rootfs() {
     can_apt || die "building images from packages needs root on a Debian system"
     [[ -n $APT_FRESH ]] || { step "reading the package lists" apt_retry update; APT_FRESH=1; }
     need_command mmdebstrap mmdebstrap zstd zstd
-    # An older machine does not know the keys of a newer suite.
+    # An older Debian does not have the keys of a newer suite.
     compgen -G "/usr/share/keyrings/debian-archive-$suite-stable*" >/dev/null || need_packages debian-archive-keyring
     cached "$dir" "building a minimal Debian $suite" debian_rootfs "$suite" "$packages"
 }
@@ -47,8 +47,8 @@ image_key() { docker image inspect -f '{{index .Config.Labels "dbranch.key"}}' "
 
 image_dir() { echo "$DBRANCH_CACHE/image-$(printf '%s' "$1" | tr -c 'A-Za-z0-9.-' '-')-$2"; }
 
-# need_image NAME KEY FUNCTION [ARGUMENT…]: the image is in the engine. FUNCTION builds it there, labelled with
-# KEY; a copy is kept in the cache for an engine that has lost it.
+# need_image NAME KEY FUNCTION [ARGUMENT…]: make sure that the engine has the image. FUNCTION builds it, labelled with
+# KEY; a copy is kept in the cache in case the engine loses it.
 need_image() {
     local name=$1 key=$2 dir
     shift 2
@@ -60,8 +60,8 @@ need_image() {
         return 0
     fi
     step "building $name" "$@" "$name" "$key"
-    cached "$dir" "keeping $name in the cache" keep_image "$name"
-    # Of each image only the newest is kept.
+    cached "$dir" "saving $name to the cache" keep_image "$name"
+    # Keep only the newest version of each image.
     find "$DBRANCH_CACHE" -maxdepth 1 -name "image-${name%%:*}-*" ! -name "$(basename "$dir")" -exec rm -rf {} +
     docker images --format '{{.Repository}}:{{.Tag}}' "${name%%:*}" | grep -vxF "$name" | xargs -r docker image rm >/dev/null 2>&1 || true
 }
@@ -74,8 +74,8 @@ import_rootfs() {
     docker import --change "LABEL dbranch.key=$key" --change 'CMD ["bash"]' "$dir/rootfs.tar" "$name"
 }
 
-# docker_build NAME KEY CONTEXT [OPTION…]: with BuildKit where there is one. Without it the build uses the
-# machine's own network, which needs no forwarding.
+# docker_build NAME KEY CONTEXT [OPTION…]: build an image, with BuildKit if available. Otherwise build with the host's
+# network, which needs no IP forwarding.
 docker_build() {
     local name=$1 key=$2 context=$3 options=()
     shift 3
@@ -89,7 +89,7 @@ docker_build() {
     docker build "${options[@]}" --label "dbranch.key=$key" -t "$name" "$@" "$context"
 }
 
-# The stand-in for Debian's own base image has a name of its own.
+# The substitute for Debian's base image has a name of its own.
 base_key() { key_of "$(basename "$(rootfs_dir "$BASE_SUITE" "")")"; }
 
 need_base_image() {

