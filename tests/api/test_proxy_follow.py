@@ -1,6 +1,6 @@
-"""The proxy's process against a real API server: what it obeys, and the entry that it writes.
+"""The proxy's process and a real API server: the routes that it obeys, and its entry in status.proxies.
 
-Nothing else of dbranch runs here: the project's status is written by hand, as the controller would.
+Nothing else of dbranch runs here: the tests write the project's status as the controller would.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ import pytest
 
 from dbranch.api import names
 
-SOON = 15.0
+ENTRY_SECONDS = 15.0
 READY = b"Z\0\0\0\x05I"
 SOURCES = Path(__file__).parents[2] / "operator"
-MANAGER = "--field-manager=" + names.CONTROLLER_MANAGER
+FIELD_MANAGER_OPTION = "--field-manager=" + names.CONTROLLER_MANAGER
 
 
-def kubectl(*words: str, stdin: str = "") -> str:
-    done = subprocess.run(["kubectl", *words], input=stdin, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"kubectl {' '.join(words)}: {done.stderr}"
-    return done.stdout
+def kubectl(*args: str, stdin: str = "") -> str:
+    process = subprocess.run(["kubectl", *args], input=stdin, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, f"kubectl {' '.join(args)}: {process.stderr}"
+    return process.stdout
 
 
-def wait_until(true: Callable[[], object], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, f"not within {seconds} s"
+def wait_until(condition: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.05)
 
 
@@ -58,7 +58,7 @@ def listener() -> socket.socket:
 
 
 class Server:
-    """A thread for each connection to a port of its own."""
+    """A TCP server on a port of its own, with a thread for each connection."""
 
     def __init__(self) -> None:
         self._sock = listener()
@@ -70,25 +70,25 @@ class Server:
     def _accept(self) -> None:
         while True:
             try:
-                taken, _ = self._sock.accept()
+                accepted, _ = self._sock.accept()
             except OSError:
                 return
-            self._open.add(taken)
-            threading.Thread(target=self._run, args=[taken], daemon=True).start()
+            self._open.add(accepted)
+            threading.Thread(target=self._run, args=[accepted], daemon=True).start()
 
-    def _run(self, taken: socket.socket) -> None:
-        with taken, suppress(OSError):
-            self.serve(taken)
+    def _run(self, accepted: socket.socket) -> None:
+        with accepted, suppress(OSError):
+            self.serve(accepted)
 
-    def serve(self, taken: socket.socket) -> None:
-        """One connection; it is closed when this returns."""
+    def serve(self, accepted: socket.socket) -> None:
+        """Serve one connection, which is closed when this returns."""
 
     def cut(self) -> None:
-        """Ends every connection that is open."""
-        for one in tuple(self._open):
+        """Close every open connection."""
+        for sock in tuple(self._open):
             with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            self._open.discard(one)
+                sock.shutdown(socket.SHUT_RDWR)
+            self._open.discard(sock)
 
     def close(self) -> None:
         with suppress(OSError):
@@ -98,45 +98,45 @@ class Server:
 
 
 class Backend(Server):
-    """Lets everybody in, as a Postgres with `trust` does; its name is a parameter that it reports."""
+    """Accepts every login, as Postgres with `trust` does, and reports its name as `cluster_name`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         super().__init__()
 
-    def serve(self, taken: socket.socket) -> None:
-        taken.recv(8192)
+    def serve(self, accepted: socket.socket) -> None:
+        accepted.recv(8192)
         parameter = b"cluster_name\0" + self.name.encode() + b"\0"
         status = b"S" + struct.pack("!I", 4 + len(parameter)) + parameter
-        taken.sendall(b"R\0\0\0\x08\0\0\0\0" + status + READY)
-        while taken.recv(8192):
+        accepted.sendall(b"R\0\0\0\x08\0\0\0\0" + status + READY)
+        while accepted.recv(8192):
             pass
 
 
-class Way(Server):
-    """Between the proxy and the API server, so that it can be cut. `up` False: nobody gets through."""
+class ApiRelay(Server):
+    """TCP relay from the proxy to the API server, which a test can cut. `up` False: it closes new connections."""
 
     def __init__(self, host: str, port: int) -> None:
-        self._to = host, port
+        self._api_server = host, port
         self.up = True
         super().__init__()
 
-    def serve(self, taken: socket.socket) -> None:
+    def serve(self, accepted: socket.socket) -> None:
         if not self.up:
             return
-        with socket.create_connection(self._to) as out:
-            self._open.add(out)
-            threading.Thread(target=self._pump, args=[out, taken], daemon=True).start()
-            self._pump(taken, out)
+        with socket.create_connection(self._api_server) as upstream:
+            self._open.add(upstream)
+            threading.Thread(target=self._pump, args=[upstream, accepted], daemon=True).start()
+            self._pump(accepted, upstream)
 
     @staticmethod
-    def _pump(source: socket.socket, to: socket.socket) -> None:
+    def _pump(source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
-                to.sendall(data)
-        for one in (source, to):
+                target.sendall(data)
+        for sock in (source, target):
             with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture(scope="module")
@@ -153,10 +153,10 @@ PODS = ("shop-proxy-1", "shop-proxy-2")
 
 @pytest.fixture(scope="module")
 def account(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with `ca.crt` and a token for each of PODS, of an account that may what a proxy's may.
+    """A directory with `ca.crt` and a token for each of PODS, with the permissions of a proxy.
 
-    A token speaks for its pod (the policy `dbranch-proxy-entry` looks at that); no node has the label that
-    these pods ask for, so that they exist and never run.
+    Tokens are bound to their pods, as the policy `dbranch-proxy-entry` requires. The pods exist and never run: no
+    node has the label that they select.
     """
     rules: list[dict[str, Any]] = [
         {"resources": [names.PROJECTS], "verbs": ["get", "list", "watch"]},
@@ -178,9 +178,10 @@ def account(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
         },
     ]
-    for one in objects:
-        kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(one | {"metadata": {"name": name}}))
-    context = tmp_path_factory.mktemp("account")
+    for manifest in objects:
+        body = manifest | {"metadata": {"name": name}}
+        kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(body))
+    directory = tmp_path_factory.mktemp("account")
     for pod in PODS:
         body = {
             "apiVersion": "v1",
@@ -193,36 +194,37 @@ def account(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
             },
         }
         kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(body))
-        bound = ["--bound-object-kind=Pod", f"--bound-object-name={pod}"]
-        (context / pod).write_text(kubectl("create", "token", "-n", namespace, name, *bound))
-    (context / "ca.crt").write_bytes(base64.b64decode(cluster()["certificate-authority-data"]))
-    return context
+        binding = ["--bound-object-kind=Pod", f"--bound-object-name={pod}"]
+        (directory / pod).write_text(kubectl("create", "token", "-n", namespace, name, *binding))
+    (directory / "ca.crt").write_bytes(base64.b64decode(cluster_config()["certificate-authority-data"]))
+    return directory
 
 
-def cluster() -> dict[str, str]:
+def cluster_config() -> dict[str, str]:
+    """Return the cluster of the current kubectl context."""
     config = json.loads(kubectl("config", "view", "--minify", "--raw", "-o", "json"))
-    found: dict[str, str] = config["clusters"][0]["cluster"]
-    return found
+    cluster: dict[str, str] = config["clusters"][0]["cluster"]
+    return cluster
 
 
 @pytest.fixture
-def way() -> Iterator[Way]:
-    url = urlsplit(cluster()["server"])
-    made = Way(url.hostname or "", url.port or 443)
-    yield made
-    made.close()
+def api_relay() -> Iterator[ApiRelay]:
+    url = urlsplit(cluster_config()["server"])
+    relay = ApiRelay(url.hostname or "", url.port or 443)
+    yield relay
+    relay.close()
 
 
 @pytest.fixture(scope="module")
 def backends() -> Iterator[dict[str, Backend]]:
-    made = {name: Backend(name) for name in ("main", "feature-x")}
-    yield made
-    for one in made.values():
-        one.close()
+    backends = {name: Backend(name) for name in ("main", "feature-x")}
+    yield backends
+    for backend in backends.values():
+        backend.close()
 
 
 class Shop:
-    """The project, and its status as the controller writes it."""
+    """The DBProject `shop`, and its status as the controller writes it."""
 
     def __init__(self, namespace: str, backends: dict[str, Backend]) -> None:
         self.namespace = namespace
@@ -231,12 +233,12 @@ class Shop:
             for b in backends.values()
         ]
 
-    def make(self, **proxy: Any) -> None:
+    def apply(self, **proxy: Any) -> None:
         body = {
             "apiVersion": names.API_VERSION,
             "kind": names.PROJECT_KIND,
             "metadata": {"name": "shop"},
-            # No node has this label: a controller that runs in this cluster leaves the project alone.
+            # No node has this label, so a controller that runs in this cluster does not bind the project.
             "spec": {"storage": {"nodeSelector": {"dbranch.io/none": "here"}}, "proxy": proxy},
         }
         kubectl("apply", "-n", self.namespace, "-f", "-", stdin=json.dumps(body))
@@ -244,13 +246,21 @@ class Shop:
     def delete(self) -> None:
         kubectl("delete", "-n", self.namespace, names.PROJECTS, "shop", "--ignore-not-found")
 
-    def route(self, generation: int, branch: str) -> None:
+    def set_route(self, generation: int, branch: str) -> None:
         status = {"route": {"generation": generation, "branch": branch}, "routes": self.routes}
-        self.patch(status)
+        self.patch_status(status)
 
-    def patch(self, status: dict[str, Any]) -> None:
-        words = ["patch", "-n", self.namespace, names.PROJECTS, "shop", "--subresource=status", MANAGER]
-        kubectl(*words, "--type=merge", "-p", json.dumps({"status": status}))
+    def patch_status(self, status: dict[str, Any]) -> None:
+        args = [
+            "patch",
+            "-n",
+            self.namespace,
+            names.PROJECTS,
+            "shop",
+            "--subresource=status",
+            FIELD_MANAGER_OPTION,
+        ]
+        kubectl(*args, "--type=merge", "-p", json.dumps({"status": status}))
 
     def get(self) -> dict[str, Any]:
         body: dict[str, Any] = json.loads(
@@ -262,22 +272,22 @@ class Shop:
         return {e["pod"]: e for e in self.get().get("status", {}).get("proxies", [])}
 
     def generation_of(self, pod: str) -> int | None:
-        found: int | None = self.entries().get(pod, {}).get("generation")
-        return found
+        generation: int | None = self.entries().get(pod, {}).get("generation")
+        return generation
 
 
 @pytest.fixture
 def shop(namespace: str, backends: dict[str, Backend]) -> Iterator[Shop]:
-    made = Shop(namespace, backends)
-    made.make()
-    yield made
-    made.delete()
+    shop = Shop(namespace, backends)
+    shop.apply()
+    yield shop
+    shop.delete()
 
 
 class Proxy:
-    """The real process, as the pod `pod`."""
+    """A process of `dbranch-server proxy` that runs as the pod `pod`."""
 
-    def __init__(self, pod: str, namespace: str, account: Path, way: Way, log: Path) -> None:
+    def __init__(self, pod: str, namespace: str, account: Path, api_relay: ApiRelay, log: Path) -> None:
         self.pod, self.port, self.health, self.log = pod, free_port(), free_port(), log
         env = {
             "PATH": os.environ["PATH"],
@@ -285,7 +295,7 @@ class Proxy:
             "DBRANCH_PROJECT": "shop",
             "DBRANCH_PROJECT_NAMESPACE": namespace,
             "DBRANCH_POD_NAME": pod,
-            "DBRANCH_API_SERVER": f"https://127.0.0.1:{way.port}",
+            "DBRANCH_API_SERVER": f"https://127.0.0.1:{api_relay.port}",
             "DBRANCH_API_TOKEN": str(account / pod),
             "DBRANCH_API_CA": str(account / "ca.crt"),
             "DBRANCH_PORT": str(self.port),
@@ -320,7 +330,7 @@ class Proxy:
         return sock
 
     def reached(self) -> str:
-        """The backend that a new session reaches, or the code and message that it gets instead."""
+        """Return the backend that a new session reaches, or the SQLSTATE and message that it gets instead."""
         with self.open() as sock:
             data = b""
             while not data.endswith(READY) and (part := sock.recv(8192)):
@@ -330,9 +340,10 @@ class Proxy:
             return f"{fields[b'C']} {fields[b'M']}"
         return data.split(b"cluster_name\0")[1].split(b"\0")[0].decode()
 
-    def stop(self, by: int = signal.SIGTERM) -> int:
+    def stop(self, signum: int = signal.SIGTERM) -> int:
+        """Send a signal to the process and return its exit code."""
         if self.process.poll() is None:
-            self.process.send_signal(by)
+            self.process.send_signal(signum)
         return self.process.wait(15)
 
 
@@ -340,11 +351,11 @@ StartProxy = Callable[..., Proxy]
 
 
 @pytest.fixture
-def start(namespace: str, account: Path, way: Way, tmp_path: Path) -> Iterator[StartProxy]:
+def start(namespace: str, account: Path, api_relay: ApiRelay, tmp_path: Path) -> Iterator[StartProxy]:
     started: list[Proxy] = []
 
     def start(pod: str = PODS[0], ready: bool = True) -> Proxy:
-        proxy = Proxy(pod, namespace, account, way, tmp_path / f"{pod}.log")
+        proxy = Proxy(pod, namespace, account, api_relay, tmp_path / f"{pod}.log")
         started.append(proxy)
         if ready:
             wait_until(proxy.ready, 15)
@@ -356,58 +367,60 @@ def start(namespace: str, account: Path, way: Way, tmp_path: Path) -> Iterator[S
 
 
 def test_the_entry_follows_each_generation(shop: Shop, start: StartProxy) -> None:
-    shop.route(1, "main")
+    shop.set_route(1, "main")
     proxy = start()
-    wait_until(lambda: shop.generation_of(proxy.pod) == 1, SOON)
+    wait_until(lambda: shop.generation_of(proxy.pod) == 1, ENTRY_SECONDS)
     assert proxy.reached() == "main"
     for generation in range(2, 8):
         branch = ("main", "feature-x")[generation % 2]
-        shop.route(generation, branch)
-        wait_until(lambda g=generation: shop.generation_of(proxy.pod) == g, SOON)  # type: ignore[misc]
+        shop.set_route(generation, branch)
+        wait_until(lambda g=generation: shop.generation_of(proxy.pod) == g, ENTRY_SECONDS)  # type: ignore[misc]
         assert proxy.reached() == branch
 
 
-def test_an_entry_is_only_written_when_something_is_new(shop: Shop, start: StartProxy) -> None:
-    shop.route(1, "main")
+def test_an_unchanged_entry_is_not_written_again(shop: Shop, start: StartProxy) -> None:
+    shop.set_route(1, "main")
     proxy = start()
-    wait_until(lambda: shop.generation_of(proxy.pod) == 1, SOON)
+    wait_until(lambda: shop.generation_of(proxy.pod) == 1, ENTRY_SECONDS)
     before = shop.get()["metadata"]["resourceVersion"]
     time.sleep(12)
     assert shop.get()["metadata"]["resourceVersion"] == before
 
 
-def test_entries_of_several_writers_stand_side_by_side(shop: Shop, start: StartProxy) -> None:
-    shop.route(1, "main")
+def test_entries_of_several_pods_do_not_replace_each_other(shop: Shop, start: StartProxy) -> None:
+    shop.set_route(1, "main")
     one, two = (start(pod) for pod in PODS)
-    wait_until(lambda: shop.entries().keys() == {one.pod, two.pod}, SOON)
-    # Another manager's merge patch leaves them alone.
-    shop.patch({"branches": 2, "host": "shop.here.svc"})
+    wait_until(lambda: shop.entries().keys() == {one.pod, two.pod}, ENTRY_SECONDS)
+    # Another field manager's merge patch does not touch them.
+    shop.patch_status({"branches": 2, "host": "shop.here.svc"})
     assert shop.entries().keys() == {one.pod, two.pod}
-    shop.route(2, "feature-x")
-    wait_until(lambda: {e["generation"] for e in shop.entries().values()} == {2}, SOON)
+    shop.set_route(2, "feature-x")
+    wait_until(lambda: {e["generation"] for e in shop.entries().values()} == {2}, ENTRY_SECONDS)
     assert one.stop() == 0
     assert shop.entries().keys() == {two.pod}
 
 
-def test_an_entry_that_somebody_takes_away_comes_back(shop: Shop, start: StartProxy) -> None:
-    shop.route(1, "main")
+def test_a_removed_entry_is_written_again(shop: Shop, start: StartProxy) -> None:
+    shop.set_route(1, "main")
     proxy = start()
-    wait_until(lambda: shop.generation_of(proxy.pod) == 1, SOON)
-    shop.patch({"proxies": []})
-    wait_until(lambda: shop.generation_of(proxy.pod) == 1, SOON)
+    wait_until(lambda: shop.generation_of(proxy.pod) == 1, ENTRY_SECONDS)
+    shop.patch_status({"proxies": []})
+    wait_until(lambda: shop.generation_of(proxy.pod) == 1, ENTRY_SECONDS)
 
 
 def test_sessions_are_counted_in_the_entry(shop: Shop, start: StartProxy) -> None:
-    shop.route(1, "main")
+    shop.set_route(1, "main")
     proxy = start()
     with proxy.open(), proxy.open():
         wait_until(lambda: shop.entries().get(proxy.pod, {}).get("sessions") == 2, 12)
     wait_until(lambda: shop.entries()[proxy.pod]["sessions"] == 0, 12)
 
 
-def test_it_serves_only_after_it_has_read(shop: Shop, start: StartProxy, way: Way) -> None:
-    shop.route(1, "feature-x")
-    way.up = False
+def test_the_proxy_serves_only_after_it_has_read_the_project(
+    shop: Shop, start: StartProxy, api_relay: ApiRelay
+) -> None:
+    shop.set_route(1, "feature-x")
+    api_relay.up = False
     proxy = start(ready=False)
     wait_until(lambda: proxy.status("healthz") == 200, 15)
     time.sleep(1)
@@ -415,31 +428,31 @@ def test_it_serves_only_after_it_has_read(shop: Shop, start: StartProxy, way: Wa
     with pytest.raises(ConnectionRefusedError):
         proxy.open()
     assert shop.entries() == {}
-    way.up = True
+    api_relay.up = True
     wait_until(proxy.ready, 15)
     assert proxy.reached() == "feature-x"
 
 
-def test_a_watch_that_is_cut_is_taken_up_again(shop: Shop, start: StartProxy, way: Way) -> None:
-    shop.route(1, "main")
+def test_a_broken_watch_is_resumed(shop: Shop, start: StartProxy, api_relay: ApiRelay) -> None:
+    shop.set_route(1, "main")
     proxy = start()
-    wait_until(lambda: shop.generation_of(proxy.pod) == 1, SOON)
-    way.up = False
-    way.cut()
-    shop.route(2, "feature-x")
+    wait_until(lambda: shop.generation_of(proxy.pod) == 1, ENTRY_SECONDS)
+    api_relay.up = False
+    api_relay.cut()
+    shop.set_route(2, "feature-x")
     time.sleep(1)
-    # What it knew last stays in force, and nobody is told otherwise.
+    # The last routes stay in force, and the entry keeps their generation.
     assert proxy.reached() == "main"
     assert shop.generation_of(proxy.pod) == 1
-    way.up = True
+    api_relay.up = True
     wait_until(lambda: shop.generation_of(proxy.pod) == 2, 15)
     assert proxy.reached() == "feature-x"
 
 
-def test_sigterm_ends_its_sessions_and_takes_its_entry_away(shop: Shop, start: StartProxy) -> None:
-    shop.route(1, "main")
+def test_sigterm_ends_the_sessions_and_removes_the_entry(shop: Shop, start: StartProxy) -> None:
+    shop.set_route(1, "main")
     proxy = start()
-    wait_until(lambda: shop.generation_of(proxy.pod) == 1, SOON)
+    wait_until(lambda: shop.generation_of(proxy.pod) == 1, ENTRY_SECONDS)
     with proxy.open() as sock:
         assert b"main" in sock.recv(8192)
         assert proxy.stop() == 0
@@ -450,32 +463,32 @@ def test_sigterm_ends_its_sessions_and_takes_its_entry_away(shop: Shop, start: S
     assert shop.entries() == {}
 
 
-def test_a_stopping_proxy_still_obeys(shop: Shop, start: StartProxy) -> None:
-    """Until it ends, what it says is waited for: a session that is left on it must not be on its own."""
-    shop.make(onSwitch="Keep")
-    shop.route(1, "main")
+def test_a_proxy_that_shuts_down_still_obeys(shop: Shop, start: StartProxy) -> None:
+    """The controller waits for the entry until it is removed, so sessions that are left must follow a switch."""
+    shop.apply(onSwitch="Keep")
+    shop.set_route(1, "main")
     proxy = start()
     with proxy.open() as sock:
         assert b"main" in sock.recv(8192)
-        # Asked something: the session does not rest, so it lasts as long as the grace.
+        # A query runs, so the session is not idle and lasts for the grace period.
         sock.sendall(b"Q\0\0\0\x0dSELECT 1\0")
         time.sleep(0.2)
         proxy.process.send_signal(signal.SIGTERM)
         time.sleep(0.6)
-        shop.route(2, "feature-x")
-        wait_until(lambda: shop.generation_of(proxy.pod) == 2, SOON)
+        shop.set_route(2, "feature-x")
+        wait_until(lambda: shop.generation_of(proxy.pod) == 2, ENTRY_SECONDS)
         assert proxy.process.wait(15) == 0
     assert shop.entries() == {}
 
 
-def test_a_project_made_again_is_followed(shop: Shop, start: StartProxy) -> None:
-    shop.route(7, "main")
+def test_a_recreated_project_is_followed(shop: Shop, start: StartProxy) -> None:
+    shop.set_route(7, "main")
     proxy = start()
-    wait_until(lambda: shop.generation_of(proxy.pod) == 7, SOON)
+    wait_until(lambda: shop.generation_of(proxy.pod) == 7, ENTRY_SECONDS)
     shop.delete()
-    wait_until(lambda: proxy.reached() == "57P01 project shop is deleted", SOON)
-    shop.make()
-    wait_until(lambda: shop.generation_of(proxy.pod) == 0, SOON)
-    shop.route(1, "feature-x")
-    wait_until(lambda: shop.generation_of(proxy.pod) == 1, SOON)
+    wait_until(lambda: proxy.reached() == "57P01 project shop is deleted", ENTRY_SECONDS)
+    shop.apply()
+    wait_until(lambda: shop.generation_of(proxy.pod) == 0, ENTRY_SECONDS)
+    shop.set_route(1, "feature-x")
+    wait_until(lambda: shop.generation_of(proxy.pod) == 1, ENTRY_SECONDS)
     assert proxy.reached() == "feature-x"

@@ -1,7 +1,7 @@
-"""The proxy beside HAProxy (TCP mode, one thread) and beside no proxy: `hack/bench proxy`.
+"""The proxy compared with HAProxy (TCP mode, one thread) and with no proxy: `hack/bench proxy`.
 
-Every round runs each way in turn, so that what else the machine does meets all of them; a ratio is taken
-within its round, and the median over the rounds is what counts.
+Every round measures each path in turn, so that other load on the machine affects all of them. A ratio is taken
+within its round; the result is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ frontend clients
   bind 127.0.0.1:{port}
   default_backend postgres
 backend postgres
-  server postgres 127.0.0.1:{backend}
+  server postgres 127.0.0.1:{backend_port}
 """
 
 
 @dataclass
-class Way:
-    """A way to the backend: its port, and the process on it (None: there is none)."""
+class ClientPath:
+    """A path from client to backend: the port to connect to, and the PID of the proxy process (None: no proxy)."""
 
     name: str
     port: int
@@ -61,8 +61,8 @@ class Way:
     def cpu_seconds(self) -> float:
         if not self.pid:
             return 0.0
-        words = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def resident_bytes(self) -> int:
         assert self.pid
@@ -70,80 +70,89 @@ class Way:
 
 
 @contextmanager
-def haproxy(backend: int, home: Path) -> Iterator[Way]:
+def haproxy(backend_port: int, directory: Path) -> Iterator[ClientPath]:
     port = free_port()
-    config = home / f"haproxy-{port}.cfg"
-    config.write_text(HAPROXY.format(port=port, backend=backend))
-    with subprocess.Popen(["haproxy", "-q", "-db", "-f", str(config)]) as running:
+    config = directory / f"haproxy-{port}.cfg"
+    config.write_text(HAPROXY.format(port=port, backend_port=backend_port))
+    with subprocess.Popen(["haproxy", "-q", "-db", "-f", str(config)]) as process:
         try:
             time.sleep(0.5)
-            assert running.poll() is None, "haproxy did not start"
-            yield Way("haproxy", port, running.pid)
+            assert process.poll() is None, "haproxy did not start"
+            yield ClientPath("haproxy", port, process.pid)
         finally:
-            running.terminate()
+            process.terminate()
 
 
 @contextmanager
-def ways(backend: Backend, home: Path) -> Iterator[list[Way]]:
+def client_paths(backend: Backend, directory: Path) -> Iterator[list[ClientPath]]:
     with ExitStack() as stack:
         limits = {"limits": {"sessions": 5000}}
-        proxy = stack.enter_context(proxy_process([backend], home / "proxy.log", limits))
-        other = stack.enter_context(haproxy(backend.port, home))
-        yield [Way("none", backend.port, None), Way("dbranch", proxy.port, proxy.process.pid), other]
+        proxy = stack.enter_context(proxy_process([backend], directory / "proxy.log", limits))
+        haproxy_path = stack.enter_context(haproxy(backend.port, directory))
+        yield [
+            ClientPath("none", backend.port, None),
+            ClientPath("dbranch", proxy.port, proxy.process.pid),
+            haproxy_path,
+        ]
 
 
-def environment(way: Way) -> dict[str, str]:
-    found = {"PGHOST": "127.0.0.1", "PGPORT": str(way.port), "PGUSER": USER, "PGPASSWORD": PASSWORD}
-    return {**os.environ, **found, "PGDATABASE": "postgres", "PGGSSENCMODE": "disable"}
+def environment(path: ClientPath) -> dict[str, str]:
+    """Return the environment of a program that connects by `path`."""
+    variables = {"PGHOST": "127.0.0.1", "PGPORT": str(path.port), "PGUSER": USER, "PGPASSWORD": PASSWORD}
+    return {**os.environ, **variables, "PGDATABASE": "postgres", "PGGSSENCMODE": "disable"}
 
 
 @dataclass
-class Done:
-    """How much was done (transactions, megabytes), and how much of it a second."""
+class Measurement:
+    """An amount of work (transactions or megabytes), and its rate per second."""
 
     amount: float
     rate: float
 
 
-def transactions(way: Way, programs: Path, words: list[str], seconds: int) -> Done:
-    done = subprocess.run(
-        [str(programs / "pgbench"), "-n", "-T", str(seconds), *words],
-        env=environment(way),
+def measure_pgbench(path: ClientPath, programs: Path, args: list[str], seconds: int) -> Measurement:
+    process = subprocess.run(
+        [str(programs / "pgbench"), "-n", "-T", str(seconds), *args],
+        env=environment(path),
         capture_output=True,
         text=True,
         check=True,
     )
-    amount = re.search(r"actually processed: (\d+)", done.stdout)
-    assert amount, done.stdout
-    return Done(float(amount[1]), tps(done.stdout))
+    amount = re.search(r"actually processed: (\d+)", process.stdout)
+    assert amount, process.stdout
+    return Measurement(float(amount[1]), tps(process.stdout))
 
 
-def copied(way: Way, programs: Path, megabytes: int) -> Done:
+def measure_copy(path: ClientPath, programs: Path, megabytes: int) -> Measurement:
     sql = f"COPY (SELECT repeat('x', 999) FROM generate_series(1, {megabytes * 1000})) TO STDOUT"
-    began = time.monotonic()
+    started_at = time.monotonic()
     subprocess.run(
         [str(programs / "psql"), "-XAtq", "-c", sql],
-        env=environment(way),
+        env=environment(path),
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    return Done(megabytes, megabytes / (time.monotonic() - began))
+    return Measurement(megabytes, megabytes / (time.monotonic() - started_at))
 
 
-def compare(work: str, there: list[Way], rounds: int, measure: Callable[[Way], Done]) -> None:
-    """Prints the row: ratios of the rates, and the CPU that each unit took in the proxy itself."""
-    rates: dict[str, list[float]] = {way.name: [] for way in there}
-    costs: dict[str, list[float]] = {way.name: [] for way in there}
+def compare(
+    work: str, paths: list[ClientPath], rounds: int, measure: Callable[[ClientPath], Measurement]
+) -> None:
+    """Print one row: ratios of the rates, and the CPU time per unit of work in the proxy process itself."""
+    rates: dict[str, list[float]] = {path.name: [] for path in paths}
+    costs: dict[str, list[float]] = {path.name: [] for path in paths}
     for i in range(rounds):
-        # Another one goes first in each round.
-        for way in there[i % len(there) :] + there[: i % len(there)]:
-            before = way.cpu_seconds()
-            done = measure(way)
-            rates[way.name].append(done.rate)
-            costs[way.name].append((way.cpu_seconds() - before) / done.amount)
+        # Each round begins with another path.
+        for path in paths[i % len(paths) :] + paths[: i % len(paths)]:
+            before = path.cpu_seconds()
+            measurement = measure(path)
+            rates[path.name].append(measurement.rate)
+            costs[path.name].append((path.cpu_seconds() - before) / measurement.amount)
 
-    def ratio(one: str, other: str) -> float:
-        return round(statistics.median(a / b for a, b in zip(rates[one], rates[other], strict=True)), 2)
+    def ratio(numerator: str, denominator: str) -> float:
+        return round(
+            statistics.median(a / b for a, b in zip(rates[numerator], rates[denominator], strict=True)), 2
+        )
 
     row = {
         "work": work,
@@ -161,8 +170,8 @@ def compare(work: str, there: list[Way], rounds: int, measure: Callable[[Way], D
 # Idle sessions
 
 
-class Welcoming(asyncio.Protocol):
-    """A backend that lets everybody in and then waits: a thousand of a real one would be too much."""
+class FakeServer(asyncio.Protocol):
+    """A backend that accepts every login and then waits; a thousand real ones would need too much memory."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -173,52 +182,52 @@ class Welcoming(asyncio.Protocol):
 
 
 @contextmanager
-def welcoming_backend(home: Path) -> Iterator[Backend]:
+def fake_backend(directory: Path) -> Iterator[Backend]:
     loop, port = asyncio.new_event_loop(), free_port()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    work = loop.create_server(Welcoming, "127.0.0.1", port, backlog=1024)
-    asyncio.run_coroutine_threadsafe(work, loop).result(5)
+    listening = loop.create_server(FakeServer, "127.0.0.1", port, backlog=1024)
+    asyncio.run_coroutine_threadsafe(listening, loop).result(5)
     try:
-        yield Backend("main", port, home, home)
+        yield Backend("main", port, directory, directory)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(5)
         loop.close()
 
 
-async def hold(way: Way, sessions: int, seconds: float) -> dict[str, float]:
-    """What `sessions` idle sessions cost: kilobytes of memory each, and CPU of all together."""
+async def measure_idle(path: ClientPath, sessions: int, seconds: float) -> dict[str, float]:
+    """Return the cost of `sessions` idle sessions: kilobytes of memory of each, and CPU share of all together."""
     packet = build_startup({"user": USER, "database": "postgres"})
 
-    async def one() -> asyncio.StreamWriter:
-        reader, writer = await asyncio.open_connection("127.0.0.1", way.port)
+    async def connect() -> asyncio.StreamWriter:
+        reader, writer = await asyncio.open_connection("127.0.0.1", path.port)
         writer.write(packet)
         await reader.readuntil(build_message(b"Z", b"I"))
         return writer
 
-    for writer in [await one() for _ in range(20)]:
+    for writer in [await connect() for _ in range(20)]:
         writer.close()
     await asyncio.sleep(1)
-    before = way.resident_bytes()
-    held = [await one() for _ in range(sessions)]
+    before = path.resident_bytes()
+    writers = [await connect() for _ in range(sessions)]
     await asyncio.sleep(1)
-    size, cpu = way.resident_bytes() - before, way.cpu_seconds()
+    size, cpu = path.resident_bytes() - before, path.cpu_seconds()
     await asyncio.sleep(seconds)
     cost = {
         "kilobytes a session": round(size / sessions / 1000, 1),
-        "cpu of all": round((way.cpu_seconds() - cpu) / seconds, 4),
+        "cpu of all": round((path.cpu_seconds() - cpu) / seconds, 4),
     }
-    for writer in held:
+    for writer in writers:
         writer.close()
     return cost
 
 
-def idle(home: Path, sessions: int, seconds: float) -> None:
-    with welcoming_backend(home) as backend, ways(backend, home) as there:
-        for way in there[1:]:
-            cost = asyncio.run(hold(way, sessions, seconds))
-            print(json.dumps({"work": f"{sessions} idle sessions", "way": way.name, **cost}), flush=True)
+def compare_idle(directory: Path, sessions: int, seconds: float) -> None:
+    with fake_backend(directory) as backend, client_paths(backend, directory) as paths:
+        for path in paths[1:]:
+            cost = asyncio.run(measure_idle(path, sessions, seconds))
+            print(json.dumps({"work": f"{sessions} idle sessions", "path": path.name, **cost}), flush=True)
 
 
 def main() -> None:
@@ -228,34 +237,37 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=1000, help="of one COPY")
     parser.add_argument("--quick", action="store_true", help="3 rounds of two seconds, 100 MB")
     parser.add_argument("--only", default="", help="rows whose name has this in it")
-    asked = parser.parse_args()
-    if asked.quick:
-        asked.rounds, asked.seconds, asked.megabytes = 3, 2, 100
-    with tempfile.TemporaryDirectory(prefix="dbranch-bench-") as path:
-        home = Path(path)
-        with running_backend("main", max_connections=100) as backend, ways(backend, home) as there:
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.seconds, options.megabytes = 3, 2, 100
+    with tempfile.TemporaryDirectory(prefix="dbranch-bench-") as temporary:
+        directory = Path(temporary)
+        with (
+            running_backend("main", max_connections=100) as backend,
+            client_paths(backend, directory) as paths,
+        ):
             programs = backend.programs
             subprocess.run(
                 [str(programs / "pgbench"), "-i", "-q", "-s", "10"],
-                env=environment(there[0]),
+                env=environment(paths[0]),
                 check=True,
                 capture_output=True,
             )
-            for work, words in PGBENCH.items():
-                if asked.only in work:
-                    # Sixty-four logins take their time, too.
-                    seconds = asked.seconds + (4 if "64" in words else 0)
-                    measure = lambda way, w=words, s=seconds: transactions(way, programs, w, s)  # noqa: E731
-                    compare(work, there, asked.rounds, measure)
-            if asked.only in "COPY":
+            for work, args in PGBENCH.items():
+                if options.only in work:
+                    # 64 logins need some time of their own.
+                    seconds = options.seconds + (4 if "64" in args else 0)
+                    measure = lambda path, a=args, s=seconds: measure_pgbench(path, programs, a, s)  # noqa: E731
+                    compare(work, paths, options.rounds, measure)
+            if options.only in "COPY":
                 compare(
-                    f"COPY of {asked.megabytes} MB",
-                    there,
-                    asked.rounds,
-                    lambda way: copied(way, programs, asked.megabytes),
+                    f"COPY of {options.megabytes} MB",
+                    paths,
+                    options.rounds,
+                    lambda path: measure_copy(path, programs, options.megabytes),
                 )
-        if asked.only in "idle":
-            idle(home, 1000, 2.0 if asked.quick else 10.0)
+        if options.only in "idle":
+            compare_idle(directory, 1000, 2.0 if options.quick else 10.0)
 
 
 if __name__ == "__main__":
