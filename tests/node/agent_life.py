@@ -127,7 +127,7 @@ class Life:
         locks, metrics = KeyedLocks(layout.locks), AgentMetrics(WARM)
         self._sweep = partial(sweep_slots, cluster, layout, context, minimum_age=0.0)
         self._warm = WarmReconciler(cluster, layout, context, WARM, metrics)
-        self._projects = ProjectReconciler(cluster, layout, context, locks, self._warm.stir)
+        self._projects = ProjectReconciler(cluster, layout, context, locks, self._warm.trigger)
         self._branches = BranchReconciler(cluster, layout, context, locks, self._warm, metrics)
 
     def live(self, rounds: int | None = None) -> None:
@@ -145,7 +145,7 @@ class Life:
         self._sweep()
         # The slow timer's visit.
         for body in self._api.find(PROJECTS):
-            self._projects.tidy(NAMESPACE, body["metadata"]["name"])
+            self._projects.collect_usage_and_trash(NAMESPACE, body["metadata"]["name"])
 
     def _round(self) -> bool:
         done = True

@@ -167,7 +167,7 @@ def test_of_two_that_ask_for_the_last_one_the_other_goes_the_cold_way(shop: Worl
     assert api.asked == 2 and waiting in uids(shop.pods()) and shop.warm_pods() == []
     of_branches = [pod["metadata"]["labels"][names.LABEL_BRANCH_UID] for pod in shop.pods()]
     assert sorted(of_branches) == sorted([*branches, shop.uid("main")])
-    work.quiet(30)
+    work.wait_idle(30)
     for name in ("one", "two"):
         assert shop.sql(name, "select count(*) from item") == [(100,)]
 
@@ -188,7 +188,7 @@ def test_where_nothing_can_be_claimed_branches_go_the_cold_way(shop: World) -> N
     )
     shop.make_branch("copy", "main")
     work.reconcile(NAMESPACE, "shop-copy")
-    work.quiet(30)
+    work.wait_idle(30)
     assert shop.sql("copy", "select count(*) from item") == [(100,)]
     assert uids(shop.warm_pods()) == before
 
@@ -214,7 +214,7 @@ def test_a_class_that_comes_is_known_from_the_visits_and_ended_after_a_look(shop
     shop.make_branch("large", "main")
     shop.patch_spec("large", postgres={"resources": {"requests": {"cpu": "20m"}}})
     work.reconcile(NAMESPACE, "shop-large")
-    work.quiet(30)
+    work.wait_idle(30)
     warm.reconcile()
     assert len(shop.warm_pods()) == 2 and usual < uids(shop.warm_pods())
     assert api.lists == listed
@@ -235,8 +235,8 @@ def test_a_visit_that_took_long_does_not_bring_back_what_was(shop: World) -> Non
     old = parse_project(shop.api.get(f"{PROJECTS}/shop") or {})
     resources = {"requests": {"cpu": "10m"}}
     new = parse_project(shop.api.merge(f"{PROJECTS}/shop", {"spec": {"postgres": {"resources": resources}}}))
-    warm.stir(new)
-    warm.stir(old)
+    warm.trigger(new)
+    warm.trigger(old)
     until = time.monotonic() + 30
     while warm.reconcile() is not None:
         assert time.monotonic() < until
@@ -257,7 +257,7 @@ def test_a_burst_never_has_more_of_them_than_the_limit(shop: World) -> None:
             keeper.reconcile()
         most = max(most, len(shop.warm_pods()))
     assert most == 2 == len(shop.warm_pods())
-    work.quiet(30)
+    work.wait_idle(30)
     for body in shop.api.find(BRANCHES):
         assert body["status"]["node"]["postgres"]["reason"] == "Accepting"
 

@@ -1,11 +1,26 @@
-"""A node as the branch's planner sees it: what each action makes of the facts, and what happens by itself."""
+"""A model of a node for tests of the branch's plan: what each action changes, and what kubelet changes."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from dbranch.agent.branch import plan
-from dbranch.agent.branch.plan import BranchFacts, BranchPlan, plan_branch
+from dbranch.agent.branch.plan import (
+    Action,
+    Adopt,
+    AwaitPostgres,
+    Bind,
+    BranchFacts,
+    BranchPlan,
+    Claim,
+    CreateInitdbArea,
+    CreateInitdbPod,
+    CreatePod,
+    DeletePod,
+    PromoteInitdb,
+    RemoveSlot,
+    TakeSnapshot,
+    plan_branch,
+)
 from dbranch.agent.pool.space import Space
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.volume.marker import FROM_BRANCH, FROM_INITDB, Marker, Origin, Role
@@ -28,70 +43,73 @@ def marker(branch: Branch, cleaned: bool = True) -> Marker:
     return Marker("p-uid", branch.uid, role, origin, TAKEN, 17, cleaned)
 
 
-def apply(branch: Branch, facts: BranchFacts, action: plan.Action) -> BranchFacts:
-    """What a node is like after one action that succeeded."""
+def apply(branch: Branch, facts: BranchFacts, action: Action) -> BranchFacts:
+    """Return the facts after one action that succeeded."""
     pods = facts.pods
     match action:
-        case plan.DeletePod(pod):
-            # Its end is asked for; it is gone when kubelet says so.
+        case DeletePod(pod):
+            # The pod is terminating until kubelet has stopped it.
             if pod.name == INITDB:
-                return replace(facts, initdb=facts.initdb and replace(facts.initdb, terminating=True))
-            ended = (replace(p, terminating=True) if p.name == pod.name else p for p in pods)
-            return replace(facts, pods=tuple(ended))
-        case plan.RemoveSlot(slot):
-            assert slot not in {p.name for p in pods}, "a slot is removed under its pod"
-            return replace(facts, bound=tuple(s for s in facts.bound if s != slot))
-        case plan.CreateInitdbArea(slot):
-            assert facts.marker is None and facts.initdb is None
-            return replace(facts, bound=(*facts.bound, slot), initdb_done=False)
-        case plan.CreateInitdbPod(slot):
-            assert slot in facts.bound
-            return replace(facts, initdb=PodFacts(slot, running=True))
-        case plan.PromoteInitdb():
-            assert facts.initdb is None and facts.initdb_done and INITDB not in facts.bound
+                return replace(
+                    facts, initdb_pod=facts.initdb_pod and replace(facts.initdb_pod, terminating=True)
+                )
+            changed = (replace(p, terminating=True) if p.name == pod.name else p for p in pods)
+            return replace(facts, pods=tuple(changed))
+        case RemoveSlot(slot):
+            assert slot not in {p.name for p in pods}, "a slot is removed while its pod exists"
+            return replace(facts, bound_slots=tuple(s for s in facts.bound_slots if s != slot))
+        case CreateInitdbArea(slot):
+            assert facts.marker is None and facts.initdb_pod is None
+            return replace(facts, bound_slots=(*facts.bound_slots, slot), initdb_done=False)
+        case CreateInitdbPod(slot):
+            assert slot in facts.bound_slots
+            return replace(facts, initdb_pod=PodFacts(slot, running=True))
+        case PromoteInitdb():
+            assert facts.initdb_pod is None and facts.initdb_done and INITDB not in facts.bound_slots
             return replace(facts, marker=marker(branch), initdb_done=False)
-        case plan.Claim(pod):
-            assert not pods and pod in facts.waiting, "a second pod, or one that was not free"
-            return replace(facts, pods=(replace(pod, running=True),), waiting=())
-        case plan.CreatePod(slot):
+        case Claim(pod):
+            assert not pods and pod in facts.warm_pods, "a second pod, or one that was not free"
+            return replace(facts, pods=(replace(pod, running=True),), warm_pods=())
+        case CreatePod(slot):
             assert not pods
-            asked = branch.annotations.get(names.RESTARTED_AT)
-            return replace(facts, pods=(PodFacts(slot, running=True, restarted_at=asked),))
-        case plan.TakeSnapshot():
+            restarted_at = branch.annotations.get(names.RESTARTED_AT)
+            return replace(facts, pods=(PodFacts(slot, running=True, restarted_at=restarted_at),))
+        case TakeSnapshot():
             assert facts.marker is None
             return replace(facts, marker=marker(branch, cleaned=False))
-        case plan.Adopt():
+        case Adopt():
             assert facts.marker is None
-            return replace(facts, marker=marker(branch), retained=None)
-        case plan.Bind(slot):
-            assert facts.marker is not None and not facts.bound, "two binds of one branch"
+            return replace(facts, marker=marker(branch), retained_uid=None)
+        case Bind(slot):
+            assert facts.marker is not None and not facts.bound_slots, "two binds of one branch"
             assert slot in {p.name for p in pods}, "a bind without a pod"
-            return replace(facts, bound=(slot,))
-        case plan.AwaitPostgres():
+            return replace(facts, bound_slots=(slot,))
+        case AwaitPostgres():
             opened = marker(branch) if facts.marker else None
-            return replace(facts, marker=opened, accepting="17.6")
+            return replace(facts, marker=opened, server_version="17.6")
         case _:
             return facts
 
 
-def world(facts: BranchFacts) -> BranchFacts:
-    """What happens by itself between two visits."""
-    if facts.initdb and facts.initdb.terminating:
-        facts = replace(facts, initdb=None)
-    if facts.initdb and facts.initdb.running:
-        facts = replace(facts, initdb=PodFacts(INITDB, over=True), initdb_done=True)
+def progress_pods(facts: BranchFacts) -> BranchFacts:
+    """Return the facts after kubelet has removed terminating pods and the initdb pod has finished."""
+    if facts.initdb_pod and facts.initdb_pod.terminating:
+        facts = replace(facts, initdb_pod=None)
+    if facts.initdb_pod and facts.initdb_pod.running:
+        facts = replace(facts, initdb_pod=PodFacts(INITDB, terminated=True), initdb_done=True)
     pods = tuple(p for p in facts.pods if not p.terminating)
-    alive = any(not p.over and p.name in facts.bound for p in pods)
-    return replace(facts, pods=pods, accepting=facts.accepting if alive else None)
+    alive = any(not p.terminated and p.name in facts.bound_slots for p in pods)
+    return replace(facts, pods=pods, server_version=facts.server_version if alive else None)
 
 
 def converge(
-    project: Project, branch: Branch, facts: BranchFacts, visits: int = 12
+    project: Project, branch: Branch, facts: BranchFacts, reconciles: int = 12
 ) -> tuple[BranchFacts, BranchPlan]:
-    todo = plan_branch(project, branch, facts)
-    for _ in range(visits):
-        todo = plan_branch(project, branch, facts)
-        for action in todo.actions:
+    """Plan and apply again and again; return the facts after that, and the last plan."""
+    plan = plan_branch(project, branch, facts)
+    for _ in range(reconciles):
+        plan = plan_branch(project, branch, facts)
+        for action in plan.actions:
             facts = apply(branch, facts, action)
-        facts = world(facts)
-    return facts, todo
+        facts = progress_pods(facts)
+    return facts, plan

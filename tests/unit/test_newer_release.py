@@ -20,7 +20,7 @@ FACTS = BranchFacts(
     space=ROOMY,
     newer=NewerMarker(3),
     pods=(PodFacts("slot-a", running=True),),
-    bound=("slot-a", "slot-b"),
+    bound_slots=("slot-a", "slot-b"),
 )
 
 

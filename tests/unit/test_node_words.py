@@ -8,7 +8,7 @@ import pytest
 
 from dbranch.agent.pool.space import Space, pool_finding
 from dbranch.agent.preflight import not_ready_reason
-from dbranch.agent.status import sizes, told
+from dbranch.agent.status import drop_insignificant, size_fields
 from dbranch.agent.volume.marker import Role
 from dbranch.agent.volume.settings import Settings, render_postgresql_conf
 from dbranch.api.conditions import Finding, Reason, printable
@@ -62,13 +62,13 @@ def test_names_of_a_tenant_steer_no_terminal() -> None:
 
 
 def test_sizes_are_told_when_they_read_otherwise() -> None:
-    now = sizes("unique", 10_000_000)
-    assert told(now, sizes("unique", 10_000_100)) == {"uniqueSize": now["uniqueSize"]}
-    assert told(now, sizes("unique", 20_000_000))["uniqueBytes"] == 20_000_000
+    now = size_fields("unique", 10_000_000)
+    assert drop_insignificant(now, size_fields("unique", 10_000_100)) == {"uniqueSize": now["uniqueSize"]}
+    assert drop_insignificant(now, size_fields("unique", 20_000_000))["uniqueBytes"] == 20_000_000
 
 
 def test_the_free_bytes_of_others_disk_are_told_when_they_changed_by_much() -> None:
-    now = sizes("hostFree", 100 * 2**30)
-    assert told(now, sizes("hostFree", 97 * 2**30)) == {}
-    assert told(now, sizes("hostFree", 90 * 2**30)) == sizes("hostFree", 90 * 2**30)
-    assert told({}, now) == now
+    now = size_fields("hostFree", 100 * 2**30)
+    assert drop_insignificant(now, size_fields("hostFree", 97 * 2**30)) == {}
+    assert drop_insignificant(now, size_fields("hostFree", 90 * 2**30)) == size_fields("hostFree", 90 * 2**30)
+    assert drop_insignificant({}, now) == now

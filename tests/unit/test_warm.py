@@ -1,4 +1,4 @@
-"""Which slots wait on a node, decided from every mixture of pods."""
+"""Which warm pods a node creates and deletes, planned from every mixture of pods."""
 
 from __future__ import annotations
 
@@ -14,114 +14,116 @@ from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.pod_watch import node_is_full
-from dbranch.agent.slot.pod_spec import (
-    branch_pod,
-    claim_patch,
-    slot_class,
-    slot_class_of,
-    template_hash,
-    warm_pod,
-)
+from dbranch.agent.slot.pod_spec import branch_pod, claim_patch, slot_class_of, template_hash, warm_pod
 from dbranch.agent.slot.pod_status import PodFacts
-from dbranch.agent.warm.plan import AGAIN, Waiting, WarmFacts, WarmPlan, free_counts, plan_warm, warm_count
+from dbranch.agent.timing import REJECTED_WARM_POD_RETRY_SECONDS
+from dbranch.agent.warm.plan import WarmFacts, WarmPlan, WarmPodFacts, free_counts, plan_warm, warm_count
 from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project, ProjectNode
 
-FORM = "f"
+TEMPLATE, OLD_TEMPLATE = "template", "old-template"
 SHOP = Project("team", "shop", "p-uid", node_name="n1", node=ProjectNode(initialized=True))
 MAIN = Branch("team", "shop-main", "r-uid", "shop")
 LARGE = replace(MAIN, object_name="shop-large", uid="l-uid", resources={"requests": {"cpu": "2"}})
-HOME = NodeContext("n1", "n-uid", "dbranch-nodes", "dbranch")
+CONTEXT = NodeContext("n1", "n-uid", "dbranch-nodes", "dbranch")
 LAYOUT = Layout(Path("/var/lib/dbranch"))
-USUAL, BIG = slot_class_of(SHOP), slot_class_of(SHOP, LARGE)
+MAIN_CLASS, LARGE_CLASS = slot_class_of(SHOP), slot_class_of(SHOP, LARGE)
+MAIN_HASH, LARGE_HASH = MAIN_CLASS.class_hash, LARGE_CLASS.class_hash
 
 
-def waits(name: str, kind: str = USUAL.word, **more: Any) -> PodFacts:
-    return PodFacts(name, **{"slot_class": kind, "form": FORM, "running": True, **more})
+def pod(name: str, class_hash: str = MAIN_HASH, **fields: Any) -> PodFacts:
+    """Return a running warm pod, but for `fields`."""
+    return PodFacts(name, **{"class_hash": class_hash, "template_hash": TEMPLATE, "running": True, **fields})
 
 
-def facts(*pods: PodFacts, project: Project = SHOP, **more: Any) -> WarmFacts:
-    return WarmFacts((project,), (MAIN, LARGE), tuple(Waiting(pod) for pod in pods), **more)
+def warm_facts(
+    *pods: PodFacts, branches: tuple[Branch, ...] = (MAIN,), project: Project = SHOP, node_full: bool = False
+) -> WarmFacts:
+    return WarmFacts((project,), branches, tuple(WarmPodFacts(pod) for pod in pods), node_full)
 
 
-def test_each_class_in_use_has_its_number() -> None:
-    assert plan_warm(2, FORM, facts()) == WarmPlan((), (USUAL, USUAL, BIG, BIG))
-    there = facts(waits("a"), waits("b", running=False), waits("c", BIG.word), waits("d", BIG.word))
-    assert plan_warm(2, FORM, there) == WarmPlan()
+def test_each_class_in_use_gets_its_number_of_pods() -> None:
+    both = (MAIN, LARGE)
+    assert plan_warm(2, TEMPLATE, warm_facts(branches=both)) == WarmPlan(
+        (), (MAIN_CLASS, MAIN_CLASS, LARGE_CLASS, LARGE_CLASS)
+    )
+    pods = (pod("a"), pod("b", running=False), pod("c", LARGE_HASH), pod("d", LARGE_HASH))
+    assert plan_warm(2, TEMPLATE, warm_facts(*pods, branches=both)) == WarmPlan()
 
 
-def test_a_class_is_in_use_while_a_new_branch_or_a_running_one_would_take_it() -> None:
-    stopped = replace(LARGE, state="Stopped")
-    assert plan_warm(1, FORM, WarmFacts((SHOP,), (stopped,))).make == (USUAL,)
-    assert plan_warm(1, FORM, WarmFacts((SHOP,), (replace(LARGE, deleted="now"),))).make == (USUAL,)
-    assert plan_warm(1, FORM, WarmFacts((), (MAIN,))) == WarmPlan()
+def test_a_class_is_in_use_while_a_new_branch_or_a_running_one_would_use_it() -> None:
+    for unused in (replace(LARGE, state="Stopped"), replace(LARGE, deleted="now")):
+        assert plan_warm(1, TEMPLATE, WarmFacts((SHOP,), (unused,))).create == (MAIN_CLASS,)
+    assert plan_warm(1, TEMPLATE, WarmFacts((), (MAIN,))) == WarmPlan()
     for project in (
         replace(SHOP, state="Stopped"),
         replace(SHOP, deleting=True),
         replace(SHOP, node=ProjectNode()),
     ):
-        there = facts(waits("a"), waits("c", BIG.word), project=project)
-        assert plan_warm(1, FORM, there) == WarmPlan(tuple(w.pod for w in there.waiting))
-        assert warm_count(1, FORM, there, project) is None
+        pods = (pod("a"), pod("c", LARGE_HASH))
+        facts = warm_facts(*pods, branches=(MAIN, LARGE), project=project)
+        assert plan_warm(1, TEMPLATE, facts) == WarmPlan(pods)
+        assert warm_count(1, TEMPLATE, facts, project) is None
 
 
-def test_metrics_have_a_number_for_each_class_in_use_and_no_other() -> None:
+def test_the_metric_has_a_series_for_each_class_in_use_and_no_other() -> None:
     metrics = AgentMetrics(2)
 
-    def told() -> dict[str, str]:
+    def warm_slots() -> dict[str, str]:
         lines = metrics.text().decode().splitlines()
-        words = (line.rpartition(" ") for line in lines if line.startswith("dbranch_agent_warm_slots{"))
-        return {name.partition('class="')[2].partition('"')[0]: value for name, _, value in words}
+        series = (line.rpartition(" ") for line in lines if line.startswith("dbranch_agent_warm_slots{"))
+        return {name.partition('class="')[2].partition('"')[0]: value for name, _, value in series}
 
-    metrics.saw(free_counts(FORM, facts(waits("a"), waits("b"), waits("c", running=False))))
-    assert told() == {USUAL.word: "2.0", BIG.word: "0.0"}
-    metrics.saw(free_counts(FORM, WarmFacts((SHOP,), (MAIN,), (Waiting(waits("a", form="older")),))))
-    assert told() == {USUAL.word: "0.0"}
-    metrics.started("waiting", 0.2)
+    pods = (pod("a"), pod("b"), pod("c", running=False))
+    metrics.set_warm_slots(free_counts(TEMPLATE, warm_facts(*pods, branches=(MAIN, LARGE))))
+    assert warm_slots() == {MAIN_HASH: "2.0", LARGE_HASH: "0.0"}
+    old = pod("a", template_hash=OLD_TEMPLATE)
+    metrics.set_warm_slots(free_counts(TEMPLATE, warm_facts(old)))
+    assert warm_slots() == {MAIN_HASH: "0.0"}
+    metrics.observe_start("warm", 0.2)
     text = metrics.text().decode()
-    assert 'dbranch_agent_branch_start_seconds_count{slot="waiting"} 1.0' in text
+    assert 'dbranch_agent_branch_start_seconds_count{slot="warm"} 1.0' in text
     assert 'dbranch_agent_branch_start_seconds_count{slot="new"} 0.0' in text
     assert "dbranch_agent_warm_slots_desired 2.0" in text
 
 
-def test_another_image_or_another_release_makes_them_anew() -> None:
+def test_another_image_or_another_release_replaces_the_pods() -> None:
     newer = replace(SHOP, postgres=replace(SHOP.postgres, image="postgres:17.7"))
-    old = waits("a")
-    todo = plan_warm(1, FORM, WarmFacts((newer,), (MAIN,), (Waiting(old),)))
-    assert todo == WarmPlan((old,), (slot_class_of(newer),))
-    of_before = waits("a", form="older")
-    one = WarmFacts((SHOP,), (MAIN,), (Waiting(of_before),))
-    # The old one counts until it is gone, so that there is never one too many.
-    assert plan_warm(1, FORM, one) == WarmPlan((of_before,))
-    assert (
-        plan_warm(1, FORM, replace(one, waiting=(Waiting(replace(of_before, terminating=True)),)))
-        == WarmPlan()
-    )
-    assert plan_warm(1, FORM, replace(one, waiting=())) == WarmPlan((), (USUAL,))
+    old_image = pod("a")
+    plan = plan_warm(1, TEMPLATE, warm_facts(old_image, project=newer))
+    assert plan == WarmPlan((old_image,), (slot_class_of(newer),))
+    old_release = pod("a", template_hash=OLD_TEMPLATE)
+    # The old pod counts until it is gone, so that there is never one too many.
+    assert plan_warm(1, TEMPLATE, warm_facts(old_release)) == WarmPlan((old_release,))
+    assert plan_warm(1, TEMPLATE, warm_facts(replace(old_release, terminating=True))) == WarmPlan()
+    assert plan_warm(1, TEMPLATE, warm_facts()) == WarmPlan((), (MAIN_CLASS,))
 
 
-def test_a_surplus_goes_and_what_runs_stays() -> None:
-    pulls, runs = waits("a", running=False), waits("b")
-    there = WarmFacts((SHOP,), (MAIN,), (Waiting(pulls), Waiting(runs)))
-    assert plan_warm(1, FORM, there) == WarmPlan((pulls,))
-    ending = replace(there, waiting=(Waiting(replace(pulls, terminating=True)), Waiting(runs)))
-    assert plan_warm(1, FORM, ending) == WarmPlan()
-    assert plan_warm(0, FORM, there) == WarmPlan((runs, pulls))
-    assert warm_count(0, FORM, there, SHOP) is None and warm_count(2, FORM, there, SHOP) == 1
+def test_of_a_surplus_the_running_pod_stays() -> None:
+    pulling, running = pod("a", running=False), pod("b")
+    facts = warm_facts(pulling, running)
+    assert plan_warm(1, TEMPLATE, facts) == WarmPlan((pulling,))
+    assert plan_warm(1, TEMPLATE, warm_facts(replace(pulling, terminating=True), running)) == WarmPlan()
+    assert plan_warm(0, TEMPLATE, facts) == WarmPlan((running, pulling))
+    assert warm_count(0, TEMPLATE, facts, SHOP) is None and warm_count(2, TEMPLATE, facts, SHOP) == 1
 
 
-def test_on_a_node_without_room_branches_go_first_and_nothing_is_tried_at_once() -> None:
-    there = WarmFacts((SHOP,), (MAIN,), (Waiting(waits("a")),), crowded=True)
-    assert plan_warm(1, FORM, there) == WarmPlan((there.waiting[0].pod,))
-    refused = waits("a", running=False, over=True, reason="OutOfcpu")
-    assert plan_warm(1, FORM, WarmFacts((SHOP,), (MAIN,), (Waiting(refused, AGAIN - 1),))) == WarmPlan()
-    assert plan_warm(1, FORM, WarmFacts((SHOP,), (MAIN,), (Waiting(refused, AGAIN + 1),))).end == (refused,)
+def test_on_a_full_node_branches_go_first_and_a_rejected_pod_is_retried_later() -> None:
+    warm = pod("a")
+    assert plan_warm(1, TEMPLATE, warm_facts(warm, node_full=True)) == WarmPlan((warm,))
+    rejected = pod("a", running=False, terminated=True, reason="OutOfcpu")
+
+    def plan_at(age_seconds: float) -> WarmPlan:
+        return plan_warm(1, TEMPLATE, WarmFacts((SHOP,), (MAIN,), (WarmPodFacts(rejected, age_seconds),)))
+
+    assert plan_at(REJECTED_WARM_POD_RETRY_SECONDS - 1) == WarmPlan()
+    assert plan_at(REJECTED_WARM_POD_RETRY_SECONDS + 1).delete == (rejected,)
 
 
 def test_a_pod_that_the_node_had_no_room_for() -> None:
-    assert node_is_full(PodFacts("a", over=True, reason="OutOfmemory"))
-    assert not node_is_full(PodFacts("a", over=True, reason="Evicted"))
+    assert node_is_full(PodFacts("a", terminated=True, reason="OutOfmemory"))
+    assert not node_is_full(PodFacts("a", terminated=True, reason="Evicted"))
     assert not node_is_full(PodFacts("a", running=True))
 
 
@@ -130,56 +132,62 @@ def test_a_pod_that_the_node_had_no_room_for() -> None:
     limit=st.integers(0, 3),
     pods=st.lists(
         st.builds(
-            waits,
+            pod,
             name=st.text("abcdef", min_size=1, max_size=3),
-            kind=st.sampled_from([USUAL.word, BIG.word, "other"]),
-            form=st.sampled_from([FORM, "older"]),
+            class_hash=st.sampled_from([MAIN_HASH, LARGE_HASH, "other"]),
+            template_hash=st.sampled_from([TEMPLATE, OLD_TEMPLATE]),
             running=st.booleans(),
-            over=st.booleans(),
+            terminated=st.booleans(),
             terminating=st.booleans(),
         ),
         max_size=8,
         unique_by=lambda pod: pod.name,
     ),
 )
-def test_every_mixture_comes_to_the_number_and_never_above_it(limit: int, pods: list[PodFacts]) -> None:
-    there = pods
-    for visit in range(4):
-        todo = plan_warm(limit, FORM, facts(*there))
-        made = [waits(f"new-{visit}-{n}", kind.word) for n, kind in enumerate(todo.make)]
-        kept = [pod for pod in there if pod not in todo.end and not pod.terminating]
-        for word in {pod.slot_class for pod in made}:
-            # With those on their way out, for what the node holds is one account.
-            assert sum(pod.slot_class == word for pod in (*there, *made)) <= limit
-        there = [*kept, *made]
-    assert sorted(pod.slot_class for pod in there) == sorted([USUAL.word, BIG.word] * limit)
-    assert plan_warm(limit, FORM, facts(*there)) == WarmPlan()
+def test_every_mixture_converges_to_the_limit_and_never_exceeds_it(limit: int, pods: list[PodFacts]) -> None:
+    branches = (MAIN, LARGE)
+    existing = pods
+    for reconcile in range(4):
+        plan = plan_warm(limit, TEMPLATE, warm_facts(*existing, branches=branches))
+        created = [
+            pod(f"new-{reconcile}-{n}", slot_class.class_hash) for n, slot_class in enumerate(plan.create)
+        ]
+        kept = [pod for pod in existing if pod not in plan.delete and not pod.terminating]
+        for class_hash in {pod.class_hash for pod in created}:
+            # Terminating pods included: they still use the node's resources.
+            assert sum(pod.class_hash == class_hash for pod in (*existing, *created)) <= limit
+        existing = [*kept, *created]
+    assert sorted(pod.class_hash for pod in existing) == sorted([MAIN_HASH, LARGE_HASH] * limit)
+    assert plan_warm(limit, TEMPLATE, warm_facts(*existing, branches=branches)) == WarmPlan()
 
 
-def test_a_claimed_pod_is_as_one_made_for_the_branch() -> None:
-    asked = replace(LARGE, annotations={names.RESTARTED_AT: "2026-01-01T00:00:00Z"})
-    pod = warm_pod(HOME, LAYOUT, slot_class_of(SHOP, asked), "s", "true")
-    assert names.LABEL_BRANCH_UID not in pod["metadata"]["labels"]
-    tests = [step for step in claim_patch(SHOP, asked, "uid") if step["op"] == "test"]
-    assert [step["value"] for step in tests] == ["uid", None]
-    for step in claim_patch(SHOP, asked, "uid"):
-        _, _, place, key = step["path"].split("/") if step["path"].count("/") == 3 else (*[""] * 3, "")
-        if step["op"] == "add":
-            pod["metadata"][place][key.replace("~1", "/")] = step["value"]
-    assert pod == branch_pod(HOME, LAYOUT, SHOP, asked, "s", "true")
+def test_a_claimed_pod_equals_one_created_for_the_branch() -> None:
+    branch = replace(LARGE, annotations={names.RESTARTED_AT: "2026-01-01T00:00:00Z"})
+    manifest = warm_pod(CONTEXT, LAYOUT, slot_class_of(SHOP, branch), "s", "true")
+    assert names.LABEL_BRANCH_UID not in manifest["metadata"]["labels"]
+    patch = claim_patch(SHOP, branch, "uid")
+    assert [operation["value"] for operation in patch if operation["op"] == "test"] == ["uid", None]
+    for operation in patch:
+        if operation["op"] == "add":
+            _, _, field, key = operation["path"].split("/")
+            manifest["metadata"][field][key.replace("~1", "/")] = operation["value"]
+    assert manifest == branch_pod(CONTEXT, LAYOUT, SHOP, branch, "s", "true")
 
 
-def test_what_a_class_is_made_of_and_what_a_form() -> None:
-    first = slot_class(SHOP, MAIN)
+def test_what_changes_the_class_and_what_the_template() -> None:
     for postgres in (
         replace(SHOP.postgres, image="postgres:16"),
         replace(SHOP.postgres, run_as_user=70),
         replace(SHOP.postgres, resources={"limits": {"memory": "1Gi"}}),
         replace(SHOP.postgres, image_pull_secrets=("registry",)),
     ):
-        assert slot_class(replace(SHOP, postgres=postgres), MAIN) != first
-    assert slot_class(replace(SHOP, name="other", uid="o-uid"), replace(MAIN, uid="o")) == first
-    assert template_hash(HOME, LAYOUT, "true") != template_hash(HOME, LAYOUT, "false")
-    pod = warm_pod(HOME, LAYOUT, USUAL, "s", "true")
-    assert pod["metadata"]["annotations"] == {names.TEMPLATE_HASH: template_hash(HOME, LAYOUT, "true")}
-    assert json.dumps(pod).count('"s"') == 2  # its name and its label; its directory is below a path
+        assert slot_class_of(replace(SHOP, postgres=postgres), MAIN).class_hash != MAIN_HASH
+    other_project, other_branch = replace(SHOP, name="other", uid="o-uid"), replace(MAIN, uid="o")
+    assert slot_class_of(other_project, other_branch).class_hash == MAIN_HASH
+    assert template_hash(CONTEXT, LAYOUT, "true") != template_hash(CONTEXT, LAYOUT, "false")
+    manifest = warm_pod(CONTEXT, LAYOUT, MAIN_CLASS, "s", "true")
+    assert manifest["metadata"]["annotations"] == {
+        names.TEMPLATE_HASH: template_hash(CONTEXT, LAYOUT, "true")
+    }
+    # The slot's name is the pod's name and a label; its directory is below a path.
+    assert json.dumps(manifest).count('"s"') == 2

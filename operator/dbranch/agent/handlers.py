@@ -1,4 +1,4 @@
-"""kopf handlers over the objects bound to this node. Wiring only."""
+"""kopf handlers for the projects and branches scheduled to this node. Wiring only."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ import kopf
 from dbranch.agent.branch.reconciler import BranchReconciler
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.project.reconciler import ProjectReconciler
+from dbranch.agent.timing import (
+    BRANCH_RESYNC_SECONDS,
+    BUSY_RETRY_SECONDS,
+    FAILED_RETRY_SECONDS,
+    PROJECT_RESYNC_SECONDS,
+)
 from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
 from dbranch.api.errors import Busy, DbranchError
@@ -19,21 +25,16 @@ from dbranch.runtime.kopf_settings import configure_kopf, login, requeue_after
 
 logger = logging.getLogger(__name__)
 
-
 _PROJECT: Any = (names.GROUP, names.VERSION, names.PROJECTS)
-
-
 _BRANCH: Any = (names.GROUP, names.VERSION, names.BRANCHES)
-
-
-_RESTARTED: Any = ("metadata", "annotations", names.RESTARTED_AT)
-
-
-_REQUESTED: Any = ("metadata", "annotations", names.AGENT_REQUESTED_AT)
+_RESTARTED_AT: Any = ("metadata", "annotations", names.RESTARTED_AT)
+_REQUESTED_AT: Any = ("metadata", "annotations", names.AGENT_REQUESTED_AT)
 
 
 @dataclass(frozen=True)
-class Work:
+class Reconcilers:
+    """The reconcilers of one agent, and its metrics."""
+
     projects: ProjectReconciler
     branches: BranchReconciler
     warm: WarmReconciler
@@ -41,12 +42,15 @@ class Work:
 
 
 def register(
-    registry: kopf.OperatorRegistry, work: Work, node: str, started: Callable[[], None] = lambda: None
+    registry: kopf.OperatorRegistry,
+    reconcilers: Reconcilers,
+    node: str,
+    started: Callable[[], None] = lambda: None,
 ) -> None:
-    """The handlers, each of which only asks for one visit. `started` is called when they are about to run."""
-    more: Any = {"registry": registry}
+    """Register the handlers, each of which calls one reconciler. kopf calls `started` before the first of them."""
+    options: Any = {"registry": registry}
 
-    @kopf.on.startup(**more)
+    @kopf.on.startup(**options)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
         others = [("metadata", "annotations", names.CONTROLLER_REQUESTED_AT)]
         configure_kopf(settings, names.AGENT_FINALIZER, names.AGENT_PREFIX, others)
@@ -54,51 +58,63 @@ def register(
             settings.watching.field_selectors[names.GROUP, plural] = f"status.nodeName={node}"
         started()
 
-    kopf.on.login(**more)(login)
+    kopf.on.login(**options)(login)
 
-    @kopf.on.resume(*_PROJECT, id="project", **more)
-    @kopf.on.create(*_PROJECT, id="project", **more)
-    # Not all of the spec: a switch must not wake every branch.
-    @kopf.on.update(*_PROJECT, field="spec.state", id="project", **more)
-    @kopf.on.update(*_PROJECT, field="spec.postgres", id="project", **more)
-    @kopf.on.update(*_PROJECT, field="spec.storage", id="project", **more)
-    @kopf.on.field(*_PROJECT, field=_REQUESTED, id="project", **more)
-    @kopf.on.field(*_PROJECT, field="status.passwordVersion", id="project", **more)
+    @kopf.on.resume(*_PROJECT, id="project", **options)
+    @kopf.on.create(*_PROJECT, id="project", **options)
+    # Not the whole spec: a switch changes spec.activeBranch and must not reconcile every branch.
+    @kopf.on.update(*_PROJECT, field="spec.state", id="project", **options)
+    @kopf.on.update(*_PROJECT, field="spec.postgres", id="project", **options)
+    @kopf.on.update(*_PROJECT, field="spec.storage", id="project", **options)
+    @kopf.on.field(*_PROJECT, field=_REQUESTED_AT, id="project", **options)
+    @kopf.on.field(*_PROJECT, field="status.passwordVersion", id="project", **options)
     def project(namespace: Any, name: str, **_: Any) -> None:
-        visit(work.projects.reconcile, namespace, name)
+        run_reconcile(reconcilers.projects.reconcile, namespace, name)
 
-    @kopf.on.resume(*_BRANCH, id="branch", **more)
-    @kopf.on.create(*_BRANCH, id="branch", **more)
-    @kopf.on.update(*_BRANCH, field="spec", id="branch", **more)
-    @kopf.on.field(*_BRANCH, field=_REQUESTED, id="branch", **more)
-    @kopf.on.field(*_BRANCH, field=_RESTARTED, id="branch", **more)
+    @kopf.on.resume(*_BRANCH, id="branch", **options)
+    @kopf.on.create(*_BRANCH, id="branch", **options)
+    @kopf.on.update(*_BRANCH, field="spec", id="branch", **options)
+    @kopf.on.field(*_BRANCH, field=_REQUESTED_AT, id="branch", **options)
+    @kopf.on.field(*_BRANCH, field=_RESTARTED_AT, id="branch", **options)
     def branch(namespace: Any, name: str, **_: Any) -> None:
-        visit(work.branches.reconcile, namespace, name)
+        run_reconcile(reconcilers.branches.reconcile, namespace, name)
 
-    @kopf.on.delete(*_PROJECT, id="project-removal", **more)
+    @kopf.on.delete(*_PROJECT, id="project-removal", **options)
     def project_removal(body: kopf.Body, **_: Any) -> None:
-        visit(work.projects.remove, dict(body))
+        run_reconcile(reconcilers.projects.remove, dict(body))
 
-    @kopf.on.delete(*_BRANCH, id="branch-removal", **more)
+    @kopf.on.delete(*_BRANCH, id="branch-removal", **options)
     def branch_removal(body: kopf.Body, **_: Any) -> None:
-        visit(work.branches.remove, dict(body))
+        run_reconcile(reconcilers.branches.remove, dict(body))
 
-    @kopf.timer(*_PROJECT, interval=60.0, initial_delay=60.0, id="project-usage", **more)
+    @kopf.timer(
+        *_PROJECT,
+        interval=PROJECT_RESYNC_SECONDS,
+        initial_delay=PROJECT_RESYNC_SECONDS,
+        id="project-usage",
+        **options,
+    )
     def project_usage(namespace: Any, name: str, **_: Any) -> None:
-        visit(work.projects.tidy, namespace, name)
+        run_reconcile(reconcilers.projects.collect_usage_and_trash, namespace, name)
 
-    @kopf.timer(*_BRANCH, interval=300.0, initial_delay=300.0, id="branch-usage", **more)
+    @kopf.timer(
+        *_BRANCH,
+        interval=BRANCH_RESYNC_SECONDS,
+        initial_delay=BRANCH_RESYNC_SECONDS,
+        id="branch-usage",
+        **options,
+    )
     def branch_usage(namespace: Any, name: str, **_: Any) -> None:
-        visit(work.branches.reconcile, namespace, name)
+        run_reconcile(reconcilers.branches.reconcile, namespace, name)
 
 
-def visit(call: Any, *args: Any) -> None:
-    """One visit; what failed for now is tried again."""
+def run_reconcile(reconcile: Any, *args: Any) -> None:
+    """Call a reconciler. Raises kopf.TemporaryError if it is to be called again: it asked for that, or failed."""
     try:
-        wait = call(*args)
+        delay = reconcile(*args)
     except Busy as error:
-        raise kopf.TemporaryError(str(error), delay=0.5) from error
+        raise kopf.TemporaryError(str(error), delay=BUSY_RETRY_SECONDS) from error
     except (DbranchError, OSError) as error:
-        logger.warning("%s: %s", args[-1] if isinstance(args[-1], str) else call.__name__, error)
-        raise kopf.TemporaryError(str(error), delay=3.0) from error
-    requeue_after(wait, "there is more to do")
+        logger.warning("%s: %s", args[-1] if isinstance(args[-1], str) else reconcile.__name__, error)
+        raise kopf.TemporaryError(str(error), delay=FAILED_RETRY_SECONDS) from error
+    requeue_after(delay, "not finished yet")

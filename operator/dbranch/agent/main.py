@@ -1,4 +1,4 @@
-"""`dbranch-server agent`: kopf handlers over the objects bound to this node. Wiring only."""
+"""`dbranch-server agent`: runs the node's agent. Wiring only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import kopf
 
 from dbranch.agent.branch.reconciler import BranchReconciler
 from dbranch.agent.context import NodeContext
-from dbranch.agent.handlers import Work, register
+from dbranch.agent.handlers import Reconcilers, register
 from dbranch.agent.housekeeping import run_housekeeping
 from dbranch.agent.layout import Layout
 from dbranch.agent.machine import observe_machine
@@ -32,10 +32,10 @@ from dbranch.runtime.logs import start_logging
 logger = logging.getLogger(__name__)
 
 
-def make_reconcilers(environment: dict[str, str]) -> tuple[Work, Cluster, Layout, NodeContext]:
-    """Everything the handlers need. InvalidInput with the name of what the environment lacks."""
-    wanted = ("DBRANCH_NODE_NAME", "DBRANCH_POD_NAME", "DBRANCH_NODES_NAMESPACE", "DBRANCH_BASE_DIR")
-    missing = [key for key in wanted if not environment.get(key)]
+def make_reconcilers(environment: dict[str, str]) -> tuple[Reconcilers, Cluster, Layout, NodeContext]:
+    """Build what the handlers need from the environment. Raises InvalidInput if a variable is missing or wrong."""
+    required = ("DBRANCH_NODE_NAME", "DBRANCH_POD_NAME", "DBRANCH_NODES_NAMESPACE", "DBRANCH_BASE_DIR")
+    missing = [key for key in required if not environment.get(key)]
     if missing:
         raise InvalidInput(f"environment: {', '.join(missing)} not set; the agent's DaemonSet sets them")
     cluster = Cluster(names.AGENT_MANAGER)
@@ -49,40 +49,42 @@ def make_reconcilers(environment: dict[str, str]) -> tuple[Work, Cluster, Layout
         namespace=environment["DBRANCH_NODES_NAMESPACE"],
         release=environment.get("DBRANCH_RELEASE", "dbranch"),
     )
-    slots = environment.get("DBRANCH_WARM_SLOTS", "1")
-    if not slots.isdecimal():
-        raise InvalidInput(f"environment: DBRANCH_WARM_SLOTS is {slots!r}, not a number; see agent.warmSlots")
+    warm_slots = environment.get("DBRANCH_WARM_SLOTS", "1")
+    if not warm_slots.isdecimal():
+        raise InvalidInput(
+            f"environment: DBRANCH_WARM_SLOTS is {warm_slots!r}, not a number; see agent.warmSlots"
+        )
     ensure_base(layout)
-    locks, metrics = KeyedLocks(layout.locks), AgentMetrics(int(slots))
-    warm = WarmReconciler(cluster, layout, context, int(slots), metrics)
-    work = Work(
-        ProjectReconciler(cluster, layout, context, locks, warm.stir),
+    locks, metrics = KeyedLocks(layout.locks), AgentMetrics(int(warm_slots))
+    warm = WarmReconciler(cluster, layout, context, int(warm_slots), metrics)
+    reconcilers = Reconcilers(
+        ProjectReconciler(cluster, layout, context, locks, warm.trigger),
         BranchReconciler(cluster, layout, context, locks, warm, metrics),
         warm,
         metrics,
     )
-    return work, cluster, layout, context
+    return reconcilers, cluster, layout, context
 
 
 def main() -> None:
-    """Runs until it is told to end. Nothing is unmounted then: Postgres goes on."""
+    """Run the agent until SIGTERM. It unmounts nothing at its end: Postgres goes on."""
     start_logging(os.environ)
     try:
-        work, cluster, layout, context = make_reconcilers(dict(os.environ))
+        reconcilers, cluster, layout, context = make_reconcilers(dict(os.environ))
     except DbranchError as error:
         raise SystemExit(f"dbranch-server agent: {error}") from error
-    grace = parse_seconds(os.environ.get("DBRANCH_ORPHAN_GRACE_PERIOD", "24h"))
+    orphan_grace_period = parse_seconds(os.environ.get("DBRANCH_ORPHAN_GRACE_PERIOD", "24h"))
     machine = observe_machine(layout)
     if not (machine.btrfs and machine.loop):
         logger.error("node %s: btrfs %s, loop %s", context.node, machine.btrfs, machine.loop)
-    readiness = Readiness(layout, work.metrics)
+    readiness = Readiness(layout, reconcilers.metrics)
     readiness.serve()
     for target, args in (
-        (watch_pods, (cluster, context, work.warm)),
-        (work.warm.keep, (work.branches.quiet,)),
-        (run_housekeeping, (cluster, layout, context, os.environ["DBRANCH_POD_NAME"], grace)),
+        (watch_pods, (cluster, context, reconcilers.warm)),
+        (reconcilers.warm.run, (reconcilers.branches.wait_idle,)),
+        (run_housekeeping, (cluster, layout, context, os.environ["DBRANCH_POD_NAME"], orphan_grace_period)),
     ):
         threading.Thread(target=target, args=args, daemon=True, name=target.__name__).start()
     registry = kopf.OperatorRegistry()
-    register(registry, work, context.node, readiness.started.set)
+    register(registry, reconcilers, context.node, readiness.started.set)
     serve(registry, names.AGENT_MANAGER)

@@ -1,28 +1,30 @@
-"""What the agent counts, as Prometheus reads it on `/metrics`."""
+"""The agent's metrics, as Prometheus reads them from `/metrics`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
-_STARTS: Final = (0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_START_BUCKETS_SECONDS: Final = (0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
-# A second series a histogram, with the time of its birth, would say nothing here.
+# Nobody reads the second series that each histogram would have: the time at which it was created.
 disable_created_metrics()  # type: ignore[no-untyped-call]
+
+SlotOrigin = Literal["warm", "new"]
 
 
 class AgentMetrics:
-    """The numbers of one node."""
+    """The metrics of one node's agent. `warm_slots_limit`: warm slots of each class that the agent keeps."""
 
-    def __init__(self, limit: int = 0) -> None:
+    def __init__(self, warm_slots_limit: int = 0) -> None:
         self._registry = CollectorRegistry()
-        self._slots = Gauge(
+        self._warm_slots = Gauge(
             "warm_slots",
-            "Slots that wait for any branch, by class and image, as of the last look (a minute ago at most).",
+            "Warm slots that a branch can claim, by class and image, as of the last reconcile (within a minute).",
             ["class", "image"],
             namespace="dbranch",
             subsystem="agent",
@@ -30,32 +32,34 @@ class AgentMetrics:
         )
         Gauge(
             "warm_slots_desired",
-            "Slots of each class that are to wait (agent.warmSlots).",
+            "Warm slots of each class that the agent keeps (agent.warmSlots).",
             namespace="dbranch",
             subsystem="agent",
             registry=self._registry,
-        ).set(limit)
+        ).set(warm_slots_limit)
         self._starts = Histogram(
             "branch_start_seconds",
-            "From the agent's first look at a branch to its Postgres accepting and told, by slot (waiting, new).",
+            "From the start of a branch's reconcile to its status saying that Postgres accepts, by slot (warm, new).",
             ["slot"],
-            buckets=_STARTS,
+            buckets=_START_BUCKETS_SECONDS,
             namespace="dbranch",
             subsystem="agent",
             registry=self._registry,
         )
-        for slot in ("waiting", "new"):
+        origins: tuple[SlotOrigin, ...] = ("warm", "new")
+        for slot in origins:
             self._starts.labels(slot)
 
-    def saw(self, free: Mapping[tuple[str, str], int]) -> None:
-        """The slots that wait, by class and image; a class that is used no longer has no number."""
-        self._slots.clear()
-        for labels, count in free.items():
-            self._slots.labels(*labels).set(count)
+    def set_warm_slots(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """Set the free warm slots, by class and image; remove the series of classes that are not in use."""
+        self._warm_slots.clear()
+        for labels, count in counts.items():
+            self._warm_slots.labels(*labels).set(count)
 
-    def started(self, slot: str, seconds: float) -> None:
-        """A branch's Postgres accepts, in a slot that was `waiting` or a `new` one."""
+    def observe_start(self, slot: SlotOrigin, seconds: float) -> None:
+        """Count a branch whose Postgres accepts, in a slot that was `warm` or is `new`."""
         self._starts.labels(slot).observe(seconds)
 
     def text(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)

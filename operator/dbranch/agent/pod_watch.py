@@ -1,16 +1,17 @@
-"""A thread that watches this node's Postgres pods and wakes the branch whose pod has met with something.
+"""A thread that watches this node's Postgres pods and requests a reconcile of the branch whose pod needs one.
 
-A branch's pod that goes its way (pulled, started, ready) wakes nobody: the socket is watched for that.
+A branch's pod that starts as it should (pulled, running, ready) needs none: start_watch watches its socket.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import Any, Final
 
 from dbranch.agent.context import NodeContext
 from dbranch.agent.slot.pod_status import PodFacts, pod_facts
+from dbranch.agent.timing import POD_WATCH_RETRY_SECONDS
 from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
 from dbranch.api.errors import DbranchError
@@ -19,30 +20,35 @@ from dbranch.kube.requeue import request_reconcile
 
 logger = logging.getLogger(__name__)
 
-_PAUSE = 1.0
+_STARTING_REASONS: Final = ("ContainerCreating", "PodInitializing")
 
 
-def needs_reconcile(before: PodFacts | None, now: PodFacts | None) -> bool:
-    """Whether the branch has to look: its pod is gone, over, in trouble, restarted, or fell silent."""
-    if now is None:
+def needs_reconcile(old: PodFacts | None, new: PodFacts | None) -> bool:
+    """True if the branch of a pod has to be reconciled after a change of it from `old` to `new`.
+
+    That is if the pod is gone, has terminated, restarted, reports a failure, got another address or is no longer
+    ready. None: the pod does not exist.
+    """
+    if new is None:
         return True
-    if before is None:
-        return now.over or bool(now.reason and now.reason not in ("ContainerCreating", "PodInitializing"))
-    changed = (before.over, before.restarts) != (now.over, now.restarts)
-    trouble = now.reason != before.reason and now.reason not in ("", "ContainerCreating", "PodInitializing")
-    moved = before.address is not None and now.address != before.address
-    return changed or trouble or moved or (before.ready and not now.ready and not now.terminating)
+    if old is None:
+        return new.terminated or bool(new.reason and new.reason not in _STARTING_REASONS)
+    terminated_or_restarted = (old.terminated, old.restarts) != (new.terminated, new.restarts)
+    failed = new.reason != old.reason and new.reason not in ("", *_STARTING_REASONS)
+    moved = old.address is not None and new.address != old.address
+    no_longer_ready = old.ready and not new.ready and not new.terminating
+    return terminated_or_restarted or failed or moved or no_longer_ready
 
 
 def node_is_full(pod: PodFacts) -> bool:
-    """Whether the node had no room for the pod."""
-    return pod.over and pod.reason.startswith("OutOf")
+    """True if the node had no room for the pod."""
+    return pod.terminated and pod.reason.startswith("OutOf")
 
 
 def watch_pods(cluster: Cluster, context: NodeContext, warm: WarmReconciler) -> None:
-    """For ever: pokes branches by the labels of their pods, and stirs what keeps the waiting ones."""
+    """Watch for ever: request reconciles of branches by their pods' labels, and trigger those of the warm slots."""
     path = path_of("v1", "pods", context.namespace)
-    seen: dict[str, PodFacts] = {}
+    pods: dict[str, PodFacts] = {}
     while True:
         try:
             listed: set[str] = set()
@@ -50,31 +56,32 @@ def watch_pods(cluster: Cluster, context: NodeContext, warm: WarmReconciler) -> 
             for event in cluster.watch(path, names.LABEL_SLOT, f"spec.nodeName={context.node}"):
                 if event["type"] == "SYNCED":
                     synced = True
-                    seen = {name: facts for name, facts in seen.items() if name in listed}
+                    pods = {name: facts for name, facts in pods.items() if name in listed}
                     continue
                 body = event["object"]
                 facts = pod_facts(body)
-                gone = event["type"] == "DELETED"
+                deleted = event["type"] == "DELETED"
                 if not synced:
                     listed.add(facts.name)
-                before = seen.get(facts.name)
+                old = pods.get(facts.name)
                 if names.LABEL_BRANCH_UID not in body["metadata"]["labels"]:
-                    if gone or facts.over or (facts.running and not (before and before.running)):
-                        warm.stir()
-                elif needs_reconcile(before, None if gone else facts):
+                    started = facts.running and not (old and old.running)
+                    if deleted or facts.terminated or started:
+                        warm.trigger()
+                elif needs_reconcile(old, None if deleted else facts):
                     if node_is_full(facts):
                         warm.yield_slots()
-                    _wake(cluster, body)
-                if gone:
-                    seen.pop(facts.name, None)
+                    _request_branch_reconcile(cluster, body)
+                if deleted:
+                    pods.pop(facts.name, None)
                 else:
-                    seen[facts.name] = facts
+                    pods[facts.name] = facts
         except (DbranchError, OSError, KeyError) as error:
             logger.warning("watch of pods: %s", error)
-            time.sleep(_PAUSE)
+            time.sleep(POD_WATCH_RETRY_SECONDS)
 
 
-def _wake(cluster: Cluster, pod: dict[str, Any]) -> None:
+def _request_branch_reconcile(cluster: Cluster, pod: dict[str, Any]) -> None:
     labels = pod["metadata"].get("labels") or {}
     namespace, project = labels.get(names.LABEL_NAMESPACE), labels.get(names.LABEL_PROJECT)
     branch = labels.get(names.LABEL_BRANCH)
@@ -84,4 +91,6 @@ def _wake(cluster: Cluster, pod: dict[str, Any]) -> None:
                 cluster, names.AGENT_REQUESTED_AT, namespace, names.branch_object_name(project, branch)
             )
         except DbranchError as error:
-            logger.warning("branch %s of %s/%s not woken: %s", branch, namespace, project, error)
+            logger.warning(
+                "branch %s of %s/%s: no reconcile requested: %s", branch, namespace, project, error
+            )

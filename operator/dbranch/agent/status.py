@@ -1,7 +1,8 @@
-"""What an agent writes: `status.node` of a branch and of a project. Pure."""
+"""Build what an agent writes into `status.node` of a DBProject or DBBranch. Pure."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -30,38 +31,46 @@ def free_bytes_differ(old: int, new: int) -> bool:
     return abs(new - old) > old * _FREE_BYTES_TOLERANCE
 
 
-def changes(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> Json:
-    """The part of `wanted` that is not so yet, as a merge patch; None takes a field away."""
-    return {key: value for key, value in wanted.items() if now.get(key) != value}
+def changed_fields(current: Mapping[str, Any], desired: Mapping[str, Any]) -> Json:
+    """Return the fields of `desired` that differ from `current`, as a merge patch; None removes a field."""
+    return {key: value for key, value in desired.items() if current.get(key) != value}
 
 
-def sizes(prefix: str, count: int | None) -> Json:
-    """`…Bytes` and the same for people, `…Size`."""
+def size_fields(prefix: str, count: int | None) -> Json:
+    """Return a byte count as the fields `<prefix>Bytes` and `<prefix>Size` (for people); {} for None.
+
+    >>> size_fields("unique", 2**20)
+    {'uniqueBytes': 1048576, 'uniqueSize': '1Mi'}
+    """
     if count is None:
         return {}
     return {f"{prefix}Bytes": count, f"{prefix}Size": format_bytes(count)}
 
 
-def told(now: Mapping[str, Any], wanted: Json) -> Json:
-    """Byte counts that read the same for people are left as they were: an idle system writes nothing.
+def drop_insignificant(current: Mapping[str, Any], desired: Json) -> Json:
+    """Return `desired` without byte counts whose size for people stays the same: an idle agent writes nothing.
 
-    The node's disk is others' too, so what is free on it is told when it has changed by much.
+    Others use the node's disk, too, so its free bytes are dropped unless `free_bytes_differ`.
     """
-    kept = dict(wanted)
-    was, free = now.get("hostFreeBytes"), wanted.get("hostFreeBytes")
-    if was is not None and free is not None and not free_bytes_differ(was, free):
-        del kept["hostFreeBytes"]
-        kept.pop("hostFreeSize", None)
-    for key in wanted:
+    significant = dict(desired)
+    current_free, desired_free = current.get("hostFreeBytes"), desired.get("hostFreeBytes")
+    if (
+        current_free is not None
+        and desired_free is not None
+        and not free_bytes_differ(current_free, desired_free)
+    ):
+        del significant["hostFreeBytes"]
+        significant.pop("hostFreeSize", None)
+    for key in desired:
         if key.endswith("Bytes"):
-            shown = key.removesuffix("Bytes") + "Size"
-            if key in now and shown in wanted and now.get(shown) == wanted[shown]:
-                kept.pop(key, None)
-    return kept
+            size_key = key.removesuffix("Bytes") + "Size"
+            if key in current and size_key in desired and current.get(size_key) == desired[size_key]:
+                significant.pop(key, None)
+    return significant
 
 
-def failed_storage_finding(error: Exception, who: str) -> Finding:
-    """The storage step of a branch whose work failed."""
+def failed_storage_finding(error: Exception, subject: str) -> Finding:
+    """Return the storage finding of a branch for the error that its reconcile raised."""
     reason = Reason.SNAPSHOT_FAILED
     if isinstance(error, DataLost):
         reason = Reason.DATA_LOST
@@ -71,31 +80,33 @@ def failed_storage_finding(error: Exception, who: str) -> Finding:
         reason = Reason.SOURCE_UNSAFE
     elif isinstance(error, Busy):
         reason = Reason.SNAPSHOTTING
-    return Finding(reason, sentence(error, who))
+    return Finding(reason, error_message(error, subject))
 
 
-def failed_postgres_finding(error: Exception, who: str) -> Finding:
-    """The Postgres step of a stored branch whose work failed."""
+def failed_postgres_finding(error: Exception, subject: str) -> Finding:
+    """Return the Postgres finding of a stored branch for the error that its reconcile raised."""
     invalid = isinstance(error, InvalidInput)
-    return Finding(Reason.INVALID_PARAMETERS if invalid else Reason.WAITING_FOR_SLOT, sentence(error, who))
+    return Finding(
+        Reason.INVALID_PARAMETERS if invalid else Reason.WAITING_FOR_SLOT, error_message(error, subject)
+    )
 
 
 def failed_pool_finding(error: Exception, project: str) -> Finding:
-    """The storage step of a project whose pool could not be brought up."""
+    """Return the storage finding of a project whose pool could not be attached."""
     reason = Reason.ATTACH_FAILED
     if isinstance(error, PoolLost):
         reason = Reason.POOL_LOST
     elif isinstance(error, PoolDamaged):
         reason = Reason.POOL_DAMAGED
-    elif isinstance(error, OSError) and error.errno == 28:
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
         reason = Reason.NODE_DISK_LOW
-    return Finding(reason, sentence(error, f"pool of project {project}"))
+    return Finding(reason, error_message(error, f"pool of project {project}"))
 
 
-def sentence(error: Exception, who: str) -> str:
-    """An error as a message of a condition."""
+def error_message(error: Exception, subject: str) -> str:
+    """Return an error as a condition's message about `subject`."""
     if isinstance(error, CommandFailed):
-        return f"{who}: {error.argv[0]} failed ({error.output or error.code}); it is tried again"
+        return f"{subject}: {error.argv[0]} failed ({error.output or error.code}); it is tried again"
     if isinstance(error, DbranchError):
-        return f"{who}: {error}"
-    return f"{who}: {type(error).__name__}: {error}; it is tried again"
+        return f"{subject}: {error}"
+    return f"{subject}: {type(error).__name__}: {error}; it is tried again"

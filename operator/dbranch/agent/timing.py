@@ -14,6 +14,8 @@ POD_DELETION_POLL_SECONDS: Final = 0.3
 BRANCH_RESYNC_SECONDS: Final = 300.0
 BRANCH_FAILED_RETRY_SECONDS: Final = 2.0
 NO_SPACE_RETRY_SECONDS: Final = 30.0
+# The deletion of a branch whose data a newer release wrote waits for a newer agent.
+STORAGE_UNCLEAR_RETRY_SECONDS: Final = 60.0
 REJECTED_POD_RETRY_SECONDS: Final = 10.0
 PREVIOUS_POD_POLL_SECONDS: Final = 1.0
 MOUNT_PROPAGATION_RETRY_SECONDS: Final = 30.0
@@ -23,8 +25,8 @@ MOUNT_PROPAGATION_TIMEOUT_SECONDS: Final = 5.0
 RELOADED_SETTINGS_POLL_SECONDS: Final = 0.3
 # Without the CHECKPOINT on its source a branch only starts slower.
 CHECKPOINT_TIMEOUT_SECONDS: Final = 10.0
-# The data is deleted next, so Postgres needs no shutdown checkpoint.
-DELETED_DATA_GRACE_SECONDS: Final = 2
+# For a Postgres that needs no shutdown checkpoint: its data is deleted next, or its pool is read-only.
+NO_CHECKPOINT_GRACE_SECONDS: Final = 2
 
 # initdb of a new project.
 INITDB_RETRY_SECONDS: Final = 10.0

@@ -18,7 +18,7 @@ class StepTimer:
         self._milliseconds[step] = self._milliseconds.get(step, 0.0) + (now - self._last_reading) * 1000
         self._last_reading = now
 
-    def seconds(self) -> float:
+    def total_seconds(self) -> float:
         """Return the sum of all steps, in seconds."""
         return sum(self._milliseconds.values()) / 1000
 

@@ -1,4 +1,4 @@
-"""What is true of a branch on its node: pool, subvolume, pods, slots, Postgres. Reads only."""
+"""Read what is true of a branch on its node: its pool, subvolume, pods and slots. Reads only."""
 
 from __future__ import annotations
 
@@ -22,45 +22,54 @@ from dbranch.kube.client import Cluster
 
 
 def observe_branch(
-    cluster: Cluster, layout: Layout, context: NodeContext, form: str, project: Project, branch: Branch
+    cluster: Cluster,
+    layout: Layout,
+    context: NodeContext,
+    template_hash: str,
+    project: Project,
+    branch: Branch,
 ) -> BranchFacts:
-    """The branch as it is now. `form` is that of the waiting slots which it may take. `accepting` and `pending`
-    are left to who has a session."""
+    """Return the facts of a branch, but for `server_version` and `pending_settings`, which need an SQL session.
+
+    `template_hash`: of the warm pods that the branch may claim.
+    """
     pool = observe_pool(layout, project.uid)
     machine = observe_machine(layout)
     pods = observe_pods(cluster, context.namespace, f"{names.LABEL_BRANCH_UID}={branch.uid}")
-    initdb = names.initdb_pod_name(project.uid)
+    initdb_pod_name = names.initdb_pod_name(project.uid)
     stored = observe_marker(layout, project.uid, branch.uid)
     newer = stored if isinstance(stored, NewerMarker) else None
-    retained: str | None = None
+    retained_uid: str | None = None
     initdb_done = False
     if stored is None and (project.adopt or branch.is_root):
         subvolumes = observe_subvolumes(layout, project.uid)
         if project.adopt:
-            retained = retained_branch(subvolumes.branches, project.adopt, branch.name, branch.uid)
-            if retained is None:
+            retained_uid = retained_branch(subvolumes.branches, project.adopt, branch.name, branch.uid)
+            if retained_uid is None:
                 # The branch's data may be among what only a newer release understands.
                 markers = subvolumes.branches.values()
                 newer = next((marker for marker in markers if isinstance(marker, NewerMarker)), None)
         in_area = branch.uid in subvolumes.owners_of(SubvolumeKind.INIT)
         initdb_done = in_area and observe_initdb_done(layout, project.uid, branch.uid)
     marker = stored if isinstance(stored, Marker) else None
-    waiting: tuple[PodFacts, ...] = ()
-    if not pods and should_run(project, branch) and (marker or branch.source_uid or retained):
-        waiting = observe_free_pods(cluster, context, slot_class_of(project, branch).class_hash, form)
-    bound = observe_branch_slots(layout, branch.uid, initdb if branch.is_root else None)
-    slots = [observe_slot(layout, slot) for slot in bound]
+    warm_pods: tuple[PodFacts, ...] = ()
+    if not pods and should_run(project, branch) and (marker or branch.source_uid or retained_uid):
+        class_hash = slot_class_of(project, branch).class_hash
+        warm_pods = observe_free_pods(cluster, context, class_hash, template_hash)
+    initdb_slot = initdb_pod_name if branch.is_root else None
+    bound_slots = observe_branch_slots(layout, branch.uid, initdb_slot)
+    slots = [observe_slot(layout, slot) for slot in bound_slots]
     return BranchFacts(
-        pool_mounted=pool.mounted and not pool.frozen,
+        pool_mounted=pool.mounted and not pool.read_only,
         space=Space(pool.total_bytes, pool.free_bytes, machine.host_total_bytes, machine.host_free_bytes),
         marker=marker,
         newer=newer,
-        retained=retained,
-        pods=tuple(pod for pod in pods if pod.name != initdb),
-        waiting=waiting,
-        initdb=next((pod for pod in pods if pod.name == initdb), None),
+        retained_uid=retained_uid,
+        pods=tuple(pod for pod in pods if pod.name != initdb_pod_name),
+        warm_pods=warm_pods,
+        initdb_pod=next((pod for pod in pods if pod.name == initdb_pod_name), None),
         initdb_done=initdb_done,
-        bound=bound,
-        unseen=any(slot.unseen for slot in slots),
-        refused=next((slot.refused for slot in slots if slot.refused), None),
+        bound_slots=bound_slots,
+        bind_not_propagated=any(slot.bind_not_propagated for slot in slots),
+        start_blocked_by=next((slot.start_blocked_by for slot in slots if slot.start_blocked_by), None),
     )

@@ -1,4 +1,4 @@
-"""Threads that wait for a Postgres to accept, clean its copy, and tell: no probe's period in the way."""
+"""Threads that wait for a branch's Postgres, clean it and report it, without the delay of a readiness probe."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from dbranch.agent.postgres.password import ensure_password
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.slot.observe import observe_slot
 from dbranch.agent.slot.pod_status import PodFacts, pod_facts
+from dbranch.agent.timing import POD_ADDRESS_POLL_SECONDS, START_FAILED_RETRY_SECONDS, START_WAIT_SECONDS
 from dbranch.agent.volume.effect import read_marker
 from dbranch.agent.volume.marker import Marker
 from dbranch.api import names
@@ -38,177 +39,188 @@ from dbranch.runtime.timings import StepTimer
 
 logger = logging.getLogger(__name__)
 
-# Seconds of one wait for the socket, and between two tries after an error.
-_WAIT = 5.0
-_PAUSE = 0.5
-
 
 @dataclass(frozen=True)
-class Watched:
-    """A branch that is starting in a slot; `pod` is its pod, where that is known already; `laps` so far."""
+class StartingBranch:
+    """A branch whose Postgres is starting in a slot.
+
+    `claimed_pod`: the warm pod that it got, None if its pod is new. `timer`: the steps of its reconcile so far.
+    """
 
     project: Project
     branch: Branch
     slot: str
     marker: Marker
-    pod: PodFacts | None = None
-    laps: StepTimer = field(default_factory=StepTimer)
+    claimed_pod: PodFacts | None = None
+    timer: StepTimer = field(default_factory=StepTimer)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Namespace and name of the DBBranch."""
+        return self.branch.namespace, self.branch.object_name
 
     @property
     def endpoint(self) -> Endpoint:
+        """Where its Postgres will accept the agent's sessions."""
         port = names.branch_port(self.branch.uid)
         return Endpoint(self.slot, port, self.project.postgres.user, self.marker.major)
 
 
-class Watchers:
-    """At most one thread a branch; it ends when it has told, or when its slot is no longer the branch's."""
+class StartWatcher:
+    """Waits for starting branches, in at most one thread per branch.
+
+    A thread ends when it has reported the branch, or when the branch is no longer bound in its slot.
+    """
 
     def __init__(
-        self, cluster: Cluster, layout: Layout, context: str, locks: KeyedLocks, metrics: AgentMetrics
+        self, cluster: Cluster, layout: Layout, namespace: str, locks: KeyedLocks, metrics: AgentMetrics
     ) -> None:
-        self._cluster, self._layout, self._context, self._locks = cluster, layout, context, locks
+        """`namespace`: the nodes' namespace, which holds the pods and the verifiers' Secrets."""
+        self._cluster, self._layout, self._namespace, self._locks = cluster, layout, namespace, locks
         self._metrics = metrics
-        self._guard = threading.Condition()
-        self._running: dict[tuple[str, str], tuple[str, threading.Event]] = {}
-        self._visits = 0
+        self._changed = threading.Condition()
+        # By namespace and name of the DBBranch: the slot, and the event that stops its thread.
+        self._threads: dict[tuple[str, str], tuple[str, threading.Event]] = {}
+        self._reconciles = 0
 
-    def start(self, watched: Watched) -> None:
-        """Watches this slot for the branch, and no other any more."""
-        key = watched.branch.namespace, watched.branch.object_name
+    def start(self, starting: StartingBranch) -> None:
+        """Start a thread for the branch's slot, unless there is one; stop its thread for another slot."""
         stop = threading.Event()
-        with self._guard:
-            there = self._running.get(key)
-            if there and there[0] == watched.slot:
+        with self._changed:
+            existing = self._threads.get(starting.key)
+            if existing and existing[0] == starting.slot:
                 return
-            if there:
-                there[1].set()
-            self._running[key] = watched.slot, stop
-        threading.Thread(target=self._run, args=(watched, stop), daemon=True, name=watched.slot).start()
+            if existing:
+                existing[1].set()
+            self._threads[starting.key] = starting.slot, stop
+        threading.Thread(target=self._run, args=(starting, stop), daemon=True, name=starting.slot).start()
 
     def stop(self, namespace: str, name: str) -> None:
-        """No thread of this branch tells anything from now on (its lock is the caller's)."""
-        with self._guard:
-            there = self._running.pop((namespace, name), None)
-            self._guard.notify_all()
-        if there:
-            there[1].set()
+        """Stop the branch's thread. The caller holds the branch's lock, so the thread reports nothing from now on."""
+        with self._changed:
+            existing = self._threads.pop((namespace, name), None)
+            self._changed.notify_all()
+        if existing:
+            existing[1].set()
 
     @contextmanager
-    def visiting(self) -> Iterator[None]:
-        """A visit of a branch, which may start one itself."""
-        with self._guard:
-            self._visits += 1
+    def reconciling(self) -> Iterator[None]:
+        """Count the reconcile of a branch as activity for `wait_idle`."""
+        with self._changed:
+            self._reconciles += 1
         try:
             yield
         finally:
-            with self._guard:
-                self._visits -= 1
-                self._guard.notify_all()
+            with self._changed:
+                self._reconciles -= 1
+                self._changed.notify_all()
 
-    def quiet(self, seconds: float) -> None:
-        """Waits until no branch is visited and none watched, so many seconds at most."""
-        with self._guard:
-            self._guard.wait_for(lambda: not self._running and not self._visits, seconds)
+    def wait_idle(self, timeout: float) -> None:
+        """Block until no branch is reconciled or starting, `timeout` seconds at most."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._threads and not self._reconciles, timeout)
 
-    def _run(self, watched: Watched, stop: threading.Event) -> None:
-        key = watched.branch.namespace, watched.branch.object_name
+    def _run(self, starting: StartingBranch, stop: threading.Event) -> None:
         try:
             while not stop.is_set():
                 try:
-                    if self._look(watched, stop):
+                    if self._wait_once(starting, stop):
                         return
                 except (DbranchError, OSError, psycopg.Error) as error:
-                    logger.warning("slot %s: %s", watched.slot, error)
+                    logger.warning("slot %s: %s", starting.slot, error)
                     if isinstance(error, ApiError) and error.status in (404, 409):
                         return
-                    time.sleep(_PAUSE)
+                    time.sleep(START_FAILED_RETRY_SECONDS)
         finally:
-            with self._guard:
-                if self._running.get(key, ("", None))[1] is stop:
-                    del self._running[key]
-                    self._guard.notify_all()
+            with self._changed:
+                if self._threads.get(starting.key, ("", None))[1] is stop:
+                    del self._threads[starting.key]
+                    self._changed.notify_all()
 
-    def _look(self, watched: Watched, stop: threading.Event) -> bool:
-        """Waits once; True when there is nothing more to wait for."""
-        branch = watched.branch
-        version = session.await_accepting(self._layout, watched.endpoint, _WAIT)
+    def _wait_once(self, starting: StartingBranch, stop: threading.Event) -> bool:
+        """Wait for the socket once; return True if there is nothing more to wait for."""
+        branch = starting.branch
+        version = session.await_accepting(self._layout, starting.endpoint, START_WAIT_SECONDS)
         with self._locks.held(branch.namespace, branch.object_name):
-            if stop.is_set() or observe_slot(self._layout, watched.slot).branch_uid != branch.uid:
+            slot = observe_slot(self._layout, starting.slot)
+            if stop.is_set() or slot.branch_uid != branch.uid:
                 return True
             if version is None:
-                slot = observe_slot(self._layout, watched.slot)
-                if is_final(slot.refused) or slot.unseen:
+                if is_final(slot.start_blocked_by) or slot.bind_not_propagated:
                     request_reconcile(
                         self._cluster, names.AGENT_REQUESTED_AT, branch.namespace, branch.object_name
                     )
                     return True
                 return False
-            told = self._open(watched, version, {})
-        if told:
-            patch_sizes(self._cluster, self._layout, watched.project, branch)
+            opened = self._open(starting, version, {})
+        if opened:
+            patch_sizes(self._cluster, self._layout, starting.project, branch)
         else:
-            time.sleep(_PAUSE / 10)
-        return told
+            time.sleep(POD_ADDRESS_POLL_SECONDS)
+        return opened
 
-    def at_once(self, watched: Watched, seconds: float, more: dict[str, Any]) -> bool:
-        """Waits so long in the visit itself, whose lock is held: True where all is told, `more` with it."""
-        version = session.await_accepting(self._layout, watched.endpoint, seconds)
+    def try_open(self, starting: StartingBranch, timeout: float, node: dict[str, Any]) -> bool:
+        """Wait `timeout` seconds in the caller's thread, which holds the branch's lock, and open the branch.
+
+        Return True if it is open and reported, together with `node` for status.node.
+        """
+        version = session.await_accepting(self._layout, starting.endpoint, timeout)
         try:
-            return version is not None and self._open(watched, version, more)
+            return version is not None and self._open(starting, version, node)
         except psycopg.Error as error:
-            logger.warning("slot %s: %s", watched.slot, error)
+            logger.warning("slot %s: %s", starting.slot, error)
             return False
 
-    def _open(self, watched: Watched, version: str, more: dict[str, Any]) -> bool:
-        """Cleaned, given the owner's password, and told with `more`; False where its pod has no address yet."""
-        project, branch, endpoint = watched.project, watched.branch, watched.endpoint
-        watched.laps.record("accept")
+    def _open(self, starting: StartingBranch, version: str, node: dict[str, Any]) -> bool:
+        """Clean the branch, set its password and report it with `node`; return False while its pod has no address."""
+        project, branch, endpoint = starting.project, starting.branch, starting.endpoint
+        starting.timer.record("accept")
         cleaned = ensure_cleaned(self._layout, project.uid, branch.uid, endpoint)
         if cleaned.subscriptions or cleaned.prepared_transactions:
-            logger.info("branch %s/%s: cleaned of %s", branch.namespace, branch.object_name, cleaned)
+            logger.info("branch %s/%s: cleaned: %s", branch.namespace, branch.object_name, cleaned)
         marker = read_marker(self._layout.branch(project.uid, branch.uid))
         if marker and project.password_version not in (None, marker.password):
-            self.take_password(project, branch, endpoint)
-        pod = watched.pod
+            self.set_password(project, branch, endpoint)
+        pod = starting.claimed_pod
         if pod is None or not pod.address:
-            body = self._cluster.get(path_of("v1", "pods", self._context, watched.slot))
+            body = self._cluster.get(path_of("v1", "pods", self._namespace, starting.slot))
             pod = pod_facts(body) if body else None
-        watched.laps.record("open")
+        starting.timer.record("open")
         if pod is None or not pod.address:
             return False
-        self._tell(watched, pod, version, more)
+        self._report(starting, pod, version, node)
         return True
 
-    def take_password(self, project: Project, branch: Branch, endpoint: Endpoint) -> None:
-        """The owner's password as the controller has it now, in this Postgres."""
-        path = path_of("v1", "secrets", self._context, names.verifier_secret_name(project.uid))
-        body = self._cluster.get(path)
-        verifier = secret_text(body, "verifier")
+    def set_password(self, project: Project, branch: Branch, endpoint: Endpoint) -> None:
+        """Set the owner's password in this Postgres to the verifier in the project's Secret."""
+        path = path_of("v1", "secrets", self._namespace, names.verifier_secret_name(project.uid))
+        verifier = secret_text(self._cluster.get(path), "verifier")
         if verifier:
             ensure_password(self._layout, project.uid, branch.uid, endpoint, verifier)
 
-    def _tell(self, watched: Watched, pod: PodFacts, version: str, more: dict[str, Any]) -> None:
-        project, branch = watched.project, watched.branch
+    def _report(self, starting: StartingBranch, pod: PodFacts, version: str, node: dict[str, Any]) -> None:
+        """Write that Postgres accepts connections, with `node`, and the project's Postgres version if it is new."""
+        project, branch = starting.project, starting.branch
         text = f"Postgres {version} of branch {branch.name} accepts connections"
-        node: dict[str, Any] = {
-            **more,
+        fields: dict[str, Any] = {
+            **node,
             "postgres": Finding(Reason.ACCEPTING, text).as_dict(),
-            "slot": watched.slot,
-            "pod": watched.slot,
+            "slot": starting.slot,
+            "pod": starting.slot,
             "address": pod.address,
-            "port": watched.endpoint.port,
+            "port": starting.endpoint.port,
             "postgresVersion": version,
             "imageID": pod.image_id,
             "restartedAt": pod.restarted_at,
         }
-        patch_status(self._cluster, branch, {"node": node})
-        watched.laps.record("tell")
-        self._metrics.started("waiting" if watched.pod else "new", watched.laps.seconds())
+        patch_status(self._cluster, branch, {"node": fields})
+        starting.timer.record("report")
+        self._metrics.observe_start("warm" if starting.claimed_pod else "new", starting.timer.total_seconds())
         logger.info(
             "branch %s/%s accepts",
             branch.namespace,
             branch.object_name,
-            extra={"fields": watched.laps.milliseconds()},
+            extra={"fields": starting.timer.milliseconds()},
         )
         if project.node.postgres_version != version:
             digest = (pod.image_id or "").partition("@")[2] or None

@@ -1,4 +1,7 @@
-"""What a copy must not keep and only a running Postgres can give up: subscriptions, prepared transactions."""
+"""Remove from a branch what a copy must not keep and only a running Postgres can drop.
+
+That is subscriptions and prepared transactions. Replication slots are removed offline, before Postgres starts.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +20,23 @@ from dbranch.agent.volume.effect import ensure_opened, read_marker
 from dbranch.api.errors import DataLost
 from dbranch.runtime.logs import log_command
 
-# A connection that leads nowhere: DROP would otherwise remove the source's slots at the publisher.
-_NOWHERE = "host=/nonexistent port=1 dbname=nowhere"
+# With the source's connection, DROP SUBSCRIPTION would drop the source's replication slot at the publisher.
+_UNREACHABLE_CONNINFO = "host=/nonexistent port=1 dbname=nowhere"
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What was found and taken away."""
+    """How many subscriptions were dropped and prepared transactions rolled back."""
 
     subscriptions: int = 0
     prepared_transactions: int = 0
 
 
 def ensure_cleaned(layout: Layout, project_uid: str, branch_uid: str, endpoint: Endpoint) -> Cleaned:
-    """Cleaned, so written into the marker, and Postgres open to its users; repeatable.
+    """Clean the branch, open its pg_hba.conf to users and write both into the marker; repeatable.
 
-    Call as soon as `session.await_accepting` returned, before the branch is told to be Accepting. Where
-    there is nothing to clean it costs one session and a reload (milliseconds).
+    Call it as soon as `session.await_accepting` has returned, before the branch is reported to be Accepting. Without
+    anything to clean it costs one session and a reload (milliseconds). Raises DataLost if the marker is missing.
     """
     marker = read_marker(layout.branch(project_uid, branch_uid))
     if marker is None:
@@ -41,16 +44,16 @@ def ensure_cleaned(layout: Layout, project_uid: str, branch_uid: str, endpoint: 
     if marker.cleaned:
         return Cleaned()
     subscriptions = prepared = 0
-    with session.connect(layout, endpoint) as first:
-        subscribed = _subscribed(first)
-        waiting = first.execute("select gid, database from pg_prepared_xacts").fetchall()
-    for database in subscribed:
-        with _admitted(layout, endpoint, database) as there:
-            subscriptions += _drop_subscriptions(there)
-    for gid, database in waiting:
-        with _admitted(layout, endpoint, str(database)) as there:
+    with session.connect(layout, endpoint) as connection:
+        databases = _databases_with_subscriptions(connection)
+        transactions = connection.execute("select gid, database from pg_prepared_xacts").fetchall()
+    for database in databases:
+        with _connect_always(layout, endpoint, database) as connection:
+            subscriptions += _drop_subscriptions(connection)
+    for gid, database in transactions:
+        with _connect_always(layout, endpoint, str(database)) as connection:
             log_command("psql", str(database), "-c", f"rollback prepared '{gid}'")
-            there.execute(sql.SQL("rollback prepared {}").format(sql.Literal(gid)))
+            connection.execute(sql.SQL("rollback prepared {}").format(sql.Literal(gid)))
             prepared += 1
     ensure_opened(layout, project_uid, branch_uid, endpoint.user)
     session.reload(layout, endpoint)
@@ -58,43 +61,44 @@ def ensure_cleaned(layout: Layout, project_uid: str, branch_uid: str, endpoint: 
 
 
 @contextmanager
-def _admitted(layout: Layout, endpoint: Endpoint, database: str) -> Iterator[psycopg.Connection[Any]]:
-    """A session in this database, also where it admits none: nobody but the agent gets in yet."""
+def _connect_always(layout: Layout, endpoint: Endpoint, database: str) -> Iterator[psycopg.Connection[Any]]:
+    """Connect to the database even if it does not allow connections; only the agent can connect at this point."""
     change = sql.SQL("alter database {} allow_connections {}")
     name = sql.Identifier(database)
-    with session.connect(layout, endpoint) as first:
+    with session.connect(layout, endpoint) as admin:
         query = "select datallowconn from pg_database where datname = %s"
-        row = first.execute(query, [database]).fetchone()
+        row = admin.execute(query, [database]).fetchone()
         closed = row is not None and not row[0]
         if closed:
-            first.execute(change.format(name, sql.SQL("true")))
+            admin.execute(change.format(name, sql.SQL("true")))
         try:
-            with session.connect(layout, endpoint, database) as there:
-                yield there
+            with session.connect(layout, endpoint, database) as connection:
+                yield connection
         finally:
             if closed:
-                first.execute(change.format(name, sql.SQL("false")))
+                admin.execute(change.format(name, sql.SQL("false")))
 
 
-def _subscribed(first: psycopg.Connection[object]) -> list[str]:
-    """The databases with subscriptions: pg_subscription is shared, so one session sees them all."""
-    rows = first.execute(
+def _databases_with_subscriptions(connection: psycopg.Connection[object]) -> list[str]:
+    """Return the databases with subscriptions; pg_subscription is shared, so any session sees all."""
+    rows = connection.execute(
         "select distinct d.datname from pg_subscription s join pg_database d on d.oid = s.subdbid"
     ).fetchall()
     return sorted(str(row[0]) for row in rows)  # type: ignore[index]
 
 
-def _drop_subscriptions(there: psycopg.Connection[object]) -> int:
-    rows = there.execute(
+def _drop_subscriptions(connection: psycopg.Connection[object]) -> int:
+    """Drop the subscriptions of the connection's database; return how many."""
+    rows = connection.execute(
         "select subname from pg_subscription s join pg_database d on d.oid = s.subdbid"
         " where d.datname = current_database()"
     ).fetchall()
     for row in rows:
         name = sql.Identifier(str(row[0]))  # type: ignore[index]
         log_command("psql", "-c", f"drop subscription {row[0]}")  # type: ignore[index]
-        there.execute(sql.SQL("alter subscription {} disable").format(name))
-        there.execute(sql.SQL("alter subscription {} set (slot_name = none)").format(name))
-        nowhere = sql.SQL("alter subscription {} connection {}")
-        there.execute(nowhere.format(name, sql.Literal(_NOWHERE)))
-        there.execute(sql.SQL("drop subscription {}").format(name))
+        connection.execute(sql.SQL("alter subscription {} disable").format(name))
+        connection.execute(sql.SQL("alter subscription {} set (slot_name = none)").format(name))
+        set_conninfo = sql.SQL("alter subscription {} connection {}")
+        connection.execute(set_conninfo.format(name, sql.Literal(_UNREACHABLE_CONNINFO)))
+        connection.execute(sql.SQL("drop subscription {}").format(name))
     return len(rows)

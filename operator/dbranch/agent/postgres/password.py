@@ -1,4 +1,4 @@
-"""The owner's password in a running branch: the verifier that the controller drew, never the password."""
+"""Set the owner's password in a running branch, as the SCRAM verifier from the controller, never in clear text."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from dbranch.runtime.logs import log_command
 def ensure_password(
     layout: Layout, project_uid: str, branch_uid: str, endpoint: Endpoint, verifier: str
 ) -> str:
-    """The owner's role has this verifier, on disk, and the marker says so; returns the verifier's version.
+    """Set the owner role's verifier and write its version into the marker; return that version.
 
-    The marker comes last: what is cut off between the two is done again.
+    The marker is written last: after a crash between the two this is done again.
     """
     version = version_of(verifier)
     role = sql.Identifier(endpoint.user)
-    with session.connect(layout, endpoint) as there:
-        # The statement holds the verifier: it stays out of the tenant's log.
-        there.execute("set log_statement = none; set log_min_duration_statement = -1")
-        there.execute("set synchronous_commit = on")
+    with session.connect(layout, endpoint) as connection:
+        # The statement holds the verifier, which must not get into the tenant's log.
+        connection.execute("set log_statement = none; set log_min_duration_statement = -1")
+        connection.execute("set synchronous_commit = on")
         log_command("psql", "-c", f"alter role {endpoint.user} password '…'")
-        there.execute(sql.SQL("alter role {} password {}").format(role, sql.Literal(verifier)))
+        connection.execute(sql.SQL("alter role {} password {}").format(role, sql.Literal(verifier)))
     ensure_password_version(layout, project_uid, branch_uid, version)
     return version

@@ -1,4 +1,4 @@
-"""The agent's SQL: sessions over a slot's socket, opened so that no link can lead elsewhere."""
+"""SQL sessions of the agent over a slot's socket, opened so that no symbolic link can lead elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import psycopg
 
@@ -18,17 +18,13 @@ from dbranch.agent.layout import PGDATA, Layout
 from dbranch.agent.linux.files import opened_directory, read_beneath
 from dbranch.agent.linux.inotify import InotifyWatch
 from dbranch.agent.linux.syscalls import openat2
+from dbranch.agent.timing import SQL_TIMEOUT_SECONDS, SQL_WATCHDOG_EXTRA_SECONDS, START_TRY_SECONDS
 from dbranch.api.errors import NotAccepting
-
-# Seconds after which a server is tried though nothing said that it is ready.
-_TRY: Final = 0.25
-# Seconds that a server has beyond its own time limit.
-_PATIENCE: Final = 1.0
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A branch's Postgres: its slot, its port (in the socket's name), the superuser, the major version."""
+    """How to reach a branch's Postgres: its slot, the port in the socket's name, the superuser, the major version."""
 
     slot: str
     port: int
@@ -38,9 +34,12 @@ class Endpoint:
 
 @contextmanager
 def connect(
-    layout: Layout, endpoint: Endpoint, database: str = "postgres", seconds: float = 5.0
+    layout: Layout, endpoint: Endpoint, database: str = "postgres", seconds: float = SQL_TIMEOUT_SECONDS
 ) -> Iterator[psycopg.Connection[Any]]:
-    """A session in autocommit; all of it within `seconds`. NotAccepting where there is no server (yet)."""
+    """Open a session in autocommit; the whole session may take `seconds`.
+
+    Raises NotAccepting if no server accepts connections (yet).
+    """
     with _socket_directory(layout, endpoint) as run:
         milliseconds = max(1, int(seconds * 1000))
         options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
@@ -58,9 +57,9 @@ def connect(
                 autocommit=True,
             )
         except psycopg.OperationalError as error:
-            raise NotAccepting(f"Postgres in slot {endpoint.slot}: {_line(error)}") from error
-        # The server's own time limits are worth nothing where the server stands still.
-        watchdog = threading.Timer(seconds + _PATIENCE, _cut, args=[session])
+            raise NotAccepting(f"Postgres in slot {endpoint.slot}: {_one_line(error)}") from error
+        # A stopped server does not enforce its own time limits.
+        watchdog = threading.Timer(seconds + SQL_WATCHDOG_EXTRA_SECONDS, _shut_down, args=[session])
         watchdog.daemon = True
         watchdog.start()
         try:
@@ -70,15 +69,15 @@ def connect(
             session.close()
 
 
-def _cut(session: psycopg.Connection[Any]) -> None:
-    """Ends a session from this side: who waits for it gets an error."""
+def _shut_down(session: psycopg.Connection[Any]) -> None:
+    """Shut the session's socket down, so that a blocked call on the session fails."""
     with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(session.fileno())) as sock:
         sock.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
 def _socket_directory(layout: Layout, endpoint: Endpoint) -> Iterator[int]:
-    """The tenant's `run`, with a real socket of this port in it. NotAccepting where it is not (yet)."""
+    """Open the tenant's `run` directory. Raises NotAccepting unless it holds a socket for this port."""
     try:
         with opened_directory(layout.slot(endpoint.slot), "run") as run:
             name = f".s.PGSQL.{endpoint.port}"
@@ -88,63 +87,67 @@ def _socket_directory(layout: Layout, endpoint: Endpoint) -> Iterator[int]:
             finally:
                 os.close(handle)
             if not is_socket:
-                raise NotAccepting(f"{name} in slot {endpoint.slot} is no socket")
+                raise NotAccepting(f"{name} in slot {endpoint.slot} is not a socket")
             yield run
     except OSError as error:
         raise NotAccepting(f"slot {endpoint.slot} has no socket ({error.strerror})") from error
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
 def await_accepting(layout: Layout, endpoint: Endpoint, seconds: float) -> str | None:
-    """Blocks until Postgres accepts; its `server_version` ("17.6"), or None after `seconds`. For a thread.
+    """Block until Postgres accepts connections; return its `server_version` ("17.6"), or None after `seconds`.
 
-    The postmaster writes into its PID file that it is ready, and the kernel tells of the write. A tenant may write
-    there too, so it is only a reason to try; now and then it is tried without one.
+    The postmaster writes into its PID file when it is ready, and inotify reports the write. The tenant may write
+    there, too, so that is only a reason to try; every START_TRY_SECONDS it is tried anyway.
     """
-    end = time.monotonic() + seconds
-    tried = 0.0
+    deadline = time.monotonic() + seconds
+    tried_at = 0.0
     try:
         with (
             opened_directory(layout.data(endpoint.slot), PGDATA) as pgdata,
-            InotifyWatch(pgdata) as notices,
+            InotifyWatch(pgdata) as changes,
         ):
             while True:
                 now = time.monotonic()
-                if (_says_ready(pgdata) or now - tried > _TRY) and (version := accepting(layout, endpoint)):
-                    return version
-                tried = now if now - tried > _TRY else tried
-                if now > end:
+                overdue = now - tried_at > START_TRY_SECONDS
+                if _pid_file_says_ready(pgdata) or overdue:
+                    version = read_server_version(layout, endpoint)
+                    if version:
+                        return version
+                if overdue:
+                    tried_at = now
+                if now > deadline:
                     return None
-                notices.wait(min(_TRY, end - now))
+                changes.wait(min(START_TRY_SECONDS, deadline - now))
     except OSError:
-        # Nothing is bound there (any more).
-        time.sleep(min(_TRY, max(0.0, end - time.monotonic())))
+        # No branch is bound in the slot (any more).
+        time.sleep(min(START_TRY_SECONDS, max(0.0, deadline - time.monotonic())))
         return None
 
 
-def _says_ready(pgdata: int) -> bool:
-    """Whether the last line of the PID file says that the server takes sessions."""
+def _pid_file_says_ready(pgdata: int) -> bool:
+    """True if the last line of postmaster.pid says that the server accepts connections."""
     lines = (read_beneath(pgdata, "postmaster.pid", limit=1024) or "").splitlines()
     return bool(lines) and lines[-1].strip() == "ready"
 
 
-def accepting(layout: Layout, endpoint: Endpoint) -> str | None:
-    """One try: the `server_version`, or None where it does not accept."""
+def read_server_version(layout: Layout, endpoint: Endpoint) -> str | None:
+    """Return the `server_version`, or None if Postgres does not accept connections."""
     try:
         with connect(layout, endpoint) as session:
-            # The server says it with its first words.
+            # The server sends it while the session starts: no query is needed.
             version = session.info.parameter_status("server_version")
     except (NotAccepting, psycopg.Error):
         return None
-    # Debian and others append their own build: "17.6 (Debian 17.6-1.pgdg13+1)".
+    # Debian appends its package: "17.6 (Debian 17.6-1.pgdg13+1)".
     return version.split()[0] if version else None
 
 
 def checkpoint(layout: Layout, endpoint: Endpoint, seconds: float) -> bool:
-    """A CHECKPOINT, best effort: False where it could not be had within `seconds`."""
+    """Run CHECKPOINT, best effort; return False if it did not finish within `seconds`."""
     try:
         with connect(layout, endpoint, seconds=seconds) as session:
             session.execute("checkpoint")
@@ -154,13 +157,13 @@ def checkpoint(layout: Layout, endpoint: Endpoint, seconds: float) -> bool:
 
 
 def reload(layout: Layout, endpoint: Endpoint) -> None:
-    """Settings files read again."""
+    """Make Postgres read its settings files again. Raises NotAccepting if it does not run."""
     with connect(layout, endpoint) as session:
         session.execute("select pg_reload_conf()")
 
 
-def restart_pending(layout: Layout, endpoint: Endpoint) -> tuple[str, ...]:
-    """The names of settings that wait for a restart; none where it does not accept."""
+def read_pending_settings(layout: Layout, endpoint: Endpoint) -> tuple[str, ...]:
+    """Return the names of settings that need a restart; none if Postgres does not accept connections."""
     query = "select name from pg_settings where pending_restart order by name"
     try:
         with connect(layout, endpoint) as session:

@@ -1,4 +1,4 @@
-"""Slots: the directory that a Postgres pod mounts, and the bind of a branch into it."""
+"""Create and remove slots (the directories that Postgres pods mount), and bind branches into them."""
 
 from __future__ import annotations
 
@@ -19,33 +19,36 @@ from dbranch.runtime.logs import log_command
 
 
 def ensure_slot(layout: Layout, slot: str, owner: int) -> None:
-    """The slot's directory: `data` empty and immutable, `run` owned by the user ID `owner`, the FIFO `wake`."""
+    """Create the slot's directory.
+
+    It holds `data` (empty and immutable), `run` (owned by the user ID `owner`) and the FIFO `wake`.
+    """
     directory, data, run, wake = layout.slot(slot), layout.data(slot), layout.run(slot), layout.wake(slot)
     directory.mkdir(mode=0o755, exist_ok=True)
     directory.chmod(0o755)
     if not data.is_mount():
         data.mkdir(mode=0o755, exist_ok=True)
-        # What is written here would be below the bind, and out of sight.
+        # A file that is written here would be hidden by the bind mount.
         set_immutable(data, True)
     if not run.exists():
-        # Its owner first, its name last: what is cut off between the two is made again.
-        begun = run.with_suffix(".new")
+        # Set the owner first and the name last: after a crash between the two this runs again.
+        new_run = run.with_suffix(".new")
         with suppress(FileExistsError):
-            begun.mkdir(mode=0o700)
-        os.chown(begun, owner, owner, follow_symlinks=False)
-        begun.rename(run)
+            new_run.mkdir(mode=0o700)
+        os.chown(new_run, owner, owner, follow_symlinks=False)
+        new_run.rename(run)
     if not wake.exists():
-        begun = wake.with_suffix(".new")
+        new_wake = wake.with_suffix(".new")
         with suppress(FileExistsError):
-            os.mkfifo(begun)
-        begun.chmod(0o644)
-        begun.rename(wake)
+            os.mkfifo(new_wake)
+        new_wake.chmod(0o644)
+        new_wake.rename(wake)
 
 
 def ensure_bound(layout: Layout, slot: str, project_uid: str, branch_uid: str) -> bool:
-    """The branch bound at the slot's `data`, and the waiting script woken. False: it was there already.
+    """Bind the branch to the slot's `data` and wake the script there; return False if it was bound already.
 
-    Busy where the slot or the branch is in use otherwise; DataLost where the branch has no subvolume.
+    Raises Busy if the slot or the branch is in use otherwise, DataLost if the branch has no subvolume.
     """
     branch = layout.branch(project_uid, branch_uid)
     if not is_subvolume(branch):
@@ -54,7 +57,7 @@ def ensure_bound(layout: Layout, slot: str, project_uid: str, branch_uid: str) -
 
 
 def ensure_initdb_bound(layout: Layout, slot: str, project_uid: str, branch_uid: str) -> bool:
-    """The root branch's initdb area bound at the slot's `data`. As `ensure_bound`."""
+    """Bind the root branch's initdb area to the slot's `data`. Otherwise as `ensure_bound`."""
     return _ensure_bound(layout, slot, layout.initdb_area(project_uid, branch_uid))
 
 
@@ -62,24 +65,25 @@ def _ensure_bound(layout: Layout, slot: str, subvolume: Path) -> bool:
     data, root = layout.data(slot), f"/{subvolume.name}"
     with held(layout.slots_lock):
         mounts = read_mounts()
-        devices = {m.device for m in mounts_at(subvolume.parent, mounts)}
-        there = mounts_at(data, mounts)
-        if there:
-            if len(there) == 1 and there[0].root == root and there[0].device in devices:
+        pool_devices = {mount.device for mount in mounts_at(subvolume.parent, mounts)}
+        existing = mounts_at(data, mounts)
+        if existing:
+            if len(existing) == 1 and existing[0].root == root and existing[0].device in pool_devices:
                 return False
-            raise Busy(f"slot {slot} has {there[-1].root} bound, not {root}; it is tried again")
-        for other in mounts:
-            if other.device in devices and other.root == root:
-                raise Busy(f"{subvolume} is bound at {other.point} already; it is tried again")
-        # The time of the bind: by it the script's later words are judged.
+            raise Busy(f"slot {slot} has {existing[-1].root} bound, not {root}; it is tried again")
+        for mount in mounts:
+            if mount.device in pool_devices and mount.root == root:
+                raise Busy(f"{subvolume} is bound at {mount.point} already; it is tried again")
+        # The modification time of the FIFO is the time of the bind: observe_slot compares the script's
+        # later reports with it.
         os.utime(layout.wake(slot), follow_symlinks=False)
-        mounting.bind(subvolume, data)
+        mounting.bind_mount(subvolume, data)
     _wake(layout.wake(slot))
     return True
 
 
 def immutable_supported(layout: Layout) -> bool:
-    """Whether a directory below `slots` can be made immutable; tried on one of its own."""
+    """True if a directory below `slots` can be made immutable; tried on one created for that."""
     probe = layout.slots / ".probe"
     probe.mkdir(mode=0o700, exist_ok=True)
     supported = set_immutable(probe, True) and set_immutable(probe, False)
@@ -88,7 +92,7 @@ def immutable_supported(layout: Layout) -> bool:
 
 
 def _wake(fifo: Path) -> None:
-    """Opened and closed: who reads it comes back. Nobody reads it (yet): nobody has to be woken."""
+    """Open and close the FIFO so that a blocked reader returns; do nothing without a reader."""
     try:
         os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC))
     except OSError as error:
@@ -97,21 +101,24 @@ def _wake(fifo: Path) -> None:
 
 
 def ensure_unbound(layout: Layout, slot: str) -> None:
-    """Nothing mounted at the slot's `data`. Call only when the slot's pod object is gone. Busy while in use."""
+    """Unmount everything at the slot's `data`. Call it only if the slot's pod object is gone.
+
+    Raises Busy while a process uses it.
+    """
     with held(layout.slots_lock):
         while mounts_at(layout.data(slot)):
             mounting.unmount(layout.data(slot))
 
 
 def ensure_slot_removed(layout: Layout, slot: str) -> None:
-    """Unbound and the directory gone. As `ensure_unbound`."""
+    """Unbind the slot and delete its directory. Otherwise as `ensure_unbound`."""
     ensure_unbound(layout, slot)
     directory, data = layout.slot(slot), layout.data(slot)
     if not directory.exists():
         return
     if data.exists():
         set_immutable(data, False)
-        # Only ever empty: what is not ours stays, and stops this.
+        # It is empty unless somebody else wrote there: then rmdir fails, and nothing is deleted.
         data.rmdir()
     log_command("rm", "-r", directory)
     with opened_directory(layout.slots) as slots:

@@ -1,5 +1,5 @@
-# The one-shot pod of a new project: makes the database in the area that the agent bound to /slot/data.
-# Its last words are the pod's termination message. POSIX sh and coreutils.
+# The one-shot pod of a new project: creates the database in the area that the agent bound to /slot/data.
+# Its last output is the pod's termination message. POSIX sh and coreutils.
 set -eu
 trap 'exit 1' TERM INT QUIT
 d=/slot/data p=/slot/data/pgdata
@@ -7,7 +7,7 @@ until [ "$(stat -f -c %t $d)" = 9123683e ] && [ "$(stat -c %u $p 2>/dev/null)" =
   timeout 2 cat /slot/wake >/dev/null 2>&1 & wait $! || :
 done
 major=$(postgres -V | sed 's/[^0-9]*\([0-9]*\).*/\1/')
-# The builtin provider sorts the same whatever the image's C library is.
+# The builtin locale provider sorts the same with every C library.
 if [ "$major" -ge 17 ]; then
   set -- --locale-provider=builtin --builtin-locale=C.UTF-8 --locale=C.UTF-8
 else

@@ -1,4 +1,4 @@
-"""The pods that an agent makes: one that waits in a slot for its branch, and the one that runs initdb. Pure."""
+"""The manifests of the pods that an agent creates: warm pods, pods of branches, and the initdb pod. Pure."""
 
 from __future__ import annotations
 
@@ -10,21 +10,19 @@ from typing import Any, Final
 
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
+from dbranch.agent.timing import (
+    INITDB_GRACE_SECONDS,
+    POSTGRES_GRACE_SECONDS,
+    READINESS_PERIOD_SECONDS,
+    READINESS_TIMEOUT_SECONDS,
+)
 from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project
 
-# Seconds: a fast shutdown writes a checkpoint first.
-GRACE: Final = 300
-# Seconds in which the readiness probe answers; it waits inside, so that the first one says yes.
-_PROBE: Final = 10
-# Seconds between two: each is a process that the node starts, and with two hundred pods a period of ten took two
-# processors (tried). Nothing waits for it but who looks at the pod.
-_AGAIN: Final = 120
-
-# PID 1 drops a signal that comes while it becomes Postgres, so it is sent until the process is gone.
+# PID 1 drops a signal that arrives during its exec of Postgres, so the signal is repeated until the process is gone.
 _PRE_STOP: Final = "while kill -INT 1 2>/dev/null; do sleep 0.2; done"
-# A slot that waits is ready to be taken; one with a branch is ready when its Postgres answers.
+# A slot without a branch is ready to be claimed; a slot with a branch is ready when its Postgres answers.
 _READY: Final = """
 [ -e /slot/data/port ] || exit 0
 for _ in $(seq 80); do
@@ -39,7 +37,7 @@ exit 1
 
 @dataclass(frozen=True)
 class SlotClass:
-    """What a slot's pod is made of: slots of one class are interchangeable."""
+    """What makes two slots interchangeable: their pods have the same image, user ID, resources and pull secrets."""
 
     image: str
     run_as_user: int
@@ -47,59 +45,57 @@ class SlotClass:
     image_pull_secrets: tuple[str, ...] = ()
 
     @property
-    def word(self) -> str:
-        """The class in a word, as its label has it."""
-        return _word(self.image, self.run_as_user, self.resources, self.image_pull_secrets)
+    def class_hash(self) -> str:
+        """The value of the label LABEL_CLASS on the class's pods."""
+        return _hash(self.image, self.run_as_user, self.resources, self.image_pull_secrets)
 
 
 def slot_class_of(project: Project, branch: Branch | None = None) -> SlotClass:
-    """The class of a branch's slots; without one, that of a branch with no resources of its own."""
+    """Return the class of a branch's slots; without a branch, that of a branch with no resources of its own."""
     postgres = project.postgres
-    own = branch.resources if branch else None
+    own_resources = branch.resources if branch else None
     return SlotClass(
-        postgres.image, postgres.run_as_user, own or postgres.resources, postgres.image_pull_secrets
+        postgres.image,
+        postgres.run_as_user,
+        own_resources or postgres.resources,
+        postgres.image_pull_secrets,
     )
-
-
-def slot_class(project: Project, branch: Branch) -> str:
-    """The class of a branch's slots in a word."""
-    return slot_class_of(project, branch).word
 
 
 def template_hash(context: NodeContext, layout: Layout, script: str) -> str:
-    """Everything else that a slot's pod is made of, in a word: it changes with the release."""
-    return _word(_slot_spec(context, layout, SlotClass("", 1, {}), "any", script))
+    """Return the hash of everything in a slot's pod that its class does not determine; a new release changes it."""
+    return _hash(_slot_spec(context, layout, SlotClass("", 1, {}), "any", script))
 
 
-def _word(*made_of: Any) -> str:
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+def _hash(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def warm_pod(context: NodeContext, layout: Layout, kind: SlotClass, slot: str, script: str) -> dict[str, Any]:
-    """A pod that waits in its slot and is no branch's yet; a `claim` makes it one's."""
-    labels = names.labels(
-        names.COMPONENT_POSTGRES, context.release, **{names.LABEL_SLOT: slot, names.LABEL_CLASS: kind.word}
-    )
-    marks = {names.TEMPLATE_HASH: template_hash(context, layout, script)}
-    return _pod(context, slot, labels, marks, _slot_spec(context, layout, kind, slot, script))
+def warm_pod(
+    context: NodeContext, layout: Layout, slot_class: SlotClass, slot: str, script: str
+) -> dict[str, Any]:
+    """Return the manifest of a pod without a branch; a `claim_patch` gives it to one."""
+    annotations = {names.TEMPLATE_HASH: template_hash(context, layout, script)}
+    spec = _slot_spec(context, layout, slot_class, slot, script)
+    return _pod(context, slot, _slot_labels(context, slot_class, slot), annotations, spec)
 
 
 def branch_pod(
     context: NodeContext, layout: Layout, project: Project, branch: Branch, slot: str, script: str
 ) -> dict[str, Any]:
-    """The pod of a branch. It waits in its slot until the branch is bound there, then becomes Postgres."""
+    """Return the manifest of a branch's pod. It waits until the branch is bound in its slot, then runs Postgres."""
     pod = warm_pod(context, layout, slot_class_of(project, branch), slot, script)
     pod["metadata"]["labels"] |= branch_labels(project, branch)
     pod["metadata"]["annotations"] |= restart_annotation(branch)
     return pod
 
 
-def claim_patch(project: Project, branch: Branch, uid: str) -> list[dict[str, Any]]:
-    """The JSON patch by which the waiting pod with this UID becomes the branch's; it fails on one that is taken."""
-    labels, marks = "/metadata/labels", "/metadata/annotations"
-    tests = {"/metadata/uid": uid, f"{labels}/{_escaped(names.LABEL_BRANCH_UID)}": None}
+def claim_patch(project: Project, branch: Branch, pod_uid: str) -> list[dict[str, Any]]:
+    """Return the JSON patch that gives the free pod with this UID to the branch; it fails on a claimed pod."""
+    labels, annotations = "/metadata/labels", "/metadata/annotations"
+    tests = {"/metadata/uid": pod_uid, f"{labels}/{_escaped(names.LABEL_BRANCH_UID)}": None}
     adds = {f"{labels}/{_escaped(key)}": value for key, value in branch_labels(project, branch).items()}
-    adds |= {f"{marks}/{_escaped(key)}": value for key, value in restart_annotation(branch).items()}
+    adds |= {f"{annotations}/{_escaped(key)}": value for key, value in restart_annotation(branch).items()}
     return [
         *({"op": "test", "path": path, "value": value} for path, value in tests.items()),
         *({"op": "add", "path": path, "value": value} for path, value in adds.items()),
@@ -107,36 +103,40 @@ def claim_patch(project: Project, branch: Branch, uid: str) -> list[dict[str, An
 
 
 def _escaped(key: str) -> str:
-    """A key as a step of a JSON pointer (RFC 6901)."""
+    """Return a key as a reference token of a JSON pointer (RFC 6901).
+
+    >>> _escaped("dbranch.io/branch")
+    'dbranch.io~1branch'
+    """
     return key.replace("~", "~0").replace("/", "~1")
 
 
 def _slot_spec(
-    context: NodeContext, layout: Layout, kind: SlotClass, slot: str, script: str
+    context: NodeContext, layout: Layout, slot_class: SlotClass, slot: str, script: str
 ) -> dict[str, Any]:
     container = {
         "name": "postgres",
-        "image": kind.image,
+        "image": slot_class.image,
         "command": ["sh", "-c", script],
-        "resources": dict(kind.resources),
+        "resources": dict(slot_class.resources),
         "securityContext": _CONFINED,
         "lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", _PRE_STOP]}}},
         "readinessProbe": {
             "exec": {"command": ["sh", "-c", _READY]},
-            "timeoutSeconds": _PROBE,
-            "periodSeconds": _AGAIN,
+            "timeoutSeconds": READINESS_TIMEOUT_SECONDS,
+            "periodSeconds": READINESS_PERIOD_SECONDS,
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [*_mounts(), {"name": "shm", "mountPath": "/dev/shm"}],
     }
     volumes = [*_volumes(layout, slot), {"name": "shm", "emptyDir": {"medium": "Memory"}}]
-    return _spec(context, kind, "Always", GRACE, container, volumes)
+    return _spec(context, slot_class, "Always", POSTGRES_GRACE_SECONDS, container, volumes)
 
 
 def initdb_pod(
     context: NodeContext, layout: Layout, project: Project, branch: Branch, script: str
 ) -> dict[str, Any]:
-    """The one-shot pod that makes the root branch's database in the area bound to its slot."""
+    """Return the manifest of the one-shot pod that runs initdb for the root branch, in the area bound to its slot."""
     slot = names.initdb_pod_name(project.uid)
     container = {
         "name": "initdb",
@@ -152,12 +152,18 @@ def initdb_pod(
     }
     secret = {"secretName": names.verifier_secret_name(project.uid), "defaultMode": 0o444}
     volumes = [*_volumes(layout, slot), {"name": "verifier", "secret": secret}]
-    kind = slot_class_of(project, branch)
-    labels = names.labels(
-        names.COMPONENT_POSTGRES, context.release, **{names.LABEL_SLOT: slot, names.LABEL_CLASS: kind.word}
+    slot_class = slot_class_of(project, branch)
+    labels = _slot_labels(context, slot_class, slot) | branch_labels(project, branch)
+    spec = _spec(context, slot_class, "Never", INITDB_GRACE_SECONDS, container, volumes)
+    return _pod(context, slot, labels, restart_annotation(branch), spec)
+
+
+def _slot_labels(context: NodeContext, slot_class: SlotClass, slot: str) -> dict[str, str]:
+    return names.labels(
+        names.COMPONENT_POSTGRES,
+        context.release,
+        **{names.LABEL_SLOT: slot, names.LABEL_CLASS: slot_class.class_hash},
     )
-    spec = _spec(context, kind, "Never", 5, container, volumes)
-    return _pod(context, slot, labels | branch_labels(project, branch), restart_annotation(branch), spec)
 
 
 _CONFINED: Final = {
@@ -192,7 +198,7 @@ def _pod(
             "namespace": context.namespace,
             "labels": labels,
             "annotations": annotations,
-            # OwnedObjects by its Node, or `kubectl drain` would refuse a pod that nobody makes again elsewhere.
+            # Owned by its Node: `kubectl drain` refuses a pod without a controller.
             "ownerReferences": [
                 {
                     "apiVersion": "v1",
@@ -209,13 +215,13 @@ def _pod(
 
 def _spec(
     context: NodeContext,
-    kind: SlotClass,
+    slot_class: SlotClass,
     restart: str,
     grace: int,
     container: dict[str, Any],
     volumes: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    away = [
+    tolerations = [
         {"key": f"node.kubernetes.io/{state}", "operator": "Exists", "effect": "NoExecute"}
         for state in ("not-ready", "unreachable")
     ]
@@ -228,25 +234,25 @@ def _spec(
         "terminationGracePeriodSeconds": grace,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": kind.run_as_user,
-            "runAsGroup": kind.run_as_user,
+            "runAsUser": slot_class.run_as_user,
+            "runAsGroup": slot_class.run_as_user,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "tolerations": away,
-        "imagePullSecrets": [{"name": name} for name in kind.image_pull_secrets],
+        "tolerations": tolerations,
+        "imagePullSecrets": [{"name": name} for name in slot_class.image_pull_secrets],
         "containers": [container],
         "volumes": volumes,
     }
 
 
 def restart_annotation(branch: Branch) -> dict[str, str]:
-    """The annotation of the restart that was asked for last; its pod carries it on."""
-    asked = branch.annotations.get(names.RESTARTED_AT)
-    return {names.RESTARTED_AT: asked} if asked else {}
+    """Return the annotation of the restart that was requested last; the pod that serves it carries it, too."""
+    restarted_at = branch.annotations.get(names.RESTARTED_AT)
+    return {names.RESTARTED_AT: restarted_at} if restarted_at else {}
 
 
 def branch_labels(project: Project, branch: Branch) -> dict[str, str]:
-    """The labels that make a pod a branch's: by them it is found again, and reached from its namespace alone."""
+    """Return the labels by which the agent selects a branch's pod and the NetworkPolicy admits its namespace."""
     return {
         names.LABEL_NAMESPACE: project.namespace,
         names.LABEL_PROJECT: project.name,

@@ -1,4 +1,4 @@
-"""What a pod's status says is wrong with it. Pure."""
+"""The facts of a pod's status, and the finding if the pod keeps Postgres from starting. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 from dbranch.api import names
 from dbranch.api.conditions import MESSAGE_LIMIT, Finding, Reason, is_ready
 
-_PULL: Final = frozenset(
+_PULL_REASONS: Final = frozenset(
     {
         "ErrImagePull",
         "ImagePullBackOff",
@@ -19,32 +19,37 @@ _PULL: Final = frozenset(
         "RegistryUnavailable",
     }
 )
-_REJECTED: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
-_PARAMETERS: Final = (
+_REJECTED_REASONS: Final = frozenset(
+    {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+)
+_PARAMETER_ERRORS: Final = (
     "unrecognized configuration parameter",
     "invalid value for parameter",
     "contains errors",
 )
+_TERMINATION_MESSAGE_LIMIT: Final = 160
 
 
 @dataclass(frozen=True)
 class PodFacts:
-    """A pod of one container. `reason`, `message`: what its status says is the matter, empty where nothing is.
+    """A pod with one container.
 
-    `slot_class` is the class that it was made for, `restarted_at` the restart it was made for, if for one.
-    `form`: what it was made of besides, if it is a slot's; `version`: the resourceVersion of what was read.
-    `over`: in a terminal phase. `restarts` of the container; `ended` is what the last one that ended said.
+    `resource_version`: of the pod as it was read. `class_hash`, `template_hash`: of the slot that the pod was
+    created for, empty if it has none. `restarted_at`: the restart that the pod was created for.
+    `terminating`: its deletion was requested. `terminated`: its phase is Succeeded or Failed. `restarts`: of the
+    container. `reason`, `message`: of the container that waits or has terminated, or of the pod; empty if there is
+    none. `last_termination_message`: one line of the container that terminated last.
     """
 
     name: str
     uid: str = ""
-    version: str = ""
+    resource_version: str = ""
     image: str = ""
-    slot_class: str = ""
-    form: str = ""
+    class_hash: str = ""
+    template_hash: str = ""
     restarted_at: str | None = None
     terminating: bool = False
-    over: bool = False
+    terminated: bool = False
     running: bool = False
     ready: bool = False
     address: str | None = None
@@ -52,62 +57,73 @@ class PodFacts:
     restarts: int = 0
     reason: str = ""
     message: str = ""
-    ended: str = ""
+    last_termination_message: str = ""
 
 
 def pod_facts(body: Mapping[str, Any]) -> PodFacts:
-    """The facts of a pod as the API server has it."""
+    """Return the facts of a pod as the API server returned it."""
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     container: Mapping[str, Any] = next(iter(status.get("containerStatuses") or ()), {})
     state = container.get("state") or {}
-    waiting, over = state.get("waiting") or {}, state.get("terminated") or {}
-    last = (container.get("lastState") or {}).get("terminated") or {}
-    marks = meta.get("annotations") or {}
+    waiting, terminated = state.get("waiting") or {}, state.get("terminated") or {}
+    last_terminated = (container.get("lastState") or {}).get("terminated") or {}
+    annotations = meta.get("annotations") or {}
+    message = waiting.get("message") or terminated.get("message") or status.get("message") or ""
     return PodFacts(
         name=meta["name"],
         uid=meta.get("uid", ""),
-        version=meta.get("resourceVersion", ""),
+        resource_version=meta.get("resourceVersion", ""),
         image=next((c["image"] for c in spec.get("containers") or ()), ""),
-        slot_class=(meta.get("labels") or {}).get(names.LABEL_CLASS, ""),
-        form=marks.get(names.TEMPLATE_HASH, ""),
-        restarted_at=marks.get(names.RESTARTED_AT),
+        class_hash=(meta.get("labels") or {}).get(names.LABEL_CLASS, ""),
+        template_hash=annotations.get(names.TEMPLATE_HASH, ""),
+        restarted_at=annotations.get(names.RESTARTED_AT),
         terminating=bool(meta.get("deletionTimestamp")),
-        over=status.get("phase") in ("Succeeded", "Failed"),
+        terminated=status.get("phase") in ("Succeeded", "Failed"),
         running="running" in state,
         ready=is_ready(body),
         address=status.get("podIP"),
         image_id=container.get("imageID") or None,
         restarts=int(container.get("restartCount", 0)),
-        reason=waiting.get("reason") or over.get("reason") or status.get("reason") or "",
-        message=_one_line(waiting.get("message") or over.get("message") or status.get("message") or ""),
-        ended=_one_line(last.get("message") or over.get("message") or ""),
+        reason=waiting.get("reason") or terminated.get("reason") or status.get("reason") or "",
+        message=_one_line(message),
+        last_termination_message=_one_line(last_terminated.get("message") or terminated.get("message") or ""),
     )
 
 
 def _one_line(text: str) -> str:
-    """What was said last: the end of a log stands in a termination message."""
+    """Return the last line with an error, or else the last line.
+
+    >>> _one_line("FATAL:  no room\\nshutting down\\n"), _one_line("starting\\ndone\\n"), _one_line("")
+    ('FATAL:  no room', 'done', '')
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    fatal = [line for line in lines if "FATAL" in line or "error" in line.lower()]
-    return (fatal or lines or [""])[-1][:160]
+    errors = [line for line in lines if "FATAL" in line or "error" in line.lower()]
+    return (errors or lines or [""])[-1][:_TERMINATION_MESSAGE_LIMIT]
 
 
-def trouble_of(pod: PodFacts, who: str) -> Finding | None:
-    """Why `who` cannot start in this pod; None where nothing is wrong with it."""
-    if pod.reason in _PULL:
-        text = f"{who}: cannot pull {pod.image} ({pod.message or pod.reason}); Postgres is not started; "
-        return Finding(Reason.IMAGE_PULL_FAILED, _within(text, "check postgres.image and imagePullSecrets"))
-    if pod.reason in _REJECTED or pod.over:
-        text = f"{who}: pod {pod.name} was rejected ({pod.reason}: {pod.message}); Postgres is not started; "
-        return Finding(Reason.POD_REJECTED, _within(text, "it is tried again"))
-    if any(word in pod.ended for word in _PARAMETERS):
-        text = f"{who}: Postgres does not take its parameters ({pod.ended}); it does not start; "
-        return Finding(Reason.INVALID_PARAMETERS, _within(text, "correct spec.postgres.parameters"))
+def pod_finding(pod: PodFacts, subject: str) -> Finding | None:
+    """Return why the branch `subject` cannot start in this pod; None if nothing is wrong with the pod."""
+    if pod.reason in _PULL_REASONS:
+        text = f"{subject}: cannot pull {pod.image} ({pod.message or pod.reason}); Postgres is not started; "
+        return Finding(
+            Reason.IMAGE_PULL_FAILED, _with_advice(text, "check postgres.image and imagePullSecrets")
+        )
+    if pod.reason in _REJECTED_REASONS or pod.terminated:
+        text = (
+            f"{subject}: pod {pod.name} was rejected ({pod.reason}: {pod.message}); Postgres is not started; "
+        )
+        return Finding(Reason.POD_REJECTED, _with_advice(text, "it is tried again"))
+    last_message = pod.last_termination_message
+    if any(error in last_message for error in _PARAMETER_ERRORS):
+        text = f"{subject}: Postgres rejects its parameters ({last_message}); it does not start; "
+        return Finding(Reason.INVALID_PARAMETERS, _with_advice(text, "correct spec.postgres.parameters"))
     if pod.reason == "CrashLoopBackOff":
-        text = f"{who}: Postgres ends again and again ({pod.ended or 'no word'}); "
-        return Finding(Reason.CRASH_LOOPING, _within(text, f"see the log of pod {pod.name}"))
+        text = f"{subject}: Postgres exits again and again ({last_message or 'no message'}); "
+        return Finding(Reason.CRASH_LOOPING, _with_advice(text, f"see the log of pod {pod.name}"))
     return None
 
 
-def _within(text: str, advice: str) -> str:
+def _with_advice(text: str, advice: str) -> str:
+    """Return text and advice as one message, the text cut so that the advice fits."""
     room = MESSAGE_LIMIT - len(advice)
     return (text if len(text) <= room else text[: room - 4].rstrip() + "…); ") + advice

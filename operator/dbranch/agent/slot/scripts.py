@@ -6,12 +6,12 @@ from importlib.resources import files
 
 
 def read_slot_start() -> str:
-    """What a slot's pod runs: waits for its branch, then becomes Postgres."""
+    """Return the script of a slot's pod: it waits for a branch, then becomes Postgres."""
     return _read("slot-start.sh")
 
 
 def read_initdb() -> str:
-    """What the one-shot pod runs: makes the root branch's database."""
+    """Return the script of the initdb pod: it creates the root branch's database."""
     return _read("initdb.sh")
 
 

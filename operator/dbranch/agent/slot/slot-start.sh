@@ -1,33 +1,33 @@
 # PID 1 of a slot's pod: waits until the agent binds a branch to /slot/data, then becomes its Postgres.
-# It never exits on a failed check, since an exit earns a back-off. POSIX sh; coreutils and flock.
+# It never exits on a failed check, since kubelet would back off before the next start. POSIX sh; coreutils and flock.
 set -u
 trap 'exit 0' TERM INT QUIT
 d=/slot/data p=/slot/data/pgdata last=
-# What the image is, asked while nobody waits.
+# The image's major version, read while no branch waits for it.
 me=$(id -u) want=$(postgres -V | sed 's/[^0-9]*\([0-9]*\).*/\1/')
 say() { [ "$1" = "$last" ] || { last=$1; echo "slot: $1" >&2; }; }
 nap() { sleep "$1" & wait $!; }
-bad() { say "refused: $1"; echo "$1" >/slot/run/refused; nap 1; }
+blocked() { say "start blocked by: $1"; echo "$1" >/slot/run/start-blocked-by; nap 1; }
 while :; do
   # The agent opens and closes `wake` after a bind; the time limit is for a wake-up that was missed.
-  [ -e $d/marker.json ] || { say waiting; echo waiting >/slot/run/refused; timeout 2 cat /slot/wake >/dev/null 2>&1 & wait $!; continue; }
-  [ "$(stat -f -c %t $d)" = 9123683e ] || { bad "data is not btrfs"; continue; }
-  [ "$(stat -c %i:%u $d)" = 256:0 ] || { bad "data is not a root-owned subvolume"; continue; }
-  [ "$(stat -c %d $d)" != "$(stat -c %d /slot)" ] || { bad "data is not a mount"; continue; }
-  [ "$(stat -c %u:%a $p)" = "$me:700" ] || { bad "pgdata: owner or mode"; continue; }
+  [ -e $d/marker.json ] || { say "no branch"; echo "no branch" >/slot/run/start-blocked-by; timeout 2 cat /slot/wake >/dev/null 2>&1 & wait $!; continue; }
+  [ "$(stat -f -c %t $d)" = 9123683e ] || { blocked "data is not btrfs"; continue; }
+  [ "$(stat -c %i:%u $d)" = 256:0 ] || { blocked "data is not a root-owned subvolume"; continue; }
+  [ "$(stat -c %d $d)" != "$(stat -c %d /slot)" ] || { blocked "data is not a mount"; continue; }
+  [ "$(stat -c %u:%a $p)" = "$me:700" ] || { blocked "pgdata: owner or mode"; continue; }
   have=$(cat $p/PG_VERSION)
-  [ "$have" = "$want" ] || { bad "data is of PostgreSQL $have, image is $want"; continue; }
+  [ "$have" = "$want" ] || { blocked "data is of PostgreSQL $have, image is $want"; continue; }
   # Postgres inherits the lock: a second one on this data never starts, also from another pod.
-  exec 9<$d/lock || { bad "no lock file"; continue; }
-  flock -n 9 || { exec 9<&-; bad "another container holds the lock"; continue; }
+  exec 9<$d/lock || { blocked "no lock file"; continue; }
+  flock -n 9 || { exec 9<&-; blocked "another container holds the lock"; continue; }
   [ "$(stat -L -c %d:%i /proc/self/fd/9)" = "$(stat -c %d:%i $d/lock)" ] && [ -e $d/marker.json ] && break
   exec 9<&-
 done
-rm -f /slot/run/.s.PGSQL.* /slot/run/refused
+rm -f /slot/run/.s.PGSQL.* /slot/run/start-blocked-by
 set --
-if ! grep -q '"root": true' $d/marker.json; then
-  # A copy must not take up its source's subscriptions, whoever makes them anew in it, nor run its jobs.
-  # What is to be left out stands in the settings file, where the tenant cannot write.
+if ! grep -q '^ "role": "root"' $d/marker.json; then
+  # A copy must not continue its source's subscriptions, even if a superuser creates them again, nor run its jobs.
+  # The settings file, which the tenant cannot write, lists the libraries that are not loaded.
   off=$(sed -n 's/^# Not loaded in a copy: //p' $d/postgresql.conf)
   kept='' left=''
   for lib in $(postgres -C shared_preload_libraries -D $p -c config_file=$d/postgresql.conf | tr -d '"' | tr , ' '); do
@@ -39,7 +39,7 @@ if ! grep -q '"root": true' $d/marker.json; then
   workers=$(sed -n 's/^# Set in a copy: //p' $d/postgresql.conf)
   [ -z "$workers" ] || set -- "$@" -c "$workers"
 fi
-# What a superuser may have left there would make a standby of it, which waits for ever.
+# With a signal file, which a superuser can create, Postgres would start as a standby and wait for ever.
 rm -f $p/standby.signal $p/recovery.signal
 say starting
 exec postgres -D $p -c data_directory=$p \

@@ -1,4 +1,4 @@
-"""What is true of the slots that wait on a node, and of what would use them. Reads only."""
+"""Read a node's warm pods, and the projects and branches that could use them. Reads only."""
 
 from __future__ import annotations
 
@@ -6,38 +6,39 @@ from typing import Any
 
 from dbranch.agent.context import NodeContext
 from dbranch.agent.slot.pod_status import PodFacts, pod_facts
-from dbranch.agent.warm.plan import Waiting, is_free
+from dbranch.agent.warm.plan import WarmPodFacts, is_free
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.project import Project, parse_project
 from dbranch.kube.client import Cluster, path_of
 from dbranch.runtime.clock import seconds_since
 
-_FREE = f"{names.LABEL_SLOT},!{names.LABEL_BRANCH_UID}"
+_WARM_PODS = f"{names.LABEL_SLOT},!{names.LABEL_BRANCH_UID}"
 
 
-def observe_free_pods(cluster: Cluster, context: NodeContext, word: str, form: str) -> tuple[PodFacts, ...]:
-    """The running, unclaimed pods of one class and form on the node, uncached."""
-    found = _unclaimed(cluster, context, f"{_FREE},{names.LABEL_CLASS}={word}")
-    pods = (pod_facts(body) for body in found)
-    return tuple(pod for pod in pods if is_free(pod, form))
+def observe_free_pods(
+    cluster: Cluster, context: NodeContext, class_hash: str, template_hash: str
+) -> tuple[PodFacts, ...]:
+    """Return the node's pods of this class and template that a branch can claim now, uncached."""
+    bodies = _find_pods(cluster, context, f"{_WARM_PODS},{names.LABEL_CLASS}={class_hash}")
+    return tuple(pod for pod in map(pod_facts, bodies) if is_free(pod, template_hash))
 
 
-def observe_warm_pods(cluster: Cluster, context: NodeContext) -> tuple[Waiting, ...]:
-    """Everything that waits on the node, uncached."""
+def observe_warm_pods(cluster: Cluster, context: NodeContext) -> tuple[WarmPodFacts, ...]:
+    """Return all pods of the node that no branch has claimed, uncached."""
     return tuple(
-        Waiting(pod_facts(body), seconds_since(body["metadata"].get("creationTimestamp")))
-        for body in _unclaimed(cluster, context, _FREE)
+        WarmPodFacts(pod_facts(body), seconds_since(body["metadata"].get("creationTimestamp")))
+        for body in _find_pods(cluster, context, _WARM_PODS)
     )
 
 
 def observe_scheduled_here(cluster: Cluster, context: NodeContext) -> tuple[Project | Branch, ...]:
-    """The projects and branches that are bound to the node, uncached: all their bodies, so not to be asked often."""
-    here = f"status.nodeName={context.node}"
-    projects = cluster.find(path_of(names.API_VERSION, names.PROJECTS), fields=here)
-    branches = cluster.find(path_of(names.API_VERSION, names.BRANCHES), fields=here)
+    """Return the projects and branches scheduled to the node, uncached. Reads all their bodies, so call it rarely."""
+    this_node = f"status.nodeName={context.node}"
+    projects = cluster.find(path_of(names.API_VERSION, names.PROJECTS), fields=this_node)
+    branches = cluster.find(path_of(names.API_VERSION, names.BRANCHES), fields=this_node)
     return (*map(parse_project, projects), *map(parse_branch, branches))
 
 
-def _unclaimed(cluster: Cluster, context: NodeContext, labels: str) -> list[dict[str, Any]]:
+def _find_pods(cluster: Cluster, context: NodeContext, labels: str) -> list[dict[str, Any]]:
     return cluster.find(path_of("v1", "pods", context.namespace), labels, f"spec.nodeName={context.node}")

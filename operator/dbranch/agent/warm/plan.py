@@ -1,107 +1,114 @@
-"""Which slots wait on a node for branches that do not exist yet: which to make, which to end. Pure."""
+"""Decide which warm pods a node creates and deletes for branches that do not exist yet. Pure."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from dbranch.agent.slot.pod_spec import SlotClass, slot_class_of
 from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.agent.timing import REJECTED_WARM_POD_RETRY_SECONDS
 from dbranch.api.branch import Branch, should_run
 from dbranch.api.project import Project
 
-# Seconds for which a waiting pod that the node had no room for stands for its class: so often it is tried.
-AGAIN: Final = 600.0
-
 
 @dataclass(frozen=True)
-class Waiting:
+class WarmPodFacts:
     """A pod that no branch has claimed, and its age in seconds."""
 
     pod: PodFacts
-    age: float = 0.0
+    age_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class WarmFacts:
-    """A node's projects and branches, and the pods that wait there. `crowded`: it had no room for a branch's pod."""
+    """A node's projects, branches and warm pods. `node_full`: the node had no room for a branch's pod."""
 
     projects: tuple[Project, ...] = ()
     branches: tuple[Branch, ...] = ()
-    waiting: tuple[Waiting, ...] = ()
-    crowded: bool = False
+    warm_pods: tuple[WarmPodFacts, ...] = ()
+    node_full: bool = False
 
 
 @dataclass(frozen=True)
 class WarmPlan:
-    """The pods to end, then the classes to make one more waiting pod of, each as often as it stands there."""
+    """The pods to delete, then the classes to create a warm pod of; a class is listed once per pod."""
 
-    end: tuple[PodFacts, ...] = ()
-    make: tuple[SlotClass, ...] = ()
+    delete: tuple[PodFacts, ...] = ()
+    create: tuple[SlotClass, ...] = ()
 
 
 def classes_in_use(projects: Sequence[Project], branches: Sequence[Branch]) -> dict[str, SlotClass]:
-    """Word -> class: what a new branch of each running project would take, and what running branches take.
+    """Return `{class hash: class}` of the classes that running branches and new branches of running projects use.
 
-    A project that holds no database yet has none: its first pods run initdb.
+    A project without a database uses none: its first pod runs initdb.
     """
-    used: dict[str, SlotClass] = {}
-    of_name = {
+    classes: dict[str, SlotClass] = {}
+    running_projects = {
         (project.namespace, project.name): project
         for project in projects
         if project.running and not project.deleting and project.node.initialized
     }
-    for project in of_name.values():
-        used.setdefault(slot_class_of(project).word, slot_class_of(project))
+    for project in running_projects.values():
+        slot_class = slot_class_of(project)
+        classes.setdefault(slot_class.class_hash, slot_class)
     for branch in branches:
-        above = of_name.get((branch.namespace, branch.project))
-        if above and should_run(above, branch) and not branch.deleting:
-            used.setdefault(slot_class_of(above, branch).word, slot_class_of(above, branch))
-    return used
+        owner = running_projects.get((branch.namespace, branch.project))
+        if owner and should_run(owner, branch) and not branch.deleting:
+            slot_class = slot_class_of(owner, branch)
+            classes.setdefault(slot_class.class_hash, slot_class)
+    return classes
 
 
-def plan_warm(limit: int, form: str, facts: WarmFacts) -> WarmPlan:
-    """Towards `limit` waiting pods of each class in use, made of `form`, and none besides.
+def plan_warm(limit: int, template_hash: str, facts: WarmFacts) -> WarmPlan:
+    """Plan towards `limit` warm pods with this template hash for each class in use, and no others.
 
-    One that is on its way out still counts, so there are never more; one that the node had no room for
-    counts until it is tried again. On a crowded node none waits: a branch goes first.
+    A terminating pod counts until it is gone, so there are never more than `limit`. A pod that the node had no
+    room for counts until it is tried again. On a full node there are none: branches go first.
     """
-    used = {} if facts.crowded or limit < 1 else classes_in_use(facts.projects, facts.branches)
-    end: list[PodFacts] = []
-    kept, ending = Counter[str](), Counter[str]()
-    # Those that run first: a surplus is ended at its other end.
-    for waiting in sorted(facts.waiting, key=lambda w: (not w.pod.running, w.pod.name)):
-        pod = waiting.pod
-        word = pod.slot_class
-        fits = word in used and pod.form == form and not (pod.over and waiting.age > AGAIN)
+    no_pods = facts.node_full or limit < 1
+    classes = {} if no_pods else classes_in_use(facts.projects, facts.branches)
+    delete: list[PodFacts] = []
+    kept, leaving = Counter[str](), Counter[str]()
+    # Running pods first, so that a surplus is taken from those that do not run yet.
+    for warm in sorted(facts.warm_pods, key=lambda warm: (not warm.pod.running, warm.pod.name)):
+        pod = warm.pod
+        class_hash = pod.class_hash
+        retry = pod.terminated and warm.age_seconds > REJECTED_WARM_POD_RETRY_SECONDS
+        usable = class_hash in classes and pod.template_hash == template_hash and not retry
         if pod.terminating:
-            ending[word] += 1
-        elif fits and kept[word] < limit:
-            kept[word] += 1
+            leaving[class_hash] += 1
+        elif usable and kept[class_hash] < limit:
+            kept[class_hash] += 1
         else:
-            ending[word] += 1
-            end.append(pod)
-    make = [kind for word, kind in used.items() for _ in range(limit - kept[word] - ending[word])]
-    return WarmPlan(tuple(end), tuple(make))
+            leaving[class_hash] += 1
+            delete.append(pod)
+    create = [
+        slot_class
+        for class_hash, slot_class in classes.items()
+        for _ in range(limit - kept[class_hash] - leaving[class_hash])
+    ]
+    return WarmPlan(tuple(delete), tuple(create))
 
 
-def warm_count(limit: int, form: str, facts: WarmFacts, project: Project) -> int | None:
-    """How many slots run and wait for a branch of the project; None where none are kept for it."""
-    word = slot_class_of(project).word
-    if limit < 1 or word not in classes_in_use([project], ()):
+def warm_count(limit: int, template_hash: str, facts: WarmFacts, project: Project) -> int | None:
+    """Return how many warm pods a new branch of the project could claim; None if none are kept for it."""
+    class_hash = slot_class_of(project).class_hash
+    if limit < 1 or class_hash not in classes_in_use([project], ()):
         return None
-    return sum(is_free(w.pod, form) and w.pod.slot_class == word for w in facts.waiting)
+    return sum(
+        is_free(warm.pod, template_hash) and warm.pod.class_hash == class_hash for warm in facts.warm_pods
+    )
 
 
-def free_counts(form: str, facts: WarmFacts) -> dict[tuple[str, str], int]:
-    """(class, image) -> how many slots run and wait for a branch, of each class in use."""
-    free = Counter(w.pod.slot_class for w in facts.waiting if is_free(w.pod, form))
-    used = classes_in_use(facts.projects, facts.branches)
-    return {(word, kind.image): free[word] for word, kind in used.items()}
+def free_counts(template_hash: str, facts: WarmFacts) -> dict[tuple[str, str], int]:
+    """Return `{(class hash, image): number of warm pods that can be claimed}` for each class in use."""
+    free = Counter(warm.pod.class_hash for warm in facts.warm_pods if is_free(warm.pod, template_hash))
+    classes = classes_in_use(facts.projects, facts.branches)
+    return {(class_hash, slot_class.image): free[class_hash] for class_hash, slot_class in classes.items()}
 
 
-def is_free(pod: PodFacts, form: str) -> bool:
-    """Whether a pod that no branch has claimed can be claimed now."""
-    return pod.running and not pod.terminating and pod.form == form
+def is_free(pod: PodFacts, template_hash: str) -> bool:
+    """True if a branch can claim this warm pod now."""
+    return pod.running and not pod.terminating and pod.template_hash == template_hash

@@ -1,4 +1,4 @@
-"""The agent's waiting slots: kept at their number behind the branches that take them."""
+"""Keep a node's warm pods at their number, after the branches that claim them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot import pods
 from dbranch.agent.slot.pod_spec import SlotClass, template_hash, warm_pod
 from dbranch.agent.slot.scripts import read_slot_start
+from dbranch.agent.timing import (
+    NODE_FULL_SECONDS,
+    WARM_FAILED_RETRY_SECONDS,
+    WARM_POD_DELETION_POLL_SECONDS,
+    WARM_RESYNC_SECONDS,
+    WARM_WAIT_IDLE_SECONDS,
+)
 from dbranch.agent.warm.observe import observe_scheduled_here, observe_warm_pods
 from dbranch.agent.warm.plan import WarmFacts, free_counts, plan_warm, warm_count
 from dbranch.api import names
@@ -26,18 +33,13 @@ from dbranch.kube.status import patch_status
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two visits that nothing asked for, and between two looks at all that is bound to the node.
-_EVERY = 60.0
-_PAUSE = 3.0
-# Seconds that a visit waits for branches that are starting: what they need goes first, those of a burst, too.
-_PATIENCE = 10.0
-# Seconds for which no slot waits on a node that had no room for a branch's pod.
-_CROWDED = 60.0
-
 
 class WarmReconciler:
-    """`limit` waiting slots of each class in use. What stands in the cluster is the only memory of them; of the
-    projects and branches that may use them, what was listed last and what visits have said since."""
+    """Keeps `limit` warm pods of each class in use.
+
+    The pods' state is always read from the API server. The projects and branches that may use them are those of
+    the last list, and those that were reconciled since.
+    """
 
     def __init__(
         self, cluster: Cluster, layout: Layout, context: NodeContext, limit: int, metrics: AgentMetrics
@@ -45,101 +47,112 @@ class WarmReconciler:
         self._cluster, self._layout, self._context, self._limit = cluster, layout, context, limit
         self._metrics = metrics
         self._script = read_slot_start()
-        self.form = template_hash(context, layout, self._script)
-        self._guard, self._stirred = threading.Lock(), threading.Event()
-        self._ended: set[str] = set()
-        self._crowded_until = 0.0
-        # By UID. The news are those that the next visit is to take in.
-        self._bound: dict[str, Project | Branch] = {}
-        self._news: dict[str, Project | Branch] = {}
-        self._news_guard = threading.Lock()
-        self._listed_at = -_EVERY
-        # By UID: the number that a project was told since then.
-        self._told: dict[str, int | None] = {}
+        self.template_hash = template_hash(context, layout, self._script)
+        self._reconcile_lock, self._triggered = threading.Lock(), threading.Event()
+        # Slots whose pods were deleted and whose directories are left.
+        self._deleted_slots: set[str] = set()
+        self._node_full_until = 0.0
+        # Projects and branches by UID; `_changed` are those that the next reconcile adds to `_scheduled_here`.
+        self._scheduled_here: dict[str, Project | Branch] = {}
+        self._changed: dict[str, Project | Branch] = {}
+        self._changed_lock = threading.Lock()
+        self._listed_at = -WARM_RESYNC_SECONDS
+        # By UID: the count that was written into a project's status since the last list.
+        self._reported: dict[str, int | None] = {}
 
-    def stir(self, *news: Project | Branch) -> None:
-        """Something may be missing, or too much: of the pods, or since these are as they are."""
-        with self._news_guard:
-            _take_in(self._news, news)
-        self._stirred.set()
+    def trigger(self, *changed: Project | Branch) -> None:
+        """Request a reconcile, with the projects and branches that have changed."""
+        with self._changed_lock:
+            _add_newer(self._changed, changed)
+        self._triggered.set()
 
     def yield_slots(self) -> None:
-        """The node had no room for a branch's pod: nothing waits there for a while."""
-        self._crowded_until = time.monotonic() + _CROWDED
-        self.stir()
+        """Keep no warm pod for NODE_FULL_SECONDS: the node had no room for a branch's pod."""
+        self._node_full_until = time.monotonic() + NODE_FULL_SECONDS
+        self.trigger()
 
-    def keep(self, quiet: Callable[[float], None]) -> None:
-        """For ever. `quiet` waits (so many seconds at most) until no branch is starting."""
-        pause = 0.0
+    def run(self, wait_idle: Callable[[float], None]) -> None:
+        """Reconcile for ever. `wait_idle(timeout)` blocks until no branch is starting, `timeout` seconds at most."""
+        delay = 0.0
         while True:
-            asked = self._stirred.wait(pause)
-            self._stirred.clear()
-            quiet(_PATIENCE)
+            triggered = self._triggered.wait(delay)
+            self._triggered.clear()
+            wait_idle(WARM_WAIT_IDLE_SECONDS)
             try:
-                pause = self.reconcile(slow=not asked) or _EVERY
+                delay = self.reconcile(resync=not triggered) or WARM_RESYNC_SECONDS
             except (DbranchError, OSError) as error:
-                logger.warning("waiting slots: %s", error)
-                pause, self._listed_at = _PAUSE, -_EVERY
+                logger.warning("warm slots: %s", error)
+                delay, self._listed_at = WARM_FAILED_RETRY_SECONDS, -WARM_RESYNC_SECONDS
 
-    def reconcile(self, slow: bool = False) -> float | None:
-        """One visit; the seconds after which it wants to come back, or None. `slow`: tell what is there anyway."""
-        with self._guard:
-            facts = self._facts()
-            todo = plan_warm(self._limit, self.form, facts)
-            if todo.end:
-                # By what is remembered nothing is ended: an agent beside this one may have seen more.
-                facts = self._facts(anew=True)
-                todo = plan_warm(self._limit, self.form, facts)
-            self._metrics.saw(free_counts(self.form, facts))
-            for pod in todo.end:
-                self._ended.add(pod.name)
+    def reconcile(self, resync: bool = False) -> float | None:
+        """Create and delete warm pods; return the seconds after which to call again, or None.
+
+        `resync`: write the projects' status even while pods are starting or terminating.
+        """
+        with self._reconcile_lock:
+            facts = self._observe()
+            plan = plan_warm(self._limit, self.template_hash, facts)
+            if plan.delete:
+                # Never delete by what is remembered: another agent on this node may have seen newer objects.
+                facts = self._observe(relist=True)
+                plan = plan_warm(self._limit, self.template_hash, facts)
+            self._metrics.set_warm_slots(free_counts(self.template_hash, facts))
+            for pod in plan.delete:
+                self._deleted_slots.add(pod.name)
                 pods.delete_warm_pod(self._cluster, self._context.namespace, pod)
-            for kind in todo.make:
-                self._make(kind)
-            self._remove_ended({waiting.pod.name for waiting in facts.waiting})
-            settled = not todo.make and all(waiting.pod.running for waiting in facts.waiting)
-            if slow or (settled and not self._ended):
-                self._tell(facts)
-            return 0.5 if self._ended else None
+            for slot_class in plan.create:
+                self._create(slot_class)
+            self._remove_deleted_slots({warm.pod.name for warm in facts.warm_pods})
+            all_running = not plan.create and all(warm.pod.running for warm in facts.warm_pods)
+            if resync or (all_running and not self._deleted_slots):
+                self._report(facts)
+            return WARM_POD_DELETION_POLL_SECONDS if self._deleted_slots else None
 
-    def _facts(self, anew: bool = False) -> WarmFacts:
-        # The news first: a list that is asked for behind them is not older than they.
-        with self._news_guard:
-            news, self._news = self._news, {}
-        if anew or time.monotonic() >= self._listed_at + _EVERY:
-            self._bound = {item.uid: item for item in observe_scheduled_here(self._cluster, self._context)}
-            self._listed_at, self._told = time.monotonic(), {}
+    def _observe(self, relist: bool = False) -> WarmFacts:
+        # Take the changed objects before the list is requested: then the list is not older than they are.
+        with self._changed_lock:
+            changed, self._changed = self._changed, {}
+        if relist or time.monotonic() >= self._listed_at + WARM_RESYNC_SECONDS:
+            listed = observe_scheduled_here(self._cluster, self._context)
+            self._scheduled_here = {item.uid: item for item in listed}
+            self._listed_at, self._reported = time.monotonic(), {}
         else:
-            _take_in(self._bound, news.values())
+            _add_newer(self._scheduled_here, changed.values())
         return WarmFacts(
-            tuple(item for item in self._bound.values() if isinstance(item, Project)),
-            tuple(item for item in self._bound.values() if isinstance(item, Branch)),
+            tuple(item for item in self._scheduled_here.values() if isinstance(item, Project)),
+            tuple(item for item in self._scheduled_here.values() if isinstance(item, Branch)),
             observe_warm_pods(self._cluster, self._context),
-            time.monotonic() < self._crowded_until,
+            time.monotonic() < self._node_full_until,
         )
 
-    def _make(self, kind: SlotClass) -> None:
-        """The directory, then its pod; one that is cut off between the two is swept."""
+    def _create(self, slot_class: SlotClass) -> None:
+        """Create a slot's directory, then its pod; housekeeping deletes a directory without a pod after a crash."""
         name = names.warm_slot_name(secrets.token_hex(8))
-        slot.ensure_slot(self._layout, name, kind.run_as_user)
-        pods.ensure_pod(self._cluster, warm_pod(self._context, self._layout, kind, name, self._script))
-        logger.info("slot %s waits for a branch (image %s)", name, kind.image)
+        slot.ensure_slot(self._layout, name, slot_class.run_as_user)
+        pods.ensure_pod(self._cluster, warm_pod(self._context, self._layout, slot_class, name, self._script))
+        logger.info("slot %s is warm (image %s)", name, slot_class.image)
 
-    def _remove_ended(self, waiting: set[str]) -> None:
-        """The directories of those that are gone. One that was claimed before its end was asked for is a branch's."""
-        for name in self._ended - waiting:
+    def _remove_deleted_slots(self, warm_pod_names: set[str]) -> None:
+        """Delete the directories whose pods are gone; keep one whose pod a branch claimed before its deletion."""
+        for name in self._deleted_slots - warm_pod_names:
             if self._cluster.get(path_of("v1", "pods", self._context.namespace, name)) is None:
                 slot.ensure_slot_removed(self._layout, name)
-            self._ended.discard(name)
+            self._deleted_slots.discard(name)
 
-    def _tell(self, facts: WarmFacts) -> None:
+    def _report(self, facts: WarmFacts) -> None:
+        """Write status.node.warmSlots of each project whose count has changed."""
         for project in facts.projects:
-            count = warm_count(self._limit, self.form, facts, project)
-            if self._told.get(project.uid, project.node.warm_slots) != count and not project.deleting:
+            count = warm_count(self._limit, self.template_hash, facts, project)
+            reported = self._reported.get(project.uid, project.node.warm_slots)
+            if reported != count and not project.deleting:
                 patch_status(self._cluster, project, {"node": {"warmSlots": count}})
-                self._told[project.uid] = count
+                self._reported[project.uid] = count
 
 
-def _take_in(known: dict[str, Project | Branch], news: Iterable[Project | Branch]) -> None:
-    """A visit that took long may speak of a spec that is no longer."""
-    known |= {n.uid: n for n in news if n.uid not in known or n.generation >= known[n.uid].generation}
+def _add_newer(objects: dict[str, Project | Branch], changed: Iterable[Project | Branch]) -> None:
+    """Add objects by UID, except those with an older spec than the existing one, which a slow reconcile has read."""
+    objects |= {
+        item.uid: item
+        for item in changed
+        if item.uid not in objects or item.generation >= objects[item.uid].generation
+    }
