@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dbranch.api import names
+from dbranch.api.enums import OnSwitch, ProxyProtocol, TargetState, TlsMode
 from dbranch.api.project import Project, ProxyLimits, Target
 from dbranch.proxy import sqlstate
 
@@ -23,7 +24,7 @@ class Table:
     generation: int = 0
     active: str | None = None
     targets: Mapping[str, Target] = field(default_factory=dict)
-    on_switch: str = "Terminate"
+    on_switch: OnSwitch = OnSwitch.TERMINATE
     drain_timeout: float = 60.0
     start_timeout: float = 30.0
     tls_required: bool = False
@@ -117,9 +118,9 @@ def build_table(project: Project) -> Table:
         on_switch=project.proxy.on_switch,
         drain_timeout=project.proxy.drain_timeout,
         start_timeout=project.proxy.start_timeout,
-        tls_required=project.proxy.tls is not None and project.proxy.tls.mode == "Required",
+        tls_required=project.proxy.tls is not None and project.proxy.tls.mode == TlsMode.REQUIRED,
         handshake_timeout=project.proxy.handshake_timeout,
-        proxy_protocol=project.proxy.proxy_protocol == "Required",
+        proxy_protocol=project.proxy.proxy_protocol == ProxyProtocol.REQUIRED,
         limits=project.proxy.limits,
     )
 
@@ -152,7 +153,7 @@ def decide(table: Table, requested_branch: str | None) -> Decision:
             f"Branches that exist: {existing}.",
             "unknown_branch",
         )
-    if target.state == "Stopped":
+    if target.state == TargetState.STOPPED:
         return Reject(
             sqlstate.CANNOT_CONNECT_NOW,
             f'branch "{branch}" of project {table.project} is stopped',
@@ -160,10 +161,10 @@ def decide(table: Table, requested_branch: str | None) -> Decision:
             f"{names.branch_object_name(table.project, branch)} to Running.",
             "stopped",
         )
-    if target.state == "Deleting":
+    if target.state == TargetState.DELETING:
         message = f'branch "{branch}" of project {table.project} is being deleted'
         return Reject(sqlstate.ADMIN_SHUTDOWN, message, reason="deleted")
-    if target.state != "Ready" or not target.address or not target.port:
+    if target.state != TargetState.READY or not target.address or not target.port:
         return Wait(f'branch "{branch}" of project {table.project} to start')
     return Dial(branch, target.address, target.port)
 
@@ -234,17 +235,17 @@ def decide_fate(table: Table, backend: Backend, greeted: bool = True) -> Fate:
     """
     target = table.targets.get(backend.branch)
     branch = f'branch "{backend.branch}" of project {table.project}'
-    if table.deleted or target is None or target.state == "Deleting":
+    if table.deleted or target is None or target.state == TargetState.DELETING:
         return End(f"terminating connection: {branch} is deleted")
     moved = (target.address, target.port) != (backend.address, backend.port)
-    if target.state == "Ready" and target.address and moved:
+    if target.state == TargetState.READY and target.address and moved:
         return End(f"terminating connection: {branch} was restarted", "Connect again.")
     if backend.requested or table.active in (None, backend.branch):
         return Stay()
-    if greeted and table.on_switch == "Keep":
+    if greeted and table.on_switch == OnSwitch.KEEP:
         return Stay()
     message = f'terminating connection: project {table.project} was switched to branch "{table.active}"'
     hint = "Connect again to reach it."
-    if greeted and table.on_switch == "Drain":
+    if greeted and table.on_switch == OnSwitch.DRAIN:
         return Drain(table.drain_timeout, message, hint)
     return End(message, hint)
