@@ -1,4 +1,4 @@
-"""Routes: where each branch is, when the active one moves, whether every proxy obeys."""
+"""Routes: each branch's target, when the route moves, whether every proxy obeys it."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ ON_MAIN = replace(SHOP, route=Route(4, "main"))
         (replace(MAIN, deleted="2026-01-01T00:00:00Z"), "Deleting"),
     ],
 )
-def test_state_of_a_branch(branch: Branch, state: str) -> None:
+def test_the_state_of_a_target(branch: Branch, state: str) -> None:
     target = target_of(SHOP, branch)
     assert target and target.state == state
     assert (target.address is not None) == (state == "Ready")
 
 
-def test_unbound_branches_are_not_reached_and_a_stopped_project_stops_all() -> None:
+def test_an_unbound_branch_has_no_target_and_a_stopped_project_stops_all() -> None:
     assert target_of(SHOP, replace(MAIN, node_name=None)) is None
     assert [t.state for t in targets_of(replace(SHOP, state="Stopped"), [COPY, MAIN])] == [
         "Stopped",
@@ -50,47 +50,47 @@ def test_unbound_branches_are_not_reached_and_a_stopped_project_stops_all() -> N
     ]
 
 
-def test_the_route_moves_only_to_a_branch_that_is_ready() -> None:
+def test_the_route_moves_only_to_a_ready_branch() -> None:
     ready = targets_of(SHOP, [MAIN, COPY])
     assert plan_route(SHOP, ready) == Route(1, "main")
     assert plan_route(SHOP, [Target("main", "Starting")]) is None
-    wants = replace(ON_MAIN, active_branch="x")
-    assert plan_route(wants, ready) == Route(5, "x")
-    assert plan_route(wants, [Target("main", "Ready"), Target("x", "Starting")]) == Route(4, "main")
+    switching = replace(ON_MAIN, active_branch="x")
+    assert plan_route(switching, ready) == Route(5, "x")
+    assert plan_route(switching, [Target("main", "Ready"), Target("x", "Starting")]) == Route(4, "main")
     assert plan_route(replace(ON_MAIN, active_branch="nowhere"), ready) == Route(4, "main")
 
 
-def test_a_proxy_pod_is_news_unless_all_is_said_of_it() -> None:
+def test_a_proxy_pod_needs_a_reconcile_unless_routed_is_as_it_was() -> None:
     routed = {"conditions": [{"type": "Routed", "status": "True", "reason": "Routed"}]}
-    said = replace(ON_MAIN, proxies=(ProxyEntry("p1", 4),), status=routed)
-    assert not needs_reconcile(said, ProxyPod("p1", True))
-    assert needs_reconcile(said, ProxyPod("p1", False))
-    assert needs_reconcile(said, ProxyPod("p2", True))
-    assert needs_reconcile(replace(said, proxies=(ProxyEntry("p1", 3),)), ProxyPod("p1", True))
-    assert needs_reconcile(replace(said, status={}), ProxyPod("p1", True))
-    assert needs_reconcile(replace(said, route=None), ProxyPod("p1", True))
+    reported = replace(ON_MAIN, proxies=(ProxyEntry("p1", 4),), status=routed)
+    assert not needs_reconcile(reported, ProxyPod("p1", True))
+    assert needs_reconcile(reported, ProxyPod("p1", False))
+    assert needs_reconcile(reported, ProxyPod("p2", True))
+    assert needs_reconcile(replace(reported, proxies=(ProxyEntry("p1", 3),)), ProxyPod("p1", True))
+    assert needs_reconcile(replace(reported, status={}), ProxyPod("p1", True))
+    assert needs_reconcile(replace(reported, route=None), ProxyPod("p1", True))
 
 
-def test_the_route_stays_on_an_active_branch_that_restarts() -> None:
+def test_the_route_stays_on_a_branch_that_restarts() -> None:
     assert plan_route(ON_MAIN, [Target("main", "Starting")]) == Route(4, "main")
 
 
-def test_a_branch_that_begins_to_leave_makes_one_new_generation() -> None:
-    leaving = [Target("main", "Ready", "a", 1), Target("x", "Deleting")]
-    assert plan_route(ON_MAIN, leaving) == Route(5, "main")
-    told = replace(ON_MAIN, route=Route(5, "main"), routes=tuple(leaving))
-    assert plan_route(told, leaving) == Route(5, "main")
+def test_a_branch_that_begins_to_be_deleted_raises_the_generation_once() -> None:
+    targets = [Target("main", "Ready", "a", 1), Target("x", "Deleting")]
+    assert plan_route(ON_MAIN, targets) == Route(5, "main")
+    reported = replace(ON_MAIN, route=Route(5, "main"), routes=tuple(targets))
+    assert plan_route(reported, targets) == Route(5, "main")
 
 
-def test_routed_only_when_every_proxy_that_exists_obeys() -> None:
+def test_routed_is_true_only_when_every_existing_proxy_obeys() -> None:
     ready = targets_of(SHOP, [MAIN, COPY])
     route = Route(4, "main")
     pods = [ProxyPod("a", True), ProxyPod("b", False)]
     both = replace(ON_MAIN, proxies=(ProxyEntry("a", 4), ProxyEntry("b", 4)))
     assert routed_finding(both, route, ready, pods).reason == Reason.ROUTED
     late = replace(ON_MAIN, proxies=(ProxyEntry("a", 4), ProxyEntry("b", 3)))
-    step = routed_finding(late, route, ready, pods)
-    assert not step.done and "b" in step.message and laggards(route, pods, late.proxies) == ("b",)
+    finding = routed_finding(late, route, ready, pods)
+    assert not finding.done and "b" in finding.message and laggards(route, pods, late.proxies) == ("b",)
     silent = replace(ON_MAIN, proxies=(ProxyEntry("a", 4),))
     assert laggards(route, pods, silent.proxies) == ("b",)
     assert routed_finding(both, route, ready, [ProxyPod("b", False)]).reason == Reason.PROXY_NOT_READY
@@ -106,10 +106,10 @@ def test_routed_only_when_every_proxy_that_exists_obeys() -> None:
         ("Deleting", Reason.BRANCH_DELETING),
     ],
 )
-def test_a_switch_that_cannot_happen_says_why_and_that_the_old_route_stays(
+def test_a_switch_that_cannot_happen_reports_why_and_that_the_old_route_stays(
     state: str | None, reason: Reason
 ) -> None:
-    wants = replace(ON_MAIN, active_branch="x")
+    switching = replace(ON_MAIN, active_branch="x")
     targets = [Target("main", "Ready", "a", 1), *([Target("x", state)] if state else [])]
-    step = routed_finding(wants, plan_route(wants, targets), targets, [ProxyPod("a", True)])
-    assert step.reason == reason and "still reach main" in step.message
+    finding = routed_finding(switching, plan_route(switching, targets), targets, [ProxyPod("a", True)])
+    assert finding.reason == reason and "still reach main" in finding.message

@@ -1,4 +1,4 @@
-"""What the controller's watches have brought, asked without a request. Filled by kopf's indices."""
+"""The controller's view of nodes, agents, projects and branches: kopf's indices, read without a request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project
 from dbranch.controller.nodes import AgentPod, NodeObject, node_facts
-from dbranch.controller.scheduling import NodeFacts, committed_bytes
+from dbranch.controller.scheduling import NodeFacts, bytes_committed_to
 
 T = TypeVar("T")
 Index = Mapping[Any, Any]
@@ -26,44 +26,44 @@ class Cache:
     projects: Index
     branches: Index
 
-    def node(self, name: str, promised: int = 0) -> NodeFacts:
-        """A node that may not be there any more. `promised`: as in NodeFacts."""
+    def node(self, name: str, committed_bytes: int = 0) -> NodeFacts:
+        """Return the facts about a node, which need not exist any more. `committed_bytes`: as in NodeFacts."""
         nodes: list[NodeObject] = _values(self.nodes, name)
         agents: list[AgentPod] = _values(self.agents, name)
-        ready = sorted(agents, key=lambda agent: not agent.ready)
-        return node_facts(name, nodes[0] if nodes else None, ready[0] if ready else None, promised)
+        agents.sort(key=lambda agent: not agent.ready)
+        return node_facts(name, nodes[0] if nodes else None, agents[0] if agents else None, committed_bytes)
 
     def all_nodes(self) -> list[NodeFacts]:
-        """The nodes, with what they have promised to the projects there."""
-        promised: dict[str, int] = defaultdict(int)
+        """Return the facts about every Node, with the bytes committed to the projects on it."""
+        committed: dict[str, int] = defaultdict(int)
         for project in self.all_projects():
-            promised[project.node_name or ""] += committed_bytes(project)
-        return [self.node(name, promised[name]) for name in _settled(lambda: list(self.nodes))]
+            committed[project.node_name or ""] += bytes_committed_to(project)
+        return [self.node(name, committed[name]) for name in _stable_read(lambda: list(self.nodes))]
 
     def branches_of(self, namespace: str, project: str) -> tuple[Branch, ...]:
-        """The branches of one project, by name."""
-        found: list[Branch] = _values(self.branches, (namespace, project))
-        return tuple(sorted(found, key=lambda branch: branch.name))
+        """Return the branches of one project, sorted by name."""
+        branches: list[Branch] = _values(self.branches, (namespace, project))
+        return tuple(sorted(branches, key=lambda branch: branch.name))
 
     def project(self, namespace: str, name: str) -> Project | None:
-        found: list[Project] = _values(self.projects, (namespace, name))
-        return found[0] if found else None
+        projects: list[Project] = _values(self.projects, (namespace, name))
+        return projects[0] if projects else None
 
     def all_projects(self) -> list[Project]:
-        keys = _settled(lambda: list(self.projects))
+        keys = _stable_read(lambda: list(self.projects))
         return [project for key in keys for project in _values(self.projects, key)]
 
     def all_branches(self) -> list[Branch]:
-        keys = _settled(lambda: list(self.branches))
+        keys = _stable_read(lambda: list(self.branches))
         return [branch for key in keys for branch in _values(self.branches, key)]
 
 
 def _values(index: Index, key: Any) -> list[Any]:
-    return _settled(lambda: list(index.get(key, ())))
+    return _stable_read(lambda: list(index.get(key, ())))
 
 
-def _settled(read: Callable[[], T]) -> T:
-    """A read that another thread's write may disturb: then once more."""
+def _stable_read(read: Callable[[], T]) -> T:
+    """Return `read()`, retried while a write of kopf's thread disturbs the iteration (RuntimeError)."""
     while True:
         try:
             return read()

@@ -1,4 +1,4 @@
-"""Findings -> the list of conditions, and the one word for them. Pure."""
+"""Findings -> `status.conditions` and `status.phase`. Pure."""
 
 from __future__ import annotations
 
@@ -9,45 +9,42 @@ from dbranch.api.conditions import AT_REST_REASONS, STALLED_REASONS, Condition, 
 from dbranch.api.enums import ConditionStatus
 
 Json = dict[str, Any]
+Findings = Sequence[tuple[Condition, Finding]]
 
 
-def ready_finding(steps: Sequence[tuple[Condition, Finding]], available: str) -> Finding:
-    """Ready copies the first step that fails, else it is Available."""
-    for _, step in steps:
-        if not step.done:
-            return step
-    return Finding(Reason.AVAILABLE, available)
+def ready_finding(findings: Findings, available_message: str) -> Finding:
+    """Return the finding of Ready: the first one that is not done, else Available."""
+    for _, finding in findings:
+        if not finding.done:
+            return finding
+    return Finding(Reason.AVAILABLE, available_message)
 
 
 def report_conditions(
-    before: Sequence[Mapping[str, Any]],
-    steps: Sequence[tuple[Condition, Finding]],
-    ready: Finding,
-    generation: int,
-    now: str,
+    previous: Sequence[Mapping[str, Any]], findings: Findings, ready: Finding, generation: int, now: str
 ) -> list[Json]:
-    """`status.conditions`: Ready, Reconciling or Stalled where they apply, then the steps in their order.
+    """Return `status.conditions`: Ready, then Reconciling or Stalled if they apply, then `findings` in order.
 
-    `now`: RFC 3339; a condition whose status did not change keeps its lastTransitionTime.
+    A condition whose status is the same as in `previous` keeps its lastTransitionTime; else it is `now` (RFC 3339).
     """
-    listed: list[tuple[str, str, Finding]] = [(Condition.READY, ready.status, ready)]
+    listed: list[tuple[Condition, ConditionStatus, Finding]] = [(Condition.READY, ready.status, ready)]
     if ready.reason in STALLED_REASONS:
         listed.append((Condition.STALLED, ConditionStatus.TRUE, ready))
     elif not ready.done and ready.reason not in AT_REST_REASONS and ready.reason != Reason.DELETING:
         listed.append((Condition.RECONCILING, ConditionStatus.TRUE, ready))
-    listed += [(kind, step.status, step) for kind, step in steps]
-    was = {entry["type"]: entry for entry in before}
+    listed += [(condition_type, finding.status, finding) for condition_type, finding in findings]
+    previous_by_type = {condition["type"]: condition for condition in previous}
     conditions = []
-    for kind, status, step in listed:
-        old = was.get(kind)
-        same = old is not None and old.get("status") == status
+    for condition_type, status, finding in listed:
+        old = previous_by_type.get(condition_type)
+        unchanged = old is not None and old.get("status") == status
         conditions.append(
             {
-                "type": str(kind),
+                "type": str(condition_type),
                 "status": str(status),
-                "reason": step.reason.value,
-                "message": clip(step.message),
-                "lastTransitionTime": old["lastTransitionTime"] if old and same else now,
+                "reason": finding.reason.value,
+                "message": clip(finding.message),
+                "lastTransitionTime": old["lastTransitionTime"] if old and unchanged else now,
                 "observedGeneration": generation,
             }
         )
@@ -55,7 +52,7 @@ def report_conditions(
 
 
 def phase_of(ready: Finding) -> str:
-    """One word for people, shown and never read."""
+    """Return `status.phase`: one word for people, which no role reads."""
     if ready.done:
         return "Ready"
     if ready.reason in STALLED_REASONS:
@@ -63,6 +60,3 @@ def phase_of(ready: Finding) -> str:
     if ready.reason in (Reason.STOPPED, Reason.DELETING):
         return ready.reason.value
     return "Pending"
-
-
-Findings = list[tuple[Condition, Finding]]

@@ -7,11 +7,13 @@ from typing import Any
 
 from dbranch.api.conditions import WARNING_REASONS, Condition, Finding, find_condition
 
+# Called with the Event's type (Normal or Warning), reason and message.
 EmitEvent = Callable[[str, str, str], None]
 
 
-def emit_transition(status: Any, ready: Finding, tell: EmitEvent) -> None:
-    """One Event for each new reason of Ready."""
-    was = find_condition(status, Condition.READY)
-    if was is None or was.get("reason") != ready.reason.value:
-        tell("Warning" if ready.reason in WARNING_REASONS else "Normal", ready.reason.value, ready.message)
+def emit_transition(status: Any, ready: Finding, emit_event: EmitEvent) -> None:
+    """Emit an Event if the reason of Ready is another than in `status`."""
+    previous = find_condition(status, Condition.READY)
+    if previous is None or previous.get("reason") != ready.reason.value:
+        event_type = "Warning" if ready.reason in WARNING_REASONS else "Normal"
+        emit_event(event_type, ready.reason.value, ready.message)

@@ -1,4 +1,4 @@
-"""The agent's finalizer taken away in its stead, where its node will never do so."""
+"""Removal of the agent's finalizer where its node will never remove it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dbranch.kube.client import Cluster
 from dbranch.runtime.logs import log_command
 
 
-def ensure_agent_dropped(cluster: Cluster, path: str, uid: str) -> None:
-    """The object at `path` (this very one, being deleted) waits for no agent any more."""
+def remove_agent_finalizer(cluster: Cluster, path: str, uid: str) -> None:
+    """Remove the agent's finalizer from the object at `path`, if it still is that object and is being deleted."""
     body = cluster.get(path)
     if body is None or body["metadata"]["uid"] != uid or not body["metadata"].get("deletionTimestamp"):
         return
     finalizers = body["metadata"].get("finalizers") or []
     if names.AGENT_FINALIZER not in finalizers:
         return
-    left = [name for name in finalizers if name != names.AGENT_FINALIZER]
+    remaining = [name for name in finalizers if name != names.AGENT_FINALIZER]
     version = body["metadata"]["resourceVersion"]
-    log_command("kubectl", "patch", path, "--type=merge", f"finalizers={left}")
+    log_command("kubectl", "patch", path, "--type=merge", f"finalizers={remaining}")
     try:
-        cluster.merge(path, {"metadata": {"resourceVersion": version, "finalizers": left}})
+        cluster.merge(path, {"metadata": {"resourceVersion": version, "finalizers": remaining}})
     except ApiError as error:
-        # Somebody else wrote it meanwhile: that is an event, and this is asked again.
+        # Written meanwhile by others: that is an event of the object, which leads here again.
         if error.status not in (404, 409):
             raise

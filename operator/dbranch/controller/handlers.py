@@ -1,4 +1,4 @@
-"""kopf handlers over projects, branches, nodes and pods. Wiring only."""
+"""The controller's kopf handlers: events of projects, branches, nodes and pods -> reconciles. Wiring only."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import kopf
 
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
-from dbranch.api.conditions import Condition, find_condition, is_condition_true
+from dbranch.api.conditions import Condition, Reason, find_condition, is_condition_true
 from dbranch.api.errors import DbranchError
 from dbranch.api.project import Project, parse_project
+from dbranch.controller import timing
 from dbranch.controller.branch.reconciler import BranchReconciler
 from dbranch.controller.cache import Cache
 from dbranch.controller.events import EmitEvent
-from dbranch.controller.finalizers import ensure_agent_dropped
+from dbranch.controller.finalizers import remove_agent_finalizer
 from dbranch.controller.manifests import Release
 from dbranch.controller.nodes import AgentPod, NodeObject, agent_pod, node_object
 from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.reconciler import ProjectReconciler, proxy_pod_of
-from dbranch.controller.project.status import is_outdated
+from dbranch.controller.project.status import is_stale
 from dbranch.controller.routing import needs_reconcile
-from dbranch.controller.scheduling import is_abandoned, node_trouble
+from dbranch.controller.scheduling import is_abandoned, not_reporting_finding
 from dbranch.kube.client import Cluster, object_path
 from dbranch.kube.requeue import request_reconcile
 from dbranch.runtime.initial_sync import InitialSync
@@ -34,284 +35,308 @@ from dbranch.runtime.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
-
 _PROJECT: Any = (names.GROUP, names.VERSION, names.PROJECTS)
-
-
 _BRANCH: Any = (names.GROUP, names.VERSION, names.BRANCHES)
-
-
-_REQUESTED: Any = ("metadata", "annotations", names.CONTROLLER_REQUESTED_AT)
-
-
-# What the agents measure: no condition and no route follows from it.
-_MEASURED = (
+_REQUESTED_AT: Any = ("metadata", "annotations", names.CONTROLLER_REQUESTED_AT)
+# Fields of status.node that the agents measure: no condition and no route depends on them.
+_MEASURED_FIELDS = (
     *(
-        f"{what}{unit}"
-        for what in ("logical", "unique", "used", "free", "allocated", "hostFree")
+        f"{quantity}{unit}"
+        for quantity in ("logical", "unique", "used", "free", "allocated", "hostFree")
         for unit in ("Bytes", "Size")
     ),
     "warmSlots",
 )
 
 
-# What the controller does not follow by watching (users' Secrets, what others do to its objects).
-_LOOK_EVERY = 20.0
-
-
-def register(registry: kopf.OperatorRegistry, cluster: Cluster, release: Release, resync: float) -> None:
-    """The indices and handlers, each of which only asks for one visit. `resync`: seconds between two looks at
-    whether everything made for an object is still there."""
-    locks, owned, first = KeyedLocks(), OwnedObjects(cluster), InitialSync("branches")
+def register(
+    registry: kopf.OperatorRegistry, cluster: Cluster, release: Release, resync_seconds: float
+) -> None:
+    """Register the indices and handlers. Each object is reconciled at least every `resync_seconds`."""
+    locks, owned, initial_sync = KeyedLocks(), OwnedObjects(cluster), InitialSync("branches")
     projects = ProjectReconciler(cluster, release, owned, locks)
     branches = BranchReconciler(cluster, release, owned, locks)
-    _register_start(registry, owned)
+    _register_startup(registry, owned)
     _register_indices(registry, release.nodes_namespace)
-    _register_projects(registry, projects, resync)
-    _register_branches(registry, branches, resync, first)
-    _register_neighbours(registry, cluster, projects, first)
+    _register_projects(registry, projects, resync_seconds)
+    _register_branches(registry, branches, resync_seconds, initial_sync)
+    _register_related(registry, cluster, projects, initial_sync)
 
 
-def _register_start(registry: kopf.OperatorRegistry, owned: OwnedObjects) -> None:
-    more: Any = {"registry": registry}
+def _register_startup(registry: kopf.OperatorRegistry, owned: OwnedObjects) -> None:
+    options: Any = {"registry": registry}
 
-    @kopf.on.startup(**more)
+    @kopf.on.startup(**options)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
-        others = [
+        ignored_fields = [
             ("metadata", "annotations", names.AGENT_REQUESTED_AT),
-            *(("status", "node", key) for key in _MEASURED),
+            *(("status", "node", field) for field in _MEASURED_FIELDS),
         ]
-        configure_kopf(settings, names.CONTROLLER_FINALIZER, names.CONTROLLER_PREFIX, others)
-        # Not those of Postgres: they are the agents' concern, and there are as many as branches.
+        configure_kopf(settings, names.CONTROLLER_FINALIZER, names.CONTROLLER_PREFIX, ignored_fields)
+        # Not the Postgres pods: they are the agents' business, and there are as many as branches.
         settings.watching.label_selectors["v1", "pods"] = (
             f"{names.LABEL_NAME}=dbranch,"
             f"{names.LABEL_COMPONENT} in ({names.COMPONENT_AGENT},{names.COMPONENT_PROXY})"
         )
 
-    @kopf.on.startup(**more)
-    def remember(**_: Any) -> None:
-        # A branch has one of each: a start would ask for them one by one.
+    @kopf.on.startup(**options)
+    def preload(**_: Any) -> None:
+        # Every branch has one of each, so a controller that starts would read them one by one.
         for api, plural in (("v1", "services"), ("discovery.k8s.io/v1", "endpointslices")):
             try:
-                owned.remember(api, plural)
+                owned.preload(api, plural)
             except DbranchError as error:
-                logger.warning("%s are looked at one by one: %s", plural, error)
+                logger.warning("cannot list %s, so each is read by itself: %s", plural, error)
 
-    kopf.on.login(**more)(login)
+    kopf.on.login(**options)(login)
 
 
 def _register_indices(registry: kopf.OperatorRegistry, nodes_namespace: str) -> None:
-    """Not in a thread each, as kopf runs what may wait: these, and what mostly finds nothing to do."""
-    more: Any = {"registry": registry}
+    """Register the indices as coroutines: kopf would run each function in a thread, also those that do nothing."""
+    options: Any = {"registry": registry}
 
-    @kopf.index("v1", "nodes", id="node_index", **more)
+    @kopf.index("v1", "nodes", id="node_index", **options)
     async def node_index(body: kopf.Body, **_: Any) -> dict[str, NodeObject]:
         return {body["metadata"]["name"]: node_object(body)}
 
-    @kopf.index("v1", "pods", id="agent_index", **more)
+    @kopf.index("v1", "pods", id="agent_index", **options)
     async def agent_index(
         body: kopf.Body, namespace: Any, labels: kopf.Labels, **_: Any
     ) -> dict[str, AgentPod]:
-        mine = namespace == nodes_namespace and labels.get(names.LABEL_COMPONENT) == names.COMPONENT_AGENT
-        agent = agent_pod(body) if mine else None
+        is_agent = namespace == nodes_namespace and labels.get(names.LABEL_COMPONENT) == names.COMPONENT_AGENT
+        agent = agent_pod(body) if is_agent else None
         return {agent.node: agent} if agent else {}
 
-    @kopf.index(*_PROJECT, id="project_index", **more)
+    @kopf.index(*_PROJECT, id="project_index", **options)
     async def project_index(body: kopf.Body, **_: Any) -> dict[tuple[str, str], Project]:
         project = parse_project(body)
         return {(project.namespace, project.name): project}
 
-    @kopf.index(*_BRANCH, id="branch_index", **more)
+    @kopf.index(*_BRANCH, id="branch_index", **options)
     async def branch_index(body: kopf.Body, **_: Any) -> dict[tuple[str, str], Branch]:
         branch = parse_branch(body)
         return {(branch.namespace, branch.project): branch}
 
 
-def cache_of(found: Mapping[str, Any]) -> Cache:
-    """The cache in a handler's keywords."""
-    return Cache(*(found[f"{noun}_index"] for noun in ("node", "agent", "project", "branch")))
+def cache_of(kwargs: Mapping[str, Any]) -> Cache:
+    """Return the cache over the indices among a handler's keyword arguments."""
+    return Cache(*(kwargs[f"{noun}_index"] for noun in ("node", "agent", "project", "branch")))
 
 
 def event_emitter(body: Mapping[Any, Any]) -> EmitEvent:
-    """Events about the object."""
-    return lambda kind, reason, message: kopf.event(body, type=kind, reason=reason, message=message)
+    """Return a function that emits Events about the object."""
+    return lambda event_type, reason, message: kopf.event(
+        body, type=event_type, reason=reason, message=message
+    )
 
 
 def project_event_emitter(project: Project) -> EmitEvent:
-    """Events about a project whose body is not at hand."""
+    """Return a function that emits Events about a project, for a handler that does not have its body."""
     meta = {"namespace": project.namespace, "name": project.name, "uid": project.uid}
     return event_emitter({"apiVersion": names.API_VERSION, "kind": names.PROJECT_KIND, "metadata": meta})
 
 
-def _register_projects(registry: kopf.OperatorRegistry, care: ProjectReconciler, resync: float) -> None:
-    more: Any = {"registry": registry}
+def _register_projects(
+    registry: kopf.OperatorRegistry, reconciler: ProjectReconciler, resync_seconds: float
+) -> None:
+    options: Any = {"registry": registry}
+    unready_seconds = timing.UNREADY_RESYNC_SECONDS
 
-    @kopf.on.resume(*_PROJECT, id="project", **more)
-    @kopf.on.create(*_PROJECT, id="project", **more)
-    @kopf.on.update(*_PROJECT, field="spec", id="project", **more)
-    @kopf.on.field(*_PROJECT, field="status.node", id="project", **more)
-    @kopf.on.field(*_PROJECT, field="status.proxies", id="project", **more)
-    def project(namespace: Any, name: str, body: kopf.Body, **found: Any) -> None:
-        visit(care.reconcile, namespace, name, cache_of(found), event_emitter(body))
+    @kopf.on.resume(*_PROJECT, id="project", **options)
+    @kopf.on.create(*_PROJECT, id="project", **options)
+    @kopf.on.update(*_PROJECT, field="spec", id="project", **options)
+    @kopf.on.field(*_PROJECT, field="status.node", id="project", **options)
+    @kopf.on.field(*_PROJECT, field="status.proxies", id="project", **options)
+    def on_project_change(namespace: Any, name: str, body: kopf.Body, **kwargs: Any) -> None:
+        run(reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body))
 
-    @kopf.on.delete(*_PROJECT, id="project-removal", **more)
-    def project_removal(body: kopf.Body, **found: Any) -> None:
-        requeue_after(
-            visit(care.remove, parse_project(body), cache_of(found)), "its branches are being deleted"
-        )
+    @kopf.on.delete(*_PROJECT, id="project-removal", **options)
+    def on_project_deletion(body: kopf.Body, **kwargs: Any) -> None:
+        seconds = run(reconciler.remove, parse_project(body), cache_of(kwargs))
+        requeue_after(seconds, "its branches are being deleted")
 
-    @kopf.timer(*_PROJECT, interval=_LOOK_EVERY, initial_delay=_LOOK_EVERY, id="project-look", **more)
-    async def project_look(
-        namespace: Any, name: str, body: kopf.Body, status: kopf.Status, **found: Any
+    @kopf.timer(
+        *_PROJECT, interval=unready_seconds, initial_delay=unready_seconds, id="project-unready", **options
+    )
+    async def resync_unready_project(
+        namespace: Any, name: str, body: kopf.Body, status: kopf.Status, **kwargs: Any
     ) -> None:
-        secret = body["spec"].get("postgres", {}).get("passwordSecret")
-        if secret or not is_condition_true(status, Condition.READY):
-            await in_thread(care.reconcile, namespace, name, cache_of(found), event_emitter(body), True)
+        user_secret = body["spec"].get("postgres", {}).get("passwordSecret")
+        if user_secret or not is_condition_true(status, Condition.READY):
+            await run_in_thread(
+                reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body), True
+            )
 
-    @kopf.timer(*_PROJECT, interval=resync, initial_delay=resync, id="project-resync", **more)
-    def project_resync(namespace: Any, name: str, body: kopf.Body, **found: Any) -> None:
-        visit(care.reconcile, namespace, name, cache_of(found), event_emitter(body), True)
+    @kopf.timer(
+        *_PROJECT, interval=resync_seconds, initial_delay=resync_seconds, id="project-resync", **options
+    )
+    def resync_project(namespace: Any, name: str, body: kopf.Body, **kwargs: Any) -> None:
+        run(reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body), True)
 
 
 def _register_branches(
-    registry: kopf.OperatorRegistry, care: BranchReconciler, resync: float, first: InitialSync
+    registry: kopf.OperatorRegistry,
+    reconciler: BranchReconciler,
+    resync_seconds: float,
+    initial_sync: InitialSync,
 ) -> None:
-    more: Any = {"registry": registry}
+    options: Any = {"registry": registry}
+    unready_seconds = timing.UNREADY_RESYNC_SECONDS
 
-    @kopf.on.resume(*_BRANCH, id="branch", **more)
-    @kopf.on.create(*_BRANCH, id="branch", **more)
-    @kopf.on.update(*_BRANCH, field="spec", id="branch", **more)
-    @kopf.on.field(*_BRANCH, field="status.node", id="branch", **more)
-    @kopf.on.field(*_BRANCH, field=_REQUESTED, id="branch", **more)
-    def branch(namespace: Any, name: str, body: kopf.Body, **found: Any) -> None:
-        visit(care.reconcile, namespace, name, cache_of(found), event_emitter(body))
-        first.mark_reconciled(namespace, name)
+    @kopf.on.resume(*_BRANCH, id="branch", **options)
+    @kopf.on.create(*_BRANCH, id="branch", **options)
+    @kopf.on.update(*_BRANCH, field="spec", id="branch", **options)
+    @kopf.on.field(*_BRANCH, field="status.node", id="branch", **options)
+    @kopf.on.field(*_BRANCH, field=_REQUESTED_AT, id="branch", **options)
+    def on_branch_change(namespace: Any, name: str, body: kopf.Body, **kwargs: Any) -> None:
+        run(reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body))
+        initial_sync.mark_reconciled(namespace, name)
 
-    @kopf.on.delete(*_BRANCH, id="branch-removal", **more)
-    def branch_removal(body: kopf.Body, **found: Any) -> None:
-        wait = visit(care.remove, parse_branch(body), cache_of(found))
-        first.mark_reconciled(body["metadata"]["namespace"], body["metadata"]["name"])
-        requeue_after(wait, "sessions are still sent to it, or a copy of it is being made")
+    @kopf.on.delete(*_BRANCH, id="branch-removal", **options)
+    def on_branch_deletion(body: kopf.Body, **kwargs: Any) -> None:
+        seconds = run(reconciler.remove, parse_branch(body), cache_of(kwargs))
+        initial_sync.mark_reconciled(body["metadata"]["namespace"], body["metadata"]["name"])
+        requeue_after(seconds, "sessions are still sent to it, or a copy of it is being made")
 
-    @kopf.timer(*_BRANCH, interval=_LOOK_EVERY, initial_delay=_LOOK_EVERY, id="branch-look", **more)
-    async def branch_look(
-        namespace: Any, name: str, body: kopf.Body, status: kopf.Status, **found: Any
+    @kopf.timer(
+        *_BRANCH, interval=unready_seconds, initial_delay=unready_seconds, id="branch-unready", **options
+    )
+    async def resync_unready_branch(
+        namespace: Any, name: str, body: kopf.Body, status: kopf.Status, **kwargs: Any
     ) -> None:
         if not is_condition_true(status, Condition.READY):
-            await in_thread(care.reconcile, namespace, name, cache_of(found), event_emitter(body), True)
+            await run_in_thread(
+                reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body), True
+            )
 
-    @kopf.timer(*_BRANCH, interval=resync, initial_delay=resync, id="branch-resync", **more)
-    def branch_resync(namespace: Any, name: str, body: kopf.Body, **found: Any) -> None:
-        visit(care.reconcile, namespace, name, cache_of(found), event_emitter(body), True)
+    @kopf.timer(
+        *_BRANCH, interval=resync_seconds, initial_delay=resync_seconds, id="branch-resync", **options
+    )
+    def resync_branch(namespace: Any, name: str, body: kopf.Body, **kwargs: Any) -> None:
+        run(reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body), True)
 
 
-def _register_neighbours(
-    registry: kopf.OperatorRegistry, cluster: Cluster, care: ProjectReconciler, first: InitialSync
+def _register_related(
+    registry: kopf.OperatorRegistry,
+    cluster: Cluster,
+    reconciler: ProjectReconciler,
+    initial_sync: InitialSync,
 ) -> None:
-    """What only wakes those objects that would say something else now: a project by a visit, a branch by a poke.
+    """Map events of related objects to reconcile requests.
 
-    The indices hold an event before its handlers run, so a visit that is asked for knows of it.
+    A project is enqueued in this process, a branch gets the annotation that requests a reconcile; only objects whose
+    status would change are. kopf updates the indices before it runs the handlers of an event, so the reconcile sees
+    the change that led to it.
     """
-    more: Any = {"registry": registry}
-    asked = WorkQueue()
+    options: Any = {"registry": registry}
+    queue = WorkQueue()
 
-    def look(cache: Cache, project: Project) -> None:
+    def enqueue(cache: Cache, project: Project) -> None:
         key = project.namespace, project.name
-        asked.add(key, care.reconcile, *key, cache, project_event_emitter(project))
+        queue.add(key, reconciler.reconcile, *key, cache, project_event_emitter(project))
 
     def enqueue_if_stale(cache: Cache, namespace: str, name: str) -> None:
         project = cache.project(namespace, name)
-        if project and is_outdated(project, cache.branches_of(namespace, name)):
-            look(cache, project)
+        if project and is_stale(project, cache.branches_of(namespace, name)):
+            enqueue(cache, project)
 
-    @kopf.on.event(*_BRANCH, **more)
-    async def on_branch_event(event: Any, body: kopf.Body, **found: Any) -> None:
-        namespace, cache = body["metadata"]["namespace"], cache_of(found)
+    @kopf.on.event(*_BRANCH, **options)
+    async def on_branch_event(event: Any, body: kopf.Body, **kwargs: Any) -> None:
+        namespace, cache = body["metadata"]["namespace"], cache_of(kwargs)
         enqueue_if_stale(cache, namespace, body["spec"]["project"])
         if event["type"] == "DELETED":
-            first.mark_reconciled(namespace, body["metadata"]["name"])
+            initial_sync.mark_reconciled(namespace, body["metadata"]["name"])
         elif body["metadata"].get("deletionTimestamp"):
-            await in_thread(release_agent_finalizer, cluster, cache, parse_branch(body))
+            await run_in_thread(release_if_abandoned, cluster, cache, parse_branch(body))
 
-    @kopf.on.event(*_PROJECT, **more)
-    async def on_project_event(event: Any, body: kopf.Body, **found: Any) -> None:
-        # What its branches say may have come before it.
-        enqueue_if_stale(cache_of(found), body["metadata"]["namespace"], body["metadata"]["name"])
+    @kopf.on.event(*_PROJECT, **options)
+    async def on_project_event(event: Any, body: kopf.Body, **kwargs: Any) -> None:
+        # The events of its branches may have come before the project's own.
+        enqueue_if_stale(cache_of(kwargs), body["metadata"]["namespace"], body["metadata"]["name"])
         if event["type"] != "DELETED" and body["metadata"].get("deletionTimestamp"):
-            await in_thread(release_agent_finalizer, cluster, cache_of(found), parse_project(body))
+            await run_in_thread(release_if_abandoned, cluster, cache_of(kwargs), parse_project(body))
 
-    @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_PROXY}, **more)
-    async def proxy_pod(
-        event: Any, namespace: Any, labels: kopf.Labels, body: kopf.Body, **found: Any
+    @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_PROXY}, **options)
+    async def on_proxy_event(
+        event: Any, namespace: Any, labels: kopf.Labels, body: kopf.Body, **kwargs: Any
     ) -> None:
-        cache = cache_of(found)
+        cache = cache_of(kwargs)
         project = cache.project(namespace, labels.get(names.LABEL_PROJECT, ""))
         if not project or project.deleting or project.uid != labels.get(names.LABEL_PROJECT_UID):
             return
         if event["type"] == "DELETED" or needs_reconcile(project, proxy_pod_of(body)):
-            look(cache, project)
+            enqueue(cache, project)
 
-    @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_AGENT}, **more)
-    async def on_agent_event(**found: Any) -> None:
-        await requeue_scheduled(cluster, cache_of(found), look)
+    @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_AGENT}, **options)
+    async def on_agent_event(**kwargs: Any) -> None:
+        await requeue_scheduled(cluster, cache_of(kwargs), enqueue)
 
-    @kopf.on.event("v1", "nodes", **more)
-    async def on_node_event(**found: Any) -> None:
-        # There is always a node, and no handler runs before the indices hold all that was listed.
-        first.begin((branch.namespace, branch.object_name) for branch in cache_of(found).all_branches())
-        await requeue_scheduled(cluster, cache_of(found), look)
+    @kopf.on.event("v1", "nodes", **options)
+    async def on_node_event(**kwargs: Any) -> None:
+        # A cluster has a node, and no handler runs before the indices hold all objects that were listed at the start.
+        cache = cache_of(kwargs)
+        initial_sync.begin((branch.namespace, branch.object_name) for branch in cache.all_branches())
+        await requeue_scheduled(cluster, cache, enqueue)
 
 
-def release_agent_finalizer(cluster: Cluster, cache: Cache, item: Project | Branch) -> None:
-    """What is being deleted and waits for an agent that will never come, waits no more."""
+def release_if_abandoned(cluster: Cluster, cache: Cache, item: Project | Branch) -> None:
+    """Remove the agent's finalizer from an object that is being deleted if its node's agent will never do so."""
     if item.node_name and item.deleting and is_abandoned(cache.node(item.node_name), item.annotations):
-        ensure_agent_dropped(cluster, object_path(item), item.uid)
+        remove_agent_finalizer(cluster, object_path(item), item.uid)
 
 
-async def requeue_scheduled(cluster: Cluster, cache: Cache, look: Callable[[Cache, Project], None]) -> None:
-    """Wakes what is bound to a node whose state it does not tell, and projects that wait for a node."""
-    troubles: dict[str, str] = {}
+async def requeue_scheduled(
+    cluster: Cluster, cache: Cache, enqueue: Callable[[Cache, Project], None]
+) -> None:
+    """Request reconciles of the objects whose Scheduled no longer matches their node, and of unbound projects."""
+    reasons: dict[str, str] = {}
 
-    def expected(node: str) -> str:
-        if node not in troubles:
-            trouble = node_trouble(cache.node(node))
-            troubles[node] = trouble.reason.value if trouble else "Bound"
-        return troubles[node]
+    def expected_reason(node: str) -> str:
+        if node not in reasons:
+            not_reporting = not_reporting_finding(cache.node(node))
+            reasons[node] = (not_reporting.reason if not_reporting else Reason.BOUND).value
+        return reasons[node]
 
     for project in cache.all_projects():
-        told = (find_condition(project.status, Condition.SCHEDULED) or {}).get("reason")
+        reported = _scheduled_reason(project)
         if (
             not project.deleting
-            and told
-            and (project.node_name is None or told != expected(project.node_name))
+            and reported
+            and (project.node_name is None or reported != expected_reason(project.node_name))
         ):
-            look(cache, project)
-    await in_thread(_requeue_scheduled_branches, cluster, cache, expected)
+            enqueue(cache, project)
+    await run_in_thread(_requeue_scheduled_branches, cluster, cache, expected_reason)
 
 
-def _requeue_scheduled_branches(cluster: Cluster, cache: Cache, expected: Callable[[str], str]) -> None:
-    bound: list[Project | Branch] = [*cache.all_branches(), *cache.all_projects()]
-    for item in bound:
-        release_agent_finalizer(cluster, cache, item)
+def _requeue_scheduled_branches(
+    cluster: Cluster, cache: Cache, expected_reason: Callable[[str], str]
+) -> None:
+    items: list[Project | Branch] = [*cache.all_branches(), *cache.all_projects()]
+    for item in items:
+        release_if_abandoned(cluster, cache, item)
     for branch in cache.all_branches():
-        told = (find_condition(branch.status, Condition.SCHEDULED) or {}).get("reason")
         if (
             branch.node_name
             and not branch.deleting
-            and told not in (None, "NameTaken", expected(branch.node_name))
+            and _scheduled_reason(branch)
+            not in (None, Reason.NAME_TAKEN.value, expected_reason(branch.node_name))
         ):
             request_reconcile(cluster, names.CONTROLLER_REQUESTED_AT, branch.namespace, branch.object_name)
 
 
-def visit(call: Any, *args: Any) -> Any:
-    """One visit; what failed for now is tried again."""
+def _scheduled_reason(item: Project | Branch) -> str | None:
+    return (find_condition(item.status, Condition.SCHEDULED) or {}).get("reason")
+
+
+def run(call: Any, *args: Any) -> Any:
+    """Return `call(*args)`; make kopf retry the handler after a DbranchError or an OSError."""
     try:
         return call(*args)
     except (DbranchError, OSError) as error:
         logger.warning("%s: %s", call.__name__, error)
-        raise kopf.TemporaryError(str(error), delay=2.0) from error
+        raise kopf.TemporaryError(str(error), delay=timing.FAILED_RETRY_SECONDS) from error
 
 
-async def in_thread(call: Any, *args: Any) -> None:
-    """`visit`, for a handler that is a coroutine: kopf's loop goes on meanwhile."""
-    await asyncio.to_thread(visit, call, *args)
+async def run_in_thread(call: Any, *args: Any) -> None:
+    """Call `run` in a thread, for a handler that is a coroutine: kopf's event loop goes on meanwhile."""
+    await asyncio.to_thread(run, call, *args)

@@ -1,4 +1,4 @@
-"""`dbranch-server controller`: kopf handlers over projects, branches, nodes and pods. Wiring only."""
+"""`dbranch-server controller`: the controller's process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def release_of(environment: Mapping[str, str]) -> Release:
-    """What the chart says. InvalidInput with the name of what the environment lacks."""
+    """Read the Helm release from the environment. Raises InvalidInput with the names of missing variables."""
     missing = [k for k in ("DBRANCH_NODES_NAMESPACE", "DBRANCH_SERVER_IMAGE") if not environment.get(k)]
     if missing:
         raise InvalidInput(
@@ -37,14 +37,14 @@ def release_of(environment: Mapping[str, str]) -> Release:
 
 
 def main() -> None:
-    """Runs until it is told to end."""
+    """Run the controller until the process is terminated."""
     start_logging(os.environ)
     try:
         release = release_of(os.environ)
-        resync = parse_seconds(os.environ.get("DBRANCH_RESYNC_PERIOD", "5m"))
+        resync_seconds = parse_seconds(os.environ.get("DBRANCH_RESYNC_PERIOD", "5m"))
         cluster = Cluster(names.CONTROLLER_MANAGER)
     except DbranchError as error:
         raise SystemExit(f"dbranch-server controller: {error}") from error
     registry = kopf.OperatorRegistry()
-    register(registry, cluster, release, resync)
+    register(registry, cluster, release, resync_seconds)
     serve(registry, names.CONTROLLER_MANAGER)

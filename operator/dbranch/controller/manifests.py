@@ -1,4 +1,4 @@
-"""The objects that the controller makes, as the API server takes them. Pure builders."""
+"""Builders of the manifests that the controller applies. Pure."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dbranch.api.project import Project
 
 Json = dict[str, Any]
 
-# The usual way of saying to Prometheus where a pod's metrics are.
-_SCRAPED: Json = {
+# By convention, where Prometheus finds a pod's metrics.
+_PROMETHEUS_ANNOTATIONS: Json = {
     "prometheus.io/scrape": "true",
     "prometheus.io/port": "8080",
     "prometheus.io/path": "/metrics",
@@ -24,7 +24,7 @@ _SCRAPED: Json = {
 
 @dataclass(frozen=True)
 class Release:
-    """What the chart says: names, and the image that the proxies run."""
+    """The Helm release, as the chart passes it to the controller: names, and how the proxies run."""
 
     name: str
     nodes_namespace: str
@@ -34,15 +34,15 @@ class Release:
 
 
 @dataclass(frozen=True)
-class Login:
-    """How the database is entered, but for host and port."""
+class Credentials:
+    """A project's user, password and database."""
 
     user: str
     password: str
     database: str
 
 
-def _owner(kind: str, name: str, uid: str) -> Json:
+def _owner_reference(kind: str, name: str, uid: str) -> Json:
     return {
         "apiVersion": names.API_VERSION,
         "kind": kind,
@@ -53,7 +53,7 @@ def _owner(kind: str, name: str, uid: str) -> Json:
     }
 
 
-def _meta(project: Project, release: Release, component: str, name: str) -> Json:
+def _metadata(project: Project, release: Release, component: str, name: str) -> Json:
     return {
         "name": name,
         "namespace": project.namespace,
@@ -62,46 +62,49 @@ def _meta(project: Project, release: Release, component: str, name: str) -> Json
             release.name,
             **{names.LABEL_PROJECT: project.name, names.LABEL_PROJECT_UID: project.uid},
         ),
-        "ownerReferences": [_owner(names.PROJECT_KIND, project.name, project.uid)],
+        "ownerReferences": [_owner_reference(names.PROJECT_KIND, project.name, project.uid)],
     }
 
 
-def _branch_meta(project: Project, branch: Branch, release: Release, name: str) -> Json:
-    meta = _meta(project, release, names.COMPONENT_POSTGRES, name)
+def _branch_metadata(project: Project, branch: Branch, release: Release, name: str) -> Json:
+    meta = _metadata(project, release, names.COMPONENT_POSTGRES, name)
     meta["labels"] |= {names.LABEL_BRANCH: branch.name, names.LABEL_BRANCH_UID: branch.uid}
-    meta["ownerReferences"] = [_owner(names.BRANCH_KIND, branch.object_name, branch.uid)]
+    meta["ownerReferences"] = [_owner_reference(names.BRANCH_KIND, branch.object_name, branch.uid)]
     return meta
 
 
-def _object(api: str, kind: str, meta: Json, **more: Any) -> Json:
-    return {"apiVersion": api, "kind": kind, "metadata": meta, **more}
+def _object(api: str, kind: str, meta: Json, **fields: Any) -> Json:
+    return {"apiVersion": api, "kind": kind, "metadata": meta, **fields}
 
 
 def root_branch(project: Project) -> Json:
-    """The DBBranch of the root, which has no source."""
+    """Return the DBBranch of a project's root, which has no source."""
     name = names.branch_object_name(project.name, names.ROOT_BRANCH)
     meta = {"name": name, "namespace": project.namespace}
     return _object(names.API_VERSION, names.BRANCH_KIND, meta, spec={"project": project.name})
 
 
-def conn_secret(project: Project, release: Release, login: Login, branch: Branch | None = None) -> Json:
-    """The connection's Secret of a project (`branch` None) or of one branch, for `envFrom` and for people."""
+def conn_secret(
+    project: Project, release: Release, credentials: Credentials, branch: Branch | None = None
+) -> Json:
+    """Return the connection Secret of a project (`branch` None) or of one branch, for `envFrom` and for people."""
     name = branch.object_name if branch else project.name
-    secret = names.conn_secret_name(name)
+    secret_name = names.conn_secret_name(name)
     meta = (
-        _branch_meta(project, branch, release, secret)
+        _branch_metadata(project, branch, release, secret_name)
         if branch
-        else _meta(project, release, names.COMPONENT_PROXY, secret)
+        else _metadata(project, release, names.COMPONENT_PROXY, secret_name)
     )
     host = names.service_host(name, project.namespace)
     port = names.POSTGRES_PORT if branch else project.proxy.port
-    user, password, database = (quote(t, safe="") for t in (login.user, login.password, login.database))
+    values = (credentials.user, credentials.password, credentials.database)
+    user, password, database = (quote(value, safe="") for value in values)
     texts = {
         "host": host,
         "port": str(port),
-        "username": login.user,
-        "password": login.password,
-        "database": login.database,
+        "username": credentials.user,
+        "password": credentials.password,
+        "database": credentials.database,
         "uri": f"postgresql://{user}:{password}@{host}:{port}/{database}",
     }
     data = {key: base64.b64encode(text.encode()).decode() for key, text in texts.items()}
@@ -109,7 +112,7 @@ def conn_secret(project: Project, release: Release, login: Login, branch: Branch
 
 
 def verifier_secret(project: Project, release: Release, verifier: str) -> Json:
-    """The password's verifier, in the nodes' namespace: all that an agent's pods need to know of it."""
+    """Return the Secret with the password's SCRAM verifier, in the nodes' namespace: all that agents get of it."""
     meta = {
         "name": names.verifier_secret_name(project.uid),
         "namespace": release.nodes_namespace,
@@ -128,7 +131,7 @@ def verifier_secret(project: Project, release: Release, verifier: str) -> Json:
 
 
 def allow_policy(namespace: str, release: Release) -> Json:
-    """Admits a users' namespace to its own Postgres pods; without it nobody reaches them."""
+    """Return the NetworkPolicy that admits a users' namespace to its own Postgres pods; others do not reach them."""
     meta = {
         "name": f"allow-{namespace}",
         "namespace": release.nodes_namespace,
@@ -148,18 +151,18 @@ def allow_policy(namespace: str, release: Release) -> Json:
 
 
 def branch_service(project: Project, branch: Branch, release: Release) -> Json:
-    """A branch's own Service, without a selector: its EndpointSlice says where the branch is."""
+    """Return a branch's Service, which has no selector but an EndpointSlice of ours."""
     spec = {
         "type": ServiceType.CLUSTER_IP,
         "ports": [{"name": "postgres", "port": names.POSTGRES_PORT, "protocol": "TCP"}],
     }
-    return _object("v1", "Service", _branch_meta(project, branch, release, branch.object_name), spec=spec)
+    return _object("v1", "Service", _branch_metadata(project, branch, release, branch.object_name), spec=spec)
 
 
 def branch_endpoints(project: Project, branch: Branch, release: Release, reachable: bool) -> Json:
-    """The EndpointSlice of a branch's Service: its pod's address and its own port, or nobody."""
+    """Return the EndpointSlice of a branch's Service: its pod's address if `reachable`, and its Postgres' port."""
     address = branch.node.address if reachable else None
-    meta = _branch_meta(project, branch, release, branch.object_name)
+    meta = _branch_metadata(project, branch, release, branch.object_name)
     meta["labels"] |= {
         "kubernetes.io/service-name": branch.object_name,
         "endpointslice.kubernetes.io/managed-by": "dbranch",
@@ -177,8 +180,8 @@ def branch_endpoints(project: Project, branch: Branch, release: Release, reachab
 
 
 def project_service(project: Project, release: Release) -> Json:
-    """The proxy's Service, of the project's own name: it follows the switch."""
-    meta = _meta(project, release, names.COMPONENT_PROXY, names.project_service_name(project.name))
+    """Return the proxy's Service, which has the project's own name and follows a switch."""
+    meta = _metadata(project, release, names.COMPONENT_PROXY, names.project_service_name(project.name))
     spec = {
         "type": project.proxy.service_type,
         "selector": proxy_selector(project),
@@ -195,17 +198,20 @@ def project_service(project: Project, release: Release) -> Json:
 
 
 def proxy_selector(project: Project) -> dict[str, str]:
-    """The labels that a project's proxy pods alone have."""
+    """Return the labels that only this project's proxy pods have."""
     return {names.LABEL_COMPONENT: names.COMPONENT_PROXY, names.LABEL_PROJECT_UID: project.uid}
 
 
 def proxy_access(project: Project, release: Release) -> list[tuple[str, str, Json]]:
-    """The proxy's own account, which may read its DBProject and write its status: (api, plural, object)."""
+    """Return (API, plural, manifest) of the proxy's ServiceAccount, Role and RoleBinding.
+
+    The proxy may watch its DBProject and patch the status.
+    """
     name = names.proxy_name(project.name)
     rbac = "rbac.authorization.k8s.io"
 
     def meta() -> Json:
-        return _meta(project, release, names.COMPONENT_PROXY, name)
+        return _metadata(project, release, names.COMPONENT_PROXY, name)
 
     rules = [
         {
@@ -238,9 +244,9 @@ def proxy_access(project: Project, release: Release) -> list[tuple[str, str, Jso
 
 
 def proxy_deployment(project: Project, release: Release) -> Json:
-    """The proxy's Deployment; its pods are fit for a namespace labelled PSA `restricted`."""
+    """Return the proxy's Deployment; its pods are admitted by the Pod Security level `restricted`."""
     name = names.proxy_name(project.name)
-    meta = _meta(project, release, names.COMPONENT_PROXY, name)
+    meta = _metadata(project, release, names.COMPONENT_PROXY, name)
     env: list[Json] = [
         {"name": "DBRANCH_PROJECT", "value": project.name},
         {"name": "DBRANCH_PROJECT_NAMESPACE", "value": project.namespace},
@@ -270,7 +276,7 @@ def proxy_deployment(project: Project, release: Release) -> Json:
     if project.proxy.tls:
         env.append({"name": "DBRANCH_TLS_DIR", "value": "/tls"})
         container["volumeMounts"] = [{"name": "tls", "mountPath": "/tls", "readOnly": True}]
-        # Optional: without it the proxy still serves, and the condition Routed names what is missing.
+        # Optional: without the Secret the proxy serves plain connections, and the condition Routed names it.
         volumes.append(
             {"name": "tls", "secret": {"secretName": project.proxy.tls.secret_name, "optional": True}}
         )
@@ -301,6 +307,9 @@ def proxy_deployment(project: Project, release: Release) -> Json:
         "replicas": project.proxy.replicas,
         "selector": {"matchLabels": proxy_selector(project)},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-        "template": {"metadata": {"labels": meta["labels"], "annotations": _SCRAPED}, "spec": pod},
+        "template": {
+            "metadata": {"labels": meta["labels"], "annotations": _PROMETHEUS_ANNOTATIONS},
+            "spec": pod,
+        },
     }
     return _object("apps/v1", "Deployment", meta, spec=spec)

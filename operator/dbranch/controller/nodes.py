@@ -1,4 +1,4 @@
-"""What is true of nodes and agents, from what the watches brought. Reads only."""
+"""Facts about nodes and agents, from Node and Pod objects. Pure."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from dbranch.controller.scheduling import NodeFacts
 
 @dataclass(frozen=True)
 class AgentPod:
-    """An agent's pod: its node, whether it is Ready, the free bytes and the retained pools that it told."""
+    """An agent's pod. `free_bytes` and `retained` (UIDs of retained pools) are its annotations."""
 
     node: str
     ready: bool
-    free: int | None
+    free_bytes: int | None
     retained: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class NodeObject:
-    """What is used of a Node."""
+    """A Node. `schedulable`: neither cordoned nor with a taint that keeps pods away."""
 
     name: str
     ready: bool
-    open: bool
+    schedulable: bool
     labels: Mapping[str, str]
 
 
 def agent_pod(body: Mapping[str, Any]) -> AgentPod | None:
-    """The agent's pod in `body`; None where it is on no node yet or on its way out."""
+    """Parse an agent's pod; None if it is not scheduled yet or is being deleted."""
     node = (body.get("spec") or {}).get("nodeName")
     if not node or body["metadata"].get("deletionTimestamp"):
         return None
-    told = body["metadata"].get("annotations") or {}
-    free, retained = told.get(names.AGENT_HOST_FREE), told.get(names.AGENT_RETAINED, "")
+    annotations = body["metadata"].get("annotations") or {}
+    free, retained = annotations.get(names.AGENT_HOST_FREE), annotations.get(names.AGENT_RETAINED, "")
     return AgentPod(
         node,
         is_ready(body),
@@ -47,7 +47,7 @@ def agent_pod(body: Mapping[str, Any]) -> AgentPod | None:
 
 
 def node_object(body: Mapping[str, Any]) -> NodeObject:
-    """The Node in `body`. It is not open while it is cordoned or has a taint that keeps pods away."""
+    """Parse a Node."""
     spec = body.get("spec") or {}
     taints = [t for t in spec.get("taints") or () if t.get("effect") in ("NoSchedule", "NoExecute")]
     return NodeObject(
@@ -58,17 +58,19 @@ def node_object(body: Mapping[str, Any]) -> NodeObject:
     )
 
 
-def node_facts(name: str, node: NodeObject | None, agent: AgentPod | None, promised: int = 0) -> NodeFacts:
-    """A node and its agent together; either may be missing. `promised`: as in NodeFacts."""
+def node_facts(
+    name: str, node: NodeObject | None, agent: AgentPod | None, committed_bytes: int = 0
+) -> NodeFacts:
+    """Return the facts about a node from its Node and its agent's pod; either may be missing."""
     return NodeFacts(
         name=name,
         exists=node is not None,
         ready=node.ready if node else False,
-        open=node.open if node else False,
+        schedulable=node.schedulable if node else False,
         labels=node.labels if node else {},
-        agent=agent is not None,
+        has_agent=agent is not None,
         agent_ready=agent.ready if agent else False,
-        free=agent.free if agent else None,
-        promised=promised,
+        free_bytes=agent.free_bytes if agent else None,
+        committed_bytes=committed_bytes,
         retained=agent.retained if agent else frozenset(),
     )

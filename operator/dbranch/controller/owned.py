@@ -1,4 +1,4 @@
-"""Objects of the controller's own: applied when they differ, never taken from somebody else."""
+"""The objects that the controller owns: applied when they differ; another owner's object is left alone."""
 
 from __future__ import annotations
 
@@ -12,94 +12,101 @@ from dbranch.api import names
 from dbranch.api.errors import ApiError, NameTaken
 from dbranch.kube.client import Cluster, path_of
 
-# What was applied last, so that an object which is as it should be costs one read and no write.
-_APPLIED: Final = f"{names.GROUP}/applied"
+# Annotation: hash of the manifest that was applied last, so that an unchanged object costs one read and no write.
+_APPLIED_HASH: Final = f"{names.GROUP}/applied"
 
 
 class OwnedObjects:
-    """Remembers what it applied, and to which object; with `fresh`, it looks again."""
+    """Applies and deletes objects, and remembers which manifest was applied to which UID. Thread-safe."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._guard = threading.Lock()
-        self._known: dict[str, tuple[str, str]] = {}
+        # By path: hash of the manifest, and the object's UID or "".
+        self._applied: dict[str, tuple[str, str]] = {}
 
-    def remember(self, api: str, plural: str) -> None:
-        """What an earlier process applied of this kind, anywhere, by one request: it costs none again."""
+    def preload(self, api: str, plural: str) -> None:
+        """Remember what an earlier process applied of this resource in all namespaces, by one request."""
         for body in self._cluster.find(path_of(api, plural), labels=f"{names.LABEL_MANAGED_BY}=dbranch"):
             meta = body["metadata"]
-            applied = (meta.get("annotations") or {}).get(_APPLIED)
-            if applied:
+            applied_hash = (meta.get("annotations") or {}).get(_APPLIED_HASH)
+            if applied_hash:
                 path = path_of(api, plural, meta["namespace"], meta["name"])
                 with self._guard:
-                    # The digest is of our owner reference, too; without a UID: before it is written to, whose it
-                    # is is looked at.
-                    self._known.setdefault(path, (applied, ""))
+                    # The hash covers our owner reference, too. Without a UID, the owner is checked before a write.
+                    self._applied.setdefault(path, (applied_hash, ""))
 
-    def ensure(
-        self, api: str, plural: str, body: Mapping[str, Any], fresh: bool = False, new: bool = False
+    def apply(
+        self,
+        api: str,
+        plural: str,
+        manifest: Mapping[str, Any],
+        bypass_cache: bool = False,
+        probably_new: bool = False,
     ) -> None:
-        """The object is as `body` says. NameTaken where one of somebody else has its name.
+        """Make the object equal to its manifest. Raises NameTaken if another owner's object has its name.
 
-        Ours is what has our owner reference's UID, or, without one, our managed-by label. `new`: there is
-        probably none yet. What is new, and what is known to be ours, costs one request.
+        An object is ours if it has our owner reference's UID or, where the manifest has none, our managed-by label.
+        `bypass_cache`: do not trust what is remembered, read the object. An object that is `probably_new`, or that is
+        remembered, costs one request.
         """
-        meta = body["metadata"]
+        meta = manifest["metadata"]
         path = path_of(api, plural, meta["namespace"], meta["name"])
-        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
+        manifest_hash = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:32]
         with self._guard:
-            known, uid = self._known.get(path, ("", ""))
-        if known == digest and not fresh:
+            applied_hash, uid = self._applied.get(path, ("", ""))
+        if applied_hash == manifest_hash and not bypass_cache:
             return
-        marked = {**meta, "annotations": {**(meta.get("annotations") or {}), _APPLIED: digest}}
-        there: Mapping[str, Any] | None = None
+        annotated = {**meta, "annotations": {**(meta.get("annotations") or {}), _APPLIED_HASH: manifest_hash}}
+        existing: Mapping[str, Any] | None = None
         try:
-            if new:
-                there = self._cluster.create(
-                    path_of(api, plural, meta["namespace"]), {**body, "metadata": marked}
-                )
-            elif uid and not fresh:
-                # With its UID: another object of that name is refused.
-                there = self._cluster.apply(path, {**body, "metadata": {**marked, "uid": uid}})
+            if probably_new:
+                collection = path_of(api, plural, meta["namespace"])
+                existing = self._cluster.create(collection, {**manifest, "metadata": annotated})
+            elif uid and not bypass_cache:
+                # With its UID, so that another object of that name is rejected.
+                existing = self._cluster.apply(path, {**manifest, "metadata": {**annotated, "uid": uid}})
         except ApiError as error:
             if error.status != 409:
                 raise
-        if there is None:
-            there = self._cluster.get(path)
-            if there is not None:
-                _check_ours(there, body)
-            applied = ((there or {}).get("metadata", {}).get("annotations") or {}).get(_APPLIED)
-            if there is None or applied != digest:
-                there = self._cluster.apply(path, {**body, "metadata": marked})
+        if existing is None:
+            existing = self._cluster.get(path)
+            if existing is not None:
+                _check_owner(existing, manifest)
+            annotations = (existing or {}).get("metadata", {}).get("annotations") or {}
+            if existing is None or annotations.get(_APPLIED_HASH) != manifest_hash:
+                existing = self._cluster.apply(path, {**manifest, "metadata": annotated})
         with self._guard:
-            self._known[path] = digest, there["metadata"]["uid"]
+            self._applied[path] = manifest_hash, existing["metadata"]["uid"]
 
-    def drop(self, api: str, plural: str, namespace: str, name: str, uid: str | None = None) -> None:
-        """The object is gone, if it is ours (its owner is `uid`, or there is none to ask for)."""
+    def delete(self, api: str, plural: str, namespace: str, name: str, owner_uid: str | None = None) -> None:
+        """Delete an object; do nothing if it does not exist or, with `owner_uid`, has another owner."""
         path = path_of(api, plural, namespace, name)
         with self._guard:
-            self._known.pop(path, None)
-        there = self._cluster.get(path)
-        if there is None or (uid and uid not in _owners(there)):
+            self._applied.pop(path, None)
+        existing = self._cluster.get(path)
+        if existing is None or (owner_uid and owner_uid not in owner_uids(existing)):
             return
         try:
-            self._cluster.delete(path, uid=there["metadata"]["uid"])
+            self._cluster.delete(path, uid=existing["metadata"]["uid"])
         except ApiError as error:
             if error.status != 404:
                 raise
 
 
-def _owners(body: Mapping[str, Any]) -> set[str]:
+def owner_uids(body: Mapping[str, Any]) -> set[str]:
+    """Return the UIDs in an object's owner references."""
     return {owner.get("uid", "") for owner in body["metadata"].get("ownerReferences") or ()}
 
 
-def _check_ours(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    mine = _owners(wanted)
-    labels = there["metadata"].get("labels") or {}
-    ours = bool(mine & _owners(there)) if mine else labels.get(names.LABEL_MANAGED_BY) == "dbranch"
+def _check_owner(existing: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    expected = owner_uids(manifest)
+    labels = existing["metadata"].get("labels") or {}
+    managed_by_us = labels.get(names.LABEL_MANAGED_BY) == "dbranch"
+    ours = bool(expected & owner_uids(existing)) if expected else managed_by_us
     if not ours:
-        meta = wanted["metadata"]
+        meta = manifest["metadata"]
         raise NameTaken(
-            f"{wanted['kind']} {meta['name']} in namespace {meta['namespace']} belongs to somebody else; "
+            f"{manifest['kind']} {meta['name']} in namespace {meta['namespace']} belongs to somebody else; "
             "it is left alone; delete or rename it"
         )

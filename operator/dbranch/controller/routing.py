@@ -1,4 +1,4 @@
-"""Where each branch is reached, which one is active, and whether every proxy obeys. Pure."""
+"""`status.routes`, `status.route` and the condition Routed of a project. Pure."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dbranch.api.branch import Branch, should_run
-from dbranch.api.conditions import Condition, Finding, Reason, find_condition
-from dbranch.api.enums import ConditionStatus, TargetState
+from dbranch.api.conditions import Condition, Finding, Reason, is_condition_true
+from dbranch.api.enums import TargetState
 from dbranch.api.project import Project, ProxyEntry, Route, Target
 
 
 def target_of(project: Project, branch: Branch) -> Target | None:
-    """A branch's entry in `status.routes`; None for one that nothing was made of."""
+    """Return a branch's entry in `status.routes`; None if the branch is not bound yet."""
     if branch.deleting:
         return Target(branch.name, TargetState.DELETING)
     if branch.node_name is None:
@@ -26,62 +26,61 @@ def target_of(project: Project, branch: Branch) -> Target | None:
 
 
 def targets_of(project: Project, branches: Iterable[Branch]) -> tuple[Target, ...]:
-    """`status.routes`, by branch."""
-    found = (target_of(project, branch) for branch in branches)
-    return tuple(sorted((t for t in found if t), key=lambda t: t.branch))
+    """Return `status.routes`, sorted by branch."""
+    targets = (target_of(project, branch) for branch in branches)
+    return tuple(sorted((target for target in targets if target), key=lambda target: target.branch))
 
 
 def plan_route(project: Project, targets: Sequence[Target]) -> Route | None:
-    """`status.route`: moved only to a branch that is Ready, with a new generation at each change.
+    """Return the desired `status.route`; it moves only to a branch that is Ready. None while there never was one.
 
-    A branch that begins to be deleted makes a new generation too: its deletion waits until no proxy sends
-    anybody there.
+    The generation is raised when the route moves, and when a branch begins to be deleted: the branch's deletion
+    waits until every proxy obeys a route that knows of it.
     """
     ready = {t.branch for t in targets if t.state == TargetState.READY}
-    now, wanted = project.route, project.active_branch
-    before = {t.branch for t in project.routes if t.state == TargetState.DELETING}
-    leaving = {t.branch for t in targets if t.state == TargetState.DELETING} - before
-    branch = wanted if wanted in ready or now is None else now.branch
-    if now is None:
-        return Route(1, branch) if branch in ready else None
-    if branch != now.branch or leaving:
-        return Route(now.generation + 1, branch)
-    return now
+    current, active_branch = project.route, project.active_branch
+    if current is None:
+        return Route(1, active_branch) if active_branch in ready else None
+    already_deleting = {t.branch for t in project.routes if t.state == TargetState.DELETING}
+    newly_deleting = {t.branch for t in targets if t.state == TargetState.DELETING} - already_deleting
+    branch = active_branch if active_branch in ready else current.branch
+    if branch != current.branch or newly_deleting:
+        return Route(current.generation + 1, branch)
+    return current
 
 
 @dataclass(frozen=True)
 class ProxyPod:
-    """A proxy's pod that exists, also while it is Terminating."""
+    """A proxy's pod that exists, also while it is Terminating (then it is not `ready`)."""
 
     name: str
     ready: bool
 
 
 def laggards(route: Route, pods: Iterable[ProxyPod], entries: Iterable[ProxyEntry]) -> tuple[str, ...]:
-    """The proxy pods that do not say yet that they obey the route."""
-    said = {entry.pod: entry.generation for entry in entries}
-    return tuple(sorted(pod.name for pod in pods if said.get(pod.name, -1) < route.generation))
+    """Return the names of the proxy pods that have not acknowledged the route in `status.proxies`."""
+    acknowledged = {entry.pod: entry.generation for entry in entries}
+    return tuple(sorted(pod.name for pod in pods if acknowledged.get(pod.name, -1) < route.generation))
 
 
 def needs_reconcile(project: Project, pod: ProxyPod) -> bool:
-    """Whether the project would say something else of Routed now that this proxy pod is so."""
-    route, told = project.route, find_condition(project.status, Condition.ROUTED) or {}
-    obeys = route is not None and not laggards(route, (pod,), project.proxies)
-    return not (pod.ready and obeys and told.get("status") == ConditionStatus.TRUE)
+    """Return True unless this state of a proxy pod leaves the project's condition Routed as it is."""
+    obeys = project.route is not None and not laggards(project.route, (pod,), project.proxies)
+    return not (pod.ready and obeys and is_condition_true(project.status, Condition.ROUTED))
 
 
 def routed_finding(
     project: Project, route: Route | None, targets: Sequence[Target], pods: Sequence[ProxyPod]
 ) -> Finding:
-    """The condition Routed: whether every new session reaches the branch that `activeBranch` names."""
-    wanted, states = project.active_branch, {t.branch: t.state for t in targets}
-    if route is None or route.branch != wanted:
-        stays = (
+    """Return the finding of Routed: whether every new session reaches the branch that `spec.activeBranch` names."""
+    active_branch, states = project.active_branch, {t.branch: t.state for t in targets}
+    if route is None or route.branch != active_branch:
+        effect = (
             f"new sessions still reach {route.branch}"
             if route
             else "the connection string does not answer yet"
         )
-        return _not_moved(project, wanted, states.get(wanted), stays)
+        return _not_moved_finding(project, states.get(active_branch), effect)
     entries = {entry.pod: entry for entry in project.proxies}
     late = laggards(route, pods, project.proxies)
     if not any(pod.ready for pod in pods):
@@ -93,25 +92,24 @@ def routed_finding(
     if late:
         return Finding(
             Reason.PROXY_NOT_READY,
-            f"proxy {late[0]} has not taken the route to {wanted} yet; a session may still reach another branch",
+            f"proxy {late[0]} has not taken the route to {active_branch} yet; "
+            "a session may still reach another branch",
         )
     if any(entries[pod.name].draining for pod in pods if pod.name in entries):
-        text = f"new sessions reach {wanted}; sessions on other branches drain or are kept"
+        text = f"new sessions reach {active_branch}; sessions on other branches drain or are kept"
         return Finding(Reason.DRAINING, text)
-    return Finding(Reason.ROUTED, f"every new session reaches {wanted}")
+    return Finding(Reason.ROUTED, f"every new session reaches {active_branch}")
 
 
-def _not_moved(project: Project, wanted: str, state: str | None, stays: str) -> Finding:
-    who = f"branch {wanted}"
+def _not_moved_finding(project: Project, state: TargetState | None, effect: str) -> Finding:
+    """Return why the route has not moved to the active branch, whose state is `state` (None: it is in no route)."""
+    name, subject = project.active_branch, f"branch {project.active_branch}"
     if state is None:
-        text = (
-            f'activeBranch "{wanted}" does not exist in project {project.name}; {stays}; name one that does'
-        )
+        text = f'activeBranch "{name}" does not exist in project {project.name}; {effect}; name one that does'
         return Finding(Reason.BRANCH_NOT_FOUND, text)
     if state == TargetState.DELETING:
-        return Finding(
-            Reason.BRANCH_DELETING, f"{who} is being deleted; {stays}; name another as activeBranch"
-        )
+        text = f"{subject} is being deleted; {effect}; name another as activeBranch"
+        return Finding(Reason.BRANCH_DELETING, text)
     if state == TargetState.STOPPED:
-        return Finding(Reason.BRANCH_STOPPED, f"{who} is stopped; {stays}; resume it")
-    return Finding(Reason.BRANCH_NOT_READY, f"{who} is not ready yet; {stays}; it moves by itself")
+        return Finding(Reason.BRANCH_STOPPED, f"{subject} is stopped; {effect}; resume it")
+    return Finding(Reason.BRANCH_NOT_READY, f"{subject} is not ready yet; {effect}; it moves by itself")

@@ -1,4 +1,4 @@
-"""The controller's work on a branch: binding, its Service and Secret, conditions; its end."""
+"""The controller's reconciles of a branch: binding, its Service and Secret, conditions, deletion."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from dbranch.api.enums import TargetState
 from dbranch.api.errors import NameTaken
 from dbranch.api.project import Project, parse_project
 from dbranch.api.secrets import secret_text
-from dbranch.controller import manifests
+from dbranch.controller import manifests, timing
 from dbranch.controller.branch.status import branch_findings
 from dbranch.controller.cache import Cache
 from dbranch.controller.conditions import phase_of, ready_finding, report_conditions
 from dbranch.controller.events import EmitEvent, emit_transition
-from dbranch.controller.manifests import Login, Release
-from dbranch.controller.owned import OwnedObjects
+from dbranch.controller.manifests import Credentials, Release
+from dbranch.controller.owned import OwnedObjects, owner_uids
 from dbranch.controller.routing import target_of
-from dbranch.controller.scheduling import Binding, bind_branch, is_abandoned, node_trouble
+from dbranch.controller.scheduling import Binding, bind_branch, is_abandoned, not_reporting_finding
 from dbranch.kube.client import Cluster, branch_path, path_of, project_path
 from dbranch.kube.requeue import request_reconcile
 from dbranch.kube.status import patch_status
@@ -31,66 +31,68 @@ from dbranch.runtime.locks import KeyedLocks
 
 logger = logging.getLogger(__name__)
 
-# Seconds that a deletion waits for proxies that do not answer; the sessions end with Postgres then.
-_PATIENCE = 30.0
-
 
 class BranchReconciler:
-    """What handlers call, with the cache of the moment and a way to tell an Event."""
+    """Reconciles branches; handlers call it with the cache and a way to emit Events about the branch."""
 
     def __init__(self, cluster: Cluster, release: Release, owned: OwnedObjects, locks: KeyedLocks) -> None:
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
-        # By project UID: the password's version and the login that goes with it.
-        self._logins: dict[str, tuple[str, Login]] = {}
+        # By project UID: the password's version and the credentials with that password.
+        self._credentials: dict[str, tuple[str, Credentials]] = {}
 
     def reconcile(
-        self, namespace: str, name: str, cache: Cache, tell: EmitEvent, fresh: bool = False
+        self, namespace: str, name: str, cache: Cache, emit_event: EmitEvent, bypass_cache: bool = False
     ) -> None:
-        """One visit of a branch that is not being deleted. `fresh`: look at what is remembered, too."""
+        """Reconcile a branch that is not being deleted. `bypass_cache`: read again what is remembered."""
         with self._locks.held(namespace, name):
             body = self._cluster.get(branch_path(namespace, name))
             if body is None or body["metadata"].get("deletionTimestamp"):
                 return
             branch = parse_branch(body)
-            above = self._cluster.get(project_path(namespace, branch.project))
-            project = parse_project(above) if above else None
+            project = self._project_of(branch)
             siblings = cache.branches_of(namespace, branch.project)
-            wanted: dict[str, Any] = {}
-            scheduled = self._bind(project, branch, siblings, cache, fresh, wanted)
-            is_new = "nodeName" in wanted
-            branch = replace(branch, node_name=wanted.get("nodeName", branch.node_name))
-            if project and not is_new:
-                scheduled = self._named(self._ensure_reached, project, branch, fresh) or scheduled
-            self._write(project, branch, scheduled, wanted, tell)
-            if project and is_new:
-                # Behind its binding: the agent works meanwhile.
-                taken = self._named(self._ensure_reached, project, branch, fresh)
+            status: dict[str, Any] = {}
+            scheduled = self._bind(project, branch, siblings, cache, bypass_cache, status)
+            newly_bound = "nodeName" in status
+            branch = replace(branch, node_name=status.get("nodeName", branch.node_name))
+            if project and not newly_bound:
+                taken = self._name_taken(self._apply_access, project, branch, bypass_cache)
+                scheduled = taken or scheduled
+            self._write_status(project, branch, scheduled, status, emit_event)
+            if project and newly_bound:
+                # After the binding is written: the agent works meanwhile.
+                taken = self._name_taken(self._apply_access, project, branch, bypass_cache)
                 if taken:
-                    self._write(project, branch, taken, wanted, tell)
-            self._wake(project, branch, siblings)
+                    self._write_status(project, branch, taken, status, emit_event)
+            self._requeue_waiting(project, branch, siblings)
 
-    def _write(
+    def _project_of(self, branch: Branch) -> Project | None:
+        body = self._cluster.get(project_path(branch.namespace, branch.project))
+        return parse_project(body) if body else None
+
+    def _write_status(
         self,
         project: Project | None,
         branch: Branch,
         scheduled: Finding,
-        wanted: dict[str, Any],
-        tell: EmitEvent,
+        status: dict[str, Any],
+        emit_event: EmitEvent,
     ) -> None:
-        steps = branch_findings(project, branch, scheduled)
+        """Complete `status` and write the fields that differ."""
+        findings = branch_findings(project, branch, scheduled)
         host = names.service_host(branch.object_name, branch.namespace)
-        ready = ready_finding(steps, f"branch {branch.name} accepts connections at {host}")
-        before = branch.status.get("conditions") or ()
-        wanted |= {
+        ready = ready_finding(findings, f"branch {branch.name} accepts connections at {host}")
+        previous = branch.status.get("conditions") or ()
+        status |= {
             "observedGeneration": branch.generation,
-            "conditions": report_conditions(before, steps, ready, branch.generation, now_rfc3339()),
+            "conditions": report_conditions(previous, findings, ready, branch.generation, now_rfc3339()),
             "phase": phase_of(ready),
             "active": bool(project and project.route and project.route.branch == branch.name),
         }
-        changed = {key: value for key, value in wanted.items() if branch.status.get(key) != value}
-        if changed:
-            patch_status(self._cluster, branch, changed)
-            emit_transition(branch.status, ready, tell)
+        changes = {key: value for key, value in status.items() if branch.status.get(key) != value}
+        if changes:
+            patch_status(self._cluster, branch, changes)
+            emit_transition(branch.status, ready, emit_event)
 
     def _bind(
         self,
@@ -98,125 +100,136 @@ class BranchReconciler:
         branch: Branch,
         siblings: tuple[Branch, ...],
         cache: Cache,
-        fresh: bool,
-        wanted: dict[str, Any],
+        bypass_cache: bool,
+        status: dict[str, Any],
     ) -> Finding:
-        """The binding; a name that is taken is found before anything is made."""
-        taken = self._named(self._ensure_service, project, branch, fresh) if project else None
+        """Add a new binding to `status`; return the finding of Scheduled.
+
+        The Service is applied before: if its name is taken, the agent must make nothing.
+        """
+        taken = self._name_taken(self._apply_service, project, branch, bypass_cache) if project else None
         if taken:
             return taken
         if branch.node_name is None:
-            answer = bind_branch(project, branch, siblings)
-            if isinstance(answer, Finding):
-                return answer
-            wanted["nodeName"] = answer.node
-            if answer.source_uid:
-                wanted["sourceUID"] = answer.source_uid
-            return Finding(Reason.BOUND, f"branch {branch.name} is bound to node {answer.node}")
-        trouble = node_trouble(cache.node(branch.node_name))
-        return trouble or Finding(Reason.BOUND, f"branch {branch.name} is bound to node {branch.node_name}")
+            binding = bind_branch(project, branch, siblings)
+            if isinstance(binding, Finding):
+                return binding
+            status["nodeName"] = binding.node
+            if binding.source_uid:
+                status["sourceUID"] = binding.source_uid
+            return Finding(Reason.BOUND, f"branch {branch.name} is bound to node {binding.node}")
+        not_reporting = not_reporting_finding(cache.node(branch.node_name))
+        bound = Finding(Reason.BOUND, f"branch {branch.name} is bound to node {branch.node_name}")
+        return not_reporting or bound
 
-    def _named(
-        self, ensure: Callable[[Project, Branch, bool], None], project: Project, branch: Branch, fresh: bool
+    def _name_taken(
+        self,
+        apply: Callable[[Project, Branch, bool], None],
+        project: Project,
+        branch: Branch,
+        bypass_cache: bool,
     ) -> Finding | None:
-        """What `ensure` makes is there; the step where somebody else has the name."""
+        """Call `apply`; return the finding of Scheduled if a name is taken by another owner's object."""
         try:
-            ensure(project, branch, fresh)
+            apply(project, branch, bypass_cache)
         except NameTaken as error:
             return Finding(Reason.NAME_TAKEN, str(error))
         return None
 
-    def _ensure_service(self, project: Project, branch: Branch, fresh: bool) -> None:
+    def _apply_service(self, project: Project, branch: Branch, bypass_cache: bool) -> None:
         service = manifests.branch_service(project, branch, self._release)
-        self._owned.ensure("v1", "services", service, fresh, new=_is_new(branch))
+        self._owned.apply("v1", "services", service, bypass_cache, probably_new=_is_new(branch))
 
-    def _ensure_reached(self, project: Project, branch: Branch, fresh: bool) -> None:
-        """How the branch is reached: before it is told to be Ready."""
+    def _apply_access(self, project: Project, branch: Branch, bypass_cache: bool) -> None:
+        """Apply the EndpointSlice and the connection Secret, so that they exist before the branch is Ready."""
         target = target_of(project, branch)
         reachable = target is not None and target.state == TargetState.READY
         endpoints = manifests.branch_endpoints(project, branch, self._release, reachable)
-        self._owned.ensure("discovery.k8s.io/v1", "endpointslices", endpoints, fresh, new=_is_new(branch))
-        login = self._login(project, fresh)
-        if login:
-            secret = manifests.conn_secret(project, self._release, login, branch)
-            self._owned.ensure("v1", "secrets", secret, fresh, new=_is_new(branch))
+        self._owned.apply(
+            "discovery.k8s.io/v1", "endpointslices", endpoints, bypass_cache, probably_new=_is_new(branch)
+        )
+        credentials = self._project_credentials(project, bypass_cache)
+        if credentials:
+            secret = manifests.conn_secret(project, self._release, credentials, branch)
+            self._owned.apply("v1", "secrets", secret, bypass_cache, probably_new=_is_new(branch))
 
-    def _login(self, project: Project, fresh: bool) -> Login | None:
-        """What the project's own Secret says; None before the project has one. Read once for each password."""
-        version, known = self._logins.get(project.uid, ("", None))
-        if known and version == project.password_version and not fresh:
-            return Login(project.postgres.user, known.password, project.postgres.database)
+    def _project_credentials(self, project: Project, bypass_cache: bool) -> Credentials | None:
+        """Read the project's connection Secret, once for each password; None while the project has none."""
+        version, remembered = self._credentials.get(project.uid, ("", None))
+        if remembered and version == project.password_version and not bypass_cache:
+            return replace(remembered, user=project.postgres.user, database=project.postgres.database)
         path = path_of("v1", "secrets", project.namespace, names.conn_secret_name(project.name))
         body = self._cluster.get(path)
-        if body is None or project.uid not in (
-            owner.get("uid") for owner in body["metadata"].get("ownerReferences") or ()
-        ):
+        if body is None or project.uid not in owner_uids(body):
             return None
         password = secret_text(body, "password")
         if password is None:
             return None
-        login = Login(project.postgres.user, password, project.postgres.database)
+        credentials = Credentials(project.postgres.user, password, project.postgres.database)
         if project.password_version:
-            self._logins[project.uid] = project.password_version, login
-        return login
+            self._credentials[project.uid] = project.password_version, credentials
+        return credentials
 
-    def _wake(self, project: Project | None, branch: Branch, siblings: tuple[Branch, ...]) -> None:
-        """Wakes the branches that wait for this one and would say something else now."""
-        for other in siblings:
-            if other.node_name is None and not other.deleting and other.source == branch.name:
-                answer = bind_branch(project, other, siblings)
-                told = (find_condition(other.status, Condition.SCHEDULED) or {}).get("reason")
-                if isinstance(answer, Binding) or answer.reason.value != told:
+    def _requeue_waiting(self, project: Project | None, branch: Branch, siblings: tuple[Branch, ...]) -> None:
+        """Request reconciles of the unbound branches with this source whose Scheduled would change."""
+        for sibling in siblings:
+            if sibling.node_name is None and not sibling.deleting and sibling.source == branch.name:
+                binding = bind_branch(project, sibling, siblings)
+                reported = (find_condition(sibling.status, Condition.SCHEDULED) or {}).get("reason")
+                if isinstance(binding, Binding) or binding.reason.value != reported:
                     request_reconcile(
-                        self._cluster, names.CONTROLLER_REQUESTED_AT, other.namespace, other.object_name
+                        self._cluster, names.CONTROLLER_REQUESTED_AT, sibling.namespace, sibling.object_name
                     )
 
     def remove(self, branch: Branch, cache: Cache) -> float | None:
-        """One visit of a branch being deleted: None once nobody is sent there; seconds to wait else."""
+        """Reconcile a branch that is being deleted: report that, and delete its EndpointSlice in the end.
+
+        Returns None when the controller's finalizer may go, else the seconds after which to call it again: while
+        snapshots of the branch are awaited, or a proxy does not obey the route that excludes it yet.
+        """
         with self._locks.held(branch.namespace, branch.object_name):
-            above = self._cluster.get(project_path(branch.namespace, branch.project))
-            project = parse_project(above) if above else None
+            project = self._project_of(branch)
             siblings = cache.branches_of(branch.namespace, branch.project)
-            self._tell_deleting(branch)
-            lost = bool(branch.node_name) and is_abandoned(
+            self._report_deleting(branch)
+            node_abandoned = bool(branch.node_name) and is_abandoned(
                 cache.node(branch.node_name or ""), branch.annotations
             )
-            if not lost and any(_copies(other, branch) for other in siblings):
-                return 0.3
-            if project and not project.deleting and seconds_since(branch.deleted) < _PATIENCE:
-                entry = next((t for t in project.routes if t.branch == branch.name), None)
+            if not node_abandoned and any(_awaits_snapshot_of(branch, sibling) for sibling in siblings):
+                return timing.SNAPSHOTS_TAKEN_POLL_SECONDS
+            if project and not project.deleting and not _is_overdue(branch):
+                target = next((t for t in project.routes if t.branch == branch.name), None)
                 route = project.route
                 obeyed = not route or all(p.generation >= route.generation for p in project.proxies)
-                if entry and (entry.state != TargetState.DELETING or not obeyed):
-                    return 0.2
-            self._owned.drop(
+                if target and (target.state != TargetState.DELETING or not obeyed):
+                    return timing.PROXIES_OBEY_POLL_SECONDS
+            self._owned.delete(
                 "discovery.k8s.io/v1", "endpointslices", branch.namespace, branch.object_name, branch.uid
             )
             return None
 
-    def _tell_deleting(self, branch: Branch) -> None:
+    def _report_deleting(self, branch: Branch) -> None:
         ready = Finding(Reason.DELETING, f"branch {branch.name} is being deleted")
-        steps = (
-            [(Condition.DELETION_BLOCKED, _waiting(branch))]
-            if seconds_since(branch.deleted) > _PATIENCE
-            else []
-        )
-        before = branch.status.get("conditions") or ()
-        conditions = report_conditions(before, steps, ready, branch.generation, now_rfc3339())
-        if conditions != list(before):
-            patch_status(self._cluster, branch, {"conditions": conditions, "phase": "Deleting"})
+        findings = [(Condition.DELETION_BLOCKED, _blocked_finding(branch))] if _is_overdue(branch) else []
+        previous = branch.status.get("conditions") or ()
+        conditions = report_conditions(previous, findings, ready, branch.generation, now_rfc3339())
+        if conditions != list(previous):
+            patch_status(self._cluster, branch, {"conditions": conditions, "phase": phase_of(ready)})
 
 
 def _is_new(branch: Branch) -> bool:
-    """Whether nothing was said of it yet: then nothing is there of it."""
+    """Return True before the branch's first report: nothing has been applied for it yet."""
     return not branch.status.get("conditions")
 
 
-def _waiting(branch: Branch) -> Finding:
+def _is_overdue(branch: Branch) -> bool:
+    return seconds_since(branch.deleted) > timing.PROXIES_OBEY_TIMEOUT_SECONDS
+
+
+def _blocked_finding(branch: Branch) -> Finding:
     text = f"branch {branch.name} waits for a branch that is being made of it; it ends by itself"
     return Finding(Reason.WAITING_FOR_AGENT, text)
 
 
-def _copies(other: Branch, source: Branch) -> bool:
-    """Whether a snapshot of `source` is still to be taken."""
-    return other.source_uid == source.uid and other.node.snapshot_time is None and not other.deleting
+def _awaits_snapshot_of(source: Branch, branch: Branch) -> bool:
+    """Return True if `branch` is bound to `source` and its snapshot has not been taken yet."""
+    return branch.source_uid == source.uid and branch.node.snapshot_time is None and not branch.deleting

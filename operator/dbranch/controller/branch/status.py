@@ -1,4 +1,4 @@
-"""A branch's steps, from what the agent says and what the controller sees. Pure."""
+"""The findings about a branch, from its agent's report and the controller's own decisions. Pure."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dbranch.controller.conditions import Findings
 
 
 def branch_findings(project: Project | None, branch: Branch, scheduled: Finding) -> Findings:
-    """The steps in the order in which they are taken; those after an unbound one are not known."""
-    who = f"branch {branch.name}"
+    """Return the findings in the order of the conditions; of an unbound branch, those after Scheduled are Pending."""
+    subject = f"branch {branch.name}"
     if branch.node_name is None or project is None:
-        waits = Finding(Reason.PENDING, f"{who} waits to be bound")
-        storage = postgres = waits
+        storage = postgres = Finding(Reason.PENDING, f"{subject} waits to be bound")
     else:
-        told = branch.node.storage
-        storage = told or Finding(Reason.PENDING, f"{who} waits for the agent of node {branch.node_name}")
+        storage = branch.node.storage or Finding(
+            Reason.PENDING, f"{subject} waits for the agent of node {branch.node_name}"
+        )
         postgres = postgres_finding(project, branch)
     return [
         (Condition.SCHEDULED, scheduled),
@@ -26,15 +26,16 @@ def branch_findings(project: Project | None, branch: Branch, scheduled: Finding)
 
 
 def postgres_finding(project: Project, branch: Branch) -> Finding:
-    """PostgresReady of a branch, also while its agent has not acted on a changed state yet."""
-    node, who = branch.node, f"branch {branch.name}"
-    step = node.postgres
-    if step is None:
-        failed = node.storage if node.storage and not node.storage.done else None
-        return failed or Finding(Reason.PENDING, f"{who} has no Postgres yet")
-    wanted = should_run(project, branch)
-    if not wanted and step.reason != Reason.STOPPED:
-        return Finding(Reason.PENDING, f"Postgres of {who} is shutting down")
-    if wanted and step.reason == Reason.STOPPED:
-        return Finding(Reason.PENDING, f"Postgres of {who} is being started")
-    return step
+    """Return the finding of PostgresReady: the agent's, or Pending while that has not acted on `spec.state` yet."""
+    reported, subject = branch.node.postgres, f"branch {branch.name}"
+    if reported is None:
+        storage = branch.node.storage
+        if storage and not storage.done:
+            return storage
+        return Finding(Reason.PENDING, f"{subject} has no Postgres yet")
+    is_stopped = reported.reason == Reason.STOPPED
+    if not should_run(project, branch) and not is_stopped:
+        return Finding(Reason.PENDING, f"Postgres of {subject} is shutting down")
+    if should_run(project, branch) and is_stopped:
+        return Finding(Reason.PENDING, f"Postgres of {subject} is being started")
+    return reported

@@ -1,4 +1,4 @@
-"""A project's steps, from what the agent says and what the controller sees. Pure."""
+"""The findings about a project, from its agent's report and the controller's own decisions. Pure."""
 
 from __future__ import annotations
 
@@ -15,49 +15,50 @@ from dbranch.controller.routing import targets_of
 def project_findings(
     project: Project, scheduled: Finding, routed: Finding, route: Route | None, branches: Iterable[Branch]
 ) -> Findings:
-    """The steps in the order in which they are taken."""
+    """Return the findings in the order of the conditions."""
     return [
         (Condition.SCHEDULED, scheduled),
-        (Condition.STORAGE_READY, _storage(project)),
-        (Condition.POSTGRES_READY, _postgres(project, route, branches)),
+        (Condition.STORAGE_READY, _storage_finding(project)),
+        (Condition.POSTGRES_READY, _postgres_finding(project, route, branches)),
         (Condition.ROUTED, routed),
     ]
 
 
-def is_outdated(project: Project, branches: Sequence[Branch]) -> bool:
-    """Whether the project's status tells something else of its branches than they say themselves.
+def is_stale(project: Project, branches: Sequence[Branch]) -> bool:
+    """Return True if status.routes, status.branches or PostgresReady no longer match the branches' own status.
 
-    Never before the project's own first visit; of a branch, not before that branch's.
+    False before the project's first reconcile. A branch counts for `status.branches` from its own first reconcile on.
     """
-    told = find_condition(project.status, Condition.POSTGRES_READY)
-    if told is None or project.deleting:
+    reported = find_condition(project.status, Condition.POSTGRES_READY)
+    if reported is None or project.deleting:
         return False
     if project.routes != targets_of(project, branches):
         return True
-    visited = all(branch.status.get("conditions") for branch in branches)
-    if visited and project.status.get("branches") != len(branches):
+    all_reconciled = all(branch.status.get("conditions") for branch in branches)
+    if all_reconciled and project.status.get("branches") != len(branches):
         return True
-    return bool(told.get("reason") != _postgres(project, project.route, branches).reason.value)
+    return bool(reported.get("reason") != _postgres_finding(project, project.route, branches).reason.value)
 
 
-def _storage(project: Project) -> Finding:
-    step = project.node.storage
-    if step is None:
+def _storage_finding(project: Project) -> Finding:
+    reported = project.node.storage
+    if reported is None:
         return Finding(Reason.CREATING_POOL, f"the pool of project {project.name} is not made yet")
-    if not project.running and step.reason != Reason.STOPPED and step.done:
+    is_stopped = reported.reason == Reason.STOPPED
+    if not project.running and not is_stopped and reported.done:
         return Finding(Reason.PENDING, f"project {project.name} is stopping")
-    if project.running and step.reason == Reason.STOPPED:
+    if project.running and is_stopped:
         return Finding(Reason.PENDING, f"project {project.name} is being started")
-    return step
+    return reported
 
 
-def _postgres(project: Project, route: Route | None, branches: Iterable[Branch]) -> Finding:
-    """What the active branch says of itself."""
+def _postgres_finding(project: Project, route: Route | None, branches: Iterable[Branch]) -> Finding:
+    """Return the finding of the routed branch or, before there is a route, of the active one."""
     name = route.branch if route else project.active_branch
     branch = next((b for b in branches if b.name == name), None)
     if branch is None:
-        return Finding(Reason.PENDING, f"branch {name} of project {project.name} is not there yet")
-    step = postgres_finding(project, branch)
-    if step.done and not project.node.initialized:
-        return Finding(Reason.PENDING, f"project {project.name} is not told to be initialized yet")
-    return step
+        return Finding(Reason.PENDING, f"branch {name} of project {project.name} does not exist yet")
+    finding = postgres_finding(project, branch)
+    if finding.done and not project.node.initialized:
+        return Finding(Reason.PENDING, f"project {project.name} is not reported as initialized yet")
+    return finding
