@@ -154,7 +154,7 @@ def test_a_node_that_comes_back_empty_creates_no_new_data(
     docker("start", node)
     lost = team.wait_reason("dbproject", project.name, "StorageReady", "PoolLost", 240)
     assert team.condition("dbproject", project.name, "Stalled")["status"] == "True"
-    assert "nothing is made" in lost["message"]
+    assert "nothing is created" in lost["message"]
     assert team.cluster.on_node("ls /var/lib/dbranch/pools/*.img 2>/dev/null || true", node) == ""
     docker("stop", node)
     subprocess.run(["rm", "-r", base], check=True)
