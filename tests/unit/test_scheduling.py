@@ -76,7 +76,7 @@ def test_an_unbound_project_reports_why(node: NodeFacts | None, text: str) -> No
         (NodeFacts("n1", exists=False, ready=False), Reason.NODE_GONE),
     ],
 )
-def test_a_node_whose_agent_does_not_report(node: NodeFacts, reason: Reason | None) -> None:
+def test_a_node_with_an_agent_that_does_not_report(node: NodeFacts, reason: Reason | None) -> None:
     finding = not_reporting_finding(node)
     assert (finding.reason if finding else None) == reason
 
