@@ -313,7 +313,7 @@ def test_no_loop_device_left(node: Node, monkeypatch: pytest.MonkeyPatch) -> Non
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(image, "free_loop", none_left)
-    with pytest.raises(Busy, match="no loop device can be had") as caught:
+    with pytest.raises(Busy, match="no loop device is available") as caught:
         node.up()
     step = failed_pool_finding(caught.value, "shop")
     assert step.reason == Reason.ATTACH_FAILED and "losetup --list" in step.message

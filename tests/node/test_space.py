@@ -155,11 +155,11 @@ def test_a_full_disk_under_a_thin_image(small_disk: Path) -> None:
         ballast.unlink()
         settle(world, "main")
         settle(world, "late")
-        assert not mounts_at(node.layout.pool(project))[0].frozen
+        assert not mounts_at(node.layout.pool(project))[0].read_only
         count = world.sql("main", "select count(*) from filler")[0][0]
         assert count in (rows, rows + 1), (count, rows)
         assert fill(world, "main", 20) == 20
     finally:
         if world:
-            world.kubelet.end()
+            world.kubelet.stop()
         node.end()

@@ -1,4 +1,4 @@
-"""Where an agent acts."""
+"""The node and the namespace in which an agent acts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class NodeContext:
-    """Where an agent makes its pods: its node (name and UID), the nodes' namespace, the release."""
+    """Where an agent creates its pods: its node (name and UID), the nodes' namespace, the Helm release."""
 
     node: str
     node_uid: str

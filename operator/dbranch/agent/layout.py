@@ -1,7 +1,7 @@
-"""Where everything lies on a node: paths below the base directory, built from UIDs only.
+"""Where everything is on a node: paths below the base directory, built from UIDs and slot names only.
 
-No part of a path comes from what a user wrote: UIDs are the API server's, slot names are ours, and
-both are checked here.
+No part of a path comes from what a user wrote: UIDs are the API server's, slot names are generated, and both are
+checked here.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ PORT: Final = "port"
 POSTGRESQL_CONF: Final = "postgresql.conf"
 PG_HBA: Final = "pg_hba.conf"
 PG_IDENT: Final = "pg_ident.conf"
-# Left in PGDATA by initdb.sh when everything is made; taken away at the adoption.
+# Written to PGDATA by initdb.sh when the database is complete; removed when it becomes the root branch.
 INITDB_DONE: Final = "dbranch_initdb_done"
 
 
 def is_uid(text: str) -> bool:
-    """Whether `text` has the form of the UID of a Kubernetes object."""
+    """Return True if `text` has the form of the UID of a Kubernetes object."""
     return _UID.fullmatch(text) is not None
 
 
 def checked_uid(uid: str) -> str:
-    """The UID itself; InvalidInput where it is none, so that it can never be a path."""
+    """Return the UID. Raises InvalidInput if it is none, so that it can never be another path."""
     if not is_uid(uid):
         raise InvalidInput(f"{uid!r} is no UID of a Kubernetes object")
     return uid
 
 
 def is_slot(text: str) -> bool:
-    """Whether `text` has the form of a slot's name."""
+    """Return True if `text` has the form of a slot's name."""
     return _SLOT.fullmatch(text) is not None
 
 
 def checked_slot(slot: str) -> str:
-    """The slot's name itself; InvalidInput where it is no DNS label."""
+    """Return the slot's name. Raises InvalidInput if it is no DNS label."""
     if not is_slot(slot):
         raise InvalidInput(f"{slot!r} is no name of a slot")
     return slot
@@ -129,7 +129,7 @@ class Layout:
 
     @property
     def machine_id(self) -> Path:
-        """A word drawn once for this base directory."""
+        """The file with an ID that was generated once for this base directory."""
         return self.base / "machine-id"
 
     @property
@@ -138,19 +138,19 @@ class Layout:
 
     @property
     def slots_lock(self) -> Path:
-        """Outside every slot's directory: a tenant must not be able to hold it."""
+        """The lock of all slots, outside their directories: a tenant must not be able to hold it."""
         return self.slots / ".lock"
 
     @property
     def locks(self) -> Path:
-        """Locks of the objects that are being worked on. Root's alone."""
+        """The locks of objects that are being reconciled. Root's alone."""
         return self.base / "locks"
 
     def image(self, project_uid: str) -> Path:
         return self.pools / f"{checked_uid(project_uid)}.img"
 
     def record(self, project_uid: str) -> Path:
-        """What says whose a retained image was."""
+        """The record of the project that a retained image belonged to."""
         return self.pools / f"{checked_uid(project_uid)}.json"
 
     def orphan_marker(self, uid: str) -> Path:
@@ -179,14 +179,14 @@ class Layout:
         return self.subvolume(project_uid, SubvolumeName(branch_uid, SubvolumeKind.INIT))
 
     def slot(self, slot: str) -> Path:
-        """What the slot's pod mounts at `/slot`."""
+        """The directory that the slot's pod mounts at `/slot`."""
         return self.slots / checked_slot(slot)
 
     def data(self, slot: str) -> Path:
         return self.slot(slot) / "data"
 
     def run(self, slot: str) -> Path:
-        """The directory of the Postgres socket; the tenant's."""
+        """The directory of the Postgres socket, which the tenant owns."""
         return self.slot(slot) / "run"
 
     def wake(self, slot: str) -> Path:

@@ -1,4 +1,4 @@
-"""What is true of the node itself. Reads only."""
+"""Facts about the node itself. Reads only."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from dbranch.agent.layout import Layout
 from dbranch.agent.linux.btrfs import btrfs_supported
 from dbranch.agent.linux.loops import loop_supported
-from dbranch.agent.linux.mounts import mount_over
+from dbranch.agent.linux.mounts import mount_containing
 
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """`machine_id`: of the disk that holds the base directory (a word that dbranch drew there once, or
-    None before `ensure_base`): a node made anew, or a base directory not mounted yet, has another.
-    `btrfs`, `loop`: whether the kernel offers them. `propagates`: whether a mount made below the base
-    directory reaches the node (`shared:` in mountinfo). `host_free_bytes` of the base's disk.
+    """A node as it is now.
+
+    `machine_id`: of the disk that holds the base directory; dbranch generated it there once (None before
+    `ensure_base`), so a reinstalled node, or a base directory that is not mounted yet, has another. `btrfs`, `loop`:
+    the kernel offers them. `propagates`: a mount below the base directory reaches the node (`shared:` in
+    mountinfo). `host_free_bytes`, `host_total_bytes`: of the base directory's disk.
     """
 
     machine_id: str | None
@@ -28,16 +30,16 @@ class MachineFacts:
 
 
 def observe_machine(layout: Layout) -> MachineFacts:
-    """The node under the base directory. OSError where it cannot be read."""
+    """Read the facts about the node under the base directory. Raises OSError if it cannot be read."""
     try:
-        machine: str | None = layout.machine_id.read_text().strip() or None
+        machine_id: str | None = layout.machine_id.read_text().strip() or None
     except FileNotFoundError:
-        machine = None
-    there = layout.base if layout.base.exists() else layout.base.parent
-    disk = os.statvfs(there)
-    mount = mount_over(there)
+        machine_id = None
+    directory = layout.base if layout.base.exists() else layout.base.parent
+    disk = os.statvfs(directory)
+    mount = mount_containing(directory)
     return MachineFacts(
-        machine_id=machine,
+        machine_id=machine_id,
         btrfs=btrfs_supported(),
         loop=loop_supported(),
         propagates=mount is not None and mount.shared,

@@ -1,4 +1,4 @@
-"""What a node has to offer before an agent on it is Ready. Pure."""
+"""What a node has to offer before its agent is Ready. Pure."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from pathlib import Path
 
 
 def not_ready_reason(base: Path, propagates: bool, immutable: bool) -> str | None:
-    """What the disk and mount under the base directory lack; None where nothing."""
+    """Return why the base directory cannot be used; None if it can.
+
+    `propagates`: mounts below it reach the node; `immutable`: directories below it can be made immutable.
+    """
     if not propagates:
         return (
-            f"mounts below {base} do not reach the node: it is not a shared mount; nothing is placed here; "
+            f"mounts below {base} do not reach the node: it is not a shared mount; no project is placed here; "
             "mount it with Bidirectional propagation"
         )
     if not immutable:
         return (
-            f"directories below {base} cannot be made immutable; nothing is placed here; "
+            f"directories below {base} cannot be made immutable; no project is placed here; "
             "put it on ext4, xfs or btrfs, and leave the agent its capabilities"
         )
     return None

@@ -1,4 +1,4 @@
-"""What the agent answers at :8081: /readyz (for kubelet; why not, for people) and /metrics (for Prometheus)."""
+"""The agent's HTTP server on port 8081: /readyz for kubelet (and for people, with the reason), /metrics."""
 
 from __future__ import annotations
 
@@ -17,54 +17,58 @@ logger = logging.getLogger(__name__)
 
 
 class Readiness:
-    """Looks anew at each question, so that what is mended on the node shows by itself."""
+    """The agent's readiness, checked at each request, so that a repair of the node shows by itself."""
 
     def __init__(self, layout: Layout, metrics: AgentMetrics) -> None:
         self._layout, self._metrics = layout, metrics
         self.started = threading.Event()
         self._immutable = False
-        self._said: str | None = None
+        self._logged_reason: str | None = None
 
-    def lack(self) -> str | None:
-        """What keeps the agent from being Ready; None where it is."""
+    def reason_not_ready(self) -> str | None:
+        """Return why the agent is not Ready; None if it is."""
         if not self.started.is_set():
             return "the agent has not started yet"
         try:
             self._immutable = self._immutable or immutable_supported(self._layout)
-            lack = not_ready_reason(
+            reason = not_ready_reason(
                 self._layout.base, observe_machine(self._layout).propagates, self._immutable
             )
         except OSError as error:
-            lack = f"{self._layout.base} cannot be used: {error}"
-        if lack and lack != self._said:
-            logger.error("not ready: %s", lack)
-        self._said = lack
-        return lack
+            reason = f"{self._layout.base} cannot be used: {error}"
+        if reason and reason != self._logged_reason:
+            logger.error("not ready: %s", reason)
+        self._logged_reason = reason
+        return reason
 
     def serve(self, port: int = 8081) -> ThreadingHTTPServer:
-        """Answers in a thread of its own; the server, for its address and its end."""
+        """Start the server in a thread of its own and return it, for its address and its shutdown."""
         readiness = self
 
-        class Answer(BaseHTTPRequestHandler):
+        class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 match self.path:
                     case "/readyz":
-                        lack = readiness.lack()
-                        status = HTTPStatus.SERVICE_UNAVAILABLE if lack else HTTPStatus.OK
-                        kind, body = "text/plain", f"{lack or 'ready'}\n".encode()
+                        reason = readiness.reason_not_ready()
+                        status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
+                        content_type, body = "text/plain", f"{reason or 'ready'}\n".encode()
                     case "/metrics":
-                        status, kind, body = HTTPStatus.OK, CONTENT_TYPE, readiness._metrics.text()
+                        status, content_type, body = HTTPStatus.OK, CONTENT_TYPE, readiness._metrics.text()
                     case _:
-                        status, kind, body = HTTPStatus.NOT_FOUND, "text/plain", b"/readyz and /metrics\n"
+                        status, content_type, body = (
+                            HTTPStatus.NOT_FOUND,
+                            "text/plain",
+                            b"/readyz and /metrics\n",
+                        )
                 self.send_response(status)
-                self.send_header("Content-Type", kind)
+                self.send_header("Content-Type", content_type)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                """Kubelet asks every two seconds: nothing is logged of that."""
+                """Log nothing: kubelet asks every two seconds."""
 
-        server = ThreadingHTTPServer(("", port), Answer)
+        server = ThreadingHTTPServer(("", port), Handler)
         threading.Thread(target=server.serve_forever, daemon=True, name="readyz").start()
         return server

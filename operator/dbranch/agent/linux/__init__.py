@@ -1,4 +1,4 @@
-"""What the kernel offers and Python lacks: system calls, ioctls, /proc and /sys as dataclasses.
+"""What the kernel offers and Python does not: system calls, ioctls, /proc and /sys as dataclasses.
 
-No decision is made here; `observe` reads through it and `effect` acts through it.
+No decision is made here: `observe` modules read through it, `effect` modules act through it.
 """

@@ -1,4 +1,4 @@
-"""The only place that runs commands; each stands in the log as one could type it."""
+"""The only module that runs commands; each is logged as one could type it."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from dbranch.runtime.logs import log_command
 logger = logging.getLogger("dbranch.command")
 
 
-def run(argv: Sequence[object], seconds: float = 60.0) -> str:
-    """Runs a command of the node to its end and returns what it printed on standard output, stripped.
+def run(argv: Sequence[object], timeout: float = 60.0) -> str:
+    """Run a command of the node to its end and return its standard output, stripped.
 
-    CommandFailed where it ends with another code than 0, cannot be started (code 127) or is not done after
-    `seconds` (then it is killed).
+    Raises CommandFailed if it exits with another code than 0, cannot be started (code 127), or is not done after
+    `timeout` seconds (then it is killed).
     """
     words = [str(word) for word in argv]
     log_command(*words)
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             words,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=seconds,
+            timeout=timeout,
             check=False,
         )
     except FileNotFoundError as error:
         raise CommandFailed(words, 127, f"{words[0]} is not installed here") from error
     except subprocess.TimeoutExpired as error:
-        raise CommandFailed(words, None, f"not done after {seconds:g} s") from error
-    if done.returncode != 0:
-        raise CommandFailed(words, done.returncode, done.stderr.strip() or done.stdout.strip())
-    return done.stdout.strip()
+        raise CommandFailed(words, None, f"not done after {timeout:g} s") from error
+    if completed.returncode != 0:
+        raise CommandFailed(words, completed.returncode, completed.stderr.strip() or completed.stdout.strip())
+    return completed.stdout.strip()

@@ -1,4 +1,4 @@
-"""How a file lies on disk: FIEMAP (linux/fiemap.h)."""
+"""The extents of a file on disk: FIEMAP (linux/fiemap.h)."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ import struct
 from typing import Final
 
 _FIEMAP: Final = 0xC020660B
-_HEAD: Final = struct.Struct("=QQIIII")
+_HEADER: Final = struct.Struct("=QQIIII")
 _EXTENT: Final = struct.Struct("=QQQQQIIII")
-_COUNT: Final = 512
+_EXTENTS_A_PAGE: Final = 512
 _LAST, _INLINE, _SHARED = 0x1, 0x200, 0x2000
 
 
 def extent_bytes(handle: int) -> tuple[int, int]:
-    """Of an open regular file: the bytes that its extents hold, and those that no other file shares.
+    """Return the bytes of an open regular file's extents, and those of them that no other file shares.
 
-    What lies inline in metadata counts as held, and neither as shared nor as unique.
+    Data inline in metadata counts in the first number only.
     """
-    held = unique = start = 0
+    total = unique = start = 0
     while True:
-        page = bytearray(_HEAD.size + _COUNT * _EXTENT.size)
-        _HEAD.pack_into(page, 0, start, 2**64 - 1 - start, 0, 0, _COUNT, 0)
+        page = bytearray(_HEADER.size + _EXTENTS_A_PAGE * _EXTENT.size)
+        _HEADER.pack_into(page, 0, start, 2**64 - 1 - start, 0, 0, _EXTENTS_A_PAGE, 0)
         fcntl.ioctl(handle, _FIEMAP, page, True)
-        count = _HEAD.unpack_from(page)[3]
+        count = _HEADER.unpack_from(page)[3]
         last = count == 0
         for index in range(count):
-            logical, _, length, _, _, flags, *_ = _EXTENT.unpack_from(page, _HEAD.size + index * _EXTENT.size)
-            held += length
+            offset = _HEADER.size + index * _EXTENT.size
+            logical, _, length, _, _, flags, *_ = _EXTENT.unpack_from(page, offset)
+            total += length
             if not flags & (_SHARED | _INLINE):
                 unique += length
             start = logical + length
             last = bool(flags & _LAST)
         if last:
-            return held, unique
+            return total, unique

@@ -1,4 +1,4 @@
-"""Reading and writing beneath directories that a tenant may write, without following a link of theirs."""
+"""Reading and writing beneath directories that a tenant may write, without following a symbolic link of theirs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dbranch.agent.linux.syscalls import openat2
 
 @contextmanager
 def opened_directory(path: Path, beneath: str | None = None) -> Iterator[int]:
-    """A descriptor of a directory of root's; with `beneath`, of one below it that a tenant may own.
+    """Open a directory of root's, or with `beneath` one below it that a tenant may own; yield its descriptor.
 
-    FileNotFoundError where it is missing; OSError (ELOOP, EXDEV, ENOTDIR) where something else is there.
+    Raises FileNotFoundError if it is missing, OSError (ELOOP, EXDEV, ENOTDIR) if it is something else.
     """
     top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -33,7 +33,7 @@ def opened_directory(path: Path, beneath: str | None = None) -> Iterator[int]:
 
 
 def read_beneath(directory: int, path: str, limit: int = 2**20) -> str | None:
-    """The text of a small regular file beneath the open directory; None where it is missing or none."""
+    """Read at most `limit` bytes of a regular file beneath the open directory; None if there is no such file."""
     try:
         handle = openat2(directory, path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
@@ -47,11 +47,11 @@ def read_beneath(directory: int, path: str, limit: int = 2**20) -> str | None:
 def walk_beneath(
     top: int, strict: bool = False
 ) -> Iterator[tuple[PurePosixPath, int, list[os.DirEntry[str]]]]:
-    """Every directory beneath the open one, itself (`.`) first: its path, a descriptor, its entries.
+    """Yield every directory beneath the open one, itself (`.`) first: its path, a descriptor, its entries.
 
-    The descriptor is closed before the next one comes. Neither recursion nor a descriptor a level: a tenant's
-    tree may be deeper than both. What cannot be read (exchanged meanwhile, damaged, a path beyond the kernel's
-    limit) is left out; with `strict` it is an OSError.
+    The descriptor is closed before the next one is opened. Neither recursion nor a descriptor per level: a tenant's
+    tree may be deeper than both allow. What cannot be read (replaced meanwhile, damaged, a path beyond the kernel's
+    limit) is left out; with `strict` it raises OSError.
     """
     pending = [PurePosixPath(".")]
     while pending:
@@ -72,50 +72,51 @@ def walk_beneath(
 
 def _entries(directory: int, strict: bool) -> list[os.DirEntry[str]]:
     try:
-        with os.scandir(directory) as found:
-            return list(found)
+        with os.scandir(directory) as entries:
+            return list(entries)
     except OSError:
         if strict:
             raise
         return []
 
 
-def _never(directory: int, name: str) -> bool:
+def _move_nothing(directory: int, name: str) -> bool:
     return False
 
 
-def empty_directory(top: int, taken: Callable[[int, str], bool] = _never) -> None:
-    """Everything beneath the open directory removed, except the directories that `taken` takes elsewhere.
+def empty_directory(top: int, move_away: Callable[[int, str], bool] = _move_nothing) -> None:
+    """Remove everything beneath the open directory, except the directories for which `move_away` returns True.
 
-    What is deep down is brought up before it is emptied, so that neither depth nor length of a path matters.
+    It is called with an open directory and a name in it, and has then moved that directory elsewhere. Directories
+    deep down are moved to the top before they are emptied, so that neither depth nor length of a path matters.
     """
     while names := _names(top):
         for name in names:
             if not _is_directory(top, name):
                 os.unlink(name, dir_fd=top)
-            elif not taken(top, name):
+            elif not move_away(top, name):
                 below = openat2(top, name, os.O_RDONLY | os.O_DIRECTORY)
                 try:
-                    _bring_up(below, top, taken)
+                    _move_up(below, top, move_away)
                 finally:
                     os.close(below)
                 os.rmdir(name, dir_fd=top)
 
 
 def _names(directory: int) -> list[str]:
-    # Opened anew each time: btrfs does not show what came after the opening.
-    again = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+    # Opened for each listing: btrfs does not list what was added after a directory was opened.
+    reopened = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
     try:
-        return os.listdir(again)
+        return os.listdir(reopened)
     finally:
-        os.close(again)
+        os.close(reopened)
 
 
-def _bring_up(below: int, top: int, taken: Callable[[int, str], bool]) -> None:
+def _move_up(below: int, top: int, move_away: Callable[[int, str], bool]) -> None:
     for name in os.listdir(below):
         if not _is_directory(below, name):
             os.unlink(name, dir_fd=below)
-        elif not taken(below, name):
+        elif not move_away(below, name):
             os.rename(name, secrets.token_hex(8), src_dir_fd=below, dst_dir_fd=top)
 
 
@@ -124,7 +125,7 @@ def _is_directory(directory: int, name: str) -> bool:
 
 
 def remove_at(directory: int, name: str) -> None:
-    """`name` in the open directory gone, whatever it is and holds; never through a link."""
+    """Remove `name` in the open directory, whatever it is and holds; never through a symbolic link."""
     if not _is_directory(directory, name):
         os.unlink(name, dir_fd=directory)
         return
@@ -136,18 +137,18 @@ def remove_at(directory: int, name: str) -> None:
     os.rmdir(name, dir_fd=directory)
 
 
-def write_whole(path: Path, text: str, mode: int = 0o644, durable: bool = True) -> None:
-    """The file of root's has this text, whole or not at all, and on disk. Others may have it open.
+def write_atomically(path: Path, text: str, mode: int = 0o644, durable: bool = True) -> None:
+    """Replace the text of a file of root's, whole or not at all, on disk when this returns. Others may have it open.
 
-    `durable` False: on disk only with the filesystem's next sync, and after a power cut before that perhaps empty.
+    Without `durable` it is on disk with the filesystem's next sync, and after a power cut before that may be empty.
     """
-    begun = path.with_name(f".{path.name}.new")
-    begun.unlink(missing_ok=True)
-    handle = os.open(begun, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     with os.fdopen(handle, "w") as file:
         os.fchmod(file.fileno(), mode)
         file.write(text)
         file.flush()
         if durable:
             os.fsync(file.fileno())
-    begun.rename(path)
+    temporary.rename(path)

@@ -1,7 +1,7 @@
-"""Loop devices, known by the (device, inode) of what they hold, not by a path.
+"""Loop devices, known by the (device, inode) of the file behind them, not by a path.
 
-A device is the kernel's: its node in /dev may be missing (a container's /dev shows those that were there
-when it began), and is then made. Source: loop(4), linux/loop.h.
+The devices are the kernel's; a node in /dev may be missing (a container's /dev has those that existed when it
+started), and is then created. Source: loop(4), linux/loop.h.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ _AUTOCLEAR: Final = 4
 
 @dataclass(frozen=True)
 class Loop:
-    """An attached loop device. `size` in bytes; `ending`: it goes away by itself at its last close."""
+    """An attached loop device. `size` in bytes; `autoclear`: the kernel detaches it at its last close."""
 
     path: str
     device: int
     inode: int
     size: int
-    ending: bool
+    autoclear: bool
 
 
-def _node(path: str, device: int, kind: int) -> str:
+def _ensure_node(path: str, device: int, file_type: int) -> str:
     if not Path(path).exists():
         with suppress(FileExistsError):
-            os.mknod(path, kind | 0o660, device)
+            os.mknod(path, file_type | 0o660, device)
     return path
 
 
 def loop_node(number: int) -> str:
-    """The path of device `number`, its node made where it is missing."""
-    return _node(f"/dev/loop{number}", os.makedev(_MAJOR, number), stat.S_IFBLK)
+    """Return the path of device `number`; create its node if it is missing."""
+    return _ensure_node(f"/dev/loop{number}", os.makedev(_MAJOR, number), stat.S_IFBLK)
 
 
 def _read(number: int) -> Loop | None:
@@ -71,44 +71,44 @@ def _read(number: int) -> Loop | None:
 
 
 def _attached() -> list[int]:
-    """The numbers of the devices that hold something, as /sys says without opening any."""
-    found = Path("/sys/block").glob("loop[0-9]*/loop/backing_file")
-    return sorted(int(path.parts[3].removeprefix("loop")) for path in found)
+    """Return the numbers of the attached devices, from /sys: no device is opened."""
+    backing_files = Path("/sys/block").glob("loop[0-9]*/loop/backing_file")
+    return sorted(int(path.parts[3].removeprefix("loop")) for path in backing_files)
 
 
 def loops_of(image: Path) -> tuple[Loop, ...]:
-    """The loop devices attached to this very file; none where the file is missing."""
+    """Return the loop devices attached to this very file; none if the file is missing."""
     try:
-        facts = image.stat()
+        stat_result = image.stat()
     except FileNotFoundError:
         return ()
-    return loops_of_inode(facts.st_dev, facts.st_ino)
+    return loops_of_inode(stat_result.st_dev, stat_result.st_ino)
 
 
 def loops_of_inode(device: int, inode: int) -> tuple[Loop, ...]:
-    """The loop devices attached to the file with this device and inode number."""
+    """Return the loop devices attached to the file with this device and inode number."""
     loops = (_read(number) for number in _attached())
     return tuple(loop for loop in loops if loop and (loop.device, loop.inode) == (device, inode))
 
 
 def loops_of_deleted(image: Path) -> tuple[Loop, ...]:
-    """The loop devices attached to a file that had this (unique) name and is deleted."""
-    end = f"/{image.name} (deleted)\n"
-    found = []
+    """Return the loop devices attached to a deleted file that had this (unique) name."""
+    suffix = f"/{image.name} (deleted)\n"
+    loops = []
     for number in _attached():
         try:
             text = Path(f"/sys/block/loop{number}/loop/backing_file").read_text(errors="surrogateescape")
         except OSError:
             continue
-        loop = _read(number) if text.endswith(end) else None
+        loop = _read(number) if text.endswith(suffix) else None
         if loop:
-            found.append(loop)
-    return tuple(found)
+            loops.append(loop)
+    return tuple(loops)
 
 
 def free_loop() -> str:
-    """The path of a device that holds nothing at this moment, its node made where it is missing."""
-    control = os.open(_node(_CONTROL, _CONTROL_DEVICE, stat.S_IFCHR), os.O_RDWR | os.O_CLOEXEC)
+    """Return the path of a device that is free at this moment; create its node if it is missing."""
+    control = os.open(_ensure_node(_CONTROL, _CONTROL_DEVICE, stat.S_IFCHR), os.O_RDWR | os.O_CLOEXEC)
     try:
         return loop_node(fcntl.ioctl(control, _LOOP_CTL_GET_FREE))
     finally:
@@ -116,5 +116,5 @@ def free_loop() -> str:
 
 
 def loop_supported() -> bool:
-    """Whether the kernel offers loop devices."""
+    """Return True if the kernel offers loop devices."""
     return Path("/sys/module/loop").exists() or Path(_CONTROL).exists() or Path("/sys/block/loop0").exists()

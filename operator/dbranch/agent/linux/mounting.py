@@ -1,18 +1,21 @@
-"""Mounting and unmounting, never lazily."""
+"""Mounting and unmounting, never lazily: an unmount while Postgres runs would be a PANIC."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Final
 
 from dbranch.agent.linux import btrfs
 from dbranch.agent.linux.command import run
 from dbranch.agent.linux.mounts import mounts_at
 from dbranch.api.errors import Busy, CommandFailed
 
+_POLL_SECONDS: Final = 0.02
+
 
 def unmount(point: Path) -> None:
-    """One mount taken away. Busy where it is in use; then nothing has changed."""
+    """Unmount the topmost mount at `point`. Raises Busy if it is in use; then nothing has changed."""
     try:
         run(["umount", "--no-canonicalize", point])
     except CommandFailed as error:
@@ -21,18 +24,21 @@ def unmount(point: Path) -> None:
         raise Busy(f"{point} cannot be unmounted now: {error.output}; it is tried again") from error
 
 
-def await_released(device: str, seconds: float = 5.0) -> None:
-    """The kernel has let go of the filesystem on it. Busy while another mount namespace still holds it."""
-    end = time.monotonic() + seconds
+def await_released(device: str, timeout: float = 5.0) -> None:
+    """Wait until the kernel has released the filesystem on a device.
+
+    Raises Busy if another mount namespace still holds it after `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
     while btrfs.in_use(device):
-        if time.monotonic() > end:
+        if time.monotonic() > deadline:
             raise Busy(
                 f"the filesystem on {device} is unmounted here and still held by another mount namespace; "
                 "it is neither detached nor deleted; it is tried again"
             )
-        time.sleep(0.02)
+        time.sleep(_POLL_SECONDS)
 
 
-def bind(source: Path, point: Path) -> None:
-    """`source` mounted at `point` as well. The caller has looked that nothing is there: a bind stacks."""
+def bind_mount(source: Path, point: Path) -> None:
+    """Mount `source` at `point` as well. The caller has checked that nothing is mounted there: bind mounts stack."""
     run(["mount", "--bind", source, point])

@@ -1,4 +1,4 @@
-"""System calls that Python lacks: openat2, renameat2, syncfs, and the immutable flag of a file.
+"""System calls that Python does not offer: openat2, renameat2, syncfs, and the immutable flag of a file.
 
 Sources: openat2(2), renameat2(2), syncfs(2), ioctl_iflags(2). The numbers are those of x86_64 and aarch64.
 """
@@ -40,9 +40,9 @@ def _check(result: int, path: str | Path) -> int:
 def openat2(
     directory: int, path: str, flags: int, resolve: int = RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH
 ) -> int:
-    """A descriptor of `path` beneath the open `directory`, never through a link and never out of it.
+    """Open `path` beneath the open `directory`, never through a symbolic link and never out of it.
 
-    OSError with ELOOP where a part of the path is a link, EXDEV where it leads out.
+    Returns a descriptor. Raises OSError with ELOOP if a part of the path is a symbolic link, EXDEV if it leads out.
     """
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, resolve | RESOLVE_NO_MAGICLINKS)
     return _check(
@@ -81,7 +81,7 @@ def rename_new_at(old_directory: int, old: str | Path, new_directory: int, new: 
 
 
 def syncfs(path: Path) -> None:
-    """Everything written to the filesystem that holds `path` is on disk."""
+    """Write everything of the filesystem that holds `path` to disk."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _check(_libc.syncfs(directory), path)
@@ -90,15 +90,17 @@ def syncfs(path: Path) -> None:
 
 
 def set_immutable(path: Path, immutable: bool) -> bool:
-    """Sets or takes away the immutable flag of a directory; False where the filesystem has no such flag
-    or the process may not set it."""
+    """Set or clear the immutable flag of a directory.
+
+    Returns False if the filesystem has no such flag or the process may not set it.
+    """
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         flags = array.array("l", [0])
         fcntl.ioctl(directory, _FS_IOC_GETFLAGS, flags, True)
-        wanted = flags[0] | _FS_IMMUTABLE_FL if immutable else flags[0] & ~_FS_IMMUTABLE_FL
-        if wanted != flags[0]:
-            flags[0] = wanted
+        desired = flags[0] | _FS_IMMUTABLE_FL if immutable else flags[0] & ~_FS_IMMUTABLE_FL
+        if desired != flags[0]:
+            flags[0] = desired
             fcntl.ioctl(directory, _FS_IOC_SETFLAGS, flags)
     except OSError as error:
         if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM):

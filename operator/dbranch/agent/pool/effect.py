@@ -1,4 +1,4 @@
-"""The life of a pool in order: image, loop device, filesystem, mount; and the way back."""
+"""A pool's image, loop device, filesystem and mount, set up in this order and taken down in reverse."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dbranch.runtime.logs import log_command
 
 
 def ensure_base(layout: Layout) -> str:
-    """The base directory's own directories; the machine ID, drawn once and kept in the base directory.
+    """Create the directories below the base directory, and return the machine ID, generated once and kept there.
 
-    A node made anew under its name, or a base directory whose disk is not mounted yet, has another one.
+    A node that was reinstalled under its name, or a base directory whose disk is not mounted yet, has another ID.
     """
     for directory, mode in (
         (layout.base, 0o711),
@@ -30,55 +30,57 @@ def ensure_base(layout: Layout) -> str:
     with held(layout.attach_lock):
         if layout.machine_id.exists():
             return layout.machine_id.read_text().strip()
-        drawn = str(uuids.uuid4())
-        begun = layout.machine_id.with_suffix(".new")
-        with begun.open("w") as file:
-            file.write(f"{drawn}\n")
+        machine_id = str(uuids.uuid4())
+        temporary = layout.machine_id.with_suffix(".new")
+        with temporary.open("w") as file:
+            file.write(f"{machine_id}\n")
             file.flush()
             os.fsync(file.fileno())
-        begun.rename(layout.machine_id)
+        temporary.rename(layout.machine_id)
         image.sync_directory(layout.base)
-        return drawn
+        return machine_id
 
 
 def ensure_pool(
-    layout: Layout, project_uid: str, size: int, known_uuid: str | None, known_machine: str | None
+    layout: Layout, project_uid: str, size: int, recorded_uuid: str | None, recorded_machine_id: str | None
 ) -> str:
-    """The pool attached, made (once), mounted and as large as `size` bytes; returns the filesystem's UUID.
+    """Create the pool (once), attach, mount and grow it to `size` bytes; return the filesystem's UUID.
 
-    `known_uuid`, `known_machine`: what `status.node` has of `poolUUID` and `machineID`. Once `known_uuid`
-    is there, nothing is made any more: PoolLost where the image is missing, another machine's or holds
-    another filesystem, PoolDamaged where it holds none. Busy where something else holds the
-    image; CommandFailed, OSError where the node refuses.
+    `recorded_uuid`, `recorded_machine_id`: `status.node.poolUUID` and `machineID`. With a `recorded_uuid` nothing
+    is created: raises PoolLost if the image is missing, another machine's, or holds another filesystem, PoolDamaged
+    if it holds none. Raises Busy while something else holds the image, CommandFailed or OSError if a command or a
+    system call fails.
     """
-    machine = ensure_base(layout)
-    if known_uuid and known_machine and known_machine != machine:
+    machine_id = ensure_base(layout)
+    if recorded_uuid and recorded_machine_id and recorded_machine_id != machine_id:
         raise PoolLost(
-            f"pool of project {project_uid} was made on the disk {known_machine}, here is {machine}; "
-            f"nothing is made again; mount the disk that holds {layout.base}, or delete the project"
+            f"pool of project {project_uid} was created on the disk {recorded_machine_id}, this is {machine_id}; "
+            f"nothing is created again; mount the disk that holds {layout.base}, or delete the project"
         )
     with held(layout.attach_lock, timeout=60):
         file = layout.image(project_uid)
-        image.ensure_image(file, size, made=known_uuid is not None)
+        image.ensure_image(file, size, created=recorded_uuid is not None)
         device = image.ensure_attached(file)
-        uuid = image.ensure_filesystem(file, device, known_uuid)
+        uuid = image.ensure_filesystem(file, device, recorded_uuid)
         mount.ensure_mounted(layout, project_uid, device)
         image.ensure_grown(file, device, layout.pool(project_uid), size)
         return uuid
 
 
 def ensure_pool_down(layout: Layout, project_uid: str) -> None:
-    """Unmounted and detached, without its mount point. Busy (with what holds it) while a slot or another
-    namespace uses it."""
+    """Unmount and detach the pool, and remove its mount point.
+
+    Raises Busy, naming what holds it, while a slot or another mount namespace uses it.
+    """
     file = layout.image(project_uid)
     with held(layout.attach_lock, timeout=60):
         mount.ensure_unmounted(layout, project_uid)
         image.ensure_detached(file)
-        _remove_point(layout.pool(project_uid))
+        _remove_mount_point(layout.pool(project_uid))
 
 
 def ensure_pool_removed(layout: Layout, project_uid: str) -> None:
-    """Down, and then the image deleted. Busy as in `ensure_pool_down`."""
+    """Take the pool down and delete its image. Raises Busy as `ensure_pool_down` does."""
     ensure_pool_down(layout, project_uid)
     file = layout.image(project_uid)
     with held(layout.attach_lock, timeout=60):
@@ -89,10 +91,10 @@ def ensure_pool_removed(layout: Layout, project_uid: str) -> None:
             image.sync_directory(layout.pools)
 
 
-def _remove_point(point: Path) -> None:
+def _remove_mount_point(point: Path) -> None:
     try:
         point.rmdir()
     except OSError as error:
-        # What somebody else put there is not ours to remove.
+        # Something that is not ours is in it, or mounted at it.
         if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY):
             raise

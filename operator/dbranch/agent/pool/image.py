@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Final
 
 from dbranch.agent.linux import btrfs
 from dbranch.agent.linux.command import run
@@ -13,15 +14,17 @@ from dbranch.agent.linux.mounting import await_released
 from dbranch.api.errors import Busy, CommandFailed, PoolDamaged, PoolLost, Unsafe
 from dbranch.runtime.logs import log_command
 
-# What mkfs.btrfs needs for one device with its metadata twice.
-LEAST_BYTES = 128 * 2**20
-# The smallest nodes: a commit of Postgres writes its part of btrfs' log tree in whole nodes, both copies of it, and
-# waits for them (measured: fdatasync takes two thirds of the time that it takes with mkfs' own 16 KiB).
-_FORM = ("--sectorsize", 4096, "--nodesize", 4096)
+# mkfs.btrfs needs this for one device with two copies of the metadata.
+MINIMUM_BYTES: Final = 128 * 2**20
+_DETACH_POLL_SECONDS: Final = 0.02
+_ATTACH_ATTEMPTS: Final = 10
+# The smallest nodes: a commit of Postgres writes its part of btrfs' log tree in whole nodes, in both copies, and
+# waits for them (measured: fdatasync takes two thirds of the time that it takes with mkfs' default of 16 KiB).
+_MKFS_SIZES: Final = ("--sectorsize", 4096, "--nodesize", 4096)
 
 
 def sync_directory(directory: Path) -> None:
-    """Names made or removed in the directory are on disk."""
+    """Write the names that were created or removed in the directory to disk."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -29,20 +32,20 @@ def sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def ensure_image(file: Path, size: int, made: bool) -> None:
-    """The sparse image file, at least LEAST_BYTES large when it is new.
+def ensure_image(file: Path, size: int, created: bool) -> None:
+    """Create the sparse image file, at least MINIMUM_BYTES large; no-op if it exists.
 
-    PoolLost where a pool was `made` once and its image is not there: it is never made again.
+    Raises PoolLost if the pool was `created` once and its image is missing: it is never created again.
     """
-    # One without its size was made by a visit that was cut off behind its name: nothing can be on it yet.
-    if file.exists() and (made or file.stat().st_size > 0):
+    # An empty file was left by a reconcile that was cut off after creating it: nothing can be on it yet.
+    if file.exists() and (created or file.stat().st_size > 0):
         return
-    if made:
+    if created:
         raise PoolLost(
-            f"pool image {file} is missing; nothing is made again; "
+            f"pool image {file} is missing; nothing is created again; "
             "bring the file back, or delete the project and restore it from a dump"
         )
-    size = max(size, LEAST_BYTES)
+    size = max(size, MINIMUM_BYTES)
     log_command("truncate", "-s", size, file)
     handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -54,11 +57,11 @@ def ensure_image(file: Path, size: int, made: bool) -> None:
 
 
 def ensure_attached(file: Path) -> str:
-    """The path of the one loop device over the image; one that is there is adopted.
+    """Attach the image to a loop device, or adopt the one that it has; return the device's path.
 
-    To be called under the attach lock. Busy where the device is going away; Unsafe where there are two.
+    Call it under the attach lock. Raises Busy if the device is being detached, Unsafe if the image has two.
     """
-    for _ in range(10):
+    for _ in range(_ATTACH_ATTEMPTS):
         loops = loops_of(file)
         if len(loops) > 1:
             raise Unsafe(
@@ -66,64 +69,64 @@ def ensure_attached(file: Path) -> str:
                 "nothing is mounted; detach all but the one in use with losetup -d"
             )
         if loops:
-            if loops[0].ending:
+            if loops[0].autoclear:
                 raise Busy(f"{loops[0].path} of {file} is being detached; it is tried again")
             return loops[0].path
         try:
             device = free_loop()
         except OSError as error:
             raise Busy(
-                f"no loop device can be had for {file} ({error.strerror}); nothing is attached; "
-                "detach what is not used on the node (losetup --list); it is tried again"
+                f"no loop device is available for {file} ({error.strerror}); nothing is attached; "
+                "detach unused ones on the node (losetup --list); it is tried again"
             ) from error
         try:
             run(["losetup", device, file])
         except CommandFailed as error:
-            # Another agent (kind: the devices are the kernel's, not the node's) took it meanwhile.
+            # Another agent took it meanwhile (with kind, nodes share the kernel's devices).
             if "busy" not in error.output.lower():
                 raise
     raise Busy(f"no free loop device for {file}; it is tried again")
 
 
-def ensure_filesystem(file: Path, device: str, known_uuid: str | None) -> str:
-    """The btrfs on the image, made only where none was ever recorded; returns its UUID.
+def ensure_filesystem(file: Path, device: str, recorded_uuid: str | None) -> str:
+    """Create the btrfs on the image if none was ever recorded; return its UUID.
 
-    PoolLost where it is another than `known_uuid`, PoolDamaged where there is none any more or the image is
-    shorter than what was made on it.
+    Raises PoolLost if it is another than `recorded_uuid`, PoolDamaged if it is missing or the image is shorter than
+    its filesystem.
     """
-    found = btrfs.superblock(file)
-    uuid = found.uuid if found else None
+    block = btrfs.superblock(file)
+    uuid = block.uuid if block else None
     size = file.stat().st_size
-    if found and size < found.total_bytes:
+    if block and size < block.total_bytes:
         raise PoolDamaged(
-            f"pool image {file} has {size} bytes, its filesystem {found.total_bytes}: its end is lost; "
+            f"pool image {file} has {size} bytes, its filesystem {block.total_bytes}: its end is lost; "
             "nothing is touched; bring the whole image back, or delete the project"
         )
-    if known_uuid is not None:
+    if recorded_uuid is not None:
         if uuid is None:
             raise PoolDamaged(
-                f"pool image {file} holds no btrfs any more, it had {known_uuid}; nothing is made again; "
-                f"look at it with btrfs rescue, or delete the project"
+                f"pool image {file} holds no btrfs any more, it had {recorded_uuid}; nothing is created again; "
+                "inspect it with btrfs rescue, or delete the project"
             )
-        if uuid != known_uuid:
+        if uuid != recorded_uuid:
             raise PoolLost(
-                f"pool image {file} holds filesystem {uuid}, not {known_uuid}; nothing is touched; "
+                f"pool image {file} holds filesystem {uuid}, not {recorded_uuid}; nothing is touched; "
                 "bring the right file back"
             )
         return uuid
     if uuid is not None:
-        # Made by a visit that was cut off before it could say so.
+        # Created by a reconcile that was cut off before it could record it.
         return uuid
-    run(["mkfs.btrfs", "--quiet", "--force", "--nodiscard", *_FORM, device], seconds=120)
+    run(["mkfs.btrfs", "--quiet", "--force", "--nodiscard", *_MKFS_SIZES, device], timeout=120)
     run(["blockdev", "--flushbufs", device])
     uuid = btrfs.superblock_uuid(file)
     if uuid is None:
-        raise PoolDamaged(f"mkfs.btrfs on {device} left no filesystem in {file}; look at the node's disk")
+        raise PoolDamaged(f"mkfs.btrfs on {device} left no filesystem in {file}; check the node's disk")
     return uuid
 
 
 def ensure_grown(file: Path, device: str, point: Path, size: int) -> None:
-    """Image, device and filesystem, each that is behind raised to `size` bytes; nothing ever shrinks."""
+    """Grow image, loop device and filesystem to `size` bytes, each that is smaller; nothing ever shrinks."""
     if file.stat().st_size < size:
         log_command("truncate", "-s", size, file)
         os.truncate(file, size)
@@ -135,22 +138,22 @@ def ensure_grown(file: Path, device: str, point: Path, size: int) -> None:
         run(["btrfs", "filesystem", "resize", "max", point])
 
 
-def ensure_detached(file: Path, seconds: float = 5.0) -> None:
-    """No loop device holds this image, nor one of its name that was deleted. Call only when nothing of it
-    is mounted here any more.
+def ensure_detached(file: Path, timeout: float = 5.0) -> None:
+    """Detach every loop device of this image, or of a deleted one of its name. Call it only after the unmount.
 
-    `losetup -d` of a device in use says 0 and only marks it, so the proof is looked for: Busy without it, and
-    Busy, with nothing done, while another mount namespace holds the filesystem.
+    `losetup -d` of a device in use exits with 0 and only sets autoclear, so the detachment is verified: raises Busy
+    if it has not happened after `timeout` seconds, or, with nothing done, while another mount namespace holds the
+    filesystem.
     """
     for loop in (*loops_of(file), *loops_of_deleted(file)):
         await_released(loop.path)
         run(["losetup", "--detach", loop.path])
-        _await_detached(loop, file, seconds)
+        _await_detached(loop, file, timeout)
 
 
-def _await_detached(loop: Loop, file: Path, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while any(left.path == loop.path for left in loops_of_inode(loop.device, loop.inode)):
-        if time.monotonic() > end:
+def _await_detached(loop: Loop, file: Path, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while any(attached.path == loop.path for attached in loops_of_inode(loop.device, loop.inode)):
+        if time.monotonic() > deadline:
             raise Busy(f"{loop.path} of {file} is still in use; nothing is deleted; it is tried again")
-        time.sleep(0.02)
+        time.sleep(_DETACH_POLL_SECONDS)

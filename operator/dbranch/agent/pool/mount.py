@@ -1,8 +1,9 @@
-"""Mounting and unmounting pools and binds; never lazily."""
+"""Mounting and unmounting of pools, never lazily."""
 
 from __future__ import annotations
 
 import os
+from typing import Final
 
 from dbranch.agent.layout import Layout
 from dbranch.agent.linux.command import run
@@ -10,39 +11,42 @@ from dbranch.agent.linux.mounting import unmount
 from dbranch.agent.linux.mounts import Mount, mounts_at, read_mounts
 from dbranch.api.errors import Busy, Unsafe
 
-_OPTIONS = "nosuid,nodev,noexec,noatime,discard=async"
+_OPTIONS: Final = "nosuid,nodev,noexec,noatime,discard=async"
 
 
 def ensure_mounted(layout: Layout, project_uid: str, device: str) -> None:
-    """The device's btrfs mounted at the pool's place. Unsafe where something else is mounted there."""
+    """Mount the device's btrfs at the pool's mount point. Raises Unsafe if something else is mounted there."""
     point = layout.pool(project_uid)
-    there = mounts_at(point)
-    if there:
-        if len(there) > 1 or there[0].kind != "btrfs" or not _same_device(there[0], device):
+    mounts = mounts_at(point)
+    if mounts:
+        if len(mounts) > 1 or mounts[0].fstype != "btrfs" or not _same_device(mounts[0], device):
             raise Unsafe(
-                f"{point} has {', '.join(m.source for m in there)} mounted, not {device}; "
+                f"{point} has {', '.join(m.source for m in mounts)} mounted, not {device}; "
                 "nothing is touched; unmount it"
             )
         return
     point.mkdir(mode=0o700, exist_ok=True)
     run(["mount", "-t", "btrfs", "-o", _OPTIONS, device, point])
-    # Pods of other projects must not look in; their own branch is bound into their slot.
+    # Pods must not look in: each has its own branch bind-mounted into its slot.
     point.chmod(0o700)
 
 
 def _same_device(mount: Mount, device: str) -> bool:
-    # btrfs shows an anonymous device number, so the path in mountinfo is what there is.
+    # btrfs shows an anonymous device number, so only the path in mountinfo identifies it.
     return os.path.realpath(mount.source) == os.path.realpath(device)
 
 
 def ensure_unmounted(layout: Layout, project_uid: str) -> None:
-    """Nothing mounted at the pool's place. Busy, with the slots' names, while a branch is bound anywhere."""
+    """Unmount whatever is mounted at the pool's mount point.
+
+    Raises Busy, naming the slots, while a branch is bind-mounted anywhere.
+    """
     point = layout.pool(project_uid)
     mounts = read_mounts()
-    there = mounts_at(point, mounts)
-    devices = {m.device for m in there if m.kind == "btrfs"}
-    bound = sorted(m.point for m in mounts if m.device in devices and m.point != str(point))
-    if bound:
-        raise Busy(f"pool {point} is in use at {', '.join(bound)}; it stays mounted; it is tried again")
-    for _ in there:
+    pool_mounts = mounts_at(point, mounts)
+    devices = {m.device for m in pool_mounts if m.fstype == "btrfs"}
+    bind_mounts = sorted(m.point for m in mounts if m.device in devices and m.point != str(point))
+    if bind_mounts:
+        raise Busy(f"pool {point} is in use at {', '.join(bind_mounts)}; it stays mounted; it is tried again")
+    for _ in pool_mounts:
         unmount(point)

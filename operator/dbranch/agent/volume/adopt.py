@@ -1,4 +1,4 @@
-"""Branches of a pool that was taken over."""
+"""Branches of an adopted pool: a retained subvolume becomes the branch of another project."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from dbranch.agent.layout import MARKER, Layout
 from dbranch.agent.linux.btrfs import is_subvolume
-from dbranch.agent.linux.files import write_whole
+from dbranch.agent.linux.files import write_atomically
 from dbranch.agent.linux.mounts import mounts_at
 from dbranch.agent.linux.syscalls import rename_new, syncfs
 from dbranch.agent.volume.effect import read_marker, write_settings
@@ -19,17 +19,20 @@ from dbranch.runtime.logs import log_command
 def ensure_branch_adopted(
     layout: Layout, project_uid: str, old_uid: str, branch_uid: str, settings: Settings
 ) -> Marker:
-    """The retained subvolume `old_uid` is the branch `branch_uid` of the project that took the pool over."""
+    """Make the retained subvolume of branch `old_uid` the branch `branch_uid`; return its marker.
+
+    Raises PoolLost if the pool is not mounted or the subvolume has no marker that can be read.
+    """
     old, new = layout.branch(project_uid, old_uid), layout.branch(project_uid, branch_uid)
     if not mounts_at(layout.pool(project_uid)):
-        raise PoolLost(f"pool {layout.pool(project_uid)} is not mounted; nothing is taken over")
+        raise PoolLost(f"pool {layout.pool(project_uid)} is not mounted; nothing is adopted")
     for path in (old, new):
         marker = read_marker(path) if is_subvolume(path) else None
         if marker is not None:
-            # The name on disk comes last: until then the old one is found, and this is done again.
-            given = marker.reassigned_to(project_uid, branch_uid, settings.names)
-            write_settings(path, given, settings)
-            write_whole(path / MARKER, render_marker(given))
+            # The rename comes last: until then the old name is found, and this is done again.
+            reassigned = marker.reassigned_to(project_uid, branch_uid, settings.names)
+            write_settings(path, reassigned, settings)
+            write_atomically(path / MARKER, render_marker(reassigned))
             break
     if old.exists():
         log_command("mv", "--no-clobber", old, new)
@@ -53,7 +56,7 @@ def retained_branch(
         if not isinstance(marker, Marker) or uid == branch_uid:
             continue
         # Its marker is rewritten before its name: an adoption may have been cut off between the two.
-        begun = marker.owner_uid == branch_uid
-        if begun or (marker.project_uid == adopted_uid and marker.names.branch == branch):
+        cut_off = marker.owner_uid == branch_uid
+        if cut_off or (marker.project_uid == adopted_uid and marker.names.branch == branch):
             return uid
     return None

@@ -1,7 +1,8 @@
-"""Branches on a mounted pool: initialized, taken as snapshots, thrown away.
+"""Subvolumes of a mounted pool: created by initdb, as snapshots of others, their files rewritten, and destroyed.
 
-A btrfs command's success is not durable. So everything is made under a temporary name, the marker last,
-and the filesystem synced; then the name is taken in one step, and the filesystem synced again; only then is it told.
+The success of a btrfs command is not durable. So everything is created under a temporary name, the marker last,
+and the filesystem synced; then it is renamed in one step, and the filesystem synced again; only then may the status
+say that it exists.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dbranch.agent.layout import (
     SubvolumeName,
 )
 from dbranch.agent.linux import btrfs
-from dbranch.agent.linux.files import empty_directory, opened_directory, read_beneath, write_whole
+from dbranch.agent.linux.files import empty_directory, opened_directory, read_beneath, write_atomically
 from dbranch.agent.linux.mounts import mounts_at, read_mounts
 from dbranch.agent.linux.syscalls import openat2, rename_new, rename_new_at, syncfs
 from dbranch.agent.volume import tenant
@@ -33,7 +34,7 @@ from dbranch.agent.volume.marker import FROM_BRANCH, FROM_INITDB, Marker, NewerM
 from dbranch.agent.volume.observe import list_subvolumes, marker_at
 from dbranch.agent.volume.settings import (
     Settings,
-    read_prepared,
+    max_prepared_in,
     render_hba,
     render_ident,
     render_postgresql_conf,
@@ -43,7 +44,7 @@ from dbranch.runtime.file_lock import is_unlocked
 from dbranch.runtime.logs import log_command
 
 
-def _mounted(layout: Layout, project_uid: str) -> Path:
+def _mounted_pool(layout: Layout, project_uid: str) -> Path:
     point = layout.pool(project_uid)
     if not mounts_at(point):
         raise Busy(f"pool {point} is not mounted; it is tried again")
@@ -70,12 +71,12 @@ def read_marker(subvolume: Path) -> Marker | None:
 
 
 def ensure_initdb_area(layout: Layout, project_uid: str, branch_uid: str, owner: int) -> None:
-    """A fresh subvolume for `initdb.sh`, its `pgdata` owned by the user ID `owner`.
+    """Create an empty subvolume for `initdb.sh`, its `pgdata` owned by the user ID `owner`.
 
-    One that is there is destroyed: call only while no pod of an earlier attempt exists, and not again
-    once the pod was made (bind it with `slot.ensure_initdb_bound`). Never touches a branch.
+    One from an earlier attempt is destroyed: call it only while no pod of that attempt exists, and not again once
+    the new pod was created (bind it with `slot.ensure_initdb_bound`). Never touches a branch.
     """
-    _mounted(layout, project_uid)
+    _mounted_pool(layout, project_uid)
     area = layout.initdb_area(project_uid, branch_uid)
     read_marker(area)
     _check_unused(area, layout)
@@ -90,9 +91,11 @@ def ensure_initdb_area(layout: Layout, project_uid: str, branch_uid: str, owner:
 def ensure_initdb_promoted(
     layout: Layout, project_uid: str, branch_uid: str, settings: Settings, now: str
 ) -> Marker:
-    """What `initdb.sh` made becomes the root branch. Busy before the script is done; Unsafe where it left
-    something that is no database. Already adopted: the marker that is there."""
-    _mounted(layout, project_uid)
+    """Make the result of `initdb.sh` the root branch; return its marker. No-op if that was done already.
+
+    `now`: RFC 3339. Raises Busy before the script is done, Unsafe if it left no database.
+    """
+    _mounted_pool(layout, project_uid)
     area, branch = layout.initdb_area(project_uid, branch_uid), layout.branch(project_uid, branch_uid)
     if branch.exists():
         return _marker_of(branch)
@@ -101,7 +104,7 @@ def ensure_initdb_promoted(
         done = read_beneath(pgdata, INITDB_DONE)
     if done is None:
         if marker is None:
-            raise Busy(f"initdb in {area} is not done; it is looked at again")
+            raise Busy(f"initdb in {area} is not done; it is tried again")
     else:
         major = tenant.major_of(area)
         if major is None:
@@ -116,41 +119,42 @@ def ensure_initdb_promoted(
             cleaned=True,
             names=settings.names,
         )
-        _finish(area, marker, settings)
+        _write_files(area, marker, settings)
         tenant.remove_beneath(area, INITDB_DONE)
-    return _take_name(area, branch)
+    return _rename_to_branch(area, branch)
 
 
 def ensure_snapshot(
     layout: Layout, project_uid: str, source_uid: str, branch_uid: str, settings: Settings, now: str
 ) -> Marker:
-    """The branch as a snapshot of its source, cleaned offline, under its name, on disk for good.
+    """Create the branch as a snapshot of its source, cleaned offline, durable; return its marker.
 
-    `now`: RFC 3339, kept as `snapshotTime`. A branch that is there stays as it is: its marker is
-    returned. SourceUnsafe (with the path) where the source holds data outside its subvolume; DataLost
-    where the source's subvolume is missing.
+    No-op if the branch exists. `now`: RFC 3339, kept as `snapshotTime`. Raises SourceUnsafe (with the path) if the
+    source holds data outside its subvolume, DataLost if the source's subvolume is missing.
     """
-    _mounted(layout, project_uid)
+    _mounted_pool(layout, project_uid)
     source, branch = layout.branch(project_uid, source_uid), layout.branch(project_uid, branch_uid)
     if branch.exists():
         return _marker_of(branch)
-    begun = layout.new_snapshot(project_uid, branch_uid)
-    read_marker(begun)
-    destroy(begun)
+    snapshot = layout.new_snapshot(project_uid, branch_uid)
+    read_marker(snapshot)
+    destroy(snapshot)
     source_marker = read_marker(source) if btrfs.is_subvolume(source) else None
     if source_marker is None:
-        raise DataLost(f"source {source_uid} has no subvolume with a marker at {source}; no branch is made")
-    log_command("btrfs", "subvolume", "snapshot", source, begun)
-    btrfs.create_snapshot(source, begun)
+        raise DataLost(
+            f"source {source_uid} has no subvolume with a marker at {source}; no branch is created"
+        )
+    log_command("btrfs", "subvolume", "snapshot", source, snapshot)
+    btrfs.create_snapshot(source, snapshot)
     try:
-        # The source's marker goes first: what is cut off here must never pass for a branch.
-        (begun / MARKER).unlink()
-        tenant.check_whole(begun, source)
-        tenant.ensure_cleaned_offline(begun)
+        # The source's marker goes first: a snapshot that is cut off here must never pass for a branch.
+        (snapshot / MARKER).unlink()
+        tenant.check_self_contained(snapshot, source)
+        tenant.ensure_cleaned_offline(snapshot)
         floor = max(
             source_marker.prepared_floor,
-            read_prepared((begun / POSTGRESQL_CONF).read_text()),
-            tenant.prepared_of_system(begun),
+            max_prepared_in((snapshot / POSTGRESQL_CONF).read_text()),
+            tenant.max_prepared_by_alter_system(snapshot),
         )
         marker = Marker(
             project_uid,
@@ -164,30 +168,32 @@ def ensure_snapshot(
             password=source_marker.password,
             names=settings.names,
         )
-        _finish(begun, marker, settings)
+        _write_files(snapshot, marker, settings)
     except Exception:
-        destroy(begun)
+        destroy(snapshot)
         raise
-    return _take_name(begun, branch)
+    return _rename_to_branch(snapshot, branch)
 
 
 def _marker_of(branch: Path) -> Marker:
     marker = read_marker(branch)
     if marker is None:
-        raise DataLost(f"branch {branch} has no marker that can be read; nothing is touched; look at it")
+        raise DataLost(
+            f"branch {branch} has no marker that can be read; nothing is touched; inspect it on the node"
+        )
     return marker
 
 
-def _finish(subvolume: Path, marker: Marker, settings: Settings) -> None:
-    """The files of a subvolume that has no name yet, on disk: one sync for all of them, before it gets its name."""
-    write_whole(subvolume / LOCK, "", durable=False)
+def _write_files(subvolume: Path, marker: Marker, settings: Settings) -> None:
+    """Write the files of a subvolume before its rename to a branch, with one sync for all of them."""
+    write_atomically(subvolume / LOCK, "", durable=False)
     write_settings(subvolume, marker, settings, durable=False)
-    write_whole(subvolume / MARKER, render_marker(marker), durable=False)
+    write_atomically(subvolume / MARKER, render_marker(marker), durable=False)
     _sync(subvolume)
 
 
 def write_settings(subvolume: Path, marker: Marker, settings: Settings, durable: bool = True) -> bool:
-    """The files as `settings` and `marker` have them. True where one of them changed. `durable`: and on disk."""
+    """Write the settings files from `settings` and `marker`, to disk if `durable`. Returns True if one changed."""
     texts = {
         PORT: f"{settings.port}\n",
         POSTGRESQL_CONF: render_postgresql_conf(settings, marker.role, marker.prepared_floor),
@@ -198,66 +204,68 @@ def write_settings(subvolume: Path, marker: Marker, settings: Settings, durable:
     for name, text in texts.items():
         path = subvolume / name
         if not path.exists() or path.read_text() != text:
-            write_whole(path, text, durable=durable)
+            write_atomically(path, text, durable=durable)
             changed = True
     return changed
 
 
-def _take_name(begun: Path, branch: Path) -> Marker:
-    log_command("mv", "--no-clobber", begun, branch)
-    rename_new(begun, branch)
+def _rename_to_branch(subvolume: Path, branch: Path) -> Marker:
+    log_command("mv", "--no-clobber", subvolume, branch)
+    rename_new(subvolume, branch)
     _sync(branch.parent)
     return _marker_of(branch)
 
 
 def ensure_settings(layout: Layout, project_uid: str, branch_uid: str, settings: Settings) -> bool:
-    """The branch's settings files say `settings`. True where something changed (then reload or restart)."""
-    branch = layout.branch(_checked_mounted(layout, project_uid), branch_uid)
+    """Write the branch's settings files. Returns True if one changed (then Postgres has to reload them)."""
+    branch = _branch_on_mounted_pool(layout, project_uid, branch_uid)
     return write_settings(branch, _marker_of(branch), settings)
 
 
 def ensure_opened(layout: Layout, project_uid: str, branch_uid: str, user: str) -> None:
-    """The branch is cleaned: first the marker says so, then pg_hba.conf admits users (after a reload)."""
-    branch = layout.branch(_checked_mounted(layout, project_uid), branch_uid)
+    """Record in the marker that the branch is cleaned, then write the pg_hba.conf that admits users.
+
+    Postgres has to reload it.
+    """
+    branch = _branch_on_mounted_pool(layout, project_uid, branch_uid)
     marker = _marker_of(branch)
     if not marker.cleaned:
-        write_whole(branch / MARKER, render_marker(marker.with_cleaned()))
+        write_atomically(branch / MARKER, render_marker(marker.with_cleaned()))
     text = render_hba(user, is_open=True)
     if (branch / PG_HBA).read_text() != text:
-        write_whole(branch / PG_HBA, text)
+        write_atomically(branch / PG_HBA, text)
 
 
 def ensure_password_version(layout: Layout, project_uid: str, branch_uid: str, version: str) -> None:
-    """The marker says which version of the owner's password the branch has."""
-    branch = layout.branch(_checked_mounted(layout, project_uid), branch_uid)
+    """Record in the marker which version of the owner's password the branch has."""
+    branch = _branch_on_mounted_pool(layout, project_uid, branch_uid)
     marker = _marker_of(branch)
     if marker.password != version:
-        write_whole(branch / MARKER, render_marker(marker.with_password_version(version)))
+        write_atomically(branch / MARKER, render_marker(marker.with_password_version(version)))
 
 
-def _checked_mounted(layout: Layout, project_uid: str) -> str:
-    _mounted(layout, project_uid)
-    return project_uid
+def _branch_on_mounted_pool(layout: Layout, project_uid: str, branch_uid: str) -> Path:
+    _mounted_pool(layout, project_uid)
+    return layout.branch(project_uid, branch_uid)
 
 
 def _check_unused(subvolume: Path, layout: Layout) -> None:
-    """Busy while the subvolume is bound into a slot of this node or a Postgres holds its lock."""
-    pool = mounts_at(subvolume.parent)
-    devices = {mount.device for mount in pool}
+    """Raise Busy while the subvolume is bind-mounted into a slot of this node or a Postgres holds its lock."""
+    devices = {mount.device for mount in mounts_at(subvolume.parent)}
     for mount in read_mounts():
         if mount.device in devices and mount.root == f"/{subvolume.name}":
-            raise Busy(f"branch {subvolume} is in use at {mount.point}; it is tried again")
+            raise Busy(f"subvolume {subvolume} is in use at {mount.point}; it is tried again")
     if not is_unlocked(subvolume / LOCK):
         raise Busy(f"a Postgres still holds {subvolume / LOCK}; it is tried again")
 
 
 def ensure_trashed(layout: Layout, project_uid: str, owner_uid: str) -> None:
-    """Rename everything that this UID owns in the pool to trash, on disk for good; no-op if it owns nothing.
+    """Rename everything that this UID owns in the pool to trash, durably; no-op if it owns nothing.
 
-    Raises Busy while a slot has any of it bound or a Postgres holds its lock, StorageUnclear if a newer release
-    wrote any of it; then nothing is renamed. What has a kind that only a newer release knows stays.
+    Raises Busy while any of it is bind-mounted into a slot or a Postgres holds its lock, StorageUnclear if a newer
+    release wrote any of it; then nothing is renamed. A subvolume of a kind that only a newer release knows stays.
     """
-    pool = _mounted(layout, project_uid)
+    pool = _mounted_pool(layout, project_uid)
     owned = [
         pool / str(name)
         for name in list_subvolumes(pool)
@@ -274,13 +282,13 @@ def ensure_trashed(layout: Layout, project_uid: str, owner_uid: str) -> None:
 
 
 def _new_trash_name(owner_uid: str) -> SubvolumeName:
-    # Drawn, so that no counter is needed; a name that is taken is refused by the rename, never replaced.
+    # Random, so that no counter is needed; the rename never replaces an existing name.
     return SubvolumeName(owner_uid, SubvolumeKind.TRASH, secrets.token_hex(8))
 
 
 def ensure_trash_emptied(layout: Layout, project_uid: str) -> None:
-    """Destroy all trash of the pool, what is nested in it first. btrfs reclaims the space afterwards."""
-    pool = _mounted(layout, project_uid)
+    """Destroy all trash of the pool, nested subvolumes first. btrfs reclaims the space afterwards."""
+    pool = _mounted_pool(layout, project_uid)
     for name in list_subvolumes(pool):
         if name.kind == SubvolumeKind.TRASH:
             destroy(pool / str(name))
@@ -289,19 +297,19 @@ def ensure_trash_emptied(layout: Layout, project_uid: str) -> None:
 def destroy(path: Path) -> None:
     """Destroy a subvolume at the top of a pool, and those that its tenant nested in it; no-op if it is missing.
 
-    Nested ones become trash of the same owner first: they may nest however deep, and after a crash they are
-    found there. Raises Unsafe if `path` is no subvolume that dbranch made.
+    Nested ones become trash of the same owner first: they may nest to any depth, and after a crash the next call of
+    `ensure_trash_emptied` destroys them. Raises Unsafe if `path` is no subvolume that dbranch created.
     """
     name = SubvolumeName.parse(path.name)
     if not btrfs.is_subvolume(path) or name is None:
         if os.path.lexists(path):
-            raise Unsafe(f"{path} is no subvolume of dbranch; it is left alone; look at it")
+            raise Unsafe(f"{path} is no subvolume of dbranch; it is left alone; inspect it on the node")
         return
     pending = [path]
     while pending:
         top = pending.pop()
         with opened_directory(top.parent) as pool:
-            # Nothing can be moved out of a read-only one.
+            # Nothing can be moved out of a read-only subvolume.
             btrfs.ensure_writable_at(pool, top.name)
             pending += _trash_nested(top, pool, name.owner_uid)
         log_command("btrfs", "subvolume", "delete", top)

@@ -1,4 +1,4 @@
-"""The text of a subvolume's marker. Pure."""
+"""The text of `marker.json`, which says what a subvolume holds. Pure."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any, Final
 
 from dbranch.api import names
 
-# What this release reads and writes. A higher number was written by a newer release, which alone knows what it means.
+# What this release reads and writes. Only a newer release understands a higher number.
 FORMAT: Final = 2
-# What owns the data. The only kind of object that has data yet.
+# What owns the data: a DBBranch. No other kind of object has data yet.
 _OWNER_KIND: Final = "branch"
 
 
 class Role(StrEnum):
-    """What the data is to its owner: what Postgres may run on it. Not where the data came from."""
+    """What the data is to its owner, wherever it came from: which jobs Postgres may run on it."""
 
     # Subscriptions, schedulers and background workers run.
     ROOT = "root"
-    # They are kept still: they belong to the branch that the data was copied from.
+    # They do not: they are jobs of the branch that the data was copied from.
     COPY = "copy"
 
 
@@ -32,7 +32,7 @@ FROM_BRANCH: Final = "branch"
 
 @dataclass(frozen=True)
 class BranchNames:
-    """The names of a branch, for people and for a pool that is adopted; paths are made of UIDs."""
+    """The names of a branch, for people and for the adoption of a pool; paths are made of UIDs."""
 
     namespace: str = ""
     project: str = ""
@@ -40,14 +40,16 @@ class BranchNames:
 
     @property
     def role(self) -> Role:
-        """The root is the root by its name."""
+        """The role that a branch of this name has."""
         return Role.ROOT if self.branch == names.ROOT_BRANCH else Role.COPY
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the data came from: `kind` FROM_INITDB or FROM_BRANCH, `uid` of the branch that was copied, `time`
-    (RFC 3339) as of when."""
+    """Where the data came from: `kind` is FROM_INITDB or FROM_BRANCH, `uid` that of the branch that was copied.
+
+    `time` (RFC 3339) is the moment as of which the data is.
+    """
 
     kind: str
     uid: str | None
@@ -58,10 +60,10 @@ class Origin:
 class Marker:
     """`marker.json`: says that the subvolume holds a whole branch, and of which DBBranch.
 
-    `snapshot_time`: RFC 3339. `major`: PG_VERSION. `cleaned`: open to users. `prepared_floor`: the least
+    `snapshot_time`: RFC 3339. `major`: PG_VERSION. `cleaned`: open to users. `prepared_floor`: the smallest
     max_prepared_transactions with which its prepared transactions can be recovered. `password`: the version
-    of the owner's password that it surely has, empty if that is not known. `unknown`: keys that this release does
-    not know, as they were read; every rewrite keeps them.
+    of the owner's password that it has, empty if unknown. `unknown`: keys that this release does not know, as they
+    were read; every rewrite keeps them.
     """
 
     project_uid: str
@@ -102,10 +104,10 @@ class NewerMarker:
 
 def render_marker(marker: Marker) -> str:
     """Render the marker as JSON, a key a line. slot-start.sh looks for the line ` "role": "root"`."""
-    known = asdict(marker)
-    unknown = known.pop("unknown")
-    own = {**known, "format": FORMAT, "kind": _OWNER_KIND}
-    return json.dumps(_merged(unknown, own), indent=1, sort_keys=True) + "\n"
+    fields = asdict(marker)
+    unknown = fields.pop("unknown")
+    understood = {**fields, "format": FORMAT, "kind": _OWNER_KIND}
+    return json.dumps(_merge(unknown, understood), indent=1, sort_keys=True) + "\n"
 
 
 def parse_marker(text: str) -> Marker | NewerMarker | None:
@@ -138,23 +140,23 @@ def parse_marker(text: str) -> Marker | NewerMarker | None:
         )
     except (ValueError, KeyError, TypeError):
         return None
-    return replace(marker, unknown=_unknown(raw, {**asdict(marker), "format": 0, "kind": ""}))
+    return replace(marker, unknown=_without(raw, {**asdict(marker), "format": 0, "kind": ""}))
 
 
-def _unknown(raw: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of `raw` whose keys are not in `known`, at any depth."""
-    unknown = {key: value for key, value in raw.items() if key not in known}
+def _without(raw: Mapping[str, Any], understood: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of `raw` whose keys are not in `understood`, at any depth."""
+    unknown = {key: value for key, value in raw.items() if key not in understood}
     for key, value in raw.items():
-        if isinstance(value, dict) and isinstance(known.get(key), dict):
-            nested = _unknown(value, known[key])
+        if isinstance(value, dict) and isinstance(understood.get(key), dict):
+            nested = _without(value, understood[key])
             unknown |= {key: nested} if nested else {}
     return unknown
 
 
-def _merged(unknown: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `known` with the keys of `unknown`, at any depth."""
-    merged = {**unknown, **known}
+def _merge(unknown: Mapping[str, Any], understood: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `understood` with the keys of `unknown`, at any depth."""
+    merged = {**unknown, **understood}
     for key, value in unknown.items():
-        if isinstance(value, dict) and isinstance(known.get(key), dict):
-            merged[key] = _merged(value, known[key])
+        if isinstance(value, dict) and isinstance(understood.get(key), dict):
+            merged[key] = _merge(value, understood[key])
     return merged

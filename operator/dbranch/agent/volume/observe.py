@@ -15,9 +15,9 @@ from dbranch.agent.volume.marker import Marker, NewerMarker, parse_marker
 
 @dataclass(frozen=True)
 class SubvolumesFacts:
-    """The subvolumes at the top of a pool that dbranch made, by name, each with its marker.
+    """The subvolumes at the top of a pool that dbranch created, by name, each with its marker.
 
-    None: the marker is missing or cannot be read (that of trash is not looked at).
+    None: the marker is missing or cannot be read (that of trash is not read).
     """
 
     markers: Mapping[SubvolumeName, Marker | NewerMarker | None] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class SubvolumesFacts:
 
     @property
     def unfinished(self) -> tuple[SubvolumeName, ...]:
-        """What is not the data of a branch (yet, or any more)."""
+        """The subvolumes that are not the data of a branch (yet, or any more)."""
         return tuple(name for name in self.markers if not name.is_data)
 
     def owners_of(self, kind: SubvolumeKind) -> tuple[str, ...]:
@@ -45,7 +45,7 @@ class SubvolumesFacts:
 
     @property
     def of_newer_release(self) -> tuple[SubvolumeName, ...]:
-        """What only a newer release understands, by its name or by its marker."""
+        """The subvolumes that only a newer release understands, by their name or by their marker."""
         return tuple(
             name
             for name, marker in self.markers.items()
@@ -67,7 +67,7 @@ def observe_subvolumes(layout: Layout, project_uid: str) -> SubvolumesFacts:
 
 
 def list_subvolumes(pool: Path) -> Iterator[SubvolumeName]:
-    """Yield the names, sorted, of the subvolumes at the top of a mounted pool that dbranch made."""
+    """Yield the names, sorted, of the subvolumes at the top of a mounted pool that dbranch created."""
     for path in sorted(pool.iterdir()):
         name = SubvolumeName.parse(path.name)
         if name is not None and is_subvolume(path):
@@ -76,7 +76,7 @@ def list_subvolumes(pool: Path) -> Iterator[SubvolumeName]:
 
 def _is_mounted(pool: Path) -> bool:
     mounts = mounts_at(pool)
-    return bool(mounts) and mounts[-1].kind == "btrfs"
+    return bool(mounts) and mounts[-1].fstype == "btrfs"
 
 
 def observe_marker(layout: Layout, project_uid: str, branch_uid: str) -> Marker | NewerMarker | None:

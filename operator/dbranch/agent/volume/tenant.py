@@ -1,4 +1,4 @@
-"""Work beneath PGDATA, which its tenant writes: by descriptors, never by a path, never through a link."""
+"""Work beneath PGDATA, which its tenant writes: by descriptors, never by a path, never through a symbolic link."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dbranch.agent.layout import PGDATA
 from dbranch.agent.linux import btrfs
 from dbranch.agent.linux.files import opened_directory, read_beneath, remove_at, walk_beneath
 from dbranch.agent.linux.syscalls import RESOLVE_BENEATH, openat2
-from dbranch.agent.volume.settings import read_prepared
+from dbranch.agent.volume.settings import max_prepared_in
 from dbranch.api.errors import SourceUnsafe
 from dbranch.runtime.logs import log_command
 
-# What a stopped copy must not find: who ran it, what it should become, where it was copied from.
-_STALE: Final = (
+# Files of the source's server that would mislead the copy's: its process, a standby or recovery, a base backup.
+_STALE_FILES: Final = (
     "postmaster.pid",
     "postmaster.opts",
     "standby.signal",
@@ -28,12 +28,13 @@ _STALE: Final = (
     "tablespace_map",
     "tablespace_map.old",
 )
-_SLOTS: Final = "pg_replslot"
-_SHOWN: Final = 160
+_REPLICATION_SLOTS: Final = "pg_replslot"
+# Characters of a path in a message.
+_PATH_LIMIT: Final = 160
 
 
 def major_of(subvolume: Path) -> int | None:
-    """PG_VERSION of the subvolume's PGDATA; None where there is no database."""
+    """Return the major version in PG_VERSION of the subvolume's PGDATA; None if it holds no database."""
     try:
         with opened_directory(subvolume, PGDATA) as pgdata:
             text = read_beneath(pgdata, "PG_VERSION", limit=16)
@@ -42,35 +43,35 @@ def major_of(subvolume: Path) -> int | None:
     return int(text) if text and text.strip().isdigit() else None
 
 
-def prepared_of_system(subvolume: Path) -> int:
-    """`max_prepared_transactions` of ALTER SYSTEM in this PGDATA; 0 where it is not set."""
+def max_prepared_by_alter_system(subvolume: Path) -> int:
+    """Return the `max_prepared_transactions` that ALTER SYSTEM set in this PGDATA; 0 if it did not."""
     with opened_directory(subvolume, PGDATA) as pgdata:
-        return read_prepared(read_beneath(pgdata, "postgresql.auto.conf") or "")
+        return max_prepared_in(read_beneath(pgdata, "postgresql.auto.conf") or "")
 
 
-def check_whole(subvolume: Path, named: Path) -> None:
-    """SourceUnsafe where PGDATA reaches outside its subvolume: a tablespace, a link, a nested subvolume.
+def check_self_contained(snapshot: Path, source: Path) -> None:
+    """Raise SourceUnsafe if PGDATA reaches outside its subvolume: by a tablespace, a link, a nested subvolume.
 
-    `subvolume` is looked at (the snapshot: nobody changes it any more), `named` is what the text calls it.
+    `snapshot` is checked, since nobody changes it any more; the message names the path in `source`.
     """
     try:
-        for nested in btrfs.nested_subvolumes(named):
-            raise _unsafe(named / nested, "is a subvolume of its own")
-        with opened_directory(subvolume, PGDATA) as pgdata:
-            _check_tablespaces(pgdata, named / PGDATA / "pg_tblspc")
-            _check_links(pgdata, named / PGDATA)
+        for nested in btrfs.nested_subvolumes(source):
+            raise _unsafe(source / nested, "is a subvolume of its own")
+        with opened_directory(snapshot, PGDATA) as pgdata:
+            _check_tablespaces(pgdata, source / PGDATA / "pg_tblspc")
+            _check_links(pgdata, source / PGDATA)
     except OSError as error:
-        raise _unsafe(named / PGDATA, f"cannot be read without links ({error.strerror})") from error
+        raise _unsafe(source / PGDATA, f"cannot be read without links ({error.strerror})") from error
 
 
-def _check_links(pgdata: int, named: Path) -> None:
+def _check_links(pgdata: int, shown_path: Path) -> None:
     for path, _, entries in walk_beneath(pgdata, strict=True):
         for name in sorted(str(path / entry.name) for entry in entries if entry.is_symlink()):
-            if name == "pg_wal" or _leaves(pgdata, name):
-                raise _unsafe(named / name, f"is a link to {os.readlink(name, dir_fd=pgdata)}")
+            if name == "pg_wal" or _leads_out(pgdata, name):
+                raise _unsafe(shown_path / name, f"is a link to {os.readlink(name, dir_fd=pgdata)}")
 
 
-def _leaves(pgdata: int, name: str) -> bool:
+def _leads_out(pgdata: int, name: str) -> bool:
     try:
         os.close(openat2(pgdata, name, os.O_PATH, resolve=RESOLVE_BENEATH))
     except OSError as error:
@@ -78,7 +79,7 @@ def _leaves(pgdata: int, name: str) -> bool:
     return False
 
 
-def _check_tablespaces(pgdata: int, named: Path) -> None:
+def _check_tablespaces(pgdata: int, shown_path: Path) -> None:
     try:
         handle = openat2(pgdata, "pg_tblspc", os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
@@ -87,46 +88,46 @@ def _check_tablespaces(pgdata: int, named: Path) -> None:
         with os.scandir(handle) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if not entry.is_dir(follow_symlinks=False):
-                    raise _unsafe(named / entry.name, "is a tablespace outside PGDATA")
+                    raise _unsafe(shown_path / entry.name, "is a tablespace outside PGDATA")
     finally:
         os.close(handle)
 
 
-def _unsafe(path: Path, what: str) -> SourceUnsafe:
+def _unsafe(path: Path, problem: str) -> SourceUnsafe:
     # A tenant's path may be longer than any message.
-    text = str(path) if len(str(path)) <= _SHOWN else f"…{str(path)[-_SHOWN:]}"
+    text = str(path) if len(str(path)) <= _PATH_LIMIT else f"…{str(path)[-_PATH_LIMIT:]}"
     return SourceUnsafe(
-        f"{text} {what}; a snapshot would not hold it, so no branch is made; move the data into PGDATA"
+        f"{text} {problem}; a snapshot would not contain it, so no branch is created; move the data into PGDATA"
     )
 
 
 def ensure_cleaned_offline(subvolume: Path) -> None:
-    """PGDATA of a snapshot without what only its source may keep: locks, signals, replication slots."""
+    """Remove from PGDATA of a snapshot what only its source may keep: PID and signal files, replication slots."""
     with opened_directory(subvolume, PGDATA) as pgdata:
-        for name in _STALE:
+        for name in _STALE_FILES:
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=pgdata)
                 log_command("rm", subvolume / PGDATA / name)
         try:
-            slots = openat2(pgdata, _SLOTS, os.O_RDONLY | os.O_DIRECTORY)
+            slots = openat2(pgdata, _REPLICATION_SLOTS, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             return
         try:
             for name in os.listdir(slots):
-                log_command("rm", "-r", subvolume / PGDATA / _SLOTS / name)
+                log_command("rm", "-r", subvolume / PGDATA / _REPLICATION_SLOTS / name)
                 remove_at(slots, name)
         finally:
             os.close(slots)
 
 
 def make_pgdata(subvolume: Path, owner: int) -> None:
-    """An empty `pgdata` in a subvolume that no tenant can reach yet."""
+    """Create an empty `pgdata` in a subvolume that no tenant can reach yet."""
     path = subvolume / PGDATA
     path.mkdir(mode=0o700)
     os.chown(path, owner, owner, follow_symlinks=False)
 
 
 def remove_beneath(subvolume: Path, name: str) -> None:
-    """One file at the top of PGDATA, gone."""
+    """Remove one file at the top of PGDATA; no-op if it is missing."""
     with opened_directory(subvolume, PGDATA) as pgdata, suppress(FileNotFoundError):
         os.unlink(name, dir_fd=pgdata)
