@@ -19,6 +19,8 @@ from dbranch.agent.pool.retained import observe_retained
 from dbranch.agent.slot.effect import ensure_slot_removed
 from dbranch.agent.slot.observe import observe_pods, observe_slots
 from dbranch.agent.slot.pods import delete_pod
+from dbranch.agent.status import free_bytes_differ
+from dbranch.agent.timing import HOUSEKEEPING_INTERVAL_SECONDS, ORPHAN_SLOT_MINIMUM_AGE_SECONDS
 from dbranch.agent.volume.effect import ensure_trash_emptied, ensure_trashed
 from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.agent.volume.orphans import (
@@ -32,13 +34,6 @@ from dbranch.api.errors import Busy, DbranchError
 from dbranch.kube.client import Cluster, path_of
 
 logger = logging.getLogger(__name__)
-
-_INTERVAL_SECONDS = 60.0
-# A slot's directory is made before its pod: one younger than this may still get its pod, within the time of a few
-# requests.
-_SLOT_MINIMUM_AGE_SECONDS = 60.0
-# The part of the free bytes by which they have to change before they are published again.
-_FREE_BYTES_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -59,7 +54,7 @@ def run_housekeeping(cluster: Cluster, layout: Layout, context: NodeContext, pod
             sweep_orphans(cluster, layout, context, grace)
         except (DbranchError, OSError) as error:
             logger.warning("housekeeping: %s", error)
-        time.sleep(_INTERVAL_SECONDS)
+        time.sleep(HOUSEKEEPING_INTERVAL_SECONDS)
 
 
 def publish_node_facts(
@@ -72,8 +67,7 @@ def publish_node_facts(
     free = observe_machine(layout).host_free_bytes
     retained = ",".join(uid for uid in observe_pools(layout) if observe_retained(layout, uid))
     if published is not None and published.retained == retained:
-        tolerance = published.host_free_bytes * _FREE_BYTES_TOLERANCE
-        if abs(free - published.host_free_bytes) <= tolerance:
+        if not free_bytes_differ(published.host_free_bytes, free):
             return published
     annotations = {names.AGENT_HOST_FREE: str(free), names.AGENT_RETAINED: retained}
     path = path_of("v1", "pods", context.namespace, pod)
@@ -82,7 +76,10 @@ def publish_node_facts(
 
 
 def sweep_slots(
-    cluster: Cluster, layout: Layout, context: NodeContext, minimum_age: float = _SLOT_MINIMUM_AGE_SECONDS
+    cluster: Cluster,
+    layout: Layout,
+    context: NodeContext,
+    minimum_age: float = ORPHAN_SLOT_MINIMUM_AGE_SECONDS,
 ) -> None:
     """Remove the directories of slots, older than `minimum_age` seconds, whose pod does not exist (any more)."""
     old = [slot for slot in observe_slots(layout) if _age(layout.slot(slot)) > minimum_age]

@@ -68,6 +68,11 @@ NODE_FULL_SECONDS: Final = 60.0
 REJECTED_WARM_POD_RETRY_SECONDS: Final = 600.0
 WARM_POD_GRACE_SECONDS: Final = 2
 
+# Sweeps of the node.
+HOUSEKEEPING_INTERVAL_SECONDS: Final = 60.0
+# A slot's directory is created before its pod: a younger one may still get its pod, within the time of a few requests.
+ORPHAN_SLOT_MINIMUM_AGE_SECONDS: Final = 60.0
+
 # Postgres pods. A fast shutdown writes a checkpoint first.
 POSTGRES_GRACE_SECONDS: Final = 300
 # The readiness probe waits inside, so that the first one succeeds.
