@@ -66,9 +66,12 @@ def publish_node_facts(
     """
     free = observe_machine(layout).host_free_bytes
     retained = ",".join(uid for uid in observe_pools(layout) if observe_retained(layout, uid))
-    if published is not None and published.retained == retained:
-        if not free_bytes_differ(published.host_free_bytes, free):
-            return published
+    if (
+        published
+        and published.retained == retained
+        and not free_bytes_differ(published.host_free_bytes, free)
+    ):
+        return published
     annotations = {names.AGENT_HOST_FREE: str(free), names.AGENT_RETAINED: retained}
     path = path_of("v1", "pods", context.namespace, pod)
     cluster.merge(path, {"metadata": {"annotations": annotations}})

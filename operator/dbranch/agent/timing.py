@@ -70,7 +70,7 @@ WARM_POD_GRACE_SECONDS: Final = 2
 
 # Sweeps of the node.
 HOUSEKEEPING_INTERVAL_SECONDS: Final = 60.0
-# A slot's directory is created before its pod: a younger one may still get its pod, within the time of a few requests.
+# A slot's directory is created before its pod: a younger one may still get its pod, within a few requests.
 ORPHAN_SLOT_MINIMUM_AGE_SECONDS: Final = 60.0
 
 # Postgres pods. A fast shutdown writes a checkpoint first.
