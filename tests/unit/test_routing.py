@@ -12,7 +12,7 @@ from dbranch.api.project import Project, ProxyEntry, Route, Target
 from dbranch.controller.routing import (
     ProxyPod,
     laggards,
-    needs_reconcile,
+    changes_routed,
     plan_route,
     routed_finding,
     target_of,
@@ -63,12 +63,12 @@ def test_the_route_moves_only_to_a_ready_branch() -> None:
 def test_a_proxy_pod_needs_a_reconcile_unless_routed_is_as_it_was() -> None:
     routed = {"conditions": [{"type": "Routed", "status": "True", "reason": "Routed"}]}
     reported = replace(ON_MAIN, proxies=(ProxyEntry("p1", 4),), status=routed)
-    assert not needs_reconcile(reported, ProxyPod("p1", True))
-    assert needs_reconcile(reported, ProxyPod("p1", False))
-    assert needs_reconcile(reported, ProxyPod("p2", True))
-    assert needs_reconcile(replace(reported, proxies=(ProxyEntry("p1", 3),)), ProxyPod("p1", True))
-    assert needs_reconcile(replace(reported, status={}), ProxyPod("p1", True))
-    assert needs_reconcile(replace(reported, route=None), ProxyPod("p1", True))
+    assert not changes_routed(reported, ProxyPod("p1", True))
+    assert changes_routed(reported, ProxyPod("p1", False))
+    assert changes_routed(reported, ProxyPod("p2", True))
+    assert changes_routed(replace(reported, proxies=(ProxyEntry("p1", 3),)), ProxyPod("p1", True))
+    assert changes_routed(replace(reported, status={}), ProxyPod("p1", True))
+    assert changes_routed(replace(reported, route=None), ProxyPod("p1", True))
 
 
 def test_the_route_stays_on_a_branch_that_restarts() -> None:

@@ -24,7 +24,7 @@ from dbranch.controller.nodes import AgentPod, NodeObject, agent_pod, node_objec
 from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.reconciler import ProjectReconciler, proxy_pod_of
 from dbranch.controller.project.status import is_stale
-from dbranch.controller.routing import needs_reconcile
+from dbranch.controller.routing import changes_routed
 from dbranch.controller.scheduling import is_abandoned, not_reporting_finding
 from dbranch.kube.client import Cluster, object_path
 from dbranch.kube.requeue import request_reconcile
@@ -148,11 +148,11 @@ def _register_projects(
     @kopf.on.field(*_PROJECT, field="status.node", id="project", **options)
     @kopf.on.field(*_PROJECT, field="status.proxies", id="project", **options)
     def on_project_change(namespace: Any, name: str, body: kopf.Body, **kwargs: Any) -> None:
-        run(reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body))
+        call_or_retry(reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body))
 
     @kopf.on.delete(*_PROJECT, id="project-removal", **options)
     def on_project_deletion(body: kopf.Body, **kwargs: Any) -> None:
-        seconds = run(reconciler.remove, parse_project(body), cache_of(kwargs))
+        seconds = call_or_retry(reconciler.remove, parse_project(body), cache_of(kwargs))
         requeue_after(seconds, "its branches are being deleted")
 
     @kopf.timer(
@@ -163,7 +163,7 @@ def _register_projects(
     ) -> None:
         user_secret = body["spec"].get("postgres", {}).get("passwordSecret")
         if user_secret or not is_condition_true(status, Condition.READY):
-            await run_in_thread(
+            await call_in_thread(
                 reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body), True
             )
 
@@ -171,7 +171,7 @@ def _register_projects(
         *_PROJECT, interval=resync_seconds, initial_delay=resync_seconds, id="project-resync", **options
     )
     def resync_project(namespace: Any, name: str, body: kopf.Body, **kwargs: Any) -> None:
-        run(reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body), True)
+        call_or_retry(reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body), True)
 
 
 def _register_branches(
@@ -189,12 +189,12 @@ def _register_branches(
     @kopf.on.field(*_BRANCH, field="status.node", id="branch", **options)
     @kopf.on.field(*_BRANCH, field=_REQUESTED_AT, id="branch", **options)
     def on_branch_change(namespace: Any, name: str, body: kopf.Body, **kwargs: Any) -> None:
-        run(reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body))
+        call_or_retry(reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body))
         initial_sync.mark_reconciled(namespace, name)
 
     @kopf.on.delete(*_BRANCH, id="branch-removal", **options)
     def on_branch_deletion(body: kopf.Body, **kwargs: Any) -> None:
-        seconds = run(reconciler.remove, parse_branch(body), cache_of(kwargs))
+        seconds = call_or_retry(reconciler.remove, parse_branch(body), cache_of(kwargs))
         initial_sync.mark_reconciled(body["metadata"]["namespace"], body["metadata"]["name"])
         requeue_after(seconds, "sessions are still sent to it, or a copy of it is being made")
 
@@ -205,7 +205,7 @@ def _register_branches(
         namespace: Any, name: str, body: kopf.Body, status: kopf.Status, **kwargs: Any
     ) -> None:
         if not is_condition_true(status, Condition.READY):
-            await run_in_thread(
+            await call_in_thread(
                 reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body), True
             )
 
@@ -213,7 +213,7 @@ def _register_branches(
         *_BRANCH, interval=resync_seconds, initial_delay=resync_seconds, id="branch-resync", **options
     )
     def resync_branch(namespace: Any, name: str, body: kopf.Body, **kwargs: Any) -> None:
-        run(reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body), True)
+        call_or_retry(reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body), True)
 
 
 def _register_related(
@@ -247,14 +247,14 @@ def _register_related(
         if event["type"] == "DELETED":
             initial_sync.mark_reconciled(namespace, body["metadata"]["name"])
         elif body["metadata"].get("deletionTimestamp"):
-            await run_in_thread(release_if_abandoned, cluster, cache, parse_branch(body))
+            await call_in_thread(release_if_abandoned, cluster, cache, parse_branch(body))
 
     @kopf.on.event(*_PROJECT, **options)
     async def on_project_event(event: Any, body: kopf.Body, **kwargs: Any) -> None:
         # The events of its branches may have come before the project's own.
         enqueue_if_stale(cache_of(kwargs), body["metadata"]["namespace"], body["metadata"]["name"])
         if event["type"] != "DELETED" and body["metadata"].get("deletionTimestamp"):
-            await run_in_thread(release_if_abandoned, cluster, cache_of(kwargs), parse_project(body))
+            await call_in_thread(release_if_abandoned, cluster, cache_of(kwargs), parse_project(body))
 
     @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_PROXY}, **options)
     async def on_proxy_event(
@@ -264,7 +264,7 @@ def _register_related(
         project = cache.project(namespace, labels.get(names.LABEL_PROJECT, ""))
         if not project or project.deleting or project.uid != labels.get(names.LABEL_PROJECT_UID):
             return
-        if event["type"] == "DELETED" or needs_reconcile(project, proxy_pod_of(body)):
+        if event["type"] == "DELETED" or changes_routed(project, proxy_pod_of(body)):
             enqueue(cache, project)
 
     @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_AGENT}, **options)
@@ -305,7 +305,7 @@ async def requeue_scheduled(
             and (project.node_name is None or reported != expected_reason(project.node_name))
         ):
             enqueue(cache, project)
-    await run_in_thread(_requeue_scheduled_branches, cluster, cache, expected_reason)
+    await call_in_thread(_requeue_scheduled_branches, cluster, cache, expected_reason)
 
 
 def _requeue_scheduled_branches(
@@ -328,7 +328,7 @@ def _scheduled_reason(item: Project | Branch) -> str | None:
     return (find_condition(item.status, Condition.SCHEDULED) or {}).get("reason")
 
 
-def run(call: Any, *args: Any) -> Any:
+def call_or_retry(call: Any, *args: Any) -> Any:
     """Return `call(*args)`; make kopf retry the handler after a DbranchError or an OSError."""
     try:
         return call(*args)
@@ -337,6 +337,6 @@ def run(call: Any, *args: Any) -> Any:
         raise kopf.TemporaryError(str(error), delay=timing.FAILED_RETRY_SECONDS) from error
 
 
-async def run_in_thread(call: Any, *args: Any) -> None:
-    """Call `run` in a thread, for a handler that is a coroutine: kopf's event loop goes on meanwhile."""
-    await asyncio.to_thread(run, call, *args)
+async def call_in_thread(call: Any, *args: Any) -> None:
+    """Call `call_or_retry` in a thread, for a handler that is a coroutine: kopf's event loop goes on meanwhile."""
+    await asyncio.to_thread(call_or_retry, call, *args)

@@ -63,8 +63,8 @@ def laggards(route: Route, pods: Iterable[ProxyPod], entries: Iterable[ProxyEntr
     return tuple(sorted(pod.name for pod in pods if acknowledged.get(pod.name, -1) < route.generation))
 
 
-def needs_reconcile(project: Project, pod: ProxyPod) -> bool:
-    """Return True unless this state of a proxy pod leaves the project's condition Routed as it is."""
+def changes_routed(project: Project, pod: ProxyPod) -> bool:
+    """Return True unless the project's condition Routed is True and stays so with this state of a proxy pod."""
     obeys = project.route is not None and not laggards(project.route, (pod,), project.proxies)
     return not (pod.ready and obeys and is_condition_true(project.status, Condition.ROUTED))
 
