@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from dbranch.api import enums
+from dbranch.api.project import parse_project
+from dbranch.proxy.routes import Wait, build_table, decide
 
 CRDS = Path(__file__).parents[2] / "crds"
 # Path of a field below the schema (`[]`: of a list's items) -> the enum that the code has of it.
@@ -51,4 +53,26 @@ def test_each_enum_of_a_crd_is_one_of_the_code(file: str, expected: dict[str, ty
 
 def test_no_enum_of_the_code_is_missing_in_the_crds() -> None:
     defined = {item for item in vars(enums).values() if isinstance(item, type) and issubclass(item, StrEnum)}
-    assert defined - {StrEnum} == {*PROJECT.values(), *BRANCH.values()}
+    assert defined - {StrEnum, enums.OpenEnum} == {*PROJECT.values(), *BRANCH.values()}
+
+
+def test_values_of_a_newer_release_stop_no_reader() -> None:
+    body = {
+        "metadata": {"name": "shop"},
+        "spec": {
+            "state": "Paused",
+            "proxy": {"onSwitch": "Migrate", "tls": {"secretName": "s", "mode": "Mutual"}},
+        },
+        "status": {
+            "routes": [{"branch": "main", "state": "Suspended"}],
+            "node": {"storage": {"reason": "PoolMoved", "message": "the pool moved"}},
+        },
+    }
+    project = parse_project(body)
+    assert not project.running
+    assert [target.state for target in project.routes] == ["Suspended"]
+    assert project.routes[0].state not in set(enums.TargetState)
+    assert (
+        project.node.storage and project.node.storage.reason == "PoolMoved" and not project.node.storage.done
+    )
+    assert isinstance(decide(build_table(project), "main"), Wait)

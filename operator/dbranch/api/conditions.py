@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from dbranch.api.enums import ConditionStatus
+from dbranch.api.enums import ConditionStatus, OpenEnum
 
 MESSAGE_LIMIT = 256
 
@@ -29,7 +29,7 @@ class Condition(StrEnum):
     DELETION_BLOCKED = "DeletionBlocked"
 
 
-class Reason(StrEnum):
+class Reason(OpenEnum):
     """Every reason of a condition or an Event."""
 
     AVAILABLE = "Available"

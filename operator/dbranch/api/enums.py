@@ -3,30 +3,51 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Self
 
 
-class State(StrEnum):
+class OpenEnum(StrEnum):
+    """A string enum that also holds values of a newer release, which equal no member known here.
+
+    A role may be older than the one that wrote the object; an unknown value must not stop it from reading the rest.
+
+    >>> class Color(OpenEnum):
+    ...     RED = "Red"
+    >>> Color("Red") is Color.RED, Color("Blue") == Color.RED, Color("Blue").value
+    (True, False, 'Blue')
+    """
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        if not isinstance(value, str):
+            return None
+        unknown = str.__new__(cls, value)
+        unknown._name_ = unknown._value_ = value
+        return unknown
+
+
+class State(OpenEnum):
     """`spec.state` of a project or branch."""
 
     RUNNING = "Running"
     STOPPED = "Stopped"
 
 
-class Protection(StrEnum):
+class Protection(OpenEnum):
     """`spec.protection` of a project or branch."""
 
     DISABLED = "Disabled"
     ENABLED = "Enabled"
 
 
-class DeletionPolicy(StrEnum):
+class DeletionPolicy(OpenEnum):
     """`spec.deletionPolicy` of a project."""
 
     DELETE = "Delete"
     RETAIN = "Retain"
 
 
-class ServiceType(StrEnum):
+class ServiceType(OpenEnum):
     """`spec.proxy.serviceType` of a project."""
 
     CLUSTER_IP = "ClusterIP"
@@ -34,7 +55,7 @@ class ServiceType(StrEnum):
     LOAD_BALANCER = "LoadBalancer"
 
 
-class OnSwitch(StrEnum):
+class OnSwitch(OpenEnum):
     """`spec.proxy.onSwitch` of a project."""
 
     TERMINATE = "Terminate"
@@ -42,21 +63,21 @@ class OnSwitch(StrEnum):
     KEEP = "Keep"
 
 
-class ProxyProtocol(StrEnum):
+class ProxyProtocol(OpenEnum):
     """`spec.proxy.proxyProtocol` of a project."""
 
     DISABLED = "Disabled"
     REQUIRED = "Required"
 
 
-class TlsMode(StrEnum):
+class TlsMode(OpenEnum):
     """`spec.proxy.tls.mode` of a project."""
 
     OPTIONAL = "Optional"
     REQUIRED = "Required"
 
 
-class TargetState(StrEnum):
+class TargetState(OpenEnum):
     """`state` of an entry of a project's `status.routes`."""
 
     READY = "Ready"
@@ -65,7 +86,7 @@ class TargetState(StrEnum):
     DELETING = "Deleting"
 
 
-class ConditionStatus(StrEnum):
+class ConditionStatus(OpenEnum):
     """`status` of a condition."""
 
     TRUE = "True"
