@@ -25,16 +25,17 @@ from dbranch.agent.volume.settings import Settings
 from dbranch.api import names
 
 SIZE = 512 * 2**20
-# initdb asks for the name of who runs it.
+# initdb needs a user with a name.
 OWNER = pwd.getpwnam("nobody").pw_uid
 USER = "postgres"
 AS_TENANT = ("setpriv", "--reuid", str(OWNER), "--regid", str(OWNER), "--clear-groups")
 
 
 def postgres_directory() -> Path:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    assert found, "no Postgres on this machine: apt-get install postgresql"
-    return found[-1].parent
+    """Return the directory of the newest installed Postgres' programs."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    assert programs, "no Postgres on this machine: apt-get install postgresql"
+    return programs[-1].parent
 
 
 def new_uid() -> str:
@@ -43,28 +44,29 @@ def new_uid() -> str:
 
 @dataclass
 class Node:
-    """A base directory of a test's own, with a project; what it starts it ends."""
+    """A base directory of a test's own, with a project; `tear_down` ends what it started."""
 
     layout: Layout
     project: str = field(default_factory=new_uid)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     pool_uuid: str | None = None
 
-    def up(self) -> str:
+    def ensure_pool(self) -> str:
+        """Create or bring up the project's pool; return its filesystem's UUID."""
         self.pool_uuid = pool.ensure_pool(self.layout, self.project, SIZE, self.pool_uuid, None)
         return self.pool_uuid
 
     def settings(self, branch: str, **parameters: str) -> Settings:
         return Settings(USER, names.branch_port(branch), {"shared_buffers": "16MB", **parameters})
 
-    def root(self, **parameters: str) -> str:
-        """A root branch, made by the real initdb.sh."""
+    def create_root(self, **parameters: str) -> str:
+        """Create the root branch by the real initdb.sh; return its UID."""
         branch, name = new_uid(), f"initdb-{self.project}"
         subvolume.ensure_initdb_area(self.layout, self.project, branch, OWNER)
         slot.ensure_slot(self.layout, name, OWNER)
         slot.ensure_initdb_bound(self.layout, name, self.project, branch)
-        made = self.script(name, read_initdb())
-        assert made.wait(120) == 0, self.said(name)
+        initdb = self.run_script(name, read_initdb())
+        assert initdb.wait(120) == 0, self.stderr_of(name)
         slot.ensure_slot_removed(self.layout, name)
         subvolume.ensure_initdb_promoted(
             self.layout,
@@ -77,26 +79,27 @@ class Node:
         )
         return branch
 
-    def snapshot(self, source: str, **parameters: str) -> str:
+    def create_copy(self, source: str, **parameters: str) -> str:
+        """Create a branch from the branch with the UID `source`; return its UID."""
         branch = new_uid()
-        self.take(source, branch, **parameters)
+        self.take_snapshot(source, branch, **parameters)
         return branch
 
-    def take(self, source: str, branch: str, **parameters: str) -> Marker:
+    def take_snapshot(self, source: str, branch: str, **parameters: str) -> Marker:
         settings = self.settings(branch, **parameters)
         return subvolume.ensure_snapshot(
             self.layout, self.project, source, branch, settings, "2026-01-01T00:00:00Z"
         )
 
-    def script(self, name: str, text: str) -> subprocess.Popen[bytes]:
-        """A pod's script as its container runs it, unprivileged, with the slot at its place on this machine."""
+    def run_script(self, name: str, text: str) -> subprocess.Popen[bytes]:
+        """Run a pod's script as its container does, unprivileged, with `/slot` replaced by the slot's directory."""
         verifier = self.layout.base / "verifier"
         verifier.write_text("SCRAM-SHA-256$4096:MDAwMDAwMDAwMDAwMDAwMA==$YQ==:Yg==\n")
         script = text.replace("/verifier/verifier", str(verifier)).replace(
             "/slot", str(self.layout.slot(name))
         )
         process = subprocess.Popen(
-            # A shell cannot trap what was ignored when it began, as SIGINT is under a job in the background.
+            # A shell cannot trap a signal that was ignored when it started, as SIGINT is in a background job.
             [
                 *("env", "--default-signal=INT,QUIT,TERM"),
                 *(*AS_TENANT, "sh", "-c", script),
@@ -115,28 +118,30 @@ class Node:
         self.running[name] = process
         return process
 
-    def said(self, name: str) -> str:
-        """What the scripts in a slot wrote on standard error."""
+    def stderr_of(self, name: str) -> str:
+        """Return what the scripts in a slot wrote to standard error."""
         return (self.layout.base / f"{name}.log").read_text()
 
-    def start(self, branch: str, name: str | None = None) -> Endpoint:
-        """The branch's Postgres in a slot of its own, once it accepts."""
+    def start_postgres(self, branch: str, name: str | None = None) -> Endpoint:
+        """Start the branch's Postgres in a slot of its own; return its endpoint once it accepts."""
         name = name or names.slot_name(branch, "1")
         slot.ensure_slot(self.layout, name, OWNER)
-        self.script(name, read_slot_start())
+        self.run_script(name, read_slot_start())
         slot.ensure_bound(self.layout, name, self.project, branch)
         marker = subvolume.read_marker(self.layout.branch(self.project, branch))
         assert marker
         endpoint = Endpoint(name, names.branch_port(branch), USER, marker.major)
-        assert await_accepting(self.layout, endpoint, 30), self.said(name)
+        assert await_accepting(self.layout, endpoint, 30), self.stderr_of(name)
         return endpoint
 
-    def stop(self, name: str) -> None:
+    def stop_postgres(self, name: str) -> None:
+        """Stop the Postgres in this slot by a fast shutdown."""
         process = self.running.pop(name)
-        process.send_signal(2)
+        process.send_signal(signal.SIGINT)
         process.wait(30)
 
-    def end(self) -> None:
+    def tear_down(self) -> None:
+        """End every process, mount and loop device of the base directory."""
         for process in self.running.values():
             # Immediate shutdown: the postmaster waits for its children, which hold the mount.
             process.send_signal(signal.SIGQUIT)
@@ -147,18 +152,18 @@ class Node:
         for mount in reversed(read_mounts()):
             if mount.point.startswith(f"{self.layout.base}/"):
                 unmount(mount.point)
-        # By what the kernel says: an image may be deleted under its device.
-        for held in Path("/sys/block").glob("loop*/loop/backing_file"):
+        # From the kernel: an image may be deleted under its device.
+        for backing_file in Path("/sys/block").glob("loop*/loop/backing_file"):
             with suppress(OSError):
-                if held.read_text().startswith(f"{self.layout.pools}/"):
-                    subprocess.run(["losetup", "-d", f"/dev/{held.parts[3]}"], check=False)
+                if backing_file.read_text().startswith(f"{self.layout.pools}/"):
+                    subprocess.run(["losetup", "-d", f"/dev/{backing_file.parts[3]}"], check=False)
         for data in self.layout.slots.glob("*/data"):
             subprocess.run(["chattr", "-i", str(data)], check=False, capture_output=True)
 
 
 def children_of(pid: int) -> dict[int, str]:
-    """The processes of a postmaster: PID -> its title."""
-    found = {}
+    """Return the child processes of a postmaster: PID -> title."""
+    children = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
@@ -166,30 +171,31 @@ def children_of(pid: int) -> dict[int, str]:
         except OSError:
             continue
         if int(fields[1]) == pid:
-            found[int(path.parent.name)] = title
-    return found
+            children[int(path.parent.name)] = title
+    return children
 
 
 @contextmanager
 def stopped(pids: Iterable[int]) -> Iterator[None]:
-    """Processes that stand still meanwhile."""
-    there = tuple(pids)
-    assert there
-    _tell(there, signal.SIGSTOP)
+    """Stop the processes (SIGSTOP) for the time of the context."""
+    stopped_pids = tuple(pids)
+    assert stopped_pids
+    _send_signal(stopped_pids, signal.SIGSTOP)
     try:
         yield
     finally:
-        _tell(there, signal.SIGCONT)
+        _send_signal(stopped_pids, signal.SIGCONT)
 
 
-def _tell(pids: Iterable[int], what: signal.Signals) -> None:
+def _send_signal(pids: Iterable[int], number: signal.Signals) -> None:
     for pid in pids:
-        # A worker may have ended by itself since it was seen.
+        # A worker may have ended by itself since it was listed.
         with suppress(ProcessLookupError):
-            os.kill(pid, what)
+            os.kill(pid, number)
 
 
 def unmount(point: str) -> None:
+    """Unmount `point`; try again while it is busy."""
     for _ in range(100):
         if subprocess.run(["umount", point], check=False, capture_output=True).returncode == 0:
             return

@@ -314,11 +314,11 @@ def test_no_loop_device_left(node: Node, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(image, "free_loop", none_left)
     with pytest.raises(Busy, match="no loop device is available") as caught:
-        node.up()
+        node.ensure_pool()
     step = failed_pool_finding(caught.value, "shop")
     assert step.reason == Reason.ATTACH_FAILED and "losetup --list" in step.message
     monkeypatch.undo()
-    node.up()
+    node.ensure_pool()
 
 
 # A process whose mounts nobody else sees.

@@ -65,8 +65,8 @@ def end(node: Node, branch: str) -> None:
 def test_many_branches(node: Node, soak: bool) -> None:
     count, layout, project = (200 if soak else 12), node.layout, node.project
     node.pool_uuid = pool.ensure_pool(layout, project, 4 * 2**30, None, None)
-    root = node.root()
-    endpoint = node.start(root)
+    root = node.create_root()
+    endpoint = node.start_postgres(root)
     with session.connect(layout, endpoint, "dbranch", seconds=60) as there:
         there.execute(
             "create table item as select id, repeat('x', 500) as text from generate_series(1, 120000) id"
@@ -75,7 +75,7 @@ def test_many_branches(node: Node, soak: bool) -> None:
     branches = [new_uid() for _ in range(count)]
     snapshots = []
     for branch in branches:
-        snapshots.append(timed(partial(node.take, root, branch)))
+        snapshots.append(timed(partial(node.take_snapshot, root, branch)))
         overwrite(layout.branch(project, branch) / "pgdata", 40)
         # As one that runs: bound in a slot of its own.
         slot.ensure_slot(layout, names.slot_name(branch, ""), OWNER)

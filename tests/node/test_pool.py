@@ -21,11 +21,11 @@ from dbranch.api.errors import Busy, CommandFailed, DbranchError, PoolDamaged, P
 
 
 def test_made_once_and_found_again(node: Node) -> None:
-    uuid = node.up()
+    uuid = node.ensure_pool()
     facts = observe_pool(node.layout, node.project)
     assert facts.mounted and facts.uuid == uuid and len(facts.loops) == 1
     assert facts.total_bytes == SIZE == facts.image_bytes
-    assert node.up() == uuid
+    assert node.ensure_pool() == uuid
     assert observe_pool(node.layout, node.project).loops == facts.loops
     assert observe_pools(node.layout) == (node.project,)
 
@@ -58,7 +58,7 @@ def test_many_at_once_attach_one_device(node: Node) -> None:
 def test_an_attached_device_is_adopted_after_a_restart_of_the_node(up: Node) -> None:
     before = observe_pool(up.layout, up.project).loops
     subprocess.run(["umount", str(up.layout.pool(up.project))], check=True)
-    up.up()
+    up.ensure_pool()
     assert observe_pool(up.layout, up.project).loops == before
 
 
@@ -88,13 +88,13 @@ def test_an_image_that_got_its_name_and_not_its_size(node: Node) -> None:
     """What a visit leaves that was cut off between the two."""
     pool.ensure_base(node.layout)
     node.layout.image(node.project).touch()
-    node.up()
+    node.ensure_pool()
     facts = observe_pool(node.layout, node.project)
     assert facts.mounted and facts.image_bytes == SIZE
 
 
 def test_a_pool_in_use_stays(up: Node) -> None:
-    branch = up.root()
+    branch = up.create_root()
     slot.ensure_slot(up.layout, "slot-a", OWNER)
     slot.ensure_bound(up.layout, "slot-a", up.project, branch)
     with pytest.raises(Busy, match="slot-a"):
@@ -108,14 +108,14 @@ def test_what_is_gone_is_never_made_again(up: Node) -> None:
     aside = image.with_suffix(".aside")
     image.rename(aside)
     with pytest.raises(PoolLost, match="missing"):
-        up.up()
+        up.ensure_pool()
     assert not image.exists()
     image.write_bytes(b"\0" * SIZE)
     with pytest.raises(PoolDamaged):
-        up.up()
+        up.ensure_pool()
     image.unlink()
     aside.rename(image)
-    up.up()
+    up.ensure_pool()
 
 
 def test_another_filesystem_or_machine_is_refused(up: Node) -> None:
@@ -127,7 +127,7 @@ def test_another_filesystem_or_machine_is_refused(up: Node) -> None:
 
 def test_a_copied_image_never_mixes_with_the_other(node: Node) -> None:
     """Two projects with one filesystem UUID: kernels mount the second apart or refuse it."""
-    uuid = node.up()
+    uuid = node.ensure_pool()
     copy = Node(node.layout)
     subprocess.run(["sync", "-f", str(node.layout.pool(node.project))], check=True)
     shutil.copyfile(node.layout.image(node.project), node.layout.image(copy.project))

@@ -110,9 +110,9 @@ def powered(disk: Path) -> Iterator[tuple[World, str, Writer]]:
         writer.start()
         yield world, project, writer
         writer.end()
-        world.kubelet.end()
+        world.kubelet.stop()
     finally:
-        node.end()
+        node.tear_down()
 
 
 @contextmanager
@@ -125,8 +125,8 @@ def restarted(copy: Path) -> Iterator[World]:
         yield world
     finally:
         if world:
-            world.kubelet.end()
-        node.end()
+            world.kubelet.stop()
+        node.tear_down()
 
 
 def check_rows(world: World, least: int) -> None:

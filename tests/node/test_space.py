@@ -162,4 +162,4 @@ def test_a_full_disk_under_a_thin_image(small_disk: Path) -> None:
     finally:
         if world:
             world.kubelet.stop()
-        node.end()
+        node.tear_down()

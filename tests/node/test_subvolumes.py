@@ -1,4 +1,4 @@
-"""Names and owners in a pool: whatever a UID owns ends with it, and what a newer release wrote is left alone."""
+"""Names and owners in a pool: all that a UID owns is deleted with it, and a newer release's data is left alone."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from dbranch.kube.client import Cluster
 
 CONTEXT = NodeContext(NODE, "node-uid", "dbranch-nodes", "dbranch")
 # A kind that this release does not know.
-LATER = "later"
+NEWER_KIND = "future"
 
 
 def make(node: Node, owner_uid: str, kind: str | None, project: str | None = None) -> Path:
-    """An empty subvolume of this owner and kind."""
+    """Create an empty subvolume of this owner and kind."""
     path = node.layout.subvolume(project or node.project, SubvolumeName(owner_uid, kind))
     btrfs.create_subvolume(path)
     return path
@@ -40,34 +40,34 @@ def set_read_only(path: Path, read_only: bool = True) -> None:
 
 
 def edit_marker(path: Path, **keys: object) -> dict[str, Any]:
-    """Rewrites keys of a subvolume's marker, as another release would; what it says now."""
+    """Rewrite keys of a subvolume's marker, as another release would; return all of them."""
     raw = {**json.loads((path / MARKER).read_text()), **keys}
     (path / MARKER).write_text(json.dumps(raw))
     return raw
 
 
-def test_all_that_a_uid_owns_ends_with_it_and_no_more(up: Node) -> None:
-    root = up.root()
-    copy = up.snapshot(root)
+def test_all_that_a_uid_owns_is_deleted_with_it_and_no_more(up: Node) -> None:
+    root = up.create_root()
+    copy = up.create_copy(root)
     for kind in (SubvolumeKind.NEW, SubvolumeKind.INIT, SubvolumeKind.RESTORE):
         make(up, copy, kind)
     make(up, root, SubvolumeKind.NEW)
-    later = make(up, copy, LATER)
+    future = make(up, copy, NEWER_KIND)
     subvolume.ensure_trashed(up.layout, up.project, copy)
     facts = observe_subvolumes(up.layout, up.project)
     assert set(facts.branches) == {root} and facts.owners_of(SubvolumeKind.TRASH) == (copy,) * 4
-    # Twice is once.
+    # A second call changes nothing.
     subvolume.ensure_trashed(up.layout, up.project, copy)
     assert observe_subvolumes(up.layout, up.project) == facts
     subvolume.ensure_trash_emptied(up.layout, up.project)
     facts = observe_subvolumes(up.layout, up.project)
-    assert facts.unfinished == (SubvolumeName(copy, LATER), SubvolumeName(root, SubvolumeKind.NEW))
-    assert later.is_dir() and facts.of_newer_release == (SubvolumeName(copy, LATER),)
+    assert facts.unfinished == (SubvolumeName(copy, NEWER_KIND), SubvolumeName(root, SubvolumeKind.NEW))
+    assert future.is_dir() and facts.of_newer_release == (SubvolumeName(copy, NEWER_KIND),)
 
 
 def test_a_read_only_subvolume_becomes_trash_and_is_destroyed(up: Node) -> None:
-    root = up.root()
-    copy = up.snapshot(root)
+    root = up.create_root()
+    copy = up.create_copy(root)
     path = up.layout.branch(up.project, copy)
     nested = path / "pgdata" / "nested"
     btrfs.create_subvolume(nested)
@@ -84,7 +84,7 @@ def test_a_read_only_subvolume_becomes_trash_and_is_destroyed(up: Node) -> None:
 
 
 def test_sizes_are_of_all_that_a_branch_owns(up: Node) -> None:
-    copy = up.snapshot(up.root())
+    copy = up.create_copy(up.create_root())
     alone = observe_sizes(up.layout, up.project, copy)
     restore = make(up, copy, SubvolumeKind.RESTORE)
     (restore / "file").write_bytes(b"x" * 2**20)
@@ -97,7 +97,7 @@ def test_sizes_are_of_all_that_a_branch_owns(up: Node) -> None:
 
 
 def test_other_files_in_a_pool_are_left_alone(up: Node) -> None:
-    copy = up.snapshot(up.root())
+    copy = up.create_copy(up.create_root())
     pool = up.layout.pool(up.project)
     others = [pool / "reserve", pool / f".trash-{copy}-0", pool / f"{copy}.old", pool / ".trash"]
     for path in others:
@@ -108,7 +108,7 @@ def test_other_files_in_a_pool_are_left_alone(up: Node) -> None:
 
 
 def test_a_rewritten_marker_keeps_the_keys_of_others(up: Node) -> None:
-    copy = up.snapshot(up.root())
+    copy = up.create_copy(up.create_root())
     path = up.layout.branch(up.project, copy)
     before = edit_marker(path, quiet={"workers": True}, cleaned=False)
     before = edit_marker(path, origin={**before["origin"], "generation": 4})
@@ -117,21 +117,21 @@ def test_a_rewritten_marker_keeps_the_keys_of_others(up: Node) -> None:
     after = json.loads((path / MARKER).read_text())
     assert after == {**before, "cleaned": True, "password": "v2"}
     # A copy is another branch: those keys were said of its source.
-    again = up.snapshot(copy)
-    assert "quiet" not in json.loads((up.layout.branch(up.project, again) / MARKER).read_text())
+    second = up.create_copy(copy)
+    assert "quiet" not in json.loads((up.layout.branch(up.project, second) / MARKER).read_text())
 
 
 def test_what_a_newer_release_wrote_is_neither_copied_nor_rewritten_nor_destroyed(up: Node) -> None:
-    root = up.root()
-    copy = up.snapshot(root)
+    root = up.create_root()
+    copy = up.create_copy(root)
     path = up.layout.branch(up.project, copy)
-    begun = make(up, root, SubvolumeKind.NEW)
+    snapshot = make(up, root, SubvolumeKind.NEW)
     edit_marker(path, format=3)
     text = (path / MARKER).read_text()
     assert observe_subvolumes(up.layout, up.project).branches[copy] == NewerMarker(3)
     for act in (
-        lambda: up.snapshot(copy),
-        lambda: up.take(root, copy),
+        lambda: up.create_copy(copy),
+        lambda: up.take_snapshot(root, copy),
         lambda: subvolume.ensure_settings(up.layout, up.project, copy, up.settings(copy)),
         lambda: subvolume.ensure_opened(up.layout, up.project, copy, "postgres"),
         lambda: subvolume.ensure_password_version(up.layout, up.project, copy, "v2"),
@@ -140,11 +140,11 @@ def test_what_a_newer_release_wrote_is_neither_copied_nor_rewritten_nor_destroye
         with pytest.raises(StorageUnclear, match=r"newer release of dbranch \(format 3\)"):
             act()
     assert (path / MARKER).read_text() == text
-    # Where it wrote only a part of what an owner has, all of it stays.
-    (begun / MARKER).write_text('{"format": 3}')
+    # If it wrote only a part of what an owner has, all of it stays.
+    (snapshot / MARKER).write_text('{"format": 3}')
     with pytest.raises(StorageUnclear):
         subvolume.ensure_trashed(up.layout, up.project, root)
-    assert root in observe_subvolumes(up.layout, up.project).branches and begun.exists()
+    assert root in observe_subvolumes(up.layout, up.project).branches and snapshot.exists()
 
 
 def test_an_agent_older_than_the_data_of_a_branch(world: World) -> None:
@@ -158,7 +158,7 @@ def test_an_agent_older_than_the_data_of_a_branch(world: World) -> None:
     world.run_rounds()
     storage = world.branch("copy")["status"]["node"]["storage"]
     assert storage["reason"] == "StorageUnclear" and "upgrade the agent of node here" in storage["message"]
-    # Its Postgres runs on, and it is no source.
+    # Its Postgres runs on, and no branch is made from it.
     assert [pod["metadata"]["uid"] for pod in world.pods()] == pods
     assert world.sql("copy", "select 1") == [(1,)]
     world.make_branch("second", "copy")
@@ -173,7 +173,7 @@ def test_an_agent_older_than_the_data_of_a_branch(world: World) -> None:
     body = world.branch("copy")
     assert body["metadata"]["finalizers"] and path.exists()
     assert body["status"]["node"]["storage"]["reason"] == "StorageUnclear"
-    # The newer agent has come.
+    # As if the newer agent ran: the deletion completes.
     edit_marker(path, format=2)
     world.run_agent()
     world.assert_consistent(project, running=1, stored=1)
@@ -186,21 +186,21 @@ def test_the_sweep_takes_every_kind_of_an_orphan_and_nothing_of_a_newer_release(
     world.run_agent()
     node, layout, cluster = world.node, world.node.layout, cast(Cluster, world.api)
     root = world.uid("main")
-    gone, newer, later = (f"{number}0000000-0000-4000-8000-000000000000" for number in (1, 2, 3))
+    orphan, newer, of_newer_kind = (f"{number}0000000-0000-4000-8000-000000000000" for number in (1, 2, 3))
     for kind in (SubvolumeKind.NEW, SubvolumeKind.INIT, SubvolumeKind.RESTORE):
-        make(node, gone, kind, project)
+        make(node, orphan, kind, project)
     (make(node, newer, None, project) / MARKER).write_text('{"format": 3}')
     make(node, newer, SubvolumeKind.NEW, project)
-    make(node, later, LATER, project)
+    make(node, of_newer_kind, NEWER_KIND, project)
     sweep_orphans(cluster, layout, CONTEXT, 3600.0)
-    assert gone in observe_subvolumes(layout, project).owners and layout.orphan_marker(gone).exists()
+    assert orphan in observe_subvolumes(layout, project).owners and layout.orphan_marker(orphan).exists()
     for _ in range(2):
         sweep_orphans(cluster, layout, CONTEXT, -1.0)
     facts = observe_subvolumes(layout, project)
     assert facts.owners == {root, newer} and isinstance(facts.branches[root], Marker)
-    assert {str(name) for name in facts.of_newer_release} == {newer, f".later-{later}"}
+    assert {str(name) for name in facts.of_newer_release} == {newer, f".future-{of_newer_kind}"}
     assert facts.owners_of(SubvolumeKind.NEW) == (newer,)
-    assert not layout.orphan_marker(gone).exists() and not layout.orphan_marker(newer).exists()
+    assert not layout.orphan_marker(orphan).exists() and not layout.orphan_marker(newer).exists()
     # Once each, however often it is swept.
     assert len([text for text in caplog.messages if "written by a newer release" in text]) == 2
     # A pool without its project stays as long as it holds such.

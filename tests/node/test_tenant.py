@@ -78,8 +78,8 @@ NESTS: dict[str, str] = {
 
 @pytest.mark.parametrize("nest", NESTS.values(), ids=list(NESTS))
 def test_what_a_tenant_nests_goes_with_its_branch(up: Node, nest: str) -> None:
-    source, other = up.root(), up.project
-    branch = up.snapshot(source)
+    source, other = up.create_root(), up.project
+    branch = up.create_copy(source)
     as_tenant(MAKE + nest, up.layout.branch(up.project, branch) / "pgdata")
     assert observe_sizes(up.layout, up.project, branch)
     subvolume.ensure_trashed(up.layout, up.project, branch)
@@ -97,7 +97,7 @@ def btrfs_count(node: Node) -> int:
 
 
 def test_an_emptying_of_the_trash_that_was_cut_off_goes_on(up: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    branch = up.snapshot(up.root())
+    branch = up.create_copy(up.create_root())
     as_tenant(MAKE + NESTS["read-only, with another in it"], up.layout.branch(up.project, branch) / "pgdata")
     subvolume.ensure_trashed(up.layout, up.project, branch)
     real, calls = btrfs.destroy_subvolume, iter([False, True, False, True])
@@ -123,7 +123,7 @@ open('file', 'w').close()
 
 
 def test_a_tree_without_a_floor_is_measured_and_removed(up: Node) -> None:
-    branch = up.snapshot(up.root())
+    branch = up.create_copy(up.create_root())
     pgdata = up.layout.branch(up.project, branch) / "pgdata"
     as_tenant(DEEP, pgdata)
     as_tenant(DEEP, pgdata / "pg_replslot")
@@ -133,7 +133,7 @@ def test_a_tree_without_a_floor_is_measured_and_removed(up: Node) -> None:
     slot.ensure_slot_removed(up.layout, "slot-deep")
     assert "slot-deep" not in observe_slots(up.layout) and Path("/etc/passwd").exists()
     # The slots directory of a copy's source is emptied at the snapshot.
-    copy = up.layout.branch(up.project, up.snapshot(branch)) / "pgdata" / "pg_replslot"
+    copy = up.layout.branch(up.project, up.create_copy(branch)) / "pgdata" / "pg_replslot"
     assert list(copy.iterdir()) == []
 
 
