@@ -1,12 +1,15 @@
-"""One life of an agent's process over a paper API: visits until there is no more to do, or until its kill.
+"""An agent's process over a fake API server: it reconciles until nothing more is to do, or until it is killed.
 
     python -m tests.node.agent_process API-FILE BASE-DIRECTORY KILL-AT [ROUNDS]
 
-KILL-AT n: SIGKILL at the n-th effect: a command or system call that is about to be made (the interpreter's
-audit hooks and the log of commands tell), or a write to the API that was just made; 0: never; a pattern: when
-the first effect that it finds is done, before the next; `~` and a pattern: it stands still (SIGSTOP) just before
-the first effect that it finds. Prints the effects of a life that ended by itself, a
-line each. ROUNDS: it ends after so many, done or not.
+An effect is a command or system call that is about to happen (the interpreter's audit hooks and the log of commands
+report it), or a write to the API that has just happened. KILL-AT is one of:
+
+* n: SIGKILL at the n-th effect; 0: never.
+* a regular expression: SIGKILL after the first effect that matches, before the next one.
+* `~` and a regular expression: SIGSTOP just before the first effect that matches.
+
+ROUNDS: stop after so many rounds, finished or not. Prints the effects, one per line, if the process is not killed.
 """
 
 from __future__ import annotations
@@ -41,166 +44,168 @@ NAMESPACE = "team"
 PODS = path_of("v1", "pods", "dbranch-nodes")
 PROJECTS = path_of(names.API_VERSION, names.PROJECTS, NAMESPACE)
 BRANCHES = path_of(names.API_VERSION, names.BRANCHES, NAMESPACE)
-# How many slots of each class wait.
+# Warm slots of each class.
 WARM = 1
-# Seconds in which a life without a kill has to come to its end.
-_LIMIT = 60.0
+# Within this an agent that is not killed has to finish.
+_LIMIT_SECONDS = 60.0
 
 
-class Clock(logging.Handler):
-    """Counts effects; at the one that was asked for this process is no more."""
+class EffectCounter(logging.Handler):
+    """Counts effects, and kills or stops this process at the one that `kill_at` names."""
 
     def __init__(self, kill_at: str) -> None:
         super().__init__()
-        self._kill_at, self._last = (
+        self._kill_at, self._pattern = (
             (int(kill_at), None) if kill_at.isdigit() else (0, re.compile(kill_at.strip("~")))
         )
-        self._halts = kill_at.startswith("~")
-        self._guard = threading.Lock()
+        self._only_stop = kill_at.startswith("~")
+        self._lock_effects = threading.Lock()
         self.effects: list[str] = []
 
-    def tick(self, effect: str) -> None:
-        with self._guard:
+    def count(self, effect: str) -> None:
+        with self._lock_effects:
             self.effects.append(" ".join(effect.split()))
             if len(self.effects) == self._kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if self._last and self._last.search(self.effects[-1]):
-                # It was told before it is done: the next one is one too many.
-                self._kill_at = 0 if self._halts else len(self.effects) + 1
-                if self._halts:
+            if self._pattern and self._pattern.search(self.effects[-1]):
+                # The effect is counted before it happens: kill at the next one.
+                self._kill_at = 0 if self._only_stop else len(self.effects) + 1
+                if self._only_stop:
                     os.kill(os.getpid(), signal.SIGSTOP)
-                self._last = None
+                self._pattern = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        # Logged before it is done: what was done is the one before.
-        self.tick(record.getMessage())
+        # A command is logged before it happens.
+        self.count(record.getMessage())
 
 
-_MAKES = frozenset({"os.mkdir", "os.mknod", "os.link"})
-_CHANGES = frozenset(f"os.{call}" for call in ("rename", "rmdir", "remove", "chmod", "chown", "truncate"))
+_CREATING_CALLS = frozenset({"os.mkdir", "os.mknod", "os.link"})
+_CHANGING_CALLS = frozenset(
+    f"os.{call}" for call in ("rename", "rmdir", "remove", "chmod", "chown", "truncate")
+)
 
 
 def is_effect(event: str, args: tuple[Any, ...], base: str) -> bool:
-    """Whether an audit event says that something on the node is about to change."""
+    """True if an audit event reports that a file on the node is about to change."""
     path = args[0] if args else None
     if event == "open":
         flags = args[2]
         if not isinstance(path, str) or not path.startswith(base) or not flags & (os.O_CREAT | os.O_TRUNC):
             return False
         return bool(flags & os.O_TRUNC) or not os.path.lexists(path)
-    if event in _MAKES:
+    if event in _CREATING_CALLS:
         return not os.path.lexists(path)
-    return event in _CHANGES and not str(path).startswith("/proc/")
+    return event in _CHANGING_CALLS and not str(path).startswith("/proc/")
 
 
-class TimedApi(FakeApi):
-    """A paper API whose writes count as effects."""
+class CountingApi(FakeApi):
+    """A fake API server whose writes count as effects."""
 
-    def __init__(self, file: Path, clock: Clock) -> None:
+    def __init__(self, file: Path, counter: EffectCounter) -> None:
         super().__init__(file)
-        self._clock = clock
+        self._counter = counter
 
-    def written(self) -> None:
-        self._clock.tick("write to the API")
+    def on_write(self) -> None:
+        self._counter.count("write to the API")
 
 
-def settled(body: Json, project: Json | None, has_pods: bool) -> bool:
-    """Whether the agent has nothing more to do for this branch."""
+def is_converged(body: Json, project: Json | None, has_pods: bool) -> bool:
+    """True if the agent has nothing more to do for this branch."""
     node = (body.get("status") or {}).get("node") or {}
-    wanted = body["spec"].get("state", "Running") == "Running"
+    run = body["spec"].get("state", "Running") == "Running"
     if project is None or project["spec"].get("state", "Running") != "Running":
-        wanted = False
-    asked = node.get("observedGeneration") == body["metadata"]["generation"]
+        run = False
+    observed = node.get("observedGeneration") == body["metadata"]["generation"]
     reason = (node.get("postgres") or {}).get("reason")
-    if wanted:
-        return asked and reason in ("Accepting", "RestartPending", "ImageIncompatible")
-    return asked and reason == "Stopped" and not has_pods
+    if run:
+        return observed and reason in ("Accepting", "RestartPending", "ImageIncompatible")
+    return observed and reason == "Stopped" and not has_pods
 
 
-class Life:
-    """The agent without kopf: every object visited again and again, finalizers dropped as kopf does."""
+class Agent:
+    """The agent without kopf: reconciles every object again and again, and removes finalizers as kopf does."""
 
     def __init__(self, api: FakeApi, base: Path) -> None:
         self._api = api
         context = NodeContext(NODE, "node-uid", "dbranch-nodes", "dbranch")
         cluster, layout = cast(Cluster, api), Layout(base)
         locks, metrics = KeyedLocks(layout.locks), AgentMetrics(WARM)
-        self._sweep = partial(sweep_slots, cluster, layout, context, minimum_age=0.0)
+        self._sweep_slots = partial(sweep_slots, cluster, layout, context, minimum_age=0.0)
         self._warm = WarmReconciler(cluster, layout, context, WARM, metrics)
         self._projects = ProjectReconciler(cluster, layout, context, locks, self._warm.trigger)
         self._branches = BranchReconciler(cluster, layout, context, locks, self._warm, metrics)
 
-    def live(self, rounds: int | None = None) -> None:
-        """Until there is no more to do, or for so many rounds."""
+    def run(self, rounds: int | None = None) -> None:
+        """Reconcile until nothing more is to do, or for so many rounds."""
         for _ in range(rounds or 0):
             self._round()
         if rounds:
             return
-        until = time.monotonic() + _LIMIT
+        deadline = time.monotonic() + _LIMIT_SECONDS
         while not self._round():
-            assert time.monotonic() < until, (
-                f"never done: {self._api.find(PROJECTS)} {self._api.find(BRANCHES)}"
+            assert time.monotonic() < deadline, (
+                f"not finished: {self._api.find(PROJECTS)} {self._api.find(BRANCHES)}"
             )
             time.sleep(0.1)
-        self._sweep()
-        # The slow timer's visit.
+        self._sweep_slots()
+        # As kopf's timer does.
         for body in self._api.find(PROJECTS):
             self._projects.collect_usage_and_trash(NAMESPACE, body["metadata"]["name"])
 
     def _round(self) -> bool:
-        done = True
-        for path, work in ((PROJECTS, self._projects), (BRANCHES, self._branches)):
+        finished = True
+        for path, reconciler in ((PROJECTS, self._projects), (BRANCHES, self._branches)):
             for body in self._api.find(path):
                 if path == PROJECTS and self._waits_for_branches(body):
                     # The controller's finalizer holds a project until its branches are gone.
-                    done = False
+                    finished = False
                     continue
-                done = self._visit(path, work, body) and done
+                finished = self._reconcile(path, reconciler, body) and finished
         self._warm.reconcile()
-        waiting = self._api.find(PODS, f"{names.LABEL_SLOT},!{names.LABEL_BRANCH_UID}")
-        run = all((pod.get("status") or {}).get("phase") == "Running" for pod in waiting)
-        # That a waiting pod runs now is an event, too.
-        return run and self._warm.reconcile() is None and done
+        warm_pods = self._api.find(PODS, f"{names.LABEL_SLOT},!{names.LABEL_BRANCH_UID}")
+        all_run = all((pod.get("status") or {}).get("phase") == "Running" for pod in warm_pods)
+        # As the pod watch triggers when a warm pod runs.
+        return all_run and self._warm.reconcile() is None and finished
 
     def _waits_for_branches(self, project: Json) -> bool:
         name = project["metadata"]["name"]
-        left = any(branch["spec"]["project"] == name for branch in self._api.find(BRANCHES))
-        return left and bool(project["metadata"].get("deletionTimestamp"))
+        has_branches = any(branch["spec"]["project"] == name for branch in self._api.find(BRANCHES))
+        return has_branches and bool(project["metadata"].get("deletionTimestamp"))
 
-    def _visit(self, path: str, work: Any, body: Json) -> bool:
+    def _reconcile(self, path: str, reconciler: Any, body: Json) -> bool:
         name = body["metadata"]["name"]
         try:
             if body["metadata"].get("deletionTimestamp"):
-                if work.remove(body) is None:
+                if reconciler.remove(body) is None:
                     self._api.merge(f"{path}/{name}", {"metadata": {"finalizers": []}})
                 return False
-            ending = self._api.find(PODS, f"{names.LABEL_BRANCH_UID}={body['metadata']['uid']}")
-            later = work.reconcile(NAMESPACE, name)
+            pods = self._api.find(PODS, f"{names.LABEL_BRANCH_UID}={body['metadata']['uid']}")
+            retry_after = reconciler.reconcile(NAMESPACE, name)
         except Busy:
             return False
         except (DbranchError, OSError) as error:
             print(f"{name}: {error}", file=sys.stderr)
             return False
-        now = self._api.get(f"{path}/{name}") or body
+        current = self._api.get(f"{path}/{name}") or body
         if path == PROJECTS:
-            return later is None and bool((now.get("status") or {}).get("node"))
-        project = self._api.get(f"{PROJECTS}/{now['spec']['project']}")
-        return later is None and settled(now, project, bool(ending))
+            return retry_after is None and bool((current.get("status") or {}).get("node"))
+        project = self._api.get(f"{PROJECTS}/{current['spec']['project']}")
+        return retry_after is None and is_converged(current, project, bool(pods))
 
 
 def main() -> None:
     file, base, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     rounds = int(sys.argv[4]) if len(sys.argv) > 4 else None
-    clock = Clock(kill_at)
-    papers = str(file.with_suffix(""))
+    counter = EffectCounter(kill_at)
+    api_files = str(file.with_suffix(""))
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        if is_effect(event, args, f"{base}/") and not str(args[0]).startswith(papers):
-            clock.tick(f"{event} {args[0]!r}")
+        if is_effect(event, args, f"{base}/") and not str(args[0]).startswith(api_files):
+            counter.count(f"{event} {args[0]!r}")
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    logging.getLogger("dbranch.command").addHandler(clock)
-    # Past the imports: what they compile and cache is no effect.
+    logging.getLogger("dbranch.command").addHandler(counter)
+    # After the imports: files that they compile and cache are no effects.
     sys.addaudithook(hook)
-    Life(TimedApi(file, clock), base).live(rounds)
-    print("\n".join(clock.effects))
+    Agent(CountingApi(file, counter), base).run(rounds)
+    print("\n".join(counter.effects))

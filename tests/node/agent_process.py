@@ -1,4 +1,4 @@
-"""Runs `tests.node.agent_life` without the client of a real API server, whose import is most of a life's start."""
+"""Run `tests.node.agent_life` without importing the Kubernetes client, which takes most of the process' start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real btrfs on real loop devices, and a real Postgres, on this machine as root. Fails without them."""
+"""Fixtures with real btrfs on real loop devices, and a real Postgres, as root. The tests fail without them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def node() -> Iterator[Node]:
         try:
             yield node
         finally:
-            node.end()
+            node.tear_down()
             with suppress(FileNotFoundError):
                 (layout.base / "verifier").unlink()
 
@@ -39,7 +39,7 @@ def node() -> Iterator[Node]:
 @pytest.fixture
 def up(node: Node) -> Node:
     """A node whose project has its pool."""
-    node.up()
+    node.ensure_pool()
     return node
 
 
@@ -47,10 +47,10 @@ def up(node: Node) -> Node:
 def world(node: Node) -> Iterator[World]:
     world = World(node)
     yield world
-    world.kubelet.end()
+    world.kubelet.stop()
 
 
-# The proxy's
+# For the proxy.
 
 
 @pytest.fixture(scope="session")
@@ -67,9 +67,9 @@ def feature() -> Iterator[Backend]:
 
 @pytest.fixture
 def make_proxy(main: Backend, feature: Backend) -> Iterator[MakeProxy]:
-    made: list[Proxy] = []
+    proxies: list[Proxy] = []
 
-    def make(tls: Path | None = None, **more: Any) -> Proxy:
+    def make(tls: Path | None = None, **fields: Any) -> Proxy:
         table = Table(
             "shop",
             uid="u",
@@ -78,13 +78,13 @@ def make_proxy(main: Backend, feature: Backend) -> Iterator[MakeProxy]:
             targets={b.branch: b.target() for b in (main, feature)},
             start_timeout=10,
         )
-        made.append(Proxy(table.__class__(**{**table.__dict__, **more}), tls))
-        return made[-1]
+        proxies.append(Proxy(table.__class__(**{**table.__dict__, **fields}), tls))
+        return proxies[-1]
 
     yield make
-    for proxy in made:
+    for proxy in proxies:
         proxy.close()
-    assert [p.trouble for p in made] == [[] for _ in made]
+    assert [p.trouble for p in proxies] == [[] for _ in proxies]
 
 
 @pytest.fixture
@@ -94,8 +94,8 @@ def proxy(make_proxy: MakeProxy) -> Proxy:
 
 @pytest.fixture
 def threads() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(16) as made:
-        yield made
+    with ThreadPoolExecutor(16) as executor:
+        yield executor
 
 
 @pytest.fixture

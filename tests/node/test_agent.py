@@ -1,4 +1,4 @@
-"""What the agent's process does about changes of a living project: real btrfs and Postgres, the API on paper."""
+"""What the agent does after changes of a project: real btrfs and Postgres, a fake API server."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from dbranch.kube.client import Cluster, path_of
 SECRETS = path_of("v1", "secrets", "dbranch-nodes")
 
 
-def says(world: World, branch: str) -> tuple[str, str]:
-    """Reason and message of its Postgres."""
-    step = world.branch(branch)["status"]["node"]["postgres"]
-    return step["reason"], step["message"]
+def postgres_status(world: World, branch: str) -> tuple[str, str]:
+    """Return reason and message of the branch's Postgres."""
+    finding = world.branch(branch)["status"]["node"]["postgres"]
+    return finding["reason"], finding["message"]
 
 
 def configure(world: World, **postgres: Any) -> None:
@@ -34,13 +34,13 @@ def configure(world: World, **postgres: Any) -> None:
 
 
 def restart(world: World, branch: str, when: str) -> None:
-    mark = {"metadata": {"annotations": {names.RESTARTED_AT: when}}}
-    world.api.merge(f"{BRANCHES}/shop-{branch}", mark)
+    patch = {"metadata": {"annotations": {names.RESTARTED_AT: when}}}
+    world.api.merge(f"{BRANCHES}/shop-{branch}", patch)
     world.run_agent()
 
 
 def give_password(world: World, project: str, password: str) -> str:
-    """What the controller does: the verifier's Secret, then its version in the status. The verifier."""
+    """Write the verifier's Secret, then its version into the status, as the controller does; return the verifier."""
     verifier = verifier_of(password, b"0123456789abcdef")
     body = {"metadata": {"name": names.verifier_secret_name(project)}}
     body["data"] = {"verifier": base64.b64encode(verifier.encode()).decode()}
@@ -65,13 +65,16 @@ def test_parameters_apply_at_once_or_wait_for_a_restart(world: World) -> None:
     world.run_agent()
     pods = [pod["metadata"]["uid"] for pod in world.pods()]
     configure(world, parameters={"shared_buffers": "16MB", "work_mem": "7MB"})
-    assert says(world, "main")[0] == "Accepting" and setting(world, "main", "work_mem") == "7MB"
+    assert postgres_status(world, "main")[0] == "Accepting" and setting(world, "main", "work_mem") == "7MB"
     configure(world, parameters={"shared_buffers": "24MB", "work_mem": "7MB"})
-    reason, message = says(world, "main")
+    reason, message = postgres_status(world, "main")
     assert reason == "RestartPending" and "shared_buffers" in message
     assert [pod["metadata"]["uid"] for pod in world.pods()] == pods
     restart(world, "main", "2026-01-01T00:00:00Z")
-    assert says(world, "main")[0] == "Accepting" and setting(world, "main", "shared_buffers") == "24MB"
+    assert (
+        postgres_status(world, "main")[0] == "Accepting"
+        and setting(world, "main", "shared_buffers") == "24MB"
+    )
     assert world.branch("main")["status"]["node"]["restartedAt"] == "2026-01-01T00:00:00Z"
     assert [pod["metadata"]["uid"] for pod in world.pods()] != pods
 
@@ -86,38 +89,38 @@ def test_an_image_of_another_major_version_starts_nothing(world: World) -> None:
     version.write_text("9\n")
     world.patch_spec("main", state="Running")
     world.run_agent()
-    reason, message = says(world, "main")
+    reason, message = postgres_status(world, "main")
     assert reason == "ImageIncompatible" and f"PostgreSQL {right.strip()}" in message
-    refused = world.pods()[0]["metadata"]["uid"]
+    blocked = world.pods()[0]["metadata"]["uid"]
     configure(world, image="postgres:another")
-    assert says(world, "main")[0] == "ImageIncompatible"
-    assert world.pods()[0]["metadata"]["uid"] != refused
-    # The script that waits there looks again by itself; so does the agent's slow timer.
+    assert postgres_status(world, "main")[0] == "ImageIncompatible"
+    assert world.pods()[0]["metadata"]["uid"] != blocked
+    # The slot's script checks again by itself; so does the agent's timer.
     version.write_text(right)
     for _ in range(10):
         world.run_agent()
-        if says(world, "main")[0] == "Accepting":
+        if postgres_status(world, "main")[0] == "Accepting":
             break
-    assert says(world, "main")[0] == "Accepting"
+    assert postgres_status(world, "main")[0] == "Accepting"
 
 
 def test_a_new_password_reaches_every_branch(world: World) -> None:
     project = world.make_project()
     first = give_password(world, project, "first")
     world.run_agent()
-    for name in ("runs", "rests"):
+    for name in ("running", "stopped"):
         world.make_branch(name, "main")
     world.run_agent()
-    assert {stored_password(world, b) for b in ("main", "runs", "rests")} == {first}
-    world.patch_spec("rests", state="Stopped")
+    assert {stored_password(world, b) for b in ("main", "running", "stopped")} == {first}
+    world.patch_spec("stopped", state="Stopped")
     world.run_agent()
     second = give_password(world, project, "second")
     world.run_agent()
-    assert {stored_password(world, b) for b in ("main", "runs")} == {second}
-    world.patch_spec("rests", state="Running")
-    world.make_branch("later", "runs")
+    assert {stored_password(world, b) for b in ("main", "running")} == {second}
+    world.patch_spec("stopped", state="Running")
+    world.make_branch("second", "running")
     world.run_agent()
-    assert {stored_password(world, b) for b in ("rests", "later")} == {second}
+    assert {stored_password(world, b) for b in ("stopped", "second")} == {second}
 
 
 def test_a_stopped_branch_can_be_a_source(world: World) -> None:
@@ -132,7 +135,7 @@ def test_a_stopped_branch_can_be_a_source(world: World) -> None:
     world.assert_consistent(project, running=1, stored=2)
 
 
-def test_a_retained_pool_is_taken_over_by_a_new_project(world: World) -> None:
+def test_a_new_project_adopts_a_retained_pool(world: World) -> None:
     old = world.make_project(deletionPolicy="Retain")
     world.run_agent()
     world.sql("main", "create table item as select generate_series(1, 5000) as id")
@@ -140,7 +143,7 @@ def test_a_retained_pool_is_taken_over_by_a_new_project(world: World) -> None:
     world.make_branch("forgotten", "main")
     world.run_agent()
     world.sql("feature", "delete from item where id > 10")
-    of_feature = world.uid("feature")
+    old_feature_uid = world.uid("feature")
     world.delete_project()
     image = world.node.layout.image(old)
     assert image.exists() and loops_of(image) == () and world.api.find(PODS) == []
@@ -149,17 +152,17 @@ def test_a_retained_pool_is_taken_over_by_a_new_project(world: World) -> None:
     world.run_agent()
     assert world.sql("main", "select count(*), sum(id) from item") == [(5000, 12502500)]
     world.make_branch("feature", "main")
-    world.make_branch("fresh", "main")
+    world.make_branch("new", "main")
     world.run_agent()
     assert world.sql("feature", "select count(*) from item") == [(10,)]
-    assert world.sql("fresh", "select count(*) from item") == [(5000,)]
-    assert world.uid("feature") != of_feature
-    # The one that nobody named is still there; the image has the new project's name.
+    assert world.sql("new", "select count(*) from item") == [(5000,)]
+    assert world.uid("feature") != old_feature_uid
+    # The branch without an object is still stored; the image has the new project's name.
     world.assert_consistent(new, running=3, stored=4)
     assert not image.exists() and not world.node.layout.record(old).exists()
 
 
-def test_a_retained_pool_of_another_namespace_is_not_given(world: World) -> None:
+def test_a_retained_pool_of_another_namespace_is_not_adopted(world: World) -> None:
     old = world.make_project(deletionPolicy="Retain")
     world.run_agent()
     world.delete_project()
@@ -167,18 +170,18 @@ def test_a_retained_pool_of_another_namespace_is_not_given(world: World) -> None
     record.write_text(record.read_text().replace('"team"', '"others"'))
     new = world.make_project(storage={"adopt": old})
     world.run_rounds()
-    step = (world.api.get(f"{PROJECTS}/shop") or {})["status"]["node"]["storage"]
-    assert step["reason"] == "PoolLost" and f"no retained pool {old}" in step["message"]
+    finding = (world.api.get(f"{PROJECTS}/shop") or {})["status"]["node"]["storage"]
+    assert finding["reason"] == "PoolLost" and f"no retained pool {old}" in finding["message"]
     assert world.node.layout.image(old).exists() and not world.node.layout.image(new).exists()
 
 
-def test_what_no_object_names_goes_after_the_grace_and_not_before(world: World) -> None:
+def test_data_without_an_object_is_deleted_after_the_grace_period_and_not_before(world: World) -> None:
     project = world.make_project()
     world.run_agent()
     world.make_branch("stripped", "main")
     world.run_agent()
     layout, uid = world.node.layout, world.uid("stripped")
-    # Finalizers stripped by hand: the object is gone at once, its pod still runs.
+    # Without its finalizers the object is gone at once, while its pod still runs.
     world.api.merge(f"{BRANCHES}/shop-stripped", {"metadata": {"finalizers": []}})
     world.api.delete(f"{BRANCHES}/shop-stripped")
     context = NodeContext(NODE, "node-uid", "dbranch-nodes", "dbranch")
@@ -193,11 +196,11 @@ def test_what_no_object_names_goes_after_the_grace_and_not_before(world: World) 
         time.sleep(0.1)
     world.assert_consistent(project, running=1, stored=1)
     assert not layout.orphan_marker(uid).exists()
-    # One that is claimed again in time loses its mark.
+    # Data that has an object again in time loses its orphan marker.
     layout.orphan_marker(world.uid("main")).touch()
     sweep_orphans(cluster, layout, context, 3600.0)
     assert not layout.orphan_marker(world.uid("main")).exists()
-    # The mark of one that has ended in the ordinary way meanwhile goes too.
+    # The orphan marker of a branch that was deleted in the ordinary way is removed, too.
     layout.orphan_marker(uid).touch()
     sweep_orphans(cluster, layout, context, 3600.0)
     assert not layout.orphan_marker(uid).exists()

@@ -1,4 +1,4 @@
-"""Branches of a real Postgres: initdb, snapshots, binds, cleaning, sizes, the end."""
+"""Branches with a real Postgres: initdb, snapshots, bind mounts, cleaning, sizes, deletion."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def sql(node: Node, endpoint: Endpoint, query: str, database: str = "postgres") 
 
 @pytest.fixture
 def main(up: Node) -> tuple[Node, str, Endpoint]:
-    """A running root branch with a row, and the superuser's own database."""
-    branch = up.root(max_prepared_transactions="5", wal_level="logical")
-    endpoint = up.start(branch)
+    """Return a running root branch with a table of one row, in the superuser's own database."""
+    branch = up.create_root(max_prepared_transactions="5", wal_level="logical")
+    endpoint = up.start_postgres(branch)
     sql(up, endpoint, "create table item (name text)")
     sql(up, endpoint, "insert into item values ('first')")
     return up, branch, endpoint
 
 
-def test_initdb_makes_what_was_asked_for(main: tuple[Node, str, Endpoint]) -> None:
+def test_initdb_creates_the_requested_database(main: tuple[Node, str, Endpoint]) -> None:
     node, branch, endpoint = main
     assert sql(node, endpoint, "select datname from pg_database where datname = 'dbranch'")
-    told = "select current_setting('data_checksums'), current_setting('server_encoding'), current_setting('fsync')"
-    assert sql(node, endpoint, told) == [("on", "UTF8", "on")]
+    query = "select current_setting('data_checksums'), current_setting('server_encoding'), current_setting('fsync')"
+    assert sql(node, endpoint, query) == [("on", "UTF8", "on")]
     stored = sql(node, endpoint, "select rolpassword from pg_authid where rolname = 'postgres'")
     assert str(stored[0][0]).startswith("SCRAM-SHA-256$4096:")
     marker = observe_subvolumes(node.layout, node.project).branches[branch]
@@ -54,27 +54,27 @@ def test_initdb_makes_what_was_asked_for(main: tuple[Node, str, Endpoint]) -> No
 def test_a_snapshot_of_a_running_source_is_isolated_both_ways(main: tuple[Node, str, Endpoint]) -> None:
     node, branch, endpoint = main
     assert session.checkpoint(node.layout, endpoint, 10)
-    copy = node.snapshot(branch)
+    copy = node.create_copy(branch)
     sql(node, endpoint, "insert into item values ('later')")
-    there = node.start(copy)
-    ensure_cleaned(node.layout, node.project, copy, there)
-    assert sql(node, there, "select name from item") == [("first",)]
-    sql(node, there, "delete from item")
+    copy_endpoint = node.start_postgres(copy)
+    ensure_cleaned(node.layout, node.project, copy, copy_endpoint)
+    assert sql(node, copy_endpoint, "select name from item") == [("first",)]
+    sql(node, copy_endpoint, "delete from item")
     assert sql(node, endpoint, "select count(*) from item") == [(2,)]
-    assert node.take(branch, copy).owner_uid == copy
-    assert observe_slot(node.layout, there.slot).branch_uid == copy
+    assert node.take_snapshot(branch, copy).owner_uid == copy
+    assert observe_slot(node.layout, copy_endpoint.slot).branch_uid == copy
 
 
 def test_sizes(main: tuple[Node, str, Endpoint]) -> None:
     node, branch, endpoint = main
     session.checkpoint(node.layout, endpoint, 10)
-    copy = node.snapshot(branch)
+    copy = node.create_copy(branch)
     sizes = observe_sizes(node.layout, node.project, copy)
     assert sizes and sizes.logical_bytes > 5 * 2**20 and sizes.unique_bytes < 2**20
     assert observe_sizes(node.layout, node.project, node.project) is None
 
 
-def test_a_copy_opens_only_when_it_is_cleaned(main: tuple[Node, str, Endpoint]) -> None:
+def test_a_copy_opens_only_after_it_is_cleaned(main: tuple[Node, str, Endpoint]) -> None:
     node, branch, endpoint = main
     sql(
         node,
@@ -86,30 +86,30 @@ def test_a_copy_opens_only_when_it_is_cleaned(main: tuple[Node, str, Endpoint]) 
         connection.execute("insert into item values ('prepared')")
         connection.execute("prepare transaction 'half'")
     sql(node, endpoint, "select pg_create_physical_replication_slot('standby', true)")
-    copy = node.snapshot(branch)
+    copy = node.create_copy(branch)
     files = node.layout.branch(node.project, copy)
     assert list((files / "pgdata" / "pg_replslot").iterdir()) == []
     assert "scram" not in (files / "pg_hba.conf").read_text()
-    there = node.start(copy)
-    assert ensure_cleaned(node.layout, node.project, copy, there) == Cleaned(1, 1)
-    assert ensure_cleaned(node.layout, node.project, copy, there) == Cleaned()
+    copy_endpoint = node.start_postgres(copy)
+    assert ensure_cleaned(node.layout, node.project, copy, copy_endpoint) == Cleaned(1, 1)
+    assert ensure_cleaned(node.layout, node.project, copy, copy_endpoint) == Cleaned()
     assert "scram" in (files / "pg_hba.conf").read_text()
-    left = "select (select count(*) from pg_subscription), (select count(*) from pg_prepared_xacts)"
-    assert sql(node, there, left) == [(0, 0)]
-    assert sql(node, endpoint, left) == [(1, 1)]
-    assert sql(node, there, "show max_logical_replication_workers") == [("0",)]
+    remaining = "select (select count(*) from pg_subscription), (select count(*) from pg_prepared_xacts)"
+    assert sql(node, copy_endpoint, remaining) == [(0, 0)]
+    assert sql(node, endpoint, remaining) == [(1, 1)]
+    assert sql(node, copy_endpoint, "show max_logical_replication_workers") == [("0",)]
     assert sql(node, endpoint, "select count(*) from pg_replication_slots") == [(1,)]
 
 
-def test_alter_system_cannot_undo_what_protects(main: tuple[Node, str, Endpoint]) -> None:
+def test_alter_system_cannot_override_the_forced_parameters(main: tuple[Node, str, Endpoint]) -> None:
     node, _, endpoint = main
     for setting in ("fsync = off", "full_page_writes = off", "archive_mode = on"):
         sql(node, endpoint, f"alter system set {setting}")
-    node.stop(endpoint.slot)
-    node.script(endpoint.slot, read_slot_start())
+    node.stop_postgres(endpoint.slot)
+    node.run_script(endpoint.slot, read_slot_start())
     assert session.await_accepting(node.layout, endpoint, 30)
-    told = "select current_setting('fsync'), current_setting('full_page_writes'), current_setting('archive_mode')"
-    assert sql(node, endpoint, told) == [("on", "on", "off")]
+    query = "select current_setting('fsync'), current_setting('full_page_writes'), current_setting('archive_mode')"
+    assert sql(node, endpoint, query) == [("on", "on", "off")]
 
 
 def test_a_second_postgres_on_one_branch_waits(main: tuple[Node, str, Endpoint]) -> None:
@@ -118,10 +118,10 @@ def test_a_second_postgres_on_one_branch_waits(main: tuple[Node, str, Endpoint])
         slot.ensure_slot(node.layout, "slot-b", OWNER)
         slot.ensure_bound(node.layout, "slot-b", node.project, branch)
     first = node.running[endpoint.slot]
-    rival = node.script(endpoint.slot, read_slot_start())
+    rival = node.run_script(endpoint.slot, read_slot_start())
     node.running[endpoint.slot] = first
     try:
-        eventually(lambda: "another container holds the lock" in node.said(endpoint.slot))
+        eventually(lambda: "another container holds the lock" in node.stderr_of(endpoint.slot))
         assert sql(node, endpoint, "select 1") == [(1,)]
     finally:
         rival.terminate()
@@ -132,48 +132,51 @@ def test_a_second_postgres_in_another_slot_waits_also_for_the_children_of_a_kill
     main: tuple[Node, str, Endpoint],
 ) -> None:
     node, branch, endpoint = main
-    # Bound by hand: the agent would not do it.
+    # Bound by hand: the agent refuses that.
     slot.ensure_slot(node.layout, "slot-b", OWNER)
-    there = node.layout.branch(node.project, branch)
-    subprocess.run(["mount", "--bind", there, node.layout.data("slot-b")], check=True)
-    node.script("slot-b", read_slot_start())
-    eventually(lambda: "another container holds the lock" in node.said("slot-b"))
+    subvolume_path = node.layout.branch(node.project, branch)
+    subprocess.run(["mount", "--bind", subvolume_path, node.layout.data("slot-b")], check=True)
+    node.run_script("slot-b", read_slot_start())
+    eventually(lambda: "another container holds the lock" in node.stderr_of("slot-b"))
     first = node.running.pop(endpoint.slot)
     with stopped(children_of(first.pid)):
         first.kill()
         first.wait()
-        # It looks once a second.
+        # The script checks once a second.
         time.sleep(2.5)
-        assert "starting" not in node.said("slot-b")
+        assert "starting" not in node.stderr_of("slot-b")
         assert not list(node.layout.run("slot-b").glob(".s.PGSQL.*"))
     second = replace(endpoint, slot="slot-b")
-    assert session.await_accepting(node.layout, second, 30), node.said("slot-b")
+    assert session.await_accepting(node.layout, second, 30), node.stderr_of("slot-b")
     assert sql(node, second, "select name from item") == [("first",)]
 
 
 def eventually(check: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
+    """Wait until the check succeeds, 20 seconds at most."""
+    deadline = time.monotonic() + 20
     while not check():
-        assert time.monotonic() < end
+        assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def test_a_source_that_reaches_outside_is_refused_with_the_path(main: tuple[Node, str, Endpoint]) -> None:
+def test_a_source_with_data_outside_its_subvolume_is_rejected_with_the_path(
+    main: tuple[Node, str, Endpoint],
+) -> None:
     node, branch, _ = main
     pgdata = node.layout.branch(node.project, branch) / "pgdata"
     outside = node.layout.base / "outside"
     outside.mkdir()
     (pgdata / "pg_tblspc" / "16999").symlink_to(outside)
     with pytest.raises(SourceUnsafe, match="pg_tblspc/16999"):
-        node.snapshot(branch)
+        node.create_copy(branch)
     (pgdata / "pg_tblspc" / "16999").unlink()
     subprocess.run(["btrfs", "-q", "subvolume", "create", str(pgdata / "nested")], check=True)
     with pytest.raises(SourceUnsafe, match="nested"):
-        node.snapshot(branch)
+        node.create_copy(branch)
     assert observe_subvolumes(node.layout, node.project).unfinished == ()
 
 
-def test_links_of_a_tenant_lead_nowhere(main: tuple[Node, str, Endpoint]) -> None:
+def test_symbolic_links_of_a_tenant_are_not_followed(main: tuple[Node, str, Endpoint]) -> None:
     node, branch, endpoint = main
     run = node.layout.run("slot-x")
     slot.ensure_slot(node.layout, "slot-x", OWNER)
@@ -190,34 +193,34 @@ def test_links_of_a_tenant_lead_nowhere(main: tuple[Node, str, Endpoint]) -> Non
     pgdata = node.layout.branch(node.project, branch) / "pgdata"
     (pgdata / "postmaster.opts").unlink()
     (pgdata / "postmaster.opts").symlink_to(os.path.relpath(pgdata / "PG_VERSION", pgdata))
-    copy = node.snapshot(branch)
+    copy = node.create_copy(branch)
     assert not os.path.lexists(node.layout.branch(node.project, copy) / "pgdata" / "postmaster.opts")
     assert kept.read_text() == "keep me" and (pgdata / "PG_VERSION").exists()
 
 
-def test_the_end_of_a_branch(main: tuple[Node, str, Endpoint]) -> None:
+def test_the_deletion_of_a_branch(main: tuple[Node, str, Endpoint]) -> None:
     node, branch, _ = main
-    copy = node.snapshot(branch)
-    there = node.start(copy)
+    copy = node.create_copy(branch)
+    copy_endpoint = node.start_postgres(copy)
     with pytest.raises(Busy):
         subvolume.ensure_trashed(node.layout, node.project, copy)
     with pytest.raises(Busy):
-        slot.ensure_unbound(node.layout, there.slot)
-    node.stop(there.slot)
-    slot.ensure_slot_removed(node.layout, there.slot)
-    slot.ensure_slot_removed(node.layout, there.slot)
-    assert there.slot not in observe_slots(node.layout)
+        slot.ensure_unbound(node.layout, copy_endpoint.slot)
+    node.stop_postgres(copy_endpoint.slot)
+    slot.ensure_slot_removed(node.layout, copy_endpoint.slot)
+    slot.ensure_slot_removed(node.layout, copy_endpoint.slot)
+    assert copy_endpoint.slot not in observe_slots(node.layout)
     subvolume.ensure_trashed(node.layout, node.project, copy)
     assert copy not in observe_subvolumes(node.layout, node.project).branches
     subvolume.ensure_trash_emptied(node.layout, node.project)
     subvolume.ensure_trashed(node.layout, node.project, copy)
     assert observe_subvolumes(node.layout, node.project).unfinished == ()
     with pytest.raises(DataLost):
-        node.snapshot(copy)
+        node.create_copy(copy)
 
 
-def test_parameters_that_protect_are_refused(up: Node) -> None:
-    branch = up.root()
+def test_forced_parameters_are_rejected(up: Node) -> None:
+    branch = up.create_root()
     with pytest.raises(InvalidInput, match="fsync"):
-        up.snapshot(branch, fsync="off")
+        up.create_copy(branch, fsync="off")
     assert set(observe_subvolumes(up.layout, up.project).branches) == {branch}

@@ -1,4 +1,4 @@
-"""What a copy must not keep, against a real publisher and subscriber, and against who would bring it back."""
+"""What a copy must not keep: with a real publisher and subscriber, and a superuser who tries to bring it back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dbranch.api.errors import SourceUnsafe
 
 
 def sql(node: Node, endpoint: Endpoint, *queries: str, database: str = "dbranch") -> list[tuple[object, ...]]:
-    """The rows of the last query."""
+    """Run the queries; return the rows of the last one."""
     with session.connect(node.layout, endpoint, database, seconds=30) as connection:
         cursor = connection.cursor()
         for query in queries:
@@ -31,28 +31,30 @@ def sql(node: Node, endpoint: Endpoint, *queries: str, database: str = "dbranch"
 
 
 def eventually(check: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
+    """Wait until the check succeeds, `seconds` at most."""
+    deadline = time.monotonic() + seconds
     while not check():
-        assert time.monotonic() < end
+        assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
-def started_again(node: Node, endpoint: Endpoint) -> None:
-    node.stop(endpoint.slot)
-    node.script(endpoint.slot, read_slot_start())
-    assert session.await_accepting(node.layout, endpoint, 30), node.said(endpoint.slot)
+def restart(node: Node, endpoint: Endpoint) -> None:
+    """Restart the Postgres of a slot and wait until it accepts connections."""
+    node.stop_postgres(endpoint.slot)
+    node.run_script(endpoint.slot, read_slot_start())
+    assert session.await_accepting(node.layout, endpoint, 30), node.stderr_of(endpoint.slot)
 
 
 @pytest.fixture
 def two(up: Node) -> Iterator[tuple[Node, Node]]:
-    """Two projects on one node; what either starts ends with the first."""
+    """Return one node with two projects; whatever either starts is stopped with the first."""
     other = Node(up.layout, running=up.running)
-    other.up()
+    other.ensure_pool()
     yield up, other
 
 
-# What a source may have been told by ALTER SYSTEM, and a superuser of the branch tells it again.
-WRONG = (
+# Settings that a source may have, and that a superuser of the branch sets again.
+UNWANTED_SETTINGS = (
     *(
         "alter system set archive_mode = 'on'",
         "alter system set archive_command = 'touch /tmp/dbranch-archived-%f'",
@@ -67,79 +69,88 @@ WRONG = (
         "alter system set primary_slot_name = 'standby'",
     ),
 )
-KEPT = (
+FORCED_SETTINGS = (
     "select current_setting('archive_mode'), current_setting('primary_conninfo'), current_setting('restore_command'),"
     " current_setting('synchronous_standby_names'), current_setting('max_logical_replication_workers')"
 )
-LEFT = (
+REMAINING = (
     "select (select count(*) from pg_replication_slots), (select count(*) from pg_subscription),"
     " (select count(*) from pg_subscription_rel), (select count(*) from pg_replication_origin),"
     " (select count(*) from pg_prepared_xacts), pg_is_in_recovery()::int"
 )
-WAITS = (
+BLOCKING_TRIGGER_FUNCTION = (
     "create function waits() returns trigger language plpgsql as "
     "$$ begin perform pg_advisory_xact_lock(1); return null; end $$"
 )
-SLOTS = "select slot_name::text, active_pid from pg_replication_slots order by 1"
+REPLICATION_SLOTS = "select slot_name::text, active_pid from pg_replication_slots order by 1"
 
 
-def test_a_copy_of_a_subscriber_takes_nothing_of_its_publisher(two: tuple[Node, Node]) -> None:
-    there, node = two
-    publisher = there.start(there.root(wal_level="logical"))
+def test_a_copy_of_a_subscriber_changes_nothing_at_the_publisher(two: tuple[Node, Node]) -> None:
+    publisher_node, node = two
+    publisher = publisher_node.start_postgres(publisher_node.create_root(wal_level="logical"))
     sql(
-        *(there, publisher, "alter role postgres password 'secret'"),
+        *(publisher_node, publisher, "alter role postgres password 'secret'"),
         *("create table item as select generate_series(1, 1000) as id", "create table slow (like item)"),
         *("insert into slow select * from item", "create publication p for table item, slow"),
     )
-    source = node.root(max_prepared_transactions="5", wal_level="logical")
-    subscriber = node.start(source)
+    source = node.create_root(max_prepared_transactions="5", wal_level="logical")
+    subscriber = node.start_postgres(source)
     conninfo = f"host=127.0.0.1 port={publisher.port} user=postgres password=secret dbname=dbranch"
     synced = "select string_agg(srsubstate, '' order by srrelid::regclass::text) from pg_subscription_rel"
     with session.connect(node.layout, subscriber, "dbranch", seconds=120) as holder:
-        # A table whose copy waits: its sync is under way at the snapshot, with a slot of its own.
+        # A table with a blocked initial copy: its sync, with its own replication slot, is running at the snapshot.
         holder.execute("select pg_advisory_lock(1)")
         sql(
-            *(node, subscriber, "create table item (id int)", "create table slow (id int)", WAITS),
+            *(
+                node,
+                subscriber,
+                "create table item (id int)",
+                "create table slow (id int)",
+                BLOCKING_TRIGGER_FUNCTION,
+            ),
             "create trigger waits before insert on slow for each statement execute function waits()",
             "alter table slow enable always trigger waits",
             f"create subscription s connection '{conninfo}' publication p",
         )
         eventually(
-            lambda: sql(node, subscriber, synced) == [("rd",)] and len(sql(there, publisher, SLOTS)) == 2
+            lambda: (
+                sql(node, subscriber, synced) == [("rd",)]
+                and len(sql(publisher_node, publisher, REPLICATION_SLOTS)) == 2
+            )
         )
         sql(node, subscriber, "begin", "insert into item values (0)", "prepare transaction 'half'")
         sql(node, subscriber, "select pg_create_physical_replication_slot('standby', true)")
-        for wrong in WRONG:
-            sql(node, subscriber, wrong)
+        for statement in UNWANTED_SETTINGS:
+            sql(node, subscriber, statement)
         for signal in ("standby.signal", "recovery.signal"):
             (node.layout.branch(node.project, source) / "pgdata" / signal).touch()
-        at_the_publisher = sql(there, publisher, SLOTS)
-        copy = node.snapshot(source)
-        branch = node.start(copy)
+        publisher_slots = sql(publisher_node, publisher, REPLICATION_SLOTS)
+        copy = node.create_copy(source)
+        branch = node.start_postgres(copy)
         assert ensure_cleaned(node.layout, node.project, copy, branch) == Cleaned(1, 1)
-        assert sql(there, publisher, SLOTS) == at_the_publisher
-        assert sql(node, branch, LEFT) == [(0, 0, 0, 0, 0, 0)]
-        assert sql(node, branch, KEPT) == [("off", "", "", "", "0")]
-        # No standby is waited for: this commit would not come back.
+        assert sql(publisher_node, publisher, REPLICATION_SLOTS) == publisher_slots
+        assert sql(node, branch, REMAINING) == [(0, 0, 0, 0, 0, 0)]
+        assert sql(node, branch, FORCED_SETTINGS) == [("off", "", "", "", "0")]
+        # With synchronous replication this commit would never return.
         sql(node, branch, "insert into item values (-1)")
         holder.execute("select pg_advisory_unlock(1)")
-    # The source's own subscription goes on, and only there.
+    # The source's own subscription continues, in the source only.
     eventually(lambda: sql(node, subscriber, synced) == [("rr",)])
-    sql(there, publisher, "insert into slow values (1001)")
+    sql(publisher_node, publisher, "insert into slow values (1001)")
     eventually(lambda: sql(node, subscriber, "select count(*) from slow") == [(1001,)])
     assert sql(node, branch, "select count(*) from slow") == [(0,)]
-    # Whoever is superuser of the branch cannot take it up again.
-    at_the_publisher = sql(there, publisher, SLOTS)
-    for wrong in WRONG:
-        sql(node, branch, wrong)
+    # A superuser of the branch cannot start it again.
+    publisher_slots = sql(publisher_node, publisher, REPLICATION_SLOTS)
+    for statement in UNWANTED_SETTINGS:
+        sql(node, branch, statement)
     sql(
         *(node, branch, "set synchronous_commit = local", "select pg_reload_conf()"),
         f"create subscription s connection '{conninfo}' publication p with (connect = false, slot_name = 's')",
         *("alter subscription s enable", "alter subscription s refresh publication with (copy_data = false)"),
         "copy (select 1) to program 'touch standby.signal recovery.signal'",
     )
-    started_again(node, branch)
-    assert sql(node, branch, KEPT) == [("off", "", "", "", "0")]
+    restart(node, branch)
+    assert sql(node, branch, FORCED_SETTINGS) == [("off", "", "", "", "0")]
     sql(node, branch, "insert into item values (-2)")
     time.sleep(1)
     workers = (
@@ -148,7 +159,7 @@ def test_a_copy_of_a_subscriber_takes_nothing_of_its_publisher(two: tuple[Node, 
     )
     assert sql(node, branch, workers, "select pg_is_in_recovery()") == [(False,)]
     assert sql(node, branch, workers) == [(0,)]
-    assert sql(there, publisher, SLOTS) == at_the_publisher
+    assert sql(publisher_node, publisher, REPLICATION_SLOTS) == publisher_slots
     assert not list(Path("/tmp").glob("dbranch-archived-*"))
 
 
@@ -158,40 +169,43 @@ CRON = {
 }
 
 
-def test_jobs_of_the_source_do_not_run_in_a_copy_unless_asked_for(up: Node) -> None:
+def test_jobs_of_the_source_run_in_a_copy_only_if_it_preloads_their_library(up: Node) -> None:
     library = postgres_directory().parent / "lib" / "pg_cron.so"
     assert library.exists(), "no pg_cron on this machine: apt-get install postgresql-15-cron"
-    source = up.root(**CRON)
-    main = up.start(source)
+    source = up.create_root(**CRON)
+    main = up.start_postgres(source)
     sql(
         *(up, main, "create extension pg_cron", "create table ran (at timestamptz default now())"),
         "select cron.schedule('@reboot', 'insert into ran default values')",
-        # What the source was told stays in its files, and is copied with them.
+        # The source's own setting is in its files, and is copied with them.
         *("alter system set shared_preload_libraries = 'auto_explain', 'pg_cron'", "checkpoint"),
     )
-    started_again(up, main)
+    restart(up, main)
     count = "select count(*) from ran"
     eventually(lambda: sql(up, main, count) == [(1,)])
-    off, on = names_of(up, source, asked=False), names_of(up, source, asked=True)
-    quiet, busy = up.start(off), up.start(on)
-    for branch, endpoint in ((off, quiet), (on, busy)):
+    without_jobs = take_snapshot(up, source, with_jobs=False)
+    with_jobs = take_snapshot(up, source, with_jobs=True)
+    idle, working = up.start_postgres(without_jobs), up.start_postgres(with_jobs)
+    for branch, endpoint in ((without_jobs, idle), (with_jobs, working)):
         ensure_cleaned(up.layout, up.project, branch, endpoint)
-    eventually(lambda: sql(up, busy, count) == [(2,)])
-    sql(up, quiet, "alter system set shared_preload_libraries = '$libdir/pg_cron', 'auto_explain'")
-    started_again(up, quiet)
+    eventually(lambda: sql(up, working, count) == [(2,)])
+    sql(up, idle, "alter system set shared_preload_libraries = '$libdir/pg_cron', 'auto_explain'")
+    restart(up, idle)
     time.sleep(1)
-    assert sql(up, quiet, count) == [(1,)]
-    # The list of jobs is a table as others are, and what else was preloaded still is.
-    assert sql(up, quiet, "select count(*) from cron.job") == [(1,)]
-    assert sql(up, quiet, "show shared_preload_libraries") == [("auto_explain",)]
+    assert sql(up, idle, count) == [(1,)]
+    # The list of jobs is an ordinary table, and other preloaded libraries still are loaded.
+    assert sql(up, idle, "select count(*) from cron.job") == [(1,)]
+    assert sql(up, idle, "show shared_preload_libraries") == [("auto_explain",)]
 
 
-def names_of(node: Node, source: str, asked: bool) -> str:
-    """A branch of the source that has, or has not, asked for its jobs."""
-    branch = "11111111-1111-4111-8111-111111111111" if asked else "22222222-2222-4222-8222-222222222222"
+def take_snapshot(node: Node, source: str, with_jobs: bool) -> str:
+    """Take a snapshot of the source that itself preloads pg_cron, or not; return its UID."""
+    branch = "11111111-1111-4111-8111-111111111111" if with_jobs else "22222222-2222-4222-8222-222222222222"
     settings = node.settings(branch, **CRON)
-    own = {"shared_preload_libraries": "pg_cron"} if asked else {}
-    settings = replace(settings, parameters={**settings.parameters, **own}, own=frozenset(own))
+    own_parameters = {"shared_preload_libraries": "pg_cron"} if with_jobs else {}
+    settings = replace(
+        settings, parameters={**settings.parameters, **own_parameters}, own=frozenset(own_parameters)
+    )
     assert settings.port == names.branch_port(branch)
     subvolume.ensure_snapshot(node.layout, node.project, source, branch, settings, "2026-01-01T00:00:00Z")
     return branch
@@ -199,12 +213,14 @@ def names_of(node: Node, source: str, asked: bool) -> str:
 
 @pytest.fixture
 def stored(up: Node) -> tuple[Node, str, Path]:
-    """A root branch that does not run, and its PGDATA."""
-    source = up.root()
+    """Return a root branch that does not run, and its PGDATA."""
+    source = up.create_root()
     return up, source, up.layout.branch(up.project, source) / "pgdata"
 
 
-def test_a_link_deep_inside_that_leaves_is_refused_with_its_path(stored: tuple[Node, str, Path]) -> None:
+def test_a_link_deep_inside_that_leads_outside_is_rejected_with_its_path(
+    stored: tuple[Node, str, Path],
+) -> None:
     node, source, pgdata = stored
     outside = node.layout.base / "outside"
     outside.mkdir()
@@ -214,42 +230,44 @@ def test_a_link_deep_inside_that_leaves_is_refused_with_its_path(stored: tuple[N
     for target in (outside / "16384", Path("../../../marker.json")):
         deep.symlink_to(target)
         with pytest.raises(SourceUnsafe, match=f"base/{database.name}/16384 is a link"):
-            node.snapshot(source)
+            node.create_copy(source)
         deep.unlink()
-    # One that stays inside is part of the copy.
+    # A link that stays inside is part of the copy.
     deep.symlink_to("PG_VERSION")
-    assert (node.layout.branch(node.project, node.snapshot(source)) / "pgdata" / "PG_VERSION").exists()
+    assert (node.layout.branch(node.project, node.create_copy(source)) / "pgdata" / "PG_VERSION").exists()
     deep.unlink()
     deeper = pgdata / "base" / "a" / "b"
     deeper.mkdir(parents=True)
     subprocess.run(["btrfs", "-q", "subvolume", "create", str(deeper / "nested")], check=True)
     with pytest.raises(SourceUnsafe, match="base/a/b/nested is a subvolume"):
-        node.snapshot(source)
+        node.create_copy(source)
     assert observe_subvolumes(node.layout, node.project).unfinished == ()
 
 
-def test_a_wal_that_is_elsewhere_is_refused_with_its_path(stored: tuple[Node, str, Path]) -> None:
+def test_a_wal_outside_pgdata_is_rejected_with_its_path(stored: tuple[Node, str, Path]) -> None:
     node, source, pgdata = stored
     elsewhere = node.layout.base / "wal"
     (pgdata / "pg_wal").rename(pgdata / "wal")
-    # Also one that only looks as if it were inside: Postgres would take it for a WAL elsewhere.
+    # Also a link that leads to another directory inside PGDATA: Postgres follows it as any link.
     for target in (elsewhere, Path("wal")):
         (pgdata / "pg_wal").symlink_to(target)
         with pytest.raises(SourceUnsafe, match="pgdata/pg_wal is a link"):
-            node.snapshot(source)
+            node.create_copy(source)
         (pgdata / "pg_wal").unlink()
 
 
-def test_a_database_that_refuses_connections_is_cleaned_too(up: Node) -> None:
-    source = up.root(max_prepared_transactions="5")
-    main = up.start(source)
+def test_a_database_that_does_not_allow_connections_is_cleaned_too(up: Node) -> None:
+    source = up.create_root(max_prepared_transactions="5")
+    main = up.start_postgres(source)
     sql(up, main, "create database closed", database="postgres")
-    with session.connect(up.layout, main, "closed") as there:
-        there.execute("create subscription s connection 'host=/nowhere' publication p with (connect = false)")
-        there.execute("begin; create table t (); prepare transaction 'half'")
+    with session.connect(up.layout, main, "closed") as connection:
+        connection.execute(
+            "create subscription s connection 'host=/nowhere' publication p with (connect = false)"
+        )
+        connection.execute("begin; create table t (); prepare transaction 'half'")
     sql(up, main, "alter database closed allow_connections false", database="postgres")
-    copy = up.snapshot(source)
-    branch = up.start(copy)
+    copy = up.create_copy(source)
+    branch = up.start_postgres(copy)
     assert ensure_cleaned(up.layout, up.project, copy, branch) == Cleaned(1, 1)
     allowed = "select datallowconn from pg_database where datname = 'closed'"
     assert sql(up, branch, allowed, database="postgres") == [(False,)]

@@ -1,4 +1,4 @@
-"""A node on which nothing is asked for: agents that come and go change nothing, and an idle one writes nothing."""
+"""A node on which no spec changes: agents that restart change nothing, and an idle one writes nothing."""
 
 from __future__ import annotations
 
@@ -10,41 +10,39 @@ from tests.node.world import World
 from dbranch.agent.linux.mounts import read_mounts
 
 
-def without_sizes(found: Any) -> Any:
-    """What is told, without byte counts: a Postgres writes a little by itself, and the disk is others' too."""
-    if isinstance(found, dict):
-        kept = {k: v for k, v in found.items() if not k.endswith(("Bytes", "Size"))}
-        return {key: without_sizes(value) for key, value in kept.items()}
-    return [without_sizes(item) for item in found] if isinstance(found, list) else found
+def without_sizes(value: Any) -> Any:
+    """Return objects without byte counts: Postgres writes a little by itself, and others use the disk, too."""
+    if isinstance(value, dict):
+        kept = {key: item for key, item in value.items() if not key.endswith(("Bytes", "Size"))}
+        return {key: without_sizes(item) for key, item in kept.items()}
+    return [without_sizes(item) for item in value] if isinstance(value, list) else value
 
 
-def test_agents_that_come_and_go_change_nothing(world: World, soak: bool) -> None:
+def test_agents_that_restart_change_nothing(world: World, soak: bool) -> None:
     world.make_project()
     world.run_agent()
-    for name in ("runs", "rests"):
+    for name in ("running", "stopped"):
         world.make_branch(name, "main")
-    world.patch_spec("rests", state="Stopped")
+    world.patch_spec("stopped", state="Stopped")
     world.run_agent()
     world.run_agent()
 
-    def told() -> Any:
+    def objects() -> Any:
         return without_sizes([world.api.find(path) for path in (PROJECTS, BRANCHES, PODS)])
 
-    before, mounts, quiet, lives = (
-        told(),
-        sorted(m.point for m in read_mounts_of(world)),
-        0,
-        20 if soak else 6,
-    )
-    for _ in range(lives):
+    before, mounts = objects(), sorted(mount.point for mount in read_mounts_of(world))
+    without_writes, restarts = 0, 20 if soak else 6
+    for _ in range(restarts):
         world.run_agent()
-        assert told() == before
-        assert sorted(m.point for m in read_mounts_of(world)) == mounts
-        quiet += "write to the API" not in world.effects
-    # At most a size has changed now and then.
-    assert quiet >= lives // 3, world.effects
-    print(f"{lives} restarts: {len(mounts)} mounts as before, {quiet} of them wrote nothing at all")
+        assert objects() == before
+        assert sorted(mount.point for mount in read_mounts_of(world)) == mounts
+        without_writes += "write to the API" not in world.effects
+    # Now and then a size may have changed.
+    assert without_writes >= restarts // 3, world.effects
+    print(
+        f"{restarts} restarts: {len(mounts)} mounts as before, {without_writes} of them wrote nothing at all"
+    )
 
 
 def read_mounts_of(world: World) -> list[Any]:
-    return [m for m in read_mounts() if m.point.startswith(f"{world.node.layout.base}/")]
+    return [mount for mount in read_mounts() if mount.point.startswith(f"{world.node.layout.base}/")]

@@ -1,6 +1,6 @@
-"""Power cuts: the node's disk as it was at one moment, taken by a snapshot of an outer btrfs while clients
-write and branches come and go. From each the pool mounts, every acknowledged row is there, the indexes are
-whole, and the agent repairs the rest.
+"""Power cuts: the node's disk as of one moment, taken by a snapshot of an outer btrfs while clients write and
+branches are created and deleted. On each copy the pool mounts, every acknowledged row is there, the indexes match
+their tables, and the agent repairs everything else.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from dbranch.api.errors import NotAccepting
 
 
 def run(*argv: object) -> str:
-    done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{argv}: {done.stderr}"
-    return done.stdout.strip()
+    completed = subprocess.run([str(word) for word in argv], capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, f"{argv}: {completed.stderr}"
+    return completed.stdout.strip()
 
 
 @pytest.fixture
 def disk() -> Iterator[Path]:
-    """An outer btrfs of its own: what is snapshotted there is what a power cut leaves."""
+    """An outer btrfs: a snapshot on it is what a power cut would leave."""
     with tempfile.TemporaryDirectory(prefix="dbranch-power-", dir="/var/tmp") as name:
         file, point = Path(name) / "disk.img", Path(name).resolve() / "disk"
         file.touch()
@@ -55,37 +55,37 @@ def disk() -> Iterator[Path]:
 
 
 class Writer(threading.Thread):
-    """A client that remembers which rows were acknowledged, and how many at what time."""
+    """A client that inserts rows and counts those that were acknowledged."""
 
     def __init__(self, world: World) -> None:
         super().__init__(daemon=True)
-        self._world, self._over, self.acknowledged = world, threading.Event(), 0
+        self._world, self._stopping, self.acknowledged = world, threading.Event(), 0
 
     def run(self) -> None:
         node = self._world.branch("main")["status"]["node"]
         endpoint = Endpoint(node["slot"], node["port"], "postgres", 15)
         with (
             suppress(psycopg.Error, NotAccepting),
-            session.connect(self._world.node.layout, endpoint, seconds=60) as there,
+            session.connect(self._world.node.layout, endpoint, seconds=60) as connection,
         ):
-            while not self._over.is_set():
-                there.execute("insert into item values (%s, repeat('x', 300))", [self.acknowledged + 1])
+            while not self._stopping.is_set():
+                connection.execute("insert into item values (%s, repeat('x', 300))", [self.acknowledged + 1])
                 self.acknowledged += 1
 
-    def end(self) -> None:
-        self._over.set()
+    def stop(self) -> None:
+        self._stopping.set()
         self.join()
 
 
-def cut(disk: Path, base: Path, number: int) -> Path:
-    """What a power cut now would leave of the disk under `base`."""
+def cut_power(disk: Path, base: Path, number: int) -> Path:
+    """Snapshot what a power cut now would leave of the disk under `base`."""
     copy = disk / f"cut-{number}"
     run("btrfs", "subvolume", "snapshot", base, copy)
     return copy
 
 
-def check(world: World, branch: str) -> None:
-    """Every index of every table of the branch, against its table."""
+def check_indexes(world: World, branch: str) -> None:
+    """Compare every index of the branch with its table."""
     node = world.branch(branch)["status"]["node"]
     run(
         *(postgres_directory() / "pg_amcheck", "--all", "--install-missing", "--heapallindexed"),
@@ -95,7 +95,7 @@ def check(world: World, branch: str) -> None:
 
 @contextmanager
 def powered(disk: Path) -> Iterator[tuple[World, str, Writer]]:
-    """A node on this disk with a project, and a client that writes into it all the while."""
+    """A node on this disk with a project, and a client that writes into it all the time."""
     base = disk / "base"
     run("btrfs", "subvolume", "create", base)
     base.chmod(0o711)
@@ -109,7 +109,7 @@ def powered(disk: Path) -> Iterator[tuple[World, str, Writer]]:
         writer = Writer(world)
         writer.start()
         yield world, project, writer
-        writer.end()
+        writer.stop()
         world.kubelet.stop()
     finally:
         node.tear_down()
@@ -117,7 +117,7 @@ def powered(disk: Path) -> Iterator[tuple[World, str, Writer]]:
 
 @contextmanager
 def restarted(copy: Path) -> Iterator[World]:
-    """The node after a power cut that left this: kubelet starts every pod that it knew of, the agent comes back."""
+    """The node after a power cut that left `copy`: kubelet starts every pod that it knew, and the agent runs."""
     node, world = Node(Layout(copy)), None
     try:
         world = World(node)
@@ -138,16 +138,16 @@ def test_power_cuts(disk: Path, soak: bool) -> None:
     cuts: list[tuple[Path, int, int]] = []
     with powered(disk) as (world, project, writer):
         for number in range(40 if soak else 3):
-            # A branch comes and one goes, and the agent is cut off somewhere in it.
+            # One branch is created, another deleted, and the agent is killed somewhere on the way.
             world.make_branch(f"b{number}", "main")
             if number:
                 world.api.delete(f"{BRANCHES}/shop-b{number - 1}")
-            ended = world.run_agent(random.randint(1, 90))
+            effects = world.run_agent(random.randint(1, 90))
             time.sleep(random.random() / 2)
             before = writer.acknowledged
-            copy = cut(disk, disk / "base", number)
+            copy = cut_power(disk, disk / "base", number)
             cuts.append((copy, before, number))
-            if ended is None:
+            if effects is None:
                 world.run_agent()
     assert cuts[-1][1] > 100, "hardly anything was written"
     for copy, before, number in cuts:
@@ -155,18 +155,18 @@ def test_power_cuts(disk: Path, soak: bool) -> None:
             check_rows(after, before)
             after.assert_consistent(project, running=2, stored=2)
             for branch in ("main", f"b{number}"):
-                check(after, branch)
+                check_indexes(after, branch)
     print(f"{len(cuts)} power cuts, {cuts[-1][1]} rows acknowledged at the last, none lost")
 
 
-# The effect after which the power goes, before anything else is done: what was made, then what was taken away.
-MADE = (r"os\.rename .*marker\.json", r"^# mv --no-clobber", r"^# sync")
-TAKEN = (r"^# mv ", r"^# sync", r"^# btrfs subvolume delete")
+# The effect right after which the power is cut: of a creation, then of a deletion.
+CREATION_EFFECTS = (r"os\.rename .*marker\.json", r"^# mv --no-clobber", r"^# sync")
+DELETION_EFFECTS = (r"^# mv ", r"^# sync", r"^# btrfs subvolume delete")
 
 
 def test_power_cuts_right_after_a_marker_a_rename_and_a_delete(disk: Path, soak: bool) -> None:
     cuts: list[tuple[Path, int, int]] = []
-    points = [(last, 2) for last in MADE] + [(last, 1) for last in TAKEN]
+    points = [(last, 2) for last in CREATION_EFFECTS] + [(last, 1) for last in DELETION_EFFECTS]
     with powered(disk) as (world, project, writer):
         for last, branches in points * 5 if soak else points:
             world.make_branch("b", "main")
@@ -175,7 +175,7 @@ def test_power_cuts_right_after_a_marker_a_rename_and_a_delete(disk: Path, soak:
                 world.api.delete(f"{BRANCHES}/shop-b")
             assert world.run_agent(last) is None
             before = writer.acknowledged
-            cuts.append((cut(disk, disk / "base", len(cuts)), before, branches))
+            cuts.append((cut_power(disk, disk / "base", len(cuts)), before, branches))
             world.run_agent()
             if branches == 2:
                 world.delete_branch("b")
@@ -184,5 +184,5 @@ def test_power_cuts_right_after_a_marker_a_rename_and_a_delete(disk: Path, soak:
         with restarted(copy) as after:
             check_rows(after, before)
             after.assert_consistent(project, running=branches, stored=branches)
-            check(after, "b" if branches == 2 else "main")
+            check_indexes(after, "b" if branches == 2 else "main")
     print(f"{len(tried)} power cuts right after an effect, none lost")

@@ -1,4 +1,4 @@
-"""Slots that wait: taken by one branch each, replaced, kept and made anew. Real btrfs and Postgres, API on paper."""
+"""Warm slots: each claimed by one branch, replaced, kept. Real btrfs and Postgres, a fake API server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.node.agent_life import BRANCHES, NAMESPACE, NODE, PODS, PROJECTS
 from tests.node.fake_api import FakeApi, Json
 from tests.node.machine import OWNER
-from tests.node.test_agent import configure, restart, says
+from tests.node.test_agent import configure, postgres_status, restart
 from tests.node.world import World
 
 from dbranch.agent.branch.reconciler import BranchReconciler
@@ -30,7 +30,7 @@ from dbranch.api.project import parse_project
 from dbranch.kube.client import Cluster
 from dbranch.runtime.locks import KeyedLocks
 
-HOME = NodeContext(NODE, "node-uid", "dbranch-nodes", "dbranch")
+CONTEXT = NodeContext(NODE, "node-uid", "dbranch-nodes", "dbranch")
 METRICS = AgentMetrics()
 
 
@@ -39,12 +39,13 @@ def uids(pods: list[Json]) -> set[str]:
 
 
 def pod_of(world: World, branch: str) -> Json:
-    found = world.api.find(PODS, f"{names.LABEL_BRANCH_UID}={world.uid(branch)}")
-    assert len(found) == 1
-    return found[0]
+    pods = world.api.find(PODS, f"{names.LABEL_BRANCH_UID}={world.uid(branch)}")
+    assert len(pods) == 1
+    return pods[0]
 
 
-def told(world: World) -> object:
+def reported_count(world: World) -> object:
+    """Return status.node.warmSlots of the project."""
     return ((world.api.get(f"{PROJECTS}/shop") or {})["status"]["node"]).get("warmSlots")
 
 
@@ -56,39 +57,39 @@ def shop(world: World) -> World:
     return world
 
 
-def test_a_branch_takes_the_waiting_slot_and_another_is_made_behind_it(shop: World) -> None:
-    waiting = shop.warm_pods()
-    assert len(waiting) == 1 and told(shop) == 1
+def test_a_branch_claims_the_warm_pod_and_another_is_created_after_it(shop: World) -> None:
+    warm_pods = shop.warm_pods()
+    assert len(warm_pods) == 1 and reported_count(shop) == 1
     shop.make_branch("copy", "main")
     shop.run_agent()
     pod = pod_of(shop, "copy")
-    assert pod["metadata"]["uid"] == waiting[0]["metadata"]["uid"]
+    assert pod["metadata"]["uid"] == warm_pods[0]["metadata"]["uid"]
     assert pod["metadata"]["labels"][names.LABEL_NAMESPACE] == NAMESPACE
     assert pod["metadata"]["labels"][names.LABEL_BRANCH] == "copy"
     assert shop.branch("copy")["status"]["node"]["slot"] == pod["metadata"]["name"]
     assert shop.sql("copy", "select count(*) from item") == [(100,)]
-    assert len(shop.warm_pods()) == 1 and told(shop) == 1
+    assert len(shop.warm_pods()) == 1 and reported_count(shop) == 1
 
 
-def test_an_agent_that_comes_back_keeps_them(shop: World) -> None:
+def test_an_agent_that_restarts_keeps_the_warm_pods(shop: World) -> None:
     before = uids(shop.warm_pods())
     for _ in range(2):
         shop.run_agent()
     assert uids(shop.warm_pods()) == before
 
 
-def test_resume_restart_and_a_lost_pod_take_one_each_and_none_twice(shop: World) -> None:
+def test_resume_restart_and_a_lost_pod_claim_one_warm_pod_each_and_none_twice(shop: World) -> None:
     shop.make_branch("copy", "main")
     shop.run_agent()
     used = uids(shop.api.find(PODS)) - uids(shop.warm_pods())
 
-    def takes(act: Any) -> None:
-        (waiting,) = uids(shop.warm_pods())
-        act()
+    def assert_claims(change: Any) -> None:
+        (warm_uid,) = uids(shop.warm_pods())
+        change()
         pod = pod_of(shop, "copy")
-        assert pod["metadata"]["uid"] == waiting not in used
+        assert pod["metadata"]["uid"] == warm_uid not in used
         assert shop.sql("copy", "select count(*) from item") == [(100,)]
-        used.add(waiting)
+        used.add(warm_uid)
 
     def resume() -> None:
         shop.patch_spec("copy", state="Stopped")
@@ -101,15 +102,15 @@ def test_resume_restart_and_a_lost_pod_take_one_each_and_none_twice(shop: World)
         shop.api.delete(f"{PODS}/{pod_of(shop, 'copy')['metadata']['name']}")
         shop.run_agent()
 
-    takes(resume)
-    takes(lambda: restart(shop, "copy", "2026-01-01T00:00:00Z"))
+    assert_claims(resume)
+    assert_claims(lambda: restart(shop, "copy", "2026-01-01T00:00:00Z"))
     assert pod_of(shop, "copy")["metadata"]["annotations"][names.RESTARTED_AT] == "2026-01-01T00:00:00Z"
-    takes(lose)
-    # The restart that was asked for is not made again by the pod that came after it.
+    assert_claims(lose)
+    # The pod after the restarted one serves the same restart: none happens again.
     assert shop.branch("copy")["status"]["node"]["restartedAt"] == "2026-01-01T00:00:00Z"
 
 
-def test_they_are_made_anew_for_another_image_and_other_resources_and_go_with_their_class(
+def test_warm_pods_are_replaced_for_another_image_or_resources_and_deleted_with_their_class(
     shop: World,
 ) -> None:
     layout = shop.node.layout
@@ -125,8 +126,8 @@ def test_they_are_made_anew_for_another_image_and_other_resources_and_go_with_th
     assert spec["containers"][0]["image"] == "postgres:another"
     assert spec["containers"][0]["resources"] == {"requests": {"cpu": "10m"}}
     assert spec["imagePullSecrets"] == [{"name": "registry"}]
-    assert says(shop, "main")[0] == "RestartPending"
-    # A class of its own, while the branch runs.
+    assert postgres_status(shop, "main")[0] == "RestartPending"
+    # The branch has a class of its own, which is in use while it runs.
     shop.make_branch("large", "main")
     shop.patch_spec("large", postgres={"resources": {"requests": {"cpu": "20m"}}})
     shop.run_agent()
@@ -136,55 +137,60 @@ def test_they_are_made_anew_for_another_image_and_other_resources_and_go_with_th
     assert len(shop.warm_pods()) == 1
     shop.api.merge(f"{PROJECTS}/shop", {"spec": {"state": "Stopped"}})
     shop.run_agent()
-    assert shop.warm_pods() == [] and shop.pods() == [] and observe_slots(layout) == () and told(shop) is None
+    assert (
+        shop.warm_pods() == []
+        and shop.pods() == []
+        and observe_slots(layout) == ()
+        and reported_count(shop) is None
+    )
 
 
-class Meeting(FakeApi):
-    """Its first two claims are asked for at the same moment."""
+class ConcurrentClaims(FakeApi):
+    """Delays the first claim until the second one arrives, so that both happen at the same moment."""
 
     def __init__(self, file: Path) -> None:
         super().__init__(file)
-        self._met = threading.Barrier(2)
-        self.asked = 0
+        self._barrier = threading.Barrier(2)
+        self.claims = 0
 
     def json_patch(self, path: str, operations: list[Json]) -> Json:
-        self.asked += 1
-        if self.asked <= 2:
-            self._met.wait(20)
+        self.claims += 1
+        if self.claims <= 2:
+            self._barrier.wait(20)
         return super().json_patch(path, operations)
 
 
-def test_of_two_that_ask_for_the_last_one_the_other_goes_the_cold_way(shop: World) -> None:
-    (waiting,) = uids(shop.warm_pods())
-    api = Meeting(shop.node.layout.base / "api.json")
+def test_of_two_branches_that_claim_the_last_warm_pod_one_gets_a_new_pod(shop: World) -> None:
+    (warm_uid,) = uids(shop.warm_pods())
+    api = ConcurrentClaims(shop.node.layout.base / "api.json")
     cluster, layout, locks = cast(Cluster, api), shop.node.layout, KeyedLocks()
     work = BranchReconciler(
-        cluster, layout, HOME, locks, WarmReconciler(cluster, layout, HOME, 1, METRICS), METRICS
+        cluster, layout, CONTEXT, locks, WarmReconciler(cluster, layout, CONTEXT, 1, METRICS), METRICS
     )
     branches = [shop.make_branch(name, "main") for name in ("one", "two")]
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda name: work.reconcile(NAMESPACE, name), ("shop-one", "shop-two")))
-    assert api.asked == 2 and waiting in uids(shop.pods()) and shop.warm_pods() == []
-    of_branches = [pod["metadata"]["labels"][names.LABEL_BRANCH_UID] for pod in shop.pods()]
-    assert sorted(of_branches) == sorted([*branches, shop.uid("main")])
+    assert api.claims == 2 and warm_uid in uids(shop.pods()) and shop.warm_pods() == []
+    branch_uids = [pod["metadata"]["labels"][names.LABEL_BRANCH_UID] for pod in shop.pods()]
+    assert sorted(branch_uids) == sorted([*branches, shop.uid("main")])
     work.wait_idle(30)
     for name in ("one", "two"):
         assert shop.sql(name, "select count(*) from item") == [(100,)]
 
 
-class Denying(FakeApi):
-    """An API server whose policies let nothing be claimed."""
+class DenyingApi(FakeApi):
+    """An API server whose admission policies deny every claim."""
 
     def json_patch(self, path: str, operations: list[Json]) -> Json:
         raise ApiError(422, "Invalid", "denied by a policy")
 
 
-def test_where_nothing_can_be_claimed_branches_go_the_cold_way(shop: World) -> None:
+def test_without_claims_branches_get_new_pods(shop: World) -> None:
     before = uids(shop.warm_pods())
-    cluster = cast(Cluster, Denying(shop.node.layout.base / "api.json"))
+    cluster = cast(Cluster, DenyingApi(shop.node.layout.base / "api.json"))
     layout = shop.node.layout
     work = BranchReconciler(
-        cluster, layout, HOME, KeyedLocks(), WarmReconciler(cluster, layout, HOME, 1, METRICS), METRICS
+        cluster, layout, CONTEXT, KeyedLocks(), WarmReconciler(cluster, layout, CONTEXT, 1, METRICS), METRICS
     )
     shop.make_branch("copy", "main")
     work.reconcile(NAMESPACE, "shop-copy")
@@ -193,8 +199,8 @@ def test_where_nothing_can_be_claimed_branches_go_the_cold_way(shop: World) -> N
     assert uids(shop.warm_pods()) == before
 
 
-class Counting(FakeApi):
-    """Counts how often all projects or branches are asked for."""
+class CountingApi(FakeApi):
+    """Counts the lists of all projects or all branches."""
 
     lists = 0
 
@@ -203,58 +209,58 @@ class Counting(FakeApi):
         return super().find(path, labels, fields)
 
 
-def test_a_class_that_comes_is_known_from_the_visits_and_ended_after_a_look(shop: World) -> None:
-    api = Counting(shop.node.layout.base / "api.json")
+def test_a_new_class_is_known_from_reconciles_and_its_pods_are_deleted_only_after_a_list(shop: World) -> None:
+    api = CountingApi(shop.node.layout.base / "api.json")
     cluster, layout = cast(Cluster, api), shop.node.layout
-    warm = WarmReconciler(cluster, layout, HOME, 1, METRICS)
-    work = BranchReconciler(cluster, layout, HOME, KeyedLocks(), warm, METRICS)
+    warm = WarmReconciler(cluster, layout, CONTEXT, 1, METRICS)
+    work = BranchReconciler(cluster, layout, CONTEXT, KeyedLocks(), warm, METRICS)
     warm.reconcile()
-    listed, usual = api.lists, uids(shop.warm_pods())
-    assert listed == 2
+    lists, before = api.lists, uids(shop.warm_pods())
+    assert lists == 2
     shop.make_branch("large", "main")
     shop.patch_spec("large", postgres={"resources": {"requests": {"cpu": "20m"}}})
     work.reconcile(NAMESPACE, "shop-large")
     work.wait_idle(30)
     warm.reconcile()
-    assert len(shop.warm_pods()) == 2 and usual < uids(shop.warm_pods())
-    assert api.lists == listed
-    # Before any is ended, it is made sure.
+    assert len(shop.warm_pods()) == 2 and before < uids(shop.warm_pods())
+    assert api.lists == lists
+    # Before a warm pod is deleted, the objects are listed again.
     shop.patch_spec("large", state="Stopped")
-    until = time.monotonic() + 30
+    deadline = time.monotonic() + 30
     while work.reconcile(NAMESPACE, "shop-large") is not None or warm.reconcile() is not None:
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert uids(shop.warm_pods()) == usual
-    assert api.lists > listed
+    assert uids(shop.warm_pods()) == before
+    assert api.lists > lists
 
 
-def test_a_visit_that_took_long_does_not_bring_back_what_was(shop: World) -> None:
+def test_a_slow_reconcile_with_an_old_spec_does_not_bring_back_its_class(shop: World) -> None:
     cluster, layout = cast(Cluster, shop.api), shop.node.layout
-    warm = WarmReconciler(cluster, layout, HOME, 1, METRICS)
+    warm = WarmReconciler(cluster, layout, CONTEXT, 1, METRICS)
     warm.reconcile()
     old = parse_project(shop.api.get(f"{PROJECTS}/shop") or {})
     resources = {"requests": {"cpu": "10m"}}
     new = parse_project(shop.api.merge(f"{PROJECTS}/shop", {"spec": {"postgres": {"resources": resources}}}))
     warm.trigger(new)
     warm.trigger(old)
-    until = time.monotonic() + 30
+    deadline = time.monotonic() + 30
     while warm.reconcile() is not None:
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.1)
     assert [pod["spec"]["containers"][0]["resources"] for pod in shop.warm_pods()] == [resources]
 
 
-def test_a_burst_never_has_more_of_them_than_the_limit(shop: World) -> None:
+def test_a_burst_of_branches_never_leads_to_more_warm_pods_than_the_limit(shop: World) -> None:
     cluster, layout = cast(Cluster, shop.api), shop.node.layout
-    warm = [WarmReconciler(cluster, layout, HOME, 2, METRICS) for _ in range(2)]
+    reconcilers = [WarmReconciler(cluster, layout, CONTEXT, 2, METRICS) for _ in range(2)]
     most = 0
     for n in range(6):
         shop.make_branch(f"b{n}", "main")
-    work = BranchReconciler(cluster, layout, HOME, KeyedLocks(), warm[0], METRICS)
+    work = BranchReconciler(cluster, layout, CONTEXT, KeyedLocks(), reconcilers[0], METRICS)
     for n in range(6):
         work.reconcile(NAMESPACE, f"shop-b{n}")
-        for keeper in warm:
-            keeper.reconcile()
+        for warm in reconcilers:
+            warm.reconcile()
         most = max(most, len(shop.warm_pods()))
     assert most == 2 == len(shop.warm_pods())
     work.wait_idle(30)
@@ -262,16 +268,16 @@ def test_a_burst_never_has_more_of_them_than_the_limit(shop: World) -> None:
         assert body["status"]["node"]["postgres"]["reason"] == "Accepting"
 
 
-def test_a_claimed_slot_is_neither_claimed_nor_ended_any_more(shop: World) -> None:
-    seen = pod_facts(shop.warm_pods()[0])
+def test_a_claimed_pod_is_neither_claimed_nor_deleted_again(shop: World) -> None:
+    free_pod = pod_facts(shop.warm_pods()[0])
     cluster = cast(Cluster, shop.api)
     project = parse_project(shop.api.get(f"{PROJECTS}/shop") or {})
     branch = parse_branch(shop.branch("main"))
-    ensure_claimed(cluster, HOME.namespace, seen, claim_patch(project, branch, seen.uid))
+    ensure_claimed(cluster, CONTEXT.namespace, free_pod, claim_patch(project, branch, free_pod.uid))
     with pytest.raises(SlotTaken):
-        ensure_claimed(cluster, HOME.namespace, seen, claim_patch(project, branch, seen.uid))
-    # What was seen free before it was claimed is not ended now.
-    delete_warm_pod(cluster, HOME.namespace, seen)
-    pod = shop.api.get(f"{PODS}/{seen.name}")
+        ensure_claimed(cluster, CONTEXT.namespace, free_pod, claim_patch(project, branch, free_pod.uid))
+    # A pod that was free when it was read and has been claimed since is not deleted.
+    delete_warm_pod(cluster, CONTEXT.namespace, free_pod)
+    pod = shop.api.get(f"{PODS}/{free_pod.name}")
     assert pod and "deletionTimestamp" not in pod["metadata"]
-    assert shop.node.layout.run(seen.name).stat().st_uid == OWNER
+    assert shop.node.layout.run(free_pod.name).stat().st_uid == OWNER

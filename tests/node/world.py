@@ -1,4 +1,4 @@
-"""A node with a paper API, a kubelet that runs its pods as processes, and agents that come and are killed."""
+"""A node with a fake API server, a kubelet that runs pods as processes, and agents that are started and killed."""
 
 from __future__ import annotations
 
@@ -26,49 +26,51 @@ from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.api import names
 
 ROOT = Path(__file__).parents[2]
-# Kills of each kind in the short form.
-DRAWN = 3
+# Effects at which an agent is killed in the short form of a test, drawn at random.
+SAMPLED_KILLS = 3
 
 
 class Kubelet(threading.Thread):
-    """Runs the pods on the paper as processes, ends them when their end is asked for."""
+    """Runs the API's pods as processes, and stops them when they are deleted."""
 
     def __init__(self, api: FakeApi, node: Node) -> None:
         super().__init__(daemon=True)
-        self._api, self._node, self._over = api, node, threading.Event()
+        self._api, self._node, self._stopped = api, node, threading.Event()
 
     def run(self) -> None:
-        while not self._over.wait(0.02):
+        while not self._stopped.wait(0.02):
             for pod in self._api.find(PODS):
                 self._sync(pod)
 
-    def end(self) -> None:
-        self._over.set()
+    def stop(self) -> None:
+        self._stopped.set()
         self.join()
 
     def _sync(self, pod: Json) -> None:
         name, path = pod["metadata"]["name"], f"{PODS}/{pod['metadata']['name']}"
         process = self._node.running.get(name)
-        asked = bool(pod["metadata"].get("deletionTimestamp"))
-        if process is None and not asked:
-            process = self._node.script(name, pod["spec"]["containers"][0]["command"][2])
-            self._says(path, {"phase": "Running", "podIP": "127.0.0.1", "containerStatuses": [_RUNNING]})
+        deleting = bool(pod["metadata"].get("deletionTimestamp"))
+        if process is None and not deleting:
+            process = self._node.run_script(name, pod["spec"]["containers"][0]["command"][2])
+            self._write_status(
+                path, {"phase": "Running", "podIP": "127.0.0.1", "containerStatuses": [_RUNNING]}
+            )
         elif process is not None and process.poll() is not None:
-            if asked:
+            if deleting:
                 self._node.running.pop(name)
-                self._api.gone(path)
+                self._api.remove_pod(path)
             elif pod["spec"]["restartPolicy"] == "Always":
-                self._node.script(name, pod["spec"]["containers"][0]["command"][2])
-                again = pod["status"]["containerStatuses"][0]["restartCount"] + 1
-                self._says(path, {"containerStatuses": [{**_RUNNING, "restartCount": again}]})
+                self._node.run_script(name, pod["spec"]["containers"][0]["command"][2])
+                restarts = pod["status"]["containerStatuses"][0]["restartCount"] + 1
+                self._write_status(path, {"containerStatuses": [{**_RUNNING, "restartCount": restarts}]})
             elif pod["status"]["phase"] == "Running":
-                self._says(path, {"phase": "Failed" if process.returncode else "Succeeded"})
+                self._write_status(path, {"phase": "Failed" if process.returncode else "Succeeded"})
         elif process is None:
-            self._api.gone(path)
-        elif asked:
+            self._api.remove_pod(path)
+        elif deleting:
             process.send_signal(signal.SIGINT)
 
-    def _says(self, path: str, status: Json) -> None:
+    def _write_status(self, path: str, status: Json) -> None:
         self._api.merge(path, {"status": status})
 
 
@@ -76,47 +78,49 @@ _RUNNING = {"state": {"running": {}}, "imageID": "", "restartCount": 0}
 
 
 class World:
-    """A node with a paper API, its kubelet, and agents that come and are killed."""
+    """A node with a fake API server, its kubelet, and agents that are started and killed.
 
-    def __init__(self, node: Node, paper: Path | None = None) -> None:
+    `kills`: how many agents were killed. `effects`: of the last agent that was not. `name`: of the project in use.
+    """
+
+    def __init__(self, node: Node, file: Path | None = None) -> None:
         self.node = node
-        self._file = paper or node.layout.base / "api.json"
+        self._file = file or node.layout.base / "api.json"
         self.api = FakeApi(self._file)
         self.kubelet = Kubelet(self.api, node)
         self.kubelet.start()
         self.kills = 0
         self.name = "shop"
-        # Of the last life that was not killed.
         self.effects: list[str] = []
 
     def for_project(self, name: str) -> World:
-        """The same node, seen from another project of it."""
+        """Return the same node for another project on it."""
         other = copy.copy(self)
         other.name = name
         return other
 
     def run_rounds(self) -> None:
-        """A few rounds of an agent that cannot come to an end."""
+        """Run an agent for three rounds: it cannot finish."""
         self.run_agent(0, 3)
 
     def run_agent(self, kill_at: int | str = 0, *rounds: int) -> int | None:
-        """One agent's life; its effects, None where it was killed."""
+        """Run an agent until it has nothing more to do; return how many effects it had, None if it was killed."""
         process = self.start_agent(kill_at, *rounds)
-        said, failed = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=120)
         if process.returncode == -signal.SIGKILL and kill_at:
             self.kills += 1
             return None
-        assert process.returncode == 0, failed
-        self.effects = said.splitlines()
+        assert process.returncode == 0, errors
+        self.effects = output.splitlines()
         return len(self.effects)
 
     def start_agent(
         self, kill_at: int | str = 0, *rounds: int, within: tuple[str, ...] = ()
     ) -> subprocess.Popen[str]:
-        """An agent that lives on beside this; `within` are commands that run it, as `unshare`."""
-        life = ("-m", "tests.node.agent_process", self._file, self.node.layout.base, kill_at, *rounds)
+        """Start an agent and return its process; `within`: a command that runs it, such as `unshare`."""
+        arguments = ("-m", "tests.node.agent_process", self._file, self.node.layout.base, kill_at, *rounds)
         return subprocess.Popen(
-            [*within, sys.executable, *map(str, life)],
+            [*within, sys.executable, *map(str, arguments)],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'operator'}", "PYTHONDONTWRITEBYTECODE": "1"},
             stdout=subprocess.PIPE,
@@ -124,25 +128,28 @@ class World:
             text=True,
         )
 
-    def kill_at_each_effect(self, ask: Callable[[int], Callable[[], None]], soak: bool) -> int:
-        """What `ask` asks for, once without a kill to find its effects, then killed at each of them (at a
-        few drawn ones without `soak`): a killed agent, another, the check that `ask` returned."""
-        check = ask(0)
+    def kill_at_each_effect(self, change: Callable[[int], Callable[[], None]], soak: bool) -> int:
+        """Run an agent once to count its effects, then kill one at each of them (without `soak`: at a few).
+
+        `change(effect)` changes a spec before each run and returns a check for after it. After each killed agent
+        another one runs to its end. Return the number of effects.
+        """
+        check = change(0)
         effects = self.run_agent()
         assert effects
         check()
         points = range(1, effects + 1)
-        for at in points if soak else sorted(random.sample(points, min(DRAWN, effects))):
-            check = ask(at)
-            if self.run_agent(at) is None:
+        for effect in points if soak else sorted(random.sample(points, min(SAMPLED_KILLS, effects))):
+            check = change(effect)
+            if self.run_agent(effect) is None:
                 self.run_agent()
             check()
         return effects
 
     def make_project(
-        self, storage: Json | None = None, parameters: dict[str, str] | None = None, **more: object
+        self, storage: Json | None = None, parameters: dict[str, str] | None = None, **spec_fields: object
     ) -> str:
-        """A project with its root branch; `storage`, `parameters` and `more` go into its spec. Its UID."""
+        """Create a project with these fields in its spec, and its root branch; return the project's UID."""
         project, name = str(uuid.uuid4()), self.name
         spec = {
             "postgres": {
@@ -154,20 +161,20 @@ class World:
         meta = {"name": name, "namespace": NAMESPACE, "uid": project, "finalizers": [names.AGENT_FINALIZER]}
         body = {
             "metadata": meta,
-            "spec": {**spec, "storage": {"size": "256Mi", **(storage or {})}, **more},
+            "spec": {**spec, "storage": {"size": "256Mi", **(storage or {})}, **spec_fields},
             "status": {"nodeName": NODE},
         }
         self.api.create(PROJECTS, body)
         self.make_branch("main", None)
         return project
 
-    def delete_project(self, live: Callable[[], object] | None = None) -> None:
-        """Deleted, until it is gone; `live`: who acts, else one agent."""
+    def delete_project(self, run: Callable[[], object] | None = None) -> None:
+        """Delete the project and run an agent (or `run`) until it is gone."""
         self.request_deletion()
-        (live or self.run_agent)()
+        (run or self.run_agent)()
 
     def request_deletion(self) -> None:
-        """As the controller does: the branches first, then the project."""
+        """Delete the branches, then the project, as the controller does."""
         for body in self.api.find(BRANCHES):
             if body["spec"]["project"] == self.name:
                 self.api.delete(f"{BRANCHES}/{body['metadata']['name']}")
@@ -180,11 +187,11 @@ class World:
             spec["source"] = source
             status["sourceUID"] = self.uid(source)
         meta = {"name": f"{self.name}-{name}", "namespace": NAMESPACE, "finalizers": [names.AGENT_FINALIZER]}
-        made = self.api.create(BRANCHES, {"metadata": meta, "spec": spec, "status": status})
-        return str(made["metadata"]["uid"])
+        created = self.api.create(BRANCHES, {"metadata": meta, "spec": spec, "status": status})
+        return str(created["metadata"]["uid"])
 
     def delete_branch(self, name: str) -> None:
-        """Deleted, until it is gone."""
+        """Delete the branch and run an agent until it is gone."""
         self.api.delete(f"{BRANCHES}/{self.name}-{name}")
         self.run_agent()
 
@@ -197,11 +204,11 @@ class World:
         return str(self.branch(name)["metadata"]["uid"])
 
     def pods(self) -> list[Json]:
-        """The branches' pods."""
+        """Return the pods of branches and initdb."""
         return self.api.find(PODS, names.LABEL_BRANCH_UID)
 
     def warm_pods(self) -> list[Json]:
-        """The pods that wait for a branch."""
+        """Return the pods that no branch has claimed."""
         return self.api.find(PODS, f"{names.LABEL_SLOT},!{names.LABEL_BRANCH_UID}")
 
     def patch_spec(self, name: str, **spec: object) -> None:
@@ -216,17 +223,20 @@ class World:
             return cursor.fetchall() if cursor.description else []
 
     def assert_consistent(self, project: str, running: int, stored: int) -> None:
-        """One device, one mount, `running` binds and branches with a pod each, `stored` subvolumes, nothing
-        temporary; as many slots wait as shall, and no directory is without a pod."""
+        """Assert that the node has what the project needs, and nothing else.
+
+        That is one loop device, one mount, `running` bind mounts and branches with one pod each, `stored` subvolumes,
+        none that is unfinished, WARM warm pods, and no slot without a pod.
+        """
         layout = self.node.layout
         assert len(loops_of(layout.image(project))) == 1
-        points = [m.point for m in read_mounts() if m.point.startswith(f"{layout.base}/")]
+        points = [mount.point for mount in read_mounts() if mount.point.startswith(f"{layout.base}/")]
         assert points.count(str(layout.pool(project))) == 1
         assert len(points) == 1 + running, points
-        of_branches = [pod["metadata"]["labels"][names.LABEL_BRANCH_UID] for pod in self.pods()]
-        assert len(of_branches) == running == len(set(of_branches))
+        branch_uids = [pod["metadata"]["labels"][names.LABEL_BRANCH_UID] for pod in self.pods()]
+        assert len(branch_uids) == running == len(set(branch_uids))
         assert len(self.warm_pods()) == WARM
         assert set(observe_slots(layout)) == {pod["metadata"]["name"] for pod in self.api.find(PODS)}
-        found = observe_subvolumes(layout, project)
-        assert len(found.branches) == stored and all(found.branches.values())
-        assert found.unfinished == ()
+        subvolumes = observe_subvolumes(layout, project)
+        assert len(subvolumes.branches) == stored and all(subvolumes.branches.values())
+        assert subvolumes.unfinished == ()
