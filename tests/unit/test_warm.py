@@ -71,7 +71,7 @@ def test_the_metric_has_a_series_for_each_class_in_use_and_no_other() -> None:
     metrics = AgentMetrics(2)
 
     def warm_slots() -> dict[str, str]:
-        lines = metrics.text().decode().splitlines()
+        lines = metrics.response().body.decode().splitlines()
         series = (line.rpartition(" ") for line in lines if line.startswith("dbranch_agent_warm_slots{"))
         return {name.partition('class="')[2].partition('"')[0]: value for name, _, value in series}
 
@@ -82,7 +82,7 @@ def test_the_metric_has_a_series_for_each_class_in_use_and_no_other() -> None:
     metrics.set_warm_slots(free_counts(TEMPLATE, warm_facts(old)))
     assert warm_slots() == {MAIN_HASH: "0.0"}
     metrics.observe_start("warm", 0.2)
-    text = metrics.text().decode()
+    text = metrics.response().body.decode()
     assert 'dbranch_agent_branch_start_seconds_count{slot="warm"} 1.0' in text
     assert 'dbranch_agent_branch_start_seconds_count{slot="new"} 0.0' in text
     assert "dbranch_agent_warm_slots_desired 2.0" in text

@@ -8,7 +8,8 @@ from typing import Final, Literal
 from prometheus_client import CollectorRegistry, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
+from dbranch.runtime.http import Response
+
 _START_BUCKETS_SECONDS: Final = (0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 # Nobody reads the second series that each histogram would have: the time at which it was created.
@@ -60,6 +61,6 @@ class AgentMetrics:
         """Count a branch whose Postgres accepts, in a slot that was `warm` or is `new`."""
         self._starts.labels(slot).observe(seconds)
 
-    def text(self) -> bytes:
+    def response(self) -> Response:
         """Return all metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return Response(generate_latest(self._registry), content_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 from dbranch.agent.layout import Layout
 from dbranch.agent.machine import observe_machine
-from dbranch.agent.metrics import CONTENT_TYPE, AgentMetrics
+from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.preflight import not_ready_reason
 from dbranch.agent.slot.effect import immutable_supported
+from dbranch.runtime.http import Response, serve_http
 
 logger = logging.getLogger(__name__)
 
@@ -43,32 +44,9 @@ class Readiness:
 
     def serve(self, port: int = 8081) -> ThreadingHTTPServer:
         """Start the server in a thread of its own and return it, for its address and its shutdown."""
-        readiness = self
+        return serve_http(port, {"/readyz": self._readyz, "/metrics": self._metrics.response})
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                match self.path:
-                    case "/readyz":
-                        reason = readiness.reason_not_ready()
-                        status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
-                        content_type, body = "text/plain", f"{reason or 'ready'}\n".encode()
-                    case "/metrics":
-                        status, content_type, body = HTTPStatus.OK, CONTENT_TYPE, readiness._metrics.text()
-                    case _:
-                        status, content_type, body = (
-                            HTTPStatus.NOT_FOUND,
-                            "text/plain",
-                            b"/readyz and /metrics\n",
-                        )
-                self.send_response(status)
-                self.send_header("Content-Type", content_type)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                """Log nothing: kubelet asks every two seconds."""
-
-        server = ThreadingHTTPServer(("", port), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True, name="readyz").start()
-        return server
+    def _readyz(self) -> Response:
+        reason = self.reason_not_ready()
+        status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
+        return Response(f"{reason or 'ready'}\n".encode(), status)

@@ -20,6 +20,7 @@ from dbranch.controller.cache import Cache
 from dbranch.controller.events import EmitEvent
 from dbranch.controller.finalizers import remove_agent_finalizer
 from dbranch.controller.manifests import Release
+from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.nodes import AgentPod, NodeObject, agent_pod, node_object
 from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.reconciler import ProjectReconciler, proxy_pod_of
@@ -50,12 +51,16 @@ _MEASURED_FIELDS = (
 
 
 def register(
-    registry: kopf.OperatorRegistry, cluster: Cluster, release: Release, resync_seconds: float
+    registry: kopf.OperatorRegistry,
+    cluster: Cluster,
+    release: Release,
+    resync_seconds: float,
+    metrics: ControllerMetrics,
 ) -> None:
     """Register the indices and handlers. Each object is reconciled at least every `resync_seconds`."""
     locks, owned, initial_sync = KeyedLocks(), OwnedObjects(cluster), InitialSync("branches")
-    projects = ProjectReconciler(cluster, release, owned, locks)
-    branches = BranchReconciler(cluster, release, owned, locks)
+    projects = ProjectReconciler(cluster, release, owned, locks, metrics)
+    branches = BranchReconciler(cluster, release, owned, locks, metrics)
     _register_startup(registry, owned)
     _register_indices(registry, release.nodes_namespace)
     _register_projects(registry, projects, resync_seconds)

@@ -13,11 +13,15 @@ from dbranch.api.errors import DbranchError, InvalidInput
 from dbranch.api.project import parse_seconds
 from dbranch.controller.handlers import register
 from dbranch.controller.manifests import Release
+from dbranch.controller.metrics import ControllerMetrics
 from dbranch.kube.client import Cluster
+from dbranch.runtime.http import serve_http
 from dbranch.runtime.kopf_settings import serve
 from dbranch.runtime.logs import start_logging
 
 logger = logging.getLogger(__name__)
+
+_METRICS_PORT = 8081
 
 
 def release_of(environment: Mapping[str, str]) -> Release:
@@ -46,5 +50,7 @@ def main() -> None:
     except DbranchError as error:
         raise SystemExit(f"dbranch-server controller: {error}") from error
     registry = kopf.OperatorRegistry()
-    register(registry, cluster, release, resync_seconds)
+    metrics = ControllerMetrics()
+    serve_http(_METRICS_PORT, {"/metrics": metrics.response})
+    register(registry, cluster, release, resync_seconds, metrics)
     serve(registry, names.CONTROLLER_MANAGER)

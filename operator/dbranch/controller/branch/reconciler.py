@@ -20,6 +20,7 @@ from dbranch.controller.cache import Cache
 from dbranch.controller.conditions import phase_of, ready_finding, report_conditions
 from dbranch.controller.events import EmitEvent, emit_transition
 from dbranch.controller.manifests import Credentials, Release
+from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects, owner_uids
 from dbranch.controller.routing import target_of
 from dbranch.controller.scheduling import Binding, bind_branch, is_abandoned, not_reporting_finding
@@ -35,8 +36,16 @@ logger = logging.getLogger(__name__)
 class BranchReconciler:
     """Reconciles branches; handlers call it with the cache and a way to emit Events about the branch."""
 
-    def __init__(self, cluster: Cluster, release: Release, owned: OwnedObjects, locks: KeyedLocks) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        release: Release,
+        owned: OwnedObjects,
+        locks: KeyedLocks,
+        metrics: ControllerMetrics,
+    ) -> None:
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
+        self._metrics = metrics
         # By project UID: the password's version and the credentials with that password.
         self._credentials: dict[str, tuple[str, Credentials]] = {}
 
@@ -44,7 +53,7 @@ class BranchReconciler:
         self, namespace: str, name: str, cache: Cache, emit_event: EmitEvent, bypass_cache: bool = False
     ) -> None:
         """Reconcile a branch that is not being deleted. `bypass_cache`: read again what is remembered."""
-        with self._locks.held(namespace, name):
+        with self._locks.held(namespace, name), self._metrics.reconcile(names.BRANCH_KIND):
             body = self._cluster.get(branch_path(namespace, name))
             if body is None or body["metadata"].get("deletionTimestamp"):
                 return

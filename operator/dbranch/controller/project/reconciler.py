@@ -18,6 +18,7 @@ from dbranch.controller.conditions import phase_of, ready_finding, report_condit
 from dbranch.controller.credentials import CredentialSecrets
 from dbranch.controller.events import EmitEvent, emit_transition
 from dbranch.controller.manifests import Release
+from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.status import project_findings
 from dbranch.controller.routing import ProxyPod, laggards, plan_route, routed_finding, targets_of
@@ -37,15 +38,23 @@ _MAX_ATTEMPTS = 8
 class ProjectReconciler:
     """Reconciles projects; handlers call it with the cache and a way to emit Events about the project."""
 
-    def __init__(self, cluster: Cluster, release: Release, owned: OwnedObjects, locks: KeyedLocks) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        release: Release,
+        owned: OwnedObjects,
+        locks: KeyedLocks,
+        metrics: ControllerMetrics,
+    ) -> None:
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
+        self._metrics = metrics
         self._credential_secrets = CredentialSecrets(cluster, release, owned)
 
     def reconcile(
         self, namespace: str, name: str, cache: Cache, emit_event: EmitEvent, bypass_cache: bool = False
     ) -> None:
         """Reconcile a project that is not being deleted. `bypass_cache`: read again what is remembered."""
-        with self._locks.held(namespace, name):
+        with self._locks.held(namespace, name), self._metrics.reconcile(names.PROJECT_KIND):
             for attempt in range(_MAX_ATTEMPTS):
                 body = self._cluster.get(project_path(namespace, name))
                 if body is None or body["metadata"].get("deletionTimestamp"):

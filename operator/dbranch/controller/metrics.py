@@ -1,0 +1,59 @@
+"""The controller's metrics, as Prometheus reads them from `/metrics`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from dbranch.runtime.http import Response
+
+_RECONCILE_BUCKETS_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+
+# Nobody reads the second series that each metric would have: the time at which it was created.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class ControllerMetrics:
+    """The metrics of the controller's process."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._seconds = Histogram(
+            "reconcile_seconds",
+            "Seconds that a reconcile took, by kind of object.",
+            ["kind"],
+            buckets=_RECONCILE_BUCKETS_SECONDS,
+            namespace="dbranch",
+            subsystem="controller",
+            registry=self._registry,
+        )
+        self._errors = Counter(
+            "reconcile_errors_total",
+            "Reconciles that failed and are retried, by kind of object.",
+            ["kind"],
+            namespace="dbranch",
+            subsystem="controller",
+            registry=self._registry,
+        )
+
+    @contextmanager
+    def reconcile(self, kind: str) -> Iterator[None]:
+        """Count the reconcile of an object of this kind that runs within."""
+        began = time.monotonic()
+        self._errors.labels(kind)
+        try:
+            yield
+        except Exception:
+            self._errors.labels(kind).inc()
+            raise
+        finally:
+            self._seconds.labels(kind).observe(time.monotonic() - began)
+
+    def response(self) -> Response:
+        """Return all metrics in Prometheus' text format."""
+        return Response(generate_latest(self._registry), content_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -1,0 +1,56 @@
+"""HTTP for kubelet and Prometheus, and what the controller serves by it."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http import HTTPStatus
+
+import pytest
+
+from dbranch.controller.metrics import ControllerMetrics
+from dbranch.runtime.http import Response, serve_http
+
+
+@contextmanager
+def serving(routes: Mapping[str, Callable[[], Response]]) -> Iterator[str]:
+    server = serve_http(0, routes)
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_path_is_answered_by_its_function_each_time_anew() -> None:
+    answers = iter([Response(b"first"), Response(b"not now", HTTPStatus.SERVICE_UNAVAILABLE)])
+    with serving({"/readyz": lambda: next(answers)}) as url:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=30) as answer:
+            assert answer.read() == b"first" and answer.headers["Content-Type"] == "text/plain"
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{url}/readyz", timeout=30)
+        assert refused.value.code == 503 and refused.value.read() == b"not now"
+
+
+def test_another_path_is_not_found_and_names_those_that_are() -> None:
+    with serving({"/readyz": lambda: Response(b""), "/metrics": lambda: Response(b"")}) as url:
+        with pytest.raises(urllib.error.HTTPError) as missing:
+            urllib.request.urlopen(url, timeout=30)
+        assert missing.value.code == 404 and missing.value.read() == b"/metrics and /readyz\n"
+
+
+def test_the_controller_counts_reconciles_and_failures_by_kind() -> None:
+    metrics = ControllerMetrics()
+    with metrics.reconcile("DBBranch"):
+        pass
+    with pytest.raises(ValueError), metrics.reconcile("DBBranch"):
+        raise ValueError
+    with (
+        serving({"/metrics": metrics.response}) as url,
+        urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer,
+    ):
+        lines = answer.read().decode().splitlines()
+    assert 'dbranch_controller_reconcile_seconds_count{kind="DBBranch"} 2.0' in lines
+    assert 'dbranch_controller_reconcile_errors_total{kind="DBBranch"} 1.0' in lines
