@@ -1,5 +1,5 @@
-"""A machine that is not as it was left: images, loop devices and mounts under the agent's feet. The project says
-what is the matter, another one on the same node goes on, and its deletion ends.
+"""Images, loop devices and mounts that something else changed. The project reports the fault, another project on the
+same node goes on, and the deletion of the project completes.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from dbranch.api.errors import Busy
 
 
 def run(*argv: object) -> str:
-    done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{argv}: {done.stderr}"
-    return done.stdout.strip()
+    completed = subprocess.run([str(word) for word in argv], capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, f"{argv}: {completed.stderr}"
+    return completed.stdout.strip()
 
 
-def says(world: World) -> tuple[str, str]:
-    """Reason and message of the project's storage."""
-    step = (world.api.get(f"{PROJECTS}/{world.name}") or {})["status"]["node"]["storage"]
-    return step["reason"], step["message"]
+def storage_finding(world: World) -> tuple[str, str]:
+    """Return reason and message of the project's storage."""
+    finding = (world.api.get(f"{PROJECTS}/{world.name}") or {})["status"]["node"]["storage"]
+    return finding["reason"], finding["message"]
 
 
-def switch(world: World, state: str) -> None:
+def set_state(world: World, state: str) -> None:
     world.api.merge(f"{PROJECTS}/{world.name}", {"spec": {"state": state}})
 
 
 @pytest.fixture
 def other(world: World) -> World:
-    """A second project of the node, which goes on whatever happens to the first."""
+    """A second project on the node, which has to go on whatever happens to the first."""
     other = world.for_project("other")
     other.make_project()
     other.run_agent()
@@ -59,14 +59,14 @@ def other(world: World) -> World:
     return other
 
 
-def goes_on(other: World) -> None:
+def assert_goes_on(other: World) -> None:
     reason = other.branch("main")["status"]["node"]["postgres"]["reason"]
-    assert (reason, says(other)[0]) == ("Accepting", "PoolMounted")
+    assert (reason, storage_finding(other)[0]) == ("Accepting", "PoolMounted")
     assert other.sql("main", "select count(*) from item") == [(100,)]
 
 
-def ends(world: World, project: str, other: World) -> None:
-    """The project's deletion ends, and leaves nothing of it on the node."""
+def assert_deletable(world: World, project: str, other: World) -> None:
+    """Delete the project; the deletion completes and leaves nothing of it on the node."""
     file, point = world.node.layout.image(project), world.node.layout.pool(project)
     world.delete_project()
     assert world.api.get(f"{PROJECTS}/{world.name}") is None
@@ -74,7 +74,7 @@ def ends(world: World, project: str, other: World) -> None:
     assert loops_of_deleted(file) == ()
     # Of the other one: its branch's pod; the slot that waits is nobody's.
     assert len(world.pods()) == 1
-    goes_on(other)
+    assert_goes_on(other)
 
 
 def test_an_image_deleted_under_its_mount(world: World, other: World) -> None:
@@ -82,35 +82,35 @@ def test_an_image_deleted_under_its_mount(world: World, other: World) -> None:
     world.run_agent()
     world.node.layout.image(project).unlink()
     world.run_rounds()
-    reason, message = says(world)
+    reason, message = storage_finding(world)
     assert reason == "PoolLost" and "is missing" in message
     assert len(loops_of_deleted(world.node.layout.image(project))) == 1
-    # What runs goes on, on a file without a name; nothing is made in its place.
+    # Postgres runs on, on a file without a name; nothing is created in its place.
     assert world.sql("main", "select 1") == [(1,)] and not world.node.layout.image(project).exists()
-    goes_on(other)
-    ends(world, project, other)
+    assert_goes_on(other)
+    assert_deletable(world, project, other)
 
 
 def test_an_image_deleted_under_its_mount_is_copied_back_by_hand(world: World) -> None:
-    """As docs/storage.md says it."""
+    """As docs/storage.md describes it."""
     project = world.make_project()
     world.run_agent()
     world.sql("main", "create table item as select generate_series(1, 1000) as id")
     file, point = world.node.layout.image(project), world.node.layout.pool(project)
     file.unlink()
-    (gone,) = loops_of_deleted(file)
+    (loop,) = loops_of_deleted(file)
     run("fsfreeze", "--freeze", point)
     try:
-        run("dd", f"if={gone.path}", f"of={file}", "bs=16M", "conv=sparse,fsync")
+        run("dd", f"if={loop.path}", f"of={file}", "bs=16M", "conv=sparse,fsync")
     finally:
         run("fsfreeze", "--unfreeze", point)
     world.run_rounds()
-    # Its image is there, and another one is mounted.
-    assert says(world)[0] == "AttachFailed"
-    switch(world, "Stopped")
+    # Its image exists again, but another one is mounted.
+    assert storage_finding(world)[0] == "AttachFailed"
+    set_state(world, "Stopped")
     world.run_agent()
     assert loops_of(file) == () == loops_of_deleted(file)
-    switch(world, "Running")
+    set_state(world, "Running")
     world.run_agent()
     assert world.sql("main", "select count(*) from item") == [(1000,)]
     world.assert_consistent(project, running=1, stored=1)
@@ -122,17 +122,17 @@ def test_a_truncated_image(world: World, other: World) -> None:
     file = world.node.layout.image(project)
     os.truncate(file, 128 * 2**20)
     world.run_rounds()
-    reason, message = says(world)
-    # It may have got longer since, by what was written behind its end.
+    reason, message = storage_finding(world)
+    # Writes behind its end may have made it longer since.
     assert reason == "PoolDamaged" and "its filesystem 268435456: its end is lost" in message
-    assert file.stat().st_size == 128 * 2**20, "what was lost is not covered up with zeros"
-    switch(world, "Stopped")
+    assert file.stat().st_size == 128 * 2**20, "the lost part was replaced by zeros"
+    set_state(world, "Stopped")
     world.run_rounds()
-    switch(world, "Running")
+    set_state(world, "Running")
     world.run_rounds()
-    assert says(world)[0] == "PoolDamaged"
-    goes_on(other)
-    ends(world, project, other)
+    assert storage_finding(world)[0] == "PoolDamaged"
+    assert_goes_on(other)
+    assert_deletable(world, project, other)
 
 
 NEEDLE = b"a-needle-in-a-stack-of-blocks."
@@ -146,166 +146,166 @@ def test_flipped_bytes_of_data(world: World, other: World) -> None:
         f"create table struck as select repeat('{NEEDLE.decode()}', 40) as text from generate_series(1, 100)",
     )
     world.sql("main", "create table whole as select generate_series(1, 100) as id")
-    switch(world, "Stopped")
+    set_state(world, "Stopped")
     world.run_agent()
     file = world.node.layout.image(project)
     assert flip(file, NEEDLE) > 0
-    switch(world, "Running")
+    set_state(world, "Running")
     world.run_agent()
     assert world.sql("main", "select count(*) from whole") == [(100,)]
     with pytest.raises(psycopg.Error):
         world.sql("main", "select count(*) from struck where text like '%x%'")
     world.run_rounds()
-    reason, message = says(world)
+    reason, message = storage_finding(world)
     assert reason == "PoolDamaged" and "btrfs scrub" in message
-    # Not Ready, and no crash loop: what can be read is.
+    # Not Ready, but no crash loop: what can be read is served.
     pods = [pod["metadata"]["uid"] for pod in world.api.find(PODS)]
     world.run_rounds()
     assert [pod["metadata"]["uid"] for pod in world.api.find(PODS)] == pods
     assert world.sql("main", "select count(*) from whole") == [(100,)]
-    goes_on(other)
-    # A person has looked: the counts are reset.
+    assert_goes_on(other)
+    # A person has checked the pool and resets the counters.
     run("btrfs", "device", "stats", "--reset", world.node.layout.pool(project))
     world.run_rounds()
-    assert says(world)[0] == "PoolMounted"
-    ends(world, project, other)
+    assert storage_finding(world)[0] == "PoolMounted"
+    assert_deletable(world, project, other)
 
 
 def flip(file: Path, needle: bytes) -> int:
-    """Flips a byte in each place where the (sparse) image has the needle; their number."""
+    """Flip a byte at each occurrence of the needle in the (sparse) image; return the number of occurrences."""
     flipped = 0
     with file.open("r+b", buffering=0) as handle:
-        end = at = 0
+        end = start = 0
         while True:
             try:
-                at = os.lseek(handle.fileno(), end, os.SEEK_DATA)
+                start = os.lseek(handle.fileno(), end, os.SEEK_DATA)
             except OSError as error:
                 assert error.errno == errno.ENXIO
                 return flipped
-            end = os.lseek(handle.fileno(), at, os.SEEK_HOLE)
-            block = os.pread(handle.fileno(), end - at, at)
-            found = block.find(needle)
-            while found >= 0:
-                os.pwrite(handle.fileno(), bytes([block[found] ^ 1]), at + found)
+            end = os.lseek(handle.fileno(), start, os.SEEK_HOLE)
+            extent = os.pread(handle.fileno(), end - start, start)
+            offset = extent.find(needle)
+            while offset >= 0:
+                os.pwrite(handle.fileno(), bytes([extent[offset] ^ 1]), start + offset)
                 flipped += 1
-                found = block.find(needle, found + 1)
+                offset = extent.find(needle, offset + 1)
 
 
 def test_flipped_bytes_of_metadata(world: World, other: World) -> None:
     project = world.make_project()
     world.run_agent()
-    switch(world, "Stopped")
+    set_state(world, "Stopped")
     world.run_agent()
     file = world.node.layout.image(project)
     # All but the superblocks at 64 KiB and 64 MiB.
     with file.open("r+b", buffering=0) as handle:
-        for at in (*range(1, 64), *range(65, 256)):
-            handle.seek(at * 2**20)
+        for mebibyte in (*range(1, 64), *range(65, 256)):
+            handle.seek(mebibyte * 2**20)
             handle.write(b"\xaa" * 2**20)
-    switch(world, "Running")
+    set_state(world, "Running")
     for _ in range(2):
         world.run_rounds()
-        reason, message = says(world)
+        reason, message = storage_finding(world)
         assert reason == "AttachFailed" and "mount failed" in message
-    assert read_mounts_of(world, project) == []
-    goes_on(other)
-    ends(world, project, other)
+    assert mount_sources_of(world, project) == []
+    assert_goes_on(other)
+    assert_deletable(world, project, other)
 
 
-def read_mounts_of(world: World, project: str) -> list[str]:
+def mount_sources_of(world: World, project: str) -> list[str]:
     return [mount.source for mount in mounts_at(world.node.layout.pool(project))]
 
 
 def test_a_copied_image_with_the_same_filesystem(world: World, other: World) -> None:
-    """As a restore of the other's image by hand: kernels mount the second one apart, or refuse it."""
+    """As if the other's image was restored by hand: kernels mount the second one separately, or refuse it."""
     project = world.make_project()
     world.run_agent()
-    switch(world, "Stopped")
+    set_state(world, "Stopped")
     world.run_agent()
-    of_other = str((other.api.get(f"{PROJECTS}/other") or {})["metadata"]["uid"])
-    run("sync", "-f", world.node.layout.pool(of_other))
-    shutil.copyfile(world.node.layout.image(of_other), world.node.layout.image(project))
-    switch(world, "Running")
+    other_uid = str((other.api.get(f"{PROJECTS}/other") or {})["metadata"]["uid"])
+    run("sync", "-f", world.node.layout.pool(other_uid))
+    shutil.copyfile(world.node.layout.image(other_uid), world.node.layout.image(project))
+    set_state(world, "Running")
     world.run_rounds()
-    reason, message = says(world)
+    reason, message = storage_finding(world)
     assert reason == "PoolLost" and "holds filesystem" in message
-    # Also where it passes for its own.
+    # Also if the status records that filesystem as its own.
     uuid = (other.api.get(f"{PROJECTS}/other") or {})["status"]["node"]["poolUUID"]
     world.api.merge(f"{PROJECTS}/shop", {"status": {"node": {"poolUUID": uuid}}})
     world.run_rounds()
-    assert says(world)[0] in ("PoolMounted", "AttachFailed")
-    here, there = world.node.layout.pool(project), world.node.layout.pool(of_other)
-    if says(world)[0] == "PoolMounted":
-        (here / "mine").write_text("")
-    assert not (there / "mine").exists()
-    devices = {mount.source for point in (here, there) for mount in mounts_at(point)}
-    assert len(devices) == len(mounts_at(here)) + 1
-    goes_on(other)
-    ends(world, project, other)
+    assert storage_finding(world)[0] in ("PoolMounted", "AttachFailed")
+    copied, original = world.node.layout.pool(project), world.node.layout.pool(other_uid)
+    if storage_finding(world)[0] == "PoolMounted":
+        (copied / "mine").write_text("")
+    assert not (original / "mine").exists()
+    devices = {mount.source for point in (copied, original) for mount in mounts_at(point)}
+    assert len(devices) == len(mounts_at(copied)) + 1
+    assert_goes_on(other)
+    assert_deletable(world, project, other)
 
 
-def test_devices_that_others_attached(world: World) -> None:
+def test_loop_devices_that_something_else_attached(world: World) -> None:
     project = world.make_project()
     world.run_agent()
     file = world.node.layout.image(project)
-    switch(world, "Stopped")
+    set_state(world, "Stopped")
     world.run_agent()
-    theirs = run("losetup", "--find", "--show", file)
-    switch(world, "Running")
+    foreign_device = run("losetup", "--find", "--show", file)
+    set_state(world, "Running")
     world.run_agent()
-    assert [loop.path for loop in loops_of(file)] == [theirs] == read_mounts_of(world, project)
+    assert [loop.path for loop in loops_of(file)] == [foreign_device] == mount_sources_of(world, project)
     world.assert_consistent(project, running=1, stored=1)
-    switch(world, "Stopped")
+    set_state(world, "Stopped")
     world.run_agent()
     assert loops_of(file) == ()
-    two = [run("losetup", "--find", "--show", file) for _ in range(2)]
-    switch(world, "Running")
+    devices = [run("losetup", "--find", "--show", file) for _ in range(2)]
+    set_state(world, "Running")
     for _ in range(2):
         world.run_rounds()
-        reason, message = says(world)
-        assert reason == "AttachFailed" and all(device in message for device in two)
-        assert read_mounts_of(world, project) == [] and len(loops_of(file)) == 2
-    run("losetup", "--detach", two[0])
+        reason, message = storage_finding(world)
+        assert reason == "AttachFailed" and all(device in message for device in devices)
+        assert mount_sources_of(world, project) == [] and len(loops_of(file)) == 2
+    run("losetup", "--detach", devices[0])
     world.run_agent()
-    assert says(world)[0] == "PoolMounted" and read_mounts_of(world, project) == [two[1]]
+    assert storage_finding(world)[0] == "PoolMounted" and mount_sources_of(world, project) == [devices[1]]
     world.assert_consistent(project, running=1, stored=1)
 
 
 def test_something_else_at_the_mount_point(world: World) -> None:
     project = world.make_project()
     world.run_agent()
-    switch(world, "Stopped")
+    set_state(world, "Stopped")
     world.run_agent()
     point = world.node.layout.pool(project)
     point.mkdir()
     run("mount", "-t", "tmpfs", "-o", "size=1M", "theirs", point)
-    switch(world, "Running")
+    set_state(world, "Running")
     world.run_rounds()
-    reason, message = says(world)
+    reason, message = storage_finding(world)
     assert reason == "AttachFailed" and "theirs" in message and len(mounts_at(point)) == 1
     unmount(str(point))
     world.run_agent()
     world.assert_consistent(project, running=1, stored=1)
 
 
-def test_a_pool_that_somebody_works_in_is_not_stopped_and_says_so(world: World) -> None:
+def test_a_pool_that_a_process_works_in_is_not_stopped_and_reports_it(world: World) -> None:
     project = world.make_project()
     world.run_agent()
     point = world.node.layout.pool(project)
     holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, cwd=point)
     try:
-        switch(world, "Stopped")
+        set_state(world, "Stopped")
         for _ in range(5):
             world.run_rounds()
-            if says(world)[0] == "Pending":
+            if storage_finding(world)[0] == "Pending":
                 break
-        reason, message = says(world)
+        reason, message = storage_finding(world)
         assert reason == "Pending" and "busy" in message and len(mounts_at(point)) == 1
     finally:
         holder.kill()
         holder.wait()
     world.run_agent()
-    assert says(world)[0] == "Stopped" and mounts_at(point) == ()
+    assert storage_finding(world)[0] == "Stopped" and mounts_at(point) == ()
 
 
 def test_no_loop_device_left(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,14 +315,14 @@ def test_no_loop_device_left(node: Node, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(image, "free_loop", none_left)
     with pytest.raises(Busy, match="no loop device is available") as caught:
         node.ensure_pool()
-    step = failed_pool_finding(caught.value, "shop")
-    assert step.reason == Reason.ATTACH_FAILED and "losetup --list" in step.message
+    finding = failed_pool_finding(caught.value, "shop")
+    assert finding.reason == Reason.ATTACH_FAILED and "losetup --list" in finding.message
     monkeypatch.undo()
     node.ensure_pool()
 
 
-# A process whose mounts nobody else sees.
-ALONE = ("unshare", "--mount", "--propagation", "private")
+# Runs a process whose mounts no other process sees.
+IN_PRIVATE_NAMESPACE = ("unshare", "--mount", "--propagation", "private")
 BARE_DEV = """
 set -e
 mount -t tmpfs -o mode=755 none /dev
@@ -332,9 +332,9 @@ exec "$@"
 MAKE_POOL = """
 import sys
 from pathlib import Path
-from dbranch.effect import pool
-from dbranch.linux.loops import loops_of
-from dbranch.plan.layout import Layout
+from dbranch.agent.layout import Layout
+from dbranch.agent.linux.loops import loops_of
+from dbranch.agent.pool import effect as pool
 layout = Layout(Path(sys.argv[1]))
 pool.ensure_pool(layout, sys.argv[2], 2**28, None, None)
 print([loop.path for loop in loops_of(layout.image(sys.argv[2]))], list(map(str, Path('/dev').glob('loop*'))))
@@ -342,7 +342,7 @@ pool.ensure_pool_down(layout, sys.argv[2])
 """
 
 
-def test_nodes_of_devices_that_are_missing_are_made(node: Node) -> None:
+def test_missing_device_nodes_are_created(node: Node) -> None:
     words = (
         "unshare",
         "--mount",
@@ -355,21 +355,21 @@ def test_nodes_of_devices_that_are_missing_are_made(node: Node) -> None:
         "env",
         f"PYTHONPATH={ROOT / 'operator'}",
     )
-    said = run(*words, sys.executable, "-c", MAKE_POOL, node.layout.base, node.project)
-    assert said.count("/dev/loop") >= 3 and "/dev/loop-control" in said
+    output = run(*words, sys.executable, "-c", MAKE_POOL, node.layout.base, node.project)
+    assert output.count("/dev/loop") >= 3 and "/dev/loop-control" in output
     assert loops_of(node.layout.image(node.project)) == ()
 
 
-def lack(node: Node, *within: str) -> str:
-    """What a readiness in a process of its own says."""
-    look = (
-        "import sys; from pathlib import Path; from dbranch.plan.layout import Layout\n"
-        "from dbranch.run.agent_ready import Readiness; from dbranch.run.agent_metrics import AgentMetrics\n"
+def reason_not_ready(node: Node, *wrapper: str) -> str:
+    """Return the readiness that an agent in a process of its own reports; `wrapper` are commands that run it."""
+    script = (
+        "import sys; from pathlib import Path; from dbranch.agent.layout import Layout\n"
+        "from dbranch.agent.server import Readiness; from dbranch.agent.metrics import AgentMetrics\n"
         "readiness = Readiness(Layout(Path(sys.argv[1])), AgentMetrics()); readiness.started.set()\n"
-        "print(readiness.lack())"
+        "print(readiness.reason_not_ready())"
     )
     return run(
-        *within, "env", f"PYTHONPATH={ROOT / 'operator'}", sys.executable, "-c", look, node.layout.base
+        *wrapper, "env", f"PYTHONPATH={ROOT / 'operator'}", sys.executable, "-c", script, node.layout.base
     )
 
 
@@ -385,21 +385,21 @@ def shared(point: Path) -> Iterator[None]:
 
 def test_an_agent_is_ready_only_where_mounts_and_flags_work(node: Node) -> None:
     with shared(node.layout.base):
-        assert lack(node) == "None"
-        assert "do not reach the node" in lack(node, *ALONE)
-        unflagged = lack(node, "setpriv", "--bounding-set", "-linux_immutable")
-        assert "cannot be made immutable" in unflagged
+        assert reason_not_ready(node) == "None"
+        assert "do not reach the node" in reason_not_ready(node, *IN_PRIVATE_NAMESPACE)
+        without_capability = reason_not_ready(node, "setpriv", "--bounding-set", "-linux_immutable")
+        assert "cannot be made immutable" in without_capability
         readiness = Readiness(node.layout, AgentMetrics())
         server = readiness.serve(port=0)
         try:
-            at = f"http://127.0.0.1:{server.server_port}"
-            url = f"{at}/readyz"
+            address = f"http://127.0.0.1:{server.server_port}"
+            url = f"{address}/readyz"
             with pytest.raises(urllib.error.HTTPError, match="503"):
                 urllib.request.urlopen(url, timeout=5)
             readiness.started.set()
             with urllib.request.urlopen(url, timeout=5) as answer:
                 assert answer.read() == b"ready\n"
-            with urllib.request.urlopen(f"{at}/metrics", timeout=5) as answer:
+            with urllib.request.urlopen(f"{address}/metrics", timeout=5) as answer:
                 assert b"dbranch_agent_warm_slots_desired 0.0" in answer.read()
         finally:
             server.shutdown()
@@ -410,51 +410,51 @@ def postgres_finding(world: World, branch: str) -> dict[str, str]:
     return node.get("postgres") or {}
 
 
-def test_binds_that_do_not_reach_the_pod_are_said(world: World) -> None:
+def test_a_bind_mount_that_does_not_reach_the_pod_is_reported(world: World) -> None:
     project = world.make_project()
     world.run_agent()
     world.make_branch("unseen", "main")
-    alone = world.start_agent(0, 10000, within=ALONE)
+    agent = world.start_agent(0, 10000, within=IN_PRIVATE_NAMESPACE)
     try:
-        until = time.monotonic() + 30
+        deadline = time.monotonic() + 30
         while (world.branch("unseen")["status"].get("node", {}).get("postgres") or {}).get(
             "reason"
         ) != "MountNotPropagated":
-            assert time.monotonic() < until, world.branch("unseen")["status"]
+            assert time.monotonic() < deadline, world.branch("unseen")["status"]
             time.sleep(0.2)
     finally:
-        alone.kill()
-        alone.communicate()
+        agent.kill()
+        agent.communicate()
     message = world.branch("unseen")["status"]["node"]["postgres"]["message"]
     assert "Bidirectional" in message
-    # Restarted as it should be, it mends that.
+    # An agent that is started correctly repairs that.
     world.run_agent()
     world.assert_consistent(project, running=2, stored=2)
 
 
 def test_two_agents_at_once(world: World, soak: bool) -> None:
-    """Both live the whole life: never two devices, two mounts or two binds of one thing."""
+    """Both do everything: there are never two devices, two mounts or two bind mounts of one thing."""
     for number in range(10 if soak else 1):
         project = world.make_project()
-        watched = Watched(world, project)
-        watched.together()
+        agents = ConcurrentAgents(world, project)
+        agents.run()
         world.assert_consistent(project, running=1, stored=1)
         world.sql("main", "create table item as select generate_series(1, 100) as id")
         for name in ("a", "b"):
             world.make_branch(f"{name}{number}", "main")
-        watched.together()
+        agents.run()
         world.assert_consistent(project, running=3, stored=3)
         assert world.sql(f"b{number}", "select count(*) from item") == [(100,)]
-        world.set(f"a{number}", state="Stopped")
-        watched.together()
-        world.delete_project(watched.together)
+        world.patch_spec(f"a{number}", state="Stopped")
+        agents.run()
+        world.delete_project(agents.run)
         assert not world.node.layout.image(project).exists() and world.api.find(PODS) == []
         assert list(world.node.layout.locks.iterdir()) == []
 
 
 def test_two_agents_never_work_on_one_branch_at_once(world: World) -> None:
-    """One stands still when its snapshot is clean, another one makes the same snapshot anew meanwhile: if the
-    first went on with that, the branch would be a copy that nobody cleaned."""
+    """One is stopped when its snapshot is clean, while another takes the same snapshot again: if the first went on
+    with that, the branch would be a copy that was never cleaned."""
     project = world.make_project()
     world.run_agent()
     world.sql("main", "select pg_create_physical_replication_slot('theirs', true)")
@@ -474,21 +474,21 @@ def test_two_agents_never_work_on_one_branch_at_once(world: World) -> None:
 
 
 def await_stopped(life: subprocess.Popen[str], seconds: float) -> None:
-    """Until it stands still, or is known not to."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    """Wait until the process is stopped, for at most `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
         if Path(f"/proc/{life.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
             return
         time.sleep(0.05)
 
 
-class Watched:
-    """Agents that live at once, looked at all the while."""
+class ConcurrentAgents:
+    """Two agents that run at the same time, with checks all the time."""
 
     def __init__(self, world: World, project: str) -> None:
         self._world, self._project = world, project
 
-    def together(self) -> None:
+    def run(self) -> None:
         lives = [self._world.start_agent() for _ in range(2)]
         layout = self._world.node.layout
         while any(life.poll() is None for life in lives):

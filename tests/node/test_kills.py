@@ -1,6 +1,6 @@
-"""An agent killed (SIGKILL) at every single effect of its work: the next one ends in the asked-for state.
+"""An agent killed (SIGKILL) at every single effect of its work: the next one reaches the desired state.
 
-The points are found by a life that is not killed. Real btrfs, loop devices and Postgres; the API is paper.
+The effects are listed by an agent that is not killed. Real btrfs, loop devices and Postgres; a fake API server.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dbranch.agent.linux.mounts import read_mounts
 MIB = 2**20
 
 
-def test_a_projects_making_and_its_end(world: World, soak: bool) -> None:
-    def ask_make(at: int) -> Callable[[], None]:
+def test_creation_and_deletion_of_a_project(world: World, soak: bool) -> None:
+    def create(kill_at: int) -> Callable[[], None]:
         project = world.make_project()
 
         def check() -> None:
@@ -26,52 +26,52 @@ def test_a_projects_making_and_its_end(world: World, soak: bool) -> None:
             world.api.delete(f"{BRANCHES}/shop-main")
             world.run_agent()
             world.api.delete(f"{PROJECTS}/shop")
-            # Killed at the same point of its end, too.
-            if world.run_agent(at) is None:
+            # Killed at the effect of the same number of the deletion, too.
+            if world.run_agent(kill_at) is None:
                 world.run_agent()
-            left = [m.point for m in read_mounts() if m.point.startswith(f"{world.node.layout.base}/")]
-            assert left == [] and world.api.find(PODS) == []
+            mounts = [m.point for m in read_mounts() if m.point.startswith(f"{world.node.layout.base}/")]
+            assert mounts == [] and world.api.find(PODS) == []
             assert not world.node.layout.image(project).exists()
             assert list(world.node.layout.slots.glob("[!.]*")) == []
             assert list(world.node.layout.mounts.iterdir()) == []
 
         return check
 
-    effects = world.kill_at_each_effect(ask_make, soak)
+    effects = world.kill_at_each_effect(create, soak)
     print(f"project: {effects} effects, {world.kills} kills")
     assert effects > 10 and world.kills >= SAMPLED_KILLS
 
 
-def test_a_branchs_life(world: World, soak: bool) -> None:
+def test_creation_changes_and_deletion_of_a_branch(world: World, soak: bool) -> None:
     project = world.make_project()
     world.run_agent()
     world.sql("main", "create table item as select generate_series(1, 1000) as id")
-    counted: dict[str, int] = {}
+    effects: dict[str, int] = {}
 
-    def create(at: int) -> Callable[[], None]:
-        world.make_branch(f"b{at}", "main")
+    def create(kill_at: int) -> Callable[[], None]:
+        world.make_branch(f"b{kill_at}", "main")
 
         def check() -> None:
             world.assert_consistent(project, running=2, stored=2)
-            assert world.sql(f"b{at}", "select count(*) from item") == [(1000,)]
-            world.sql(f"b{at}", "insert into item values (0)")
-            world.api.delete(f"{BRANCHES}/shop-b{at}")
+            assert world.sql(f"b{kill_at}", "select count(*) from item") == [(1000,)]
+            world.sql(f"b{kill_at}", "insert into item values (0)")
+            world.api.delete(f"{BRANCHES}/shop-b{kill_at}")
             world.run_agent()
 
         return check
 
-    counted["create"] = world.kill_at_each_effect(create, soak)
+    effects["create"] = world.kill_at_each_effect(create, soak)
     world.make_branch("kept", "main")
     world.run_agent()
     world.sql("kept", "insert into item values (0)")
 
-    def stop(at: int) -> Callable[[], None]:
+    def stop(kill_at: int) -> Callable[[], None]:
         world.patch_spec("kept", state="Running")
         world.run_agent()
         world.patch_spec("kept", state="Stopped")
         return lambda: world.assert_consistent(project, running=1, stored=2)
 
-    def resume(at: int) -> Callable[[], None]:
+    def resume(kill_at: int) -> Callable[[], None]:
         world.patch_spec("kept", state="Stopped")
         world.run_agent()
         world.patch_spec("kept", state="Running")
@@ -82,15 +82,15 @@ def test_a_branchs_life(world: World, soak: bool) -> None:
 
         return check
 
-    def delete(at: int) -> Callable[[], None]:
-        world.make_branch(f"d{at}", "kept")
+    def delete(kill_at: int) -> Callable[[], None]:
+        world.make_branch(f"d{kill_at}", "kept")
         world.run_agent()
-        world.api.delete(f"{BRANCHES}/shop-d{at}")
+        world.api.delete(f"{BRANCHES}/shop-d{kill_at}")
         return lambda: world.assert_consistent(project, running=2, stored=2)
 
     sizes = iter(range(300, 10000, 16))
 
-    def grow(at: int) -> Callable[[], None]:
+    def grow(kill_at: int) -> Callable[[], None]:
         size = next(sizes)
         world.api.merge(f"{PROJECTS}/shop", {"spec": {"storage": {"size": f"{size}Mi"}}})
 
@@ -101,36 +101,36 @@ def test_a_branchs_life(world: World, soak: bool) -> None:
 
         return check
 
-    for ask in (stop, resume, delete, grow):
-        counted[ask.__name__] = world.kill_at_each_effect(ask, soak)
-    print(f"{counted} effects, {world.kills} kills")
-    assert world.kills >= len(counted) and all(count > 2 for count in counted.values()), counted
+    for request in (stop, resume, delete, grow):
+        effects[request.__name__] = world.kill_at_each_effect(request, soak)
+    print(f"{effects} effects, {world.kills} kills")
+    assert world.kills >= len(effects) and all(count > 2 for count in effects.values()), effects
     assert world.sql("main", "select count(*) from item") == [(1000,)]
 
 
-def test_a_projects_rest_and_its_end_with_branches(world: World, soak: bool) -> None:
+def test_stop_resume_and_deletion_of_a_project_with_branches(world: World, soak: bool) -> None:
     project = world.make_project()
     world.run_agent()
     world.sql("main", "create table item as select generate_series(1, 1000) as id")
     world.make_branch("b", "main")
-    world.make_branch("rests", "main")
-    world.patch_spec("rests", state="Stopped")
+    world.make_branch("stopped", "main")
+    world.patch_spec("stopped", state="Stopped")
     world.run_agent()
-    counted: dict[str, int] = {}
+    effects: dict[str, int] = {}
 
-    def switch(state: str) -> None:
+    def set_state(state: str) -> None:
         world.api.merge(f"{PROJECTS}/shop", {"spec": {"state": state}})
 
-    def stop(at: int) -> Callable[[], None]:
-        switch("Running")
+    def stop(kill_at: int) -> Callable[[], None]:
+        set_state("Running")
         world.run_agent()
-        switch("Stopped")
-        return lambda: nothing_held(world, project)
+        set_state("Stopped")
+        return lambda: assert_nothing_held(world, project)
 
-    def resume(at: int) -> Callable[[], None]:
-        switch("Stopped")
+    def resume(kill_at: int) -> Callable[[], None]:
+        set_state("Stopped")
         world.run_agent()
-        switch("Running")
+        set_state("Running")
 
         def check() -> None:
             # Those that ran, and no others.
@@ -139,32 +139,32 @@ def test_a_projects_rest_and_its_end_with_branches(world: World, soak: bool) -> 
 
         return check
 
-    def remove(at: int) -> Callable[[], None]:
+    def remove(kill_at: int) -> Callable[[], None]:
         if world.api.get(f"{PROJECTS}/shop"):
             world.delete_project()
-        made = world.make_project()
+        recreated = world.make_project()
         world.run_agent()
         world.make_branch("b", "main")
         world.run_agent()
         world.request_deletion()
 
         def check() -> None:
-            nothing_held(world, made)
-            assert not world.node.layout.image(made).exists()
+            assert_nothing_held(world, recreated)
+            assert not world.node.layout.image(recreated).exists()
             assert list(world.node.layout.slots.glob("[!.]*")) == []
             assert list(world.node.layout.mounts.iterdir()) == []
             assert world.api.find(PROJECTS) == [] == world.api.find(BRANCHES)
 
         return check
 
-    for ask in (stop, resume, remove):
-        counted[ask.__name__] = world.kill_at_each_effect(ask, soak)
-    print(f"{counted} effects of a project, {world.kills} kills")
-    assert world.kills >= len(counted) and all(count > 2 for count in counted.values()), counted
+    for request in (stop, resume, remove):
+        effects[request.__name__] = world.kill_at_each_effect(request, soak)
+    print(f"{effects} effects of a project, {world.kills} kills")
+    assert world.kills >= len(effects) and all(count > 2 for count in effects.values()), effects
 
 
-def nothing_held(world: World, project: str) -> None:
-    """No pod, no mount and no device of the project."""
+def assert_nothing_held(world: World, project: str) -> None:
+    """Assert that the project has no pod, no mount and no device."""
     layout = world.node.layout
     assert world.api.find(PODS) == [] and loops_of(layout.image(project)) == ()
     assert [m.point for m in read_mounts() if m.point.startswith(f"{layout.base}/")] == []

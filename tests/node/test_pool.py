@@ -20,7 +20,7 @@ from dbranch.agent.slot import effect as slot
 from dbranch.api.errors import Busy, CommandFailed, DbranchError, PoolDamaged, PoolLost
 
 
-def test_made_once_and_found_again(node: Node) -> None:
+def test_a_pool_is_created_once_and_adopted_after_that(node: Node) -> None:
     uuid = node.ensure_pool()
     facts = observe_pool(node.layout, node.project)
     assert facts.mounted and facts.uuid == uuid and len(facts.loops) == 1
@@ -30,13 +30,13 @@ def test_made_once_and_found_again(node: Node) -> None:
     assert observe_pools(node.layout) == (node.project,)
 
 
-def test_the_machine_keeps_its_name(node: Node) -> None:
+def test_a_machine_keeps_its_id(node: Node) -> None:
     facts = observe_machine(node.layout)
     assert facts.machine_id == pool.ensure_base(node.layout) and facts.btrfs and facts.loop
     assert 0 < facts.host_free_bytes < facts.host_total_bytes
 
 
-def test_many_at_once_attach_one_device(node: Node) -> None:
+def test_concurrent_attempts_attach_one_device(node: Node) -> None:
     failed: list[Exception] = []
 
     def attempt() -> None:
@@ -62,9 +62,9 @@ def test_an_attached_device_is_adopted_after_a_restart_of_the_node(up: Node) -> 
     assert observe_pool(up.layout, up.project).loops == before
 
 
-def test_growing_raises_what_is_behind(up: Node) -> None:
+def test_growing_enlarges_each_part_that_is_smaller(up: Node) -> None:
     larger = SIZE + 64 * 2**20
-    # Cut off after the image was raised.
+    # As if a reconcile was cut off after it enlarged the image.
     os.truncate(up.layout.image(up.project), larger)
     pool.ensure_pool(up.layout, up.project, larger, up.pool_uuid, None)
     assert observe_pool(up.layout, up.project).total_bytes == larger
@@ -72,7 +72,7 @@ def test_growing_raises_what_is_behind(up: Node) -> None:
     assert observe_pool(up.layout, up.project).total_bytes == larger
 
 
-def test_down_and_removed_leave_nothing(up: Node) -> None:
+def test_taking_a_pool_down_and_removing_it_leaves_nothing(up: Node) -> None:
     image = up.layout.image(up.project)
     pool.ensure_pool_down(up.layout, up.project)
     facts = observe_pool(up.layout, up.project)
@@ -84,8 +84,8 @@ def test_down_and_removed_leave_nothing(up: Node) -> None:
     pool.ensure_pool_removed(up.layout, up.project)
 
 
-def test_an_image_that_got_its_name_and_not_its_size(node: Node) -> None:
-    """What a visit leaves that was cut off between the two."""
+def test_an_empty_image_file_is_completed(node: Node) -> None:
+    """A reconcile that is cut off between creating the file and setting its size leaves such a file."""
     pool.ensure_base(node.layout)
     node.layout.image(node.project).touch()
     node.ensure_pool()
@@ -102,7 +102,7 @@ def test_a_pool_in_use_stays(up: Node) -> None:
     assert observe_pool(up.layout, up.project).mounted
 
 
-def test_what_is_gone_is_never_made_again(up: Node) -> None:
+def test_a_lost_pool_is_never_created_again(up: Node) -> None:
     pool.ensure_pool_down(up.layout, up.project)
     image = up.layout.image(up.project)
     aside = image.with_suffix(".aside")
@@ -118,7 +118,7 @@ def test_what_is_gone_is_never_made_again(up: Node) -> None:
     up.ensure_pool()
 
 
-def test_another_filesystem_or_machine_is_refused(up: Node) -> None:
+def test_another_filesystem_or_machine_is_rejected(up: Node) -> None:
     with pytest.raises(PoolLost, match="holds filesystem"):
         pool.ensure_pool(up.layout, up.project, SIZE, "00000000-0000-0000-0000-000000000000", None)
     with pytest.raises(PoolLost, match="disk"):
@@ -126,7 +126,7 @@ def test_another_filesystem_or_machine_is_refused(up: Node) -> None:
 
 
 def test_a_copied_image_never_mixes_with_the_other(node: Node) -> None:
-    """Two projects with one filesystem UUID: kernels mount the second apart or refuse it."""
+    """Two projects with one filesystem UUID: some kernels mount the second separately, others refuse it."""
     uuid = node.ensure_pool()
     copy = Node(node.layout)
     subprocess.run(["sync", "-f", str(node.layout.pool(node.project))], check=True)

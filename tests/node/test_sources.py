@@ -1,4 +1,4 @@
-"""Branches of sources that do not answer as they should: made all the same, within the time limit."""
+"""Branches of sources that do not answer as they should are created all the same, within the time limit."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.node.world import World
 
 from dbranch.agent.postgres.session import Endpoint, connect
 
-# Seconds: the CHECKPOINT's ten, and what a visit takes besides on a busy machine.
-LIMIT = 40.0
+# The CHECKPOINT's ten seconds, and what reconciles take besides on a busy machine.
+TIMEOUT_SECONDS = 40.0
 
 
 def postmaster(world: World, branch: str) -> int:
@@ -31,7 +31,7 @@ def hanging_checkpoint(world: World) -> Iterator[None]:
 
 
 @contextmanager
-def standing_still(world: World) -> Iterator[None]:
+def stopped_processes(world: World) -> Iterator[None]:
     with stopped([postmaster(world, "main"), *children_of(postmaster(world, "main"))]):
         yield
 
@@ -41,7 +41,7 @@ def out_of_connections(world: World) -> Iterator[None]:
     node = world.branch("main")["status"]["node"]
     endpoint = Endpoint(node["slot"], node["port"], "postgres", 15)
     with ExitStack() as held:
-        # The agent is a superuser: its reserved connections are used up as well.
+        # The agent is a superuser: the reserved connections are used up as well.
         for _ in range(10):
             held.enter_context(connect(world.node.layout, endpoint, seconds=60))
         yield
@@ -49,24 +49,24 @@ def out_of_connections(world: World) -> Iterator[None]:
 
 @contextmanager
 def killed(world: World) -> Iterator[None]:
-    """A postmaster that was killed; its children still live."""
+    """Kill the postmaster while its children still live."""
     with stopped(children_of(postmaster(world, "main"))):
         os.kill(postmaster(world, "main"), signal.SIGKILL)
         yield
 
 
-@pytest.mark.parametrize("trouble", [hanging_checkpoint, standing_still, out_of_connections, killed])
+@pytest.mark.parametrize("trouble", [hanging_checkpoint, stopped_processes, out_of_connections, killed])
 def test_a_branch_of_a_source_in_trouble(world: World, trouble: Callable[[World], ExitStack[None]]) -> None:
     world.make_project(parameters={"max_connections": "10", "superuser_reserved_connections": "3"})
     world.run_agent()
     world.sql("main", "create table item as select generate_series(1, 1000) as id")
     with trouble(world):
         world.make_branch("copy", "main")
-        began = time.monotonic()
+        started = time.monotonic()
         while (world.branch("copy")["status"].get("node", {}).get("postgres") or {}).get(
             "reason"
         ) != "Accepting":
-            assert time.monotonic() - began < LIMIT, world.branch("copy")["status"]
+            assert time.monotonic() - started < TIMEOUT_SECONDS, world.branch("copy")["status"]
             world.run_rounds()
     assert world.sql("copy", "select count(*) from item") == [(1000,)]
     world.run_agent()

@@ -1,4 +1,4 @@
-"""Disks and pools that fill up: new branches are refused first, what runs goes on, and nothing is lost."""
+"""Disks and pools that fill up: new branches are rejected first, running ones go on, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ from dbranch.api.errors import NotAccepting
 MIB = 2**20
 
 
-def fill(world: World, branch: str, most: int) -> int:
-    """Rows of a mebibyte each (not compressible), one commit each, until one is refused; those acknowledged."""
+def fill(world: World, branch: str, limit: int) -> int:
+    """Insert up to `limit` rows of an incompressible mebibyte, each committed; return how many were acknowledged."""
     node = world.branch(branch)["status"]["node"]
     endpoint = Endpoint(node["slot"], node["port"], "postgres", 15)
     acknowledged = 0
     try:
-        with connect(world.node.layout, endpoint, seconds=60) as there:
-            there.execute("create table if not exists filler (id serial primary key, data bytea)")
-            there.execute("alter table filler alter data set storage external")
-            for _ in range(most):
-                there.execute("insert into filler (data) values (%s)", [os.urandom(MIB)])
+        with connect(world.node.layout, endpoint, seconds=60) as connection:
+            connection.execute("create table if not exists filler (id serial primary key, data bytea)")
+            connection.execute("alter table filler alter data set storage external")
+            for _ in range(limit):
+                connection.execute("insert into filler (data) values (%s)", [os.urandom(MIB)])
                 acknowledged += 1
     except (psycopg.Error, NotAccepting) as error:
         print(f"{branch}: {acknowledged} rows, then {error}")
     return acknowledged
 
 
-def step_of(world: World, branch: str | None = None) -> tuple[str, str]:
-    """Reason and message of the storage of a branch, or of the project."""
+def storage_finding(world: World, branch: str | None = None) -> tuple[str, str]:
+    """Return reason and message of the storage of a branch, or of the project."""
     body = world.branch(branch) if branch else world.api.get(f"{PROJECTS}/shop") or {}
-    step = body["status"]["node"]["storage"]
-    return step["reason"], step["message"]
+    finding = body["status"]["node"]["storage"]
+    return finding["reason"], finding["message"]
 
 
-def settle(world: World, branch: str) -> None:
-    """Visits as the slow timers make them, until the branch's Postgres accepts and answers."""
-    until = time.monotonic() + 90
-    while time.monotonic() < until:
+def await_accepting(world: World, branch: str) -> None:
+    """Reconcile as the resync timers do until the branch's Postgres accepts and answers."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
         world.run_rounds()
         node = world.branch(branch)["status"]["node"]
         try:
@@ -59,7 +59,7 @@ def settle(world: World, branch: str) -> None:
                 return
         except (psycopg.Error, NotAccepting):
             pass
-    raise AssertionError(f"not healed: {world.branch(branch)['status']} {step_of(world)}")
+    raise AssertionError(f"not recovered: {world.branch(branch)['status']} {storage_finding(world)}")
 
 
 def test_a_full_pool(world: World) -> None:
@@ -67,16 +67,16 @@ def test_a_full_pool(world: World) -> None:
     world.run_agent()
     world.make_branch("hungry", "main")
     world.run_agent()
-    # In a pool that is full to the last block no Postgres starts: this much comes free again.
+    # In a pool that is full to the last block no Postgres starts: this file is deleted to make room for that.
     reserve, ballast = (world.node.layout.pool(project) / name for name in ("reserve", "ballast"))
     reserve.write_bytes(os.urandom(80 * MIB))
     os.sync()
     assert fill(world, "hungry", 600) > 50
     reserve.unlink()
     world.patch_spec("hungry", state="Stopped")
-    settle(world, "main")
+    await_accepting(world, "main")
     world.run_agent()
-    # What its Postgres gave back at its end is taken by something else.
+    # The space that its Postgres freed when it ended is taken by another file.
     free = 62 * MIB
     with ballast.open("wb") as file:
         while (left := os.statvfs(ballast.parent)).f_bavail * left.f_frsize > free:
@@ -84,15 +84,15 @@ def test_a_full_pool(world: World) -> None:
             os.fsync(file.fileno())
     world.make_branch("late", "main")
     world.run_rounds()
-    reason, message = step_of(world, "late")
+    reason, message = storage_finding(world, "late")
     assert reason == "PoolFull" and "of 512Mi free, 64Mi are needed" in message
-    assert step_of(world)[0] == "PoolLow"
+    assert storage_finding(world)[0] == "PoolLow"
     assert fill(world, "main", 5) == 5
     ballast.unlink()
-    # The one that eats is deleted; the others go on, the one that waited is made.
+    # The branch that took the space is deleted; the others go on, the one that waited is created.
     world.api.delete(f"{BRANCHES}/shop-hungry")
-    settle(world, "main")
-    settle(world, "late")
+    await_accepting(world, "main")
+    await_accepting(world, "late")
     assert world.sql("late", "select count(*) from filler") == [(5,)]
 
 
@@ -102,22 +102,22 @@ def test_a_full_pool_that_grows_loses_nothing(world: World) -> None:
     rows = fill(world, "main", 600)
     assert rows > 100
     world.api.merge(f"{PROJECTS}/shop", {"spec": {"storage": {"size": "1Gi"}}})
-    settle(world, "main")
+    await_accepting(world, "main")
     assert world.sql("main", "select count(*) from filler")[0][0] in (rows, rows + 1)
     assert fill(world, "main", 50) == 50
 
 
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
-    """A disk of its own of 1200 MiB, as a node's that is nearly full."""
+    """A disk of 1200 MiB, as that of a node that is nearly full."""
     with tempfile.TemporaryDirectory(prefix="dbranch-disk-", dir="/var/tmp") as name:
         file, point = Path(name) / "disk.img", Path(name).resolve() / "disk"
         file.touch()
         os.truncate(file, 1200 * MIB)
-        made = subprocess.run(
+        attached = subprocess.run(
             ["losetup", "--find", "--show", file], capture_output=True, text=True, check=True
         )
-        device = made.stdout.strip()
+        device = attached.stdout.strip()
         subprocess.run(["mkfs.ext4", "-q", "-m", "0", device], check=True)
         point.mkdir()
         subprocess.run(["mount", device, point], check=True)
@@ -146,15 +146,15 @@ def test_a_full_disk_under_a_thin_image(small_disk: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - 120 * MIB)
         world.make_branch("late", "main")
         world.run_rounds()
-        reason, message = step_of(world, "late")
+        reason, message = storage_finding(world, "late")
         assert reason == "NodeDiskLow" and "the node's disk has" in message
-        # What runs goes on until there is no block left.
+        # Running branches go on until there is no block left.
         rows += fill(world, "main", 400)
         assert rows > 120
         world.run_rounds()
         ballast.unlink()
-        settle(world, "main")
-        settle(world, "late")
+        await_accepting(world, "main")
+        await_accepting(world, "late")
         assert not mounts_at(node.layout.pool(project))[0].read_only
         count = world.sql("main", "select count(*) from filler")[0][0]
         assert count in (rows, rows + 1), (count, rows)

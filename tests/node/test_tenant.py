@@ -1,4 +1,4 @@
-"""A hostile tenant with superuser in a branch: nothing outside is read, written or signalled, deletion ends."""
+"""A hostile tenant, superuser in a branch: nothing outside is read, written or signalled, and deletion completes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,18 +26,18 @@ LONG = "n" * 254
 
 
 def as_tenant(script: str, directory: Path) -> None:
-    """Python that the tenant runs in a directory of its own."""
-    words = [*AS_TENANT, "/usr/bin/python3", "-c"]
-    # The way to the directory is closed to it: it is let in by a descriptor, as a pod is by its mount.
+    """Run Python as the tenant in a directory of its own."""
+    argv = [*AS_TENANT, "/usr/bin/python3", "-c"]
+    # The tenant cannot open the path: it enters by a descriptor, as a pod does by its mount.
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         enter = f"import os, fcntl, struct\nos.fchdir({handle})\n"
-        done = subprocess.run(
-            [*words, enter + script], pass_fds=[handle], capture_output=True, text=True, check=False
+        completed = subprocess.run(
+            [*argv, enter + script], pass_fds=[handle], capture_output=True, text=True, check=False
         )
     finally:
         os.close(handle)
-    assert done.returncode == 0, done.stderr
+    assert completed.returncode == 0, completed.stderr
 
 
 MAKE = """
@@ -49,7 +48,7 @@ def subvolume(name, at='.', read_only=False):
         handle = os.open(os.path.join(at, name), os.O_RDONLY)
         fcntl.ioctl(handle, 0x4008941A, struct.pack('=Q', 2))
 """
-# Each makes subvolumes of its own in PGDATA.
+# Each creates subvolumes of the tenant's in PGDATA.
 NESTS: dict[str, str] = {
     "one": "subvolume('mine')",
     "read-only, with another in it": (
@@ -77,42 +76,42 @@ NESTS: dict[str, str] = {
 
 
 @pytest.mark.parametrize("nest", NESTS.values(), ids=list(NESTS))
-def test_what_a_tenant_nests_goes_with_its_branch(up: Node, nest: str) -> None:
-    source, other = up.create_root(), up.project
+def test_nested_subvolumes_of_a_tenant_are_destroyed_with_its_branch(up: Node, nest: str) -> None:
+    source = up.create_root()
     branch = up.create_copy(source)
     as_tenant(MAKE + nest, up.layout.branch(up.project, branch) / "pgdata")
     assert observe_sizes(up.layout, up.project, branch)
     subvolume.ensure_trashed(up.layout, up.project, branch)
     subvolume.ensure_trash_emptied(up.layout, up.project)
-    found = observe_subvolumes(up.layout, other)
-    assert set(found.branches) == {source} and found.unfinished == ()
-    assert btrfs_count(up) == 1
+    facts = observe_subvolumes(up.layout, up.project)
+    assert set(facts.branches) == {source} and facts.unfinished == ()
+    assert count_subvolumes(up) == 1
 
 
-def btrfs_count(node: Node) -> int:
-    """Subvolumes of the pool, however deep."""
+def count_subvolumes(node: Node) -> int:
+    """Return the number of subvolumes of the pool, at any depth."""
     pool = node.layout.pool(node.project)
     listed = subprocess.run(["btrfs", "subvolume", "list", pool], capture_output=True, check=True)
     return listed.stdout.count(b"ID ")
 
 
-def test_an_emptying_of_the_trash_that_was_cut_off_goes_on(up: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_emptying_the_trash_continues_after_it_was_cut_off(up: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     branch = up.create_copy(up.create_root())
     as_tenant(MAKE + NESTS["read-only, with another in it"], up.layout.branch(up.project, branch) / "pgdata")
     subvolume.ensure_trashed(up.layout, up.project, branch)
-    real, calls = btrfs.destroy_subvolume, iter([False, True, False, True])
+    destroy_subvolume, failures = btrfs.destroy_subvolume, iter([False, True, False, True])
 
     def cut_off(path: Path) -> None:
-        if next(calls, False):
+        if next(failures, False):
             raise OSError("cut off")
-        real(path)
+        destroy_subvolume(path)
 
     monkeypatch.setattr(btrfs, "destroy_subvolume", cut_off)
     for _ in range(2):
         with pytest.raises(OSError, match="cut off"):
             subvolume.ensure_trash_emptied(up.layout, up.project)
     subvolume.ensure_trash_emptied(up.layout, up.project)
-    assert btrfs_count(up) == 1
+    assert count_subvolumes(up) == 1
 
 
 DEEP = """
@@ -122,7 +121,7 @@ open('file', 'w').close()
 """
 
 
-def test_a_tree_without_a_floor_is_measured_and_removed(up: Node) -> None:
+def test_a_very_deep_tree_is_measured_and_removed(up: Node) -> None:
     branch = up.create_copy(up.create_root())
     pgdata = up.layout.branch(up.project, branch) / "pgdata"
     as_tenant(DEEP, pgdata)
@@ -132,7 +131,7 @@ def test_a_tree_without_a_floor_is_measured_and_removed(up: Node) -> None:
     as_tenant(DEEP + "os.symlink('/etc', 'out')", up.layout.run("slot-deep"))
     slot.ensure_slot_removed(up.layout, "slot-deep")
     assert "slot-deep" not in observe_slots(up.layout) and Path("/etc/passwd").exists()
-    # The slots directory of a copy's source is emptied at the snapshot.
+    # The directory of replication slots is emptied in the copy.
     copy = up.layout.branch(up.project, up.create_copy(branch)) / "pgdata" / "pg_replslot"
     assert list(copy.iterdir()) == []
 
@@ -143,15 +142,17 @@ def test_links_are_removed_and_not_followed(tmp_path: Path) -> None:
     (kept / "file").write_text("keep me")
     tree = tmp_path / "tree"
     (tree / "a" / "b").mkdir(parents=True)
-    for place in (tree, tree / "a", tree / "a" / "b"):
-        (place / "out").symlink_to(kept)
-        (place / "a\nb").write_text("")
+    for directory in (tree, tree / "a", tree / "a" / "b"):
+        (directory / "out").symlink_to(kept)
+        (directory / "a\nb").write_text("")
     with opened_directory(tmp_path) as top:
         remove_at(top, "tree")
     assert not tree.exists() and (kept / "file").read_text() == "keep me"
 
 
-def test_names_of_a_tenant_make_no_line_and_no_escape_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_file_names_of_a_tenant_add_no_line_and_no_escape_to_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level("INFO")
     log_command("rm", "-r", "/x/a\nERROR forged\x1b[2J\udcff")
     assert caplog.messages == ["# rm -r '/x/a\\nERROR forged\\x1b[2J\\udcff'"]
@@ -166,7 +167,7 @@ def secret() -> Path:
     return path
 
 
-def test_a_tenant_that_links_and_names_others(world: World, secret: Path) -> None:
+def test_a_tenant_that_links_to_others_and_names_their_processes(world: World, secret: Path) -> None:
     project = world.make_project()
     world.run_agent()
     world.make_branch("hostile", "main")
@@ -175,16 +176,16 @@ def test_a_tenant_that_links_and_names_others(world: World, secret: Path) -> Non
     pgdata = layout.branch(project, world.uid("hostile")) / "pgdata"
     run = layout.run(node["slot"])
     victim = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    of_main = layout.run(world.branch("main")["status"]["node"]["slot"])
+    main_run = layout.run(world.branch("main")["status"]["node"]["slot"])
     try:
         pidfile = (pgdata / "postmaster.pid").read_text().split("\n")
         (pgdata / "postmaster.pid").write_text("\n".join([str(victim.pid), *pidfile[1:]]))
         (run / "start-blocked-by").unlink(missing_ok=True)
         (run / "start-blocked-by").symlink_to(secret)
         (run / ".s.PGSQL.1").symlink_to(
-            of_main / f".s.PGSQL.{world.branch('main')['status']['node']['port']}"
+            main_run / f".s.PGSQL.{world.branch('main')['status']['node']['port']}"
         )
-        # In PGDATA itself a link that leaves would only keep it from being a source.
+        # A link in PGDATA that leads out of it would only keep the branch from being a source.
         (pgdata / "dbranch_initdb_done").symlink_to("PG_VERSION")
         for name in ("a\nb", "..x", LONG, "-rf"):
             (pgdata / name).mkdir()
@@ -192,17 +193,17 @@ def test_a_tenant_that_links_and_names_others(world: World, secret: Path) -> Non
         world.run_rounds()
         assert "secret" not in str(world.branch("hostile"))
         assert observe_slot(layout, node["slot"]).start_blocked_by is None
-        # A copy of it is made: what is odd in it harms nobody.
+        # A branch can be created from it: the odd names do no harm.
         world.make_branch("copy", "hostile")
         world.run_agent()
         copy = layout.branch(project, world.uid("copy")) / "pgdata"
         assert str(victim.pid) not in (copy / "postmaster.pid").read_text().split("\n")
-        # The socket exchanged for a link to main's: the agent's SQL never goes there.
+        # The socket is replaced by a link to main's: the agent's SQL never goes there.
         socket = run / f".s.PGSQL.{node['port']}"
         socket.rename(run / "aside")
-        socket.symlink_to(of_main / f".s.PGSQL.{world.branch('main')['status']['node']['port']}")
+        socket.symlink_to(main_run / f".s.PGSQL.{world.branch('main')['status']['node']['port']}")
         world.run_rounds()
-        assert says(world, "hostile") != "Accepting"
+        assert postgres_reason(world, "hostile") != "Accepting"
         for name in ("hostile", "copy"):
             world.api.delete(f"{BRANCHES}/shop-{name}")
         world.run_agent()
@@ -215,25 +216,23 @@ def test_a_tenant_that_links_and_names_others(world: World, secret: Path) -> Non
         secret.unlink()
 
 
-def says(world: World, branch: str) -> str:
+def postgres_reason(world: World, branch: str) -> str:
     return str(world.branch(branch)["status"]["node"]["postgres"]["reason"])
 
 
-def made_again(world: World, rounds: int) -> Callable[[str], None]:
-    def check(name: str) -> None:
-        for number in range(rounds):
-            world.make_branch(name, "main")
-            world.run_agent()
-            assert world.sql(name, "select id from item") == [(0,)], number
-            world.sql(name, f"insert into item values ({number + 1})")
-            assert says(world, name) == "Accepting"
-            world.api.delete(f"{BRANCHES}/shop-{name}")
-            world.run_agent()
-
-    return check
+def recreate(world: World, name: str, rounds: int) -> None:
+    """Create, change and delete a branch of this name again and again; it never has the data of an earlier one."""
+    for number in range(rounds):
+        world.make_branch(name, "main")
+        world.run_agent()
+        assert world.sql(name, "select id from item") == [(0,)], number
+        world.sql(name, f"insert into item values ({number + 1})")
+        assert postgres_reason(world, name) == "Accepting"
+        world.api.delete(f"{BRANCHES}/shop-{name}")
+        world.run_agent()
 
 
-def test_an_object_made_again_under_its_name_never_meets_old_data(world: World, soak: bool) -> None:
+def test_an_object_created_again_under_its_name_never_gets_old_data(world: World, soak: bool) -> None:
     project = world.make_project()
     world.run_agent()
     world.sql("main", "create table item as select 0 as id")
@@ -241,7 +240,7 @@ def test_an_object_made_again_under_its_name_never_meets_old_data(world: World, 
     world.run_agent()
     world.sql("other", "update item set id = 99")
     rounds = 50 if soak else 4
-    made_again(world, rounds)("again")
+    recreate(world, "again", rounds)
     assert world.sql("other", "select id from item") == [(99,)]
     world.assert_consistent(project, running=2, stored=2)
     print(f"{rounds} branches of one name, none with old data")
