@@ -17,22 +17,24 @@ postgres_image() {
     if [[ ${WAY:-$(way)} == built ]]; then echo "$BUILT_POSTGRES_IMAGE"; else echo "$PULLED_POSTGRES_IMAGE"; fi
 }
 
-# wheels_dir: print the directory of the wheels for the image's Python; this machine's Python may be another version.
-wheels_dir() { echo "$DBRANCH_CACHE/wheels-$(key_of "$HACK/../operator/requirements.lock" "$(uname -m)")"; }
+# wheels_dir LOCK: print the directory of the wheels for the image's Python; this machine's Python may be another
+# version.
+wheels_dir() { echo "$DBRANCH_CACHE/wheels-$(key_of "$1" "$(uname -m)")"; }
 
 download_wheels() {
-    local dir=${*: -1} venv="$DBRANCH_CACHE/pip" machine libc platforms=()
+    local lock=$1 dir=${*: -1} venv="$DBRANCH_CACHE/pip" machine libc platforms=()
     machine=$(uname -m)
     for libc in manylinux_2_34 manylinux_2_28 manylinux_2_17 manylinux2014; do platforms+=(--platform "${libc}_$machine"); done
     "$venv/bin/pip" --version >/dev/null 2>&1 || { rm -rf "$venv" && python3 -m venv "$venv"; } || return
     "$venv/bin/pip" --disable-pip-version-check download --quiet --require-hashes --only-binary=:all: --no-deps \
         --implementation cp --python-version 3.13 --abi cp313 --abi abi3 --abi none "${platforms[@]}" \
-        --dest "$dir" -r "$HACK/../operator/requirements.lock"
+        --dest "$dir" -r "$lock"
 }
 
+# need_wheels LOCK: download the wheels that a requirements.lock names, unless they are in the cache.
 need_wheels() {
-    intact "$(wheels_dir)" || need_python
-    cached "$(wheels_dir)" "downloading the server's dependencies" download_wheels
+    intact "$(wheels_dir "$1")" || need_python
+    cached "$(wheels_dir "$1")" "downloading the server's dependencies" download_wheels "$1"
 }
 
 base_image() { if [[ $WAY == built ]]; then echo "$BUILT_BASE_IMAGE"; else echo "$PULLED_BASE_IMAGE"; fi; }
@@ -49,7 +51,7 @@ copy_code() {
 
 build_server() {
     local name=$1 key=$2 context=$3
-    cp "$(wheels_dir)"/*.whl "$context/build/wheels/"
+    cp "$(wheels_dir "$context/operator/requirements.lock")"/*.whl "$context/build/wheels/"
     docker_build "$name" "$key" "$context" -f "$context/operator/Dockerfile" --build-arg "BASE=$(base_image)"
 }
 
@@ -59,7 +61,7 @@ need_server_image() {
     key=$(server_key "$context")
     SERVER_IMAGE=$(server_image "$key")
     if [[ $(image_key "$SERVER_IMAGE") != "$key" ]]; then
-        need_wheels
+        need_wheels "$context/operator/requirements.lock"
         if [[ $WAY == built ]]; then need_base_image; fi
         step "building $SERVER_IMAGE" build_server "$SERVER_IMAGE" "$key" "$context"
         drop_old_server_images "$SERVER_IMAGE"
@@ -72,6 +74,35 @@ need_server_image() {
 drop_old_server_images() {
     docker images --filter label=dbranch.key --format '{{.Repository}}:{{.Tag}}' "${1%:*}" | grep -vxF "$1" | tail -n +3 |
         xargs -r docker image rm >/dev/null 2>&1 || true
+}
+
+# The release that upgrades are tested from (versions.sh): its image, and its chart as a directory.
+release_image() { echo "${DBRANCH_IMAGE_PREFIX:-}dbranch-release:$RELEASE-${RELEASE_COMMIT:0:12}"; }
+release_dir() { echo "$DBRANCH_CACHE/release-$RELEASE-${RELEASE_COMMIT:0:12}"; }
+
+unpack_release() { git -C "$HACK/.." archive "$RELEASE_COMMIT" operator helm | tar -x -C "$1"; }
+
+build_release() {
+    local name=$1 key=$2 context="$DBRANCH_CACHE/release-work"
+    rm -rf "$context"
+    mkdir -p "$context/build/wheels"
+    cp -r "$(release_dir)/operator" "$context/"
+    chmod -R u+rwX,go+rX,go-w "$context"
+    build_server "$name" "$key" "$context"
+    rm -rf "$context"
+}
+
+need_release_image() {
+    local name key lock
+    git -C "$HACK/.." cat-file -e "$RELEASE_COMMIT^{commit}" 2>/dev/null ||
+        die "the commit of release $RELEASE ($RELEASE_COMMIT) is not in this clone; get the whole history: git fetch --unshallow"
+    cached "$(release_dir)" "unpacking release $RELEASE" unpack_release
+    name=$(release_image) lock="$(release_dir)/operator/requirements.lock"
+    key=$(key_of "$RELEASE_COMMIT" "$WAY")
+    if [[ $(image_key "$name") == "$key" ]]; then return 0; fi
+    need_wheels "$lock"
+    if [[ $WAY == built ]]; then need_base_image; fi
+    need_image "$name" "$key" build_release
 }
 
 build_postgres() {
@@ -124,9 +155,10 @@ load_into() {
     return "$code"
 }
 
+# load_images IMAGE…: load images into the nodes that do not have them.
 load_images() {
     local node image nodes
-    for image in "$SERVER_IMAGE" "$(postgres_image)"; do
+    for image in "$@"; do
         nodes=()
         for node in $(node_containers); do in_node "$node" "$image" || nodes+=("$node"); done
         ((${#nodes[@]} == 0)) || step "loading $image into ${#nodes[@]} node(s)" load_into "$image" "${nodes[@]}"
@@ -143,6 +175,7 @@ print_env() {
     printf 'case ":$PATH:" in *:%q:*) ;; *) export PATH=%q:"$PATH" ;; esac\n' "$BIN_DIR" "$BIN_DIR"
     if [[ -n ${DOCKER_HOST:-} ]]; then printf 'export DOCKER_HOST=%q\n' "$DOCKER_HOST"; fi
     printf 'export DBRANCH_POSTGRES_IMAGE=%q DBRANCH_SERVER_IMAGE=%q\n' "$(postgres_image)" "$(server_image)"
+    printf 'export DBRANCH_RELEASE_IMAGE=%q DBRANCH_RELEASE_CHART=%q\n' "$(release_image)" "$(release_dir)/helm/dbranch"
     printf 'export DBRANCH_KIND_NAME=%q DBRANCH_KIND_BIN=%q DBRANCH_KUBECTL_BIN=%q DBRANCH_KIND_IMAGE=%q\n' \
         "$NAME" "$BIN_DIR/kind" "$BIN_DIR/kubectl" "$node_image"
 }

@@ -15,3 +15,7 @@ PULLED_BASE_IMAGE=debian:trixie-slim
 PULLED_POSTGRES_IMAGE=postgres:17
 BUILT_BASE_IMAGE=dbranch-debian:trixie
 BUILT_POSTGRES_IMAGE=dbranch-postgres:17
+
+# The last release, which upgrades are tested from. RELEASE.md says when these change.
+RELEASE=0.1.0
+RELEASE_COMMIT=ad1554c9b65c56333c7311488c84090a7531a77b
