@@ -40,13 +40,13 @@ def test_a_goal_may_be_the_least() -> None:
 
 def test_raw_numbers_come_back_as_they_were_and_make_the_page() -> None:
     result = Result([CREATE], {})
-    again = from_json(as_json(result))
-    assert again == result
+    second_run = from_json(as_json(result))
+    assert second_run == result
     run = {"mode": "quick", "at": "2026-01-01 00:00 UTC", "load": "1.0"}
-    said = page({"machine": {"memory": "24 GiB"}, "runs": {"create": run}}, {"create": again})
+    said = page({"machine": {"memory": "24 GiB"}, "runs": {"create": run}}, {"create": second_run})
     line = "| apply → Ready | 250 ms (200 to 300) | bare pod | 1000 ms (900 to 2000) | 0.25 | ≤ 0.5 | met |"
     assert line in said.splitlines() and "* memory: 24 GiB" in said
-    assert summary(again) == [
+    assert summary(second_run) == [
         "apply → Ready: 250 ms (200 to 300) | bare pod: 1000 ms (900 to 2000) | ratio 0.25 | goal ≤ 0.5: met"
     ]
 
