@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import os
+import queue
+import re
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -19,6 +22,35 @@ SYSTEM = "dbranch-system"
 NODES = "dbranch-nodes"
 POSTGRES_IMAGE = os.environ["DBRANCH_POSTGRES_IMAGE"]
 SERVER_IMAGE = os.environ["DBRANCH_SERVER_IMAGE"]
+
+# Each limit only ends a test that hangs: none is near what a machine with busy processors needs. pytest's own limit
+# for a test is ten minutes.
+TIMEOUT_SECONDS = 180.0
+KUBECTL_TIMEOUT = f"--timeout={TIMEOUT_SECONDS:g}s"
+# The window in which something must not happen.
+_HOLDS_SECONDS = 5.0
+
+# Commands of `dbranch` that wait for less long.
+_WAITING_COMMANDS = {"create", "delete", "use", "stop", "resume", "restart"}
+
+# libpq's errors of a connection that was not made: nothing was sent through it, so the query can be repeated.
+_NOT_CONNECTED = re.compile(r"could not translate host name|connection to server at .* failed: ", re.DOTALL)
+# Of those, what passes: DNS and kube-proxy follow a new Service or pod, a Postgres or a proxy starts or ends.
+_PASSING_ERRORS = (
+    "could not translate host name",
+    "Connection refused",
+    "Connection reset by peer",
+    "Connection timed out",
+    "No route to host",
+    "Network is unreachable",
+    "timeout expired",
+    "server closed the connection unexpectedly",
+    "the database system is starting up",
+    "the database system is not yet accepting connections",
+    "the database system is shutting down",
+    "the proxy is stopping",
+    "FATAL:  waited ",
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +79,7 @@ def run(argv: list[str], *, stdin: str | None = None, check: bool = True, **kwar
         input=stdin if stdin is not None else "",
         capture_output=True,
         text=True,
-        timeout=kwargs.pop("timeout", 300),
+        timeout=kwargs.pop("timeout", 2 * TIMEOUT_SECONDS),
         check=False,
         **kwargs,
     )
@@ -56,7 +88,7 @@ def run(argv: list[str], *, stdin: str | None = None, check: bool = True, **kwar
     return outcome
 
 
-def eventually(expectation: str, check: Callable[[], Any], timeout: float = 60) -> Any:
+def eventually(expectation: str, check: Callable[[], Any], timeout: float = TIMEOUT_SECONDS) -> Any:
     """Poll `check`; return its first true value. Raise AssertionError with the last one after `timeout` seconds."""
     deadline, last = time.monotonic() + timeout, None
     while time.monotonic() < deadline:
@@ -65,6 +97,30 @@ def eventually(expectation: str, check: Callable[[], Any], timeout: float = 60) 
             return last
         time.sleep(0.3)
     raise AssertionError(f"not within {timeout:g} s: {expectation}; last value: {last!r}")
+
+
+def holds(expectation: str, check: Callable[[], Any], seconds: float = _HOLDS_SECONDS) -> None:
+    """Poll `check` for `seconds`; raise AssertionError as soon as it is not true."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert check(), f"does not hold: {expectation}"
+        time.sleep(0.3)
+
+
+def read_line(stream: IO[str]) -> str:
+    """Return the next line of a process's output, without its end. Raise queue.Empty if none comes."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=lambda: lines.put(stream.readline()), daemon=True).start()
+    return lines.get(timeout=TIMEOUT_SECONDS).rstrip("\n")
+
+
+def connection_may_be_repeated(outcome: Outcome) -> bool:
+    """Return whether psql made no connection, for a reason that passes."""
+    return (
+        outcome.code == 2
+        and _NOT_CONNECTED.search(outcome.err) is not None
+        and any(error in outcome.err for error in _PASSING_ERRORS)
+    )
 
 
 class Cluster:
@@ -84,7 +140,7 @@ class Cluster:
         repository, tag = SERVER_IMAGE.rsplit(":", 1)
         return self.helm(
             *("upgrade", "--install", RELEASE, str(self.root / "helm" / "dbranch")),
-            *("--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "3m"),
+            *("--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "5m"),
             *("--set", f"image.repository={repository}", "--set", f"image.tag={tag}"),
             *extra_args,
         )
@@ -97,6 +153,55 @@ class Cluster:
         """Run a shell script on a node (the first one if None) and return its standard output."""
         return run(["docker", "exec", node or self.nodes()[0], "sh", "-c", script], check=check).text
 
+    def processes_of(self, variable: str, node: str | None = None) -> list[int]:
+        """Return the processes on a node that have `variable` (NAME=VALUE) in their environment."""
+        find = f"grep -lzx '{variable}' /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3"
+        return [int(pid) for pid in self.on_node(find, node).split()]
+
+    def agent_pods(self) -> dict[str, str]:
+        """Return the nodes of the agents' pods that are not being deleted, by the pod's name."""
+        label = "app.kubernetes.io/component=agent"
+        pods = json.loads(self.kubectl("get", "pods", "-n", NODES, "-l", label, "-o", "json").out)["items"]
+        return {
+            pod["metadata"]["name"]: pod["spec"]["nodeName"]
+            for pod in pods
+            if "deletionTimestamp" not in pod["metadata"] and "nodeName" in pod["spec"]
+        }
+
+    def replace_agents(self, *options: str) -> None:
+        """Delete the agents' pods; wait until others are Ready."""
+        self.kubectl("delete", "pod", "-n", NODES, "-l", "app.kubernetes.io/component=agent", *options)
+        self.kubectl("rollout", "status", "-n", NODES, "daemonset/dbranch-agent", KUBECTL_TIMEOUT)
+
+    def footprint_at_rest(self) -> dict[str, list[str]]:
+        """Wait until no DBProject and no DBBranch is being deleted; return the footprint once it does not change."""
+        eventually("nothing is being deleted", lambda: not self._being_deleted())
+        last = self.footprint()
+
+        def unchanged() -> bool:
+            nonlocal last
+            previous, last = last, self.footprint()
+            return previous == last
+
+        eventually("the footprint does not change", unchanged)
+        return last
+
+    def _being_deleted(self) -> list[str]:
+        listed = json.loads(self.kubectl("get", "dbprojects,dbbranches", "-A", "-o", "json").out)
+        return [
+            f"{item['metadata']['namespace']}/{item['metadata']['name']}"
+            for item in listed["items"]
+            if "deletionTimestamp" in item["metadata"]
+        ]
+
+    def names_in(self, directories: str, node: str | None = None) -> list[str]:
+        """Return the names in directories below dbranch's base directory, given as a pattern of the shell.
+
+        They may come and go meanwhile.
+        """
+        listed = self.on_node(f"cd /var/lib/dbranch && ls -d {directories} 2>/dev/null || true", node)
+        return listed.split()
+
     def footprint(self) -> dict[str, list[str]]:
         """Return what dbranch holds on the first node: files and mounts below its base directory, loop devices,
         and its pods and Secrets.
@@ -104,7 +209,7 @@ class Cluster:
         The directories of warm slots and their pods are left out: they change with every claim.
         """
         warm = self.warm_slots()
-        files = self.on_node("cd /var/lib/dbranch && ls -d pools/* mnt/* slots/* 2>/dev/null || true").split()
+        files = self.names_in("pools/* mnt/* slots/*")
         return {
             "files": [path for path in files if path not in {f"slots/{slot}" for slot in warm}],
             "mounts": self.on_node(
@@ -137,13 +242,18 @@ class Namespace:
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name, "labels": labels}}
         )
         # No pod is admitted before the controller manager has made the namespace's service account.
-        self.kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=60s")
-        self.apply(client_pod(self.client_node))
-        self.kubectl("wait", "--for=condition=Ready", "pod/client", "--timeout=120s")
+        self.kubectl("wait", "--for=create", "serviceaccount/default", KUBECTL_TIMEOUT)
+        self.apply(client_pod(self.name, self.client_node))
+        self.kubectl("wait", "--for=condition=Ready", "pod/client", KUBECTL_TIMEOUT)
+
+    def client_started_at(self) -> str:
+        """Return when the client pod's container started (RFC 3339), or an empty string if it does not run."""
+        containers = self.get("pod", "client").get("status", {}).get("containerStatuses", [{}])
+        return str(containers[0].get("state", {}).get("running", {}).get("startedAt", ""))
 
     def remove(self) -> None:
-        """Delete the projects, then the namespace: its controller retries only every eight seconds or so."""
-        self.kubectl("delete", "dbprojects", "--all", "--timeout=180s", check=False)
+        """Begin to delete the projects and the namespace; nothing waits for the end of that."""
+        self.kubectl("delete", "dbprojects", "--all", "--wait=false", check=False)
         self.cluster.kubectl("delete", "namespace", self.name, "--ignore-not-found", "--wait=false")
 
     def kubectl(self, *args: str, stdin: str | None = None, check: bool = True) -> Outcome:
@@ -159,13 +269,17 @@ class Namespace:
     def exists(self, kind: str, name: str) -> bool:
         return self.kubectl("get", kind, name, check=False).code == 0
 
+    def await_deleted(self, kind: str, name: str) -> None:
+        """Wait until the object does not exist."""
+        eventually(f"{kind} {name} is gone", lambda: not self.exists(kind, name))
+
     def condition(self, kind: str, name: str, condition_type: str) -> dict[str, str]:
         """Return a condition of an object, or `{}` if the object does not have it (yet)."""
         conditions = self.get(kind, name).get("status", {}).get("conditions", [])
         return next((c for c in conditions if c["type"] == condition_type), {})
 
     def wait_reason(
-        self, kind: str, name: str, condition_type: str, reason: str, timeout: float = 60
+        self, kind: str, name: str, condition_type: str, reason: str, timeout: float = TIMEOUT_SECONDS
     ) -> dict[str, str]:
         """Wait until the object's condition has the reason; return the condition."""
         condition: dict[str, str] = {}
@@ -181,19 +295,29 @@ class Namespace:
             raise AssertionError(f"{error}; the condition is {condition}") from None
         return condition
 
-    def wait_ready(self, kind: str, name: str, timeout: int = 120) -> None:
-        """Wait until the object is Ready; raise AssertionError with `kubectl describe` after `timeout` seconds."""
-        outcome = self.kubectl(
-            "wait", "--for=condition=Ready", f"{kind}/{name}", f"--timeout={timeout}s", check=False
+    def wait_stalled(self, kind: str, name: str) -> None:
+        """Wait until the object's condition Stalled is True."""
+        eventually(
+            f"{kind} {name} is stalled",
+            lambda: self.condition(kind, name, "Stalled").get("status") == "True",
         )
+
+    def wait_ready(self, kind: str, *names: str) -> None:
+        """Wait until the objects are Ready; raise AssertionError with `kubectl describe` if one is not.
+
+        After a disturbance the condition may be that from before it: then wait for what has changed, too.
+        """
+        objects = [f"{kind}/{name}" for name in names]
+        outcome = self.kubectl("wait", "--for=condition=Ready", *objects, KUBECTL_TIMEOUT, check=False)
         if outcome.code:
-            raise AssertionError(
-                f"{outcome.output}\n{self.kubectl('describe', kind, name, check=False).output}"
-            )
+            described = self.kubectl("describe", *objects, check=False).output
+            raise AssertionError(f"{outcome.output}\n{described}")
 
     def dbranch(self, *args: str, stdin: str | None = None, check: bool = True, **env: str) -> Outcome:
+        """Run `dbranch`; a command that waits has the time limit of the tests unless `args` has another."""
+        waits = _WAITING_COMMANDS & {*args} and "--timeout" not in args
         return run(
-            ["dbranch", "--namespace", self.name, *args],
+            ["dbranch", "--namespace", self.name, *args, *([KUBECTL_TIMEOUT] if waits else [])],
             stdin=stdin,
             check=check,
             env={**os.environ, "DBRANCH_CONFIG": f"/tmp/dbranch-{self.name}.yaml", **env},
@@ -216,6 +340,22 @@ class Namespace:
             query,
             check=check,
         )
+
+    def connect(self, uri: str, query: str) -> Outcome:
+        """Run a query as `psql` does, as soon as `connected`."""
+        return connected(lambda: self.psql(uri, query, check=False))
+
+    def sql(self, uri: str, query: str) -> str:
+        """Run a query through a connection string, once a connection is made; return what psql prints."""
+        outcome = self.connect(uri, query)
+        assert outcome.code == 0, outcome.output
+        return outcome.text
+
+    def rejection(self, uri: str) -> str:
+        """Connect, which must be rejected; return the error."""
+        outcome = self.connect(uri, "select 1")
+        assert outcome.code == 2, outcome.output
+        return outcome.err
 
     def secret(self, name: str) -> dict[str, str]:
         """Return the decoded data of a Secret."""
@@ -258,7 +398,78 @@ class Project:
     def branch(self, branch: str, source: str = "main", **spec: Any) -> None:
         """Apply a branch and wait until it is Ready."""
         self.team.apply(self.branch_manifest(branch, source, **spec))
-        self.team.wait_ready("dbbranch", f"{self.name}-{branch}")
+        self.wait_ready(branch)
+
+    def branches(self, *branches: str) -> None:
+        """Apply several branches of `main` at once and wait until all are Ready."""
+        self.team.apply(*(self.branch_manifest(branch) for branch in branches))
+        self.wait_ready(*branches)
+
+    def wait_ready(self, *branches: str) -> None:
+        """Wait until the branches are Ready."""
+        self.team.wait_ready("dbbranch", *(f"{self.name}-{branch}" for branch in branches))
+
+    def discard(self, *branches: str) -> None:
+        """Begin to delete the branches, or the project if none is given; nothing waits for the end of that.
+
+        A branch that was active is refused until the API server's cache, from which the policy reads the project,
+        has the switch.
+        """
+        objects = [f"dbbranch/{self.name}-{branch}" for branch in branches] or [f"dbproject/{self.name}"]
+        delete = ("delete", "--wait=false", "--ignore-not-found", *objects)
+        refusal = Outcome(1, "", "not tried")
+
+        def accepted() -> bool:
+            nonlocal refusal
+            refusal = self.team.kubectl(*delete, check=False)
+            assert refusal.code == 0 or "is the active branch" in refusal.err, refusal.output
+            return refusal.code == 0
+
+        eventually(f"the deletion of {objects} is accepted", accepted)
+
+    def delete(self, *branches: str) -> None:
+        """Delete the branches, or the project if none is given, and wait until they do not exist."""
+        self.discard(*branches)
+        for branch in branches:
+            self.team.await_deleted("dbbranch", f"{self.name}-{branch}")
+        if not branches:
+            self.team.await_deleted("dbproject", self.name)
+
+    def status(self, branch: str | None = None) -> dict[str, Any]:
+        """Return the status of the project, or of a branch."""
+        kind, name = ("dbproject", self.name) if branch is None else ("dbbranch", f"{self.name}-{branch}")
+        status: dict[str, Any] = self.team.get(kind, name).get("status", {})
+        return status
+
+    def pod_uids(self) -> dict[str, str]:
+        """Return the UIDs of the branches' Postgres pods, by branch name."""
+        return {branch: pod["metadata"]["uid"] for branch, pod in self._pods().items()}
+
+    def pod_of(self, branch: str) -> str:
+        """Wait until the branch's status names its pod, and that pod exists; return the pod's name."""
+
+        def named() -> str:
+            name = str(self.status(branch).get("node", {}).get("pod", ""))
+            pod = self._pods().get(branch)
+            return name if pod and pod["metadata"]["name"] == name else ""
+
+        return str(eventually(f"branch {branch} has its pod", named))
+
+    def await_new_pod(self, branch: str, old_uid: str) -> None:
+        """Wait until Postgres runs in another pod than that of `old_uid`, and the branch is Ready with it."""
+        eventually(
+            f"branch {branch} has a new pod", lambda: self.pod_uids().get(branch) not in (None, old_uid)
+        )
+        self.pod_of(branch)
+        self.wait_ready(branch)
+
+    def _pods(self) -> dict[str, dict[str, Any]]:
+        """Return the branches' Postgres pods, by branch name; one that is being deleted only if there is no other."""
+        labels = f"dbranch.io/namespace={self.team.name},dbranch.io/project={self.name},dbranch.io/branch"
+        listed = self.team.cluster.kubectl("get", "pods", "-n", NODES, "-l", labels, "-o", "json")
+        pods = json.loads(listed.out)["items"]
+        pods.sort(key=lambda pod: "deletionTimestamp" not in pod["metadata"])
+        return {pod["metadata"]["labels"]["dbranch.io/branch"]: pod for pod in pods}
 
     def uri(self, branch: str | None = None) -> str:
         """Return the connection string of the project, or of a branch's own Service."""
@@ -267,41 +478,36 @@ class Project:
 
     def sql(self, query: str, branch: str | None = None) -> str:
         """Run a query through the project's Service, or through a branch's own; return what psql prints."""
-        return retry_until_connected(lambda: self.team.psql(self.uri(branch), query, check=False)).text
+        return self.team.sql(self.uri(branch), query)
 
     def use(self, branch: str) -> None:
         self.team.dbranch("-p", self.name, "use", branch)
 
 
-def retry_until_connected(attempt: Callable[[], Outcome], timeout: float = 30) -> Outcome:
-    """Call psql until it connects; return its outcome. Raise AssertionError if the query then fails.
+def connected(attempt: Callable[[], Outcome]) -> Outcome:
+    """Run psql until a connection is made, or fails for a reason that does not pass; return psql's outcome.
 
-    kube-proxy needs up to two seconds to program a new Service, and DNS caches expire as late. A connection
-    that was never established can be retried: no query was sent.
+    kube-proxy and DNS follow a new Service or pod later. A query that was sent is not repeated.
     """
     outcome = Outcome(2, "", "not tried")
 
-    def check() -> bool:
+    def attempted() -> bool:
         nonlocal outcome
         outcome = attempt()
-        failed_to_connect = outcome.code == 2 and any(
-            error in outcome.err
-            for error in (
-                "Connection refused",
-                "could not translate host name",
-                "No route to host",
-                "timeout expired",
-            )
-        )
-        return not failed_to_connect
+        return not connection_may_be_repeated(outcome)
 
-    eventually("psql connects", check, timeout)
-    assert outcome.code == 0, outcome.output
+    try:
+        eventually("psql connects", attempted)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; {outcome.output}") from None
     return outcome
 
 
-def client_pod(node: str | None = None) -> dict[str, Any]:
-    """Return the manifest of an idle pod that has psql; Pod Security Admission `restricted` admits it."""
+def client_pod(namespace: str, node: str | None = None) -> dict[str, Any]:
+    """Return the manifest of an idle pod that has psql; Pod Security Admission `restricted` admits it.
+
+    Its environment identifies its processes on the node, see `Cluster.processes_of`.
+    """
     placement = {"nodeSelector": {"kubernetes.io/hostname": node}} if node else {}
     return {
         "apiVersion": "v1",
@@ -322,7 +528,10 @@ def client_pod(node: str | None = None) -> dict[str, Any]:
                     "image": POSTGRES_IMAGE,
                     "imagePullPolicy": "IfNotPresent",
                     "command": ["sleep", "infinity"],
-                    "env": [{"name": "PGCONNECT_TIMEOUT", "value": "10"}],
+                    "env": [
+                        {"name": "PGCONNECT_TIMEOUT", "value": "10"},
+                        {"name": "E2E_NAMESPACE", "value": namespace},
+                    ],
                     "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
                 }
             ],

@@ -47,22 +47,43 @@ def namespace_for_tests(
         namespace.remove()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def team(cluster: Cluster) -> Iterator[Namespace]:
-    """A user namespace for the tests of one module, labelled Pod Security `restricted`, with a client pod."""
+    """The user namespace of most tests, labelled Pod Security `restricted`, with a client pod."""
     yield from namespace_for_tests(cluster, **{"pod-security.kubernetes.io/enforce": "restricted"})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def other_team(cluster: Cluster) -> Iterator[Namespace]:
-    """A second user namespace, for one test."""
+    """A second user namespace, for the tests of one module."""
     yield from namespace_for_tests(cluster)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shop(team: Namespace) -> Project:
-    """A Ready project `shop` whose root branch holds the table `item` with the row (1, 'first')."""
+    """A Ready project `shop` whose root branch holds the table `item` with the row (1, 'first').
+
+    All tests share it. They leave that row, `main` as the active branch and the project's spec as they are; the
+    names of their branches differ.
+    """
     shop = Project(team, "shop")
     shop.make()
-    shop.sql("create table item (id int primary key, name text); insert into item values (1, 'first')")
+    make_item(shop)
     return shop
+
+
+@pytest.fixture(scope="session")
+def kept(team: Namespace) -> Project:
+    """A Ready project `kept` with branches `one` and `two`; the table `proof` of a branch holds its name."""
+    kept = Project(team, "kept")
+    team.apply(kept.manifest(), kept.branch_manifest("one"), kept.branch_manifest("two"))
+    kept.wait_ready("one", "two")
+    for branch in ("main", "one", "two"):
+        kept.sql(f"create table proof as select '{branch}' as name", branch)
+    team.wait_ready("dbproject", "kept")
+    return kept
+
+
+def make_item(project: Project) -> None:
+    """Create the table `item` with the row (1, 'first') on the active branch."""
+    project.sql("create table item (id int primary key, name text); insert into item values (1, 'first')")

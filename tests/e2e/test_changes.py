@@ -7,34 +7,44 @@ import json
 
 import pytest
 
-from tests.e2e.cluster import NODES, Namespace, Project, eventually
-from tests.e2e.test_survival import pods_of
+from tests.e2e.cluster import Namespace, Project, eventually
+from tests.e2e.conftest import make_item
 
 
-def test_the_pool_grows_while_postgres_runs_and_never_shrinks(shop: Project) -> None:
-    team, before = shop.team, pods_of(shop)
-    shop.patch(storage={"size": "1536Mi"})
+@pytest.fixture(scope="module")
+def changing(team: Namespace) -> Project:
+    """A Ready project `changing` whose root branch holds the table `item` with the row (1, 'first')."""
+    changing = Project(team, "changing")
+    changing.make()
+    make_item(changing)
+    return changing
+
+
+def test_the_pool_grows_while_postgres_runs_and_never_shrinks(changing: Project) -> None:
+    team, before = changing.team, changing.pod_uids()
+    changing.patch(storage={"size": "1536Mi"})
     total = 1536 * 2**20
     eventually(
         "the pool has grown",
-        lambda: team.get("dbproject", "shop")["status"]["node"]["totalBytes"] == total,
+        lambda: changing.status()["node"]["totalBytes"] == total,
     )
     body = json.dumps({"spec": {"storage": {"size": "1Gi"}}})
-    rejected = team.kubectl("patch", "dbproject", "shop", "--type=merge", "-p", body, check=False)
+    rejected = team.kubectl("patch", "dbproject", "changing", "--type=merge", "-p", body, check=False)
     assert rejected.code and "cannot become smaller" in rejected.err
-    assert pods_of(shop) == before
+    assert changing.pod_uids() == before
 
 
-def test_parameters_apply_at_once_or_after_a_restart(shop: Project) -> None:
-    team, before = shop.team, pods_of(shop)
-    shop.patch(postgres={"parameters": {"work_mem": "7MB", "shared_buffers": "24MB"}})
-    pending = team.wait_reason("dbbranch", "shop-main", "PostgresReady", "RestartPending")
+def test_parameters_apply_at_once_or_after_a_restart(changing: Project) -> None:
+    team, before = changing.team, changing.pod_uids()
+    changing.patch(postgres={"parameters": {"work_mem": "7MB", "shared_buffers": "24MB"}})
+    pending = team.wait_reason("dbbranch", "changing-main", "PostgresReady", "RestartPending")
     assert pending["status"] == "True" and "shared_buffers" in pending["message"]
-    assert shop.sql("show work_mem") == "7MB" and pods_of(shop) == before
-    team.dbranch("-p", "shop", "restart", "main")
-    assert team.condition("dbbranch", "shop-main", "PostgresReady")["reason"] == "Accepting"
-    assert shop.sql("show shared_buffers") == "24MB"
-    assert shop.sql("select name from item where id = 1") == "first"
+    eventually("the new work_mem is in force", lambda: changing.sql("show work_mem") == "7MB")
+    assert changing.pod_uids() == before
+    team.dbranch("-p", "changing", "restart", "main")
+    team.wait_reason("dbbranch", "changing-main", "PostgresReady", "Accepting")
+    assert changing.sql("show shared_buffers") == "24MB"
+    assert changing.sql("select name from item where id = 1") == "first"
 
 
 def owner_secret(password: str) -> dict[str, object]:
@@ -48,9 +58,9 @@ def test_a_new_password_of_the_owner_reaches_every_branch(team: Namespace) -> No
     project = Project(team, "keyed")
     manifest = project.manifest()
     manifest["spec"]["postgres"]["passwordSecret"] = {"name": "owner"}
-    team.apply(manifest)
+    team.apply(manifest, project.branch_manifest("stopped"))
     team.wait_ready("dbproject", "keyed")
-    project.branch("stopped")
+    project.wait_ready("stopped")
     assert project.sql("select 1", "stopped") == "1"
     team.dbranch("-p", "keyed", "stop", "stopped")
     team.apply(owner_secret("second"))
@@ -60,11 +70,20 @@ def test_a_new_password_of_the_owner_reaches_every_branch(team: Namespace) -> No
         lambda: team.psql(project.uri(), "select 1", check=False).text == "1",
     )
     old = project.uri().replace(":second@", ":first@")
-    rejected = team.psql(old, "select 1", check=False)
-    assert rejected.code == 2 and "password authentication failed" in rejected.err
+    eventually(
+        "the old password is rejected",
+        lambda: (
+            (outcome := team.connect(old, "select 1")).code == 2
+            and "password authentication failed" in outcome.err
+        ),
+    )
     team.dbranch("-p", "keyed", "resume", "stopped")
     eventually("the branch's own connection string has it", lambda: ":second@" in project.uri("stopped"))
-    assert project.sql("select 1", "stopped") == "1"
+    eventually(
+        "the resumed branch accepts the new password",
+        lambda: team.connect(project.uri("stopped"), "select 1").text == "1",
+    )
+    project.discard()
 
 
 def test_a_retained_pool_is_adopted_by_a_new_project(team: Namespace) -> None:
@@ -76,24 +95,24 @@ def test_a_retained_pool_is_adopted_by_a_new_project(team: Namespace) -> None:
     uid = team.get("dbproject", "old")["metadata"]["uid"]
     outcome = team.dbranch("-p", "old", "delete-project", "old", "--yes")
     assert f"--adopt {uid}" in outcome.output
-    assert uid in team.cluster.on_node("ls /var/lib/dbranch/pools")
+    assert any(uid in name for name in team.cluster.names_in("pools/*"))
     new = Project(team, "new")
-    new.make(storage={"size": "1Gi", "adopt": uid})
-    new.branch("kept")
+    team.apply(new.manifest(storage={"size": "1Gi", "adopt": uid}), new.branch_manifest("kept"))
+    team.wait_ready("dbproject", "new")
+    new.wait_ready("kept")
     assert new.sql("select count(*), sum(id) from item") == "5000|12502500"
     assert new.sql("select count(*) from item", "kept") == "10"
+    new.discard()
 
 
 def test_agents_that_are_deleted_and_recreated_leave_no_mount_behind(
-    shop: Project, request: pytest.FixtureRequest
+    changing: Project, request: pytest.FixtureRequest
 ) -> None:
-    cluster, before = shop.team.cluster, pods_of(shop)
-    mounts = cluster.footprint()["mounts"]
+    cluster, before = changing.team.cluster, changing.pod_uids()
+    mounts = sorted(cluster.footprint_at_rest()["mounts"])
     for _ in range(20 if request.config.getoption("--soak") else 3):
-        cluster.kubectl(
-            "delete", "pod", "-n", NODES, "-l", "app.kubernetes.io/component=agent", "--grace-period=1"
-        )
-        cluster.kubectl("rollout", "status", "-n", NODES, "daemonset/dbranch-agent", "--timeout=120s")
-    assert sorted(cluster.footprint()["mounts"]) == sorted(mounts)
-    assert pods_of(shop) == before
-    assert shop.sql("select name from item where id = 1") == "first"
+        cluster.replace_agents("--grace-period=1")
+    eventually("the mounts are as before", lambda: sorted(cluster.footprint()["mounts"]) == mounts)
+    assert changing.pod_uids() == before
+    assert changing.sql("select name from item where id = 1") == "first"
+    changing.discard()

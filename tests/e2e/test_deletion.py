@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tests.e2e.cluster import NODES, POSTGRES_IMAGE, Cluster, Namespace, Project, eventually
-
-# What an agent that was killed halfway leaves behind is removed by housekeeping a minute later.
-_HOUSEKEEPING_TIMEOUT_SECONDS = 150
+from tests.e2e.cluster import KUBECTL_TIMEOUT, NODES, POSTGRES_IMAGE, Cluster, Namespace, Project, eventually
 
 
 def await_node_as_before(cluster: Cluster, before: dict[str, list[str]], uid: str) -> None:
@@ -15,7 +12,8 @@ def await_node_as_before(cluster: Cluster, before: dict[str, list[str]], uid: st
 
     Loop devices belong to the machine, not to the node, so only those of the project count. Leftovers of killed
     agents that were there before may have been removed since: markers of orphans, and slot directories without a
-    pod (a branch's slot has its mount and its pod, too).
+    pod (a branch's slot has its mount and its pod, too). What an agent that was killed halfway leaves behind is
+    removed by housekeeping a minute later.
     """
     added: dict[str, list[str]] = {}
     removed: dict[str, list[str]] = {}
@@ -35,7 +33,7 @@ def await_node_as_before(cluster: Cluster, before: dict[str, list[str]], uid: st
         return not any(added.values()) and not any(removed.values())
 
     try:
-        eventually("the node is as before", is_as_before, _HOUSEKEEPING_TIMEOUT_SECONDS)
+        eventually("the node is as before", is_as_before)
     except AssertionError as error:
         raise AssertionError(f"{error}; added: {added}; removed: {removed}") from None
 
@@ -46,20 +44,19 @@ def test_delete_of_a_branch(shop: Project) -> None:
     shop.branch("child", "gone")
     status = team.get("dbbranch", "shop-gone")
     pod, uid = status["status"]["node"]["pod"], status["metadata"]["uid"]
-    assert uid in "".join(cluster.on_node("ls /var/lib/dbranch/mnt/*").split())
+    assert any(uid in name for name in cluster.names_in("mnt/*/*"))
     outcome = team.dbranch("-p", "shop", "delete", "gone", "--yes")
     assert "gone" in outcome.output
     assert not team.exists("dbbranch", "shop-gone")
     for kind, name in (("service", "shop-gone"), ("secret", "shop-gone-conn")):
-        eventually(f"{kind} {name} is gone", lambda k=kind, n=name: not team.exists(k, n))
-    assert (
-        team.kubectl("get", "endpointslices", "-l", "kubernetes.io/service-name=shop-gone", "-o", "name").text
-        == ""
-    )
+        team.await_deleted(kind, name)
+    slices = ("get", "endpointslices", "-l", "kubernetes.io/service-name=shop-gone", "-o", "name")
+    eventually("its endpoints are gone", lambda: team.kubectl(*slices).text == "")
     assert f"pod/{pod}" not in cluster.footprint()["pods"]
-    assert uid not in cluster.on_node("ls /var/lib/dbranch/mnt/*")
-    assert pod not in cluster.on_node("ls /var/lib/dbranch/slots")
+    assert not any(uid in name for name in cluster.names_in("mnt/*/*"))
+    assert f"slots/{pod}" not in cluster.names_in("slots/*")
     assert shop.sql("select name from item where id = 1", "child") == "first"
+    shop.discard("child")
 
 
 def test_a_branch_created_again_under_the_same_name_has_no_old_data(shop: Project) -> None:
@@ -67,21 +64,21 @@ def test_a_branch_created_again_under_the_same_name_has_no_old_data(shop: Projec
         shop.branch("again")
         assert shop.sql("select to_regclass('old_data') is null", "again") == "t", round_
         shop.sql("create table old_data (n int)", "again")
-        shop.team.kubectl("delete", "dbbranch", "shop-again", "--timeout=60s")
+        shop.delete("again")
 
 
 def test_delete_of_a_project_leaves_the_node_as_it_was(team: Namespace) -> None:
     cluster = team.cluster
-    before = cluster.footprint()
+    before = cluster.footprint_at_rest()
     brief = Project(team, "brief")
-    brief.make()
-    brief.branch("one")
-    brief.branch("two", "one")
+    team.apply(brief.manifest(), brief.branch_manifest("one"), brief.branch_manifest("two", "one"))
+    team.wait_ready("dbproject", "brief")
+    brief.wait_ready("one", "two")
     during = cluster.footprint()
     uid = team.get("dbproject", "brief")["metadata"]["uid"]
     assert len([path for path in during["loops"] if uid in path]) == 1
     assert len(during["pods"]) >= len(before["pods"]) + 3
-    team.kubectl("delete", "dbproject", "brief", "--timeout=120s")
+    brief.delete()
     await_node_as_before(cluster, before, uid)
     for kind in ("dbbranch", "service", "deployment", "secret", "serviceaccount", "role", "rolebinding"):
         eventually(
@@ -98,18 +95,18 @@ def test_delete_of_a_project_leaves_the_node_as_it_was(team: Namespace) -> None:
 
 def test_delete_of_a_namespace(other_team: Namespace) -> None:
     cluster = other_team.cluster
-    before = cluster.footprint()
-    whole = Project(other_team, "whole")
-    whole.make()
-    whole.branch("leaf")
-    # A second project, so that both are deleted at the same time.
-    Project(other_team, "brief").make()
+    before = cluster.footprint_at_rest()
+    # Two projects, so that both are deleted at the same time.
+    whole, brief = Project(other_team, "whole"), Project(other_team, "brief")
+    other_team.apply(whole.manifest(), brief.manifest(), whole.branch_manifest("leaf"))
+    other_team.wait_ready("dbproject", "whole", "brief")
+    whole.wait_ready("leaf")
     uid = other_team.get("dbproject", "whole")["metadata"]["uid"]
     policy = ("get", "networkpolicy", "-n", NODES, f"allow-{other_team.name}")
-    assert cluster.kubectl(*policy, check=False).code == 0
-    cluster.kubectl("delete", "namespace", other_team.name, "--timeout=180s")
+    eventually("the namespace has its policy", lambda: cluster.kubectl(*policy, check=False).code == 0)
+    cluster.kubectl("delete", "namespace", other_team.name, KUBECTL_TIMEOUT)
     await_node_as_before(cluster, before, uid)
-    assert cluster.kubectl(*policy, check=False).code != 0
+    eventually("the policy is gone", lambda: cluster.kubectl(*policy, check=False).code != 0)
 
 
 def test_delete_project_by_the_cli(team: Namespace) -> None:
@@ -122,22 +119,22 @@ def test_delete_project_by_the_cli(team: Namespace) -> None:
     assert not team.exists("dbproject", "clishop")
 
 
-def test_a_project_bound_to_a_deleted_node_can_be_deleted(other_team: Namespace) -> None:
-    ghost = Project(other_team, "ghost")
+def test_a_project_bound_to_a_deleted_node_can_be_deleted(team: Namespace) -> None:
+    ghost = Project(team, "ghost")
     # Bound by hand to a node that does not exist: no agent will ever remove its finalizer.
     nowhere = {"size": "1Gi", "nodeSelector": {"dbranch.io/none": "here"}}
     # The branch first: the controller creates a root branch itself as soon as the project exists.
-    other_team.apply(ghost.branch_manifest("main", None), ghost.manifest(storage=nowhere))
+    team.apply(ghost.branch_manifest("main", None), ghost.manifest(storage=nowhere))
     for kind, name in (("dbproject", "ghost"), ("dbbranch", "ghost-main")):
         eventually(
             f"{kind} {name} has the controller's finalizer",
-            lambda k=kind, n=name: other_team.get(k, n)["metadata"].get("finalizers"),
+            lambda k=kind, n=name: team.get(k, n)["metadata"].get("finalizers"),
         )
         agent_finalizer = '[{"op": "add", "path": "/metadata/finalizers/-", "value": "dbranch.io/agent"}]'
-        other_team.kubectl("patch", kind, name, "--type=json", "-p", agent_finalizer)
+        team.kubectl("patch", kind, name, "--type=json", "-p", agent_finalizer)
         bind = ("--type=merge", "--subresource=status", "-p", '{"status": {"nodeName": "ghost-1"}}')
-        other_team.kubectl("patch", kind, name, *bind)
-    other_team.wait_reason("dbproject", "ghost", "Ready", "NodeGone")
-    assert other_team.condition("dbproject", "ghost", "Stalled")["status"] == "True"
-    other_team.kubectl("delete", "dbproject", "ghost", "--timeout=60s")
-    assert not other_team.exists("dbbranch", "ghost-main")
+        team.kubectl("patch", kind, name, *bind)
+    team.wait_reason("dbproject", "ghost", "Ready", "NodeGone")
+    team.wait_stalled("dbproject", "ghost")
+    ghost.delete()
+    assert not team.exists("dbbranch", "ghost-main")

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.e2e.cluster import POSTGRES_IMAGE, Namespace, Project
 
 
-def test_same_name_in_two_namespaces_at_once(shop: Project, other_team: Namespace) -> None:
+@pytest.fixture(scope="module")
+def twin(other_team: Namespace) -> Project:
+    """A Ready project named as `shop`, in another namespace; its root branch holds the table `twin_only`."""
     twin = Project(other_team, "shop")
     twin.make()
     twin.sql("create table twin_only (n int)")
+    return twin
+
+
+def test_same_name_in_two_namespaces_at_once(shop: Project, twin: Project) -> None:
     assert shop.sql("select to_regclass('twin_only') is null", "main") == "t"
     assert twin.sql("select to_regclass('item') is null", "main") == "t"
     assert twin.team.secret("shop-conn")["password"] != shop.team.secret("shop-conn")["password"]
     for project in (shop, twin):
-        project.branch("pair")
+        project.team.apply(project.branch_manifest("pair"))
+    for project in (shop, twin):
+        project.wait_ready("pair")
     assert shop.sql("select to_regclass('item') is not null", "pair") == "t"
     assert twin.sql("select to_regclass('twin_only') is not null", "pair") == "t"
+    shop.discard("pair")
 
 
-def test_one_projects_password_is_rejected_by_another(shop: Project, other_team: Namespace) -> None:
-    twin = Project(other_team, "shop")
-    twin.make()
-    foreign = shop.uri().replace(f"shop.{shop.team.name}.svc", f"shop.{other_team.name}.svc")
-    rejected = other_team.psql(foreign, "select 1", check=False)
-    assert rejected.code == 2 and "password authentication failed" in rejected.err
+def test_one_projects_password_is_rejected_by_another(shop: Project, twin: Project) -> None:
+    foreign = shop.uri().replace(f"shop.{shop.team.name}.svc", f"shop.{twin.team.name}.svc")
+    assert "password authentication failed" in twin.team.rejection(foreign)
 
 
 def test_a_restricted_namespace_holds_nothing_privileged(shop: Project) -> None:
@@ -47,3 +55,4 @@ def test_the_password_of_the_users_own_secret(team: Namespace) -> None:
     team.wait_ready("dbproject", "given")
     assert team.secret("given-conn")["password"] == "s3cret/with:odd@signs"
     assert given.sql("select current_user, current_database()") == "postgres|dbranch"
+    given.discard()

@@ -13,9 +13,9 @@ def test_branch_before_its_project_and_its_source(team: Namespace) -> None:
     assert team.condition("dbbranch", "late-second", "Stalled") == {}
     team.apply(late.branch_manifest("first"))
     late.make()
-    for branch in ("first", "second"):
-        team.wait_ready("dbbranch", f"late-{branch}")
+    late.wait_ready("first", "second")
     assert late.sql("select 1", "second") == "1"
+    late.discard()
 
 
 def test_a_root_branch_that_the_user_applied_is_used_as_it_is(team: Namespace) -> None:
@@ -25,6 +25,7 @@ def test_a_root_branch_that_the_user_applied_is_used_as_it_is(team: Namespace) -
     )
     team.wait_ready("dbproject", "own")
     assert own.sql("show work_mem") == "7MB"
+    own.discard()
 
 
 def test_a_project_before_any_agent_runs(team: Namespace) -> None:
@@ -36,7 +37,6 @@ def test_a_project_before_any_agent_runs(team: Namespace) -> None:
         eventually(
             "no agent pod is left",
             lambda: not kubectl("get", "pods", "-n", NODES, "-l", agent, "-o", "name").text,
-            90,
         )
         early = Project(team, "early")
         team.apply(early.manifest())
@@ -45,5 +45,6 @@ def test_a_project_before_any_agent_runs(team: Namespace) -> None:
     finally:
         restore = '[{"op":"remove","path":"/spec/template/spec/nodeSelector/e2e.dbranch.io~1nowhere"}]'
         kubectl("patch", "daemonset", "dbranch-agent", "-n", NODES, "--type=json", "-p", restore)
-    team.wait_ready("dbproject", "early", 180)
+    team.wait_ready("dbproject", "early")
     assert early.sql("select 1") == "1"
+    early.discard()

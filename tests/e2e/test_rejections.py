@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.cluster import POSTGRES_IMAGE, Namespace, Project, run
+from tests.e2e.cluster import POSTGRES_IMAGE, Namespace, Project, eventually, run
 
 
 def rejection_of(team: Namespace, *objects: dict[str, Any]) -> str:
@@ -63,6 +63,7 @@ def test_a_change_of_an_immutable_field(shop: Project) -> None:
         check=False,
     )
     assert smaller.code != 0 and "smaller" in smaller.err, smaller.err
+    shop.discard("fixed")
 
 
 def test_a_branch_waits_for_a_missing_source_and_becomes_ready_with_it(shop: Project) -> None:
@@ -74,6 +75,7 @@ def test_a_branch_waits_for_a_missing_source_and_becomes_ready_with_it(shop: Pro
     assert team.condition("dbbranch", "shop-hopeful", "Stalled") == {}
     team.apply(shop.branch_manifest("mian"))
     team.wait_ready("dbbranch", "shop-hopeful")
+    shop.discard("hopeful", "mian")
 
 
 def test_a_branch_of_another_project_is_no_source(shop: Project, team: Namespace) -> None:
@@ -84,7 +86,7 @@ def test_a_branch_of_another_project_is_no_source(shop: Project, team: Namespace
     other.make()
     condition = team.wait_reason("dbbranch", "depot-x", "Scheduled", "SourceNotFound")
     assert "shop-main" in condition["message"]
-    team.kubectl("delete", "dbproject", "depot", "--timeout=120s")
+    other.discard()
 
 
 def test_a_missing_active_branch_leaves_the_route_as_it_is(shop: Project) -> None:
@@ -94,7 +96,7 @@ def test_a_missing_active_branch_leaves_the_route_as_it_is(shop: Project) -> Non
     condition = team.wait_reason("dbproject", "shop", "Routed", "BranchNotFound")
     assert "nowhere" in condition["message"]
     assert team.get("dbproject", "shop")["status"]["route"]["branch"] == "main"
-    assert team.psql(uri, "select name from item where id = 1").text == "first"
+    assert team.sql(uri, "select name from item where id = 1") == "first"
     team.kubectl("patch", "dbproject", "shop", "--type=merge", "-p", '{"spec":{"activeBranch":"main"}}')
     team.wait_ready("dbproject", "shop")
 
@@ -102,7 +104,7 @@ def test_a_missing_active_branch_leaves_the_route_as_it_is(shop: Project) -> Non
 def test_an_image_that_does_not_exist(team: Namespace) -> None:
     wrong = Project(team, "wrong")
     team.apply(wrong.manifest(postgres={"image": "dbranch-postgres:no-such-tag"}))
-    condition = team.wait_reason("dbproject", "wrong", "Ready", "ImagePullFailed", 90)
+    condition = team.wait_reason("dbproject", "wrong", "Ready", "ImagePullFailed")
     assert "dbranch-postgres:no-such-tag" in condition["message"]
     team.kubectl(
         "patch",
@@ -112,27 +114,38 @@ def test_an_image_that_does_not_exist(team: Namespace) -> None:
         "-p",
         f'{{"spec":{{"postgres":{{"image":"{POSTGRES_IMAGE}"}}}}}}',
     )
-    team.wait_ready("dbproject", "wrong", 180)
+    team.wait_ready("dbproject", "wrong")
     assert wrong.sql("select 1") == "1"
+    wrong.discard()
 
 
 def test_deletion_of_the_active_and_the_root_branch_is_rejected_at_once(shop: Project) -> None:
     shop.branch("standing")
     shop.use("standing")
     for branch, reason in (("standing", "active"), ("main", "root")):
-        by_kubectl = shop.team.kubectl("delete", "dbbranch", f"shop-{branch}", "--timeout=10s", check=False)
+        await_deletion_refused(shop, branch)
+        by_kubectl = shop.team.kubectl("delete", "dbbranch", f"shop-{branch}", "--wait=false", check=False)
         assert by_kubectl.code != 0 and reason in by_kubectl.err, by_kubectl.err
         by_cli = shop.team.dbranch("-p", "shop", "delete", branch, "--yes", check=False)
         assert by_cli.code == 6 and reason in by_cli.err, by_cli.output
         assert "deletionTimestamp" not in shop.team.get("dbbranch", f"shop-{branch}")["metadata"]
     shop.use("main")
-    shop.team.kubectl("delete", "dbbranch", "shop-standing", "--timeout=60s")
+    shop.delete("standing")
+
+
+def await_deletion_refused(project: Project, branch: str) -> None:
+    """Wait until the API server's cache, from which the policy reads the project, has what was written last."""
+    dry_run = ("delete", "dbbranch", f"{project.name}-{branch}", "--dry-run=server")
+    eventually("the deletion is refused", lambda: project.team.kubectl(*dry_run, check=False).code != 0)
 
 
 def test_deletion_of_a_protected_branch_is_rejected(shop: Project) -> None:
     shop.branch("precious", protection="Enabled")
-    outcome = shop.team.kubectl("delete", "dbbranch", "shop-precious", "--timeout=10s", check=False)
+    outcome = shop.team.kubectl("delete", "dbbranch", "shop-precious", "--wait=false", check=False)
     assert outcome.code != 0 and "protect" in outcome.err
+    unprotect = '{"spec":{"protection":"Disabled"}}'
+    shop.team.kubectl("patch", "dbbranch", "shop-precious", "--type=merge", "-p", unprotect)
+    shop.discard("precious")
 
 
 def test_a_service_that_dbranch_does_not_own_is_left_alone(shop: Project) -> None:
@@ -147,10 +160,11 @@ def test_a_service_that_dbranch_does_not_own_is_left_alone(shop: Project) -> Non
     team.apply(shop.branch_manifest("taken"))
     condition = team.wait_reason("dbbranch", "shop-taken", "Ready", "NameTaken")
     assert "shop-taken" in condition["message"]
-    assert team.condition("dbbranch", "shop-taken", "Stalled")["status"] == "True"
+    team.wait_stalled("dbbranch", "shop-taken")
     assert team.get("service", "shop-taken")["spec"]["ports"][0]["port"] == 80
     team.kubectl("delete", "service", "shop-taken")
-    team.wait_ready("dbbranch", "shop-taken", 120)
+    team.wait_ready("dbbranch", "shop-taken")
+    shop.discard("taken")
 
 
 def test_cli_usage_errors(shop: Project) -> None:

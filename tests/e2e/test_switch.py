@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from tests.e2e.cluster import Project, eventually, run
+from tests.e2e.cluster import TIMEOUT_SECONDS, Project, connected, eventually, read_line, run
 
 
 @pytest.fixture(scope="module")
-def two_branches(shop: Project) -> Project:
+def two_branches(shop: Project) -> Iterator[Project]:
     """`shop` with a branch `feature-x`; the table `whoami` of a branch holds its name."""
     shop.branch("feature-x")
     for branch in ("main", "feature-x"):
         shop.sql(f"create table whoami as select '{branch}' as name", branch)
-    return shop
+    yield shop
+    shop.use("main")
+    shop.discard("feature-x")
 
 
 def test_use_moves_the_connection_string(two_branches: Project) -> None:
@@ -28,8 +29,8 @@ def test_use_moves_the_connection_string(two_branches: Project) -> None:
     for branch in ("feature-x", "main"):
         outcome = two_branches.team.dbranch("-p", "shop", "use", branch)
         assert branch in outcome.output
-        assert two_branches.team.psql(uri, "select name from whoami").text == branch
-        assert two_branches.team.get("dbproject", "shop")["status"]["route"]["branch"] == branch
+        assert two_branches.team.sql(uri, "select name from whoami") == branch
+        assert two_branches.status()["route"]["branch"] == branch
     assert two_branches.uri() == uri
 
 
@@ -41,15 +42,11 @@ def test_patch_of_active_branch(two_branches: Project) -> None:
         )
         eventually(
             f"routed to {branch}",
-            lambda b=branch: two_branches.team.get("dbproject", "shop")["status"]["route"]["branch"] == b,
+            lambda b=branch: two_branches.status()["route"]["branch"] == b,
         )
         two_branches.team.wait_reason("dbproject", "shop", "Routed", "Routed")
-        assert two_branches.team.psql(uri, "select name from whoami").text == branch
-        active = two_branches.team.get("dbbranch", f"shop-{branch}")
-        eventually(
-            f"status.active of {branch}",
-            lambda a=active: two_branches.team.get("dbbranch", a["metadata"]["name"])["status"].get("active"),
-        )
+        assert two_branches.team.sql(uri, "select name from whoami") == branch
+        eventually(f"status.active of {branch}", lambda b=branch: two_branches.status(b).get("active"))
 
 
 def test_after_routed_is_true_no_new_session_reaches_the_old_branch(two_branches: Project) -> None:
@@ -58,7 +55,7 @@ def test_after_routed_is_true_no_new_session_reaches_the_old_branch(two_branches
     for round_ in range(10):
         branch = ("feature-x", "main")[round_ % 2]
         two_branches.use(branch)
-        assert two_branches.team.psql(uri, "select name from whoami").text == branch
+        assert two_branches.team.sql(uri, "select name from whoami") == branch
 
 
 def test_a_session_of_the_old_branch_ends_with_57p01(two_branches: Project) -> None:
@@ -76,10 +73,10 @@ def test_a_session_of_the_old_branch_ends_with_57p01(two_branches: Project) -> N
     assert session.stdin and session.stdout
     session.stdin.write("select name from whoami;\n")
     session.stdin.flush()
-    assert session.stdout.readline().strip() == "main"
+    assert read_line(session.stdout) == "main"
     two_branches.use("feature-x")
     session.stdin.write("select name from whoami;\n")
-    out, err = session.communicate(timeout=30)
+    out, err = session.communicate(timeout=TIMEOUT_SECONDS)
     assert "57P01" in err, (out, err)
     assert "main" not in out
     two_branches.use("main")
@@ -90,38 +87,33 @@ def test_a_named_branch_by_the_startup_option(two_branches: Project) -> None:
     uri = two_branches.uri()
     for separator in ("&" if "?" in uri else "?",):
         named = f"{uri}{separator}options=-c%20dbranch.branch%3Dfeature-x"
-        assert two_branches.team.psql(named, "select name from whoami").text == "feature-x"
-        assert two_branches.team.psql(named, "show dbranch.branch").text == "feature-x"
-        missing = two_branches.team.psql(named.replace("feature-x", "nowhere"), "select 1", check=False)
-        assert missing.code == 2
-        assert "nowhere" in missing.err and "feature-x" in missing.err
+        assert two_branches.team.sql(named, "select name from whoami") == "feature-x"
+        assert two_branches.team.sql(named, "show dbranch.branch") == "feature-x"
+        missing = two_branches.team.rejection(named.replace("feature-x", "nowhere"))
+        assert "nowhere" in missing and "feature-x" in missing
 
 
 @contextmanager
 def port_forward(project: Project, *args: str) -> Iterator[int]:
-    """Run `dbranch start` on a free local port; yield the port once it accepts connections."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    """Run `dbranch start` on a free local port; yield the port once it listens."""
     forward = subprocess.Popen(
-        ["dbranch", "-n", project.team.name, "-p", project.name, "start", "--port", str(port), *args],
+        ["dbranch", "-n", project.team.name, "-p", project.name, "start", "--port", "0", *args],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-    def listening() -> bool:
-        assert forward.poll() is None, forward.stdout.read() if forward.stdout else ""
-        with socket.socket() as sock:
-            return sock.connect_ex(("127.0.0.1", port)) == 0
-
+    assert forward.stdout
     try:
-        eventually("dbranch start listens", listening, 30)
-        yield port
+        printed = ""
+        while not (listening := re.search(r"localhost:(\d+)", printed)):
+            line = read_line(forward.stdout)
+            assert line or forward.poll() is None, printed
+            printed += f"{line}\n"
+        yield int(listening[1])
     finally:
         forward.terminate()
-        forward.wait(20)
+        forward.wait(TIMEOUT_SECONDS)
 
 
 def local_psql(project: Project, port: int, query: str) -> str:
@@ -129,7 +121,9 @@ def local_psql(project: Project, port: int, query: str) -> str:
     secret = project.team.secret(f"{project.name}-conn")
     env = {**os.environ, "PGPASSWORD": secret["password"], "PGCONNECT_TIMEOUT": "20"}
     argv = ["psql", "-h", "127.0.0.1", "-p", str(port), "-U", secret["username"], "-d", secret["database"]]
-    return run([*argv, "-XAtq", "-c", query], env=env).text
+    outcome = connected(lambda: run([*argv, "-XAtq", "-c", query], env=env, check=False))
+    assert outcome.code == 0, outcome.output
+    return outcome.text
 
 
 def test_dbranch_start_follows_the_switch(two_branches: Project) -> None:

@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.e2e.cluster import NODES, Namespace, Project, eventually
+from tests.e2e.conftest import make_item
 
 # This CPU request sets the project's slots apart from those of the other projects in the cluster.
 CPU = "7m"
 
 
 @pytest.fixture(scope="module")
-def shop(team: Namespace) -> Project:
-    """A Ready project `shop` with a slot class of its own; its root branch holds the row (1, 'first')."""
-    shop = Project(team, "shop")
-    manifest = shop.manifest()
+def warmed(team: Namespace) -> Iterator[Project]:
+    """A Ready project with a slot class of its own; its root branch holds the row (1, 'first')."""
+    project = Project(team, "warmed")
+    manifest = project.manifest()
     manifest["spec"]["postgres"]["resources"] = {"requests": {"cpu": CPU}}
     team.apply(manifest)
-    team.wait_ready("dbproject", "shop")
-    shop.sql("create table item (id int primary key, name text); insert into item values (1, 'first')")
-    return shop
+    team.wait_ready("dbproject", project.name)
+    make_item(project)
+    yield project
+    project.discard()
 
 
 def the_only_warm_slot(project: Project, *others: str, cpu: str = CPU) -> str:
-    """Wait until exactly one warm slot of this class exists, is Running and is none of `others`; return its name."""
+    """Wait until exactly one warm slot of this class exists, can be claimed and is none of `others`.
+
+    Return its name.
+    """
 
     def only_one() -> str:
         pods = project.team.cluster.warm_slots()
         of_class = {name: pod for name, pod in pods.items() if cpu_request(pod) == cpu}
-        phases = {name: pod["status"].get("phase") for name, pod in of_class.items() if name not in others}
-        return next(iter(phases)) if len(of_class) == 1 and list(phases.values()) == ["Running"] else ""
+        free = [name for name, pod in of_class.items() if name not in others and can_be_claimed(pod)]
+        return free[0] if len(of_class) == len(free) == 1 else ""
 
-    return str(eventually("there is one warm slot, Running", only_one))
+    return str(eventually("there is one warm slot", only_one))
+
+
+def can_be_claimed(pod: dict[str, Any]) -> bool:
+    """True if the pod's container runs, by which the agent goes, and the pod is not being deleted."""
+    containers = pod["status"].get("containerStatuses", [])
+    return "deletionTimestamp" not in pod["metadata"] and any("running" in c["state"] for c in containers)
 
 
 def cpu_request(pod: dict[str, Any]) -> str | None:
@@ -48,74 +60,79 @@ def slot_of(project: Project, branch: str) -> str:
     return str(project.team.get("dbbranch", f"{project.name}-{branch}")["status"]["node"]["slot"])
 
 
-def test_a_branch_claims_the_warm_slot_and_is_reached_through_it(shop: Project) -> None:
-    slot = the_only_warm_slot(shop)
-    shop.branch("taker")
-    assert slot_of(shop, "taker") == slot
-    assert shop.sql("select name from item where id = 1", "taker") == "first"
-    pod = json.loads(shop.team.cluster.kubectl("get", "pod", "-n", NODES, slot, "-o", "json").out)
+def test_a_branch_claims_the_warm_slot_and_is_reached_through_it(warmed: Project) -> None:
+    slot = the_only_warm_slot(warmed)
+    warmed.branch("taker")
+    assert slot_of(warmed, "taker") == slot
+    assert warmed.sql("select name from item where id = 1", "taker") == "first"
+    pod = json.loads(warmed.team.cluster.kubectl("get", "pod", "-n", NODES, slot, "-o", "json").out)
     labels = pod["metadata"]["labels"]
-    assert labels["dbranch.io/namespace"] == shop.team.name and labels["dbranch.io/branch"] == "taker"
-    the_only_warm_slot(shop, slot)
+    assert labels["dbranch.io/namespace"] == warmed.team.name and labels["dbranch.io/branch"] == "taker"
+    the_only_warm_slot(warmed, slot)
 
 
-def test_the_agents_metrics_count_warm_slots(shop: Project) -> None:
-    the_only_warm_slot(shop)
-    agents = shop.team.cluster.kubectl(
-        *("get", "pods", "-n", NODES, "-l", "app.kubernetes.io/component=agent", "-o", "name")
-    ).text.split()
+@pytest.mark.calm
+def test_the_agents_metrics_count_warm_slots(warmed: Project) -> None:
+    the_only_warm_slot(warmed)
+    warmed.branch("counted")
+    cluster = warmed.team.cluster
     path = f"/api/v1/namespaces/{NODES}/pods/{{}}:8081/proxy/metrics"
-    metrics = "".join(
-        shop.team.cluster.kubectl("get", "--raw", path.format(agent.removeprefix("pod/"))).out
-        for agent in agents
+
+    def metrics() -> list[str]:
+        texts = [cluster.kubectl("get", "--raw", path.format(agent)).out for agent in cluster.agent_pods()]
+        return "".join(texts).splitlines()
+
+    def warm_starts() -> float:
+        starts = [line for line in metrics() if "start_seconds_count" in line and '"warm"' in line]
+        return sum(float(line.split()[-1]) for line in starts)
+
+    eventually(
+        "the warm slots are counted",
+        lambda: any(line.startswith("dbranch_agent_warm_slots{class=") for line in metrics()),
     )
-    assert "dbranch_agent_warm_slots{class=" in metrics
-    starts = [line for line in metrics.splitlines() if "start_seconds_count" in line and '"warm"' in line]
-    assert sum(float(line.split()[-1]) for line in starts) >= 1
+    eventually("a start in a warm slot is counted", lambda: warm_starts() >= 1)
+    warmed.discard("counted")
 
 
-def test_resume_and_restart_claim_a_warm_slot(shop: Project) -> None:
-    shop.branch("stopped")
-    warm = the_only_warm_slot(shop, slot_of(shop, "stopped"))
-    shop.team.dbranch("-p", "shop", "stop", "stopped")
-    shop.team.dbranch("-p", "shop", "resume", "stopped")
-    assert slot_of(shop, "stopped") == warm
-    warm = the_only_warm_slot(shop, warm)
-    shop.team.dbranch("-p", "shop", "restart", "stopped")
-    assert slot_of(shop, "stopped") == warm
-    assert shop.sql("select name from item where id = 1", "stopped") == "first"
+def test_resume_and_restart_claim_a_warm_slot(warmed: Project) -> None:
+    warmed.branch("stopped")
+    warm = the_only_warm_slot(warmed, slot_of(warmed, "stopped"))
+    warmed.team.dbranch("-p", warmed.name, "stop", "stopped")
+    warmed.team.dbranch("-p", warmed.name, "resume", "stopped")
+    assert slot_of(warmed, "stopped") == warm
+    warm = the_only_warm_slot(warmed, warm)
+    warmed.team.dbranch("-p", warmed.name, "restart", "stopped")
+    assert slot_of(warmed, "stopped") == warm
+    assert warmed.sql("select name from item where id = 1", "stopped") == "first"
 
 
-def test_a_restarted_agent_keeps_the_warm_slot(shop: Project) -> None:
-    warm, cluster = the_only_warm_slot(shop), shop.team.cluster
-    cluster.kubectl("delete", "pod", "-n", NODES, "-l", "app.kubernetes.io/component=agent")
-    cluster.kubectl("rollout", "status", "-n", NODES, "daemonset/dbranch-agent", "--timeout=120s")
-    shop.branch("after")
-    assert slot_of(shop, "after") == warm
+def test_a_restarted_agent_keeps_the_warm_slot(warmed: Project) -> None:
+    warm = the_only_warm_slot(warmed)
+    warmed.team.cluster.replace_agents()
+    warmed.branch("after")
+    assert slot_of(warmed, "after") == warm
 
 
-def test_a_burst_of_more_branches_than_warm_slots_becomes_ready(shop: Project) -> None:
-    slot, names = the_only_warm_slot(shop), [f"burst-{n}" for n in range(4)]
-    shop.team.apply(*(shop.branch_manifest(name) for name in names))
-    for name in names:
-        shop.team.wait_ready("dbbranch", f"shop-{name}")
-    slots = [slot_of(shop, name) for name in names]
+def test_a_burst_of_more_branches_than_warm_slots_becomes_ready(warmed: Project) -> None:
+    slot, names = the_only_warm_slot(warmed), [f"burst-{n}" for n in range(4)]
+    warmed.branches(*names)
+    slots = [slot_of(warmed, name) for name in names]
     assert len(set(slots)) == 4 and slot in slots
     for name in names:
-        assert shop.sql("select name from item where id = 1", name) == "first"
-    the_only_warm_slot(shop, *slots)
+        assert warmed.sql("select name from item where id = 1", name) == "first"
+    the_only_warm_slot(warmed, *slots)
 
 
-def test_the_warm_slot_is_shown_and_replaced_when_the_resources_change(shop: Project) -> None:
-    slot = the_only_warm_slot(shop)
+def test_the_warm_slot_is_shown_and_replaced_when_the_resources_change(warmed: Project) -> None:
+    slot = the_only_warm_slot(warmed)
     shown = "Slots     1 warm"
     eventually(
         "the CLI shows the warm slot",
-        lambda: shown in shop.team.dbranch("-p", "shop", "status", "-o", "wide").out,
+        lambda: shown in warmed.team.dbranch("-p", warmed.name, "status", "-o", "wide").out,
     )
-    shop.patch(postgres={"resources": {"requests": {"cpu": "11m"}}})
-    replacement = the_only_warm_slot(shop, slot, cpu="11m")
-    eventually("the slot of the old class is gone", lambda: slot not in shop.team.cluster.warm_slots())
-    shop.branch("newer")
-    assert slot_of(shop, "newer") == replacement
-    assert shop.sql("select name from item where id = 1", "newer") == "first"
+    warmed.patch(postgres={"resources": {"requests": {"cpu": "11m"}}})
+    replacement = the_only_warm_slot(warmed, slot, cpu="11m")
+    eventually("the slot of the old class is gone", lambda: slot not in warmed.team.cluster.warm_slots())
+    warmed.branch("newer")
+    assert slot_of(warmed, "newer") == replacement
+    assert warmed.sql("select name from item where id = 1", "newer") == "first"
