@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.invocation import Invocation, format_objects
 from dbranch_cli.lifecycle import use_branch
 from dbranch_cli.naming import check_branch_name, did_you_mean
-from dbranch_cli.objects import Body, active_branch_of, branch_name_of, manifest
+from dbranch_cli.objects import Body, active_branch_of, branch_name_of, desired_branch_of, manifest
 from dbranch_cli.options import (
     BranchName,
     Command,
@@ -27,6 +28,11 @@ from dbranch_cli.options import (
 )
 from dbranch_cli.view import branch_block, branch_table, branch_tree
 from dbranch_cli.waiting import Goal, has_condition, is_stopped, wait_deleted, wait_for
+
+# After a switch the policy that protects the active branch still reads the project as it was: the API server's cache
+# is behind by a few milliseconds, on a busy machine by seconds.
+_POLICY_LAG_SECONDS = 10.0
+_POLICY_RETRY_SECONDS = 0.2
 
 
 @click.command(cls=Command)
@@ -82,7 +88,7 @@ def create(
         )
     if live is not None and if_exists == "replace":
         invocation.print_note(f"deleting branch {branch}")
-        invocation.store.delete(live)
+        _delete_inactive(invocation, branch, live)
         wait_deleted(invocation.store, live, f"branch {branch}", timeout, quiet=not invocation.human_output)
         live = None
     if live is None:
@@ -254,9 +260,25 @@ def delete(
     question = f"Delete {noun} {', '.join(existing)} of project {invocation.project_name} and all data?"
     invocation.confirm(question, yes)
     for branch, live in existing.items():
-        invocation.store.delete(live)
+        _delete_inactive(invocation, branch, live)
         if not no_wait:
             wait_deleted(
                 invocation.store, live, f"branch {branch}", timeout, quiet=not invocation.human_output
             )
         invocation.print_result(f"branch {branch} {'is being deleted' if no_wait else 'deleted'}", live)
+
+
+def _delete_inactive(invocation: Invocation, branch: str, live: Mapping[str, Any]) -> None:
+    """Delete a branch. Repeat it for a few seconds if it is refused as the active one, and is that no more."""
+    deadline = time.monotonic() + _POLICY_LAG_SECONDS
+    while True:
+        try:
+            invocation.store.delete(live)
+            return
+        except ApiError as error:
+            if "is the active branch" not in str(error) or time.monotonic() >= deadline:
+                raise
+            project = invocation.store.find(names.PROJECTS, live["spec"]["project"])
+            if project is not None and branch in (active_branch_of(project), desired_branch_of(project)):
+                raise
+        time.sleep(_POLICY_RETRY_SECONDS)

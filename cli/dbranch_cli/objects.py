@@ -48,6 +48,11 @@ def active_branch_of(project: Mapping[str, Any]) -> str:
     return str(route.get("branch") or project["spec"].get("activeBranch") or names.ROOT_BRANCH)
 
 
+def desired_branch_of(project: Mapping[str, Any]) -> str:
+    """Return the branch of `spec.activeBranch`."""
+    return str(project["spec"].get("activeBranch") or names.ROOT_BRANCH)
+
+
 class Store:
     """The objects of one namespace."""
 
