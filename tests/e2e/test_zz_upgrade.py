@@ -5,15 +5,34 @@ Its name makes it the last file to run: it installs the older release in place o
 
 from __future__ import annotations
 
+import json
 import os
 
-from tests.e2e.cluster import NODES, RELEASE, SYSTEM, Cluster, Namespace, Project, eventually
-from tests.e2e.test_survival import pods_of
+from tests.e2e.cluster import (
+    KUBECTL_TIMEOUT,
+    NODES,
+    RELEASE,
+    SYSTEM,
+    Cluster,
+    Namespace,
+    Project,
+    eventually,
+)
+from tests.e2e.conftest import make_item
+
+
+def delete_projects_of_tests(cluster: Cluster) -> None:
+    """Delete the projects of the other tests, so that the older release meets nothing that a newer one wrote."""
+    for item in json.loads(cluster.kubectl("get", "dbprojects", "-A", "-o", "json").out)["items"]:
+        namespace, name = item["metadata"]["namespace"], item["metadata"]["name"]
+        if namespace.startswith("e2e-"):
+            delete = ("delete", "dbproject", name, "--ignore-not-found", KUBECTL_TIMEOUT)
+            cluster.kubectl("-n", namespace, *delete)
 
 
 def install_release(cluster: Cluster) -> None:
     """Replace the installed chart with that of the last release; its CRDs are applied, too."""
-    cluster.helm("uninstall", RELEASE, "-n", SYSTEM, "--wait", "--ignore-not-found", "--timeout", "3m")
+    cluster.helm("uninstall", RELEASE, "-n", SYSTEM, "--wait", "--ignore-not-found", "--timeout", "5m")
     agents = ("get", "pods", "-n", NODES, "-l", "app.kubernetes.io/component=agent", "-o", "name")
     eventually("no agent of the current version is left", lambda: not cluster.kubectl(*agents).text)
     repository, tag = os.environ["DBRANCH_RELEASE_IMAGE"].rsplit(":", 1)
@@ -27,18 +46,19 @@ def install_release(cluster: Cluster) -> None:
 def test_an_upgrade_from_the_last_release_keeps_every_branch_running(
     cluster: Cluster, other_team: Namespace
 ) -> None:
+    delete_projects_of_tests(cluster)
     install_release(cluster)
     shop = Project(other_team, "shop")
     shop.make()
-    shop.sql("create table item (id int primary key, name text); insert into item values (1, 'first')")
+    make_item(shop)
     shop.branch("older")
     shop.sql("update item set name = 'changed' where id = 1", "older")
     shop.use("older")
-    pods = pods_of(shop)
+    pods = shop.pod_uids()
     cluster.install()
-    cluster.kubectl("rollout", "status", "-n", NODES, "daemonset/dbranch-agent", "--timeout=180s")
+    cluster.kubectl("rollout", "status", "-n", NODES, "daemonset/dbranch-agent", KUBECTL_TIMEOUT)
     other_team.wait_ready("dbproject", "shop")
-    assert pods_of(shop) == pods
+    assert shop.pod_uids() == pods
     assert shop.sql("select name from item where id = 1") == "changed"
     assert shop.sql("select name from item where id = 1", "main") == "first"
     # What the release made is a source, a target of a switch, and can be stopped, resumed and deleted.
