@@ -91,7 +91,7 @@ class Store:
         return sorted(
             branches,
             key=lambda b: (
-                bool(b["spec"].get("source")),
+                b["metadata"]["name"] != names.branch_object_name(project, names.ROOT_BRANCH),
                 b["metadata"].get("creationTimestamp", ""),
                 b["metadata"]["name"],
             ),
