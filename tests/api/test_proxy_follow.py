@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import random
 import secrets
 import signal
 import socket
@@ -27,8 +28,15 @@ from urllib.parse import urlsplit
 import pytest
 
 from dbranch.api import names
+from dbranch.proxy.timing import SESSION_COUNTS_INTERVAL_SECONDS
 
-ENTRY_SECONDS = 15.0
+# It only ends a test that hangs.
+TIMEOUT_SECONDS = 180.0
+# Windows in which something must not happen: a write of the entry, and anything else.
+NO_WRITE_SECONDS = SESSION_COUNTS_INTERVAL_SECONDS + 2
+HOLDS_SECONDS = 1.0
+# In this time a busy machine writes a route and the proxy reads it.
+OBEYING_GRACE_SECONDS = 30
 READY = b"Z\0\0\0\x05I"
 SOURCES = Path(__file__).parents[2] / "operator"
 FIELD_MANAGER_OPTION = "--field-manager=" + names.CONTROLLER_MANAGER
@@ -40,17 +48,31 @@ def kubectl(*args: str, stdin: str = "") -> str:
     return process.stdout
 
 
-def wait_until(condition: Callable[[], object], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
+        assert time.monotonic() < deadline, f"not within {TIMEOUT_SECONDS:g} s"
         time.sleep(0.05)
 
 
+def holds(condition: Callable[[], object], seconds: float = HOLDS_SECONDS) -> None:
+    """Evaluate the condition for `seconds`; raise AssertionError as soon as it is not true."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert condition()
+        time.sleep(0.05)
+
+
+# Ports that the kernel gives nobody meanwhile: its own choices are from 32768 on.
+_PORTS = iter(random.sample(range(10000, 20000), 10000))
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
+    """Return a free port, another one each time."""
+    for port in _PORTS:
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no free port")
 
 
 def listener() -> socket.socket:
@@ -101,7 +123,7 @@ class Backend(Server):
     """Accepts every login, as Postgres with `trust` does, and reports its name as `cluster_name`."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name, self.queries = name, 0
         super().__init__()
 
     def serve(self, accepted: socket.socket) -> None:
@@ -110,7 +132,7 @@ class Backend(Server):
         status = b"S" + struct.pack("!I", 4 + len(parameter)) + parameter
         accepted.sendall(b"R\0\0\0\x08\0\0\0\0" + status + READY)
         while accepted.recv(8192):
-            pass
+            self.queries += 1
 
 
 class ApiRelay(Server):
@@ -287,7 +309,15 @@ def shop(namespace: str, backends: dict[str, Backend]) -> Iterator[Shop]:
 class Proxy:
     """A process of `dbranch-server proxy` that runs as the pod `pod`."""
 
-    def __init__(self, pod: str, namespace: str, account: Path, api_relay: ApiRelay, log: Path) -> None:
+    def __init__(
+        self,
+        pod: str,
+        namespace: str,
+        account: Path,
+        api_relay: ApiRelay,
+        log: Path,
+        grace_seconds: float,
+    ) -> None:
         self.pod, self.port, self.health, self.log = pod, free_port(), free_port(), log
         env = {
             "PATH": os.environ["PATH"],
@@ -301,7 +331,7 @@ class Proxy:
             "DBRANCH_PORT": str(self.port),
             "DBRANCH_HEALTH_PORT": str(self.health),
             "DBRANCH_WITHDRAW_SECONDS": "0.2",
-            "DBRANCH_GRACE_SECONDS": "5",
+            "DBRANCH_GRACE_SECONDS": f"{grace_seconds:g}",
             "DBRANCH_LOG_FORMAT": "json",
         }
         with log.open("ab") as out:
@@ -311,7 +341,7 @@ class Proxy:
 
     def status(self, path: str) -> int:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.health}/{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.health}/{path}", timeout=60) as answer:
                 code: int = answer.status
                 return code
         except urllib.error.HTTPError as error:
@@ -325,7 +355,7 @@ class Proxy:
 
     def open(self) -> socket.socket:
         body = b"user\0ann\0database\0shop\0\0"
-        sock = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT_SECONDS)
         sock.sendall(struct.pack("!II", 8 + len(body), 3 << 16) + body)
         return sock
 
@@ -344,7 +374,16 @@ class Proxy:
         """Send a signal to the process and return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signum)
-        return self.process.wait(15)
+        return self.process.wait(TIMEOUT_SECONDS)
+
+
+def receive(sock: socket.socket, text: bytes) -> None:
+    """Receive until the text has come."""
+    data = b""
+    while text not in data:
+        part = sock.recv(8192)
+        assert part, data
+        data += part
 
 
 StartProxy = Callable[..., Proxy]
@@ -354,11 +393,11 @@ StartProxy = Callable[..., Proxy]
 def start(namespace: str, account: Path, api_relay: ApiRelay, tmp_path: Path) -> Iterator[StartProxy]:
     started: list[Proxy] = []
 
-    def start(pod: str = PODS[0], ready: bool = True) -> Proxy:
-        proxy = Proxy(pod, namespace, account, api_relay, tmp_path / f"{pod}.log")
+    def start(pod: str = PODS[0], ready: bool = True, grace_seconds: float = 5) -> Proxy:
+        proxy = Proxy(pod, namespace, account, api_relay, tmp_path / f"{pod}.log", grace_seconds)
         started.append(proxy)
         if ready:
-            wait_until(proxy.ready, 15)
+            wait_until(proxy.ready)
         return proxy
 
     yield start
@@ -369,33 +408,32 @@ def start(namespace: str, account: Path, api_relay: ApiRelay, tmp_path: Path) ->
 def test_the_entry_follows_each_generation(shop: Shop, start: StartProxy) -> None:
     shop.set_route(1, "main")
     proxy = start()
-    wait_until(lambda: shop.generation_of(proxy.pod) == 1, ENTRY_SECONDS)
+    wait_until(lambda: shop.generation_of(proxy.pod) == 1)
     assert proxy.reached() == "main"
     for generation in range(2, 8):
         branch = ("main", "feature-x")[generation % 2]
         shop.set_route(generation, branch)
-        wait_until(lambda g=generation: shop.generation_of(proxy.pod) == g, ENTRY_SECONDS)  # type: ignore[misc]
+        wait_until(lambda g=generation: shop.generation_of(proxy.pod) == g)  # type: ignore[misc]
         assert proxy.reached() == branch
 
 
 def test_an_unchanged_entry_is_not_written_again(shop: Shop, start: StartProxy) -> None:
     shop.set_route(1, "main")
     proxy = start()
-    wait_until(lambda: shop.generation_of(proxy.pod) == 1, ENTRY_SECONDS)
+    wait_until(lambda: shop.generation_of(proxy.pod) == 1)
     before = shop.get()["metadata"]["resourceVersion"]
-    time.sleep(12)
-    assert shop.get()["metadata"]["resourceVersion"] == before
+    holds(lambda: shop.get()["metadata"]["resourceVersion"] == before, NO_WRITE_SECONDS)
 
 
 def test_entries_of_several_pods_do_not_replace_each_other(shop: Shop, start: StartProxy) -> None:
     shop.set_route(1, "main")
     one, two = (start(pod) for pod in PODS)
-    wait_until(lambda: shop.entries().keys() == {one.pod, two.pod}, ENTRY_SECONDS)
+    wait_until(lambda: shop.entries().keys() == {one.pod, two.pod})
     # Another field manager's merge patch does not touch them.
     shop.patch_status({"branches": 2, "host": "shop.here.svc"})
     assert shop.entries().keys() == {one.pod, two.pod}
     shop.set_route(2, "feature-x")
-    wait_until(lambda: {e["generation"] for e in shop.entries().values()} == {2}, ENTRY_SECONDS)
+    wait_until(lambda: {e["generation"] for e in shop.entries().values()} == {2})
     assert one.stop() == 0
     assert shop.entries().keys() == {two.pod}
 
@@ -403,17 +441,17 @@ def test_entries_of_several_pods_do_not_replace_each_other(shop: Shop, start: St
 def test_a_removed_entry_is_written_again(shop: Shop, start: StartProxy) -> None:
     shop.set_route(1, "main")
     proxy = start()
-    wait_until(lambda: shop.generation_of(proxy.pod) == 1, ENTRY_SECONDS)
+    wait_until(lambda: shop.generation_of(proxy.pod) == 1)
     shop.patch_status({"proxies": []})
-    wait_until(lambda: shop.generation_of(proxy.pod) == 1, ENTRY_SECONDS)
+    wait_until(lambda: shop.generation_of(proxy.pod) == 1)
 
 
 def test_sessions_are_counted_in_the_entry(shop: Shop, start: StartProxy) -> None:
     shop.set_route(1, "main")
     proxy = start()
     with proxy.open(), proxy.open():
-        wait_until(lambda: shop.entries().get(proxy.pod, {}).get("sessions") == 2, 12)
-    wait_until(lambda: shop.entries()[proxy.pod]["sessions"] == 0, 12)
+        wait_until(lambda: shop.entries().get(proxy.pod, {}).get("sessions") == 2)
+    wait_until(lambda: shop.entries()[proxy.pod]["sessions"] == 0)
 
 
 def test_the_proxy_serves_only_after_it_has_read_the_project(
@@ -422,39 +460,36 @@ def test_the_proxy_serves_only_after_it_has_read_the_project(
     shop.set_route(1, "feature-x")
     api_relay.up = False
     proxy = start(ready=False)
-    wait_until(lambda: proxy.status("healthz") == 200, 15)
-    time.sleep(1)
-    assert proxy.status("readyz") == 503
+    wait_until(lambda: proxy.status("healthz") == 200)
+    holds(lambda: proxy.status("readyz") == 503)
     with pytest.raises(ConnectionRefusedError):
         proxy.open()
     assert shop.entries() == {}
     api_relay.up = True
-    wait_until(proxy.ready, 15)
+    wait_until(proxy.ready)
     assert proxy.reached() == "feature-x"
 
 
 def test_a_broken_watch_is_resumed(shop: Shop, start: StartProxy, api_relay: ApiRelay) -> None:
     shop.set_route(1, "main")
     proxy = start()
-    wait_until(lambda: shop.generation_of(proxy.pod) == 1, ENTRY_SECONDS)
+    wait_until(lambda: shop.generation_of(proxy.pod) == 1)
     api_relay.up = False
     api_relay.cut()
     shop.set_route(2, "feature-x")
-    time.sleep(1)
     # The last routes stay in force, and the entry keeps their generation.
-    assert proxy.reached() == "main"
-    assert shop.generation_of(proxy.pod) == 1
+    holds(lambda: proxy.reached() == "main" and shop.generation_of(proxy.pod) == 1)
     api_relay.up = True
-    wait_until(lambda: shop.generation_of(proxy.pod) == 2, 15)
+    wait_until(lambda: shop.generation_of(proxy.pod) == 2)
     assert proxy.reached() == "feature-x"
 
 
 def test_sigterm_ends_the_sessions_and_removes_the_entry(shop: Shop, start: StartProxy) -> None:
     shop.set_route(1, "main")
     proxy = start()
-    wait_until(lambda: shop.generation_of(proxy.pod) == 1, ENTRY_SECONDS)
+    wait_until(lambda: shop.generation_of(proxy.pod) == 1)
     with proxy.open() as sock:
-        assert b"main" in sock.recv(8192)
+        receive(sock, b"main")
         assert proxy.stop() == 0
         last = b""
         while part := sock.recv(8192):
@@ -463,32 +498,34 @@ def test_sigterm_ends_the_sessions_and_removes_the_entry(shop: Shop, start: Star
     assert shop.entries() == {}
 
 
-def test_a_proxy_that_shuts_down_still_obeys(shop: Shop, start: StartProxy) -> None:
+def test_a_proxy_that_shuts_down_still_obeys(
+    shop: Shop, start: StartProxy, backends: dict[str, Backend]
+) -> None:
     """The controller waits for the entry until it is removed, so sessions that are left must follow a switch."""
     shop.apply(onSwitch="Keep")
     shop.set_route(1, "main")
-    proxy = start()
+    proxy, before = start(grace_seconds=OBEYING_GRACE_SECONDS), backends["main"].queries
     with proxy.open() as sock:
-        assert b"main" in sock.recv(8192)
+        receive(sock, b"main")
         # A query runs, so the session is not idle and lasts for the grace period.
         sock.sendall(b"Q\0\0\0\x0dSELECT 1\0")
-        time.sleep(0.2)
+        wait_until(lambda: backends["main"].queries > before)
         proxy.process.send_signal(signal.SIGTERM)
-        time.sleep(0.6)
+        wait_until(lambda: proxy.status("readyz") != 200)
         shop.set_route(2, "feature-x")
-        wait_until(lambda: shop.generation_of(proxy.pod) == 2, ENTRY_SECONDS)
-        assert proxy.process.wait(15) == 0
+        wait_until(lambda: shop.generation_of(proxy.pod) == 2)
+        assert proxy.process.wait(TIMEOUT_SECONDS) == 0
     assert shop.entries() == {}
 
 
 def test_a_recreated_project_is_followed(shop: Shop, start: StartProxy) -> None:
     shop.set_route(7, "main")
     proxy = start()
-    wait_until(lambda: shop.generation_of(proxy.pod) == 7, ENTRY_SECONDS)
+    wait_until(lambda: shop.generation_of(proxy.pod) == 7)
     shop.delete()
-    wait_until(lambda: proxy.reached() == "57P01 project shop is deleted", ENTRY_SECONDS)
+    wait_until(lambda: proxy.reached() == "57P01 project shop is deleted")
     shop.apply()
-    wait_until(lambda: shop.generation_of(proxy.pod) == 0, ENTRY_SECONDS)
+    wait_until(lambda: shop.generation_of(proxy.pod) == 0)
     shop.set_route(1, "feature-x")
-    wait_until(lambda: shop.generation_of(proxy.pod) == 1, ENTRY_SECONDS)
+    wait_until(lambda: shop.generation_of(proxy.pod) == 1)
     assert proxy.reached() == "feature-x"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.cluster import NODES, Cluster, Namespace, eventually
+from tests.e2e.cluster import KUBECTL_TIMEOUT, NODES, Cluster, Namespace, eventually
 from tests.e2e.conftest import cluster, namespace_for_tests
 
 __all__ = ["cluster"]
@@ -15,17 +15,10 @@ __all__ = ["cluster"]
 @pytest.fixture(scope="session")
 def workers(cluster: Cluster) -> list[str]:
     """The two nodes with an agent: all but the tainted control plane. The tests only disturb the first one."""
-    agents = "app.kubernetes.io/component=agent"
-
-    def agent_nodes() -> list[str]:
-        listed = cluster.kubectl(
-            *("get", "pods", "-n", NODES, "-l", agents, "-o", "jsonpath={.items[*].spec.nodeName}")
-        )
-        return sorted(listed.text.split())
-
-    eventually("two agents", lambda: len(agent_nodes()) == 2)
+    cluster.kubectl("rollout", "status", "-n", NODES, "daemonset/dbranch-agent", KUBECTL_TIMEOUT)
+    eventually("two agents", lambda: len(cluster.agent_pods()) == 2)
     assert len(cluster.nodes()) == 3
-    return agent_nodes()
+    return sorted(cluster.agent_pods().values())
 
 
 @pytest.fixture(scope="session")
