@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tests.node.initdb_template import initdb_directory
+
 from dbranch.agent.layout import Layout
 from dbranch.agent.linux.mounts import read_mounts
 from dbranch.agent.pool import effect as pool
@@ -60,7 +62,7 @@ class Node:
         return Settings(USER, names.branch_port(branch), {"shared_buffers": "16MB", **parameters})
 
     def create_root(self, **parameters: str) -> str:
-        """Create the root branch by the real initdb.sh; return its UID."""
+        """Create the root branch by initdb.sh; return its UID."""
         branch, name = new_uid(), f"initdb-{self.project}"
         subvolume.ensure_initdb_area(self.layout, self.project, branch, OWNER)
         slot.ensure_slot(self.layout, name, OWNER)
@@ -98,6 +100,7 @@ class Node:
         script = text.replace("/verifier/verifier", str(verifier)).replace(
             "/slot", str(self.layout.slot(name))
         )
+        programs = postgres_directory()
         process = subprocess.Popen(
             # A shell cannot trap a signal that was ignored when it started, as SIGINT is in a background job.
             [
@@ -106,7 +109,7 @@ class Node:
             ],
             env={
                 **os.environ,
-                "PATH": f"{postgres_directory()}:{os.environ['PATH']}",
+                "PATH": f"{initdb_directory(programs, OWNER)}:{programs}:{os.environ['PATH']}",
                 "DBRANCH_USER": USER,
                 "DBRANCH_DATABASE": "dbranch",
             },
