@@ -174,14 +174,17 @@ class Cluster:
         self.kubectl("rollout", "status", "-n", NODES, "daemonset/dbranch-agent", KUBECTL_TIMEOUT)
 
     def footprint_at_rest(self) -> dict[str, list[str]]:
-        """Wait until no DBProject and no DBBranch is being deleted; return the footprint once it does not change."""
+        """Wait until no DBProject and no DBBranch is being deleted; return the footprint once it does not change.
+
+        Loop devices belong to the machine, on which others may attach and detach their own.
+        """
         eventually("nothing is being deleted", lambda: not self._being_deleted())
         last = self.footprint()
 
         def unchanged() -> bool:
             nonlocal last
             previous, last = last, self.footprint()
-            return previous == last
+            return all(previous[category] == last[category] for category in last if category != "loops")
 
         eventually("the footprint does not change", unchanged)
         return last
