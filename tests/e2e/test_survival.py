@@ -20,7 +20,7 @@ def assert_all_data_present(project: Project) -> None:
     project.team.wait_ready("dbproject", project.name)
 
 
-@pytest.mark.parametrize("by_force", [False, True], ids=["", "by_force"])
+@pytest.mark.parametrize("by_force", [False, True], ids=["gracefully", "by_force"])
 def test_postgres_pod_deleted(kept: Project, by_force: bool) -> None:
     pod, uid = kept.pod_of("one"), kept.pod_uids()["one"]
     options = ("--grace-period=0", "--force") if by_force else ()
