@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 
+import pytest
+
 from tests.e2e.cluster import (
     KUBECTL_TIMEOUT,
     NODES,
@@ -19,6 +21,8 @@ from tests.e2e.cluster import (
     eventually,
 )
 from tests.e2e.conftest import make_item
+
+pytestmark = pytest.mark.calm
 
 
 def delete_projects_of_tests(cluster: Cluster) -> None:
