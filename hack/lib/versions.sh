@@ -18,4 +18,4 @@ BUILT_POSTGRES_IMAGE=dbranch-postgres:17
 
 # The last release, which upgrades are tested from. RELEASE.md says when these change.
 RELEASE=0.1.0
-RELEASE_COMMIT=ad1554c9b65c56333c7311488c84090a7531a77b
+RELEASE_COMMIT=26d1640e4fa64de47b5cb7566ec54ef104c937b2
