@@ -13,6 +13,7 @@ from tests.node.machine import OWNER, Node, children_of, stopped
 
 from dbranch.agent.postgres import session
 from dbranch.agent.postgres.cleaning import Cleaned, ensure_cleaned
+from dbranch.agent.postgres.opening import ensure_opened
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot.observe import observe_slot, observe_slots
@@ -93,6 +94,8 @@ def test_a_copy_opens_only_after_it_is_cleaned(main: tuple[Node, str, Endpoint])
     copy_endpoint = node.start_postgres(copy)
     assert ensure_cleaned(node.layout, node.project, copy, copy_endpoint) == Cleaned(1, 1)
     assert ensure_cleaned(node.layout, node.project, copy, copy_endpoint) == Cleaned()
+    assert "scram" not in (files / "pg_hba.conf").read_text()
+    assert ensure_opened(node.layout, node.project, copy, copy_endpoint).opened
     assert "scram" in (files / "pg_hba.conf").read_text()
     remaining = "select (select count(*) from pg_subscription), (select count(*) from pg_prepared_xacts)"
     assert sql(node, copy_endpoint, remaining) == [(0, 0)]

@@ -17,15 +17,9 @@ from tests.unit.branch_model import (
     progress_pods,
 )
 
-from dbranch.agent.branch.plan import (
-    Adopt,
-    BranchFacts,
-    Claim,
-    CreateInitdbArea,
-    DeletePod,
-    TakeSnapshot,
-    plan_branch,
-)
+from dbranch.agent.branch.actions import Adopt, Claim, CreateInitdbArea, DeletePod, TakeSnapshot
+from dbranch.agent.branch.facts import BranchFacts
+from dbranch.agent.branch.plan import plan_branch
 from dbranch.agent.pool.space import Space
 from dbranch.agent.slot.pod_spec import slot_class_of
 from dbranch.agent.slot.pod_status import PodFacts

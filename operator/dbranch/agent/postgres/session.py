@@ -18,8 +18,15 @@ from dbranch.agent.layout import PGDATA, Layout
 from dbranch.agent.linux.files import opened_directory, read_beneath
 from dbranch.agent.linux.inotify import InotifyWatch
 from dbranch.agent.linux.syscalls import openat2
-from dbranch.agent.timing import SQL_TIMEOUT_SECONDS, SQL_WATCHDOG_EXTRA_SECONDS, START_TRY_SECONDS
-from dbranch.api.errors import NotAccepting
+from dbranch.agent.timing import (
+    RELOAD_FIRST_POLL_SECONDS,
+    RELOAD_LONGEST_POLL_SECONDS,
+    RELOAD_TIMEOUT_SECONDS,
+    SQL_TIMEOUT_SECONDS,
+    SQL_WATCHDOG_EXTRA_SECONDS,
+    START_TRY_SECONDS,
+)
+from dbranch.api.errors import Busy, NotAccepting
 
 
 @dataclass(frozen=True)
@@ -138,12 +145,9 @@ def read_server_version(layout: Layout, endpoint: Endpoint) -> str | None:
     """Return the `server_version`, or None if Postgres does not accept connections."""
     try:
         with connect(layout, endpoint) as session:
-            # The server sends it while the session starts: no query is needed.
-            version = session.info.parameter_status("server_version")
+            return _version_of(session)
     except (NotAccepting, psycopg.Error):
         return None
-    # Debian appends its package: "17.6 (Debian 17.6-1.pgdg13+1)".
-    return version.split()[0] if version else None
 
 
 def checkpoint(layout: Layout, endpoint: Endpoint, seconds: float) -> bool:
@@ -157,16 +161,63 @@ def checkpoint(layout: Layout, endpoint: Endpoint, seconds: float) -> bool:
 
 
 def reload(layout: Layout, endpoint: Endpoint) -> None:
-    """Make Postgres read its settings files again. Raises NotAccepting if it does not run."""
+    """Make Postgres read its settings files again, and return once it has: every later connection meets the new ones.
+
+    Raises NotAccepting if it does not run, Busy if it has not read them within RELOAD_TIMEOUT_SECONDS.
+    """
     with connect(layout, endpoint) as session:
-        session.execute("select pg_reload_conf()")
+        # The postmaster reads them, and passes the signal on to this session only then.
+        row = session.execute("select pg_conf_load_time(), pg_reload_conf()").fetchone()
+        loaded_at, deadline = row and row[0], time.monotonic() + RELOAD_TIMEOUT_SECONDS
+        delay = RELOAD_FIRST_POLL_SECONDS
+        while True:
+            time.sleep(delay)
+            row = session.execute("select pg_conf_load_time()").fetchone()
+            if row and row[0] != loaded_at:
+                return
+            if time.monotonic() > deadline:
+                raise Busy(
+                    f"Postgres in slot {endpoint.slot} has not reloaded its settings; it is tried again"
+                )
+            delay = min(2 * delay, RELOAD_LONGEST_POLL_SECONDS)
 
 
-def read_pending_settings(layout: Layout, endpoint: Endpoint) -> tuple[str, ...]:
-    """Return the names of settings that need a restart; none if Postgres does not accept connections."""
-    query = "select name from pg_settings where pending_restart order by name"
+@dataclass(frozen=True)
+class ServerFacts:
+    """What a Postgres says of itself.
+
+    `version`: None if it does not accept connections; `starting`: it rejects them. `pending_settings`: the names of
+    the settings that need a restart. `loaded_at`: when it read its settings files last, as `time.time()` counts.
+    """
+
+    version: str | None = None
+    starting: bool = False
+    pending_settings: tuple[str, ...] = ()
+    loaded_at: float = 0.0
+
+
+def observe_server(layout: Layout, endpoint: Endpoint) -> ServerFacts:
+    """Ask the Postgres in a slot, in one session."""
+    query = (
+        "select extract(epoch from pg_conf_load_time())::float8,"
+        " array(select name from pg_settings where pending_restart order by name)"
+    )
     try:
         with connect(layout, endpoint) as session:
-            return tuple(str(row[0]) for row in session.execute(query).fetchall())
-    except (NotAccepting, psycopg.Error):
-        return ()
+            version = _version_of(session)
+            row = session.execute(query).fetchone()
+    except NotAccepting as error:
+        # A server that answers, and does not let the agent in, is starting or ending.
+        return ServerFacts(starting="FATAL" in str(error))
+    except psycopg.Error:
+        return ServerFacts()
+    if row is None:
+        return ServerFacts(version)
+    return ServerFacts(version, False, tuple(str(name) for name in row[1]), float(row[0]))
+
+
+def _version_of(session: psycopg.Connection[Any]) -> str | None:
+    # The server sends it while the session starts: no query is needed.
+    version = session.info.parameter_status("server_version")
+    # Debian appends its package: "17.6 (Debian 17.6-1.pgdg13+1)".
+    return version.split()[0] if version else None

@@ -1,0 +1,64 @@
+"""Build `status.node` of a branch after a reconcile. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dbranch.agent.branch.facts import BranchFacts, Desired
+from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.agent.volume.marker import Marker
+from dbranch.api import names
+from dbranch.api.conditions import Finding
+
+
+def node_fields(
+    desired: Desired,
+    facts: BranchFacts,
+    marker: Marker | None,
+    slot: str | None,
+    storage: Finding,
+    postgres: Finding | None,
+) -> dict[str, Any]:
+    """Return the fields of `status.node`; None removes a field.
+
+    `facts` are those on which the last plan was made, `marker` is the branch's after its actions, `slot` the one that
+    was bound or created last. `postgres` None: the status keeps what it says.
+    """
+    node: dict[str, Any] = {
+        "observedGeneration": desired.branch.generation,
+        "storage": storage.as_dict(),
+        **_endpoint_fields(desired, facts, marker, slot),
+    }
+    if postgres:
+        node["postgres"] = postgres.as_dict()
+    if marker:
+        node |= {"sourceUID": marker.origin.uid, "snapshotTime": marker.snapshot_time}
+    return node
+
+
+def serving_pod(facts: BranchFacts, marker: Marker | None) -> PodFacts | None:
+    """Return the pod whose Postgres is open to users and accepts connections, if there is one."""
+    is_open = bool(facts.server_version) and marker is not None and marker.opened
+    return facts.live_pod if is_open else None
+
+
+def _endpoint_fields(
+    desired: Desired, facts: BranchFacts, marker: Marker | None, slot: str | None
+) -> dict[str, Any]:
+    """Return slot, pod, address and port; the address is None unless Postgres accepts users' connections."""
+    port = names.branch_port(desired.branch.uid)
+    pod = serving_pod(facts, marker)
+    if pod:
+        return {
+            "slot": pod.name,
+            "pod": pod.name,
+            "address": pod.address,
+            "port": port,
+            "imageID": pod.image_id,
+            "postgresVersion": facts.server_version,
+            "restartedAt": pod.restarted_at,
+        }
+    name = slot or (facts.live_pod.name if facts.live_pod else None)
+    fields: dict[str, Any] = {"pod": name, "address": None, "port": port}
+    # Without a pod the last slot's name stays in the status: the next name is derived from it.
+    return fields | ({"slot": name} if name else {})
