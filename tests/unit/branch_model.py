@@ -21,8 +21,9 @@ from dbranch.agent.branch.actions import (
     TakeSnapshot,
     WriteSettings,
 )
-from dbranch.agent.branch.facts import BranchFacts
+from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.branch.plan import BranchPlan, plan_branch
+from dbranch.agent.branch.steps import STEPS
 from dbranch.agent.pool.space import Space
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.volume.marker import FROM_BRANCH, FROM_INITDB, Marker, Origin, Role
@@ -47,6 +48,20 @@ def marker(branch: Branch, cleaned: bool = True) -> Marker:
     origin = Origin(FROM_BRANCH if branch.source_uid else FROM_INITDB, branch.source_uid, TAKEN)
     role = Role.ROOT if branch.is_root else Role.COPY
     return Marker("p-uid", branch.uid, role, origin, TAKEN, 17, cleaned, opened=branch.is_root)
+
+
+def undone_steps(project: Project, branch: Branch, facts: BranchFacts) -> set[str]:
+    """Return the steps that have to be planned before the branch runs (or, if it is to be stopped, is stored).
+
+    Data that initdb made or that was retained needs no cleaning; what initdb made is open from its first start.
+    """
+    desired = Desired(project, branch)
+    undone = {step.name for step in STEPS if step.needed(desired) and not step.done(desired, facts)}
+    if facts.marker is None and branch.is_root:
+        undone -= {"clean", "open"}
+    if facts.marker is None and facts.retained_uid:
+        undone -= {"clean"}
+    return undone
 
 
 def recorded(facts: BranchFacts, **fields: object) -> BranchFacts:

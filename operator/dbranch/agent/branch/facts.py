@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from dbranch.agent.pool.space import Space
@@ -76,7 +77,7 @@ class BranchFacts:
 
     `pods`: its Postgres pods. `warm_pods`: pods of its class that it can claim; read only if it has no pod.
     `initdb_pod`: the one-shot pod of a root branch; `initdb_done`: the initdb area holds a complete database.
-    `backoff_seconds`: for so long no pod is created, since the last one failed.
+    `backoff_seconds`: by step, for how long it creates no pod, since its last one failed.
 
     `bound_slots`: the slots in which its subvolume or initdb area is bound. `start_blocked_by`: why the script in
     the bound slot does not start Postgres; `bind_not_propagated`: the script does not see what is bound there.
@@ -101,7 +102,7 @@ class BranchFacts:
     retained_uid: str | None = None
     newer: NewerMarker | None = None
     source_problem: Finding | None = None
-    backoff_seconds: float = 0.0
+    backoff_seconds: Mapping[str, float] = field(default_factory=dict)
     server_starting: bool = False
     settings_outdated: bool = False
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from dbranch.agent.branch.actions import Claim, CreatePod, DeletePod
+from dbranch.agent.branch.backoffs import BranchBackoffs
 from dbranch.agent.branch.effect import BranchEffects, Outcome, endpoint_of
 from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.branch.observe import observe_branch, observe_postgres, observe_started
@@ -34,7 +35,6 @@ from dbranch.agent.status import (
 )
 from dbranch.agent.timing import (
     BRANCH_FAILED_RETRY_SECONDS,
-    LONGEST_RETRY_SECONDS,
     POD_ADDRESS_POLL_SECONDS,
     RELOADED_SETTINGS_POLL_SECONDS,
     WARM_START_TIMEOUT_SECONDS,
@@ -47,7 +47,6 @@ from dbranch.api.errors import ApiError, Busy, ClusterUnreachable, InvalidInput,
 from dbranch.api.project import parse_project
 from dbranch.kube.client import Cluster, branch_path, project_path
 from dbranch.kube.status import patch_status
-from dbranch.runtime.backoff import Backoff
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.logs import log_error
 from dbranch.runtime.result import Result
@@ -79,7 +78,7 @@ class BranchReconciler:
         self._effects = BranchEffects(cluster, layout, context)
         self._start_watcher = StartWatcher(layout, self.requests.add)
         self._removal = BranchRemoval(cluster, layout, context, warm)
-        self._backoff = Backoff(LONGEST_RETRY_SECONDS)
+        self._backoffs = BranchBackoffs()
         # By UID: the timers of reconciles whose Postgres is starting, and the origins of their slots.
         self._starts: dict[str, tuple[StepTimer, SlotOrigin]] = {}
         self._active, self._idle = 0, threading.Condition()
@@ -135,7 +134,7 @@ class BranchReconciler:
             if finding:
                 self._write(branch, {"storage": finding.as_dict()})
             if result.requeue_after is None:
-                self._backoff.succeed(branch.uid)
+                self._backoffs.succeed(branch)
                 self._starts.pop(branch.uid, None)
             return result
 
@@ -192,7 +191,7 @@ class BranchReconciler:
             desired,
         )
         untried = tuple(pod for pod in facts.warm_pods if pod.name not in tried)
-        backoff_seconds = self._backoff.remaining(desired.branch.uid, desired.version, time.monotonic())
+        backoff_seconds = self._backoffs.remaining(desired)
         facts = replace(facts, warm_pods=untried, backoff_seconds=backoff_seconds)
         return observe_postgres(self._layout, desired, facts)
 
@@ -246,14 +245,14 @@ class BranchReconciler:
         self, desired: Desired, plan: BranchPlan, outcome: Outcome, error: Exception | None
     ) -> float | None:
         """Return the seconds after which to reconcile again: less and less often what fails again and again."""
-        uid, now = desired.branch.uid, time.monotonic()
         if isinstance(error, Busy):
             return BRANCH_FAILED_RETRY_SECONDS
-        if error or plan.retry_after:
-            first = BRANCH_FAILED_RETRY_SECONDS if error else plan.retry_after or 0.0
-            return self._backoff.fail(uid, first, desired.version, now)
+        if error:
+            return self._backoffs.fail(desired)
+        if plan.retry_after:
+            return self._backoffs.fail(desired, plan.steps[-1], plan.retry_after)
         if plan.postgres and plan.postgres.reason in (*_ACCEPTING, Reason.STOPPED):
-            self._backoff.succeed(uid)
+            self._backoffs.succeed(desired.branch)
         if outcome.reloaded:
             return plan.requeue_after or RELOADED_SETTINGS_POLL_SECONDS
         return plan.requeue_after
@@ -287,8 +286,7 @@ class BranchReconciler:
         else:
             node = {"storage": failed_storage_finding(error, desired.subject).as_dict()}
         self._write(desired.branch, node)
-        uid, now = desired.branch.uid, time.monotonic()
-        return Result(self._backoff.fail(uid, BRANCH_FAILED_RETRY_SECONDS, desired.version, now))
+        return Result(self._backoffs.fail(desired))
 
     def _log(self, desired: Desired, error: Exception) -> None:
         log_error(logger, error, f"branch {desired.branch.namespace}/{desired.branch.object_name}")

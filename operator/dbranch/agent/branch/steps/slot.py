@@ -58,11 +58,11 @@ def _plan_next_pod(
         )
         finding = Finding(Reason.WAITING_FOR_SLOT, text)
         return Planned(actions, finding=finding, requeue_after=PREVIOUS_POD_POLL_SECONDS)
-    if facts.backoff_seconds:
+    if facts.backoff_seconds.get(SLOT.name):
         reported = branch.node.postgres
         if reported is None or reported.reason != Reason.POD_REJECTED:
             reported = Finding(Reason.WAITING_FOR_SLOT, f"{subject}: its last pod failed; it is tried again")
-        return Planned(actions, finding=reported, requeue_after=facts.backoff_seconds)
+        return Planned(actions, finding=reported, requeue_after=facts.backoff_seconds[SLOT.name])
     if facts.warm_pods:
         # Branches that are planned at the same moment choose different pods.
         warm_pod = min(facts.warm_pods, key=lambda pod: names.slot_name(branch.uid, pod.name))

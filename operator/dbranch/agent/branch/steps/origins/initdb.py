@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from dbranch.agent.branch.actions import (
     Action,
     CreateInitdbArea,
@@ -23,6 +25,9 @@ from dbranch.agent.timing import (
 )
 from dbranch.api import names
 from dbranch.api.conditions import Finding, Reason
+
+# The step that this origin is a part of.
+_STEP: Final = "volume"
 
 
 def _applies(desired: Desired, facts: BranchFacts) -> bool:
@@ -63,9 +68,10 @@ def _plan_without_pod(desired: Desired, facts: BranchFacts, slot: str, initializ
             "initdb is not run again; check the node's disk"
         )
         return Planned(finding=Finding(Reason.DATA_LOST, lost))
-    if facts.backoff_seconds:
+    delay = facts.backoff_seconds.get(_STEP)
+    if delay:
         failed = reported if reported and reported.reason == Reason.INITDB_FAILED else initializing
-        return Planned(finding=failed, requeue_after=facts.backoff_seconds)
+        return Planned(finding=failed, requeue_after=delay)
     actions = (*remove_slot, CreateInitdbArea(slot), CreateInitdbPod(slot))
     return Planned(actions, finding=initializing)
 
