@@ -56,12 +56,14 @@ logger = logging.getLogger(__name__)
 class Outcome:
     """What the actions of one reconcile did.
 
-    `marker`: of the branch, as it is now. `slot`: the slot that was bound or created last. `claimed_pod`: the warm
-    pod that the branch got. `reloaded`: Postgres has read its settings again.
+    `marker`: of the branch, as it is now. `stored`: it was stored just now, with the settings that it should have.
+    `slot`: the slot that was bound or created last. `claimed_pod`: the warm pod that the branch got. `reloaded`:
+    Postgres has read its settings again.
     """
 
     marker: Marker | None
     timer: StepTimer
+    stored: bool = False
     slot: str | None = None
     claimed_pod: PodFacts | None = None
     reloaded: bool = False
@@ -88,6 +90,7 @@ class BranchEffects:
                     self._apply_to_postgres(desired, action, endpoint, outcome)
             case CreateInitdbArea() | PromoteInitdb() | TakeSnapshot() | Adopt():
                 self._apply_to_volume(desired, action, outcome)
+                outcome.stored = outcome.marker is not None
             case _:
                 self._apply_to_slot(desired, action, outcome)
         outcome.timer.record(type(action).__name__)
@@ -136,8 +139,9 @@ class BranchEffects:
                 pods.ensure_pod(self._cluster, body)
                 outcome.slot = name
             case Bind(name):
-                # A bind starts Postgres, so what it reads is in place before.
-                subvolume.ensure_settings(layout, project.uid, branch.uid, desired.settings)
+                if not outcome.stored:
+                    # A bind starts Postgres, so what it reads is in place before.
+                    subvolume.ensure_settings(layout, project.uid, branch.uid, desired.settings)
                 slot.ensure_slot(layout, name, owner)
                 slot.ensure_bound(layout, name, project.uid, branch.uid)
                 outcome.slot = name

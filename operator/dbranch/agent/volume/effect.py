@@ -150,7 +150,8 @@ def ensure_hba_open(layout: Layout, project_uid: str, branch_uid: str, user: str
     marker_of(branch)
     text = render_hba(user, is_open=True)
     if _text_of(branch / PG_HBA) != text:
-        write_atomically(branch / PG_HBA, text)
+        # A bind writes the settings files before Postgres reads them, so a power cut may take this one.
+        write_atomically(branch / PG_HBA, text, durable=False)
 
 
 def ensure_recorded(
