@@ -115,7 +115,8 @@ class BranchReconciler:
             if desired is None or desired.branch.deleting or desired.project.deleting:
                 return Result()
             try:
-                result = self._reconcile_until_claimed(desired, timer)
+                with session.shared_connections():
+                    result = self._reconcile_until_claimed(desired, timer)
             except (ApiError, ClusterUnreachable, Busy):
                 # Neither says anything about the branch.
                 raise

@@ -39,6 +39,27 @@ class Endpoint:
     major: int
 
 
+class _Shared(threading.local):
+    """The connections that the sessions of a thread share, by endpoint; None outside of `shared_connections`."""
+
+    connections: dict[Endpoint, psycopg.Connection[Any]] | None = None
+
+
+_shared = _Shared()
+
+
+@contextmanager
+def shared_connections() -> Iterator[None]:
+    """Within the context this thread's sessions use one connection per Postgres: each costs milliseconds."""
+    connections = _shared.connections = {}
+    try:
+        yield
+    finally:
+        _shared.connections = None
+        for connection in connections.values():
+            connection.close()
+
+
 @contextmanager
 def connect(
     layout: Layout, endpoint: Endpoint, database: str = "postgres", seconds: float = SQL_TIMEOUT_SECONDS
@@ -47,13 +68,36 @@ def connect(
 
     Raises NotAccepting if no server accepts connections (yet).
     """
+    is_default = (database, seconds) == ("postgres", SQL_TIMEOUT_SECONDS)
+    shared = _shared.connections if is_default else None
+    # Taken out of those that are shared: a session within a session has a connection of its own.
+    connection = shared.pop(endpoint, None) if shared else None
+    if connection is None:
+        connection = _connect(layout, endpoint, database, seconds)
+    # A stopped server does not enforce its own time limits.
+    watchdog = threading.Timer(seconds + SQL_WATCHDOG_EXTRA_SECONDS, _shut_down, args=[connection])
+    watchdog.daemon = True
+    watchdog.start()
+    finished = False
+    try:
+        yield connection
+        finished = True
+    finally:
+        watchdog.cancel()
+        if finished and shared is not None and endpoint not in shared:
+            shared[endpoint] = connection
+        else:
+            connection.close()
+
+
+def _connect(layout: Layout, endpoint: Endpoint, database: str, seconds: float) -> psycopg.Connection[Any]:
     with _socket_directory(layout, endpoint) as run:
         milliseconds = max(1, int(seconds * 1000))
         options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
         if endpoint.major >= 17:
             options += " -c event_triggers=off"
         try:
-            session = psycopg.connect(
+            return psycopg.connect(
                 host=f"/proc/self/fd/{run}",
                 port=endpoint.port,
                 user=endpoint.user,
@@ -65,15 +109,6 @@ def connect(
             )
         except psycopg.OperationalError as error:
             raise NotAccepting(f"Postgres in slot {endpoint.slot}: {_one_line(error)}") from error
-        # A stopped server does not enforce its own time limits.
-        watchdog = threading.Timer(seconds + SQL_WATCHDOG_EXTRA_SECONDS, _shut_down, args=[session])
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            yield session
-        finally:
-            watchdog.cancel()
-            session.close()
 
 
 def _shut_down(session: psycopg.Connection[Any]) -> None:
