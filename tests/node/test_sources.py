@@ -116,7 +116,7 @@ def test_a_source_that_cannot_be_copied_is_looked_at_and_left_alone(world: World
     world.assert_consistent(project, running=2, stored=2)
 
 
-def test_a_source_whose_data_changes_all_the_time_is_not_rejected(world: World) -> None:
+def test_directories_that_come_and_go_do_not_reject_a_source(world: World) -> None:
     """Directories that come and go while they are walked are no reason to reject it."""
     project = world.make_project()
     world.run_agent()

@@ -13,7 +13,7 @@ from tests.node.fake_api import FakeApi, Json
 from tests.unit.branch_model import COPY, PROJECT, ROOMY, VERSION, marker
 
 from dbranch.agent.branch import backoffs, reconciler
-from dbranch.agent.branch.actions import Action, Claim, Clean, Open, SetPassword, TakeSnapshot
+from dbranch.agent.branch.actions import Action, Claim, Clean, CreatePod, Open, SetPassword, TakeSnapshot
 from dbranch.agent.branch.effect import BranchEffects, Outcome
 from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.branch.reconciler import BranchReconciler
@@ -99,6 +99,8 @@ class Bench:
         match action:
             case Claim(pod):
                 outcome.claimed_pod, outcome.slot = pod, pod.name
+            case CreatePod(slot):
+                outcome.slot = slot
             case TakeSnapshot():
                 outcome.marker = marker(COPY, cleaned=False)
             case Clean():
@@ -151,8 +153,22 @@ def test_a_pod_without_an_address_is_asked_for_again_soon(bench: Bench) -> None:
     result = bench.reconcile()
     assert result.requeue_after and result.requeue_after < 1
     assert bench.node()["postgres"]["reason"] == "Recovering"
+    assert bench.reconcile() == result and len(bench.api.writes) == 1
     bench.facts = replace(bench.facts, pods=(FREE,))
     assert bench.reconcile() == Result() and bench.node()["address"] == "10.0.0.9"
+
+
+def test_a_branch_in_a_new_pod_is_ready_with_two_writes(bench: Bench) -> None:
+    bench.facts = replace(MOUNTED, warm_pods=())
+    assert bench.reconcile() == Result()
+    assert bench.node()["postgres"]["reason"] == "WaitingForSlot"
+    slot = bench.node()["slot"]
+    pod = PodFacts(slot, running=True)
+    accepting = replace(STARTED, marker=marker(COPY), pods=(pod,), bound_slots=(slot,))
+    for address in (None, None, "10.0.0.9"):
+        bench.facts = replace(accepting, pods=(replace(pod, address=address),))
+        bench.reconcile()
+    assert bench.node()["postgres"]["reason"] == "Accepting" and len(bench.api.writes) == 2
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), OSError(5, "I/O error"), RuntimeError("odd")])

@@ -17,7 +17,13 @@ from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.branch.observe import observe_branch, observe_postgres, observe_started
 from dbranch.agent.branch.plan import BranchPlan, plan_branch
 from dbranch.agent.branch.removal import BranchRemoval
-from dbranch.agent.branch.report import node_fields, serving_pod
+from dbranch.agent.branch.report import (
+    ACCEPTING_REASONS,
+    failed_findings,
+    node_fields,
+    serving_pod,
+    still_starting_finding,
+)
 from dbranch.agent.branch.start_watch import StartWatcher
 from dbranch.agent.branch.usage import patch_sizes
 from dbranch.agent.context import NodeContext
@@ -29,7 +35,6 @@ from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.status import (
     changed_fields,
     drop_insignificant,
-    error_message,
     failed_postgres_finding,
     failed_storage_finding,
 )
@@ -42,8 +47,8 @@ from dbranch.agent.timing import (
 from dbranch.agent.volume.marker import Role
 from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api.branch import Branch, parse_branch
-from dbranch.api.conditions import Finding, Reason
-from dbranch.api.errors import ApiError, Busy, ClusterUnreachable, InvalidInput, SlotTaken
+from dbranch.api.conditions import Reason
+from dbranch.api.errors import ApiError, Busy, ClusterUnreachable, SlotTaken
 from dbranch.api.project import parse_project
 from dbranch.kube.client import Cluster, branch_path, project_path
 from dbranch.kube.status import patch_status
@@ -53,8 +58,6 @@ from dbranch.runtime.result import Result
 from dbranch.runtime.timings import StepTimer
 
 logger = logging.getLogger(__name__)
-
-_ACCEPTING = (Reason.ACCEPTING, Reason.RESTART_PENDING)
 
 
 class BranchReconciler:
@@ -220,11 +223,11 @@ class BranchReconciler:
         branch, marker, timer = desired.branch, outcome.marker, outcome.timer
         storage, postgres, opened = plan.storage, plan.postgres, serving_pod(facts, marker)
         if error:
-            storage, postgres = _failed_findings(desired, facts, outcome, plan, error)
+            storage, postgres = failed_findings(desired, facts, marker, storage, error)
         has_no_address = opened is not None and not opened.address
         if has_no_address:
-            # The API server does not have it yet. Until then nobody can be sent there.
-            facts, postgres = replace(facts, server_version=None), _starting(desired)
+            # The API server does not have it yet. Until then nobody can be sent there, and the status stays as it is.
+            facts, postgres = replace(facts, server_version=None), still_starting_finding(desired)
         node = node_fields(desired, facts, marker, outcome.slot, storage, postgres)
         if marker and marker.role is Role.ROOT and not desired.project.node.initialized:
             body = patch_status(self._cluster, desired.project, {"node": {"initialized": True}})
@@ -234,7 +237,7 @@ class BranchReconciler:
             origin: SlotOrigin = "warm" if outcome.claimed_pod else "new"
             self._starts.setdefault(branch.uid, (timer, origin))
         self._write(desired.branch, node)
-        if opened and not has_no_address and postgres and postgres.reason in _ACCEPTING:
+        if opened and not has_no_address and postgres and postgres.reason in ACCEPTING_REASONS:
             self._report_start(desired, facts, opened, outcome)
         if starting_slot and marker:
             self._start_watcher.start(branch, endpoint_of(desired, starting_slot, marker))
@@ -252,7 +255,7 @@ class BranchReconciler:
             return self._backoffs.fail(desired)
         if plan.retry_after:
             return self._backoffs.fail(desired, plan.steps[-1], plan.retry_after)
-        if plan.postgres and plan.postgres.reason in (*_ACCEPTING, Reason.STOPPED):
+        if plan.postgres and plan.postgres.reason in (*ACCEPTING_REASONS, Reason.STOPPED):
             self._backoffs.succeed(desired.branch)
         if outcome.reloaded:
             return plan.requeue_after or RELOADED_SETTINGS_POLL_SECONDS
@@ -270,7 +273,7 @@ class BranchReconciler:
             self._metrics.observe_start(origin, timer.total_seconds())
             fields = {"fields": timer.milliseconds()}
             logger.info("branch %s/%s accepts", branch.namespace, branch.object_name, extra=fields)
-        elif reported and reported.reason in _ACCEPTING:
+        elif reported and reported.reason in ACCEPTING_REASONS:
             return
         if project.node.postgres_version != version:
             digest = (pod.image_id or "").partition("@")[2] or None
@@ -299,19 +302,3 @@ class BranchReconciler:
         changed = {key: value for key, value in changed.items() if value is not None or key in current}
         if changed:
             patch_status(self._cluster, branch, {"node": changed})
-
-
-def _starting(desired: Desired) -> Finding:
-    return Finding(Reason.RECOVERING, f"Postgres of {desired.subject} is starting")
-
-
-def _failed_findings(
-    desired: Desired, facts: BranchFacts, outcome: Outcome, plan: BranchPlan, error: Exception
-) -> tuple[Finding, Finding | None]:
-    """Return the findings about storage and Postgres after an action that failed."""
-    if outcome.marker is None:
-        return failed_storage_finding(error, desired.subject), None
-    if facts.server_version and not outcome.marker.opened and not isinstance(error, InvalidInput):
-        # Postgres runs, and is not ready for users.
-        return plan.storage, Finding(Reason.RECOVERING, error_message(error, desired.subject))
-    return plan.storage, failed_postgres_finding(error, desired.subject)

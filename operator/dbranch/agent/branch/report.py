@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.agent.status import error_message, failed_postgres_finding, failed_storage_finding
 from dbranch.agent.volume.marker import Marker
 from dbranch.api import names
-from dbranch.api.conditions import Finding
+from dbranch.api.conditions import Finding, Reason
+from dbranch.api.errors import InvalidInput
+
+# What PostgresReady says of a branch that users can connect to.
+ACCEPTING_REASONS: Final = (Reason.ACCEPTING, Reason.RESTART_PENDING)
 
 
 def node_fields(
@@ -62,3 +67,23 @@ def _endpoint_fields(
     fields: dict[str, Any] = {"pod": name, "address": None, "port": port}
     # Without a pod the last slot's name stays in the status: the next name is derived from it.
     return fields | ({"slot": name} if name else {})
+
+
+def failed_findings(
+    desired: Desired, facts: BranchFacts, marker: Marker | None, storage: Finding, error: Exception
+) -> tuple[Finding, Finding | None]:
+    """Return the findings about storage (`storage` if the branch is stored) and Postgres after an action failed."""
+    if marker is None:
+        return failed_storage_finding(error, desired.subject), None
+    if facts.server_version and not marker.opened and not isinstance(error, InvalidInput):
+        # Postgres runs, and is not ready for users.
+        return storage, Finding(Reason.RECOVERING, error_message(error, desired.subject))
+    return storage, failed_postgres_finding(error, desired.subject)
+
+
+def still_starting_finding(desired: Desired) -> Finding:
+    """Return that Postgres is starting, in the words of the status if it says that already."""
+    reported = desired.branch.node.postgres
+    if reported and reported.reason not in ACCEPTING_REASONS:
+        return reported
+    return Finding(Reason.RECOVERING, f"Postgres of {desired.subject} is starting")
