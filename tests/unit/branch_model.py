@@ -24,6 +24,7 @@ from dbranch.agent.branch.actions import (
 from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.branch.plan import BranchPlan, plan_branch
 from dbranch.agent.branch.steps import STEPS
+from dbranch.agent.branch.stopping import remove_slots
 from dbranch.agent.pool.space import Space
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.volume.marker import FROM_BRANCH, FROM_INITDB, Marker, Origin, Role
@@ -53,9 +54,11 @@ def marker(branch: Branch, cleaned: bool = True) -> Marker:
 def undone_steps(project: Project, branch: Branch, facts: BranchFacts) -> set[str]:
     """Return the steps that have to be planned before the branch runs (or, if it is to be stopped, is stored).
 
-    Data that initdb made or that was retained needs no cleaning; what initdb made is open from its first start.
+    Data that initdb made or that was retained needs no cleaning; what initdb made is open from its first start. Slots
+    without a pod are removed before any step.
     """
     desired = Desired(project, branch)
+    _, facts = remove_slots(facts)
     undone = {step.name for step in STEPS if step.needed(desired) and not step.done(desired, facts)}
     if facts.marker is None and branch.is_root:
         undone -= {"clean", "open"}

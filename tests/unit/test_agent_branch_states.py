@@ -163,7 +163,7 @@ HANDED_OVER = Case(
 def test_every_state_converges(case: Case, cuts: list[tuple[int, bool]]) -> None:
     """Reconciles are cut off anywhere, with or without kubelet in between; then a bounded number is complete.
 
-    On the way every step is planned that was not done.
+    On the way every step is planned that was not done, but for a start that happens while another step waits.
     """
     facts = case.facts
     undone = undone_steps(case.project, case.branch, facts)
@@ -174,7 +174,7 @@ def test_every_state_converges(case: Case, cuts: list[tuple[int, bool]]) -> None
     for _ in range(RECONCILES):
         facts, _ = reconcile(case, facts, None, reached)
         facts = run_kubelet(facts)
-    assert undone <= reached, undone - reached
+    assert undone - {"start"} <= reached, undone - reached
     final, plan = reconcile(case, facts)
     assert plan.actions == () == plan.steps, (facts, plan)
     runs = case.branch.running and case.project.running
