@@ -110,6 +110,27 @@ def test_settings_that_a_killed_agent_wrote_and_never_had_loaded_are_loaded(worl
     assert not [effect for effect in world.effects if "pg_hba" in effect or "postgresql.conf" in effect]
 
 
+def test_a_parameter_that_postgres_does_not_know_disturbs_nothing_that_runs(world: World) -> None:
+    project = world.make_project()
+    world.run_agent()
+    world.make_branch("copy", "main")
+    world.run_agent()
+    configure(world, parameters={"work_mem": "7MB", "no_such_setting": "1"})
+    for branch in ("main", "copy"):
+        assert (
+            postgres_status(world, branch)[0] == "Accepting" and setting(world, branch, "work_mem") != "7MB"
+        )
+    # A copy whose Postgres does not take its settings any more is opened all the same.
+    files = world.node.layout.branch(project, world.uid("copy"))
+    marker = json.loads((files / "marker.json").read_text())
+    (files / "marker.json").write_text(json.dumps({**marker, "opened": False}))
+    world.run_agent()
+    assert json.loads((files / "marker.json").read_text())["opened"] is True
+    configure(world, parameters={"work_mem": "7MB", "no_such_setting": None})
+    for branch in ("main", "copy"):
+        assert setting(world, branch, "work_mem") == "7MB"
+
+
 def test_a_branch_of_the_first_release_is_opened_once_more_and_never_closed(world: World) -> None:
     project = world.make_project()
     world.run_agent()

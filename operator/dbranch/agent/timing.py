@@ -49,7 +49,7 @@ SQL_WATCHDOG_EXTRA_SECONDS: Final = 1.0
 # A reload is looked at until the session has the new settings: they are passed on within a millisecond or two.
 RELOAD_FIRST_POLL_SECONDS: Final = 0.0005
 RELOAD_LONGEST_POLL_SECONDS: Final = 0.1
-RELOAD_TIMEOUT_SECONDS: Final = 3.0
+RELOAD_TIMEOUT_SECONDS: Final = 1.0
 
 # A project's pool.
 PROJECT_RESYNC_SECONDS: Final = 60.0

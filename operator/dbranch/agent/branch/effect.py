@@ -170,12 +170,15 @@ class BranchEffects:
                 outcome.marker = ensure_opened(layout, project.uid, branch.uid, endpoint)
 
     def _reload(self, endpoint: Endpoint) -> bool:
+        """Make Postgres load its settings files; return True if it has."""
         try:
-            session.reload(self._layout, endpoint)
+            loaded = session.reload(self._layout, endpoint)
         except NotAccepting:
             logger.info("slot %s: Postgres does not run; it reads the settings at its start", endpoint.slot)
             return False
-        return True
+        if not loaded:
+            logger.warning("slot %s: Postgres has not loaded its settings; see its log", endpoint.slot)
+        return loaded
 
     def _checkpoint(self, desired: Desired, source_uid: str) -> None:
         """Run CHECKPOINT on the source if it runs, best effort, so that the branch has little WAL to replay."""

@@ -26,7 +26,7 @@ from dbranch.agent.timing import (
     SQL_WATCHDOG_EXTRA_SECONDS,
     START_TRY_SECONDS,
 )
-from dbranch.api.errors import Busy, NotAccepting
+from dbranch.api.errors import NotAccepting
 
 
 @dataclass(frozen=True)
@@ -195,26 +195,32 @@ def checkpoint(layout: Layout, endpoint: Endpoint, seconds: float) -> bool:
     return True
 
 
-def reload(layout: Layout, endpoint: Endpoint) -> None:
-    """Make Postgres read its settings files again, and return once it has: every later connection meets the new ones.
+def reload(layout: Layout, endpoint: Endpoint) -> bool:
+    """Make Postgres read its settings files again; return True once it has: later connections meet the new ones.
 
-    Raises NotAccepting if it does not run, Busy if it has not read them within RELOAD_TIMEOUT_SECONDS.
+    Returns False if that is not seen within RELOAD_TIMEOUT_SECONDS: it does not take a postgresql.conf with a name
+    that it does not know. Raises NotAccepting if it does not run.
     """
     with connect(layout, endpoint) as session:
         # The postmaster reads them, and passes the signal on to this session only then.
         row = session.execute("select pg_conf_load_time(), pg_reload_conf()").fetchone()
         loaded_at, deadline = row and row[0], time.monotonic() + RELOAD_TIMEOUT_SECONDS
         delay = RELOAD_FIRST_POLL_SECONDS
-        while True:
+        while time.monotonic() < deadline:
             time.sleep(delay)
             row = session.execute("select pg_conf_load_time()").fetchone()
             if row and row[0] != loaded_at:
-                return
-            if time.monotonic() > deadline:
-                raise Busy(
-                    f"Postgres in slot {endpoint.slot} has not reloaded its settings; it is tried again"
-                )
+                return True
             delay = min(2 * delay, RELOAD_LONGEST_POLL_SECONDS)
+    return False
+
+
+def has_rejected_settings(layout: Layout, endpoint: Endpoint) -> bool:
+    """Return True if Postgres finds something in its postgresql.conf that it does not take."""
+    query = "select exists (select from pg_file_settings where error is not null)"
+    with connect(layout, endpoint) as session:
+        row = session.execute(query).fetchone()
+    return bool(row and row[0])
 
 
 @dataclass(frozen=True)
