@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,13 @@ from dbranch.agent.timing import (
     BRANCH_RESYNC_SECONDS,
     BUSY_RETRY_SECONDS,
     FAILED_RETRY_SECONDS,
+    LONGEST_REMOVAL_RETRY_SECONDS,
     PROJECT_RESYNC_SECONDS,
 )
 from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
 from dbranch.api.errors import Busy
+from dbranch.runtime.backoff import Backoff
 from dbranch.runtime.kopf_settings import configure_kopf, login, requeue_after
 from dbranch.runtime.logs import log_error
 from dbranch.runtime.result import Result
@@ -51,6 +54,7 @@ def register(
 ) -> None:
     """Register the handlers, each of which calls one reconciler. kopf calls `started` before the first of them."""
     options: Any = {"registry": registry}
+    removals = Backoff(LONGEST_REMOVAL_RETRY_SECONDS)
 
     @kopf.on.startup(**options)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
@@ -83,11 +87,11 @@ def register(
 
     @kopf.on.delete(*_PROJECT, id="project-removal", **options)
     def project_removal(body: kopf.Body, **_: Any) -> None:
-        run_removal(reconcilers.projects.remove, body)
+        run_removal(reconcilers.projects.remove, body, removals)
 
     @kopf.on.delete(*_BRANCH, id="branch-removal", **options)
     def branch_removal(body: kopf.Body, **_: Any) -> None:
-        run_removal(reconcilers.branches.remove, body)
+        run_removal(reconcilers.branches.remove, body, removals)
 
     @kopf.timer(
         *_PROJECT,
@@ -114,13 +118,16 @@ def register(
         reconcilers.branches.requests.run(namespace, name)
 
 
-def run_removal(remove: Callable[[dict[str, Any]], Result], body: kopf.Body) -> None:
+def run_removal(remove: Callable[[dict[str, Any]], Result], body: kopf.Body, backoff: Backoff) -> None:
     """Call a reconciler's `remove`. Raises kopf.TemporaryError until nothing is left: kopf keeps the finalizer."""
+    meta = body["metadata"]
     try:
         result = remove(dict(body))
     except Busy as error:
         raise kopf.TemporaryError(str(error), delay=BUSY_RETRY_SECONDS) from error
     except Exception as error:
-        log_error(logger, error, f"removal of {body['metadata']['namespace']}/{body['metadata']['name']}")
-        raise kopf.TemporaryError(str(error), delay=FAILED_RETRY_SECONDS) from error
+        log_error(logger, error, f"removal of {meta['namespace']}/{meta['name']}")
+        delay = backoff.fail(meta["uid"], FAILED_RETRY_SECONDS, None, time.monotonic())
+        raise kopf.TemporaryError(str(error), delay=delay) from error
+    backoff.succeed(meta["uid"])
     requeue_after(result.requeue_after, "not finished yet")

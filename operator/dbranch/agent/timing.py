@@ -6,6 +6,8 @@ from typing import Final
 
 # Retries of a reconcile where no event of an object will come. A failure that repeats is retried ever more rarely.
 LONGEST_RETRY_SECONDS: Final = 300.0
+# No event of a deleted object starts its removal again: kopf sleeps until the delay is over.
+LONGEST_REMOVAL_RETRY_SECONDS: Final = 60.0
 BUSY_RETRY_SECONDS: Final = 0.5
 FAILED_RETRY_SECONDS: Final = 3.0
 CONTROLLER_FINALIZER_POLL_SECONDS: Final = 0.5
