@@ -57,14 +57,15 @@ class Outcome:
     """What the actions of one reconcile did.
 
     `marker`: of the branch, as it is now. `stored`: it was stored just now, with the settings that it should have.
-    `slot`: the slot that was bound or created last. `claimed_pod`: the warm pod that the branch got. `reloaded`:
-    Postgres has read its settings again.
+    `slot`: the slot that was bound or created last. `has_new_pod`: the branch got a pod, `claimed_pod` if it was
+    a warm one. `reloaded`: Postgres has read its settings again.
     """
 
     marker: Marker | None
     timer: StepTimer
     stored: bool = False
     slot: str | None = None
+    has_new_pod: bool = False
     claimed_pod: PodFacts | None = None
     reloaded: bool = False
 
@@ -132,12 +133,12 @@ class BranchEffects:
             case Claim(pod):
                 claim = claim_patch(project, branch, pod.uid)
                 outcome.claimed_pod = pods.ensure_claimed(self._cluster, namespace, pod, claim)
-                outcome.slot = pod.name
+                outcome.slot, outcome.has_new_pod = pod.name, True
             case CreatePod(name):
                 slot.ensure_slot(layout, name, owner)
                 body = branch_pod(self._context, layout, project, branch, name, read_slot_start())
                 pods.ensure_pod(self._cluster, body)
-                outcome.slot = name
+                outcome.slot, outcome.has_new_pod = name, True
             case Bind(name):
                 if not outcome.stored:
                     # A bind starts Postgres, so what it reads is in place before.

@@ -232,6 +232,8 @@ class BranchReconciler:
         if marker and marker.role is Role.ROOT and not desired.project.node.initialized:
             body = patch_status(self._cluster, desired.project, {"node": {"initialized": True}})
             desired = replace(desired, project=parse_project(body))
+        if outcome.has_new_pod or not desired.runs:
+            self._starts.pop(branch.uid, None)
         starting_slot = None if error else plan.awaits
         if starting_slot:
             origin: SlotOrigin = "warm" if outcome.claimed_pod else "new"
