@@ -165,7 +165,7 @@ class Agent:
         warm_pods = self._api.find(PODS, f"{names.LABEL_SLOT},!{names.LABEL_BRANCH_UID}")
         all_run = all((pod.get("status") or {}).get("phase") == "Running" for pod in warm_pods)
         # As the pod watch triggers when a warm pod runs.
-        return all_run and self._warm.reconcile() is None and finished
+        return all_run and self._warm.reconcile().requeue_after is None and finished
 
     def _waits_for_branches(self, project: Json) -> bool:
         name = project["metadata"]["name"]
@@ -176,11 +176,11 @@ class Agent:
         name = body["metadata"]["name"]
         try:
             if body["metadata"].get("deletionTimestamp"):
-                if reconciler.remove(body) is None:
+                if reconciler.remove(body).requeue_after is None:
                     self._api.merge(f"{path}/{name}", {"metadata": {"finalizers": []}})
                 return False
             pods = self._api.find(PODS, f"{names.LABEL_BRANCH_UID}={body['metadata']['uid']}")
-            retry_after = reconciler.reconcile(NAMESPACE, name)
+            requeue_after = reconciler.reconcile(NAMESPACE, name).requeue_after
         except Busy:
             return False
         except (DbranchError, OSError) as error:
@@ -188,9 +188,9 @@ class Agent:
             return False
         current = self._api.get(f"{path}/{name}") or body
         if path == PROJECTS:
-            return retry_after is None and bool((current.get("status") or {}).get("node"))
+            return requeue_after is None and bool((current.get("status") or {}).get("node"))
         project = self._api.get(f"{PROJECTS}/{current['spec']['project']}")
-        return retry_after is None and is_converged(current, project, bool(pods))
+        return requeue_after is None and is_converged(current, project, bool(pods))
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from dbranch.api.errors import ApiError, SlotTaken
 from dbranch.api.project import parse_project
 from dbranch.kube.client import Cluster
 from dbranch.runtime.locks import KeyedLocks
+from dbranch.runtime.result import Result
 
 CONTEXT = NodeContext(NODE, "node-uid", "dbranch-nodes", "dbranch")
 METRICS = AgentMetrics()
@@ -227,7 +228,7 @@ def test_a_new_class_is_known_from_reconciles_and_its_pods_are_deleted_only_afte
     # Before a warm pod is deleted, the objects are listed again.
     shop.patch_spec("large", state="Stopped")
     deadline = time.monotonic() + 30
-    while work.reconcile(NAMESPACE, "shop-large") is not None or warm.reconcile() is not None:
+    while work.reconcile(NAMESPACE, "shop-large") != Result() or warm.reconcile() != Result():
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert uids(shop.warm_pods()) == before
@@ -244,7 +245,7 @@ def test_a_slow_reconcile_with_an_old_spec_does_not_bring_back_its_class(shop: W
     warm.trigger(new)
     warm.trigger(old)
     deadline = time.monotonic() + 30
-    while warm.reconcile() is not None:
+    while warm.reconcile() != Result():
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert [pod["spec"]["containers"][0]["resources"] for pod in shop.warm_pods()] == [resources]

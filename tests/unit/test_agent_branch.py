@@ -15,17 +15,21 @@ from tests.unit.branch_model import (
     converge,
     marker,
     progress_pods,
+    undone_steps,
 )
 
-from dbranch.agent.branch.plan import (
+from dbranch.agent.branch.actions import (
     Adopt,
-    BranchFacts,
+    Bind,
     Claim,
     CreateInitdbArea,
     DeletePod,
     TakeSnapshot,
-    plan_branch,
+    WriteSettings,
 )
+from dbranch.agent.branch.facts import BranchFacts
+from dbranch.agent.branch.plan import plan_branch
+from dbranch.agent.branch.steps import STEPS
 from dbranch.agent.pool.space import Space
 from dbranch.agent.slot.pod_spec import slot_class_of
 from dbranch.agent.slot.pod_status import PodFacts
@@ -56,6 +60,37 @@ def test_a_creation_that_is_cut_off_anywhere_ends_running() -> None:
             facts, plan = converge(project, branch, state)
             assert plan.postgres and plan.postgres.reason == Reason.ACCEPTING, state
             assert len(facts.pods) == 1 and facts.bound_slots == (facts.pods[0].name,), state
+
+
+def test_every_step_is_planned_from_every_cut_in_which_it_is_not_done() -> None:
+    warm = (PodFacts("warm-1", "w1", running=True),)
+    reached: set[str] = set()
+    for project, branch, free in ((NEW, ROOT, ()), (PROJECT, COPY, ()), (PROJECT, COPY, warm)):
+        for state in every_cut(project, branch, *free):
+            for facts in (state, replace(state, settings_outdated=True), replace(state, pool_mounted=False)):
+                undone = undone_steps(project, branch, facts)
+                if not facts.pool_mounted:
+                    plan = plan_branch(project, branch, facts)
+                    assert plan.steps == ("pool",) and plan.actions == ()
+                    reached |= {*plan.steps}
+                    undone, facts = undone - {"pool"}, state
+                planned = steps_planned(project, branch, facts)
+                assert undone <= planned, (undone - planned, facts)
+                reached |= planned
+    assert reached == {step.name for step in STEPS}
+
+
+def steps_planned(project: Project, branch: Branch, facts: BranchFacts) -> set[str]:
+    """Return the steps that are planned until the branch runs. A bind writes the settings, as their step does."""
+    planned: set[str] = set()
+    for _ in range(12):
+        plan = plan_branch(project, branch, facts)
+        planned |= {*plan.steps}
+        for action in plan.actions:
+            facts = apply(branch, facts, action)
+            planned |= {"settings"} if isinstance(action, Bind | WriteSettings) else set()
+        facts = progress_pods(facts)
+    return planned
 
 
 def test_a_branch_claims_a_warm_pod_also_if_it_is_cut_off_anywhere() -> None:

@@ -6,20 +6,32 @@ from dataclasses import dataclass, replace
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.unit.branch_model import COPY, INITDB, NEW, PROJECT, ROOMY, ROOT, apply, marker, progress_pods
+from tests.unit.branch_model import (
+    COPY,
+    INITDB,
+    NEW,
+    PROJECT,
+    ROOMY,
+    ROOT,
+    VERSION,
+    apply,
+    marker,
+    progress_pods,
+    undone_steps,
+)
 
-from dbranch.agent.branch.plan import (
-    AwaitPostgres,
-    BranchFacts,
-    BranchPlan,
+from dbranch.agent.branch.actions import (
+    Bind,
     CreateInitdbArea,
     DeletePod,
     RemoveSlot,
     TakeSnapshot,
     WriteSettings,
-    plan_branch,
 )
+from dbranch.agent.branch.facts import BranchFacts
+from dbranch.agent.branch.plan import BranchPlan, plan_branch
 from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.agent.volume.marker import Marker
 from dbranch.api import names
 from dbranch.api.branch import Branch, BranchNode
 from dbranch.api.conditions import Reason
@@ -29,8 +41,6 @@ from dbranch.api.project import Project
 RECONCILES = 8
 RESTARTED_AT = "2026-01-01T00:00:00Z"
 SLOTS = st.sampled_from(["slot-a", "slot-b", "slot-c"])
-# Actions that change nothing once the branch runs.
-HARMLESS = (WriteSettings, AwaitPostgres)
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,14 @@ def pods(slots: st.SearchStrategy[str]) -> st.SearchStrategy[PodFacts]:
 
 
 @st.composite
+def markers(draw: st.DrawFn, branch: Branch) -> Marker:
+    """Generate the marker of a branch between any two of its steps; the first release knew no `opened`."""
+    stored = marker(branch, cleaned=branch.is_root or draw(st.booleans()))
+    password = draw(st.sampled_from(["", VERSION, "v0"]))
+    return replace(stored, password=password, opened=stored.cleaned and draw(st.booleans()))
+
+
+@st.composite
 def cases(draw: st.DrawFn) -> Case:
     """Generate a branch in any state in which an agent may find it after a restart."""
     origin = draw(st.sampled_from(["new", "root", "copy", "retained"]))
@@ -66,13 +84,14 @@ def cases(draw: st.DrawFn) -> Case:
     facts = BranchFacts(
         pool_mounted=True,
         space=ROOMY,
-        marker=marker(branch, cleaned=branch.is_root or draw(st.booleans())) if stored else None,
+        marker=draw(markers(branch)) if stored else None,
         pods=tuple(draw(st.lists(pods(SLOTS), max_size=3, unique_by=lambda pod: pod.name))),
         bound_slots=tuple(draw(st.lists(SLOTS, min_size=draw(st.integers(0, 1)), max_size=1)))
         if stored
         else (),
         retained_uid="o-uid" if origin == "retained" and not stored else None,
         start_blocked_by=draw(st.sampled_from([None, "no branch", "another container holds the lock"])),
+        settings_outdated=draw(st.booleans()),
     )
     if origin == "new" and not stored:
         done = draw(st.booleans())
@@ -94,11 +113,17 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-def reconcile(case: Case, facts: BranchFacts, cut: int | None = None) -> tuple[BranchFacts, BranchPlan]:
-    """Plan once and apply the first `cut` actions (None: all)."""
+def reconcile(
+    case: Case, facts: BranchFacts, cut: int | None = None, reached: set[str] | None = None
+) -> tuple[BranchFacts, BranchPlan]:
+    """Plan once and apply the first `cut` actions (None: all); add the steps to `reached`."""
     plan = plan_branch(case.project, case.branch, facts)
+    reached = set() if reached is None else reached
+    reached |= {*plan.steps}
     for action in plan.actions[:cut]:
         facts = apply(case.branch, facts, action)
+        # A bind writes the settings, as their step does.
+        reached |= {"settings"} if isinstance(action, Bind | WriteSettings) else set()
         assert len(facts.bound_slots) <= 1, "two binds of one branch"
         if case.branch.node.snapshot_time:
             assert not isinstance(action, TakeSnapshot | CreateInitdbArea), "created twice"
@@ -136,16 +161,22 @@ HANDED_OVER = Case(
 @example(case=HANDED_OVER, cuts=[])
 @given(case=cases(), cuts=st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=6))
 def test_every_state_converges(case: Case, cuts: list[tuple[int, bool]]) -> None:
-    """Reconciles are cut off anywhere, with or without kubelet in between; then a bounded number is complete."""
+    """Reconciles are cut off anywhere, with or without kubelet in between; then a bounded number is complete.
+
+    On the way every step is planned that was not done, but for a start that happens while another step waits.
+    """
     facts = case.facts
+    undone = undone_steps(case.project, case.branch, facts)
+    reached: set[str] = set()
     for cut, between in cuts:
-        facts, _ = reconcile(case, facts, cut)
+        facts, _ = reconcile(case, facts, cut, reached)
         facts = run_kubelet(facts) if between else facts
     for _ in range(RECONCILES):
-        facts, _ = reconcile(case, facts)
+        facts, _ = reconcile(case, facts, None, reached)
         facts = run_kubelet(facts)
+    assert undone - {"start"} <= reached, undone - reached
     final, plan = reconcile(case, facts)
-    assert all(isinstance(action, HARMLESS) for action in plan.actions), (facts, plan)
+    assert plan.actions == () == plan.steps, (facts, plan)
     runs = case.branch.running and case.project.running
     assert final.marker is not None or (not runs and case.branch.is_root), facts
     if final.marker is not None:

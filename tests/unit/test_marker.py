@@ -71,6 +71,7 @@ def test_what_a_marker_says_on_disk() -> None:
         "snapshot_time": TAKEN,
         "major": 17,
         "cleaned": False,
+        "opened": False,
         "prepared_floor": 5,
         "password": "v1",
     }

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 from tests.unit.branch_model import COPY, PROJECT, ROOMY, ROOT
 
-from dbranch.agent.branch.plan import BranchFacts, DeletePod, RemoveSlot, plan_branch
+from dbranch.agent.branch.actions import DeletePod, RemoveSlot
+from dbranch.agent.branch.facts import BranchFacts
+from dbranch.agent.branch.plan import plan_branch
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.status import failed_storage_finding
 from dbranch.agent.volume.marker import NewerMarker

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,16 @@ from dbranch.agent.timing import (
     BRANCH_RESYNC_SECONDS,
     BUSY_RETRY_SECONDS,
     FAILED_RETRY_SECONDS,
+    LONGEST_REMOVAL_RETRY_SECONDS,
     PROJECT_RESYNC_SECONDS,
 )
 from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
-from dbranch.api.errors import Busy, DbranchError
+from dbranch.api.errors import Busy
+from dbranch.runtime.backoff import Backoff
 from dbranch.runtime.kopf_settings import configure_kopf, login, requeue_after
+from dbranch.runtime.logs import log_error
+from dbranch.runtime.result import Result
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +54,7 @@ def register(
 ) -> None:
     """Register the handlers, each of which calls one reconciler. kopf calls `started` before the first of them."""
     options: Any = {"registry": registry}
+    removals = Backoff(LONGEST_REMOVAL_RETRY_SECONDS)
 
     @kopf.on.startup(**options)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
@@ -69,7 +75,7 @@ def register(
     @kopf.on.field(*_PROJECT, field=_REQUESTED_AT, id="project", **options)
     @kopf.on.field(*_PROJECT, field="status.passwordVersion", id="project", **options)
     def project(namespace: Any, name: str, **_: Any) -> None:
-        run_reconcile(reconcilers.projects.reconcile, namespace, name)
+        reconcilers.projects.requests.run(namespace, name)
 
     @kopf.on.resume(*_BRANCH, id="branch", **options)
     @kopf.on.create(*_BRANCH, id="branch", **options)
@@ -77,15 +83,15 @@ def register(
     @kopf.on.field(*_BRANCH, field=_REQUESTED_AT, id="branch", **options)
     @kopf.on.field(*_BRANCH, field=_RESTARTED_AT, id="branch", **options)
     def branch(namespace: Any, name: str, **_: Any) -> None:
-        run_reconcile(reconcilers.branches.reconcile, namespace, name)
+        reconcilers.branches.requests.run(namespace, name)
 
     @kopf.on.delete(*_PROJECT, id="project-removal", **options)
     def project_removal(body: kopf.Body, **_: Any) -> None:
-        run_reconcile(reconcilers.projects.remove, dict(body))
+        run_removal(reconcilers.projects.remove, body, removals)
 
     @kopf.on.delete(*_BRANCH, id="branch-removal", **options)
     def branch_removal(body: kopf.Body, **_: Any) -> None:
-        run_reconcile(reconcilers.branches.remove, dict(body))
+        run_removal(reconcilers.branches.remove, body, removals)
 
     @kopf.timer(
         *_PROJECT,
@@ -95,7 +101,11 @@ def register(
         **options,
     )
     def project_usage(namespace: Any, name: str, **_: Any) -> None:
-        run_reconcile(reconcilers.projects.collect_usage_and_trash, namespace, name)
+        try:
+            reconcilers.projects.collect_usage_and_trash(namespace, name)
+        except Exception as error:  # noqa: BLE001
+            # The timer tries again.
+            log_error(logger, error, f"usage of project {namespace}/{name}")
 
     @kopf.timer(
         *_BRANCH,
@@ -105,16 +115,19 @@ def register(
         **options,
     )
     def branch_usage(namespace: Any, name: str, **_: Any) -> None:
-        run_reconcile(reconcilers.branches.reconcile, namespace, name)
+        reconcilers.branches.requests.run(namespace, name)
 
 
-def run_reconcile(reconcile: Any, *args: Any) -> None:
-    """Call a reconciler. Raises kopf.TemporaryError if it is to be called again: it asked for that, or failed."""
+def run_removal(remove: Callable[[dict[str, Any]], Result], body: kopf.Body, backoff: Backoff) -> None:
+    """Call a reconciler's `remove`. Raises kopf.TemporaryError until nothing is left: kopf keeps the finalizer."""
+    meta = body["metadata"]
     try:
-        delay = reconcile(*args)
+        result = remove(dict(body))
     except Busy as error:
         raise kopf.TemporaryError(str(error), delay=BUSY_RETRY_SECONDS) from error
-    except (DbranchError, OSError) as error:
-        logger.warning("%s: %s", args[-1] if isinstance(args[-1], str) else reconcile.__name__, error)
-        raise kopf.TemporaryError(str(error), delay=FAILED_RETRY_SECONDS) from error
-    requeue_after(delay, "not finished yet")
+    except Exception as error:
+        log_error(logger, error, f"removal of {meta['namespace']}/{meta['name']}")
+        delay = backoff.fail(meta["uid"], FAILED_RETRY_SECONDS, None, time.monotonic())
+        raise kopf.TemporaryError(str(error), delay=delay) from error
+    backoff.succeed(meta["uid"])
+    requeue_after(result.requeue_after, "not finished yet")

@@ -30,8 +30,9 @@ from dbranch.agent.volume.orphans import (
     orphan_age,
 )
 from dbranch.api import names
-from dbranch.api.errors import Busy, DbranchError
+from dbranch.api.errors import Busy
 from dbranch.kube.client import Cluster, path_of
+from dbranch.runtime.logs import log_error
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +53,8 @@ def run_housekeeping(cluster: Cluster, layout: Layout, context: NodeContext, pod
             published = publish_node_facts(cluster, layout, context, pod, published)
             sweep_slots(cluster, layout, context)
             sweep_orphans(cluster, layout, context, grace)
-        except (DbranchError, OSError) as error:
-            logger.warning("housekeeping: %s", error)
+        except Exception as error:  # noqa: BLE001
+            log_error(logger, error, "housekeeping")
         time.sleep(HOUSEKEEPING_INTERVAL_SECONDS)
 
 

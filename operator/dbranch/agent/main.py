@@ -80,7 +80,7 @@ def main() -> None:
     readiness = Readiness(layout, reconcilers.metrics)
     readiness.serve()
     for target, args in (
-        (watch_pods, (cluster, context, reconcilers.warm)),
+        (watch_pods, (cluster, context, reconcilers.warm, reconcilers.branches.requests.add)),
         (reconcilers.warm.run, (reconcilers.branches.wait_idle,)),
         (run_housekeeping, (cluster, layout, context, os.environ["DBRANCH_POD_NAME"], orphan_grace_period)),
     ):

@@ -21,6 +21,7 @@ from dbranch.agent.pool.retained import (
     observe_retained,
 )
 from dbranch.agent.pool.space import Space, pool_finding, read_only_finding
+from dbranch.agent.requests import ReconcileRequests
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot import pods
 from dbranch.agent.slot.observe import observe_pods, observe_project_slots
@@ -35,6 +36,7 @@ from dbranch.agent.timing import (
     BTRFS_MISSING_RETRY_SECONDS,
     BUSY_RETRY_SECONDS,
     CONTROLLER_FINALIZER_POLL_SECONDS,
+    LONGEST_RETRY_SECONDS,
     NO_CHECKPOINT_GRACE_SECONDS,
     POD_DELETION_POLL_SECONDS,
     POOL_DETACH_FAILED_RETRY_SECONDS,
@@ -55,13 +57,15 @@ from dbranch.api.project import Project, parse_project
 from dbranch.kube.client import Cluster, path_of, project_path
 from dbranch.kube.requeue import request_reconcile
 from dbranch.kube.status import patch_status
+from dbranch.runtime.backoff import Backoff
 from dbranch.runtime.locks import KeyedLocks
+from dbranch.runtime.result import Result
 
 logger = logging.getLogger(__name__)
 
 
 class ProjectReconciler:
-    """Reconciles projects. Each call returns the seconds after which it is to be called again, or None."""
+    """Reconciles projects. `requests`: requests for reconciles in this process; kopf's handlers go through them."""
 
     def __init__(
         self,
@@ -74,28 +78,30 @@ class ProjectReconciler:
         self._cluster, self._layout, self._context, self._locks = cluster, layout, context, locks
         # Called with a project whose warm slots may have to change.
         self._trigger_warm = trigger_warm
+        self.requests = ReconcileRequests(self.reconcile, "project")
+        self._backoff = Backoff(LONGEST_RETRY_SECONDS)
         # By UID: when its pool was remounted, by time.monotonic().
         self._remounted_at: dict[str, float] = {}
 
-    def reconcile(self, namespace: str, name: str) -> float | None:
+    def reconcile(self, namespace: str, name: str) -> Result:
         """Reconcile a project that is not being deleted."""
         with self._locks.held(namespace, name):
             body = self._cluster.get(project_path(namespace, name))
             if body is None:
-                return None
+                return Result()
             project = parse_project(body)
             if project.deleting or project.node_name != self._context.node:
-                return None
+                return Result()
             return self._bring_up(project) if project.running else self._bring_down(project)
 
-    def _bring_up(self, project: Project) -> float | None:
+    def _bring_up(self, project: Project) -> Result:
         was_mounted = observe_pool(self._layout, project.uid).mounted
         machine = observe_machine(self._layout)
         if not (machine.btrfs and machine.loop):
             missing = "btrfs" if not machine.btrfs else "loop devices"
             text = f"node {self._context.node} has no {missing} in its kernel; no pool can be made; load the module"
             self._write(project, {"storage": Finding(Reason.BTRFS_MISSING, text).as_dict()})
-            return BTRFS_MISSING_RETRY_SECONDS
+            return self._failed(project, BTRFS_MISSING_RETRY_SECONDS)
         current = project.node
         try:
             uuid = ensure_pool(
@@ -105,7 +111,8 @@ class ProjectReconciler:
             logger.warning("project %s/%s: %s", project.namespace, project.name, error)
             finding = failed_pool_finding(error, project.name)
             self._write(project, {"storage": finding.as_dict(), "observedGeneration": project.generation})
-            return POOL_FAILED_RETRY_SECONDS
+            return self._failed(project, POOL_FAILED_RETRY_SECONDS)
+        self._backoff.succeed(project.uid)
         pool = observe_pool(self._layout, project.uid)
         if pool.read_only:
             return self._remount(project, machine)
@@ -137,9 +144,14 @@ class ProjectReconciler:
         self._write(project, node | _usage_fields(pool))
         if project.adopt and current.pool_uuid:
             ensure_retained_record_removed(self._layout, project.adopt)
-        return None
+        return Result()
 
-    def _remount(self, project: Project, machine: MachineFacts) -> float:
+    def _failed(self, project: Project, first_delay: float) -> Result:
+        """Return when to try again: less and less often, unless somebody asks for something else."""
+        version = project.generation, project.annotations.get(names.AGENT_REQUESTED_AT)
+        return Result(self._backoff.fail(project.uid, first_delay, version, time.monotonic()))
+
+    def _remount(self, project: Project, machine: MachineFacts) -> Result:
         """Delete the pods of a pool that the kernel made read-only and detach it; the next call mounts it again.
 
         Only report it if a remount cannot help: the disk is full, or the pool became read-only soon after a remount.
@@ -150,14 +162,14 @@ class ProjectReconciler:
         finding = read_only_finding(space, project.name, remounted_recently)
         self._write(project, {"storage": finding.as_dict(), "observedGeneration": project.generation})
         if finding.reason != Reason.ATTACH_FAILED:
-            return READ_ONLY_POOL_POLL_SECONDS
+            return Result(READ_ONLY_POOL_POLL_SECONDS)
         if self._delete_pods(project):
-            return BUSY_RETRY_SECONDS
+            return Result(BUSY_RETRY_SECONDS)
         for name in observe_project_slots(self._layout, project.uid):
             slot.ensure_slot_removed(self._layout, name)
         ensure_pool_down(self._layout, project.uid)
         self._remounted_at[project.uid] = time.monotonic()
-        return REMOUNT_RETRY_SECONDS
+        return Result(REMOUNT_RETRY_SECONDS)
 
     def _delete_pods(self, project: Project) -> bool:
         """Delete the project's pods; return True while some of them still exist."""
@@ -178,7 +190,7 @@ class ProjectReconciler:
         ensure_pool_adopted(self._layout, record, project.uid)
         return record.pool_uuid
 
-    def _bring_down(self, project: Project) -> float | None:
+    def _bring_down(self, project: Project) -> Result:
         if project.node.observed_generation != project.generation:
             self._request_branch_reconciles(project)
             self._trigger_warm(project)
@@ -193,15 +205,16 @@ class ProjectReconciler:
                     Reason.PENDING, error_message(error, f"project {project.name} is not stopped yet")
                 )
                 self._write(project, {"storage": finding.as_dict()})
-            return BUSY_RETRY_SECONDS
+            return Result(BUSY_RETRY_SECONDS)
         except (DbranchError, OSError) as error:
             logger.warning("project %s/%s: %s", project.namespace, project.name, error)
-            return POOL_DETACH_FAILED_RETRY_SECONDS
+            return self._failed(project, POOL_DETACH_FAILED_RETRY_SECONDS)
         text = (
             f"project {project.name} is stopped; its pool is detached; set spec.state to Running to start it"
         )
+        self._backoff.succeed(project.uid)
         self._write(project, {"storage": Finding(Reason.STOPPED, text).as_dict()})
-        return None
+        return Result()
 
     def _request_branch_reconciles(self, project: Project) -> None:
         """Request a reconcile of each branch of the project on this node: it may have waited for the project."""
@@ -219,14 +232,14 @@ class ProjectReconciler:
         if changed:
             patch_status(self._cluster, project, {"node": changed})
 
-    def remove(self, body: dict[str, Any]) -> float | None:
-        """Delete the pods, slots and pool of a project that is being deleted; return None once nothing is left."""
+    def remove(self, body: dict[str, Any]) -> Result:
+        """Delete the pods, slots and pool of a project that is being deleted; no delay once nothing is left."""
         project = parse_project(body)
         if names.CONTROLLER_FINALIZER in project.finalizers:
-            return CONTROLLER_FINALIZER_POLL_SECONDS
+            return Result(CONTROLLER_FINALIZER_POLL_SECONDS)
         with self._locks.held(project.namespace, project.name):
             if self._delete_pods(project):
-                return POD_DELETION_POLL_SECONDS
+                return Result(POD_DELETION_POLL_SECONDS)
             for name in observe_project_slots(self._layout, project.uid):
                 slot.ensure_slot_removed(self._layout, name)
             if project.deletion_policy == DeletionPolicy.RETAIN:
@@ -235,7 +248,7 @@ class ProjectReconciler:
             else:
                 ensure_pool_removed(self._layout, project.uid)
             self._trigger_warm(project)
-            return None
+            return Result()
 
     def collect_usage_and_trash(self, namespace: str, name: str) -> None:
         """Reconcile the project, which reports its usage, and destroy what is left in its pool's trash."""
