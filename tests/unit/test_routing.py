@@ -11,8 +11,8 @@ from dbranch.api.conditions import Finding, Reason
 from dbranch.api.project import Project, ProxyEntry, Route, Target
 from dbranch.controller.routing import (
     ProxyPod,
-    laggards,
     changes_routed,
+    laggards,
     plan_route,
     routed_finding,
     target_of,
