@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import kopf
 
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
-from dbranch.api.conditions import Condition, Reason, find_condition, is_condition_true
+from dbranch.api.conditions import Condition, is_condition_true
 from dbranch.api.errors import DbranchError
 from dbranch.api.project import Project, parse_project
 from dbranch.controller import timing
@@ -23,12 +23,11 @@ from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.nodes import AgentPod, NodeObject, agent_pod, node_object
 from dbranch.controller.owned import OwnedObjects
-from dbranch.controller.project.reconciler import ProjectReconciler, proxy_pod_of
-from dbranch.controller.project.status import is_stale
-from dbranch.controller.routing import changes_routed
-from dbranch.controller.scheduling import is_abandoned, not_reporting_finding
+from dbranch.controller.project.reconciler import ProjectReconciler
+from dbranch.controller.routing import ProxyPod, proxy_pod_of
+from dbranch.controller.scheduling import is_abandoned
+from dbranch.controller.stale import Change, NodeChange, PasswordChange, ProxyChange, stale
 from dbranch.kube.client import Cluster, object_path
-from dbranch.kube.requeue import request_reconcile
 from dbranch.runtime.initial_sync import InitialSync
 from dbranch.runtime.kopf_settings import configure_kopf, login, requeue_after
 from dbranch.runtime.locks import KeyedLocks
@@ -65,7 +64,11 @@ def register(
     _register_indices(registry, release.nodes_namespace)
     _register_projects(registry, projects, resync_seconds)
     _register_branches(registry, branches, resync_seconds, initial_sync)
-    _register_related(registry, cluster, projects, initial_sync)
+    by_kind: dict[str, ProjectReconciler | BranchReconciler] = {
+        names.PROJECT_KIND: projects,
+        names.BRANCH_KIND: branches,
+    }
+    _register_related(registry, cluster, by_kind, initial_sync)
 
 
 def _register_startup(registry: kopf.OperatorRegistry, owned: OwnedObjects) -> None:
@@ -112,6 +115,11 @@ def _register_indices(registry: kopf.OperatorRegistry, nodes_namespace: str) -> 
         agent = agent_pod(body) if is_agent else None
         return {agent.node: agent} if agent else {}
 
+    @kopf.index("v1", "pods", id="proxy_index", **options)
+    async def proxy_index(body: kopf.Body, labels: kopf.Labels, **_: Any) -> dict[str, ProxyPod]:
+        proxy = proxy_pod_of(body) if labels.get(names.LABEL_COMPONENT) == names.COMPONENT_PROXY else None
+        return {labels.get(names.LABEL_PROJECT_UID, ""): proxy} if proxy else {}
+
     @kopf.index(*_PROJECT, id="project_index", **options)
     async def project_index(body: kopf.Body, **_: Any) -> dict[tuple[str, str], Project]:
         project = parse_project(body)
@@ -125,7 +133,7 @@ def _register_indices(registry: kopf.OperatorRegistry, nodes_namespace: str) -> 
 
 def cache_of(kwargs: Mapping[str, Any]) -> Cache:
     """Return the cache over the indices among a handler's keyword arguments."""
-    return Cache(*(kwargs[f"{noun}_index"] for noun in ("node", "agent", "project", "branch")))
+    return Cache(*(kwargs[f"{noun}_index"] for noun in ("node", "agent", "project", "branch", "proxy")))
 
 
 def event_emitter(body: Mapping[Any, Any]) -> EmitEvent:
@@ -133,12 +141,6 @@ def event_emitter(body: Mapping[Any, Any]) -> EmitEvent:
     return lambda event_type, reason, message: kopf.event(
         body, type=event_type, reason=reason, message=message
     )
-
-
-def project_event_emitter(project: Project) -> EmitEvent:
-    """Return a function that emits Events about a project, for a handler that does not have its body."""
-    meta = {"namespace": project.namespace, "name": project.name, "uid": project.uid}
-    return event_emitter({"apiVersion": names.API_VERSION, "kind": names.PROJECT_KIND, "metadata": meta})
 
 
 def _register_projects(
@@ -157,8 +159,8 @@ def _register_projects(
 
     @kopf.on.delete(*_PROJECT, id="project-removal", **options)
     def on_project_deletion(body: kopf.Body, **kwargs: Any) -> None:
-        seconds = call_or_retry(reconciler.remove, parse_project(body), cache_of(kwargs))
-        requeue_after(seconds, "its branches are being deleted")
+        done = call_or_retry(reconciler.remove, parse_project(body), cache_of(kwargs))
+        requeue_after(None if done else timing.BRANCHES_GONE_POLL_SECONDS, "its branches are being deleted")
 
     @kopf.timer(
         *_PROJECT, interval=unready_seconds, initial_delay=unready_seconds, id="project-unready", **options
@@ -199,9 +201,10 @@ def _register_branches(
 
     @kopf.on.delete(*_BRANCH, id="branch-removal", **options)
     def on_branch_deletion(body: kopf.Body, **kwargs: Any) -> None:
-        seconds = call_or_retry(reconciler.remove, parse_branch(body), cache_of(kwargs))
+        waits = call_or_retry(reconciler.remove, parse_branch(body), cache_of(kwargs))
         initial_sync.mark_reconciled(body["metadata"]["namespace"], body["metadata"]["name"])
-        requeue_after(seconds, "sessions are still sent to it, or a copy of it is being made")
+        text = "sessions are still sent to it, or a copy of it is being made"
+        requeue_after(timing.PROXIES_OBEY_POLL_SECONDS if waits else None, text)
 
     @kopf.timer(
         *_BRANCH, interval=unready_seconds, initial_delay=unready_seconds, id="branch-unready", **options
@@ -224,113 +227,79 @@ def _register_branches(
 def _register_related(
     registry: kopf.OperatorRegistry,
     cluster: Cluster,
-    reconciler: ProjectReconciler,
+    reconcilers: Mapping[str, ProjectReconciler | BranchReconciler],
     initial_sync: InitialSync,
 ) -> None:
-    """Map events of related objects to reconcile requests.
+    """Enqueue who would report something else after an event of any object (`stale`).
 
-    A project is enqueued in this process, a branch gets the annotation that requests a reconcile; only objects whose
-    status would change are. kopf updates the indices before it runs the handlers of an event, so the reconcile sees
-    the change that led to it.
+    kopf updates the indices before it runs the handlers of an event, so the reconcile sees the change that led to it.
     """
     options: Any = {"registry": registry}
     queue = WorkQueue()
 
-    def enqueue(cache: Cache, project: Project) -> None:
-        key = project.namespace, project.name
-        queue.add(key, reconciler.reconcile, *key, cache, project_event_emitter(project))
-
-    def enqueue_if_stale(cache: Cache, namespace: str, name: str) -> None:
-        project = cache.project(namespace, name)
-        if project and is_stale(project, cache.branches_of(namespace, name)):
-            enqueue(cache, project)
+    def enqueue_stale(cache: Cache, *changes: Change) -> None:
+        for key in stale(changes, cache):
+            emit = event_emitter(
+                {
+                    "apiVersion": names.API_VERSION,
+                    "kind": key.kind,
+                    "metadata": {"namespace": key.namespace, "name": key.name},
+                }
+            )
+            queue.add(key, reconcilers[key.kind].reconcile, key.namespace, key.name, cache, emit)
 
     @kopf.on.event(*_BRANCH, **options)
     async def on_branch_event(event: Any, body: kopf.Body, **kwargs: Any) -> None:
-        namespace, cache = body["metadata"]["namespace"], cache_of(kwargs)
-        enqueue_if_stale(cache, namespace, body["spec"]["project"])
+        branch, cache = parse_branch(body), cache_of(kwargs)
+        enqueue_stale(cache, branch)
         if event["type"] == "DELETED":
-            initial_sync.mark_reconciled(namespace, body["metadata"]["name"])
-        elif body["metadata"].get("deletionTimestamp"):
-            await call_in_thread(release_if_abandoned, cluster, cache, parse_branch(body))
+            initial_sync.mark_reconciled(branch.namespace, branch.object_name)
+        elif branch.deleting:
+            await call_in_thread(release_if_abandoned, cluster, cache, branch)
 
     @kopf.on.event(*_PROJECT, **options)
     async def on_project_event(event: Any, body: kopf.Body, **kwargs: Any) -> None:
         # The events of its branches may have come before the project's own.
-        enqueue_if_stale(cache_of(kwargs), body["metadata"]["namespace"], body["metadata"]["name"])
-        if event["type"] != "DELETED" and body["metadata"].get("deletionTimestamp"):
-            await call_in_thread(release_if_abandoned, cluster, cache_of(kwargs), parse_project(body))
+        project, cache = parse_project(body), cache_of(kwargs)
+        enqueue_stale(cache, project)
+        if event["type"] != "DELETED" and project.deleting:
+            await call_in_thread(release_if_abandoned, cluster, cache, project)
+
+    @kopf.on.field(*_PROJECT, field="status.passwordVersion", id="project-password", **options)
+    async def on_password_change(namespace: Any, name: str, **kwargs: Any) -> None:
+        enqueue_stale(cache_of(kwargs), PasswordChange(namespace, name))
 
     @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_PROXY}, **options)
-    async def on_proxy_event(
-        event: Any, namespace: Any, labels: kopf.Labels, body: kopf.Body, **kwargs: Any
-    ) -> None:
-        cache = cache_of(kwargs)
-        project = cache.project(namespace, labels.get(names.LABEL_PROJECT, ""))
-        if not project or project.deleting or project.uid != labels.get(names.LABEL_PROJECT_UID):
-            return
-        if event["type"] == "DELETED" or changes_routed(project, proxy_pod_of(body)):
-            enqueue(cache, project)
+    async def on_proxy_event(namespace: Any, labels: kopf.Labels, **kwargs: Any) -> None:
+        enqueue_stale(cache_of(kwargs), ProxyChange(namespace, labels.get(names.LABEL_PROJECT, "")))
 
     @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_AGENT}, **options)
-    async def on_agent_event(**kwargs: Any) -> None:
-        await requeue_scheduled(cluster, cache_of(kwargs), enqueue)
+    async def on_agent_event(body: kopf.Body, **kwargs: Any) -> None:
+        await on_node_change((body.get("spec") or {}).get("nodeName", ""), cache_of(kwargs))
 
     @kopf.on.event("v1", "nodes", **options)
-    async def on_node_event(**kwargs: Any) -> None:
+    async def on_node_event(name: str, **kwargs: Any) -> None:
         # A cluster has a node, and no handler runs before the indices hold all objects that were listed at the start.
         cache = cache_of(kwargs)
         initial_sync.begin((branch.namespace, branch.object_name) for branch in cache.all_branches())
-        await requeue_scheduled(cluster, cache, enqueue)
+        await on_node_change(name, cache)
+
+    async def on_node_change(node: str, cache: Cache) -> None:
+        enqueue_stale(cache, NodeChange(node))
+        items: list[Project | Branch] = [*cache.all_branches(), *cache.all_projects()]
+        if any(item.deleting for item in items):
+            await asyncio.to_thread(_release_all_abandoned, cluster, cache, items)
+
+
+def _release_all_abandoned(cluster: Cluster, cache: Cache, items: Iterable[Project | Branch]) -> None:
+    for item in items:
+        call_or_retry(release_if_abandoned, cluster, cache, item)
 
 
 def release_if_abandoned(cluster: Cluster, cache: Cache, item: Project | Branch) -> None:
     """Remove the agent's finalizer from an object that is being deleted if its node's agent will never do so."""
     if item.node_name and item.deleting and is_abandoned(cache.node(item.node_name), item.annotations):
         remove_agent_finalizer(cluster, object_path(item), item.uid)
-
-
-async def requeue_scheduled(
-    cluster: Cluster, cache: Cache, enqueue: Callable[[Cache, Project], None]
-) -> None:
-    """Request reconciles of the objects whose Scheduled no longer matches their node, and of unbound projects."""
-    reasons: dict[str, str] = {}
-
-    def expected_reason(node: str) -> str:
-        if node not in reasons:
-            not_reporting = not_reporting_finding(cache.node(node))
-            reasons[node] = (not_reporting.reason if not_reporting else Reason.BOUND).value
-        return reasons[node]
-
-    for project in cache.all_projects():
-        reported = _scheduled_reason(project)
-        if (
-            not project.deleting
-            and reported
-            and (project.node_name is None or reported != expected_reason(project.node_name))
-        ):
-            enqueue(cache, project)
-    await call_in_thread(_requeue_scheduled_branches, cluster, cache, expected_reason)
-
-
-def _requeue_scheduled_branches(
-    cluster: Cluster, cache: Cache, expected_reason: Callable[[str], str]
-) -> None:
-    items: list[Project | Branch] = [*cache.all_branches(), *cache.all_projects()]
-    for item in items:
-        release_if_abandoned(cluster, cache, item)
-    for branch in cache.all_branches():
-        if (
-            branch.node_name
-            and not branch.deleting
-            and _scheduled_reason(branch)
-            not in (None, Reason.NAME_TAKEN.value, expected_reason(branch.node_name))
-        ):
-            request_reconcile(cluster, names.CONTROLLER_REQUESTED_AT, branch.namespace, branch.object_name)
-
-
-def _scheduled_reason(item: Project | Branch) -> str | None:
-    return (find_condition(item.status, Condition.SCHEDULED) or {}).get("reason")
 
 
 def call_or_retry(call: Any, *args: Any) -> Any:

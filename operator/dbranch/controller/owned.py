@@ -71,6 +71,10 @@ class OwnedObjects:
                 raise
         if existing is None:
             existing = self._cluster.get(path)
+            if existing is not None and _is_garbage(existing, manifest):
+                # The garbage collector may take seconds.
+                self._cluster.delete(path, uid=existing["metadata"]["uid"])
+                existing = None
             if existing is not None:
                 _check_owner(existing, manifest)
             desired = {**manifest, "metadata": annotated}
@@ -109,6 +113,18 @@ def _has(existing: Any, desired: Any) -> bool:
         same_length = isinstance(existing, list) and len(existing) == len(desired)
         return same_length and all(map(_has, existing, desired))
     return bool(existing == desired)
+
+
+def _is_garbage(existing: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
+    """Return True if the object's only owner had the name of the manifest's, so that it cannot exist any more."""
+    theirs, ours = _owner_names(existing), _owner_names(manifest)
+    return theirs == ours != [] and not owner_uids(existing) & owner_uids(manifest)
+
+
+def _owner_names(body: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    owners = body["metadata"].get("ownerReferences") or ()
+    named = (owner for owner in owners if owner.get("name"))
+    return [(owner["apiVersion"], owner["kind"], owner["name"]) for owner in named]
 
 
 def _check_owner(existing: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:

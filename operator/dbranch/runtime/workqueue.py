@@ -26,11 +26,11 @@ class WorkQueue:
 
     def __init__(self, retry_seconds: float = _RETRY_SECONDS) -> None:
         self._retry_seconds = retry_seconds
-        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._pending: set[tuple[str, str]] = set()
+        self._tasks: dict[tuple[str, ...], asyncio.Task[None]] = {}
+        self._pending: set[tuple[str, ...]] = set()
 
     def add(
-        self, key: tuple[str, str], reconcile: Callable[P, object], *args: P.args, **kwargs: P.kwargs
+        self, key: tuple[str, ...], reconcile: Callable[P, object], *args: P.args, **kwargs: P.kwargs
     ) -> None:
         """Call `reconcile` for the object `key` from now on; retry it after a DbranchError or an OSError."""
         if key in self._tasks:
@@ -45,7 +45,7 @@ class WorkQueue:
                     try:
                         await asyncio.to_thread(reconcile, *args, **kwargs)
                     except (DbranchError, OSError) as error:
-                        logger.warning("%s/%s: %s", *key, error)
+                        logger.warning("%s: %s", "/".join(key), error)
                         self._pending.add(key)
                         await asyncio.sleep(self._retry_seconds)
             finally:

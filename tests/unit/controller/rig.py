@@ -34,6 +34,7 @@ from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.reconciler import ProjectReconciler
+from dbranch.controller.routing import ProxyPod, proxy_pod_of
 from dbranch.kube.client import Cluster, branch_path, path_of, project_path
 from dbranch.runtime.locks import KeyedLocks
 
@@ -130,7 +131,12 @@ class Rig:
             item = parse_branch(body)
             branches.setdefault((item.namespace, item.project), []).append(item)
         node_objects = {body["metadata"]["name"]: [nodes.node_object(body)] for body in self.api.find(NODES)}
-        return Cache(node_objects, agents, projects, branches)
+        proxies: dict[str, list[ProxyPod]] = {}
+        for body in self.api.find(PODS):
+            proxy = proxy_pod_of(body)
+            if proxy:
+                proxies.setdefault(body["metadata"]["labels"][names.LABEL_PROJECT_UID], []).append(proxy)
+        return Cache(node_objects, agents, projects, branches, proxies)
 
     def writes_of(self, call: Callable[[], object]) -> list[str]:
         """Return the writes that a call causes."""
@@ -153,13 +159,21 @@ class Rig:
         self.branches.reconcile(NAMESPACE, f"{of}-{name}", self.cache(), self.emit, bypass_cache)
         return self.branch(name, of)
 
-    def remove_project(self, name: str = "shop") -> float | None:
-        """Reconcile the project, which is being deleted; let go of it as kopf does if that is all."""
-        return self._removed(project_path(NAMESPACE, name), self.projects.remove, parse_project)
+    def remove_project(self, name: str = "shop") -> bool:
+        """Reconcile the project, which is being deleted; return whether the controller has let go of it."""
+        path = project_path(NAMESPACE, name)
+        is_done = self.projects.remove(parse_project(self.existing(path)), self.cache())
+        if is_done:
+            self._quietly(self._let_go, path)
+        return is_done
 
-    def remove_branch(self, name: str, of: str = "shop") -> float | None:
-        """Reconcile the branch, which is being deleted; let go of it as kopf does if that is all."""
-        return self._removed(branch_path(NAMESPACE, f"{of}-{name}"), self.branches.remove, parse_branch)
+    def remove_branch(self, name: str, of: str = "shop") -> bool:
+        """Reconcile the branch, which is being deleted; return whether the controller has let go of it."""
+        path = branch_path(NAMESPACE, f"{of}-{name}")
+        is_done = self.branches.remove(parse_branch(self.existing(path)), self.cache()) is None
+        if is_done:
+            self._quietly(self._let_go, path)
+        return is_done
 
     def run(self) -> None:
         """Reconcile all objects until nothing is written any more."""
@@ -178,17 +192,11 @@ class Rig:
                 return
         raise AssertionError(f"still writing after {_MAX_ROUNDS} rounds: {self.api.take_writes()[-10:]}")
 
-    def _removed(
-        self, path: str, remove: Callable[..., float | None], parse: Callable[[Json], Any]
-    ) -> float | None:
-        body = self.existing(path)
-        seconds = remove(parse(body), self.cache())
-        if seconds is None:
-            finalizers = self.existing(path)["metadata"].get("finalizers") or []
-            remaining = [name for name in finalizers if name != names.CONTROLLER_FINALIZER]
-            if remaining != finalizers:
-                self._quietly(self.api.merge, path, {"metadata": {"finalizers": remaining}})
-        return seconds
+    def _let_go(self, path: str) -> None:
+        """Remove the controller's finalizer, as kopf does after a deletion was handled."""
+        finalizers = self.existing(path)["metadata"].get("finalizers") or []
+        remaining = [name for name in finalizers if name != names.CONTROLLER_FINALIZER]
+        self.api.merge(path, {"metadata": {"finalizers": remaining}})
 
     def _quietly(self, call: Callable[..., object], *args: Any) -> None:
         """Call it without a trace in the log of requests."""

@@ -218,6 +218,22 @@ def test_a_reconcile_that_is_cut_off_is_finished_by_the_next(shop: Rig, lost: st
     assert shop.exists(f"{SECRETS}/shop-x-conn")
 
 
+def test_an_endpointslice_is_not_made_for_the_service_of_another_owner(shop: Rig) -> None:
+    shop.api.put(SERVICES, {"metadata": {"name": "shop-x", "ownerReferences": [{"uid": "theirs"}]}})
+    shop.put(branch("x").bound().accepting())
+    assert conditions_of(shop.reconcile_branch("x"))["Scheduled"] == "NameTaken"
+    assert not shop.exists(f"{SLICES}/shop-x")
+
+
+def test_a_branch_that_is_made_again_does_not_wait_for_the_garbage_collector(shop: Rig) -> None:
+    shop.branch_up("x")
+    shop.api.remove_pod(f"{BRANCHES}/shop-x")
+    shop.put(branch("x").changed(metadata={"uid": "another"}))
+    assert conditions_of(shop.reconcile_branch("x"))["Scheduled"] == "Bound"
+    for path in (f"{SERVICES}/shop-x", f"{SLICES}/shop-x", f"{SECRETS}/shop-x-conn"):
+        assert [owner["uid"] for owner in shop.existing(path)["metadata"]["ownerReferences"]] == ["another"]
+
+
 # Reported.
 
 
@@ -278,16 +294,16 @@ def test_a_branch_without_its_project_reports_that(shop: Rig) -> None:
 def test_a_branch_goes_when_every_proxy_obeys_a_route_without_it(shop: Rig) -> None:
     shop.branch_up("x")
     shop.api.delete(f"{BRANCHES}/shop-x")
-    assert shop.remove_branch("x") is not None
+    assert not shop.remove_branch("x")
     body = shop.branch("x")
     assert conditions_of(body)["Ready"] == "Deleting" and body["status"]["phase"] == "Deleting"
     generation = shop.project()["status"]["route"]["generation"]
     status = shop.reconcile_project()["status"]
     assert status["route"] == {"generation": generation + 1, "branch": "main"}
     assert {"branch": "x", "state": "Deleting"} in status["routes"]
-    assert shop.remove_branch("x") is not None and addresses(shop, "x") == ["10.0.0.9"]
+    assert not shop.remove_branch("x") and addresses(shop, "x") == ["10.0.0.9"]
     shop.proxies_obey()
-    assert shop.remove_branch("x") is None
+    assert shop.remove_branch("x")
     assert not shop.exists(f"{SLICES}/shop-x")
     # Now the agent destroys it.
     assert shop.branch("x")["metadata"]["finalizers"] == [names.AGENT_FINALIZER]
@@ -300,39 +316,39 @@ def test_a_branch_waits_until_the_copies_that_are_bound_to_it_are_taken(shop: Ri
     shop.api.delete(f"{BRANCHES}/shop-x")
     shop.reconcile_project()
     shop.proxies_obey()
-    assert shop.remove_branch("x") is not None
+    assert not shop.remove_branch("x")
     shop.agent_reports(branch("y").stored())
-    assert shop.remove_branch("x") is None
+    assert shop.remove_branch("x")
 
 
 def test_a_deletion_that_waits_long_for_a_copy_says_so(shop: Rig) -> None:
     shop.put(branch("x").bound().accepting().deleting(seconds=60))
     shop.put(branch("y", "x").bound().of("shop-x-uid"))
-    assert shop.remove_branch("x") is not None
+    assert not shop.remove_branch("x")
     assert conditions_of(shop.branch("x"))["DeletionBlocked"] == "WaitingForAgent"
     shop.api.delete(f"{BRANCHES}/shop-y")
-    assert shop.remove_branch("x") is None
+    assert shop.remove_branch("x")
 
 
 def test_proxies_that_do_not_answer_are_not_waited_for_for_ever(shop: Rig) -> None:
     shop.put(branch("x").bound().accepting().deleting(seconds=29))
     shop.reconcile_project()
-    assert shop.remove_branch("x") is not None
+    assert not shop.remove_branch("x")
     shop.api.remove_pod(f"{BRANCHES}/shop-x")
     shop.put(branch("x").bound().accepting().deleting(seconds=31))
-    assert shop.remove_branch("x") is None
+    assert shop.remove_branch("x")
 
 
 def test_a_branch_of_a_project_that_is_being_deleted_goes_at_once(shop: Rig) -> None:
     shop.branch_up("x")
     shop.api.delete(f"{PROJECTS}/shop")
     shop.api.delete(f"{BRANCHES}/shop-x")
-    assert shop.remove_branch("x") is None
+    assert shop.remove_branch("x")
 
 
 def test_a_branch_that_was_never_bound_goes_at_once(rig: Rig) -> None:
     rig.put(branch("x").deleting())
-    assert rig.remove_branch("x") is None
+    assert rig.remove_branch("x")
     assert not rig.exists(f"{BRANCHES}/shop-x")
 
 
@@ -342,7 +358,17 @@ def test_a_branch_on_a_node_that_is_gone_does_not_wait_for_copies(shop: Rig) -> 
     )
     shop.reconcile_project()
     shop.proxies_obey()
-    assert shop.remove_branch("x") is None
+    assert shop.remove_branch("x")
+
+
+def test_a_branch_becomes_active_when_every_proxy_obeys(shop: Rig) -> None:
+    shop.branch_up("x")
+    shop.change_project(activeBranch="x")
+    shop.reconcile_project()
+    assert shop.writes_of(lambda: shop.reconcile_branch("x")) == []
+    shop.proxy_obeys()
+    assert shop.reconcile_branch("x")["status"]["active"] is True
+    assert shop.reconcile_branch()["status"]["active"] is False
 
 
 def test_a_deletion_reports_once(shop: Rig) -> None:
@@ -355,5 +381,5 @@ def test_a_deletion_reports_once(shop: Rig) -> None:
 def test_the_endpointslice_of_another_owner_stays(shop: Rig) -> None:
     shop.api.put(SLICES, {"metadata": {"name": "shop-x", "ownerReferences": [{"uid": "theirs"}]}})
     shop.put(branch("x").deleting())
-    assert shop.remove_branch("x") is None
+    assert shop.remove_branch("x")
     assert shop.exists(f"{SLICES}/shop-x")

@@ -186,6 +186,25 @@ def test_a_switch_costs_one_write_for_the_route_and_one_for_the_acknowledgement(
     assert [shop.branch(name)["status"]["active"] for name in ("main", "x")] == [False, True]
 
 
+def test_a_switch_is_written_before_unrelated_objects_are(shop: Rig) -> None:
+    shop.branch_up("x")
+    shop.api.delete(DEPLOYMENT)
+    shop.change_project(activeBranch="x", proxy={"port": 6000})
+    shop.api.refuse("apply", "/deployments/")
+    shop.start()
+    shop.api.take_requests()
+    with pytest.raises(ClusterUnreachable):
+        shop.reconcile_project()
+    assert shop.api.take_writes()[0] == "merge dbprojects/shop/status"
+    assert shop.project()["status"]["route"] == {"generation": 2, "branch": "x"}
+
+
+def test_a_root_branch_that_waits_for_its_project_exists(rig: Rig) -> None:
+    rig.agent_of(ready=False)
+    rig.put(project(), branch())
+    assert conditions_of(rig.reconcile_project())["Routed"] == "BranchNotReady"
+
+
 def test_a_switch_to_a_branch_that_is_not_ready_keeps_the_old_route(shop: Rig) -> None:
     shop.put(branch("x").bound())
     shop.change_project(activeBranch="x")
@@ -374,12 +393,12 @@ def test_a_project_is_stopped_when_its_agent_has_stopped_everything(shop: Rig) -
 def test_a_projects_deletion_deletes_its_branches_and_waits_for_them(shop: Rig) -> None:
     shop.put(branch("eu-main", of="other"), project("other"))
     shop.api.delete(SHOP)
-    assert shop.remove_project() is not None
+    assert not shop.remove_project()
     assert shop.branch()["metadata"]["deletionTimestamp"] and shop.exists(VERIFIER)
     assert "deletionTimestamp" not in shop.branch("eu-main", "other")["metadata"]
     assert shop.writes_of(shop.remove_project) == []
     shop.api.merge(f"{BRANCHES}/shop-main", {"metadata": {"finalizers": []}})
-    assert shop.remove_project() is None
+    assert shop.remove_project()
     assert not shop.exists(VERIFIER)
     # Only the agent's finalizer is left.
     assert shop.project()["metadata"]["finalizers"] == [names.AGENT_FINALIZER]
@@ -391,7 +410,7 @@ def test_the_network_policy_goes_with_the_last_project_of_its_namespace(shop: Ri
         shop.api.delete(f"{PROJECTS}/{name}")
         for body in shop.api.find(BRANCHES):
             shop.api.remove_pod(f"{BRANCHES}/{body['metadata']['name']}")
-        assert shop.remove_project(name) is None
+        assert shop.remove_project(name)
         assert shop.exists(POLICY) == exists
 
 
