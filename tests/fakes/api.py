@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.fakes.patches import (
     Json,
@@ -65,6 +65,15 @@ class Request:
         return f"{self.verb} {'/'.join(filter(None, (match['plural'], match['name'], match['sub'])))}"
 
 
+class Event(NamedTuple):
+    """A write: the object at the path `key` before and after it, None if there was or is none."""
+
+    version: int
+    key: str
+    old: Json | None
+    new: Json | None
+
+
 @dataclass
 class _Interruption:
     """What happens at requests of a verb whose path matches, `times` times."""
@@ -109,7 +118,7 @@ class FakeApi:
         self._file, self._manager = file, manager
         self._memory = _State({}, {})
         self._changed = threading.Condition(threading.RLock())
-        self._events: list[tuple[str, Json | None, Json | None]] = []
+        self._events: list[Event] = []
         self._watches_open = True
         self._interruptions: list[_Interruption] = []
         self.requests: list[Request] = []
@@ -272,21 +281,34 @@ class FakeApi:
             self._delete(state, path)
 
     def watch(self, path: str, labels: str = "", fields: str = "") -> Iterator[Json]:
-        with self._request("watch", path), self._state(write=False) as state:
-            items, position = self._list(state, path, labels, fields), len(self._events)
-            self._watches_open = True
+        with self._request("watch", path):
+            items, version = self.list_at(path, labels, fields)
         for item in items:
             yield {"type": "ADDED", "object": item}
         yield {"type": "SYNCED", "object": {}}
+        yield from self.events_since(version, path, labels, fields)
+
+    def list_at(self, path: str, labels: str = "", fields: str = "") -> tuple[list[Json], int]:
+        """Return the items of a collection, and the resourceVersion of the list."""
+        with self._state(write=False) as state:
+            self._watches_open = True
+            return self._list(state, path, labels, fields), state.version
+
+    def events_since(self, version: int, path: str, labels: str = "", fields: str = "") -> Iterator[Json]:
+        """Yield the watch events of a collection behind a resourceVersion, until `close_watches`."""
+        with self._changed:
+            position = next((i for i, e in enumerate(self._events) if e.version > version), len(self._events))
         while True:
             with self._changed:
                 self._changed.wait_for(lambda at=position: len(self._events) > at or not self._watches_open)  # type: ignore[misc]
                 if not self._watches_open:
                     return
                 events, position = self._events[position:], len(self._events)
-            for key, old, new in events:
-                if path in _collections(key) and (event := _watch_event(old, new, labels, fields)):
-                    yield event
+            for event in events:
+                if path in _collections(event.key) and (
+                    answer := _watch_event(event.old, event.new, labels, fields)
+                ):
+                    yield answer
 
     # Inside.
 
@@ -363,7 +385,7 @@ class FakeApi:
         created = copy.deepcopy(dict(body))
         created["metadata"] = {**generated, **created["metadata"], "resourceVersion": str(state.version)}
         state.objects[key] = created
-        self._events.append((key, None, created))
+        self._events.append(Event(state.version, key, None, created))
         return copy.deepcopy(created)
 
     def _update(self, state: _State, path: str, old: Json, new: Json) -> Json:
@@ -428,14 +450,14 @@ class FakeApi:
             self._remove(state, key)
             return
         state.objects[key] = copy.deepcopy(new)
-        self._events.append((key, old, state.objects[key]))
+        self._events.append(Event(state.version, key, old, state.objects[key]))
 
     def _remove(self, state: _State, key: str) -> None:
         old = state.objects.pop(key, None)
         state.applied.pop(key, None)
         if old is not None:
             state.version += 1
-            self._events.append((key, old, None))
+            self._events.append(Event(state.version, key, old, None))
 
     def _timestamp(self) -> str:
         return self.clock().strftime("%Y-%m-%dT%H:%M:%SZ")

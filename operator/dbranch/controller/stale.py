@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from dbranch.api import names
 from dbranch.api.branch import Branch
@@ -18,15 +17,9 @@ from dbranch.api.project import Project
 from dbranch.controller.branch.plan import BranchFacts, plan_branch, plan_removal
 from dbranch.controller.cache import Cache
 from dbranch.controller.project.plan import ProjectFacts, plan_project, reported_applied
+from dbranch.controller.scheduling import needs_release
 from dbranch.runtime.clock import now_rfc3339, seconds_since
-
-
-class Key(NamedTuple):
-    """An object that is reconciled: `kind` is names.PROJECT_KIND or names.BRANCH_KIND, `name` the object's name."""
-
-    kind: str
-    namespace: str
-    name: str
+from dbranch.runtime.result import Key
 
 
 @dataclass(frozen=True)
@@ -51,6 +44,9 @@ class PasswordChange:
     namespace: str
     project: str
 
+
+# What only a reconcile finds out about a branch; Scheduled carries it.
+_PROBLEMS = (Reason.NAME_TAKEN, Reason.RECONCILE_FAILED)
 
 Change = Project | Branch | NodeChange | ProxyChange | PasswordChange
 
@@ -77,7 +73,12 @@ def stale(changes: Sequence[Change], cache: Cache) -> set[Key]:
         if not branch.deleting
     }
     candidates = {key_of(item): item for change in changes for item in _related(change, cache)}
-    return outdated | {key for key, item in candidates.items() if _is_stale(item, cache, now)}
+    own = {key_of(change) for change in changes if isinstance(change, Project | Branch)}
+    return outdated | {
+        key
+        for key, item in candidates.items()
+        if _is_stale(item, cache, now) or (key not in own and _has_failed(item))
+    }
 
 
 def _related(change: Change, cache: Cache) -> Iterator[Project | Branch]:
@@ -105,10 +106,22 @@ def _related(change: Change, cache: Cache) -> Iterator[Project | Branch]:
             yield branch
 
 
+def _has_failed(item: Project | Branch) -> bool:
+    """Return True if the last reconcile failed: what has changed may be what it failed for."""
+    conditions = (
+        find_condition(item.status, Condition.SCHEDULED),
+        find_condition(item.status, Condition.ROUTED),
+    )
+    failed = any(c and c.get("reason") == Reason.RECONCILE_FAILED.value for c in conditions)
+    return failed and not item.deleting
+
+
 def _is_stale(item: Project | Branch, cache: Cache, now: str) -> bool:
     if isinstance(item, Branch):
         return _is_branch_stale(item, cache, now)
     if item.deleting:
+        if needs_release(item, cache.node(item.node_name) if item.node_name else None):
+            return True
         can_go = not cache.branches_of(item.namespace, item.name)
         return can_go and names.CONTROLLER_FINALIZER in item.finalizers
     if not item.status.get("conditions"):
@@ -125,6 +138,8 @@ def _is_stale(item: Project | Branch, cache: Cache, now: str) -> bool:
 def _is_branch_stale(branch: Branch, cache: Cache, now: str) -> bool:
     facts = cached_branch_facts(branch, cache)
     if branch.deleting:
+        if needs_release(branch, facts.node):
+            return True
         removal = plan_removal(facts, seconds_since(branch.deleted), now)
         return removal.done and names.CONTROLLER_FINALIZER in branch.finalizers
     if not branch.status.get("conditions"):
@@ -154,5 +169,5 @@ def cached_branch_facts(branch: Branch, cache: Cache) -> BranchFacts:
         cache.branches_of(branch.namespace, branch.project),
         cache.node(branch.node_name) if branch.node_name else None,
         cache.proxies_of(project.uid) if project else (),
-        scheduled if scheduled and scheduled.reason == Reason.NAME_TAKEN else None,
+        scheduled if scheduled and scheduled.reason in _PROBLEMS else None,
     )

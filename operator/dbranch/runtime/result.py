@@ -1,16 +1,25 @@
-"""What a reconcile returns."""
+"""What a reconcile is called with, and what it returns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Key(NamedTuple):
+    """An object that is reconciled: its kind, namespace and name."""
+
+    kind: str
+    namespace: str
+    name: str
 
 
 @dataclass(frozen=True)
 class Result:
-    """When an object is to be reconciled again if no event comes before.
+    """When an object is to be reconciled if no event comes before.
 
-    `requeue_after`: seconds; None: at the next resync. `unfinished`: something is missing that no event announces, so
-    it is tried again with growing delays.
+    `requeue_after`: seconds; None: at the next resync. `unfinished`: something is missing that no event may announce,
+    so the delay grows from `requeue_after` to five minutes.
     """
 
     requeue_after: float | None = None

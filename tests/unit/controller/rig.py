@@ -37,6 +37,7 @@ from dbranch.controller.project.reconciler import ProjectReconciler
 from dbranch.controller.routing import ProxyPod, proxy_pod_of
 from dbranch.kube.client import Cluster, branch_path, path_of, project_path
 from dbranch.runtime.locks import KeyedLocks
+from dbranch.runtime.result import DONE
 
 PROJECTS = path_of(names.API_VERSION, names.PROJECTS, NAMESPACE)
 BRANCHES = path_of(names.API_VERSION, names.BRANCHES, NAMESPACE)
@@ -61,11 +62,15 @@ def message_of(body: Json, condition_type: str) -> str:
 
 
 class Rig:
-    """A controller over a fake API server, with one node and its agent. `events`: (type, reason) as emitted."""
+    """A controller over a fake API server, with one node and its agent.
+
+    `events`: (type, reason) as emitted; `result`: of the last reconcile.
+    """
 
     def __init__(self) -> None:
         self.api = FakeApi()
         self.events: list[tuple[str, str]] = []
+        self.result = DONE
         self.api.put(NODES, node())
         self.api.put(AGENTS, agent_pod())
         self.start()
@@ -74,8 +79,8 @@ class Rig:
         """Start the controller's process (once more): what it remembers is gone."""
         cluster, locks, metrics = cast(Cluster, self.api), KeyedLocks(), ControllerMetrics()
         self.owned = OwnedObjects(cluster)
-        self.projects = ProjectReconciler(cluster, RELEASE, self.owned, locks, metrics)
-        self.branches = BranchReconciler(cluster, RELEASE, self.owned, locks, metrics)
+        self.projects = ProjectReconciler(cluster, RELEASE, self.owned, locks, metrics, self.emit)
+        self.branches = BranchReconciler(cluster, RELEASE, self.owned, locks, metrics, self.emit)
 
     # Objects.
 
@@ -144,36 +149,34 @@ class Rig:
         call()
         return self.api.take_writes()
 
-    def emit(self, event_type: str, reason: str, message: str) -> None:
+    def emit(self, item: Project | Branch, event_type: str, reason: str, message: str) -> None:
         self.events.append((event_type, reason))
 
     def reconcile_project(self, name: str = "shop", bypass_cache: bool = False) -> Json:
         """Reconcile the project; return it."""
         self._quietly(self._finalize, project_path(NAMESPACE, name), names.CONTROLLER_FINALIZER)
-        self.projects.reconcile(NAMESPACE, name, self.cache(), self.emit, bypass_cache)
+        self.result = self.projects.reconcile(NAMESPACE, name, self.cache(), bypass_cache)
         return self.project(name)
 
     def reconcile_branch(self, name: str = "main", of: str = "shop", bypass_cache: bool = False) -> Json:
         """Reconcile the branch; return it."""
         self._quietly(self._finalize, branch_path(NAMESPACE, f"{of}-{name}"), names.CONTROLLER_FINALIZER)
-        self.branches.reconcile(NAMESPACE, f"{of}-{name}", self.cache(), self.emit, bypass_cache)
+        self.result = self.branches.reconcile(NAMESPACE, f"{of}-{name}", self.cache(), bypass_cache)
         return self.branch(name, of)
 
     def remove_project(self, name: str = "shop") -> bool:
         """Reconcile the project, which is being deleted; return whether the controller has let go of it."""
-        path = project_path(NAMESPACE, name)
-        is_done = self.projects.remove(parse_project(self.existing(path)), self.cache())
-        if is_done:
-            self._quietly(self._let_go, path)
-        return is_done
+        self.result = self.projects.reconcile(NAMESPACE, name, self.cache())
+        return self._is_let_go(project_path(NAMESPACE, name))
 
     def remove_branch(self, name: str, of: str = "shop") -> bool:
         """Reconcile the branch, which is being deleted; return whether the controller has let go of it."""
-        path = branch_path(NAMESPACE, f"{of}-{name}")
-        is_done = self.branches.remove(parse_branch(self.existing(path)), self.cache()) is None
-        if is_done:
-            self._quietly(self._let_go, path)
-        return is_done
+        self.result = self.branches.reconcile(NAMESPACE, f"{of}-{name}", self.cache())
+        return self._is_let_go(branch_path(NAMESPACE, f"{of}-{name}"))
+
+    def _is_let_go(self, path: str) -> bool:
+        body = self.api.get(path)
+        return body is None or names.CONTROLLER_FINALIZER not in (body["metadata"].get("finalizers") or ())
 
     def run(self) -> None:
         """Reconcile all objects until nothing is written any more."""
@@ -191,12 +194,6 @@ class Rig:
             if len([request for request in self.api.requests if request.writes]) == before:
                 return
         raise AssertionError(f"still writing after {_MAX_ROUNDS} rounds: {self.api.take_writes()[-10:]}")
-
-    def _let_go(self, path: str) -> None:
-        """Remove the controller's finalizer, as kopf does after a deletion was handled."""
-        finalizers = self.existing(path)["metadata"].get("finalizers") or []
-        remaining = [name for name in finalizers if name != names.CONTROLLER_FINALIZER]
-        self.api.merge(path, {"metadata": {"finalizers": remaining}})
 
     def _quietly(self, call: Callable[..., object], *args: Any) -> None:
         """Call it without a trace in the log of requests."""

@@ -20,9 +20,11 @@ from tests.unit.controller.rig import (
 
 from dbranch.api import names
 from dbranch.api.conditions import Finding, Reason
-from dbranch.api.errors import ApiError, ClusterUnreachable
+from dbranch.api.errors import ApiError, ClusterUnreachable, InvalidInput
 from dbranch.api.secrets import secret_texts
+from dbranch.controller.timing import UNREADY_RESYNC_SECONDS
 from dbranch.kube.client import path_of
+from dbranch.runtime.result import DONE, Result
 
 SHOP = f"{PROJECTS}/shop"
 SERVICE = path_of("v1", "services", "team", "shop")
@@ -414,9 +416,66 @@ def test_the_network_policy_goes_with_the_last_project_of_its_namespace(shop: Ri
         assert shop.exists(POLICY) == exists
 
 
-def test_a_project_that_is_being_deleted_or_gone_is_not_reconciled(shop: Rig) -> None:
-    shop.api.delete(SHOP)
-    assert shop.writes_of(shop.reconcile_project) == []
+def test_a_project_that_is_gone_is_not_reconciled(shop: Rig) -> None:
     cache = shop.cache()
     shop.api.remove_pod(SHOP)
-    assert shop.writes_of(lambda: shop.projects.reconcile("team", "shop", cache, shop.emit)) == []
+    assert shop.writes_of(lambda: shop.projects.reconcile("team", "shop", cache)) == []
+
+
+# Failed.
+
+
+def test_a_value_that_cannot_be_used_is_reported_and_tried_again(shop: Rig) -> None:
+    shop.secret("mine", password=base64.b64encode(b"\xff\xfe").decode())
+    shop.change_project(postgres={"passwordSecret": {"name": "mine"}})
+    with pytest.raises(InvalidInput) as raised:
+        shop.reconcile_project()
+    shop.projects.report_failure("team", "shop", shop.cache(), raised.value)
+    body = shop.project()
+    assert conditions_of(body)["Ready"] == "ReconcileFailed" and body["status"]["phase"] == "Pending"
+    assert "is not UTF-8 text; correct it" in message_of(body, "Routed")
+    assert shop.events == [("Warning", "ReconcileFailed")]
+    failed_again = shop.writes_of(
+        lambda: shop.projects.report_failure("team", "shop", shop.cache(), raised.value)
+    )
+    assert failed_again == []
+    shop.api.merge(f"{SECRETS}/mine", {"data": {"password": PENCIL}})
+    assert conditions_of(shop.reconcile_project(bypass_cache=True))["Ready"] == "Available"
+
+
+def test_an_object_that_the_api_server_rejects_is_named(shop: Rig) -> None:
+    shop.change_project(proxy={"replicas": 3})
+    shop.api.refuse("apply", "deployments", ApiError(403, "Forbidden", "deployments: quota exceeded"))
+    with pytest.raises(ApiError) as raised:
+        shop.reconcile_project()
+    shop.projects.report_failure("team", "shop", shop.cache(), raised.value)
+    assert "quota exceeded" in message_of(shop.project(), "Routed")
+
+
+@pytest.mark.parametrize("error", [ClusterUnreachable("no answer"), OSError(), ApiError(409, "Conflict", "")])
+def test_a_project_is_not_to_blame_for_an_api_server_that_does_not_answer(
+    shop: Rig, error: Exception
+) -> None:
+    assert shop.writes_of(lambda: shop.projects.report_failure("team", "shop", shop.cache(), error)) == []
+
+
+def test_a_fault_of_the_controller_is_reported_without_its_values(shop: Rig) -> None:
+    shop.projects.report_failure("team", "shop", shop.cache(), KeyError("secret"))
+    message = message_of(shop.project(), "Routed")
+    assert "unexpected KeyError" in message and "secret" not in message
+
+
+# When it is reconciled without an event.
+
+
+def test_a_project_is_looked_at_again_while_it_is_not_ready_or_its_password_may_change(shop: Rig) -> None:
+    shop.reconcile_project()
+    assert shop.result == DONE
+    shop.proxy(ready=False)
+    shop.reconcile_project()
+    assert shop.result == Result(UNREADY_RESYNC_SECONDS, unfinished=True)
+    shop.proxy()
+    shop.secret("mine", password=PENCIL)
+    shop.change_project(postgres={"passwordSecret": {"name": "mine"}})
+    shop.reconcile_project()
+    assert shop.result == Result(UNREADY_RESYNC_SECONDS)

@@ -9,8 +9,7 @@ from tests.factories import BranchBuilder, branch, node, project
 from tests.unit.controller.rig import BRANCHES, NODES, PROJECTS, Rig
 
 from dbranch.api import names
-from dbranch.controller.finalizers import remove_agent_finalizer
-from dbranch.controller.handlers import release_if_abandoned
+from dbranch.controller.finalizers import release_if_abandoned, remove_finalizer
 from dbranch.kube.client import Cluster
 
 X = f"{BRANCHES}/shop-x"
@@ -28,7 +27,9 @@ def finalizers(rig: Rig) -> list[str]:
 
 
 def release(rig: Rig, builder: BranchBuilder) -> None:
-    release_if_abandoned(cast(Cluster, rig.api), rig.cache(), builder.parsed())
+    item = builder.parsed()
+    node_facts = rig.cache().node(item.node_name) if item.node_name else None
+    release_if_abandoned(cast(Cluster, rig.api), item, node_facts)
 
 
 def test_the_finalizer_of_a_node_that_is_gone_is_removed(rig: Rig) -> None:
@@ -59,9 +60,12 @@ def test_a_node_that_is_only_away_is_abandoned_by_an_annotation_that_names_it(ri
 def test_a_project_is_released_too(rig: Rig) -> None:
     going = project().bound("lost").deleting()
     rig.put(going)
-    release_if_abandoned(cast(Cluster, rig.api), rig.cache(), going.parsed())
+    rig.put(branch().bound("lost").deleting())
+    assert not rig.remove_project()
     assert rig.project()["metadata"]["finalizers"] == [names.CONTROLLER_FINALIZER]
-    assert f"{PROJECTS}/shop" in {request.path for request in rig.api.requests}
+    rig.remove_branch("main")
+    rig.remove_project()
+    assert not rig.exists(f"{PROJECTS}/shop") and not rig.exists(f"{BRANCHES}/shop-main")
 
 
 def test_another_object_of_that_name_keeps_its_finalizers(rig: Rig) -> None:
@@ -72,7 +76,7 @@ def test_another_object_of_that_name_keeps_its_finalizers(rig: Rig) -> None:
 def test_finalizers_that_others_change_meanwhile_are_left_to_the_next_event(rig: Rig) -> None:
     rig.put(GOING)
     rig.api.before("merge", X, lambda: rig.api.merge(X, {"metadata": {"labels": {"theirs": "1"}}}))
-    remove_agent_finalizer(cast(Cluster, rig.api), X, "shop-x-uid")
+    remove_finalizer(cast(Cluster, rig.api), X, "shop-x-uid", names.AGENT_FINALIZER)
     assert len(finalizers(rig)) == 2
-    remove_agent_finalizer(cast(Cluster, rig.api), X, "shop-x-uid")
+    remove_finalizer(cast(Cluster, rig.api), X, "shop-x-uid", names.AGENT_FINALIZER)
     assert finalizers(rig) == [names.CONTROLLER_FINALIZER]

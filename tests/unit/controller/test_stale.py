@@ -20,8 +20,9 @@ from dbranch.api import names
 from dbranch.api.branch import parse_branch
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.project import parse_project
-from dbranch.controller.stale import Change, Key, NodeChange, PasswordChange, ProxyChange, stale
+from dbranch.controller.stale import Change, NodeChange, PasswordChange, ProxyChange, stale
 from dbranch.kube.client import branch_path, project_path
+from dbranch.runtime.result import Key
 
 SHOP = f"{PROJECTS}/shop"
 # A history of a few changes brings up no more events than this, unless two reconciles undo each other's work.
@@ -39,7 +40,7 @@ class Follower(Rig):
         """Return who is to be reconciled after the events since the last call."""
         events, self._position = self.api._events[self._position :], len(self.api._events)
         keys: set[Key] = set()
-        for path, old, new in events:
+        for _, path, old, new in events:
             change = change_of(path, new or old or {})
             if change is not None:
                 keys |= stale([change], self.cache())
@@ -276,7 +277,7 @@ def stale_after(rig: Rig, *changes: Change) -> set[str]:
 
 
 def test_without_a_change_nobody_is_stale(shop: Rig) -> None:
-    everything = [parse_project(shop.project()), parse_branch(shop.branch()), NodeChange(NODE)]
+    everything: list[Change] = [parse_project(shop.project()), parse_branch(shop.branch()), NodeChange(NODE)]
     assert stale_after(shop, *everything, ProxyChange("team", "shop")) == set()
 
 

@@ -15,10 +15,12 @@ from dbranch.controller import manifests, timing
 from dbranch.controller.branch.plan import BranchFacts, BranchPlan, plan_branch, plan_removal
 from dbranch.controller.cache import Cache
 from dbranch.controller.events import EmitEvent, emit_transition
+from dbranch.controller.failure import failure_finding
+from dbranch.controller.finalizers import release_if_abandoned, remove_finalizer
 from dbranch.controller.manifests import Credentials, Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects, owner_uids
-from dbranch.kube.client import Cluster, branch_path, path_of, project_path
+from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import now_rfc3339, seconds_since
 from dbranch.runtime.locks import KeyedLocks
@@ -37,21 +39,22 @@ class BranchReconciler:
         owned: OwnedObjects,
         locks: KeyedLocks,
         metrics: ControllerMetrics,
+        emit_event: EmitEvent,
     ) -> None:
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
-        self._metrics = metrics
+        self._metrics, self._emit_event = metrics, emit_event
         # By project UID: the password's version and the credentials with that password.
         self._credentials: dict[str, tuple[str, Credentials]] = {}
 
-    def reconcile(
-        self, namespace: str, name: str, cache: Cache, emit_event: EmitEvent, bypass_cache: bool = False
-    ) -> Result:
-        """Reconcile a branch that is not being deleted. `bypass_cache`: read again what is remembered."""
+    def reconcile(self, namespace: str, name: str, cache: Cache, bypass_cache: bool = False) -> Result:
+        """Reconcile a branch, also one that is being deleted. `bypass_cache`: read again what is remembered."""
         with self._locks.held(namespace, name), self._metrics.reconcile(names.BRANCH_KIND):
             body = self._cluster.get(branch_path(namespace, name))
-            if body is None or body["metadata"].get("deletionTimestamp"):
+            if body is None:
                 return DONE
             facts = self._observe(parse_branch(body), cache)
+            if facts.branch.deleting:
+                return self._remove(facts)
             # Nothing has been applied for it before its first report.
             is_new = not facts.branch.status.get("conditions")
             # Before the binding: if the Service's name is taken, the agent must make nothing.
@@ -60,15 +63,15 @@ class BranchReconciler:
             if plan.binding is None:
                 facts = self._with_access(facts, plan, bypass_cache, is_new)
                 plan = plan_branch(facts, now_rfc3339())
-                self._report(facts.branch, plan, emit_event)
+                self._report(facts.branch, plan)
             else:
                 # Behind the binding: the agent works meanwhile.
-                written = self._report(facts.branch, plan, emit_event)
+                written = self._report(facts.branch, plan)
                 facts = replace(facts, branch=written, node=cache.node(plan.binding.node))
                 facts = self._with_access(facts, plan, bypass_cache, is_new)
                 plan = plan_branch(facts, now_rfc3339())
                 if facts.problem:
-                    self._report(written, plan, emit_event)
+                    self._report(written, plan)
             if plan.ready.done:
                 return DONE
             return Result(requeue_after=timing.UNREADY_RESYNC_SECONDS, unfinished=True)
@@ -84,13 +87,13 @@ class BranchReconciler:
             cache.proxies_of(project.uid) if project else (),
         )
 
-    def _report(self, branch: Branch, plan: BranchPlan, emit_event: EmitEvent) -> Branch:
+    def _report(self, branch: Branch, plan: BranchPlan) -> Branch:
         """Write the fields of the status that differ; return the branch as it is now."""
         changes = plan.changes(branch.status)
         if not changes:
             return branch
         written = patch_status(self._cluster, branch, changes)
-        emit_transition(branch.status, plan.ready, emit_event)
+        emit_transition(branch, plan.ready, self._emit_event)
         return parse_branch(written)
 
     def _apply_service(self, facts: BranchFacts, bypass_cache: bool, is_new: bool) -> Finding | None:
@@ -149,20 +152,33 @@ class BranchReconciler:
             self._credentials[project.uid] = project.password_version, credentials
         return credentials
 
-    def remove(self, branch: Branch, cache: Cache) -> Result | None:
-        """Reconcile a branch that is being deleted: report that, and delete its EndpointSlice in the end.
+    def report_failure(self, namespace: str, name: str, cache: Cache, error: Exception) -> None:
+        """Report a reconcile that failed in the condition Scheduled, if the branch is to blame for it."""
+        finding = failure_finding(f"branch {name}", error)
+        with self._locks.held(namespace, name):
+            body = self._cluster.get(branch_path(namespace, name)) if finding else None
+            if body is None or body["metadata"].get("deletionTimestamp"):
+                return
+            facts = replace(self._observe(parse_branch(body), cache), problem=finding)
+            self._report(facts.branch, plan_branch(facts, now_rfc3339()))
 
-        Returns None when the controller's finalizer may go. Until then snapshots of the branch are awaited, or a
-        proxy does not obey the route that excludes it yet: an event of those leads here again.
+    def _remove(self, facts: BranchFacts) -> Result:
+        """Report the deletion; in its end delete the EndpointSlice and let go of the branch.
+
+        Until then snapshots of the branch are awaited, or a proxy does not obey the route that excludes it yet: an
+        event of those leads here again.
         """
-        with self._locks.held(branch.namespace, branch.object_name):
-            facts = self._observe(branch, cache)
-            removal = plan_removal(facts, seconds_since(branch.deleted), now_rfc3339())
-            if any(branch.status.get(key) != value for key, value in removal.status.items()):
-                patch_status(self._cluster, branch, removal.status)
-            if not removal.done:
-                return Result(removal.requeue_after)
-            self._owned.delete(
-                "discovery.k8s.io/v1", "endpointslices", branch.namespace, branch.object_name, branch.uid
-            )
-            return None
+        branch = facts.branch
+        release_if_abandoned(self._cluster, branch, facts.node)
+        if names.CONTROLLER_FINALIZER not in branch.finalizers:
+            return DONE
+        removal = plan_removal(facts, seconds_since(branch.deleted), now_rfc3339())
+        if any(branch.status.get(key) != value for key, value in removal.status.items()):
+            patch_status(self._cluster, branch, removal.status)
+        if not removal.done:
+            return Result(removal.requeue_after or timing.DELETION_RESYNC_SECONDS)
+        self._owned.delete(
+            "discovery.k8s.io/v1", "endpointslices", branch.namespace, branch.object_name, branch.uid
+        )
+        remove_finalizer(self._cluster, object_path(branch), branch.uid, names.CONTROLLER_FINALIZER)
+        return DONE

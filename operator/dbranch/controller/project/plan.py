@@ -22,6 +22,7 @@ Json = dict[str, Any]
 _APPLY_REASONS = frozenset(
     {
         Reason.NAME_TAKEN,
+        Reason.RECONCILE_FAILED,
         Reason.SECRET_NOT_FOUND,
         Reason.TLS_SECRET_NOT_FOUND,
         Reason.TLS_SECRET_INVALID,

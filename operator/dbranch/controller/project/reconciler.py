@@ -14,6 +14,8 @@ from dbranch.controller import manifests, timing
 from dbranch.controller.cache import Cache
 from dbranch.controller.credentials import CredentialSecrets
 from dbranch.controller.events import EmitEvent, emit_transition
+from dbranch.controller.failure import failure_finding
+from dbranch.controller.finalizers import release_if_abandoned, remove_finalizer
 from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects
@@ -29,7 +31,7 @@ from dbranch.controller.project.plan import (
     tls_finding,
 )
 from dbranch.controller.routing import ProxyPod, proxy_pod_of
-from dbranch.kube.client import Cluster, branch_path, path_of, project_path
+from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import now_rfc3339
 from dbranch.runtime.locks import KeyedLocks
@@ -51,30 +53,41 @@ class ProjectReconciler:
         owned: OwnedObjects,
         locks: KeyedLocks,
         metrics: ControllerMetrics,
+        emit_event: EmitEvent,
     ) -> None:
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
-        self._metrics = metrics
+        self._metrics, self._emit_event = metrics, emit_event
         self._credential_secrets = CredentialSecrets(cluster, release, owned)
 
-    def reconcile(
-        self, namespace: str, name: str, cache: Cache, emit_event: EmitEvent, bypass_cache: bool = False
-    ) -> Result:
-        """Reconcile a project that is not being deleted. `bypass_cache`: read again what is remembered."""
+    def reconcile(self, namespace: str, name: str, cache: Cache, bypass_cache: bool = False) -> Result:
+        """Reconcile a project, also one that is being deleted. `bypass_cache`: read again what is remembered."""
         with self._locks.held(namespace, name), self._metrics.reconcile(names.PROJECT_KIND):
             for attempt in range(_MAX_ATTEMPTS):
                 body = self._cluster.get(project_path(namespace, name))
-                if body is None or body["metadata"].get("deletionTimestamp"):
+                if body is None:
                     return DONE
                 try:
-                    return self._reconcile_once(body, cache, emit_event, bypass_cache)
+                    if body["metadata"].get("deletionTimestamp"):
+                        return self._remove(parse_project(body), cache)
+                    return self._reconcile_once(body, cache, bypass_cache)
                 except ApiError as error:
                     if error.status != 409 or attempt == _MAX_ATTEMPTS - 1:
                         raise
         return DONE
 
-    def _reconcile_once(
-        self, body: dict[str, Any], cache: Cache, emit_event: EmitEvent, bypass_cache: bool
-    ) -> Result:
+    def report_failure(self, namespace: str, name: str, cache: Cache, error: Exception) -> None:
+        """Report a reconcile that failed in the condition Routed, if the project is to blame for it."""
+        finding = failure_finding(f"project {name}", error)
+        with self._locks.held(namespace, name):
+            body = self._cluster.get(project_path(namespace, name)) if finding else None
+            if body is None or body["metadata"].get("deletionTimestamp"):
+                return
+            facts = self._observe(parse_project(body), cache)
+            facts = replace(facts, applied=replace(facts.applied, problem=finding))
+            plan = plan_project(facts, now_rfc3339())
+            self._report(facts.project, plan, body["metadata"]["resourceVersion"])
+
+    def _reconcile_once(self, body: dict[str, Any], cache: Cache, bypass_cache: bool) -> Result:
         facts = self._observe(parse_project(body), cache)
         project, version = facts.project, body["metadata"]["resourceVersion"]
         if needs_root(facts.branches):
@@ -82,12 +95,12 @@ class ProjectReconciler:
         if project.status.get("conditions") and moves_route(project, facts.branches):
             # A switch waits for no other object. What comes of these is taken as it was.
             plan = plan_project(facts, now_rfc3339())
-            body = self._report(project, plan, version, emit_event) or body
+            body = self._report(project, plan, version) or body
             project, version = parse_project(body), body["metadata"]["resourceVersion"]
             facts = replace(facts, node=cache.node(project.node_name) if project.node_name else None)
         facts = replace(facts, project=project, applied=self._apply_objects(project, bypass_cache))
         plan = plan_project(facts, now_rfc3339())
-        self._report(project, plan, version, emit_event)
+        self._report(project, plan, version)
         for pod in plan.gone:
             self._delete_entry(project, pod)
         # The controller does not watch users' Secrets.
@@ -108,15 +121,13 @@ class ProjectReconciler:
             reported_applied(project),
         )
 
-    def _report(
-        self, project: Project, plan: ProjectPlan, version: str, emit_event: EmitEvent
-    ) -> dict[str, Any] | None:
+    def _report(self, project: Project, plan: ProjectPlan, version: str) -> dict[str, Any] | None:
         """Write the fields of the status that differ; return the object as written, None if none does."""
         changes = plan.changes(project.status)
         if not changes:
             return None
         written = patch_status(self._cluster, project, changes, version)
-        emit_transition(project.status, plan.ready, emit_event)
+        emit_transition(project, plan.ready, self._emit_event)
         return written
 
     def _create_root(self, project: Project) -> None:
@@ -158,11 +169,15 @@ class ProjectReconciler:
         path = project_path(project.namespace, project.name, "status")
         self._cluster.apply(path, body, names.PROXY_MANAGER_PREFIX + pod)
 
-    def remove(self, project: Project, cache: Cache) -> bool:
-        """Reconcile a project that is being deleted: delete its branches, then its objects in the nodes' namespace.
+    def _remove(self, project: Project, cache: Cache) -> Result:
+        """Delete the project's branches, then its objects in the nodes' namespace; let go of it in the end.
 
-        Returns True when the controller's finalizer may go; the last branch's event leads here again.
+        The event of the last branch's deletion leads here again.
         """
+        node = cache.node(project.node_name) if project.node_name else None
+        release_if_abandoned(self._cluster, project, node)
+        if names.CONTROLLER_FINALIZER not in project.finalizers:
+            return DONE
         path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)
         remaining = [b for b in self._cluster.find(path) if b["spec"]["project"] == project.name]
         for body in remaining:
@@ -170,14 +185,15 @@ class ProjectReconciler:
             if not meta.get("deletionTimestamp"):
                 self._cluster.delete(branch_path(meta["namespace"], meta["name"]), uid=meta["uid"])
         if remaining:
-            return False
+            return Result(timing.DELETION_RESYNC_SECONDS)
         self._credential_secrets.delete(project)
         # The last project of a namespace takes the NetworkPolicy along. One that is being deleted needs it no more.
         others = (p for p in cache.all_projects() if p.namespace == project.namespace and not p.deleting)
         if not any(other.uid != project.uid for other in others):
             nodes_namespace, name = self._release.nodes_namespace, f"allow-{project.namespace}"
             self._owned.delete("networking.k8s.io/v1", "networkpolicies", nodes_namespace, name)
-        return True
+        remove_finalizer(self._cluster, object_path(project), project.uid, names.CONTROLLER_FINALIZER)
+        return DONE
 
 
 def _pods_with_entries(project: Project) -> tuple[ProxyPod, ...]:
