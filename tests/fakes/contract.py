@@ -174,6 +174,18 @@ def a_json_patch_applies_as_a_whole_or_not_at_all(server: Server, team: str) -> 
     assert changed["metadata"]["labels"] == {"a/b": "3"}
 
 
+def a_json_patch_reaches_into_lists(server: Server, team: str) -> None:
+    cluster, path = server.cluster, branch_path(team, "shop-x")
+    cluster.create(branches(team), branch(team, finalizers=["dbranch.io/a"]))
+    add = [{"op": "add", "path": "/metadata/finalizers/-", "value": "dbranch.io/b"}]
+    assert cluster.json_patch(path, add)["metadata"]["finalizers"] == ["dbranch.io/a", "dbranch.io/b"]
+    first = "/metadata/finalizers/0"
+    remove = [{"op": "test", "path": first, "value": "dbranch.io/a"}, {"op": "remove", "path": first}]
+    assert cluster.json_patch(path, remove)["metadata"]["finalizers"] == ["dbranch.io/b"]
+    assert status_and_reason(lambda: cluster.json_patch(path, remove)) == (422, "Invalid")
+    cluster.json_patch(path, [{"op": "remove", "path": first}])
+
+
 def applying_creates_and_removes_what_is_no_longer_applied(server: Server, team: str) -> None:
     cluster, path = server.cluster, config_maps(team, "one")
     body = config_map(team, labels={"a": "1"})
@@ -323,6 +335,7 @@ CONTRACT: tuple[Callable[[Server, str], None], ...] = (
     the_generation_counts_changes_of_the_spec_and_the_deletion,
     the_status_is_written_through_its_own_path_only,
     a_json_patch_applies_as_a_whole_or_not_at_all,
+    a_json_patch_reaches_into_lists,
     applying_creates_and_removes_what_is_no_longer_applied,
     applying_takes_fields_over_from_others,
     applying_to_another_uid_is_a_conflict,

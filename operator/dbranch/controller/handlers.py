@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -52,15 +53,22 @@ class Work:
     def __init__(self, dispatcher: Dispatcher, resync_seconds: float) -> None:
         self._dispatcher = dispatcher
         self.queue = WorkQueue(dispatcher.reconcile, resync_seconds, dispatcher.report_failure)
+        self._changes: list[Change] = []
 
     def request(self, item: Project | Branch, kwargs: Mapping[str, Any]) -> None:
         """Reconcile the object itself."""
         self._dispatcher.cache = cache_of(kwargs)
         self.queue.add(key_of(item))
 
-    def follow(self, kwargs: Mapping[str, Any], *changes: Change) -> None:
-        """Reconcile who would report something else after these changes."""
-        cache = self._dispatcher.cache = cache_of(kwargs)
+    def follow(self, kwargs: Mapping[str, Any], change: Change) -> None:
+        """Reconcile who would report something else after the change, for all events that come together."""
+        self._dispatcher.cache = cache_of(kwargs)
+        if not self._changes:
+            asyncio.get_running_loop().call_soon(self._enqueue_stale, self._dispatcher.cache)
+        self._changes.append(change)
+
+    def _enqueue_stale(self, cache: Cache) -> None:
+        changes, self._changes = self._changes, []
         for key in stale(changes, cache):
             self.queue.add(key)
 
@@ -220,8 +228,10 @@ def _register_related(registry: kopf.OperatorRegistry, work: Work, initial_sync:
             work.queue.forget(key_of(project))
 
     @kopf.on.field(*_PROJECT, field="status.passwordVersion", id="project-password", **options)
-    async def on_password_change(namespace: Any, name: str, **kwargs: Any) -> None:
-        work.follow(kwargs, PasswordChange(namespace, name))
+    async def on_password_change(namespace: Any, name: str, reason: Any, **kwargs: Any) -> None:
+        # A new project has no password yet: this one is only new to this process, which reconciles every branch.
+        if reason != kopf.Reason.CREATE:
+            work.follow(kwargs, PasswordChange(namespace, name))
 
     @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_PROXY}, **options)
     async def on_proxy_event(namespace: Any, labels: kopf.Labels, **kwargs: Any) -> None:

@@ -7,6 +7,7 @@ reconcile finds out (the names that are taken, the Secrets) is taken as it was r
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -58,52 +59,67 @@ def key_of(item: Project | Branch) -> Key:
     return Key(names.BRANCH_KIND, item.namespace, item.object_name)
 
 
+class _Reads:
+    """The cache, read once for all who are planned again together."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self.project = functools.cache(cache.project)
+        self.branches_of = functools.cache(cache.branches_of)
+        self.proxies_of = functools.cache(cache.proxies_of)
+        self.node = functools.cache(cache.node)
+        self.all_nodes = functools.cache(lambda: tuple(cache.all_nodes()))
+
+
 def stale(changes: Sequence[Change], cache: Cache) -> set[Key]:
     """Return the keys of those who would now report something else, or whose deletion can go on.
 
     The cache has the changes already; of an object that is gone, `changes` has what it was. Who has reported nothing
     yet is left out: its own creation is a request for its first reconcile.
     """
-    now = now_rfc3339()
+    now, reads = now_rfc3339(), _Reads(cache)
+    own = {key_of(change) for change in changes if isinstance(change, Project | Branch)}
+    candidates = {key_of(item): item for item in _related(changes, own, reads)}
     outdated = {
         key_of(branch)
         for change in changes
         if isinstance(change, PasswordChange)
-        for branch in cache.branches_of(change.namespace, change.project)
+        for branch in reads.branches_of(change.namespace, change.project)
         if not branch.deleting
     }
-    candidates = {key_of(item): item for change in changes for item in _related(change, cache)}
-    own = {key_of(change) for change in changes if isinstance(change, Project | Branch)}
     return outdated | {
         key
         for key, item in candidates.items()
-        if _is_stale(item, cache, now) or (key not in own and _has_failed(item))
+        if _is_stale(item, reads, now) or (key not in own and _has_failed(item))
     }
 
 
-def _related(change: Change, cache: Cache) -> Iterator[Project | Branch]:
-    """Yield those who have the changed object among their facts, and the object itself."""
-    match change:
-        case NodeChange(node):
-            items: list[Project | Branch] = [*cache.all_projects(), *cache.all_branches()]
-            for item in items:
-                if item.node_name == node or (item.node_name is None and isinstance(item, Project)):
-                    yield item
-            return
-        case ProxyChange(namespace, name) | PasswordChange(namespace, name):
-            pass
-        case Project():
-            namespace, name = change.namespace, change.name
-        case Branch():
-            namespace, name = change.namespace, change.project
-    project = cache.project(namespace, name)
-    if project:
-        yield project
-    for branch in cache.branches_of(namespace, name):
-        # A branch that is bound depends on no sibling, unless it is to go.
-        depends_on_siblings = branch.node_name is None or branch.deleting
-        if depends_on_siblings or not isinstance(change, Branch) or branch.uid == change.uid:
-            yield branch
+def _related(changes: Sequence[Change], own: set[Key], reads: _Reads) -> Iterator[Project | Branch]:
+    """Yield those who have a changed object among their facts, and the changed objects themselves."""
+    nodes = {change.node for change in changes if isinstance(change, NodeChange)}
+    if nodes:
+        items: list[Project | Branch] = [*reads.cache.all_projects(), *reads.cache.all_branches()]
+        for item in items:
+            if item.node_name in nodes or (item.node_name is None and isinstance(item, Project)):
+                yield item
+    # By project; True if more than single branches of it have changed.
+    projects: dict[tuple[str, str], bool] = {}
+    for change in changes:
+        match change:
+            case Branch():
+                projects.setdefault((change.namespace, change.project), False)
+            case Project():
+                projects[change.namespace, change.name] = True
+            case ProxyChange(namespace, name) | PasswordChange(namespace, name):
+                projects[namespace, name] = True
+    for (namespace, name), concerns_all in projects.items():
+        project = reads.project(namespace, name)
+        if project:
+            yield project
+        for branch in reads.branches_of(namespace, name):
+            # A branch that is bound depends on no sibling, unless it is to go.
+            if concerns_all or branch.node_name is None or branch.deleting or key_of(branch) in own:
+                yield branch
 
 
 def _has_failed(item: Project | Branch) -> bool:
@@ -116,17 +132,17 @@ def _has_failed(item: Project | Branch) -> bool:
     return failed and not item.deleting
 
 
-def _is_stale(item: Project | Branch, cache: Cache, now: str) -> bool:
+def _is_stale(item: Project | Branch, reads: _Reads, now: str) -> bool:
     if isinstance(item, Branch):
-        return _is_branch_stale(item, cache, now)
+        return _is_branch_stale(item, reads, now)
     if item.deleting:
-        if needs_release(item, cache.node(item.node_name) if item.node_name else None):
+        if needs_release(item, reads.node(item.node_name) if item.node_name else None):
             return True
-        can_go = not cache.branches_of(item.namespace, item.name)
+        can_go = not reads.branches_of(item.namespace, item.name)
         return can_go and names.CONTROLLER_FINALIZER in item.finalizers
     if not item.status.get("conditions"):
         return False
-    facts = cached_project_facts(item, cache)
+    facts = _project_facts(item, reads)
     plan = plan_project(facts, now)
     differing = set(plan.changes(item.status))
     # A branch that has reported nothing yet is about to change the routes: all is written at once then.
@@ -135,8 +151,8 @@ def _is_stale(item: Project | Branch, cache: Cache, now: str) -> bool:
     return bool(differing or plan.gone)
 
 
-def _is_branch_stale(branch: Branch, cache: Cache, now: str) -> bool:
-    facts = cached_branch_facts(branch, cache)
+def _is_branch_stale(branch: Branch, reads: _Reads, now: str) -> bool:
+    facts = _branch_facts(branch, reads)
     if branch.deleting:
         if needs_release(branch, facts.node):
             return True
@@ -147,27 +163,27 @@ def _is_branch_stale(branch: Branch, cache: Cache, now: str) -> bool:
     return bool(plan_branch(facts, now).changes(branch.status))
 
 
-def cached_project_facts(project: Project, cache: Cache) -> ProjectFacts:
+def _project_facts(project: Project, reads: _Reads) -> ProjectFacts:
     """Return the facts about a project without a request."""
     return ProjectFacts(
         project,
-        cache.branches_of(project.namespace, project.name),
-        cache.node(project.node_name) if project.node_name else None,
-        () if project.node_name else tuple(cache.all_nodes()),
-        cache.proxies_of(project.uid),
+        reads.branches_of(project.namespace, project.name),
+        reads.node(project.node_name) if project.node_name else None,
+        () if project.node_name else reads.all_nodes(),
+        reads.proxies_of(project.uid),
         reported_applied(project),
     )
 
 
-def cached_branch_facts(branch: Branch, cache: Cache) -> BranchFacts:
+def _branch_facts(branch: Branch, reads: _Reads) -> BranchFacts:
     """Return the facts about a branch without a request."""
-    project = cache.project(branch.namespace, branch.project)
+    project = reads.project(branch.namespace, branch.project)
     scheduled = Finding.from_dict(find_condition(branch.status, Condition.SCHEDULED))
     return BranchFacts(
         branch,
         project,
-        cache.branches_of(branch.namespace, branch.project),
-        cache.node(branch.node_name) if branch.node_name else None,
-        cache.proxies_of(project.uid) if project else (),
+        reads.branches_of(branch.namespace, branch.project),
+        reads.node(branch.node_name) if branch.node_name else None,
+        reads.proxies_of(project.uid) if project else (),
         scheduled if scheduled and scheduled.reason in _PROBLEMS else None,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import heapq
 import logging
 import random
 import time
@@ -71,6 +72,8 @@ class WorkQueue:
         self._entries: dict[Key, _Entry] = {}
         # Whose time has come, in that order.
         self._ready: dict[Key, None] = {}
+        # (time, key) of those that wait, a heap; an entry whose `due` is another one is left over.
+        self._times: list[tuple[float, Key]] = []
         self._running: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._wakeup: asyncio.TimerHandle | None = None
@@ -143,6 +146,7 @@ class WorkQueue:
             seconds, succeeded = delay
             entry.attempts = 0 if succeeded else entry.attempts + 1
             entry.due = time.monotonic() + seconds
+            heapq.heappush(self._times, (entry.due, key))
         self._wake()
         self._start()
 
@@ -169,19 +173,19 @@ class WorkQueue:
         return self._resync_seconds * (1 + _RESYNC_JITTER * random.uniform(-1, 1)), True
 
     def _wake(self) -> None:
-        """Set the one timer to the time that comes first, and make ready whose time has come."""
-        now, times = time.monotonic(), []
-        for key, entry in self._entries.items():
-            if entry.started is None and entry.due is not None and key not in self._ready:
-                if entry.due <= now:
-                    self._ready[key] = None
-                else:
-                    times.append(entry.due)
+        """Make ready whose time has come, and set the one timer to the time that comes next."""
+        now = time.monotonic()
+        while self._times and self._times[0][0] <= now:
+            due, key = heapq.heappop(self._times)
+            entry = self._entries.get(key)
+            # Another time may have been set since.
+            if entry and entry.started is None and entry.due == due:
+                self._ready[key] = None
         if self._wakeup:
             self._wakeup.cancel()
-        self._wakeup = (
-            asyncio.get_running_loop().call_later(min(times) - now, self._on_time) if times else None
-        )
+            self._wakeup = None
+        if self._times:
+            self._wakeup = asyncio.get_running_loop().call_later(self._times[0][0] - now, self._on_time)
 
     def _on_time(self) -> None:
         self._wake()
