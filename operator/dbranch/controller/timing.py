@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-# Between two reconciles of an object that is not Ready (the delay grows from here), or whose password is in a user's
-# Secret: the controller does not watch users' Secrets, nor what others do to its own objects.
+# Between two reconciles of an object that is not Ready; the delay grows from here. It does not grow where only a
+# reconcile finds out what a person has corrected: users' Secrets and objects of other owners are not watched.
 UNREADY_RESYNC_SECONDS: Final = 20.0
 # Deletions wait for events: of branches, of copies, of proxies. This is for an event that was lost.
 DELETION_RESYNC_SECONDS: Final = 60.0

@@ -19,11 +19,12 @@ class Result:
     """When an object is to be reconciled if no event comes before.
 
     `requeue_after`: seconds; None: at the next resync. `unfinished`: something is missing that no event may announce,
-    so the delay grows from `requeue_after` to five minutes.
+    so the delay grows from `requeue_after` to five minutes. `gone`: never, the object does not exist.
     """
 
     requeue_after: float | None = None
     unfinished: bool = False
+    gone: bool = False
 
 
-DONE = Result()
+DONE, GONE = Result(), Result(gone=True)

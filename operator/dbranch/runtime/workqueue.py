@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from dbranch.api.errors import DbranchError
@@ -44,7 +44,7 @@ class _Entry:
     requested: bool = False
     started: float | None = None
     attempts: int = 0
-    gone: bool = field(default=False)
+    gone: bool = False
 
 
 class WorkQueue:
@@ -138,20 +138,20 @@ class WorkQueue:
         finally:
             entry.started = None
             self._running[key.namespace] -= 1
-        if entry.gone:
-            del self._entries[key]
-        elif entry.requested:
+        seconds, succeeded = delay
+        if entry.requested and not entry.gone:
             self._ready[key] = None
+        elif entry.gone or seconds is None:
+            del self._entries[key]
         else:
-            seconds, succeeded = delay
             entry.attempts = 0 if succeeded else entry.attempts + 1
             entry.due = time.monotonic() + seconds
             heapq.heappush(self._times, (entry.due, key))
         self._wake()
         self._start()
 
-    def _reconciled(self, key: Key, resync: bool, attempts: int) -> tuple[float, bool]:
-        """Reconcile the object; return the seconds until the next time, and whether it succeeded."""
+    def _reconciled(self, key: Key, resync: bool, attempts: int) -> tuple[float | None, bool]:
+        """Reconcile the object; return the seconds until the next time (None: never), and whether it succeeded."""
         growth = 2.0 ** min(attempts, 30)
         try:
             result = self._reconcile(key, resync)
@@ -165,6 +165,8 @@ class WorkQueue:
             except Exception as other:  # noqa: BLE001
                 logger.warning("%s: the failure is not reported: %s", "/".join(key), other)
             return min(self._first_retry_seconds * growth, _LONGEST_RETRY_SECONDS), False
+        if result.gone:
+            return None, True
         if result.unfinished:
             first = result.requeue_after or self._first_retry_seconds
             return min(first * growth, _LONGEST_RETRY_SECONDS), False

@@ -479,3 +479,7 @@ def test_a_project_is_looked_at_again_while_it_is_not_ready_or_its_password_may_
     shop.change_project(postgres={"passwordSecret": {"name": "mine"}})
     shop.reconcile_project()
     assert shop.result == Result(UNREADY_RESYNC_SECONDS)
+    # A Secret that is missing is looked for as often: its creation is no event.
+    shop.change_project(postgres={"passwordSecret": {"name": "missing"}})
+    shop.reconcile_project()
+    assert shop.result == Result(UNREADY_RESYNC_SECONDS)

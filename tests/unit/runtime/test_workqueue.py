@@ -13,7 +13,7 @@ import pytest
 
 from dbranch.api.errors import ClusterUnreachable
 from dbranch.runtime import workqueue
-from dbranch.runtime.result import DONE, Key, Result
+from dbranch.runtime.result import DONE, GONE, Key, Result
 from dbranch.runtime.workqueue import WorkQueue
 
 SHOP, MILL = Key("DBProject", "team", "shop"), Key("DBProject", "team", "mill")
@@ -236,6 +236,19 @@ def test_an_object_that_is_gone_is_forgotten() -> None:
         proceed.set()
         await until_idle(queue)
         assert queue._entries == {} and queue.delay_of(SHOP) is None
+
+    run(scenario)
+
+
+def test_an_object_that_a_reconcile_does_not_find_is_forgotten() -> None:
+    reconciles = Reconciles(lambda key: GONE)
+
+    async def scenario() -> None:
+        queue = WorkQueue(reconciles, 300)
+        queue.add(SHOP)
+        await until(lambda: reconciles.calls)
+        await until_idle(queue)
+        assert queue._entries == {}
 
     run(scenario)
 

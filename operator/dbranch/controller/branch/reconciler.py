@@ -24,7 +24,7 @@ from dbranch.kube.client import Cluster, branch_path, object_path, path_of, proj
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import now_rfc3339, seconds_since
 from dbranch.runtime.locks import KeyedLocks
-from dbranch.runtime.result import DONE, Result
+from dbranch.runtime.result import DONE, GONE, Result
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class BranchReconciler:
         with self._locks.held(namespace, name), self._metrics.reconcile(names.BRANCH_KIND):
             body = self._cluster.get(branch_path(namespace, name))
             if body is None:
-                return DONE
+                return GONE
             facts = self._observe(parse_branch(body), cache)
             if facts.branch.deleting:
                 return self._remove(facts)
@@ -74,7 +74,8 @@ class BranchReconciler:
                     self._report(written, plan)
             if plan.ready.done:
                 return DONE
-            return Result(requeue_after=timing.UNREADY_RESYNC_SECONDS, unfinished=True)
+            # The controller does not watch what has a name that it needs.
+            return Result(timing.UNREADY_RESYNC_SECONDS, unfinished=facts.problem is None)
 
     def _observe(self, branch: Branch, cache: Cache) -> BranchFacts:
         body = self._cluster.get(project_path(branch.namespace, branch.project))

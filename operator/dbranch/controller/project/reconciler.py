@@ -35,7 +35,7 @@ from dbranch.kube.client import Cluster, branch_path, object_path, path_of, proj
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import now_rfc3339
 from dbranch.runtime.locks import KeyedLocks
-from dbranch.runtime.result import DONE, Result
+from dbranch.runtime.result import DONE, GONE, Result
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class ProjectReconciler:
             for attempt in range(_MAX_ATTEMPTS):
                 body = self._cluster.get(project_path(namespace, name))
                 if body is None:
-                    return DONE
+                    return GONE
                 try:
                     if body["metadata"].get("deletionTimestamp"):
                         return self._remove(parse_project(body), cache)
@@ -103,10 +103,10 @@ class ProjectReconciler:
         self._report(project, plan, version)
         for pod in plan.gone:
             self._delete_entry(project, pod)
-        # The controller does not watch users' Secrets.
-        if not plan.ready.done or project.postgres.password_secret:
-            return Result(unfinished=not plan.ready.done, requeue_after=timing.UNREADY_RESYNC_SECONDS)
-        return DONE
+        # The controller watches neither users' Secrets nor what has a name that it needs.
+        if facts.applied.problem or project.postgres.password_secret:
+            return Result(timing.UNREADY_RESYNC_SECONDS)
+        return DONE if plan.ready.done else Result(timing.UNREADY_RESYNC_SECONDS, unfinished=True)
 
     def _observe(self, project: Project, cache: Cache) -> ProjectFacts:
         branches = cache.branches_of(project.namespace, project.name)
