@@ -230,7 +230,7 @@ def _register_related(registry: kopf.OperatorRegistry, work: Work, initial_sync:
     @kopf.on.field(*_PROJECT, field="status.passwordVersion", id="project-password", **options)
     async def on_password_change(namespace: Any, name: str, reason: Any, **kwargs: Any) -> None:
         # A new project has no password yet: this one is only new to this process, which reconciles every branch.
-        if reason != kopf.Reason.CREATE:
+        if reason != "create":
             work.follow(kwargs, PasswordChange(namespace, name))
 
     @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_PROXY}, **options)

@@ -138,8 +138,9 @@ def _is_stale(item: Project | Branch, reads: _Reads, now: str) -> bool:
     if item.deleting:
         if needs_release(item, reads.node(item.node_name) if item.node_name else None):
             return True
-        can_go = not reads.branches_of(item.namespace, item.name)
-        return can_go and names.CONTROLLER_FINALIZER in item.finalizers
+        branches = reads.branches_of(item.namespace, item.name)
+        waits = bool(branches) and all(branch.deleting for branch in branches)
+        return not waits and names.CONTROLLER_FINALIZER in item.finalizers
     if not item.status.get("conditions"):
         return False
     facts = _project_facts(item, reads)

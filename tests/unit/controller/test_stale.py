@@ -231,7 +231,7 @@ HISTORIES = st.lists(HAPPENINGS, max_size=8)
 
 
 @given(starts_ready=st.booleans(), history=HISTORIES, change=HAPPENINGS)
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_nobody_who_would_report_something_else_is_left_out(
     starts_ready: bool, history: list[Any], change: Any
 ) -> None:
@@ -342,6 +342,14 @@ def test_a_deletion_goes_on_when_the_proxies_obey_or_the_copy_is_taken(shop: Rig
     assert stale_after(shop, parse_project(shop.project()), parse_branch(shop.branch("x"))) == set()
     shop.agent_reports(branch("y").stored())
     assert "shop-x" in stale_after(shop, parse_branch(shop.branch("y")))
+
+
+def test_a_branch_that_is_made_while_its_project_is_deleted_is_deleted_too(shop: Rig) -> None:
+    shop.api.delete(SHOP)
+    shop.reconcile_project()
+    assert "shop" not in stale_after(shop, parse_project(shop.project()))
+    shop.put(branch("x"))
+    assert "shop" in stale_after(shop, parse_branch(shop.branch("x")))
 
 
 def test_every_branchs_secret_follows_the_projects_password(shop: Rig) -> None:

@@ -121,9 +121,16 @@ def test_a_branch_lives_from_its_creation_to_its_deletion(running: Running) -> N
     assert not running.branch("x")["metadata"].get("annotations")
     running.api.merge(X, {"metadata": {"finalizers": []}})
     wait_until(lambda: running.project()["status"]["branches"] == 1)
-    events = running.api.find(path_of("v1", "events"))
-    assert {e["reason"] for e in events if e["involvedObject"]["uid"] == "shop-main-uid"} <= {"Available"}
-    assert any(e["reason"] == "Available" and e["involvedObject"]["name"] == "shop" for e in events)
+    # Events are posted behind the reconciles.
+    wait_until(lambda: {"Pending", "Available"} <= reasons_of_events(running, "shop-x"))
+    wait_until(lambda: "Available" in reasons_of_events(running, "shop"))
+
+
+def reasons_of_events(running: Running, name: str) -> set[str]:
+    """Return the reasons of the Events about an object, which must name its UID."""
+    events = [e for e in running.api.find(path_of("v1", "events")) if e["involvedObject"]["name"] == name]
+    assert all(event["involvedObject"]["uid"] for event in events)
+    return {event["reason"] for event in events}
 
 
 def test_a_project_goes_with_its_branches(running: Running) -> None:
