@@ -6,7 +6,17 @@ from dataclasses import dataclass, replace
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.unit.branch_model import COPY, INITDB, NEW, PROJECT, ROOMY, ROOT, apply, marker, progress_pods
+from tests.unit.agent.branch_model import (
+    COPY,
+    INITDB,
+    NEW,
+    PROJECT,
+    ROOMY,
+    ROOT,
+    apply,
+    marker,
+    progress_pods,
+)
 
 from dbranch.agent.branch.plan import (
     AwaitPostgres,
