@@ -161,11 +161,18 @@ def a_json_patch_applies_as_a_whole_or_not_at_all(server: Server, team: str) -> 
     cluster, path = server.cluster, config_maps(team, "one")
     cluster.create(config_maps(team), config_map(team, labels={"a/b": "1"}))
     label, taken = "/metadata/labels/a~1b", "/metadata/labels/taken"
-    failing = [{"op": "add", "path": taken, "value": "x"}, {"op": "test", "path": label, "value": "2"}]
+    failing: list[Json] = [
+        {"op": "add", "path": taken, "value": "x"},
+        {"op": "test", "path": label, "value": "2"},
+    ]
     assert status_and_reason(lambda: cluster.json_patch(path, failing)) == (422, "Invalid")
     assert existing(cluster, path)["metadata"]["labels"] == {"a/b": "1"}
-    free = {"op": "test", "path": taken, "value": None}
-    claim = [free, {"op": "test", "path": label, "value": "1"}, {"op": "add", "path": taken, "value": "x"}]
+    free: Json = {"op": "test", "path": taken, "value": None}
+    claim: list[Json] = [
+        free,
+        {"op": "test", "path": label, "value": "1"},
+        {"op": "add", "path": taken, "value": "x"},
+    ]
     assert cluster.json_patch(path, claim)["metadata"]["labels"] == {"a/b": "1", "taken": "x"}
     assert status_and_reason(lambda: cluster.json_patch(path, claim)) == (422, "Invalid")
     changed = cluster.json_patch(

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -66,11 +67,11 @@ def unfinished(body: Json) -> Json:
     return body
 
 
-@pytest.fixture
-def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
-    rig = Running()
-    server = serve_api(rig.api, tmp_path / "config")
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+@contextmanager
+def controller(rig: Rig, directory: Path) -> Iterator[None]:
+    """Run the controller's process over the rig's API server."""
+    rig.api.close_watches()
+    server = serve_api(rig.api, directory / "config")
     registry = kopf.OperatorRegistry()
     register(registry, cast(Cluster, rig.api), RELEASE, 300, ControllerMetrics())
     stop, ready = threading.Event(), threading.Event()
@@ -89,7 +90,7 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running
     thread.start()
     try:
         assert ready.wait(20)
-        yield rig
+        yield
     finally:
         rig.api.close_watches()
         stop.set()
@@ -97,6 +98,19 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running
         server.shutdown()
         server.server_close()
         assert not thread.is_alive()
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    return tmp_path
+
+
+@pytest.fixture
+def running(directory: Path) -> Iterator[Running]:
+    rig = Running()
+    with controller(rig, directory):
+        yield rig
 
 
 def test_a_branch_lives_from_its_creation_to_its_deletion(running: Running) -> None:
@@ -154,3 +168,21 @@ def test_a_reconcile_that_fails_ends_in_a_condition_and_is_tried_again(running: 
     wait_until(lambda: running.has(X, "Scheduled", "ReconcileFailed"))
     running.api.answer_again()
     wait_until(lambda: running.has(X, "Scheduled", "Bound"))
+
+
+def test_a_controller_that_starts_writes_nothing_and_goes_on_with_deletions(directory: Path) -> None:
+    rig = Running()
+    rig.ready()
+    rig.branch_up("x")
+    rig.api.delete(X)
+    rig.run()
+    rig.api.take_requests()
+    with controller(rig, directory):
+        paths = {f"{PROJECTS}/shop", f"{BRANCHES}/shop-main", X}
+        wait_until(lambda: paths <= {request.path for request in rig.api.requests})
+        assert rig.api.take_writes() == []
+        rig.proxy_obeys()
+        wait_until(lambda: rig.branch("x")["metadata"]["finalizers"] == [names.AGENT_FINALIZER])
+        writes = rig.api.take_writes()
+        assert {"delete endpointslices/shop-x", "merge dbbranches/shop-x"} <= set(writes)
+        assert not any(write.endswith("shop-x/status") for write in writes)
