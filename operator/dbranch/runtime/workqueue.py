@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-from dbranch.api.errors import DbranchError
+from dbranch.api.errors import ClusterUnreachable, DbranchError
 from dbranch.runtime.result import Key, Result
 
 logger = logging.getLogger(__name__)
@@ -25,6 +25,8 @@ _WORKERS: Final = 24
 _WORKERS_PER_NAMESPACE: Final = 18
 _FIRST_RETRY_SECONDS: Final = 2.0
 _LONGEST_RETRY_SECONDS: Final = 300.0
+# While the API server does not answer: when it does, nobody is to wait for long.
+_LONGEST_UNREACHABLE_SECONDS: Final = 10.0
 # Objects that were reconciled together are not all resynced together.
 _RESYNC_JITTER: Final = 0.1
 # A reconcile ends within the time limits of its requests; one that does not, or a queue that starts none, is stuck.
@@ -51,9 +53,9 @@ class WorkQueue:
     """Calls `reconcile(key, resync)` in threads. `resync`: no event asked for it, its time has come.
 
     The requests are kept in memory only: a process that starts reconciles every object anyway. After an exception of
-    any kind a reconcile is retried, first after two seconds, at last every five minutes; the same goes for one that
-    returns an unfinished Result. An event starts that over. Use it on kopf's event loop. `on_failure(key, error)` is
-    called in a thread after each exception.
+    any kind a reconcile is retried, first after two seconds, at last every five minutes (ten seconds, if the API
+    server does not answer); the same goes for one that returns an unfinished Result. An event starts that over. Use
+    it on kopf's event loop. `on_failure(key, error)` is called in a thread after each exception.
     """
 
     def __init__(
@@ -164,7 +166,9 @@ class WorkQueue:
                 self._on_failure(key, error)
             except Exception as other:  # noqa: BLE001
                 logger.warning("%s: the failure is not reported: %s", "/".join(key), other)
-            return min(self._first_retry_seconds * growth, _LONGEST_RETRY_SECONDS), False
+            unreachable = isinstance(error, ClusterUnreachable | OSError)
+            longest = _LONGEST_UNREACHABLE_SECONDS if unreachable else _LONGEST_RETRY_SECONDS
+            return min(self._first_retry_seconds * growth, longest), False
         if result.gone:
             return None, True
         if result.unfinished:

@@ -138,9 +138,18 @@ def test_a_failure_that_cannot_be_reported_is_retried_too() -> None:
     run(scenario)
 
 
-def test_delays_double_to_five_minutes_and_start_over_with_an_event() -> None:
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (KeyError("a fault"), [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]),
+        (ClusterUnreachable("no answer"), [2, 4, 8, 10, 10, 10, 10, 10, 10, 10]),
+    ],
+)
+def test_delays_double_to_five_minutes_and_start_over_with_an_event(
+    error: Exception, expected: list[int]
+) -> None:
     def act(key: Key) -> Result:
-        raise OSError("never")
+        raise error
 
     reconciles = Reconciles(act)
 
@@ -156,7 +165,7 @@ def test_delays_double_to_five_minutes_and_start_over_with_an_event() -> None:
             await until(lambda count=attempt + 1: len(reconciles.calls) == count)  # type: ignore[misc]
             await until_idle(queue)
             delays.append(round(queue.delay_of(SHOP) or 0))
-        assert delays == [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+        assert delays == expected
         queue.add(SHOP)
         await until_idle(queue)
         assert round(queue.delay_of(SHOP) or 0) == 2
