@@ -90,7 +90,8 @@ def stale(changes: Sequence[Change], cache: Cache) -> set[Key]:
     return outdated | {
         key
         for key, item in candidates.items()
-        if _is_stale(item, reads, now) or (key not in own and _has_failed(item))
+        # Its own event alone may be that of the failure's report.
+        if _is_stale(item, reads, now) or (_has_failed(item) and (key not in own or len(changes) > 1))
     }
 
 

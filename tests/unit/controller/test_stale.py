@@ -352,6 +352,13 @@ def test_a_branch_that_is_made_while_its_project_is_deleted_is_deleted_too(shop:
     assert "shop" in stale_after(shop, parse_branch(shop.branch("x")))
 
 
+def test_a_reconcile_that_failed_is_tried_again_after_a_change_of_another_object(shop: Rig) -> None:
+    shop.projects.report_failure("team", "shop", shop.cache(), KeyError("a fault"))
+    its_own, another = parse_project(shop.project()), parse_branch(shop.branch())
+    assert stale_after(shop, its_own) == set()
+    assert stale_after(shop, another) == {"shop"} == stale_after(shop, its_own, another)
+
+
 def test_every_branchs_secret_follows_the_projects_password(shop: Rig) -> None:
     shop.branch_up("x")
     assert stale_after(shop, PasswordChange("team", "shop")) == {"shop-main", "shop-x"}
