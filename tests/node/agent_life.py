@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from tests.node.fake_api import FakeApi, Json
+from tests.fakes.api import FakeApi, Json
 
 from dbranch.agent.branch.reconciler import BranchReconciler
 from dbranch.agent.context import NodeContext

@@ -53,7 +53,7 @@ def give_password(world: World, project: str, password: str) -> str:
         world.api.create(SECRETS, body)
     world.api.merge(f"{SECRETS}/{names.verifier_secret_name(project)}", body)
     version = {"status": {"passwordVersion": version_of(verifier)}}
-    world.api.merge(f"{PROJECTS}/shop", version)
+    world.api.merge(f"{PROJECTS}/shop/status", version)
     return verifier
 
 

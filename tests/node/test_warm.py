@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from tests.fakes.api import FakeApi, Json
 from tests.node.agent_life import BRANCHES, NAMESPACE, NODE, PODS, PROJECTS
-from tests.node.fake_api import FakeApi, Json
 from tests.node.machine import OWNER
 from tests.node.test_agent import configure, postgres_status, restart
 from tests.node.world import World

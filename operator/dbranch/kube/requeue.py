@@ -11,7 +11,7 @@ from dbranch.kube.client import Cluster, branch_path
 def request_reconcile(cluster: Cluster, annotation: str, namespace: str, name: str) -> None:
     """Request a reconcile of a DBBranch by its object's name; do nothing if it does not exist.
 
-    `annotation`: names.CONTROLLER_REQUESTED_AT or names.AGENT_REQUESTED_AT, by the role that is to reconcile.
+    `annotation`: names.AGENT_REQUESTED_AT; the controller enqueues in its process.
     """
     body = {"metadata": {"annotations": {annotation: str(time.time_ns())}}}
     try:

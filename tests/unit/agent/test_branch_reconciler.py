@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from tests.node.fake_api import FakeApi, Json
-from tests.unit.branch_model import COPY, PROJECT, ROOMY, VERSION, marker
+from tests.fakes.api import FakeApi, Json
+from tests.unit.agent.branch_model import COPY, PROJECT, ROOMY, VERSION, marker
 
 from dbranch.agent.branch import backoffs, reconciler
 from dbranch.agent.branch.actions import Action, Claim, Clean, CreatePod, Open, SetPassword, TakeSnapshot
@@ -24,7 +24,7 @@ from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
 from dbranch.api.errors import ApiError, NotAccepting
-from dbranch.kube.client import Cluster, branch_path, path_of
+from dbranch.kube.client import Cluster, branch_path, path_of, project_path
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import Result
 
@@ -69,12 +69,15 @@ class Bench:
         meta = {"name": PROJECT.name, "namespace": NAMESPACE, "uid": PROJECT.uid}
         self.api.create(
             path_of(names.API_VERSION, names.PROJECTS, NAMESPACE),
-            {"metadata": meta, "spec": spec, "status": status},
+            {"metadata": meta, "spec": spec},
         )
+        self.api.merge(project_path(NAMESPACE, PROJECT.name, "status"), {"status": status})
         meta = {"name": NAME, "namespace": NAMESPACE, "uid": COPY.uid}
         body = {"metadata": meta, "spec": {"project": PROJECT.name, "source": "main"}}
-        body["status"] = {"nodeName": "n1", "sourceUID": "r-uid"}
         self.api.create(path_of(names.API_VERSION, names.BRANCHES, NAMESPACE), body)
+        status = {"nodeName": "n1", "sourceUID": "r-uid"}
+        self.api.merge(branch_path(NAMESPACE, NAME, "status"), {"status": status})
+        self.api.writes.clear()
         cluster, layout = cast(Cluster, self.api), Layout(tmp_path)
         context, metrics = NodeContext("n1", "node-uid", "dbranch-nodes", "dbranch"), AgentMetrics()
         warm = WarmReconciler(cluster, layout, context, 1, metrics)

@@ -7,10 +7,10 @@ from dataclasses import replace
 from dbranch.agent.status import changed_fields, drop_insignificant
 from dbranch.api.branch import Branch, BranchNode
 from dbranch.api.conditions import Condition, Finding, Reason
-from dbranch.api.project import Project, ProjectNode, Route, Target
+from dbranch.api.project import Project, ProjectNode, Route
 from dbranch.controller.branch.status import branch_findings
 from dbranch.controller.conditions import phase_of, ready_finding, report_conditions
-from dbranch.controller.project.status import is_stale, project_findings
+from dbranch.controller.project.status import project_findings
 
 SHOP = Project(
     "team", "shop", "p", node=ProjectNode(initialized=True, storage=Finding(Reason.POOL_MOUNTED, ""))
@@ -84,39 +84,3 @@ def test_sizes_that_read_the_same_are_not_written_again() -> None:
     assert changed_fields(now, drop_insignificant(now, same)) == {}
     other = {"freeBytes": 9_000_000, "freeSize": "8.6Mi"}
     assert changed_fields(now, drop_insignificant(now, other)) == other
-
-
-def test_a_project_is_stale_while_it_does_not_match_a_branchs_status() -> None:
-    main = replace(MAIN, node=replace(UP, address="10.0.0.1", port=6000), status={"conditions": [{}]})
-    condition = {"type": "PostgresReady", "status": "True", "reason": "Accepting"}
-    reported = replace(
-        SHOP,
-        routes=(Target("main", "Ready", "10.0.0.1", 6000),),
-        route=Route(1, "main"),
-        status={"branches": 1, "conditions": [condition]},
-    )
-    assert not is_stale(reported, [main])
-    moved = replace(main, node=replace(main.node, address="10.0.0.2"))
-    assert is_stale(reported, [moved])
-    assert is_stale(reported, [replace(main, deleted="2026-01-01T00:00:00Z")])
-    assert is_stale(reported, [])
-    # A bound branch is in the routes; an unbound one only counts, from its own first reconcile on.
-    new = replace(main, object_name="shop-new", uid="n", node_name=None, status={})
-    assert not is_stale(reported, [main, new])
-    assert is_stale(reported, [main, replace(new, node_name="n1", node=BranchNode())])
-    waiting = replace(new, status={"conditions": [{}]})
-    assert is_stale(reported, [main, waiting])
-    assert not is_stale(replace(reported, status={**reported.status, "branches": 2}), [main, waiting])
-    # The same routes, but another reason why Postgres does not accept.
-    down = replace(main, node=BranchNode(postgres=Finding(Reason.IMAGE_PULL_FAILED, "no image")))
-    starting = replace(reported, routes=(Target("main", "Starting"),))
-    assert is_stale(starting, [down])
-    pulled = {**condition, "status": "False", "reason": "ImagePullFailed"}
-    assert not is_stale(replace(starting, status={"branches": 1, "conditions": [pulled]}), [down])
-
-
-def test_a_project_before_its_first_reconcile_or_being_deleted_is_not_stale() -> None:
-    assert not is_stale(SHOP, [MAIN])
-    condition = {"type": "PostgresReady", "status": "True", "reason": "Accepting"}
-    deleting = replace(SHOP, deleting=True, status={"branches": 0, "conditions": [condition]})
-    assert not is_stale(deleting, [MAIN])

@@ -76,7 +76,7 @@ def schema_defaults(schema: dict[str, Any]) -> Any:
 
 
 def test_the_schemas_defaults_are_those_of_the_code() -> None:
-    crd = yaml.safe_load((Path(__file__).parents[2] / "crds" / "dbprojects.yaml").read_text())
+    crd = yaml.safe_load((Path(__file__).parents[3] / "crds" / "dbprojects.yaml").read_text())
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     spec = schema_defaults(schema)
     assert spec["proxy"]["limits"] == {"sessions": 1000} and spec["proxy"]["proxyProtocol"] == "Disabled"

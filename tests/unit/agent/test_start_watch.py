@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.unit.branch_model import COPY
+from tests.unit.agent.branch_model import COPY
 
 from dbranch.agent.branch import start_watch
 from dbranch.agent.branch.start_watch import StartWatcher

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.unit.branch_model import COPY, PROJECT, ROOMY, ROOT
+from tests.unit.agent.branch_model import COPY, PROJECT, ROOMY, ROOT
 
 from dbranch.agent.branch.actions import DeletePod, RemoveSlot
 from dbranch.agent.branch.facts import BranchFacts

@@ -11,7 +11,6 @@ from dbranch.api.conditions import Finding, Reason
 from dbranch.api.project import Project, ProxyEntry, Route, Target
 from dbranch.controller.routing import (
     ProxyPod,
-    changes_routed,
     laggards,
     plan_route,
     routed_finding,
@@ -58,17 +57,6 @@ def test_the_route_moves_only_to_a_ready_branch() -> None:
     assert plan_route(switching, ready) == Route(5, "x")
     assert plan_route(switching, [Target("main", "Ready"), Target("x", "Starting")]) == Route(4, "main")
     assert plan_route(replace(ON_MAIN, active_branch="nowhere"), ready) == Route(4, "main")
-
-
-def test_a_proxy_pod_needs_a_reconcile_unless_routed_is_as_it_was() -> None:
-    routed = {"conditions": [{"type": "Routed", "status": "True", "reason": "Routed"}]}
-    reported = replace(ON_MAIN, proxies=(ProxyEntry("p1", 4),), status=routed)
-    assert not changes_routed(reported, ProxyPod("p1", True))
-    assert changes_routed(reported, ProxyPod("p1", False))
-    assert changes_routed(reported, ProxyPod("p2", True))
-    assert changes_routed(replace(reported, proxies=(ProxyEntry("p1", 3),)), ProxyPod("p1", True))
-    assert changes_routed(replace(reported, status={}), ProxyPod("p1", True))
-    assert changes_routed(replace(reported, route=None), ProxyPod("p1", True))
 
 
 def test_the_route_stays_on_a_branch_that_restarts() -> None:

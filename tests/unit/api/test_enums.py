@@ -14,7 +14,7 @@ from dbranch.api import enums
 from dbranch.api.project import parse_project
 from dbranch.proxy.routes import Wait, build_table, decide
 
-CRDS = Path(__file__).parents[2] / "crds"
+CRDS = Path(__file__).parents[3] / "crds"
 # Path of a field below the schema (`[]`: of a list's items) -> the enum that the code has of it.
 PROJECT: dict[str, type[StrEnum]] = {
     "spec.state": enums.State,

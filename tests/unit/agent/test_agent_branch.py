@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.unit.branch_model import (
+from tests.unit.agent.branch_model import (
     COPY,
     INITDB,
     NEW,

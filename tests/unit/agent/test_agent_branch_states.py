@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.unit.branch_model import (
+from tests.unit.agent.branch_model import (
     COPY,
     INITDB,
     NEW,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.unit.branch_model import COPY, NEW, PROJECT, ROOMY, ROOT, VERSION, marker
+from tests.unit.agent.branch_model import COPY, NEW, PROJECT, ROOMY, ROOT, VERSION, marker
 
 from dbranch.agent.branch.actions import (
     Action,
