@@ -66,15 +66,16 @@ class Bench:
         self.now = 0.0
         spec: Json = {"postgres": {"image": PROJECT.postgres.image}}
         status: Json = {"nodeName": "n1", "passwordVersion": VERSION, "node": {"initialized": True}}
-        meta = {"name": PROJECT.name, "namespace": NAMESPACE, "uid": PROJECT.uid}
+        meta = {"name": PROJECT.name, "namespace": NAMESPACE}
         self.api.create(
             path_of(names.API_VERSION, names.PROJECTS, NAMESPACE),
             {"metadata": meta, "spec": spec},
         )
         self.api.merge(project_path(NAMESPACE, PROJECT.name, "status"), {"status": status})
-        meta = {"name": NAME, "namespace": NAMESPACE, "uid": COPY.uid}
+        meta = {"name": NAME, "namespace": NAMESPACE}
         body = {"metadata": meta, "spec": {"project": PROJECT.name, "source": "main"}}
-        self.api.create(path_of(names.API_VERSION, names.BRANCHES, NAMESPACE), body)
+        created = self.api.create(path_of(names.API_VERSION, names.BRANCHES, NAMESPACE), body)
+        self.uid = created["metadata"]["uid"]
         status = {"nodeName": "n1", "sourceUID": "r-uid"}
         self.api.merge(branch_path(NAMESPACE, NAME, "status"), {"status": status})
         self.api.writes.clear()
@@ -138,7 +139,7 @@ def test_a_branch_with_a_warm_slot_is_ready_with_one_write(bench: Bench) -> None
     node = bench.node()
     assert node["postgres"]["reason"] == "Accepting" and node["storage"]["reason"] == "Stored"
     assert (node["slot"], node["pod"], node["address"]) == ("warm-1", "warm-1", "10.0.0.9")
-    assert node["postgresVersion"] == "17.6" and node["port"] == names.branch_port(COPY.uid)
+    assert node["postgresVersion"] == "17.6" and node["port"] == names.branch_port(bench.uid)
 
 
 @pytest.mark.parametrize("action", [Clean, SetPassword, Open])
