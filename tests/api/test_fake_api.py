@@ -59,6 +59,8 @@ def test_objects_go_with_their_owner(server: RealServer, team: str) -> None:
     meta = {"name": "owned", "namespace": team, "ownerReferences": [reference]}
     cluster.create(path, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta})
     watch = cluster.watch(path)
+    # The watch begins with its first event.
+    assert "SYNCED" in (event["type"] for event in watch)
     cluster.delete(f"{path}/owner")
     gone = (event["object"]["metadata"]["name"] for event in watch if event["type"] == "DELETED")
     assert {next(gone), next(gone)} == {"owner", "owned"}

@@ -101,6 +101,12 @@ def _match(path: str) -> re.Match[str]:
     return match
 
 
+def _check_uid(path: str, old: Json | None, uid: str | None) -> None:
+    """Refuse a write to another object; one to a status is not refused, and its UID is ignored."""
+    if uid and old is not None and old["metadata"]["uid"] != uid:
+        raise ApiError(422, "Invalid", f"{path}: metadata.uid: field is immutable")
+
+
 def _collections(key: str) -> tuple[str, ...]:
     """Return the paths of the lists that hold the object: its namespace's, and that of all namespaces."""
     match = _match(key)
@@ -224,8 +230,10 @@ class FakeApi:
             uid = body["metadata"].get("uid")
             if old is None and sub:
                 raise ApiError(404, "NotFound", f"{key} not found")
-            if uid and (old is None or old["metadata"]["uid"] != uid):
+            if uid and old is None:
                 raise ApiError(409, "Conflict", f"{key} is not the object with the UID {uid}")
+            if not sub:
+                _check_uid(key, old, uid)
             fields = {"status": body.get("status")} if sub else dict(body)
             if not sub and _match(key)["plural"] in _WITH_STATUS:
                 fields.pop("status", None)
@@ -254,10 +262,12 @@ class FakeApi:
     def merge(self, path: str, body: Mapping[str, Any]) -> Json:
         with self._request("merge", path, body) as body, self._state(write=True) as state:
             old = self._existing(state, path)
-            for field in ("uid", "resourceVersion"):
-                expected = (body.get("metadata") or {}).get(field)
-                if expected and expected != old["metadata"][field]:
-                    raise ApiError(409, "Conflict", f"{path}: {field} is not {expected}")
+            meta = body.get("metadata") or {}
+            expected = meta.get("resourceVersion")
+            if expected and expected != old["metadata"]["resourceVersion"]:
+                raise ApiError(409, "Conflict", f"{path}: the object has been modified")
+            if not _match(path)["sub"]:
+                _check_uid(path, old, meta.get("uid"))
             return self._update(state, path, old, merge_patch(old, body))
 
     def json_patch(self, path: str, operations: list[Json]) -> Json:

@@ -117,12 +117,15 @@ def a_patch_that_changes_nothing_is_no_write(server: Server, team: str) -> None:
     assert patched["metadata"]["resourceVersion"] == created["metadata"]["resourceVersion"]
 
 
-def a_merge_patch_for_another_uid_or_version_is_a_conflict(server: Server, team: str) -> None:
+def a_merge_patch_for_another_uid_or_version_is_refused(server: Server, team: str) -> None:
     cluster, path = server.cluster, config_maps(team, "one")
     meta = cluster.create(config_maps(team), config_map(team))["metadata"]
-    for field, value in (("uid", "00000000-0000-4000-8000-000000000000"), ("resourceVersion", "1")):
+    for field, value, refusal in (
+        ("uid", "00000000-0000-4000-8000-000000000000", (422, "Invalid")),
+        ("resourceVersion", "1", (409, "Conflict")),
+    ):
         refused = status_and_reason(lambda f=field, v=value: cluster.merge(path, {"metadata": {f: v}}))  # type: ignore[misc]
-        assert refused == (409, "Conflict")
+        assert refused == refusal
     version = {"resourceVersion": meta["resourceVersion"]}
     cluster.merge(path, {"metadata": {"uid": meta["uid"], **version}, "data": {"b": "2"}})
     stale = status_and_reason(lambda: cluster.merge(path, {"metadata": version, "data": {"b": "3"}}))
@@ -153,8 +156,11 @@ def the_status_is_written_through_its_own_path_only(server: Server, team: str) -
     )
     assert written["status"] == {"phase": "Ready"} and written["spec"].get("state", "Running") == "Running"
     assert not written["metadata"].get("labels")
-    conflict = {"metadata": {"uid": "00000000-0000-4000-8000-000000000000"}, "status": {"phase": "Pending"}}
-    assert status_and_reason(lambda: cluster.merge(f"{path}/status", conflict)) == (409, "Conflict")
+    # The UID says nothing there; the version does.
+    other = {"metadata": {"uid": "00000000-0000-4000-8000-000000000000"}, "status": {"phase": "Pending"}}
+    assert cluster.merge(f"{path}/status", other)["status"] == {"phase": "Pending"}
+    stale = {"metadata": {"resourceVersion": "1"}, "status": {"phase": "Ready"}}
+    assert status_and_reason(lambda: cluster.merge(f"{path}/status", stale)) == (409, "Conflict")
 
 
 def a_json_patch_applies_as_a_whole_or_not_at_all(server: Server, team: str) -> None:
@@ -221,12 +227,12 @@ def applying_takes_fields_over_from_others(server: Server, team: str) -> None:
     }
 
 
-def applying_to_another_uid_is_a_conflict(server: Server, team: str) -> None:
+def applying_to_another_uid_is_refused(server: Server, team: str) -> None:
     cluster, path = server.cluster, config_maps(team, "one")
     other = config_map(team, uid="00000000-0000-4000-8000-000000000000")
     assert status_and_reason(lambda: cluster.apply(path, other))[0] == 409
     meta = cluster.create(config_maps(team), config_map(team))["metadata"]
-    assert status_and_reason(lambda: cluster.apply(path, other))[0] == 409
+    assert status_and_reason(lambda: cluster.apply(path, other))[0] == 422
     mine = {**config_map(team, uid=meta["uid"]), "data": {"a": "2"}}
     assert cluster.apply(path, mine)["data"] == {"a": "2"}
 
@@ -338,14 +344,14 @@ CONTRACT: tuple[Callable[[Server, str], None], ...] = (
     a_created_object_gets_its_identity_from_the_server,
     a_merge_patch_sets_and_removes_members,
     a_patch_that_changes_nothing_is_no_write,
-    a_merge_patch_for_another_uid_or_version_is_a_conflict,
+    a_merge_patch_for_another_uid_or_version_is_refused,
     the_generation_counts_changes_of_the_spec_and_the_deletion,
     the_status_is_written_through_its_own_path_only,
     a_json_patch_applies_as_a_whole_or_not_at_all,
     a_json_patch_reaches_into_lists,
     applying_creates_and_removes_what_is_no_longer_applied,
     applying_takes_fields_over_from_others,
-    applying_to_another_uid_is_a_conflict,
+    applying_to_another_uid_is_refused,
     each_proxy_applies_its_own_entry,
     an_object_with_a_finalizer_goes_when_the_last_one_is_removed,
     a_deletion_with_preconditions_leaves_another_object_alone,
