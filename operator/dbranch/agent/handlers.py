@@ -14,6 +14,7 @@ from dbranch.agent.timing import BUSY_RETRY_SECONDS, FAILED_RETRY_SECONDS, LONGE
 from dbranch.api import names
 from dbranch.api.errors import Busy
 from dbranch.runtime.backoff import Backoff
+from dbranch.runtime.heartbeats import Heartbeats
 from dbranch.runtime.kopf_settings import configure_kopf, login, requeue_after
 from dbranch.runtime.logs import log_error
 from dbranch.runtime.result import Result
@@ -30,6 +31,7 @@ def register(
     registry: kopf.OperatorRegistry,
     dispatcher: Dispatcher,
     node: str,
+    heartbeats: Heartbeats,
     started: Callable[[], None] = lambda: None,
 ) -> None:
     """Register the handlers, which put keys into the work queue. kopf calls `started` before the first of them."""
@@ -44,6 +46,14 @@ def register(
             settings.watching.field_selectors[names.GROUP, plural] = f"status.nodeName={node}"
         dispatcher.queue.start()
         started()
+
+    @kopf.on.probe(id="loops", errors=kopf.ErrorsMode.PERMANENT, **options)
+    async def probe(**_: Any) -> str:
+        # An exception makes the liveness endpoint answer 500.
+        trouble = dispatcher.queue.trouble() or heartbeats.trouble()
+        if trouble:
+            raise kopf.PermanentError(trouble)
+        return "running"
 
     kopf.on.login(**options)(login)
 

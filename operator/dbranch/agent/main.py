@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import kopf
@@ -23,6 +25,7 @@ from dbranch.api import names
 from dbranch.api.errors import DbranchError, InvalidInput
 from dbranch.api.project import parse_seconds
 from dbranch.kube.client import Cluster, path_of
+from dbranch.runtime.heartbeats import Heartbeats
 from dbranch.runtime.kopf_settings import serve
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.logs import start_logging
@@ -71,12 +74,14 @@ def main() -> None:
         logger.error("node %s: btrfs %s, loop %s", context.node, machine.btrfs, machine.loop)
     readiness = Readiness(layout, dispatcher.metrics)
     readiness.serve()
-    for target, args in (
-        (watch_pods, (cluster, context, dispatcher.warm, dispatcher.request_branch)),
-        (dispatcher.warm.run, (dispatcher.wait_idle,)),
-        (run_housekeeping, (cluster, layout, context, os.environ["DBRANCH_POD_NAME"], orphan_grace_period)),
-    ):
-        threading.Thread(target=target, args=args, daemon=True, name=target.__name__).start()
+    heartbeats, pod = Heartbeats(), os.environ["DBRANCH_POD_NAME"]
+    loops: dict[str, Callable[[Callable[[], None]], None]] = {
+        "pod watch": partial(watch_pods, cluster, context, dispatcher.warm, dispatcher.request_branch),
+        "warm slots": partial(dispatcher.warm.run, dispatcher.wait_idle),
+        "housekeeping": partial(run_housekeeping, cluster, layout, context, pod, orphan_grace_period),
+    }
+    for name, loop in loops.items():
+        threading.Thread(target=heartbeats.run, args=(name, loop), daemon=True, name=name).start()
     registry = kopf.OperatorRegistry()
-    register(registry, dispatcher, context.node, readiness.started.set)
+    register(registry, dispatcher, context.node, heartbeats, readiness.started.set)
     serve(registry, names.AGENT_MANAGER)
