@@ -5,25 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import kopf
 
-from dbranch.agent.branch.reconciler import BranchReconciler
-from dbranch.agent.metrics import AgentMetrics
-from dbranch.agent.project.reconciler import ProjectReconciler
-from dbranch.agent.timing import (
-    BRANCH_RESYNC_SECONDS,
-    BUSY_RETRY_SECONDS,
-    FAILED_RETRY_SECONDS,
-    LONGEST_REMOVAL_RETRY_SECONDS,
-    PROJECT_RESYNC_SECONDS,
-)
-from dbranch.agent.warm.reconciler import WarmReconciler
+from dbranch.agent.dispatch import Dispatcher
+from dbranch.agent.timing import BUSY_RETRY_SECONDS, FAILED_RETRY_SECONDS, LONGEST_REMOVAL_RETRY_SECONDS
 from dbranch.api import names
 from dbranch.api.errors import Busy
 from dbranch.runtime.backoff import Backoff
+from dbranch.runtime.heartbeats import Heartbeats
 from dbranch.runtime.kopf_settings import configure_kopf, login, requeue_after
 from dbranch.runtime.logs import log_error
 from dbranch.runtime.result import Result
@@ -36,33 +27,33 @@ _RESTARTED_AT: Any = ("metadata", "annotations", names.RESTARTED_AT)
 _REQUESTED_AT: Any = ("metadata", "annotations", names.AGENT_REQUESTED_AT)
 
 
-@dataclass(frozen=True)
-class Reconcilers:
-    """The reconcilers of one agent, and its metrics."""
-
-    projects: ProjectReconciler
-    branches: BranchReconciler
-    warm: WarmReconciler
-    metrics: AgentMetrics
-
-
 def register(
     registry: kopf.OperatorRegistry,
-    reconcilers: Reconcilers,
+    dispatcher: Dispatcher,
     node: str,
+    heartbeats: Heartbeats,
     started: Callable[[], None] = lambda: None,
 ) -> None:
-    """Register the handlers, each of which calls one reconciler. kopf calls `started` before the first of them."""
+    """Register the handlers, which put keys into the work queue. kopf calls `started` before the first of them."""
     options: Any = {"registry": registry}
     removals = Backoff(LONGEST_REMOVAL_RETRY_SECONDS)
 
     @kopf.on.startup(**options)
-    def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+    async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
         others = [("metadata", "annotations", names.CONTROLLER_REQUESTED_AT)]
         configure_kopf(settings, names.AGENT_FINALIZER, names.AGENT_PREFIX, others)
         for plural in (names.PROJECTS, names.BRANCHES):
             settings.watching.field_selectors[names.GROUP, plural] = f"status.nodeName={node}"
+        dispatcher.queue.start()
         started()
+
+    @kopf.on.probe(id="loops", errors=kopf.ErrorsMode.PERMANENT, **options)
+    async def probe(**_: Any) -> str:
+        # An exception makes the liveness endpoint answer 500.
+        trouble = dispatcher.queue.trouble() or heartbeats.trouble()
+        if trouble:
+            raise kopf.PermanentError(trouble)
+        return "running"
 
     kopf.on.login(**options)(login)
 
@@ -74,48 +65,24 @@ def register(
     @kopf.on.update(*_PROJECT, field="spec.storage", id="project", **options)
     @kopf.on.field(*_PROJECT, field=_REQUESTED_AT, id="project", **options)
     @kopf.on.field(*_PROJECT, field="status.passwordVersion", id="project", **options)
-    def project(namespace: Any, name: str, **_: Any) -> None:
-        reconcilers.projects.requests.run(namespace, name)
+    async def project(namespace: Any, name: str, **_: Any) -> None:
+        dispatcher.request_project(namespace, name)
 
     @kopf.on.resume(*_BRANCH, id="branch", **options)
     @kopf.on.create(*_BRANCH, id="branch", **options)
     @kopf.on.update(*_BRANCH, field="spec", id="branch", **options)
     @kopf.on.field(*_BRANCH, field=_REQUESTED_AT, id="branch", **options)
     @kopf.on.field(*_BRANCH, field=_RESTARTED_AT, id="branch", **options)
-    def branch(namespace: Any, name: str, **_: Any) -> None:
-        reconcilers.branches.requests.run(namespace, name)
+    async def branch(namespace: Any, name: str, **_: Any) -> None:
+        dispatcher.request_branch(namespace, name)
 
     @kopf.on.delete(*_PROJECT, id="project-removal", **options)
     def project_removal(body: kopf.Body, **_: Any) -> None:
-        run_removal(reconcilers.projects.remove, body, removals)
+        run_removal(dispatcher.projects.remove, body, removals)
 
     @kopf.on.delete(*_BRANCH, id="branch-removal", **options)
     def branch_removal(body: kopf.Body, **_: Any) -> None:
-        run_removal(reconcilers.branches.remove, body, removals)
-
-    @kopf.timer(
-        *_PROJECT,
-        interval=PROJECT_RESYNC_SECONDS,
-        initial_delay=PROJECT_RESYNC_SECONDS,
-        id="project-usage",
-        **options,
-    )
-    def project_usage(namespace: Any, name: str, **_: Any) -> None:
-        try:
-            reconcilers.projects.collect_usage_and_trash(namespace, name)
-        except Exception as error:  # noqa: BLE001
-            # The timer tries again.
-            log_error(logger, error, f"usage of project {namespace}/{name}")
-
-    @kopf.timer(
-        *_BRANCH,
-        interval=BRANCH_RESYNC_SECONDS,
-        initial_delay=BRANCH_RESYNC_SECONDS,
-        id="branch-usage",
-        **options,
-    )
-    def branch_usage(namespace: Any, name: str, **_: Any) -> None:
-        reconcilers.branches.requests.run(namespace, name)
+        run_removal(dispatcher.branches.remove, body, removals)
 
 
 def run_removal(remove: Callable[[dict[str, Any]], Result], body: kopf.Body, backoff: Backoff) -> None:

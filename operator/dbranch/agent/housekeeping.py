@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,10 +45,16 @@ class PublishedFacts:
     retained: str
 
 
-def run_housekeeping(cluster: Cluster, layout: Layout, context: NodeContext, pod: str, grace: float) -> None:
-    """Publish and sweep for ever, at a slow pace. `grace`: seconds for which orphans are kept."""
+def run_housekeeping(
+    cluster: Cluster, layout: Layout, context: NodeContext, pod: str, grace: float, beat: Callable[[], None]
+) -> None:
+    """Publish and sweep for ever, at a slow pace. `grace`: seconds for which orphans are kept.
+
+    `beat` is called in each round.
+    """
     published: PublishedFacts | None = None
     while True:
+        beat()
         try:
             published = publish_node_facts(cluster, layout, context, pod, published)
             sweep_slots(cluster, layout, context)

@@ -47,19 +47,25 @@ def node_is_full(pod: PodFacts) -> bool:
 
 
 def watch_pods(
-    cluster: Cluster, context: NodeContext, warm: WarmReconciler, request: Callable[[str, str], None]
+    cluster: Cluster,
+    context: NodeContext,
+    warm: WarmReconciler,
+    request: Callable[[str, str], None],
+    beat: Callable[[], None],
 ) -> None:
     """Watch for ever: request reconciles of branches by their pods' labels, and trigger those of the warm slots.
 
-    `request(namespace, name)` requests a reconcile of a DBBranch.
+    `request(namespace, name)` requests a reconcile of a DBBranch; `beat` is called in each round and at each event.
     """
     path = path_of("v1", "pods", context.namespace)
     pods: dict[str, PodFacts] = {}
     while True:
+        beat()
         try:
             listed: set[str] = set()
             synced = False
             for event in cluster.watch(path, names.LABEL_SLOT, f"spec.nodeName={context.node}"):
+                beat()
                 if event["type"] == "SYNCED":
                     synced = True
                     pods = {name: facts for name, facts in pods.items() if name in listed}

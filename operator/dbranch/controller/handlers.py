@@ -100,7 +100,7 @@ def _register_startup(registry: kopf.OperatorRegistry, owned: OwnedObjects, work
     options: Any = {"registry": registry}
 
     @kopf.on.startup(**options)
-    def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+    async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
         ignored_fields = [
             ("metadata", "annotations", names.AGENT_REQUESTED_AT),
             *(("status", "node", field) for field in _MEASURED_FIELDS),
@@ -111,6 +111,7 @@ def _register_startup(registry: kopf.OperatorRegistry, owned: OwnedObjects, work
             f"{names.LABEL_NAME}=dbranch,"
             f"{names.LABEL_COMPONENT} in ({names.COMPONENT_AGENT},{names.COMPONENT_PROXY})"
         )
+        work.queue.start()
 
     @kopf.on.startup(**options)
     def preload(**_: Any) -> None:

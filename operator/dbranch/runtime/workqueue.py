@@ -7,10 +7,12 @@ import contextvars
 import heapq
 import logging
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +33,9 @@ _LONGEST_UNREACHABLE_SECONDS: Final = 10.0
 _RESYNC_JITTER: Final = 0.1
 # A reconcile ends within the time limits of its requests; one that does not, or a queue that starts none, is stuck.
 _STUCK_SECONDS: Final = 600.0
+# An object that is due within this time is not idle, and the time after which that is looked at again.
+_SOON_SECONDS: Final = 0.5
+_IDLE_POLL_SECONDS: Final = 0.05
 
 
 @dataclass
@@ -54,8 +59,11 @@ class WorkQueue:
 
     The requests are kept in memory only: a process that starts reconciles every object anyway. After an exception of
     any kind a reconcile is retried, first after two seconds, at last every five minutes (ten seconds, if the API
-    server does not answer); the same goes for one that returns an unfinished Result. An event starts that over. Use
-    it on kopf's event loop. `on_failure(key, error)` is called in a thread after each exception.
+    server does not answer); the same goes for one that returns an unfinished Result. An event starts that over.
+    `on_failure(key, error)` is called in a thread after each exception.
+
+    It works on the event loop that calls `start`; `add` before that is remembered. `add` and `wait_idle` may be
+    called from other threads, all else only on the loop.
     """
 
     def __init__(
@@ -80,10 +88,59 @@ class WorkQueue:
         self._tasks: set[asyncio.Task[None]] = set()
         self._wakeup: asyncio.TimerHandle | None = None
         self._progress = time.monotonic()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # Guards `_loop` and `_early`: what was added before the loop was known.
+        self._start_lock, self._started = threading.Lock(), threading.Event()
+        self._early: dict[Key, None] = {}
+
+    def start(self) -> None:
+        """Begin to reconcile, on the running event loop."""
+        with self._start_lock:
+            self._loop = asyncio.get_running_loop()
+            early, self._early = self._early, {}
+        for key in early:
+            self._add(key, contextvars.copy_context())
+        self._started.set()
 
     def add(self, key: Key) -> None:
         """Reconcile the object as soon as may be, once more if it is being reconciled now; an event asks for it."""
-        entry = self._entries.setdefault(key, _Entry(contextvars.copy_context()))
+        with self._start_lock:
+            loop = self._loop
+            if loop is None:
+                self._early[key] = None
+                return
+        if _is_running_here(loop):
+            self._add(key, contextvars.copy_context())
+        else:
+            # A loop that has ended reconciles no more. Nothing of the calling thread's context is passed on: it may
+            # be that of another object's reconcile.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._add, key, contextvars.Context())
+
+    def wait_idle(self, kind: str, timeout: float) -> None:
+        """Block a thread until no object of `kind` is reconciled or due soon, `timeout` seconds at most."""
+        deadline = time.monotonic() + timeout
+        if not self._started.wait(max(0.0, timeout)) or self._loop is None or self._loop.is_closed():
+            return
+        idle = asyncio.run_coroutine_threadsafe(self._until_idle(kind, deadline), self._loop)
+        # A loop that ends meanwhile never answers.
+        with suppress(TimeoutError, CancelledError):
+            idle.result(max(0.0, timeout) + 1.0)
+
+    async def _until_idle(self, kind: str, deadline: float) -> None:
+        while self._is_active(kind) and time.monotonic() < deadline:
+            await asyncio.sleep(_IDLE_POLL_SECONDS)
+
+    def _is_active(self, kind: str) -> bool:
+        soon = time.monotonic() + _SOON_SECONDS
+        return any(
+            entry.started is not None or (entry.due is not None and entry.due <= soon)
+            for key, entry in self._entries.items()
+            if key.kind == kind
+        )
+
+    def _add(self, key: Key, context: contextvars.Context) -> None:
+        entry = self._entries.setdefault(key, _Entry(context))
         entry.gone, entry.requested, entry.attempts, entry.due = False, True, 0, time.monotonic()
         if entry.started is None:
             self._ready[key] = None
@@ -196,3 +253,10 @@ class WorkQueue:
     def _on_time(self) -> None:
         self._wake()
         self._start()
+
+
+def _is_running_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False

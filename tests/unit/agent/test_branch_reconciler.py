@@ -82,7 +82,9 @@ class Bench:
         cluster, layout = cast(Cluster, self.api), Layout(tmp_path)
         context, metrics = NodeContext("n1", "node-uid", "dbranch-nodes", "dbranch"), AgentMetrics()
         warm = WarmReconciler(cluster, layout, context, 1, metrics)
-        self.reconciler = BranchReconciler(cluster, layout, context, KeyedLocks(), warm, metrics)
+        self.reconciler = BranchReconciler(
+            cluster, layout, context, KeyedLocks(), warm, metrics, lambda *_: None
+        )
         monkeypatch.setattr(reconciler, "observe_branch", lambda *_: self._observe())
         monkeypatch.setattr(reconciler, "observe_postgres", lambda _, __, facts: facts)
         monkeypatch.setattr(reconciler, "observe_started", lambda *_: STARTED)

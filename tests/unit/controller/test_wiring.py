@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +11,8 @@ from typing import cast
 import kopf
 import pytest
 from tests.factories import Json, branch, project
-from tests.fakes.http import serve_api
 from tests.unit.controller.rig import BRANCHES, PROJECTS, RELEASE, Rig, conditions_of
+from tests.unit.kopf_thread import running_kopf
 
 from dbranch.api import names
 from dbranch.api.errors import ApiError
@@ -70,34 +68,10 @@ def unfinished(body: Json) -> Json:
 @contextmanager
 def controller(rig: Rig, directory: Path) -> Iterator[None]:
     """Run the controller's process over the rig's API server."""
-    rig.api.close_watches()
-    server = serve_api(rig.api, directory / "config")
     registry = kopf.OperatorRegistry()
     register(registry, cast(Cluster, rig.api), RELEASE, 300, ControllerMetrics())
-    stop, ready = threading.Event(), threading.Event()
-
-    def run() -> None:
-        operator = kopf.operator(
-            registry=registry,
-            lifecycle=kopf.lifecycles.all_at_once,
-            clusterwide=True,
-            stop_flag=stop,
-            ready_flag=ready,
-        )
-        asyncio.run(operator)
-
-    thread = threading.Thread(target=run, daemon=True, name="kopf")
-    thread.start()
-    try:
-        assert ready.wait(20)
+    with running_kopf(registry, rig.api, directory / "config"):
         yield
-    finally:
-        rig.api.close_watches()
-        stop.set()
-        thread.join(20)
-        server.shutdown()
-        server.server_close()
-        assert not thread.is_alive()
 
 
 @pytest.fixture

@@ -48,6 +48,12 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.002)
 
 
+def started(*args: Any, **options: Any) -> WorkQueue:
+    queue = WorkQueue(*args, **options)
+    queue.start()
+    return queue
+
+
 async def until_idle(queue: WorkQueue) -> None:
     await until(lambda: not queue._tasks and not queue._ready)
 
@@ -62,7 +68,7 @@ def test_requests_during_a_reconcile_are_served_by_one_more_behind_it() -> None:
         return DONE
 
     async def scenario() -> None:
-        queue = WorkQueue(Reconciles(act), 300)
+        queue = started(Reconciles(act), 300)
         queue.add(SHOP)
         await until(lambda: len(seen) == 1)
         for n in range(2, 50):
@@ -88,7 +94,7 @@ def test_one_object_does_not_wait_for_another() -> None:
         return DONE
 
     async def scenario() -> None:
-        queue = WorkQueue(Reconciles(act), 300)
+        queue = started(Reconciles(act), 300)
         queue.add(SHOP)
         queue.add(MILL)
         await until(seen.is_set)
@@ -107,7 +113,7 @@ def test_an_exception_of_any_kind_is_reported_and_retried_until_it_succeeds(erro
     reconciles = Reconciles(act)
 
     async def scenario() -> None:
-        queue = WorkQueue(reconciles, 300, reconciles.failed, first_retry_seconds=0.001)
+        queue = started(reconciles, 300, reconciles.failed, first_retry_seconds=0.001)
         queue.add(SHOP)
         await until(lambda: len(reconciles.calls) == 4)
         await until_idle(queue)
@@ -131,7 +137,7 @@ def test_a_failure_that_cannot_be_reported_is_retried_too() -> None:
         raise RuntimeError("no answer either")
 
     async def scenario() -> None:
-        queue = WorkQueue(reconciles, 300, report, first_retry_seconds=0.001)
+        queue = started(reconciles, 300, report, first_retry_seconds=0.001)
         queue.add(SHOP)
         await until(lambda: len(reconciles.calls) == 3)
 
@@ -154,7 +160,7 @@ def test_delays_double_to_five_minutes_and_start_over_with_an_event(
     reconciles = Reconciles(act)
 
     async def scenario() -> None:
-        queue = WorkQueue(reconciles, 300)
+        queue = started(reconciles, 300)
         delays = []
         for attempt in range(10):
             queue._entries.setdefault(SHOP, workqueue._Entry(workqueue.contextvars.copy_context()))
@@ -178,7 +184,7 @@ def test_what_is_unfinished_waits_longer_each_time_and_a_success_ends_that() -> 
     reconciles = Reconciles(lambda key: results.pop(0))
 
     async def scenario() -> None:
-        queue = WorkQueue(reconciles, 300)
+        queue = started(reconciles, 300)
         queue.add(SHOP)
         await until(lambda: not results)
         await until_idle(queue)
@@ -193,7 +199,7 @@ def test_a_reconcile_says_when_it_is_to_be_called_next() -> None:
     reconciles = Reconciles(lambda key: Result(30.0))
 
     async def scenario() -> None:
-        queue = WorkQueue(reconciles, 300)
+        queue = started(reconciles, 300)
         queue.add(SHOP)
         await until(lambda: reconciles.calls)
         await until_idle(queue)
@@ -214,7 +220,7 @@ def test_no_namespace_takes_all_workers() -> None:
     reconciles = Reconciles(act)
 
     async def scenario() -> None:
-        queue = WorkQueue(reconciles, 300, workers=4, workers_per_namespace=3)
+        queue = started(reconciles, 300, workers=4, workers_per_namespace=3)
         for number in range(10):
             queue.add(SHOP._replace(name=f"shop-{number}"))
         queue.add(OTHER)
@@ -237,7 +243,7 @@ def test_an_object_that_is_gone_is_forgotten() -> None:
     reconciles = Reconciles(act)
 
     async def scenario() -> None:
-        queue = WorkQueue(reconciles, 300)
+        queue = started(reconciles, 300)
         queue.add(SHOP)
         await until(lambda: reconciles.calls)
         queue.forget(SHOP)
@@ -253,7 +259,7 @@ def test_an_object_that_a_reconcile_does_not_find_is_forgotten() -> None:
     reconciles = Reconciles(lambda key: GONE)
 
     async def scenario() -> None:
-        queue = WorkQueue(reconciles, 300)
+        queue = started(reconciles, 300)
         queue.add(SHOP)
         await until(lambda: reconciles.calls)
         await until_idle(queue)
@@ -270,7 +276,7 @@ def test_a_reconcile_that_hangs_is_trouble() -> None:
         return DONE
 
     async def scenario() -> None:
-        queue = WorkQueue(Reconciles(act), 300, workers=1)
+        queue = started(Reconciles(act), 300, workers=1)
         queue.add(SHOP)
         queue.add(MILL)
         assert queue.trouble() is None
@@ -295,10 +301,69 @@ def test_a_reconcile_runs_in_the_context_of_its_request() -> None:
         return Result(0.001) if len(seen) < 3 else DONE
 
     async def scenario() -> None:
-        queue = WorkQueue(Reconciles(act), 300)
+        queue = started(Reconciles(act), 300)
         CONTEXT.set("a handler's")
         queue.add(SHOP)
         await until(lambda: len(seen) == 3)
         assert seen == ["a handler's"] * 3
+
+    run(scenario)
+
+
+def test_other_threads_may_add_also_before_the_loop_runs() -> None:
+    seen: list[tuple[Key, str]] = []
+
+    def act(key: Key) -> Result:
+        seen.append((key, CONTEXT.get()))
+        return DONE
+
+    queue = WorkQueue(Reconciles(act), 300)
+    queue.add(MILL)
+
+    def add() -> None:
+        CONTEXT.set("another object's")
+        queue.add(SHOP)
+
+    async def scenario() -> None:
+        assert not seen
+        queue.start()
+        await until(lambda: len(seen) == 1)
+        thread = threading.Thread(target=add)
+        thread.start()
+        await until(lambda: len(seen) == 2)
+        thread.join()
+        assert seen == [(MILL, ""), (SHOP, "")]
+
+    run(scenario)
+    # The loop has ended.
+    queue.add(OTHER)
+    queue.wait_idle(OTHER.kind, 5)
+    assert len(seen) == 2
+
+
+def test_it_is_idle_unless_an_object_of_the_kind_is_reconciled_or_due_soon() -> None:
+    proceed = threading.Event()
+    delays = {SHOP: 0.1, MILL: 60.0}
+
+    def act(key: Key) -> Result:
+        if key == SHOP:
+            assert proceed.wait(5)
+        return Result(delays.pop(key, None))
+
+    reconciles = Reconciles(act)
+
+    async def scenario() -> None:
+        queue = started(reconciles, 300)
+        queue.add(SHOP)
+        queue.add(MILL)
+        await asyncio.to_thread(queue.wait_idle, "DBBranch", 5)
+        await until(lambda: len(reconciles.calls) == 2)
+        await asyncio.to_thread(queue.wait_idle, SHOP.kind, 0.05)
+        assert len(reconciles.calls) == 2
+        proceed.set()
+        await asyncio.to_thread(queue.wait_idle, SHOP.kind, 5)
+        assert [key for key, _ in reconciles.calls].count(SHOP) == 2
+        delay = queue.delay_of(MILL)
+        assert delay and delay > 50
 
     run(scenario)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +27,6 @@ from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics, SlotOrigin
 from dbranch.agent.postgres import session
-from dbranch.agent.requests import ReconcileRequests
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.status import (
     changed_fields,
@@ -49,12 +45,12 @@ from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Reason
 from dbranch.api.errors import ApiError, Busy, ClusterUnreachable, SlotTaken
-from dbranch.api.project import parse_project
+from dbranch.api.project import Project, parse_project
 from dbranch.kube.client import Cluster, branch_path, project_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.logs import log_error
-from dbranch.runtime.result import Result
+from dbranch.runtime.result import GONE, Result
 from dbranch.runtime.timings import StepTimer
 
 logger = logging.getLogger(__name__)
@@ -63,7 +59,7 @@ logger = logging.getLogger(__name__)
 class BranchReconciler:
     """Reconciles branches. All writes of a branch's `status.node` come from here, but for its sizes.
 
-    `requests`: requests for reconciles in this process; kopf's handlers go through them, too.
+    `request(namespace, name)` requests a reconcile of a branch.
     """
 
     def __init__(
@@ -74,49 +70,37 @@ class BranchReconciler:
         locks: KeyedLocks,
         warm: WarmReconciler,
         metrics: AgentMetrics,
+        request: Callable[[str, str], None],
     ) -> None:
         self._cluster, self._layout, self._context, self._locks = cluster, layout, context, locks
         self._warm, self._metrics = warm, metrics
-        self.requests = ReconcileRequests(self.reconcile, "branch")
         self._effects = BranchEffects(cluster, layout, context)
-        self._start_watcher = StartWatcher(layout, self.requests.add)
+        self._start_watcher = StartWatcher(layout, request)
         self._removal = BranchRemoval(cluster, layout, context, warm)
         self._backoffs = BranchBackoffs()
         # By UID: the timers of reconciles whose Postgres is starting, and the origins of their slots.
         self._starts: dict[str, tuple[StepTimer, SlotOrigin]] = {}
-        self._active, self._idle = 0, threading.Condition()
 
-    def wait_idle(self, timeout: float) -> None:
-        """Block until no branch is reconciled or starting, `timeout` seconds at most."""
-        deadline = time.monotonic() + timeout
-        while (left := deadline - time.monotonic()) > 0:
-            self._start_watcher.wait_idle(left)
-            self.requests.wait_idle(deadline - time.monotonic())
-            with self._idle:
-                self._idle.wait_for(lambda: not self._active, max(0.0, deadline - time.monotonic()))
-            if self._start_watcher.wait_idle(0.0):
-                return
+    def wait_started(self, timeout: float) -> bool:
+        """Block until no branch is starting, `timeout` seconds at most; return True if none is."""
+        return self._start_watcher.wait_idle(timeout)
 
-    @contextmanager
-    def _reconciling(self) -> Iterator[None]:
-        """Count a reconcile as activity for `wait_idle`."""
-        with self._idle:
-            self._active += 1
-        try:
-            yield
-        finally:
-            with self._idle:
-                self._active -= 1
-                self._idle.notify_all()
+    def forget_failures(self, branch: Branch) -> None:
+        """Try at once, in the next reconcile, what had failed."""
+        self._backoffs.succeed(branch)
 
     def reconcile(self, namespace: str, name: str) -> Result:
         """Reconcile a branch that is not being deleted."""
-        with self._reconciling(), self._locks.held(namespace, name):
+        with self._locks.held(namespace, name):
             timer = StepTimer()
-            desired = self._read(namespace, name)
+            branch = self._read(namespace, name)
+            if branch is None or branch.deleting:
+                return GONE
+            project = self._read_project(branch)
             timer.record("read")
-            if desired is None or desired.branch.deleting or desired.project.deleting:
+            if project is None or project.deleting:
                 return Result()
+            desired = Desired(project, branch)
             try:
                 with session.shared_connections():
                     result = self._reconcile_until_claimed(desired, timer)
@@ -142,16 +126,19 @@ class BranchReconciler:
                 self._starts.pop(branch.uid, None)
             return result
 
-    def _read(self, namespace: str, name: str) -> Desired | None:
-        """Return the branch and its project; None if one of them is gone or not scheduled to this node."""
+    def _read(self, namespace: str, name: str) -> Branch | None:
+        """Return the branch; None if it is gone or not scheduled to this node."""
         body = self._cluster.get(branch_path(namespace, name))
         if body is None or (body.get("status") or {}).get("nodeName") != self._context.node:
             return None
-        branch = parse_branch(body)
-        project_body = self._cluster.get(project_path(namespace, branch.project))
-        if project_body is None or (project_body.get("status") or {}).get("nodeName") != self._context.node:
+        return parse_branch(body)
+
+    def _read_project(self, branch: Branch) -> Project | None:
+        """Return the branch's project; None if it is gone or not scheduled to this node."""
+        body = self._cluster.get(project_path(branch.namespace, branch.project))
+        if body is None or (body.get("status") or {}).get("nodeName") != self._context.node:
             return None
-        return Desired(parse_project(project_body), branch)
+        return parse_project(body)
 
     def _reconcile_until_claimed(self, desired: Desired, timer: StepTimer) -> Result:
         """Reconcile, again without each pod that another branch claimed first; without any left it gets a new pod."""

@@ -28,23 +28,26 @@ class StartWatcher:
     for, or when the branch is no longer bound in its slot. It changes and reports nothing itself.
     """
 
-    def __init__(self, layout: Layout, request: Callable[[str, str, float], None]) -> None:
-        """`request(namespace, name, delay)` requests a reconcile of a DBBranch."""
+    def __init__(self, layout: Layout, request: Callable[[str, str], None]) -> None:
+        """`request(namespace, name)` requests a reconcile of a DBBranch."""
         self._layout, self._request = layout, request
         self._backoff = Backoff(LONGEST_RETRY_SECONDS)
         self._changed = threading.Condition()
         # By namespace and name of the DBBranch: the slot, and the event that stops its thread.
         self._threads: dict[Key, tuple[str, threading.Event]] = {}
+        # Of the branches with a thread, those whose thread has failed and waits before it requests a reconcile.
+        self._failed: set[Key] = set()
 
     def start(self, branch: Branch, endpoint: Endpoint) -> None:
         """Start a thread for the branch's slot, unless there is one; stop its thread for another slot."""
         key, stop = (branch.namespace, branch.object_name), threading.Event()
         with self._changed:
             existing = self._threads.get(key)
-            if existing and existing[0] == endpoint.slot:
+            if existing and existing[0] == endpoint.slot and key not in self._failed:
                 return
             if existing:
                 existing[1].set()
+            self._failed.discard(key)
             self._threads[key] = endpoint.slot, stop
         args = (key, branch.uid, endpoint, stop)
         threading.Thread(target=self._run, args=args, daemon=True, name=endpoint.slot).start()
@@ -52,7 +55,9 @@ class StartWatcher:
     def stop(self, branch: Branch) -> None:
         """Stop the branch's thread, if there is one."""
         with self._changed:
-            existing = self._threads.pop((branch.namespace, branch.object_name), None)
+            key = branch.namespace, branch.object_name
+            existing = self._threads.pop(key, None)
+            self._failed.discard(key)
             self._changed.notify_all()
         if existing:
             existing[1].set()
@@ -60,33 +65,43 @@ class StartWatcher:
     def wait_idle(self, timeout: float) -> bool:
         """Block until no branch is starting, `timeout` seconds at most; return True if none is."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._threads, timeout)
+            return self._changed.wait_for(lambda: self._threads.keys() <= self._failed, timeout)
 
     def _run(self, key: Key, branch_uid: str, endpoint: Endpoint, stop: threading.Event) -> None:
-        delay: float | None
         try:
-            delay = self._wait(branch_uid, endpoint, stop)
+            is_due = self._wait(branch_uid, endpoint, stop)
             self._backoff.succeed(key)
         except Exception:
             logger.exception("slot %s", endpoint.slot)
+            is_due = True
             delay = self._backoff.fail(key, START_FAILED_RETRY_SECONDS, endpoint.slot, time.monotonic())
+            with self._changed:
+                if not self._is_current(key, stop):
+                    return
+                self._failed.add(key)
+                self._changed.notify_all()
+            stop.wait(delay)
         with self._changed:
-            if self._threads.get(key, ("", None))[1] is not stop:
+            if not self._is_current(key, stop):
                 return
             # Requested first: between the two the branch must not seem idle.
-            if delay is not None:
-                self._request(*key, delay)
+            if is_due:
+                self._request(*key)
             del self._threads[key]
+            self._failed.discard(key)
             self._changed.notify_all()
 
-    def _wait(self, branch_uid: str, endpoint: Endpoint, stop: threading.Event) -> float | None:
-        """Wait until a reconcile is due, and return the delay for it; None if there is nothing more to wait for."""
+    def _is_current(self, key: Key, stop: threading.Event) -> bool:
+        return self._threads.get(key, ("", None))[1] is stop
+
+    def _wait(self, branch_uid: str, endpoint: Endpoint, stop: threading.Event) -> bool:
+        """Wait until a reconcile is due; return False if there is nothing more to wait for."""
         while not stop.is_set():
             if session.await_accepting(self._layout, endpoint, START_WAIT_SECONDS):
-                return 0.0
+                return True
             slot = observe_slot(self._layout, endpoint.slot)
             if slot.branch_uid != branch_uid:
-                return None
+                return False
             if is_final(slot.start_blocked_by) or slot.bind_not_propagated:
-                return 0.0
-        return None
+                return True
+        return False

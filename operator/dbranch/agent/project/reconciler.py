@@ -21,7 +21,6 @@ from dbranch.agent.pool.retained import (
     observe_retained,
 )
 from dbranch.agent.pool.space import Space, pool_finding, read_only_finding
-from dbranch.agent.requests import ReconcileRequests
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot import pods
 from dbranch.agent.slot.observe import observe_pods, observe_project_slots
@@ -49,23 +48,23 @@ from dbranch.agent.volume.effect import ensure_trash_emptied
 from dbranch.agent.volume.marker import Marker, Role
 from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.api import names
-from dbranch.api.branch import parse_branch
+from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.enums import DeletionPolicy
-from dbranch.api.errors import Busy, DbranchError
+from dbranch.api.errors import ApiError, Busy, ClusterUnreachable, DbranchError
 from dbranch.api.project import Project, parse_project
 from dbranch.kube.client import Cluster, path_of, project_path
-from dbranch.kube.requeue import request_reconcile
 from dbranch.kube.status import patch_status
 from dbranch.runtime.backoff import Backoff
 from dbranch.runtime.locks import KeyedLocks
-from dbranch.runtime.result import Result
+from dbranch.runtime.logs import log_error
+from dbranch.runtime.result import GONE, Result
 
 logger = logging.getLogger(__name__)
 
 
 class ProjectReconciler:
-    """Reconciles projects. `requests`: requests for reconciles in this process; kopf's handlers go through them."""
+    """Reconciles projects. `request_branch` requests a reconcile of a branch that may have waited for its project."""
 
     def __init__(
         self,
@@ -74,11 +73,12 @@ class ProjectReconciler:
         context: NodeContext,
         locks: KeyedLocks,
         trigger_warm: Callable[[Project], None],
+        request_branch: Callable[[Branch], None],
     ) -> None:
         self._cluster, self._layout, self._context, self._locks = cluster, layout, context, locks
         # Called with a project whose warm slots may have to change.
         self._trigger_warm = trigger_warm
-        self.requests = ReconcileRequests(self.reconcile, "project")
+        self._request_branch = request_branch
         self._backoff = Backoff(LONGEST_RETRY_SECONDS)
         # By UID: when its pool was remounted, by time.monotonic().
         self._remounted_at: dict[str, float] = {}
@@ -88,11 +88,19 @@ class ProjectReconciler:
         with self._locks.held(namespace, name):
             body = self._cluster.get(project_path(namespace, name))
             if body is None:
-                return Result()
+                return GONE
             project = parse_project(body)
             if project.deleting or project.node_name != self._context.node:
-                return Result()
-            return self._bring_up(project) if project.running else self._bring_down(project)
+                return GONE
+            try:
+                return self._bring_up(project) if project.running else self._bring_down(project)
+            except (ApiError, ClusterUnreachable, Busy):
+                # Neither says anything about the project.
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, the project's status says it
+                log_error(logger, error, f"project {namespace}/{name}")
+                self._write(project, {"storage": failed_pool_finding(error, project.name).as_dict()})
+                return self._failed(project, POOL_FAILED_RETRY_SECONDS)
 
     def _bring_up(self, project: Project) -> Result:
         was_mounted = observe_pool(self._layout, project.uid).mounted
@@ -138,7 +146,6 @@ class ProjectReconciler:
             project.generation,
             project.password_version,
         ):
-            # Before the status is written: after a crash between the two this runs again.
             self._request_branch_reconciles(project)
             self._trigger_warm(replace(project, node=replace(current, initialized=node["initialized"])))
         self._write(project, node | _usage_fields(pool))
@@ -222,9 +229,7 @@ class ProjectReconciler:
         for body in self._cluster.find(path, fields=f"status.nodeName={self._context.node}"):
             branch = parse_branch(body)
             if branch.project == project.name and not branch.deleting:
-                request_reconcile(
-                    self._cluster, names.AGENT_REQUESTED_AT, branch.namespace, branch.object_name
-                )
+                self._request_branch(branch)
 
     def _write(self, project: Project, node: dict[str, Any]) -> None:
         current = project.status.get("node") or {}
@@ -250,15 +255,16 @@ class ProjectReconciler:
             self._trigger_warm(project)
             return Result()
 
-    def collect_usage_and_trash(self, namespace: str, name: str) -> None:
+    def collect_usage_and_trash(self, namespace: str, name: str) -> Result:
         """Reconcile the project, which reports its usage, and destroy what is left in its pool's trash."""
         with self._locks.held(namespace, name):
-            self.reconcile(namespace, name)
+            result = self.reconcile(namespace, name)
             body = self._cluster.get(project_path(namespace, name))
             if body:
                 project = parse_project(body)
                 if observe_pool(self._layout, project.uid).mounted:
                     ensure_trash_emptied(self._layout, project.uid)
+            return result
 
 
 def _usage_fields(pool: PoolFacts) -> dict[str, Any]:

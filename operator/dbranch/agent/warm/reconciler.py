@@ -72,10 +72,14 @@ class WarmReconciler:
         self._node_full_until = time.monotonic() + NODE_FULL_SECONDS
         self.trigger()
 
-    def run(self, wait_idle: Callable[[float], None]) -> None:
-        """Reconcile for ever. `wait_idle(timeout)` blocks until no branch is starting, `timeout` seconds at most."""
+    def run(self, wait_idle: Callable[[float], None], beat: Callable[[], None]) -> None:
+        """Reconcile for ever. `wait_idle(timeout)` blocks until no branch is starting, `timeout` seconds at most.
+
+        `beat` is called in each round.
+        """
         delay = 0.0
         while True:
+            beat()
             triggered = self._triggered.wait(delay)
             self._triggered.clear()
             wait_idle(WARM_WAIT_IDLE_SECONDS)
