@@ -124,7 +124,7 @@ def is_converged(body: Json, project: Json | None, has_pods: bool) -> bool:
 
 
 class Agent:
-    """The agent without kopf: reconciles every object again and again, and removes finalizers as kopf does."""
+    """The agent without kopf: reconciles every object again and again."""
 
     def __init__(self, api: FakeApi, base: Path) -> None:
         self._api = api
@@ -177,8 +177,7 @@ class Agent:
         name = body["metadata"]["name"]
         try:
             if body["metadata"].get("deletionTimestamp"):
-                if reconciler.remove(body).requeue_after is None:
-                    self._api.merge(f"{path}/{name}", {"metadata": {"finalizers": []}})
+                reconciler.reconcile(NAMESPACE, name)
                 return False
             pods = self._api.find(PODS, f"{names.LABEL_BRANCH_UID}={body['metadata']['uid']}")
             requeue_after = reconciler.reconcile(NAMESPACE, name).requeue_after

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import kopf
 
 from dbranch.agent.dispatch import Dispatcher
-from dbranch.agent.timing import BUSY_RETRY_SECONDS, FAILED_RETRY_SECONDS, LONGEST_REMOVAL_RETRY_SECONDS
+from dbranch.agent.timing import KOPF_DELETION_SECONDS
 from dbranch.api import names
-from dbranch.api.errors import Busy
-from dbranch.runtime.backoff import Backoff
 from dbranch.runtime.heartbeats import Heartbeats
 from dbranch.runtime.kopf_settings import configure_kopf, login, requeue_after
-from dbranch.runtime.logs import log_error
-from dbranch.runtime.result import Result
-
-logger = logging.getLogger(__name__)
 
 _PROJECT: Any = (names.GROUP, names.VERSION, names.PROJECTS)
 _BRANCH: Any = (names.GROUP, names.VERSION, names.BRANCHES)
@@ -36,7 +28,7 @@ def register(
 ) -> None:
     """Register the handlers, which put keys into the work queue. kopf calls `started` before the first of them."""
     options: Any = {"registry": registry}
-    removals = Backoff(LONGEST_REMOVAL_RETRY_SECONDS)
+    deletions = Deletions()
 
     @kopf.on.startup(**options)
     async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
@@ -76,25 +68,44 @@ def register(
     async def branch(namespace: Any, name: str, **_: Any) -> None:
         dispatcher.request_branch(namespace, name)
 
+    # With a delete handler kopf puts the agent's finalizer on the object. The reconcile removes it: kopf would sleep
+    # through the events that a deletion waits for (tried), and write for each time that it calls the handler.
+
     @kopf.on.delete(*_PROJECT, id="project-removal", **options)
-    def project_removal(body: kopf.Body, **_: Any) -> None:
-        run_removal(dispatcher.projects.remove, body, removals)
-
     @kopf.on.delete(*_BRANCH, id="branch-removal", **options)
-    def branch_removal(body: kopf.Body, **_: Any) -> None:
-        run_removal(dispatcher.branches.remove, body, removals)
+    async def removal(**_: Any) -> None:
+        requeue_after(KOPF_DELETION_SECONDS, "it is being removed from its node")
+
+    @kopf.on.event(*_PROJECT, id="project-event", **options)
+    async def project_event(event: Any, body: kopf.Body, **_: Any) -> None:
+        if deletions.has_changed(event["type"], body):
+            dispatcher.request_project(body["metadata"]["namespace"], body["metadata"]["name"])
+
+    @kopf.on.event(*_BRANCH, id="branch-event", **options)
+    async def branch_event(event: Any, body: kopf.Body, **_: Any) -> None:
+        if deletions.has_changed(event["type"], body):
+            dispatcher.request_branch(body["metadata"]["namespace"], body["metadata"]["name"])
 
 
-def run_removal(remove: Callable[[dict[str, Any]], Result], body: kopf.Body, backoff: Backoff) -> None:
-    """Call a reconciler's `remove`. Raises kopf.TemporaryError until nothing is left: kopf keeps the finalizer."""
-    meta = body["metadata"]
-    try:
-        result = remove(dict(body))
-    except Busy as error:
-        raise kopf.TemporaryError(str(error), delay=BUSY_RETRY_SECONDS) from error
-    except Exception as error:
-        log_error(logger, error, f"removal of {meta['namespace']}/{meta['name']}")
-        delay = backoff.fail(meta["uid"], FAILED_RETRY_SECONDS, None, time.monotonic())
-        raise kopf.TemporaryError(str(error), delay=delay) from error
-    backoff.succeed(meta["uid"])
-    requeue_after(result.requeue_after, "not finished yet")
+class Deletions:
+    """The objects that are being deleted, by UID, with what the next step of their removal waits for."""
+
+    def __init__(self) -> None:
+        self._versions: dict[str, tuple[object, ...]] = {}
+
+    def has_changed(self, event_type: str | None, body: Mapping[str, Any]) -> bool:
+        """Return True if the removal can go on: a finalizer has gone, or somebody requests it.
+
+        The status that the removal itself writes is no such event.
+        """
+        meta = body["metadata"]
+        if event_type == "DELETED":
+            self._versions.pop(meta["uid"], None)
+            return False
+        if not meta.get("deletionTimestamp"):
+            return False
+        annotations = meta.get("annotations") or {}
+        version = (*(meta.get("finalizers") or ()), annotations.get(names.AGENT_REQUESTED_AT))
+        changed = self._versions.get(meta["uid"]) != version
+        self._versions[meta["uid"]] = version
+        return changed

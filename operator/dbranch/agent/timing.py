@@ -6,12 +6,17 @@ from typing import Final
 
 # Retries of a reconcile where no event of an object will come. A failure that repeats is retried ever more rarely.
 LONGEST_RETRY_SECONDS: Final = 300.0
-# No event of a deleted object starts its removal again: kopf sleeps until the delay is over.
-LONGEST_REMOVAL_RETRY_SECONDS: Final = 60.0
 BUSY_RETRY_SECONDS: Final = 0.5
 FAILED_RETRY_SECONDS: Final = 3.0
-CONTROLLER_FINALIZER_POLL_SECONDS: Final = 0.5
+# Deletions wait for events: of the object and of its pods. This is for an event that was lost.
+CONTROLLER_FINALIZER_POLL_SECONDS: Final = 60.0
+BRANCH_POD_DELETION_POLL_SECONDS: Final = 5.0
+# A pod requests its branch only; a project's pods are its branches', so there hardly ever are any.
 POD_DELETION_POLL_SECONDS: Final = 0.3
+# A finalizer that was not removed, since others wrote the object meanwhile, is tried again.
+FINALIZER_REMOVED_CHECK_SECONDS: Final = 1.0
+# kopf calls a delete handler of an object that still exists so often; the work queue does the work.
+KOPF_DELETION_SECONDS: Final = 300.0
 
 # A branch.
 BRANCH_RESYNC_SECONDS: Final = 300.0

@@ -9,8 +9,9 @@ from tests.factories import BranchBuilder, branch, node, project
 from tests.unit.controller.rig import BRANCHES, NODES, PROJECTS, Rig
 
 from dbranch.api import names
-from dbranch.controller.finalizers import release_if_abandoned, remove_finalizer
+from dbranch.controller.finalizers import release_if_abandoned
 from dbranch.kube.client import Cluster
+from dbranch.runtime.finalizers import remove_finalizer
 
 X = f"{BRANCHES}/shop-x"
 GOING = branch("x").bound("lost").deleting()

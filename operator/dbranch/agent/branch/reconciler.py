@@ -36,18 +36,22 @@ from dbranch.agent.status import (
 )
 from dbranch.agent.timing import (
     BRANCH_FAILED_RETRY_SECONDS,
+    FAILED_RETRY_SECONDS,
+    FINALIZER_REMOVED_CHECK_SECONDS,
     POD_ADDRESS_POLL_SECONDS,
     RELOADED_SETTINGS_POLL_SECONDS,
     WARM_START_TIMEOUT_SECONDS,
 )
 from dbranch.agent.volume.marker import Role
 from dbranch.agent.warm.reconciler import WarmReconciler
+from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Reason
 from dbranch.api.errors import ApiError, Busy, ClusterUnreachable, SlotTaken
 from dbranch.api.project import Project, parse_project
-from dbranch.kube.client import Cluster, branch_path, project_path
+from dbranch.kube.client import Cluster, branch_path, object_path, project_path
 from dbranch.kube.status import patch_status
+from dbranch.runtime.finalizers import remove_finalizer
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.logs import log_error
 from dbranch.runtime.result import GONE, Result
@@ -90,12 +94,14 @@ class BranchReconciler:
         self._backoffs.succeed(branch)
 
     def reconcile(self, namespace: str, name: str) -> Result:
-        """Reconcile a branch that is not being deleted."""
+        """Reconcile a branch; remove it if it is being deleted, and then the agent's finalizer."""
         with self._locks.held(namespace, name):
             timer = StepTimer()
             branch = self._read(namespace, name)
-            if branch is None or branch.deleting:
+            if branch is None:
                 return GONE
+            if branch.deleting:
+                return self._remove(branch)
             project = self._read_project(branch)
             timer.record("read")
             if project is None or project.deleting:
@@ -113,18 +119,27 @@ class BranchReconciler:
         patch_sizes(self._cluster, self._layout, desired.project, desired.branch)
         return result
 
-    def remove(self, body: dict[str, Any]) -> Result:
-        """Delete the pods, slots and data of a branch that is being deleted; no delay once nothing is left."""
-        branch = parse_branch(body)
-        with self._locks.held(branch.namespace, branch.object_name):
-            self._start_watcher.stop(branch)
+    def _remove(self, branch: Branch) -> Result:
+        """Remove pods, slots and data as far as they can be removed now; once nothing is left, the finalizer."""
+        if names.AGENT_FINALIZER not in branch.finalizers:
+            return GONE
+        self._start_watcher.stop(branch)
+        try:
             result, finding = self._removal.remove(branch)
-            if finding:
-                self._write(branch, {"storage": finding.as_dict()})
-            if result.requeue_after is None:
-                self._backoffs.succeed(branch)
-                self._starts.pop(branch.uid, None)
+        except (ApiError, ClusterUnreachable, Busy):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the branch's status says it
+            log_error(logger, error, f"removal of branch {branch.namespace}/{branch.object_name}")
+            finding = failed_storage_finding(error, f"branch {branch.name}")
+            result = Result(FAILED_RETRY_SECONDS, unfinished=True)
+        if finding:
+            self._write(branch, {"storage": finding.as_dict()})
+        if result.requeue_after is not None:
             return result
+        self._backoffs.succeed(branch)
+        self._starts.pop(branch.uid, None)
+        remove_finalizer(self._cluster, object_path(branch), branch.uid, names.AGENT_FINALIZER)
+        return Result(FINALIZER_REMOVED_CHECK_SECONDS)
 
     def _read(self, namespace: str, name: str) -> Branch | None:
         """Return the branch; None if it is gone or not scheduled to this node."""

@@ -13,9 +13,9 @@ from dbranch.agent.slot import pods
 from dbranch.agent.slot.observe import observe_branch_slots, observe_pods
 from dbranch.agent.status import failed_storage_finding
 from dbranch.agent.timing import (
+    BRANCH_POD_DELETION_POLL_SECONDS,
     CONTROLLER_FINALIZER_POLL_SECONDS,
     NO_CHECKPOINT_GRACE_SECONDS,
-    POD_DELETION_POLL_SECONDS,
     STORAGE_UNCLEAR_RETRY_SECONDS,
 )
 from dbranch.agent.volume import effect as subvolume
@@ -47,7 +47,7 @@ class BranchRemoval:
             if not pod.terminating:
                 pods.delete_pod(self._cluster, namespace, pod, NO_CHECKPOINT_GRACE_SECONDS)
         if existing:
-            return Result(POD_DELETION_POLL_SECONDS), None
+            return Result(BRANCH_POD_DELETION_POLL_SECONDS), None
         try:
             self._delete_data(branch)
         except StorageUnclear as error:

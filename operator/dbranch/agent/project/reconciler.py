@@ -35,6 +35,8 @@ from dbranch.agent.timing import (
     BTRFS_MISSING_RETRY_SECONDS,
     BUSY_RETRY_SECONDS,
     CONTROLLER_FINALIZER_POLL_SECONDS,
+    FAILED_RETRY_SECONDS,
+    FINALIZER_REMOVED_CHECK_SECONDS,
     LONGEST_RETRY_SECONDS,
     NO_CHECKPOINT_GRACE_SECONDS,
     POD_DELETION_POLL_SECONDS,
@@ -53,9 +55,10 @@ from dbranch.api.conditions import Finding, Reason
 from dbranch.api.enums import DeletionPolicy
 from dbranch.api.errors import ApiError, Busy, ClusterUnreachable, DbranchError
 from dbranch.api.project import Project, parse_project
-from dbranch.kube.client import Cluster, path_of, project_path
+from dbranch.kube.client import Cluster, object_path, path_of, project_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.backoff import Backoff
+from dbranch.runtime.finalizers import remove_finalizer
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.logs import log_error
 from dbranch.runtime.result import GONE, Result
@@ -84,15 +87,17 @@ class ProjectReconciler:
         self._remounted_at: dict[str, float] = {}
 
     def reconcile(self, namespace: str, name: str) -> Result:
-        """Reconcile a project that is not being deleted."""
+        """Reconcile a project; remove it if it is being deleted, and then the agent's finalizer."""
         with self._locks.held(namespace, name):
             body = self._cluster.get(project_path(namespace, name))
             if body is None:
                 return GONE
             project = parse_project(body)
-            if project.deleting or project.node_name != self._context.node:
+            if project.node_name != self._context.node:
                 return GONE
             try:
+                if project.deleting:
+                    return self._remove(project)
                 return self._bring_up(project) if project.running else self._bring_down(project)
             except (ApiError, ClusterUnreachable, Busy):
                 # Neither says anything about the project.
@@ -100,7 +105,8 @@ class ProjectReconciler:
             except Exception as error:  # noqa: BLE001 - whatever it is, the project's status says it
                 log_error(logger, error, f"project {namespace}/{name}")
                 self._write(project, {"storage": failed_pool_finding(error, project.name).as_dict()})
-                return self._failed(project, POOL_FAILED_RETRY_SECONDS)
+                first = FAILED_RETRY_SECONDS if project.deleting else POOL_FAILED_RETRY_SECONDS
+                return self._failed(project, first)
 
     def _bring_up(self, project: Project) -> Result:
         was_mounted = observe_pool(self._layout, project.uid).mounted
@@ -237,23 +243,25 @@ class ProjectReconciler:
         if changed:
             patch_status(self._cluster, project, {"node": changed})
 
-    def remove(self, body: dict[str, Any]) -> Result:
-        """Delete the pods, slots and pool of a project that is being deleted; no delay once nothing is left."""
-        project = parse_project(body)
+    def _remove(self, project: Project) -> Result:
+        """Remove pods, slots and pool as far as they can be removed now; once nothing is left, the finalizer."""
+        if names.AGENT_FINALIZER not in project.finalizers:
+            return GONE
         if names.CONTROLLER_FINALIZER in project.finalizers:
             return Result(CONTROLLER_FINALIZER_POLL_SECONDS)
-        with self._locks.held(project.namespace, project.name):
-            if self._delete_pods(project):
-                return Result(POD_DELETION_POLL_SECONDS)
-            for name in observe_project_slots(self._layout, project.uid):
-                slot.ensure_slot_removed(self._layout, name)
-            if project.deletion_policy == DeletionPolicy.RETAIN:
-                ensure_retained_record(self._layout, project.uid, project.namespace, project.name)
-                ensure_pool_down(self._layout, project.uid)
-            else:
-                ensure_pool_removed(self._layout, project.uid)
-            self._trigger_warm(project)
-            return Result()
+        if self._delete_pods(project):
+            return Result(POD_DELETION_POLL_SECONDS)
+        for name in observe_project_slots(self._layout, project.uid):
+            slot.ensure_slot_removed(self._layout, name)
+        if project.deletion_policy == DeletionPolicy.RETAIN:
+            ensure_retained_record(self._layout, project.uid, project.namespace, project.name)
+            ensure_pool_down(self._layout, project.uid)
+        else:
+            ensure_pool_removed(self._layout, project.uid)
+        self._trigger_warm(project)
+        self._backoff.succeed(project.uid)
+        remove_finalizer(self._cluster, object_path(project), project.uid, names.AGENT_FINALIZER)
+        return Result(FINALIZER_REMOVED_CHECK_SECONDS)
 
     def collect_usage_and_trash(self, namespace: str, name: str) -> Result:
         """Reconcile the project, which reports its usage, and destroy what is left in its pool's trash."""

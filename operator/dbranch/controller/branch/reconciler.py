@@ -16,13 +16,14 @@ from dbranch.controller.branch.plan import BranchFacts, BranchPlan, plan_branch,
 from dbranch.controller.cache import Cache
 from dbranch.controller.events import EmitEvent, emit_transition
 from dbranch.controller.failure import failure_finding
-from dbranch.controller.finalizers import release_if_abandoned, remove_finalizer
+from dbranch.controller.finalizers import release_if_abandoned
 from dbranch.controller.manifests import Credentials, Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects, owner_uids
 from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import now_rfc3339, seconds_since
+from dbranch.runtime.finalizers import remove_finalizer
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import DONE, GONE, Result
 

@@ -15,7 +15,7 @@ from dbranch.controller.cache import Cache
 from dbranch.controller.credentials import CredentialSecrets
 from dbranch.controller.events import EmitEvent, emit_transition
 from dbranch.controller.failure import failure_finding
-from dbranch.controller.finalizers import release_if_abandoned, remove_finalizer
+from dbranch.controller.finalizers import release_if_abandoned
 from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects
@@ -34,6 +34,7 @@ from dbranch.controller.routing import ProxyPod, proxy_pod_of
 from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import now_rfc3339
+from dbranch.runtime.finalizers import remove_finalizer
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import DONE, GONE, Result
 
