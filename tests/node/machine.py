@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pwd
 import signal
@@ -93,6 +94,11 @@ class Node:
         settings = self.settings(branch, **parameters)
         return ensure_snapshot(self.layout, self.project, source, branch, settings, "2026-01-01T00:00:00Z")
 
+    def address_of(self, name: str) -> str:
+        """Return the address on which a slot's Postgres listens: a loopback address of its own."""
+        drawn = hashlib.sha256(f"{self.layout.base}/{name}".encode()).digest()
+        return "127." + ".".join(str(byte % 254 + 1) for byte in drawn[:3])
+
     def run_script(self, name: str, text: str) -> subprocess.Popen[bytes]:
         """Run a pod's script as its container does, unprivileged, with `/slot` replaced by the slot's directory."""
         verifier = self.layout.base / "verifier"
@@ -100,6 +106,8 @@ class Node:
         script = text.replace("/verifier/verifier", str(verifier)).replace(
             "/slot", str(self.layout.slot(name))
         )
+        # A pod has addresses of its own; here the ports of other tests' branches may be the same.
+        script = script.replace("listen_addresses='*'", f"listen_addresses={self.address_of(name)}")
         programs = postgres_directory()
         process = subprocess.Popen(
             # A shell cannot trap a signal that was ignored when it started, as SIGINT is in a background job.

@@ -95,7 +95,8 @@ def test_a_copy_of_a_subscriber_changes_nothing_at_the_publisher(two: tuple[Node
     )
     source = node.create_root(max_prepared_transactions="5", wal_level="logical")
     subscriber = node.start_postgres(source)
-    conninfo = f"host=127.0.0.1 port={publisher.port} user=postgres password=secret dbname=dbranch"
+    address = publisher_node.address_of(publisher.slot)
+    conninfo = f"host={address} port={publisher.port} user=postgres password=secret dbname=dbranch"
     synced = "select string_agg(srsubstate, '' order by srrelid::regclass::text) from pg_subscription_rel"
     with session.connect(node.layout, subscriber, "dbranch", seconds=120) as holder:
         # A table with a blocked initial copy: its sync, with its own replication slot, is running at the snapshot.
