@@ -80,7 +80,9 @@ _AGENT_STEPS = {
     "TakeSnapshot": "btrfs: snapshot, cleaning, sync",
     "Bind": "agent: binds the branch into the slot",
     "accept": "Postgres: start until it accepts",
-    "open": "agent: SQL cleaning, opens to users",
+    "Clean": "agent: SQL cleaning",
+    "SetPassword": "agent: sets the owner's password",
+    "Open": "agent: opens to users",
     "report": "agent: writes the status",
 }
 

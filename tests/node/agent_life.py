@@ -14,6 +14,7 @@ ROUNDS: stop after so many rounds, finished or not. Prints the effects, one per 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
@@ -21,19 +22,19 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from tests.node.fake_api import FakeApi, Json
+from tests.fakes.api import FakeApi, Json
 
-from dbranch.agent.branch.reconciler import BranchReconciler
 from dbranch.agent.context import NodeContext
+from dbranch.agent.dispatch import Dispatcher
 from dbranch.agent.housekeeping import sweep_slots
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics
-from dbranch.agent.project.reconciler import ProjectReconciler
-from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
 from dbranch.api.errors import Busy, DbranchError
 from dbranch.kube.client import Cluster, path_of
@@ -123,7 +124,7 @@ def is_converged(body: Json, project: Json | None, has_pods: bool) -> bool:
 
 
 class Agent:
-    """The agent without kopf: reconciles every object again and again, and removes finalizers as kopf does."""
+    """The agent without kopf: reconciles every object again and again."""
 
     def __init__(self, api: FakeApi, base: Path) -> None:
         self._api = api
@@ -131,9 +132,9 @@ class Agent:
         cluster, layout = cast(Cluster, api), Layout(base)
         locks, metrics = KeyedLocks(layout.locks), AgentMetrics(WARM)
         self._sweep_slots = partial(sweep_slots, cluster, layout, context, minimum_age=0.0)
-        self._warm = WarmReconciler(cluster, layout, context, WARM, metrics)
-        self._projects = ProjectReconciler(cluster, layout, context, locks, self._warm.trigger)
-        self._branches = BranchReconciler(cluster, layout, context, locks, self._warm, metrics)
+        # Its work queue is not started: each round reconciles every object.
+        dispatcher = Dispatcher(cluster, layout, context, locks, WARM, metrics)
+        self._projects, self._branches, self._warm = dispatcher.projects, dispatcher.branches, dispatcher.warm
 
     def run(self, rounds: int | None = None) -> None:
         """Reconcile until nothing more is to do, or for so many rounds."""
@@ -148,7 +149,7 @@ class Agent:
             )
             time.sleep(0.1)
         self._sweep_slots()
-        # As kopf's timer does.
+        # As the resync does.
         for body in self._api.find(PROJECTS):
             self._projects.collect_usage_and_trash(NAMESPACE, body["metadata"]["name"])
 
@@ -165,7 +166,7 @@ class Agent:
         warm_pods = self._api.find(PODS, f"{names.LABEL_SLOT},!{names.LABEL_BRANCH_UID}")
         all_run = all((pod.get("status") or {}).get("phase") == "Running" for pod in warm_pods)
         # As the pod watch triggers when a warm pod runs.
-        return all_run and self._warm.reconcile() is None and finished
+        return all_run and self._warm.reconcile().requeue_after is None and finished
 
     def _waits_for_branches(self, project: Json) -> bool:
         name = project["metadata"]["name"]
@@ -176,11 +177,10 @@ class Agent:
         name = body["metadata"]["name"]
         try:
             if body["metadata"].get("deletionTimestamp"):
-                if reconciler.remove(body) is None:
-                    self._api.merge(f"{path}/{name}", {"metadata": {"finalizers": []}})
+                reconciler.reconcile(NAMESPACE, name)
                 return False
             pods = self._api.find(PODS, f"{names.LABEL_BRANCH_UID}={body['metadata']['uid']}")
-            retry_after = reconciler.reconcile(NAMESPACE, name)
+            requeue_after = reconciler.reconcile(NAMESPACE, name).requeue_after
         except Busy:
             return False
         except (DbranchError, OSError) as error:
@@ -188,9 +188,29 @@ class Agent:
             return False
         current = self._api.get(f"{path}/{name}") or body
         if path == PROJECTS:
-            return retry_after is None and bool((current.get("status") or {}).get("node"))
+            return requeue_after is None and bool((current.get("status") or {}).get("node"))
         project = self._api.get(f"{PROJECTS}/{current['spec']['project']}")
-        return retry_after is None and is_converged(current, project, bool(pods))
+        return requeue_after is None and is_converged(current, project, bool(pods))
+
+
+@contextmanager
+def running(dispatcher: Dispatcher) -> Iterator[Dispatcher]:
+    """Run the agent's work queue in a thread."""
+    started, stop = threading.Event(), threading.Event()
+
+    async def serve() -> None:
+        dispatcher.queue.start()
+        started.set()
+        await asyncio.to_thread(stop.wait)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="work queue")
+    thread.start()
+    try:
+        assert started.wait(10)
+        yield dispatcher
+    finally:
+        stop.set()
+        thread.join(30)
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot.scripts import read_initdb, read_slot_start
 from dbranch.agent.volume import effect as subvolume
 from dbranch.agent.volume.marker import BranchNames, Marker
+from dbranch.agent.volume.origins.initdb import ensure_initdb_area, ensure_initdb_promoted
+from dbranch.agent.volume.origins.snapshot import ensure_snapshot
 from dbranch.agent.volume.settings import Settings
 from dbranch.api import names
 
@@ -65,13 +67,13 @@ class Node:
     def create_root(self, **parameters: str) -> str:
         """Create the root branch by initdb.sh; return its UID."""
         branch, name = new_uid(), f"initdb-{self.project}"
-        subvolume.ensure_initdb_area(self.layout, self.project, branch, OWNER)
+        ensure_initdb_area(self.layout, self.project, branch, OWNER)
         slot.ensure_slot(self.layout, name, OWNER)
         slot.ensure_initdb_bound(self.layout, name, self.project, branch)
         initdb = self.run_script(name, read_initdb())
         assert initdb.wait(120) == 0, self.stderr_of(name)
         slot.ensure_slot_removed(self.layout, name)
-        subvolume.ensure_initdb_promoted(
+        ensure_initdb_promoted(
             self.layout,
             self.project,
             branch,
@@ -90,9 +92,7 @@ class Node:
 
     def take_snapshot(self, source: str, branch: str, **parameters: str) -> Marker:
         settings = self.settings(branch, **parameters)
-        return subvolume.ensure_snapshot(
-            self.layout, self.project, source, branch, settings, "2026-01-01T00:00:00Z"
-        )
+        return ensure_snapshot(self.layout, self.project, source, branch, settings, "2026-01-01T00:00:00Z")
 
     def address_of(self, name: str) -> str:
         """Return the address on which a slot's Postgres listens: a loopback address of its own."""

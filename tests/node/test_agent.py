@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import time
 from contextlib import suppress
 from typing import Any, cast
@@ -10,12 +11,16 @@ from typing import Any, cast
 from tests.node.agent_life import BRANCHES, NODE, PODS, PROJECTS
 from tests.node.world import World
 
+from dbranch.agent.branch.facts import Desired
 from dbranch.agent.context import NodeContext
 from dbranch.agent.housekeeping import sweep_orphans, sweep_slots
 from dbranch.agent.linux.loops import loops_of
 from dbranch.agent.linux.mounts import read_mounts
+from dbranch.agent.volume.effect import ensure_settings
 from dbranch.api import names
+from dbranch.api.branch import parse_branch
 from dbranch.api.errors import ApiError
+from dbranch.api.project import parse_project
 from dbranch.api.scram import verifier_of, version_of
 from dbranch.kube.client import Cluster, path_of
 
@@ -48,7 +53,7 @@ def give_password(world: World, project: str, password: str) -> str:
         world.api.create(SECRETS, body)
     world.api.merge(f"{SECRETS}/{names.verifier_secret_name(project)}", body)
     version = {"status": {"passwordVersion": version_of(verifier)}}
-    world.api.merge(f"{PROJECTS}/shop", version)
+    world.api.merge(f"{PROJECTS}/shop/status", version)
     return verifier
 
 
@@ -77,6 +82,74 @@ def test_parameters_apply_at_once_or_wait_for_a_restart(world: World) -> None:
     )
     assert world.branch("main")["status"]["node"]["restartedAt"] == "2026-01-01T00:00:00Z"
     assert [pod["metadata"]["uid"] for pod in world.pods()] != pods
+
+
+def test_parameters_that_changed_while_a_branch_was_stopped_are_read_at_its_start(world: World) -> None:
+    world.make_project()
+    world.run_agent()
+    world.patch_spec("main", state="Stopped")
+    world.run_agent()
+    configure(world, parameters={"shared_buffers": "24MB"})
+    world.patch_spec("main", state="Running")
+    world.run_agent()
+    assert setting(world, "main", "shared_buffers") == "24MB"
+    assert postgres_status(world, "main")[0] == "Accepting"
+
+
+def test_settings_that_a_killed_agent_wrote_and_never_had_loaded_are_loaded(world: World) -> None:
+    project = world.make_project()
+    world.run_agent()
+    body = world.api.merge(f"{PROJECTS}/shop", {"spec": {"postgres": {"parameters": {"work_mem": "7MB"}}}})
+    desired = Desired(parse_project(body), parse_branch(world.branch("main")))
+    assert ensure_settings(world.node.layout, project, world.uid("main"), desired.settings)
+    assert setting(world, "main", "work_mem") != "7MB"
+    world.run_agent()
+    assert setting(world, "main", "work_mem") == "7MB"
+    # Once: an agent that finds them loaded has nothing to do.
+    world.run_agent()
+    assert not [effect for effect in world.effects if "pg_hba" in effect or "postgresql.conf" in effect]
+
+
+def test_a_parameter_that_postgres_does_not_know_disturbs_nothing_that_runs(world: World) -> None:
+    project = world.make_project()
+    world.run_agent()
+    world.make_branch("copy", "main")
+    world.run_agent()
+    configure(world, parameters={"work_mem": "7MB", "no_such_setting": "1"})
+    for branch in ("main", "copy"):
+        assert (
+            postgres_status(world, branch)[0] == "Accepting" and setting(world, branch, "work_mem") != "7MB"
+        )
+    # A copy whose Postgres does not take its settings any more is opened all the same.
+    files = world.node.layout.branch(project, world.uid("copy"))
+    marker = json.loads((files / "marker.json").read_text())
+    (files / "marker.json").write_text(json.dumps({**marker, "opened": False}))
+    world.run_agent()
+    assert json.loads((files / "marker.json").read_text())["opened"] is True
+    configure(world, parameters={"work_mem": "7MB", "no_such_setting": None})
+    for branch in ("main", "copy"):
+        assert setting(world, branch, "work_mem") == "7MB"
+
+
+def test_a_branch_of_the_first_release_is_opened_once_more_and_never_closed(world: World) -> None:
+    project = world.make_project()
+    world.run_agent()
+    world.make_branch("copy", "main")
+    world.run_agent()
+    pods = [pod["metadata"]["uid"] for pod in world.pods()]
+    for branch in ("main", "copy"):
+        files = world.node.layout.branch(project, world.uid(branch))
+        marker = json.loads((files / "marker.json").read_text())
+        assert marker.pop("opened") is True
+        (files / "marker.json").write_text(json.dumps(marker))
+    hba = [world.node.layout.branch(project, world.uid(b)) / "pg_hba.conf" for b in ("main", "copy")]
+    before = [path.stat().st_ino for path in hba]
+    world.run_agent()
+    for branch, path in zip(("main", "copy"), hba, strict=True):
+        assert json.loads((path.parent / "marker.json").read_text())["opened"] is True
+        assert postgres_status(world, branch)[0] == "Accepting"
+    assert [path.stat().st_ino for path in hba] == before
+    assert [pod["metadata"]["uid"] for pod in world.pods()] == pods
 
 
 def test_an_image_of_another_major_version_starts_nothing(world: World) -> None:

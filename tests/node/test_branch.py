@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import psycopg
 import pytest
 from tests.node.machine import OWNER, Node, children_of, stopped
 
 from dbranch.agent.postgres import session
 from dbranch.agent.postgres.cleaning import Cleaned, ensure_cleaned
+from dbranch.agent.postgres.opening import ensure_opened
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot.observe import observe_slot, observe_slots
@@ -65,6 +67,31 @@ def test_a_snapshot_of_a_running_source_is_isolated_both_ways(main: tuple[Node, 
     assert observe_slot(node.layout, copy_endpoint.slot).branch_uid == copy
 
 
+def test_the_sessions_of_a_reconcile_share_a_connection(main: tuple[Node, str, Endpoint]) -> None:
+    node, _, endpoint = main
+    backend = "select pg_backend_pid()"
+    with session.shared_connections():
+        first = sql_default(node, endpoint, backend)
+        assert sql_default(node, endpoint, backend) == first
+        with session.connect(node.layout, endpoint) as outer:
+            assert outer.info.backend_pid == first
+            assert sql_default(node, endpoint, backend) != first
+        with pytest.raises(psycopg.Error):
+            sql_default(node, endpoint, "select 1/0")
+        # One that failed is not used again.
+        assert sql_default(node, endpoint, backend) != first
+        assert sql_default(node, endpoint, backend, "template1") != first
+    count = "select count(*) from pg_stat_activity where application_name = 'dbranch-agent'"
+    eventually(lambda: sql_default(node, endpoint, count) == 1)
+
+
+def sql_default(node: Node, endpoint: Endpoint, query: str, database: str = "postgres") -> object:
+    """Return the first value, in a session with the agent's ordinary time limit."""
+    with session.connect(node.layout, endpoint, database) as connection:
+        row = connection.execute(query.encode()).fetchone()
+        return row and row[0]
+
+
 def test_sizes(main: tuple[Node, str, Endpoint]) -> None:
     node, branch, endpoint = main
     session.checkpoint(node.layout, endpoint, 10)
@@ -93,6 +120,8 @@ def test_a_copy_opens_only_after_it_is_cleaned(main: tuple[Node, str, Endpoint])
     copy_endpoint = node.start_postgres(copy)
     assert ensure_cleaned(node.layout, node.project, copy, copy_endpoint) == Cleaned(1, 1)
     assert ensure_cleaned(node.layout, node.project, copy, copy_endpoint) == Cleaned()
+    assert "scram" not in (files / "pg_hba.conf").read_text()
+    assert ensure_opened(node.layout, node.project, copy, copy_endpoint).opened
     assert "scram" in (files / "pg_hba.conf").read_text()
     remaining = "select (select count(*) from pg_subscription), (select count(*) from pg_prepared_xacts)"
     assert sql(node, copy_endpoint, remaining) == [(0, 0)]

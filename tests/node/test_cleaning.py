@@ -15,8 +15,8 @@ from dbranch.agent.postgres import session
 from dbranch.agent.postgres.cleaning import Cleaned, ensure_cleaned
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.slot.scripts import read_slot_start
-from dbranch.agent.volume import effect as subvolume
 from dbranch.agent.volume.observe import observe_subvolumes
+from dbranch.agent.volume.origins.snapshot import ensure_snapshot
 from dbranch.api import names
 from dbranch.api.errors import SourceUnsafe
 
@@ -208,7 +208,7 @@ def take_snapshot(node: Node, source: str, with_jobs: bool) -> str:
         settings, parameters={**settings.parameters, **own_parameters}, own=frozenset(own_parameters)
     )
     assert settings.port == names.branch_port(branch)
-    subvolume.ensure_snapshot(node.layout, node.project, source, branch, settings, "2026-01-01T00:00:00Z")
+    ensure_snapshot(node.layout, node.project, source, branch, settings, "2026-01-01T00:00:00Z")
     return branch
 
 

@@ -231,7 +231,7 @@ def test_a_copied_image_with_the_same_filesystem(world: World, other: World) -> 
     assert reason == "PoolLost" and "holds filesystem" in message
     # Also if the status records that filesystem as its own.
     uuid = (other.api.get(f"{PROJECTS}/other") or {})["status"]["node"]["poolUUID"]
-    world.api.merge(f"{PROJECTS}/shop", {"status": {"node": {"poolUUID": uuid}}})
+    world.api.merge(f"{PROJECTS}/shop/status", {"status": {"node": {"poolUUID": uuid}}})
     world.run_rounds()
     assert storage_finding(world)[0] in ("PoolMounted", "AttachFailed")
     copied, original = world.node.layout.pool(project), world.node.layout.pool(other_uid)

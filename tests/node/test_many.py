@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from tests.node.machine import OWNER, Node, new_uid
 
+from dbranch.agent.branch.facts import Desired
 from dbranch.agent.branch.observe import observe_branch
 from dbranch.agent.context import NodeContext
 from dbranch.agent.pool import effect as pool
@@ -92,7 +93,9 @@ def test_many_branches(node: Node, soak: bool) -> None:
     for branch in branches:
         branch_object = Branch("team", "shop-b", branch, "shop", "main", source_uid=root)
         facts.append(
-            measure(partial(observe_branch, cluster, layout, context, "", project_object, branch_object))
+            measure(
+                partial(observe_branch, cluster, layout, context, "", Desired(project_object, branch_object))
+            )
         )
         sizes.append(measure(partial(observe_sizes, layout, project, branch)))
     processor = time.process_time() - started

@@ -112,10 +112,14 @@ def test_a_rewritten_marker_keeps_the_keys_of_others(up: Node) -> None:
     path = up.layout.branch(up.project, copy)
     before = edit_marker(path, quiet={"workers": True}, cleaned=False)
     before = edit_marker(path, origin={**before["origin"], "generation": 4})
-    subvolume.ensure_opened(up.layout, up.project, copy, "postgres")
-    subvolume.ensure_password_version(up.layout, up.project, copy, "v2")
+    for change in (
+        Marker.with_cleaned,
+        Marker.with_opened,
+        lambda marker: marker.with_password_version("v2"),
+    ):
+        subvolume.ensure_recorded(up.layout, up.project, copy, change)
     after = json.loads((path / MARKER).read_text())
-    assert after == {**before, "cleaned": True, "password": "v2"}
+    assert after == {**before, "cleaned": True, "opened": True, "password": "v2"}
     # A copy is another branch: those keys were said of its source.
     second = up.create_copy(copy)
     assert "quiet" not in json.loads((up.layout.branch(up.project, second) / MARKER).read_text())
@@ -133,8 +137,8 @@ def test_what_a_newer_release_wrote_is_neither_copied_nor_rewritten_nor_destroye
         lambda: up.create_copy(copy),
         lambda: up.take_snapshot(root, copy),
         lambda: subvolume.ensure_settings(up.layout, up.project, copy, up.settings(copy)),
-        lambda: subvolume.ensure_opened(up.layout, up.project, copy, "postgres"),
-        lambda: subvolume.ensure_password_version(up.layout, up.project, copy, "v2"),
+        lambda: subvolume.ensure_hba_open(up.layout, up.project, copy, "postgres"),
+        lambda: subvolume.ensure_recorded(up.layout, up.project, copy, Marker.with_opened),
         lambda: subvolume.ensure_trashed(up.layout, up.project, copy),
     ):
         with pytest.raises(StorageUnclear, match=r"newer release of dbranch \(format 3\)"):

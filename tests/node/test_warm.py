@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from tests.node.agent_life import BRANCHES, NAMESPACE, NODE, PODS, PROJECTS
-from tests.node.fake_api import FakeApi, Json
+from tests.fakes.api import FakeApi, Json
+from tests.node.agent_life import BRANCHES, NAMESPACE, NODE, PODS, PROJECTS, running
 from tests.node.machine import OWNER
 from tests.node.test_agent import configure, postgres_status, restart
 from tests.node.world import World
 
-from dbranch.agent.branch.reconciler import BranchReconciler
 from dbranch.agent.context import NodeContext
+from dbranch.agent.dispatch import Dispatcher
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.slot.observe import observe_slots
 from dbranch.agent.slot.pod_spec import claim_patch
@@ -29,6 +30,7 @@ from dbranch.api.errors import ApiError, SlotTaken
 from dbranch.api.project import parse_project
 from dbranch.kube.client import Cluster
 from dbranch.runtime.locks import KeyedLocks
+from dbranch.runtime.result import Result
 
 CONTEXT = NodeContext(NODE, "node-uid", "dbranch-nodes", "dbranch")
 METRICS = AgentMetrics()
@@ -145,6 +147,14 @@ def test_warm_pods_are_replaced_for_another_image_or_resources_and_deleted_with_
     )
 
 
+@contextmanager
+def agent(shop: World, api: FakeApi, warm_slots: int = 1) -> Iterator[Dispatcher]:
+    """Run an agent's work queue, without kopf."""
+    dispatcher = Dispatcher(cast(Cluster, api), shop.node.layout, CONTEXT, KeyedLocks(), warm_slots, METRICS)
+    with running(dispatcher):
+        yield dispatcher
+
+
 class ConcurrentClaims(FakeApi):
     """Delays the first claim until the second one arrives, so that both happen at the same moment."""
 
@@ -163,17 +173,14 @@ class ConcurrentClaims(FakeApi):
 def test_of_two_branches_that_claim_the_last_warm_pod_one_gets_a_new_pod(shop: World) -> None:
     (warm_uid,) = uids(shop.warm_pods())
     api = ConcurrentClaims(shop.node.layout.base / "api.json")
-    cluster, layout, locks = cast(Cluster, api), shop.node.layout, KeyedLocks()
-    work = BranchReconciler(
-        cluster, layout, CONTEXT, locks, WarmReconciler(cluster, layout, CONTEXT, 1, METRICS), METRICS
-    )
     branches = [shop.make_branch(name, "main") for name in ("one", "two")]
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda name: work.reconcile(NAMESPACE, name), ("shop-one", "shop-two")))
+    with agent(shop, api) as dispatcher:
+        for name in ("one", "two"):
+            dispatcher.request_branch(NAMESPACE, f"shop-{name}")
+        dispatcher.wait_idle(30)
     assert api.claims == 2 and warm_uid in uids(shop.pods()) and shop.warm_pods() == []
     branch_uids = [pod["metadata"]["labels"][names.LABEL_BRANCH_UID] for pod in shop.pods()]
     assert sorted(branch_uids) == sorted([*branches, shop.uid("main")])
-    work.wait_idle(30)
     for name in ("one", "two"):
         assert shop.sql(name, "select count(*) from item") == [(100,)]
 
@@ -187,14 +194,10 @@ class DenyingApi(FakeApi):
 
 def test_without_claims_branches_get_new_pods(shop: World) -> None:
     before = uids(shop.warm_pods())
-    cluster = cast(Cluster, DenyingApi(shop.node.layout.base / "api.json"))
-    layout = shop.node.layout
-    work = BranchReconciler(
-        cluster, layout, CONTEXT, KeyedLocks(), WarmReconciler(cluster, layout, CONTEXT, 1, METRICS), METRICS
-    )
     shop.make_branch("copy", "main")
-    work.reconcile(NAMESPACE, "shop-copy")
-    work.wait_idle(30)
+    with agent(shop, DenyingApi(shop.node.layout.base / "api.json")) as dispatcher:
+        dispatcher.request_branch(NAMESPACE, "shop-copy")
+        dispatcher.wait_idle(30)
     assert shop.sql("copy", "select count(*) from item") == [(100,)]
     assert uids(shop.warm_pods()) == before
 
@@ -211,23 +214,22 @@ class CountingApi(FakeApi):
 
 def test_a_new_class_is_known_from_reconciles_and_its_pods_are_deleted_only_after_a_list(shop: World) -> None:
     api = CountingApi(shop.node.layout.base / "api.json")
-    cluster, layout = cast(Cluster, api), shop.node.layout
-    warm = WarmReconciler(cluster, layout, CONTEXT, 1, METRICS)
-    work = BranchReconciler(cluster, layout, CONTEXT, KeyedLocks(), warm, METRICS)
-    warm.reconcile()
-    lists, before = api.lists, uids(shop.warm_pods())
-    assert lists == 2
-    shop.make_branch("large", "main")
-    shop.patch_spec("large", postgres={"resources": {"requests": {"cpu": "20m"}}})
-    work.reconcile(NAMESPACE, "shop-large")
-    work.wait_idle(30)
-    warm.reconcile()
+    with agent(shop, api) as dispatcher:
+        branches, warm = dispatcher.branches, dispatcher.warm
+        warm.reconcile()
+        lists, before = api.lists, uids(shop.warm_pods())
+        assert lists == 2
+        shop.make_branch("large", "main")
+        shop.patch_spec("large", postgres={"resources": {"requests": {"cpu": "20m"}}})
+        dispatcher.request_branch(NAMESPACE, "shop-large")
+        dispatcher.wait_idle(30)
+        warm.reconcile()
     assert len(shop.warm_pods()) == 2 and before < uids(shop.warm_pods())
     assert api.lists == lists
     # Before a warm pod is deleted, the objects are listed again.
     shop.patch_spec("large", state="Stopped")
     deadline = time.monotonic() + 30
-    while work.reconcile(NAMESPACE, "shop-large") is not None or warm.reconcile() is not None:
+    while branches.reconcile(NAMESPACE, "shop-large") != Result() or warm.reconcile() != Result():
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert uids(shop.warm_pods()) == before
@@ -244,26 +246,25 @@ def test_a_slow_reconcile_with_an_old_spec_does_not_bring_back_its_class(shop: W
     warm.trigger(new)
     warm.trigger(old)
     deadline = time.monotonic() + 30
-    while warm.reconcile() is not None:
+    while warm.reconcile() != Result():
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert [pod["spec"]["containers"][0]["resources"] for pod in shop.warm_pods()] == [resources]
 
 
 def test_a_burst_of_branches_never_leads_to_more_warm_pods_than_the_limit(shop: World) -> None:
-    cluster, layout = cast(Cluster, shop.api), shop.node.layout
-    reconcilers = [WarmReconciler(cluster, layout, CONTEXT, 2, METRICS) for _ in range(2)]
     most = 0
     for n in range(6):
         shop.make_branch(f"b{n}", "main")
-    work = BranchReconciler(cluster, layout, CONTEXT, KeyedLocks(), reconcilers[0], METRICS)
-    for n in range(6):
-        work.reconcile(NAMESPACE, f"shop-b{n}")
-        for warm in reconcilers:
-            warm.reconcile()
-        most = max(most, len(shop.warm_pods()))
-    assert most == 2 == len(shop.warm_pods())
-    work.wait_idle(30)
+    with agent(shop, shop.api, warm_slots=2) as dispatcher:
+        other = WarmReconciler(cast(Cluster, shop.api), shop.node.layout, CONTEXT, 2, METRICS)
+        for n in range(6):
+            dispatcher.branches.reconcile(NAMESPACE, f"shop-b{n}")
+            for warm in (dispatcher.warm, other):
+                warm.reconcile()
+            most = max(most, len(shop.warm_pods()))
+        assert most == 2 == len(shop.warm_pods())
+        dispatcher.wait_idle(30)
     for body in shop.api.find(BRANCHES):
         assert body["status"]["node"]["postgres"]["reason"] == "Accepting"
 

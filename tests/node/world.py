@@ -13,8 +13,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.fakes.api import FakeApi, Json
 from tests.node.agent_life import BRANCHES, NAMESPACE, NODE, PODS, PROJECTS, WARM
-from tests.node.fake_api import FakeApi, Json
 from tests.node.machine import OWNER, Node
 
 from dbranch.agent.linux.loops import loops_of
@@ -76,7 +76,7 @@ class Kubelet(threading.Thread):
             process.send_signal(signal.SIGINT)
 
     def _write_status(self, path: str, status: Json) -> None:
-        self._api.merge(path, {"status": status})
+        self._api.merge(f"{path}/status", {"status": status})
 
 
 _RUNNING = {"state": {"running": {}}, "imageID": "", "restartCount": 0}
@@ -175,7 +175,7 @@ class World:
             "spec": {**spec, "storage": {"size": "256Mi", **(storage or {})}, **spec_fields},
             "status": {"nodeName": NODE},
         }
-        self.api.create(PROJECTS, body)
+        self.api.put(PROJECTS, body)
         self.make_branch("main", None)
         return project
 
@@ -198,7 +198,7 @@ class World:
             spec["source"] = source
             status["sourceUID"] = self.uid(source)
         meta = {"name": f"{self.name}-{name}", "namespace": NAMESPACE, "finalizers": [names.AGENT_FINALIZER]}
-        created = self.api.create(BRANCHES, {"metadata": meta, "spec": spec, "status": status})
+        created = self.api.put(BRANCHES, {"metadata": meta, "spec": spec, "status": status})
         return str(created["metadata"]["uid"])
 
     def delete_branch(self, name: str) -> None:

@@ -17,7 +17,7 @@ PAGES = sorted(
 )
 # Where a path in a document may begin.
 BASES = (ROOT, ROOT / "operator" / "dbranch", ROOT / "cli" / "dbranch_cli")
-# A file on a node, and the pattern that the decision records' names follow.
+# A file on a node, and the pattern that the decision records' names follow. NAME stands for what a reader chooses.
 NOT_IN_THE_TREE = {"marker.json", "NNN-title.md"}
 
 _FILE = re.compile(r"([\w./*-]+\.(?:py|sh|yaml|toml|md|json|txt|lock))(?::([A-Za-z_]\w*))?")
@@ -30,6 +30,8 @@ def broken_references(page: str) -> Iterator[str]:
     """Yield each reference of a page to something that does not exist."""
     text, directory = (ROOT / page).read_text(encoding="utf-8"), (ROOT / page).parent
     for quoted in re.findall(r"`([^`\s]+)`", text):
+        if "NAME" in quoted:
+            continue
         file = _FILE.fullmatch(quoted)
         if file and file[1] not in NOT_IN_THE_TREE:
             paths = [path for base in (*BASES, directory) for path in base.glob(file[1]) if path.is_file()]

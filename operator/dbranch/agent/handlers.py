@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import kopf
 
-from dbranch.agent.branch.reconciler import BranchReconciler
-from dbranch.agent.metrics import AgentMetrics
-from dbranch.agent.project.reconciler import ProjectReconciler
-from dbranch.agent.timing import (
-    BRANCH_RESYNC_SECONDS,
-    BUSY_RETRY_SECONDS,
-    FAILED_RETRY_SECONDS,
-    PROJECT_RESYNC_SECONDS,
-)
-from dbranch.agent.warm.reconciler import WarmReconciler
+from dbranch.agent.dispatch import Dispatcher
+from dbranch.agent.timing import KOPF_DELETION_SECONDS
 from dbranch.api import names
-from dbranch.api.errors import Busy, DbranchError
+from dbranch.runtime.heartbeats import Heartbeats
 from dbranch.runtime.kopf_settings import configure_kopf, login, requeue_after
-
-logger = logging.getLogger(__name__)
 
 _PROJECT: Any = (names.GROUP, names.VERSION, names.PROJECTS)
 _BRANCH: Any = (names.GROUP, names.VERSION, names.BRANCHES)
@@ -31,32 +19,33 @@ _RESTARTED_AT: Any = ("metadata", "annotations", names.RESTARTED_AT)
 _REQUESTED_AT: Any = ("metadata", "annotations", names.AGENT_REQUESTED_AT)
 
 
-@dataclass(frozen=True)
-class Reconcilers:
-    """The reconcilers of one agent, and its metrics."""
-
-    projects: ProjectReconciler
-    branches: BranchReconciler
-    warm: WarmReconciler
-    metrics: AgentMetrics
-
-
 def register(
     registry: kopf.OperatorRegistry,
-    reconcilers: Reconcilers,
+    dispatcher: Dispatcher,
     node: str,
+    heartbeats: Heartbeats,
     started: Callable[[], None] = lambda: None,
 ) -> None:
-    """Register the handlers, each of which calls one reconciler. kopf calls `started` before the first of them."""
+    """Register the handlers, which put keys into the work queue. kopf calls `started` before the first of them."""
     options: Any = {"registry": registry}
+    deletions = Deletions()
 
     @kopf.on.startup(**options)
-    def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+    async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
         others = [("metadata", "annotations", names.CONTROLLER_REQUESTED_AT)]
         configure_kopf(settings, names.AGENT_FINALIZER, names.AGENT_PREFIX, others)
         for plural in (names.PROJECTS, names.BRANCHES):
             settings.watching.field_selectors[names.GROUP, plural] = f"status.nodeName={node}"
+        dispatcher.queue.start()
         started()
+
+    @kopf.on.probe(id="loops", errors=kopf.ErrorsMode.PERMANENT, **options)
+    async def probe(**_: Any) -> str:
+        # An exception makes the liveness endpoint answer 500.
+        trouble = dispatcher.queue.trouble() or heartbeats.trouble()
+        if trouble:
+            raise kopf.PermanentError(trouble)
+        return "running"
 
     kopf.on.login(**options)(login)
 
@@ -68,53 +57,55 @@ def register(
     @kopf.on.update(*_PROJECT, field="spec.storage", id="project", **options)
     @kopf.on.field(*_PROJECT, field=_REQUESTED_AT, id="project", **options)
     @kopf.on.field(*_PROJECT, field="status.passwordVersion", id="project", **options)
-    def project(namespace: Any, name: str, **_: Any) -> None:
-        run_reconcile(reconcilers.projects.reconcile, namespace, name)
+    async def project(namespace: Any, name: str, **_: Any) -> None:
+        dispatcher.request_project(namespace, name)
 
     @kopf.on.resume(*_BRANCH, id="branch", **options)
     @kopf.on.create(*_BRANCH, id="branch", **options)
     @kopf.on.update(*_BRANCH, field="spec", id="branch", **options)
     @kopf.on.field(*_BRANCH, field=_REQUESTED_AT, id="branch", **options)
     @kopf.on.field(*_BRANCH, field=_RESTARTED_AT, id="branch", **options)
-    def branch(namespace: Any, name: str, **_: Any) -> None:
-        run_reconcile(reconcilers.branches.reconcile, namespace, name)
+    async def branch(namespace: Any, name: str, **_: Any) -> None:
+        dispatcher.request_branch(namespace, name)
+
+    # With a delete handler kopf puts the agent's finalizer on the object. The reconcile removes it: kopf would sleep
+    # through the events that a deletion waits for (tried), and write for each time that it calls the handler.
 
     @kopf.on.delete(*_PROJECT, id="project-removal", **options)
-    def project_removal(body: kopf.Body, **_: Any) -> None:
-        run_reconcile(reconcilers.projects.remove, dict(body))
-
     @kopf.on.delete(*_BRANCH, id="branch-removal", **options)
-    def branch_removal(body: kopf.Body, **_: Any) -> None:
-        run_reconcile(reconcilers.branches.remove, dict(body))
+    async def removal(**_: Any) -> None:
+        requeue_after(KOPF_DELETION_SECONDS, "it is being removed from its node")
 
-    @kopf.timer(
-        *_PROJECT,
-        interval=PROJECT_RESYNC_SECONDS,
-        initial_delay=PROJECT_RESYNC_SECONDS,
-        id="project-usage",
-        **options,
-    )
-    def project_usage(namespace: Any, name: str, **_: Any) -> None:
-        run_reconcile(reconcilers.projects.collect_usage_and_trash, namespace, name)
+    @kopf.on.event(*_PROJECT, id="project-event", **options)
+    async def project_event(event: Any, body: kopf.Body, **_: Any) -> None:
+        if deletions.has_changed(event["type"], body):
+            dispatcher.request_project(body["metadata"]["namespace"], body["metadata"]["name"])
 
-    @kopf.timer(
-        *_BRANCH,
-        interval=BRANCH_RESYNC_SECONDS,
-        initial_delay=BRANCH_RESYNC_SECONDS,
-        id="branch-usage",
-        **options,
-    )
-    def branch_usage(namespace: Any, name: str, **_: Any) -> None:
-        run_reconcile(reconcilers.branches.reconcile, namespace, name)
+    @kopf.on.event(*_BRANCH, id="branch-event", **options)
+    async def branch_event(event: Any, body: kopf.Body, **_: Any) -> None:
+        if deletions.has_changed(event["type"], body):
+            dispatcher.request_branch(body["metadata"]["namespace"], body["metadata"]["name"])
 
 
-def run_reconcile(reconcile: Any, *args: Any) -> None:
-    """Call a reconciler. Raises kopf.TemporaryError if it is to be called again: it asked for that, or failed."""
-    try:
-        delay = reconcile(*args)
-    except Busy as error:
-        raise kopf.TemporaryError(str(error), delay=BUSY_RETRY_SECONDS) from error
-    except (DbranchError, OSError) as error:
-        logger.warning("%s: %s", args[-1] if isinstance(args[-1], str) else reconcile.__name__, error)
-        raise kopf.TemporaryError(str(error), delay=FAILED_RETRY_SECONDS) from error
-    requeue_after(delay, "not finished yet")
+class Deletions:
+    """The objects that are being deleted, by UID, with what the next step of their removal waits for."""
+
+    def __init__(self) -> None:
+        self._versions: dict[str, tuple[object, ...]] = {}
+
+    def has_changed(self, event_type: str | None, body: Mapping[str, Any]) -> bool:
+        """Return True if the removal can go on: a finalizer has gone, or somebody requests it.
+
+        The status that the removal itself writes is no such event.
+        """
+        meta = body["metadata"]
+        if event_type == "DELETED":
+            self._versions.pop(meta["uid"], None)
+            return False
+        if not meta.get("deletionTimestamp"):
+            return False
+        annotations = meta.get("annotations") or {}
+        version = (*(meta.get("finalizers") or ()), annotations.get(names.AGENT_REQUESTED_AT))
+        changed = self._versions.get(meta["uid"]) != version
+        self._versions[meta["uid"]] = version
+        return changed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,8 +30,9 @@ from dbranch.agent.volume.orphans import (
     orphan_age,
 )
 from dbranch.api import names
-from dbranch.api.errors import Busy, DbranchError
+from dbranch.api.errors import Busy
 from dbranch.kube.client import Cluster, path_of
+from dbranch.runtime.logs import log_error
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +45,22 @@ class PublishedFacts:
     retained: str
 
 
-def run_housekeeping(cluster: Cluster, layout: Layout, context: NodeContext, pod: str, grace: float) -> None:
-    """Publish and sweep for ever, at a slow pace. `grace`: seconds for which orphans are kept."""
+def run_housekeeping(
+    cluster: Cluster, layout: Layout, context: NodeContext, pod: str, grace: float, beat: Callable[[], None]
+) -> None:
+    """Publish and sweep for ever, at a slow pace. `grace`: seconds for which orphans are kept.
+
+    `beat` is called in each round.
+    """
     published: PublishedFacts | None = None
     while True:
+        beat()
         try:
             published = publish_node_facts(cluster, layout, context, pod, published)
             sweep_slots(cluster, layout, context)
             sweep_orphans(cluster, layout, context, grace)
-        except (DbranchError, OSError) as error:
-            logger.warning("housekeeping: %s", error)
+        except Exception as error:  # noqa: BLE001
+            log_error(logger, error, "housekeeping")
         time.sleep(HOUSEKEEPING_INTERVAL_SECONDS)
 
 

@@ -5,26 +5,27 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import kopf
 
-from dbranch.agent.branch.reconciler import BranchReconciler
 from dbranch.agent.context import NodeContext
-from dbranch.agent.handlers import Reconcilers, register
+from dbranch.agent.dispatch import Dispatcher
+from dbranch.agent.handlers import register
 from dbranch.agent.housekeeping import run_housekeeping
 from dbranch.agent.layout import Layout
 from dbranch.agent.machine import observe_machine
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.pod_watch import watch_pods
 from dbranch.agent.pool.effect import ensure_base
-from dbranch.agent.project.reconciler import ProjectReconciler
 from dbranch.agent.server import Readiness
-from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
 from dbranch.api.errors import DbranchError, InvalidInput
 from dbranch.api.project import parse_seconds
 from dbranch.kube.client import Cluster, path_of
+from dbranch.runtime.heartbeats import Heartbeats
 from dbranch.runtime.kopf_settings import serve
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.logs import start_logging
@@ -32,8 +33,8 @@ from dbranch.runtime.logs import start_logging
 logger = logging.getLogger(__name__)
 
 
-def make_reconcilers(environment: dict[str, str]) -> tuple[Reconcilers, Cluster, Layout, NodeContext]:
-    """Build what the handlers need from the environment. Raises InvalidInput if a variable is missing or wrong."""
+def make_dispatcher(environment: dict[str, str]) -> tuple[Dispatcher, Cluster, Layout, NodeContext]:
+    """Build the reconcilers from the environment. Raises InvalidInput if a variable is missing or wrong."""
     required = ("DBRANCH_NODE_NAME", "DBRANCH_POD_NAME", "DBRANCH_NODES_NAMESPACE", "DBRANCH_BASE_DIR")
     missing = [key for key in required if not environment.get(key)]
     if missing:
@@ -55,36 +56,32 @@ def make_reconcilers(environment: dict[str, str]) -> tuple[Reconcilers, Cluster,
             f"environment: DBRANCH_WARM_SLOTS is {warm_slots!r}, not a number; see agent.warmSlots"
         )
     ensure_base(layout)
-    locks, metrics = KeyedLocks(layout.locks), AgentMetrics(int(warm_slots))
-    warm = WarmReconciler(cluster, layout, context, int(warm_slots), metrics)
-    reconcilers = Reconcilers(
-        ProjectReconciler(cluster, layout, context, locks, warm.trigger),
-        BranchReconciler(cluster, layout, context, locks, warm, metrics),
-        warm,
-        metrics,
-    )
-    return reconcilers, cluster, layout, context
+    metrics = AgentMetrics(int(warm_slots))
+    dispatcher = Dispatcher(cluster, layout, context, KeyedLocks(layout.locks), int(warm_slots), metrics)
+    return dispatcher, cluster, layout, context
 
 
 def main() -> None:
     """Run the agent until SIGTERM. It unmounts nothing at its end: Postgres goes on."""
     start_logging(os.environ)
     try:
-        reconcilers, cluster, layout, context = make_reconcilers(dict(os.environ))
+        dispatcher, cluster, layout, context = make_dispatcher(dict(os.environ))
     except DbranchError as error:
         raise SystemExit(f"dbranch-server agent: {error}") from error
     orphan_grace_period = parse_seconds(os.environ.get("DBRANCH_ORPHAN_GRACE_PERIOD", "24h"))
     machine = observe_machine(layout)
     if not (machine.btrfs and machine.loop):
         logger.error("node %s: btrfs %s, loop %s", context.node, machine.btrfs, machine.loop)
-    readiness = Readiness(layout, reconcilers.metrics)
+    readiness = Readiness(layout, dispatcher.metrics)
     readiness.serve()
-    for target, args in (
-        (watch_pods, (cluster, context, reconcilers.warm)),
-        (reconcilers.warm.run, (reconcilers.branches.wait_idle,)),
-        (run_housekeeping, (cluster, layout, context, os.environ["DBRANCH_POD_NAME"], orphan_grace_period)),
-    ):
-        threading.Thread(target=target, args=args, daemon=True, name=target.__name__).start()
+    heartbeats, pod = Heartbeats(), os.environ["DBRANCH_POD_NAME"]
+    loops: dict[str, Callable[[Callable[[], None]], None]] = {
+        "pod watch": partial(watch_pods, cluster, context, dispatcher.warm, dispatcher.request_branch),
+        "warm slots": partial(dispatcher.warm.run, dispatcher.wait_idle),
+        "housekeeping": partial(run_housekeeping, cluster, layout, context, pod, orphan_grace_period),
+    }
+    for name, loop in loops.items():
+        threading.Thread(target=heartbeats.run, args=(name, loop), daemon=True, name=name).start()
     registry = kopf.OperatorRegistry()
-    register(registry, reconcilers, context.node, readiness.started.set)
+    register(registry, dispatcher, context.node, heartbeats, readiness.started.set)
     serve(registry, names.AGENT_MANAGER)

@@ -1,12 +1,14 @@
 """A thread that watches this node's Postgres pods and requests a reconcile of the branch whose pod needs one.
 
-A branch's pod that starts as it should (pulled, running, ready) needs none: start_watch watches its socket.
+A branch's pod that starts as it should (pulled, running, ready) needs none: start_watch watches its socket. The
+requests stay in this process: a write to the branch for each change of its pod would wake everybody who watches it.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from dbranch.agent.context import NodeContext
@@ -14,9 +16,8 @@ from dbranch.agent.slot.pod_status import PodFacts, pod_facts
 from dbranch.agent.timing import POD_WATCH_RETRY_SECONDS
 from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
-from dbranch.api.errors import DbranchError
 from dbranch.kube.client import Cluster, path_of
-from dbranch.kube.requeue import request_reconcile
+from dbranch.runtime.logs import log_error
 
 logger = logging.getLogger(__name__)
 
@@ -45,15 +46,26 @@ def node_is_full(pod: PodFacts) -> bool:
     return pod.terminated and pod.reason.startswith("OutOf")
 
 
-def watch_pods(cluster: Cluster, context: NodeContext, warm: WarmReconciler) -> None:
-    """Watch for ever: request reconciles of branches by their pods' labels, and trigger those of the warm slots."""
+def watch_pods(
+    cluster: Cluster,
+    context: NodeContext,
+    warm: WarmReconciler,
+    request: Callable[[str, str], None],
+    beat: Callable[[], None],
+) -> None:
+    """Watch for ever: request reconciles of branches by their pods' labels, and trigger those of the warm slots.
+
+    `request(namespace, name)` requests a reconcile of a DBBranch; `beat` is called in each round and at each event.
+    """
     path = path_of("v1", "pods", context.namespace)
     pods: dict[str, PodFacts] = {}
     while True:
+        beat()
         try:
             listed: set[str] = set()
             synced = False
             for event in cluster.watch(path, names.LABEL_SLOT, f"spec.nodeName={context.node}"):
+                beat()
                 if event["type"] == "SYNCED":
                     synced = True
                     pods = {name: facts for name, facts in pods.items() if name in listed}
@@ -71,26 +83,19 @@ def watch_pods(cluster: Cluster, context: NodeContext, warm: WarmReconciler) -> 
                 elif needs_reconcile(old, None if deleted else facts):
                     if node_is_full(facts):
                         warm.yield_slots()
-                    _request_branch_reconcile(cluster, body)
+                    _request_branch_reconcile(request, body)
                 if deleted:
                     pods.pop(facts.name, None)
                 else:
                     pods[facts.name] = facts
-        except (DbranchError, OSError, KeyError) as error:
-            logger.warning("watch of pods: %s", error)
+        except Exception as error:  # noqa: BLE001
+            log_error(logger, error, "watch of pods")
             time.sleep(POD_WATCH_RETRY_SECONDS)
 
 
-def _request_branch_reconcile(cluster: Cluster, pod: dict[str, Any]) -> None:
+def _request_branch_reconcile(request: Callable[[str, str], None], pod: dict[str, Any]) -> None:
     labels = pod["metadata"].get("labels") or {}
     namespace, project = labels.get(names.LABEL_NAMESPACE), labels.get(names.LABEL_PROJECT)
     branch = labels.get(names.LABEL_BRANCH)
     if namespace and project and branch:
-        try:
-            request_reconcile(
-                cluster, names.AGENT_REQUESTED_AT, namespace, names.branch_object_name(project, branch)
-            )
-        except DbranchError as error:
-            logger.warning(
-                "branch %s of %s/%s: no reconcile requested: %s", branch, namespace, project, error
-            )
+        request(namespace, names.branch_object_name(project, branch))

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Final
 
-# Retries of a reconcile where no event of an object will come.
+# Retries of a reconcile where no event of an object will come. A failure that repeats is retried ever more rarely.
+LONGEST_RETRY_SECONDS: Final = 300.0
 BUSY_RETRY_SECONDS: Final = 0.5
 FAILED_RETRY_SECONDS: Final = 3.0
-CONTROLLER_FINALIZER_POLL_SECONDS: Final = 0.5
+# Deletions wait for events: of the object and of its pods. This is for an event that was lost.
+CONTROLLER_FINALIZER_POLL_SECONDS: Final = 60.0
+BRANCH_POD_DELETION_POLL_SECONDS: Final = 5.0
+# A pod requests its branch only; a project's pods are its branches', so there hardly ever are any.
 POD_DELETION_POLL_SECONDS: Final = 0.3
+# A finalizer that was not removed, since others wrote the object meanwhile, is tried again.
+FINALIZER_REMOVED_CHECK_SECONDS: Final = 1.0
+# kopf calls a delete handler of an object that still exists so often; the work queue does the work.
+KOPF_DELETION_SECONDS: Final = 300.0
 
 # A branch.
 BRANCH_RESYNC_SECONDS: Final = 300.0
@@ -45,6 +53,10 @@ START_TRY_SECONDS: Final = 0.25
 # SQL sessions. Beyond the server's own time limits, the time after which the agent closes the socket.
 SQL_TIMEOUT_SECONDS: Final = 5.0
 SQL_WATCHDOG_EXTRA_SECONDS: Final = 1.0
+# A reload is looked at until the session has the new settings: they are passed on within a millisecond or two.
+RELOAD_FIRST_POLL_SECONDS: Final = 0.0005
+RELOAD_LONGEST_POLL_SECONDS: Final = 0.1
+RELOAD_TIMEOUT_SECONDS: Final = 1.0
 
 # A project's pool.
 PROJECT_RESYNC_SECONDS: Final = 60.0

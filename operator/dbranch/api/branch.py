@@ -44,6 +44,7 @@ class Branch:
     project: str
     source: str | None = None
     generation: int = 1
+    resource_version: str = ""
     deleted: str | None = None
     finalizers: tuple[str, ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
@@ -92,6 +93,7 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
         project=spec["project"],
         source=spec.get("source"),
         generation=int(meta.get("generation", 1)),
+        resource_version=meta.get("resourceVersion", ""),
         deleted=meta.get("deletionTimestamp"),
         finalizers=tuple(meta.get("finalizers") or ()),
         annotations=dict(meta.get("annotations") or {}),

@@ -97,6 +97,13 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         project=(_ROUTED,),
         branch=(_SCHEDULED,),
     ),
+    Reason.RECONCILE_FAILED: Entry(
+        "The API server rejected an object that is needed, or a value cannot be used; it is tried again, at last "
+        "every five minutes.",
+        "Correct what the message names; the controller's log has more.",
+        project=(_ROUTED,),
+        branch=(_SCHEDULED,),
+    ),
     Reason.POOL_MOUNTED: _project(_STORAGE, "The project's pool is attached and mounted."),
     Reason.POOL_LOW: _project(
         _STORAGE,

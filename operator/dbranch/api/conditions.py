@@ -36,6 +36,8 @@ class Reason(OpenEnum):
     PENDING = "Pending"
     STOPPED = "Stopped"
     DELETING = "Deleting"
+    # Scheduled of a branch, Routed of a project
+    RECONCILE_FAILED = "ReconcileFailed"
     # Scheduled
     BOUND = "Bound"
     NO_ELIGIBLE_NODE = "NoEligibleNode"
@@ -141,6 +143,7 @@ WARNING_REASONS = STALLED_REASONS | {
     Reason.SECRET_NOT_FOUND,
     Reason.TLS_SECRET_NOT_FOUND,
     Reason.TLS_SECRET_INVALID,
+    Reason.RECONCILE_FAILED,
 }
 # As the spec asks, so the object is neither Reconciling nor Stalled.
 AT_REST_REASONS = frozenset({Reason.STOPPED})
@@ -186,6 +189,8 @@ def printable(text: str) -> str:
     >>> printable("a\x1b[2Jb\n")
     'a\\x1b[2Jb\\n'
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

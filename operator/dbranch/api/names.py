@@ -24,7 +24,7 @@ AGENT_FINALIZER: Final = f"{GROUP}/agent"
 CONTROLLER_PREFIX: Final = f"controller.{GROUP}"
 AGENT_PREFIX: Final = f"agent.{GROUP}"
 
-# Written on a DBBranch to request a reconcile of it by that role.
+# Written on a DBBranch to request a reconcile of it by that role; the controller's by people only.
 CONTROLLER_REQUESTED_AT: Final = f"{CONTROLLER_PREFIX}/requestedAt"
 AGENT_REQUESTED_AT: Final = f"{AGENT_PREFIX}/requestedAt"
 # On an agent's own pod: free bytes of the filesystem that holds the base directory, decimal.

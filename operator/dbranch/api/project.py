@@ -138,6 +138,7 @@ class Project:
     name: str
     uid: str
     generation: int = 1
+    resource_version: str = ""
     deleting: bool = False
     finalizers: tuple[str, ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
@@ -200,6 +201,7 @@ def parse_project(body: Mapping[str, Any]) -> Project:
         name=meta["name"],
         uid=meta.get("uid", ""),
         generation=int(meta.get("generation", 1)),
+        resource_version=meta.get("resourceVersion", ""),
         deleting=bool(meta.get("deletionTimestamp")),
         finalizers=tuple(meta.get("finalizers") or ()),
         annotations=dict(meta.get("annotations") or {}),

@@ -1,4 +1,4 @@
-"""The controller's view of nodes, agents, projects and branches: kopf's indices, read without a request."""
+"""The controller's view of nodes, agents, proxies, projects and branches: kopf's indices, read without a request."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project
 from dbranch.controller.nodes import AgentPod, NodeObject, node_facts
+from dbranch.controller.routing import ProxyPod
 from dbranch.controller.scheduling import NodeFacts, bytes_committed_to
 
 T = TypeVar("T")
@@ -19,12 +20,16 @@ Index = Mapping[Any, Any]
 
 @dataclass(frozen=True)
 class Cache:
-    """kopf's indices: nodes and agents by node name, projects and branches by (namespace, project)."""
+    """kopf's indices: nodes and agents by node name, projects and branches by (namespace, project).
+
+    `proxies`: the pods of projects' proxies that have not ended, by the project's UID.
+    """
 
     nodes: Index
     agents: Index
     projects: Index
     branches: Index
+    proxies: Index
 
     def node(self, name: str, committed_bytes: int = 0) -> NodeFacts:
         """Return the facts about a node, which need not exist any more. `committed_bytes`: as in NodeFacts."""
@@ -44,6 +49,11 @@ class Cache:
         """Return the branches of one project, sorted by name."""
         branches: list[Branch] = _values(self.branches, (namespace, project))
         return tuple(sorted(branches, key=lambda branch: branch.name))
+
+    def proxies_of(self, project_uid: str) -> tuple[ProxyPod, ...]:
+        """Return the proxy pods of one project, sorted by name."""
+        pods: list[ProxyPod] = _values(self.proxies, project_uid)
+        return tuple(sorted(pods, key=lambda pod: pod.name))
 
     def project(self, namespace: str, name: str) -> Project | None:
         projects: list[Project] = _values(self.projects, (namespace, name))

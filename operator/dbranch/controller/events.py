@@ -5,15 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from dbranch.api import names
+from dbranch.api.branch import Branch
 from dbranch.api.conditions import WARNING_REASONS, Condition, Finding, find_condition
+from dbranch.api.project import Project
 
-# Called with the Event's type (Normal or Warning), reason and message.
-EmitEvent = Callable[[str, str, str], None]
+# Called with the object, and the Event's type (Normal or Warning), reason and message.
+EmitEvent = Callable[[Project | Branch, str, str, str], None]
 
 
-def emit_transition(status: Any, ready: Finding, emit_event: EmitEvent) -> None:
-    """Emit an Event if the reason of Ready is another than in `status`."""
-    previous = find_condition(status, Condition.READY)
+def emit_transition(item: Project | Branch, ready: Finding, emit_event: EmitEvent) -> None:
+    """Emit an Event about the object if the reason of Ready is another than in its status."""
+    previous = find_condition(item.status, Condition.READY)
     if previous is None or previous.get("reason") != ready.reason.value:
         event_type = "Warning" if ready.reason in WARNING_REASONS else "Normal"
-        emit_event(event_type, ready.reason.value, ready.message)
+        emit_event(item, event_type, ready.reason.value, ready.message)
+
+
+def reference_of(item: Project | Branch) -> dict[str, Any]:
+    """Return as much of the object's body as an Event about it needs."""
+    is_project = isinstance(item, Project)
+    name = item.name if isinstance(item, Project) else item.object_name
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.PROJECT_KIND if is_project else names.BRANCH_KIND,
+        "metadata": {"namespace": item.namespace, "name": name, "uid": item.uid},
+    }

@@ -1,34 +1,31 @@
-"""The controller's kopf handlers: events of projects, branches, nodes and pods -> reconciles. Wiring only."""
+"""The controller's kopf handlers: events of projects, branches, nodes and pods -> the work queue. Wiring only."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import kopf
 
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
-from dbranch.api.conditions import Condition, Reason, find_condition, is_condition_true
 from dbranch.api.errors import DbranchError
 from dbranch.api.project import Project, parse_project
 from dbranch.controller import timing
 from dbranch.controller.branch.reconciler import BranchReconciler
 from dbranch.controller.cache import Cache
-from dbranch.controller.events import EmitEvent
-from dbranch.controller.finalizers import remove_agent_finalizer
+from dbranch.controller.dispatch import Dispatcher
+from dbranch.controller.events import reference_of
 from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.nodes import AgentPod, NodeObject, agent_pod, node_object
 from dbranch.controller.owned import OwnedObjects
-from dbranch.controller.project.reconciler import ProjectReconciler, proxy_pod_of
-from dbranch.controller.project.status import is_stale
-from dbranch.controller.routing import changes_routed
-from dbranch.controller.scheduling import is_abandoned, not_reporting_finding
-from dbranch.kube.client import Cluster, object_path
-from dbranch.kube.requeue import request_reconcile
+from dbranch.controller.project.reconciler import ProjectReconciler
+from dbranch.controller.routing import ProxyPod, proxy_pod_of
+from dbranch.controller.stale import Change, NodeChange, PasswordChange, ProxyChange, key_of, stale
+from dbranch.kube.client import Cluster
 from dbranch.runtime.initial_sync import InitialSync
 from dbranch.runtime.kopf_settings import configure_kopf, login, requeue_after
 from dbranch.runtime.locks import KeyedLocks
@@ -50,6 +47,32 @@ _MEASURED_FIELDS = (
 )
 
 
+class Work:
+    """The work queue, and the cache that its reconciles read."""
+
+    def __init__(self, dispatcher: Dispatcher, resync_seconds: float) -> None:
+        self._dispatcher = dispatcher
+        self.queue = WorkQueue(dispatcher.reconcile, resync_seconds, dispatcher.report_failure)
+        self._changes: list[Change] = []
+
+    def request(self, item: Project | Branch, kwargs: Mapping[str, Any]) -> None:
+        """Reconcile the object itself."""
+        self._dispatcher.cache = cache_of(kwargs)
+        self.queue.add(key_of(item))
+
+    def follow(self, kwargs: Mapping[str, Any], change: Change) -> None:
+        """Reconcile who would report something else after the change, for all events that come together."""
+        self._dispatcher.cache = cache_of(kwargs)
+        if not self._changes:
+            asyncio.get_running_loop().call_soon(self._enqueue_stale, self._dispatcher.cache)
+        self._changes.append(change)
+
+    def _enqueue_stale(self, cache: Cache) -> None:
+        changes, self._changes = self._changes, []
+        for key in stale(changes, cache):
+            self.queue.add(key)
+
+
 def register(
     registry: kopf.OperatorRegistry,
     cluster: Cluster,
@@ -57,22 +80,27 @@ def register(
     resync_seconds: float,
     metrics: ControllerMetrics,
 ) -> None:
-    """Register the indices and handlers. Each object is reconciled at least every `resync_seconds`."""
+    """Register the indices and handlers. Each object is reconciled at least every `resync_seconds` or so."""
     locks, owned, initial_sync = KeyedLocks(), OwnedObjects(cluster), InitialSync("branches")
-    projects = ProjectReconciler(cluster, release, owned, locks, metrics)
-    branches = BranchReconciler(cluster, release, owned, locks, metrics)
-    _register_startup(registry, owned)
+    projects = ProjectReconciler(cluster, release, owned, locks, metrics, emit_event)
+    branches = BranchReconciler(cluster, release, owned, locks, metrics, emit_event)
+    work = Work(Dispatcher(projects, branches, initial_sync), resync_seconds)
+    _register_startup(registry, owned, work)
     _register_indices(registry, release.nodes_namespace)
-    _register_projects(registry, projects, resync_seconds)
-    _register_branches(registry, branches, resync_seconds, initial_sync)
-    _register_related(registry, cluster, projects, initial_sync)
+    _register_objects(registry, work)
+    _register_related(registry, work, initial_sync)
 
 
-def _register_startup(registry: kopf.OperatorRegistry, owned: OwnedObjects) -> None:
+def emit_event(item: Project | Branch, event_type: str, reason: str, message: str) -> None:
+    """Emit an Event about the object."""
+    kopf.event(reference_of(item), type=event_type, reason=reason, message=message)  # type: ignore[arg-type]
+
+
+def _register_startup(registry: kopf.OperatorRegistry, owned: OwnedObjects, work: Work) -> None:
     options: Any = {"registry": registry}
 
     @kopf.on.startup(**options)
-    def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+    async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
         ignored_fields = [
             ("metadata", "annotations", names.AGENT_REQUESTED_AT),
             *(("status", "node", field) for field in _MEASURED_FIELDS),
@@ -83,6 +111,7 @@ def _register_startup(registry: kopf.OperatorRegistry, owned: OwnedObjects) -> N
             f"{names.LABEL_NAME}=dbranch,"
             f"{names.LABEL_COMPONENT} in ({names.COMPONENT_AGENT},{names.COMPONENT_PROXY})"
         )
+        work.queue.start()
 
     @kopf.on.startup(**options)
     def preload(**_: Any) -> None:
@@ -92,6 +121,14 @@ def _register_startup(registry: kopf.OperatorRegistry, owned: OwnedObjects) -> N
                 owned.preload(api, plural)
             except DbranchError as error:
                 logger.warning("cannot list %s, so each is read by itself: %s", plural, error)
+
+    @kopf.on.probe(id="reconciles", errors=kopf.ErrorsMode.PERMANENT, **options)
+    async def probe(**_: Any) -> str:
+        # An exception makes the liveness endpoint answer 500.
+        trouble = work.queue.trouble()
+        if trouble:
+            raise kopf.PermanentError(trouble)
+        return "running"
 
     kopf.on.login(**options)(login)
 
@@ -112,6 +149,11 @@ def _register_indices(registry: kopf.OperatorRegistry, nodes_namespace: str) -> 
         agent = agent_pod(body) if is_agent else None
         return {agent.node: agent} if agent else {}
 
+    @kopf.index("v1", "pods", id="proxy_index", **options)
+    async def proxy_index(body: kopf.Body, labels: kopf.Labels, **_: Any) -> dict[str, ProxyPod]:
+        proxy = proxy_pod_of(body) if labels.get(names.LABEL_COMPONENT) == names.COMPONENT_PROXY else None
+        return {labels.get(names.LABEL_PROJECT_UID, ""): proxy} if proxy else {}
+
     @kopf.index(*_PROJECT, id="project_index", **options)
     async def project_index(body: kopf.Body, **_: Any) -> dict[tuple[str, str], Project]:
         project = parse_project(body)
@@ -125,223 +167,84 @@ def _register_indices(registry: kopf.OperatorRegistry, nodes_namespace: str) -> 
 
 def cache_of(kwargs: Mapping[str, Any]) -> Cache:
     """Return the cache over the indices among a handler's keyword arguments."""
-    return Cache(*(kwargs[f"{noun}_index"] for noun in ("node", "agent", "project", "branch")))
+    return Cache(*(kwargs[f"{noun}_index"] for noun in ("node", "agent", "project", "branch", "proxy")))
 
 
-def event_emitter(body: Mapping[Any, Any]) -> EmitEvent:
-    """Return a function that emits Events about the object."""
-    return lambda event_type, reason, message: kopf.event(
-        body, type=event_type, reason=reason, message=message
-    )
-
-
-def project_event_emitter(project: Project) -> EmitEvent:
-    """Return a function that emits Events about a project, for a handler that does not have its body."""
-    meta = {"namespace": project.namespace, "name": project.name, "uid": project.uid}
-    return event_emitter({"apiVersion": names.API_VERSION, "kind": names.PROJECT_KIND, "metadata": meta})
-
-
-def _register_projects(
-    registry: kopf.OperatorRegistry, reconciler: ProjectReconciler, resync_seconds: float
-) -> None:
+def _register_objects(registry: kopf.OperatorRegistry, work: Work) -> None:
+    """Register the events of an object that ask for its own reconcile."""
     options: Any = {"registry": registry}
-    unready_seconds = timing.UNREADY_RESYNC_SECONDS
 
     @kopf.on.resume(*_PROJECT, id="project", **options)
     @kopf.on.create(*_PROJECT, id="project", **options)
     @kopf.on.update(*_PROJECT, field="spec", id="project", **options)
     @kopf.on.field(*_PROJECT, field="status.node", id="project", **options)
     @kopf.on.field(*_PROJECT, field="status.proxies", id="project", **options)
-    def on_project_change(namespace: Any, name: str, body: kopf.Body, **kwargs: Any) -> None:
-        call_or_retry(reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body))
-
-    @kopf.on.delete(*_PROJECT, id="project-removal", **options)
-    def on_project_deletion(body: kopf.Body, **kwargs: Any) -> None:
-        seconds = call_or_retry(reconciler.remove, parse_project(body), cache_of(kwargs))
-        requeue_after(seconds, "its branches are being deleted")
-
-    @kopf.timer(
-        *_PROJECT, interval=unready_seconds, initial_delay=unready_seconds, id="project-unready", **options
-    )
-    async def resync_unready_project(
-        namespace: Any, name: str, body: kopf.Body, status: kopf.Status, **kwargs: Any
-    ) -> None:
-        user_secret = body["spec"].get("postgres", {}).get("passwordSecret")
-        if user_secret or not is_condition_true(status, Condition.READY):
-            await call_in_thread(
-                reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body), True
-            )
-
-    @kopf.timer(
-        *_PROJECT, interval=resync_seconds, initial_delay=resync_seconds, id="project-resync", **options
-    )
-    def resync_project(namespace: Any, name: str, body: kopf.Body, **kwargs: Any) -> None:
-        call_or_retry(reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body), True)
-
-
-def _register_branches(
-    registry: kopf.OperatorRegistry,
-    reconciler: BranchReconciler,
-    resync_seconds: float,
-    initial_sync: InitialSync,
-) -> None:
-    options: Any = {"registry": registry}
-    unready_seconds = timing.UNREADY_RESYNC_SECONDS
+    async def on_project_change(body: kopf.Body, **kwargs: Any) -> None:
+        work.request(parse_project(body), kwargs)
 
     @kopf.on.resume(*_BRANCH, id="branch", **options)
     @kopf.on.create(*_BRANCH, id="branch", **options)
     @kopf.on.update(*_BRANCH, field="spec", id="branch", **options)
     @kopf.on.field(*_BRANCH, field="status.node", id="branch", **options)
     @kopf.on.field(*_BRANCH, field=_REQUESTED_AT, id="branch", **options)
-    def on_branch_change(namespace: Any, name: str, body: kopf.Body, **kwargs: Any) -> None:
-        call_or_retry(reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body))
-        initial_sync.mark_reconciled(namespace, name)
+    async def on_branch_change(body: kopf.Body, **kwargs: Any) -> None:
+        work.request(parse_branch(body), kwargs)
+
+    # With a delete handler kopf puts the controller's finalizer on the object. The reconcile removes it: kopf would
+    # sleep through the events that a deletion waits for (tried), and write for each time that it calls the handler.
+
+    @kopf.on.delete(*_PROJECT, id="project-removal", **options)
+    async def on_project_deletion(body: kopf.Body, **kwargs: Any) -> None:
+        work.request(parse_project(body), kwargs)
+        requeue_after(timing.KOPF_DELETION_SECONDS, "its branches are being deleted")
 
     @kopf.on.delete(*_BRANCH, id="branch-removal", **options)
-    def on_branch_deletion(body: kopf.Body, **kwargs: Any) -> None:
-        seconds = call_or_retry(reconciler.remove, parse_branch(body), cache_of(kwargs))
-        initial_sync.mark_reconciled(body["metadata"]["namespace"], body["metadata"]["name"])
-        requeue_after(seconds, "sessions are still sent to it, or a copy of it is being made")
-
-    @kopf.timer(
-        *_BRANCH, interval=unready_seconds, initial_delay=unready_seconds, id="branch-unready", **options
-    )
-    async def resync_unready_branch(
-        namespace: Any, name: str, body: kopf.Body, status: kopf.Status, **kwargs: Any
-    ) -> None:
-        if not is_condition_true(status, Condition.READY):
-            await call_in_thread(
-                reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body), True
-            )
-
-    @kopf.timer(
-        *_BRANCH, interval=resync_seconds, initial_delay=resync_seconds, id="branch-resync", **options
-    )
-    def resync_branch(namespace: Any, name: str, body: kopf.Body, **kwargs: Any) -> None:
-        call_or_retry(reconciler.reconcile, namespace, name, cache_of(kwargs), event_emitter(body), True)
+    async def on_branch_deletion(body: kopf.Body, **kwargs: Any) -> None:
+        work.request(parse_branch(body), kwargs)
+        text = "sessions are still sent to it, or a copy of it is being made"
+        requeue_after(timing.KOPF_DELETION_SECONDS, text)
 
 
-def _register_related(
-    registry: kopf.OperatorRegistry,
-    cluster: Cluster,
-    reconciler: ProjectReconciler,
-    initial_sync: InitialSync,
-) -> None:
-    """Map events of related objects to reconcile requests.
+def _register_related(registry: kopf.OperatorRegistry, work: Work, initial_sync: InitialSync) -> None:
+    """Register the events after which others would report something else (`stale`).
 
-    A project is enqueued in this process, a branch gets the annotation that requests a reconcile; only objects whose
-    status would change are. kopf updates the indices before it runs the handlers of an event, so the reconcile sees
-    the change that led to it.
+    kopf updates the indices before it runs the handlers of an event, so the reconcile sees the change that led to it.
     """
     options: Any = {"registry": registry}
-    queue = WorkQueue()
-
-    def enqueue(cache: Cache, project: Project) -> None:
-        key = project.namespace, project.name
-        queue.add(key, reconciler.reconcile, *key, cache, project_event_emitter(project))
-
-    def enqueue_if_stale(cache: Cache, namespace: str, name: str) -> None:
-        project = cache.project(namespace, name)
-        if project and is_stale(project, cache.branches_of(namespace, name)):
-            enqueue(cache, project)
 
     @kopf.on.event(*_BRANCH, **options)
     async def on_branch_event(event: Any, body: kopf.Body, **kwargs: Any) -> None:
-        namespace, cache = body["metadata"]["namespace"], cache_of(kwargs)
-        enqueue_if_stale(cache, namespace, body["spec"]["project"])
+        branch = parse_branch(body)
+        work.follow(kwargs, branch)
         if event["type"] == "DELETED":
-            initial_sync.mark_reconciled(namespace, body["metadata"]["name"])
-        elif body["metadata"].get("deletionTimestamp"):
-            await call_in_thread(release_if_abandoned, cluster, cache, parse_branch(body))
+            work.queue.forget(key_of(branch))
+            initial_sync.mark_reconciled(branch.namespace, branch.object_name)
 
     @kopf.on.event(*_PROJECT, **options)
     async def on_project_event(event: Any, body: kopf.Body, **kwargs: Any) -> None:
         # The events of its branches may have come before the project's own.
-        enqueue_if_stale(cache_of(kwargs), body["metadata"]["namespace"], body["metadata"]["name"])
-        if event["type"] != "DELETED" and body["metadata"].get("deletionTimestamp"):
-            await call_in_thread(release_if_abandoned, cluster, cache_of(kwargs), parse_project(body))
+        project = parse_project(body)
+        work.follow(kwargs, project)
+        if event["type"] == "DELETED":
+            work.queue.forget(key_of(project))
+
+    @kopf.on.field(*_PROJECT, field="status.passwordVersion", id="project-password", **options)
+    async def on_password_change(namespace: Any, name: str, reason: Any, **kwargs: Any) -> None:
+        # A new project has no password yet: this one is only new to this process, which reconciles every branch.
+        if reason != "create":
+            work.follow(kwargs, PasswordChange(namespace, name))
 
     @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_PROXY}, **options)
-    async def on_proxy_event(
-        event: Any, namespace: Any, labels: kopf.Labels, body: kopf.Body, **kwargs: Any
-    ) -> None:
-        cache = cache_of(kwargs)
-        project = cache.project(namespace, labels.get(names.LABEL_PROJECT, ""))
-        if not project or project.deleting or project.uid != labels.get(names.LABEL_PROJECT_UID):
-            return
-        if event["type"] == "DELETED" or changes_routed(project, proxy_pod_of(body)):
-            enqueue(cache, project)
+    async def on_proxy_event(namespace: Any, labels: kopf.Labels, **kwargs: Any) -> None:
+        work.follow(kwargs, ProxyChange(namespace, labels.get(names.LABEL_PROJECT, "")))
 
     @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_AGENT}, **options)
-    async def on_agent_event(**kwargs: Any) -> None:
-        await requeue_scheduled(cluster, cache_of(kwargs), enqueue)
+    async def on_agent_event(body: kopf.Body, **kwargs: Any) -> None:
+        work.follow(kwargs, NodeChange((body.get("spec") or {}).get("nodeName", "")))
 
     @kopf.on.event("v1", "nodes", **options)
-    async def on_node_event(**kwargs: Any) -> None:
+    async def on_node_event(name: str, **kwargs: Any) -> None:
         # A cluster has a node, and no handler runs before the indices hold all objects that were listed at the start.
-        cache = cache_of(kwargs)
-        initial_sync.begin((branch.namespace, branch.object_name) for branch in cache.all_branches())
-        await requeue_scheduled(cluster, cache, enqueue)
-
-
-def release_if_abandoned(cluster: Cluster, cache: Cache, item: Project | Branch) -> None:
-    """Remove the agent's finalizer from an object that is being deleted if its node's agent will never do so."""
-    if item.node_name and item.deleting and is_abandoned(cache.node(item.node_name), item.annotations):
-        remove_agent_finalizer(cluster, object_path(item), item.uid)
-
-
-async def requeue_scheduled(
-    cluster: Cluster, cache: Cache, enqueue: Callable[[Cache, Project], None]
-) -> None:
-    """Request reconciles of the objects whose Scheduled no longer matches their node, and of unbound projects."""
-    reasons: dict[str, str] = {}
-
-    def expected_reason(node: str) -> str:
-        if node not in reasons:
-            not_reporting = not_reporting_finding(cache.node(node))
-            reasons[node] = (not_reporting.reason if not_reporting else Reason.BOUND).value
-        return reasons[node]
-
-    for project in cache.all_projects():
-        reported = _scheduled_reason(project)
-        if (
-            not project.deleting
-            and reported
-            and (project.node_name is None or reported != expected_reason(project.node_name))
-        ):
-            enqueue(cache, project)
-    await call_in_thread(_requeue_scheduled_branches, cluster, cache, expected_reason)
-
-
-def _requeue_scheduled_branches(
-    cluster: Cluster, cache: Cache, expected_reason: Callable[[str], str]
-) -> None:
-    items: list[Project | Branch] = [*cache.all_branches(), *cache.all_projects()]
-    for item in items:
-        release_if_abandoned(cluster, cache, item)
-    for branch in cache.all_branches():
-        if (
-            branch.node_name
-            and not branch.deleting
-            and _scheduled_reason(branch)
-            not in (None, Reason.NAME_TAKEN.value, expected_reason(branch.node_name))
-        ):
-            request_reconcile(cluster, names.CONTROLLER_REQUESTED_AT, branch.namespace, branch.object_name)
-
-
-def _scheduled_reason(item: Project | Branch) -> str | None:
-    return (find_condition(item.status, Condition.SCHEDULED) or {}).get("reason")
-
-
-def call_or_retry(call: Any, *args: Any) -> Any:
-    """Return `call(*args)`; make kopf retry the handler after a DbranchError or an OSError."""
-    try:
-        return call(*args)
-    except (DbranchError, OSError) as error:
-        logger.warning("%s: %s", call.__name__, error)
-        raise kopf.TemporaryError(str(error), delay=timing.FAILED_RETRY_SECONDS) from error
-
-
-async def call_in_thread(call: Any, *args: Any) -> None:
-    """Call `call_or_retry` in a thread, for a handler that is a coroutine: kopf's event loop goes on meanwhile."""
-    await asyncio.to_thread(call_or_retry, call, *args)
+        branches = cache_of(kwargs).all_branches()
+        initial_sync.begin((branch.namespace, branch.object_name) for branch in branches)
+        work.follow(kwargs, NodeChange(name))

@@ -71,11 +71,15 @@ class OwnedObjects:
                 raise
         if existing is None:
             existing = self._cluster.get(path)
+            if existing is not None and _is_garbage(existing, manifest):
+                # The garbage collector may take seconds.
+                self._cluster.delete(path, uid=existing["metadata"]["uid"])
+                existing = None
             if existing is not None:
                 _check_owner(existing, manifest)
-            annotations = (existing or {}).get("metadata", {}).get("annotations") or {}
-            if existing is None or annotations.get(_APPLIED_HASH) != manifest_hash:
-                existing = self._cluster.apply(path, {**manifest, "metadata": annotated})
+            desired = {**manifest, "metadata": annotated}
+            if existing is None or not _has(existing, desired):
+                existing = self._cluster.apply(path, desired)
         with self._guard:
             self._applied[path] = manifest_hash, existing["metadata"]["uid"]
 
@@ -97,6 +101,30 @@ class OwnedObjects:
 def owner_uids(body: Mapping[str, Any]) -> set[str]:
     """Return the UIDs in an object's owner references."""
     return {owner.get("uid", "") for owner in body["metadata"].get("ownerReferences") or ()}
+
+
+def _has(existing: Any, desired: Any) -> bool:
+    """Return True if an object has all that a manifest says; the API server and others may have added to it."""
+    if isinstance(desired, Mapping):
+        return isinstance(existing, Mapping) and all(_has(existing.get(k), v) for k, v in desired.items())
+    if isinstance(desired, list):
+        if not desired:
+            return not existing
+        same_length = isinstance(existing, list) and len(existing) == len(desired)
+        return same_length and all(map(_has, existing, desired))
+    return bool(existing == desired)
+
+
+def _is_garbage(existing: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
+    """Return True if the object's only owner had the name of the manifest's, so that it cannot exist any more."""
+    theirs, ours = _owner_names(existing), _owner_names(manifest)
+    return theirs == ours != [] and not owner_uids(existing) & owner_uids(manifest)
+
+
+def _owner_names(body: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    owners = body["metadata"].get("ownerReferences") or ()
+    named = (owner for owner in owners if owner.get("name"))
+    return [(owner["apiVersion"], owner["kind"], owner["name"]) for owner in named]
 
 
 def _check_owner(existing: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:

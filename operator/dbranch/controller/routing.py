@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dbranch.api.branch import Branch, should_run
-from dbranch.api.conditions import Condition, Finding, Reason, is_condition_true
+from dbranch.api.conditions import Finding, Reason, is_ready
 from dbranch.api.enums import TargetState
 from dbranch.api.project import Project, ProxyEntry, Route, Target
 
@@ -57,22 +58,31 @@ class ProxyPod:
     ready: bool
 
 
+def proxy_pod_of(body: Mapping[str, Any]) -> ProxyPod | None:
+    """Parse a proxy's pod; None if its containers have ended for good."""
+    meta = body["metadata"]
+    if (body.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+        return None
+    return ProxyPod(meta["name"], is_ready(body) and not meta.get("deletionTimestamp"))
+
+
 def laggards(route: Route, pods: Iterable[ProxyPod], entries: Iterable[ProxyEntry]) -> tuple[str, ...]:
     """Return the names of the proxy pods that have not acknowledged the route in `status.proxies`."""
     acknowledged = {entry.pod: entry.generation for entry in entries}
     return tuple(sorted(pod.name for pod in pods if acknowledged.get(pod.name, -1) < route.generation))
 
 
-def changes_routed(project: Project, pod: ProxyPod) -> bool:
-    """Return True unless the project's condition Routed is True and stays so with this state of a proxy pod."""
-    obeys = project.route is not None and not laggards(project.route, (pod,), project.proxies)
-    return not (pod.ready and obeys and is_condition_true(project.status, Condition.ROUTED))
-
-
 def routed_finding(
-    project: Project, route: Route | None, targets: Sequence[Target], pods: Sequence[ProxyPod]
+    project: Project,
+    route: Route | None,
+    targets: Sequence[Target],
+    pods: Sequence[ProxyPod],
+    unbound: Collection[str] = (),
 ) -> Finding:
-    """Return the finding of Routed: whether every new session reaches the branch that `spec.activeBranch` names."""
+    """Return the finding of Routed: whether every new session reaches the branch that `spec.activeBranch` names.
+
+    `unbound`: the names of the branches that exist and are in no route yet.
+    """
     active_branch, states = project.active_branch, {t.branch: t.state for t in targets}
     if route is None or route.branch != active_branch:
         effect = (
@@ -80,6 +90,8 @@ def routed_finding(
             if route
             else "the connection string does not answer yet"
         )
+        if active_branch in unbound:
+            return _not_moved_finding(project, TargetState.STARTING, effect)
         return _not_moved_finding(project, states.get(active_branch), effect)
     entries = {entry.pod: entry for entry in project.proxies}
     late = laggards(route, pods, project.proxies)

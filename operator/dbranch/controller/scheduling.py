@@ -109,6 +109,12 @@ def is_abandoned(node: NodeFacts, annotations: Mapping[str, str]) -> bool:
     return gone or annotations.get(names.ABANDON_NODE) == node.name
 
 
+def needs_release(item: Project | Branch, node: NodeFacts | None) -> bool:
+    """Return True if the object is being deleted and waits for an agent that will never come."""
+    waits = item.deleting and names.AGENT_FINALIZER in item.finalizers
+    return waits and node is not None and is_abandoned(node, item.annotations)
+
+
 def bind_branch(project: Project | None, branch: Branch, siblings: Iterable[Branch]) -> Binding | Finding:
     """Bind an unbound branch to its project's node and to one very source, or say what it waits for."""
     if project is None or project.deleting:

@@ -13,6 +13,8 @@ from typing import Any
 
 import kopf
 
+_MAX_RECORDS = 10_000
+
 
 class InMemoryDiffBaseStorage(kopf.DiffBaseStorage):
     """The last handled state of each object, by UID; handlers run for what differs from it."""
@@ -72,6 +74,10 @@ class InMemoryProgressStorage(kopf.AnnotationsProgressStorage):
 
     def store(self, *, key: Any, record: Any, body: kopf.Body, patch: kopf.Patch) -> None:
         self._records[body["metadata"]["uid"], key] = record
+        # Of an object that goes while its delete handler is to be retried, kopf purges nothing. Without its record a
+        # handler is called too early once.
+        while len(self._records) > _MAX_RECORDS:
+            del self._records[next(iter(self._records))]
 
     def purge(self, *, key: Any, body: kopf.Body, patch: kopf.Patch) -> None:
         self._records.pop((body["metadata"]["uid"], key), None)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dbranch.api.conditions import printable
+from dbranch.api.errors import DbranchError
 
 logger = logging.getLogger("dbranch.command")
 
@@ -43,6 +44,12 @@ def start_logging(env: Mapping[str, str]) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter(env.get("DBRANCH_LOG_FORMAT", "plain") == "json"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def log_error(logger: logging.Logger, error: Exception, subject: str) -> None:
+    """Log what went wrong with `subject`; with the stack if it is no error that the code expects."""
+    expected = isinstance(error, DbranchError | OSError)
+    logger.warning("%s: %s", subject, error, exc_info=None if expected else error)
 
 
 def log_command(*argv: object) -> None:

@@ -1,38 +1,40 @@
-"""Read what is true of a branch on its node: its pool, subvolume, pods and slots. Reads only."""
+"""Read what is true of a branch on its node: its pool, subvolume, pods, slots and Postgres. Reads only."""
 
 from __future__ import annotations
 
-from dbranch.agent.branch.plan import BranchFacts
+import time
+from dataclasses import replace
+
+from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout, SubvolumeKind
 from dbranch.agent.machine import observe_machine
 from dbranch.agent.pool.observe import observe_pool
 from dbranch.agent.pool.space import Space
+from dbranch.agent.postgres.session import Endpoint, observe_server
 from dbranch.agent.slot.observe import observe_branch_slots, observe_pods, observe_slot
-from dbranch.agent.slot.pod_spec import slot_class_of
 from dbranch.agent.slot.pod_status import PodFacts
-from dbranch.agent.volume.adopt import retained_branch
+from dbranch.agent.status import failed_storage_finding
+from dbranch.agent.volume.effect import settings_outdated, settings_written_at
 from dbranch.agent.volume.marker import Marker, NewerMarker
 from dbranch.agent.volume.observe import observe_initdb_done, observe_marker, observe_subvolumes
+from dbranch.agent.volume.origins.adopt import retained_branch
+from dbranch.agent.volume.origins.snapshot import check_source
 from dbranch.agent.warm.observe import observe_free_pods
 from dbranch.api import names
-from dbranch.api.branch import Branch, should_run
-from dbranch.api.project import Project
+from dbranch.api.conditions import Finding
+from dbranch.api.errors import DbranchError
 from dbranch.kube.client import Cluster
 
 
 def observe_branch(
-    cluster: Cluster,
-    layout: Layout,
-    context: NodeContext,
-    template_hash: str,
-    project: Project,
-    branch: Branch,
+    cluster: Cluster, layout: Layout, context: NodeContext, template_hash: str, desired: Desired
 ) -> BranchFacts:
-    """Return the facts of a branch, but for `server_version` and `pending_settings`, which need an SQL session.
+    """Return the facts of a branch, but for those that only its Postgres knows (`observe_postgres`).
 
     `template_hash`: of the warm pods that the branch may claim.
     """
+    project, branch = desired.project, desired.branch
     pool = observe_pool(layout, project.uid)
     machine = observe_machine(layout)
     pods = observe_pods(cluster, context.namespace, f"{names.LABEL_BRANCH_UID}={branch.uid}")
@@ -52,10 +54,12 @@ def observe_branch(
         in_area = branch.uid in subvolumes.owners_of(SubvolumeKind.INIT)
         initdb_done = in_area and observe_initdb_done(layout, project.uid, branch.uid)
     marker = stored if isinstance(stored, Marker) else None
+    source_problem: Finding | None = None
+    if stored is None and retained_uid is None and branch.source_uid and pool.mounted:
+        source_problem = _source_problem(layout, desired, branch.source_uid)
     warm_pods: tuple[PodFacts, ...] = ()
-    if not pods and should_run(project, branch) and (marker or branch.source_uid or retained_uid):
-        class_hash = slot_class_of(project, branch).class_hash
-        warm_pods = observe_free_pods(cluster, context, class_hash, template_hash)
+    if not pods and desired.runs and (marker or branch.source_uid or retained_uid):
+        warm_pods = observe_free_pods(cluster, context, desired.class_hash, template_hash)
     initdb_slot = initdb_pod_name if branch.is_root else None
     bound_slots = observe_branch_slots(layout, branch.uid, initdb_slot)
     slots = [observe_slot(layout, slot) for slot in bound_slots]
@@ -65,6 +69,7 @@ def observe_branch(
         marker=marker,
         newer=newer,
         retained_uid=retained_uid,
+        source_problem=source_problem,
         pods=tuple(pod for pod in pods if pod.name != initdb_pod_name),
         warm_pods=warm_pods,
         initdb_pod=next((pod for pod in pods if pod.name == initdb_pod_name), None),
@@ -72,4 +77,56 @@ def observe_branch(
         bound_slots=bound_slots,
         bind_not_propagated=any(slot.bind_not_propagated for slot in slots),
         start_blocked_by=next((slot.start_blocked_by for slot in slots if slot.start_blocked_by), None),
+    )
+
+
+def _source_problem(layout: Layout, desired: Desired, source_uid: str) -> Finding | None:
+    """Return why the source cannot be copied, if that can be seen without a snapshot."""
+    try:
+        check_source(layout, desired.project.uid, source_uid)
+    except (DbranchError, OSError) as error:
+        return failed_storage_finding(error, desired.subject)
+    return None
+
+
+def observe_postgres(layout: Layout, desired: Desired, facts: BranchFacts) -> BranchFacts:
+    """Return the facts with what the Postgres in the bound slot answers, and whether its settings are loaded."""
+    project, branch, pod = desired.project, desired.branch, facts.live_pod
+    if pod is None or pod.name not in facts.bound_slots or facts.marker is None:
+        return facts
+    port = names.branch_port(branch.uid)
+    server = observe_server(layout, Endpoint(pod.name, port, project.postgres.user, facts.marker.major))
+    outdated = settings_outdated(layout, project.uid, branch.uid, desired.settings)
+    if server.version and not outdated:
+        written_at = settings_written_at(layout, project.uid, branch.uid)
+        # A time in the future is that of a clock that was set back.
+        outdated = server.loaded_at < written_at <= time.time()
+    return replace(
+        facts,
+        server_version=server.version,
+        server_starting=server.starting,
+        pending_settings=server.pending_settings,
+        settings_outdated=outdated,
+    )
+
+
+def observe_started(
+    layout: Layout, desired: Desired, facts: BranchFacts, pod: PodFacts, version: str
+) -> BranchFacts:
+    """Return the facts anew of a branch that has just claimed `pod`, where Postgres accepts connections now.
+
+    The pod is as the claim's answer showed it, the settings as the bind wrote them, so neither is read again.
+    """
+    project, branch = desired.project, desired.branch
+    marker = observe_marker(layout, project.uid, branch.uid)
+    return replace(
+        facts,
+        marker=marker if isinstance(marker, Marker) else None,
+        pods=(pod,),
+        warm_pods=(),
+        bound_slots=observe_branch_slots(layout, branch.uid, None),
+        server_version=version,
+        settings_outdated=False,
+        start_blocked_by=None,
+        bind_not_propagated=False,
     )

@@ -51,13 +51,15 @@ def walk_beneath(
 
     The descriptor is closed before the next one is opened. Neither recursion nor a descriptor per level: a tenant's
     tree may be deeper than both allow. What cannot be read (replaced meanwhile, damaged, a path beyond the kernel's
-    limit) is left out; with `strict` it raises OSError.
+    limit) is left out; with `strict` it raises OSError, unless it has been removed meanwhile.
     """
     pending = [PurePosixPath(".")]
     while pending:
         path = pending.pop()
         try:
             directory = openat2(top, str(path), os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
         except OSError:
             if strict:
                 raise

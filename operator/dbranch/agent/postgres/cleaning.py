@@ -16,7 +16,8 @@ from psycopg import sql
 from dbranch.agent.layout import Layout
 from dbranch.agent.postgres import session
 from dbranch.agent.postgres.session import Endpoint
-from dbranch.agent.volume.effect import ensure_opened, read_marker
+from dbranch.agent.volume.effect import ensure_recorded, read_marker
+from dbranch.agent.volume.marker import Marker
 from dbranch.api.errors import DataLost
 from dbranch.runtime.logs import log_command
 
@@ -33,10 +34,10 @@ class Cleaned:
 
 
 def ensure_cleaned(layout: Layout, project_uid: str, branch_uid: str, endpoint: Endpoint) -> Cleaned:
-    """Clean the branch, open its pg_hba.conf to users and write both into the marker; repeatable.
+    """Clean the branch and record that in its marker; repeatable.
 
-    Call it as soon as `session.await_accepting` has returned, before the branch is reported to be Accepting. Without
-    anything to clean it costs one session and a reload (milliseconds). Raises DataLost if the marker is missing.
+    Call it before the branch is opened to users. Without anything to clean it costs one session (milliseconds).
+    Raises DataLost if the marker is missing.
     """
     marker = read_marker(layout.branch(project_uid, branch_uid))
     if marker is None:
@@ -55,8 +56,7 @@ def ensure_cleaned(layout: Layout, project_uid: str, branch_uid: str, endpoint: 
             log_command("psql", str(database), "-c", f"rollback prepared '{gid}'")
             connection.execute(sql.SQL("rollback prepared {}").format(sql.Literal(gid)))
             prepared += 1
-    ensure_opened(layout, project_uid, branch_uid, endpoint.user)
-    session.reload(layout, endpoint)
+    ensure_recorded(layout, project_uid, branch_uid, Marker.with_cleaned)
     return Cleaned(subscriptions, prepared)
 
 

@@ -7,15 +7,16 @@ from psycopg import sql
 from dbranch.agent.layout import Layout
 from dbranch.agent.postgres import session
 from dbranch.agent.postgres.session import Endpoint
-from dbranch.agent.volume.effect import ensure_password_version
+from dbranch.agent.volume.effect import ensure_recorded
+from dbranch.agent.volume.marker import Marker
 from dbranch.api.scram import version_of
 from dbranch.runtime.logs import log_command
 
 
 def ensure_password(
     layout: Layout, project_uid: str, branch_uid: str, endpoint: Endpoint, verifier: str
-) -> str:
-    """Set the owner role's verifier and write its version into the marker; return that version.
+) -> Marker:
+    """Set the owner role's verifier and record its version in the marker; return the marker.
 
     The marker is written last: after a crash between the two this is done again.
     """
@@ -27,5 +28,6 @@ def ensure_password(
         connection.execute("set synchronous_commit = on")
         log_command("psql", "-c", f"alter role {endpoint.user} password '…'")
         connection.execute(sql.SQL("alter role {} password {}").format(role, sql.Literal(verifier)))
-    ensure_password_version(layout, project_uid, branch_uid, version)
-    return version
+    return ensure_recorded(
+        layout, project_uid, branch_uid, lambda marker: marker.with_password_version(version)
+    )

@@ -18,7 +18,14 @@ from dbranch.agent.layout import PGDATA, Layout
 from dbranch.agent.linux.files import opened_directory, read_beneath
 from dbranch.agent.linux.inotify import InotifyWatch
 from dbranch.agent.linux.syscalls import openat2
-from dbranch.agent.timing import SQL_TIMEOUT_SECONDS, SQL_WATCHDOG_EXTRA_SECONDS, START_TRY_SECONDS
+from dbranch.agent.timing import (
+    RELOAD_FIRST_POLL_SECONDS,
+    RELOAD_LONGEST_POLL_SECONDS,
+    RELOAD_TIMEOUT_SECONDS,
+    SQL_TIMEOUT_SECONDS,
+    SQL_WATCHDOG_EXTRA_SECONDS,
+    START_TRY_SECONDS,
+)
 from dbranch.api.errors import NotAccepting
 
 
@@ -32,6 +39,27 @@ class Endpoint:
     major: int
 
 
+class _Shared(threading.local):
+    """The connections that the sessions of a thread share, by endpoint; None outside of `shared_connections`."""
+
+    connections: dict[Endpoint, psycopg.Connection[Any]] | None = None
+
+
+_shared = _Shared()
+
+
+@contextmanager
+def shared_connections() -> Iterator[None]:
+    """Within the context this thread's sessions use one connection per Postgres: each costs milliseconds."""
+    connections = _shared.connections = {}
+    try:
+        yield
+    finally:
+        _shared.connections = None
+        for connection in connections.values():
+            connection.close()
+
+
 @contextmanager
 def connect(
     layout: Layout, endpoint: Endpoint, database: str = "postgres", seconds: float = SQL_TIMEOUT_SECONDS
@@ -40,13 +68,36 @@ def connect(
 
     Raises NotAccepting if no server accepts connections (yet).
     """
+    is_default = (database, seconds) == ("postgres", SQL_TIMEOUT_SECONDS)
+    shared = _shared.connections if is_default else None
+    # Taken out of those that are shared: a session within a session has a connection of its own.
+    connection = shared.pop(endpoint, None) if shared else None
+    if connection is None:
+        connection = _connect(layout, endpoint, database, seconds)
+    # A stopped server does not enforce its own time limits.
+    watchdog = threading.Timer(seconds + SQL_WATCHDOG_EXTRA_SECONDS, _shut_down, args=[connection])
+    watchdog.daemon = True
+    watchdog.start()
+    finished = False
+    try:
+        yield connection
+        finished = True
+    finally:
+        watchdog.cancel()
+        if finished and shared is not None and endpoint not in shared:
+            shared[endpoint] = connection
+        else:
+            connection.close()
+
+
+def _connect(layout: Layout, endpoint: Endpoint, database: str, seconds: float) -> psycopg.Connection[Any]:
     with _socket_directory(layout, endpoint) as run:
         milliseconds = max(1, int(seconds * 1000))
         options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
         if endpoint.major >= 17:
             options += " -c event_triggers=off"
         try:
-            session = psycopg.connect(
+            return psycopg.connect(
                 host=f"/proc/self/fd/{run}",
                 port=endpoint.port,
                 user=endpoint.user,
@@ -58,15 +109,6 @@ def connect(
             )
         except psycopg.OperationalError as error:
             raise NotAccepting(f"Postgres in slot {endpoint.slot}: {_one_line(error)}") from error
-        # A stopped server does not enforce its own time limits.
-        watchdog = threading.Timer(seconds + SQL_WATCHDOG_EXTRA_SECONDS, _shut_down, args=[session])
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            yield session
-        finally:
-            watchdog.cancel()
-            session.close()
 
 
 def _shut_down(session: psycopg.Connection[Any]) -> None:
@@ -138,12 +180,9 @@ def read_server_version(layout: Layout, endpoint: Endpoint) -> str | None:
     """Return the `server_version`, or None if Postgres does not accept connections."""
     try:
         with connect(layout, endpoint) as session:
-            # The server sends it while the session starts: no query is needed.
-            version = session.info.parameter_status("server_version")
+            return _version_of(session)
     except (NotAccepting, psycopg.Error):
         return None
-    # Debian appends its package: "17.6 (Debian 17.6-1.pgdg13+1)".
-    return version.split()[0] if version else None
 
 
 def checkpoint(layout: Layout, endpoint: Endpoint, seconds: float) -> bool:
@@ -156,17 +195,70 @@ def checkpoint(layout: Layout, endpoint: Endpoint, seconds: float) -> bool:
     return True
 
 
-def reload(layout: Layout, endpoint: Endpoint) -> None:
-    """Make Postgres read its settings files again. Raises NotAccepting if it does not run."""
+def reload(layout: Layout, endpoint: Endpoint) -> bool:
+    """Make Postgres read its settings files again; return True once it has: later connections meet the new ones.
+
+    Returns False if that is not seen within RELOAD_TIMEOUT_SECONDS: it does not take a postgresql.conf with a name
+    that it does not know. Raises NotAccepting if it does not run.
+    """
     with connect(layout, endpoint) as session:
-        session.execute("select pg_reload_conf()")
+        # The postmaster reads them, and passes the signal on to this session only then.
+        row = session.execute("select pg_conf_load_time(), pg_reload_conf()").fetchone()
+        loaded_at, deadline = row and row[0], time.monotonic() + RELOAD_TIMEOUT_SECONDS
+        delay = RELOAD_FIRST_POLL_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(delay)
+            row = session.execute("select pg_conf_load_time()").fetchone()
+            if row and row[0] != loaded_at:
+                return True
+            delay = min(2 * delay, RELOAD_LONGEST_POLL_SECONDS)
+    return False
 
 
-def read_pending_settings(layout: Layout, endpoint: Endpoint) -> tuple[str, ...]:
-    """Return the names of settings that need a restart; none if Postgres does not accept connections."""
-    query = "select name from pg_settings where pending_restart order by name"
+def has_rejected_settings(layout: Layout, endpoint: Endpoint) -> bool:
+    """Return True if Postgres finds something in its postgresql.conf that it does not take."""
+    query = "select exists (select from pg_file_settings where error is not null)"
+    with connect(layout, endpoint) as session:
+        row = session.execute(query).fetchone()
+    return bool(row and row[0])
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """What a Postgres says of itself.
+
+    `version`: None if it does not accept connections; `starting`: it rejects them. `pending_settings`: the names of
+    the settings that need a restart. `loaded_at`: when it read its settings files last, as `time.time()` counts.
+    """
+
+    version: str | None = None
+    starting: bool = False
+    pending_settings: tuple[str, ...] = ()
+    loaded_at: float = 0.0
+
+
+def observe_server(layout: Layout, endpoint: Endpoint) -> ServerFacts:
+    """Ask the Postgres in a slot, in one session."""
+    query = (
+        "select extract(epoch from pg_conf_load_time())::float8,"
+        " array(select name from pg_settings where pending_restart order by name)"
+    )
     try:
         with connect(layout, endpoint) as session:
-            return tuple(str(row[0]) for row in session.execute(query).fetchall())
-    except (NotAccepting, psycopg.Error):
-        return ()
+            version = _version_of(session)
+            row = session.execute(query).fetchone()
+    except NotAccepting as error:
+        # A server that answers, and does not let the agent in, is starting or ending.
+        return ServerFacts(starting="FATAL" in str(error))
+    except psycopg.Error:
+        return ServerFacts()
+    if row is None:
+        return ServerFacts(version)
+    return ServerFacts(version, False, tuple(str(name) for name in row[1]), float(row[0]))
+
+
+def _version_of(session: psycopg.Connection[Any]) -> str | None:
+    # The server sends it while the session starts: no query is needed.
+    version = session.info.parameter_status("server_version")
+    # Debian appends its package: "17.6 (Debian 17.6-1.pgdg13+1)".
+    return version.split()[0] if version else None

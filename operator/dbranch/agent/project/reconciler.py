@@ -35,6 +35,9 @@ from dbranch.agent.timing import (
     BTRFS_MISSING_RETRY_SECONDS,
     BUSY_RETRY_SECONDS,
     CONTROLLER_FINALIZER_POLL_SECONDS,
+    FAILED_RETRY_SECONDS,
+    FINALIZER_REMOVED_CHECK_SECONDS,
+    LONGEST_RETRY_SECONDS,
     NO_CHECKPOINT_GRACE_SECONDS,
     POD_DELETION_POLL_SECONDS,
     POOL_DETACH_FAILED_RETRY_SECONDS,
@@ -47,21 +50,24 @@ from dbranch.agent.volume.effect import ensure_trash_emptied
 from dbranch.agent.volume.marker import Marker, Role
 from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.api import names
-from dbranch.api.branch import parse_branch
+from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.enums import DeletionPolicy
-from dbranch.api.errors import Busy, DbranchError
+from dbranch.api.errors import ApiError, Busy, ClusterUnreachable, DbranchError
 from dbranch.api.project import Project, parse_project
-from dbranch.kube.client import Cluster, path_of, project_path
-from dbranch.kube.requeue import request_reconcile
+from dbranch.kube.client import Cluster, object_path, path_of, project_path
 from dbranch.kube.status import patch_status
+from dbranch.runtime.backoff import Backoff
+from dbranch.runtime.finalizers import remove_finalizer
 from dbranch.runtime.locks import KeyedLocks
+from dbranch.runtime.logs import log_error
+from dbranch.runtime.result import GONE, Result
 
 logger = logging.getLogger(__name__)
 
 
 class ProjectReconciler:
-    """Reconciles projects. Each call returns the seconds after which it is to be called again, or None."""
+    """Reconciles projects. `request_branch` requests a reconcile of a branch that may have waited for its project."""
 
     def __init__(
         self,
@@ -70,32 +76,46 @@ class ProjectReconciler:
         context: NodeContext,
         locks: KeyedLocks,
         trigger_warm: Callable[[Project], None],
+        request_branch: Callable[[Branch], None],
     ) -> None:
         self._cluster, self._layout, self._context, self._locks = cluster, layout, context, locks
         # Called with a project whose warm slots may have to change.
         self._trigger_warm = trigger_warm
+        self._request_branch = request_branch
+        self._backoff = Backoff(LONGEST_RETRY_SECONDS)
         # By UID: when its pool was remounted, by time.monotonic().
         self._remounted_at: dict[str, float] = {}
 
-    def reconcile(self, namespace: str, name: str) -> float | None:
-        """Reconcile a project that is not being deleted."""
+    def reconcile(self, namespace: str, name: str) -> Result:
+        """Reconcile a project; remove it if it is being deleted, and then the agent's finalizer."""
         with self._locks.held(namespace, name):
             body = self._cluster.get(project_path(namespace, name))
             if body is None:
-                return None
+                return GONE
             project = parse_project(body)
-            if project.deleting or project.node_name != self._context.node:
-                return None
-            return self._bring_up(project) if project.running else self._bring_down(project)
+            if project.node_name != self._context.node:
+                return GONE
+            try:
+                if project.deleting:
+                    return self._remove(project)
+                return self._bring_up(project) if project.running else self._bring_down(project)
+            except (ApiError, ClusterUnreachable, Busy):
+                # Neither says anything about the project.
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, the project's status says it
+                log_error(logger, error, f"project {namespace}/{name}")
+                self._write(project, {"storage": failed_pool_finding(error, project.name).as_dict()})
+                first = FAILED_RETRY_SECONDS if project.deleting else POOL_FAILED_RETRY_SECONDS
+                return self._failed(project, first)
 
-    def _bring_up(self, project: Project) -> float | None:
+    def _bring_up(self, project: Project) -> Result:
         was_mounted = observe_pool(self._layout, project.uid).mounted
         machine = observe_machine(self._layout)
         if not (machine.btrfs and machine.loop):
             missing = "btrfs" if not machine.btrfs else "loop devices"
             text = f"node {self._context.node} has no {missing} in its kernel; no pool can be made; load the module"
             self._write(project, {"storage": Finding(Reason.BTRFS_MISSING, text).as_dict()})
-            return BTRFS_MISSING_RETRY_SECONDS
+            return self._failed(project, BTRFS_MISSING_RETRY_SECONDS)
         current = project.node
         try:
             uuid = ensure_pool(
@@ -105,7 +125,8 @@ class ProjectReconciler:
             logger.warning("project %s/%s: %s", project.namespace, project.name, error)
             finding = failed_pool_finding(error, project.name)
             self._write(project, {"storage": finding.as_dict(), "observedGeneration": project.generation})
-            return POOL_FAILED_RETRY_SECONDS
+            return self._failed(project, POOL_FAILED_RETRY_SECONDS)
+        self._backoff.succeed(project.uid)
         pool = observe_pool(self._layout, project.uid)
         if pool.read_only:
             return self._remount(project, machine)
@@ -131,15 +152,19 @@ class ProjectReconciler:
             project.generation,
             project.password_version,
         ):
-            # Before the status is written: after a crash between the two this runs again.
             self._request_branch_reconciles(project)
             self._trigger_warm(replace(project, node=replace(current, initialized=node["initialized"])))
         self._write(project, node | _usage_fields(pool))
         if project.adopt and current.pool_uuid:
             ensure_retained_record_removed(self._layout, project.adopt)
-        return None
+        return Result()
 
-    def _remount(self, project: Project, machine: MachineFacts) -> float:
+    def _failed(self, project: Project, first_delay: float) -> Result:
+        """Return when to try again: less and less often, unless somebody asks for something else."""
+        version = project.generation, project.annotations.get(names.AGENT_REQUESTED_AT)
+        return Result(self._backoff.fail(project.uid, first_delay, version, time.monotonic()))
+
+    def _remount(self, project: Project, machine: MachineFacts) -> Result:
         """Delete the pods of a pool that the kernel made read-only and detach it; the next call mounts it again.
 
         Only report it if a remount cannot help: the disk is full, or the pool became read-only soon after a remount.
@@ -150,14 +175,14 @@ class ProjectReconciler:
         finding = read_only_finding(space, project.name, remounted_recently)
         self._write(project, {"storage": finding.as_dict(), "observedGeneration": project.generation})
         if finding.reason != Reason.ATTACH_FAILED:
-            return READ_ONLY_POOL_POLL_SECONDS
+            return Result(READ_ONLY_POOL_POLL_SECONDS)
         if self._delete_pods(project):
-            return BUSY_RETRY_SECONDS
+            return Result(BUSY_RETRY_SECONDS)
         for name in observe_project_slots(self._layout, project.uid):
             slot.ensure_slot_removed(self._layout, name)
         ensure_pool_down(self._layout, project.uid)
         self._remounted_at[project.uid] = time.monotonic()
-        return REMOUNT_RETRY_SECONDS
+        return Result(REMOUNT_RETRY_SECONDS)
 
     def _delete_pods(self, project: Project) -> bool:
         """Delete the project's pods; return True while some of them still exist."""
@@ -178,7 +203,7 @@ class ProjectReconciler:
         ensure_pool_adopted(self._layout, record, project.uid)
         return record.pool_uuid
 
-    def _bring_down(self, project: Project) -> float | None:
+    def _bring_down(self, project: Project) -> Result:
         if project.node.observed_generation != project.generation:
             self._request_branch_reconciles(project)
             self._trigger_warm(project)
@@ -193,15 +218,16 @@ class ProjectReconciler:
                     Reason.PENDING, error_message(error, f"project {project.name} is not stopped yet")
                 )
                 self._write(project, {"storage": finding.as_dict()})
-            return BUSY_RETRY_SECONDS
+            return Result(BUSY_RETRY_SECONDS)
         except (DbranchError, OSError) as error:
             logger.warning("project %s/%s: %s", project.namespace, project.name, error)
-            return POOL_DETACH_FAILED_RETRY_SECONDS
+            return self._failed(project, POOL_DETACH_FAILED_RETRY_SECONDS)
         text = (
             f"project {project.name} is stopped; its pool is detached; set spec.state to Running to start it"
         )
+        self._backoff.succeed(project.uid)
         self._write(project, {"storage": Finding(Reason.STOPPED, text).as_dict()})
-        return None
+        return Result()
 
     def _request_branch_reconciles(self, project: Project) -> None:
         """Request a reconcile of each branch of the project on this node: it may have waited for the project."""
@@ -209,9 +235,7 @@ class ProjectReconciler:
         for body in self._cluster.find(path, fields=f"status.nodeName={self._context.node}"):
             branch = parse_branch(body)
             if branch.project == project.name and not branch.deleting:
-                request_reconcile(
-                    self._cluster, names.AGENT_REQUESTED_AT, branch.namespace, branch.object_name
-                )
+                self._request_branch(branch)
 
     def _write(self, project: Project, node: dict[str, Any]) -> None:
         current = project.status.get("node") or {}
@@ -219,33 +243,36 @@ class ProjectReconciler:
         if changed:
             patch_status(self._cluster, project, {"node": changed})
 
-    def remove(self, body: dict[str, Any]) -> float | None:
-        """Delete the pods, slots and pool of a project that is being deleted; return None once nothing is left."""
-        project = parse_project(body)
+    def _remove(self, project: Project) -> Result:
+        """Remove pods, slots and pool as far as they can be removed now; once nothing is left, the finalizer."""
+        if names.AGENT_FINALIZER not in project.finalizers:
+            return GONE
         if names.CONTROLLER_FINALIZER in project.finalizers:
-            return CONTROLLER_FINALIZER_POLL_SECONDS
-        with self._locks.held(project.namespace, project.name):
-            if self._delete_pods(project):
-                return POD_DELETION_POLL_SECONDS
-            for name in observe_project_slots(self._layout, project.uid):
-                slot.ensure_slot_removed(self._layout, name)
-            if project.deletion_policy == DeletionPolicy.RETAIN:
-                ensure_retained_record(self._layout, project.uid, project.namespace, project.name)
-                ensure_pool_down(self._layout, project.uid)
-            else:
-                ensure_pool_removed(self._layout, project.uid)
-            self._trigger_warm(project)
-            return None
+            return Result(CONTROLLER_FINALIZER_POLL_SECONDS)
+        if self._delete_pods(project):
+            return Result(POD_DELETION_POLL_SECONDS)
+        for name in observe_project_slots(self._layout, project.uid):
+            slot.ensure_slot_removed(self._layout, name)
+        if project.deletion_policy == DeletionPolicy.RETAIN:
+            ensure_retained_record(self._layout, project.uid, project.namespace, project.name)
+            ensure_pool_down(self._layout, project.uid)
+        else:
+            ensure_pool_removed(self._layout, project.uid)
+        self._trigger_warm(project)
+        self._backoff.succeed(project.uid)
+        remove_finalizer(self._cluster, object_path(project), project.uid, names.AGENT_FINALIZER)
+        return Result(FINALIZER_REMOVED_CHECK_SECONDS)
 
-    def collect_usage_and_trash(self, namespace: str, name: str) -> None:
+    def collect_usage_and_trash(self, namespace: str, name: str) -> Result:
         """Reconcile the project, which reports its usage, and destroy what is left in its pool's trash."""
         with self._locks.held(namespace, name):
-            self.reconcile(namespace, name)
+            result = self.reconcile(namespace, name)
             body = self._cluster.get(project_path(namespace, name))
             if body:
                 project = parse_project(body)
                 if observe_pool(self._layout, project.uid).mounted:
                     ensure_trash_emptied(self._layout, project.uid)
+            return result
 
 
 def _usage_fields(pool: PoolFacts) -> dict[str, Any]:

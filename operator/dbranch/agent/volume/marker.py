@@ -60,7 +60,8 @@ class Origin:
 class Marker:
     """`marker.json`: says that the subvolume holds a whole branch, and of which DBBranch.
 
-    `snapshot_time`: RFC 3339. `major`: PG_VERSION. `cleaned`: open to users. `prepared_floor`: the smallest
+    `snapshot_time`: RFC 3339. `major`: PG_VERSION. `cleaned`: nothing is left that a copy must not keep. `opened`:
+    its pg_hba.conf admits users, and its Postgres has loaded that. `prepared_floor`: the smallest
     max_prepared_transactions with which its prepared transactions can be recovered. `password`: the version
     of the owner's password that it has, empty if unknown. `unknown`: keys that this release does not know, as they
     were read; every rewrite keeps them.
@@ -75,12 +76,17 @@ class Marker:
     cleaned: bool
     prepared_floor: int = 0
     password: str = ""
+    opened: bool = False
     names: BranchNames = BranchNames()
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     def with_cleaned(self) -> Marker:
         """Return the marker of the same branch, cleaned."""
         return replace(self, cleaned=True)
+
+    def with_opened(self) -> Marker:
+        """Return the marker of the same branch, open to users."""
+        return replace(self, opened=True)
 
     def with_password_version(self, password: str) -> Marker:
         """Return the marker of the same branch with this version of the owner's password."""
@@ -136,6 +142,8 @@ def parse_marker(text: str) -> Marker | NewerMarker | None:
             cleaned=bool(raw["cleaned"]),
             prepared_floor=int(raw["prepared_floor"]),
             password=str(raw["password"]),
+            # Markers of the first release say nothing: such a branch is opened once more.
+            opened=bool(raw.get("opened", False)),
             names=BranchNames(str(branch["namespace"]), str(branch["project"]), str(branch["branch"])),
         )
     except (ValueError, KeyError, TypeError):

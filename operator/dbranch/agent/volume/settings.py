@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from dbranch.agent.volume.marker import BranchNames, Role
+from dbranch.agent.layout import PG_HBA, PG_IDENT, PORT, POSTGRESQL_CONF
+from dbranch.agent.volume.marker import BranchNames, Marker, Role
 from dbranch.api.errors import InvalidInput
 from dbranch.api.parameters import FORCED
 
@@ -101,10 +102,10 @@ def _role(user: str) -> str:
 
 
 def render_hba(user: str, is_open: bool) -> str:
-    """Render pg_hba.conf. Until the branch is cleaned (`is_open` False), only the agent can connect."""
+    """Render pg_hba.conf. Until the branch is opened (`is_open` False), only the agent can connect."""
     role = _role(user)
     if not is_open:
-        comment = "# Written by dbranch: not cleaned yet, so only the agent can connect.\n"
+        comment = "# Written by dbranch: not opened yet, so only the agent can connect.\n"
         return f"{comment}local all {role} peer map=agent\n"
     return (
         "# Written by dbranch: the agent and the pod's own user by the socket, everybody else by password.\n"
@@ -118,3 +119,13 @@ def render_ident(user: str) -> str:
     """Render pg_ident.conf: which system users may connect as the superuser. `postgres` is the pod's own user."""
     role = _role(user)
     return f"# Written by dbranch.\nagent root {role}\npod root {role}\npod postgres {role}\n"
+
+
+def render_files(settings: Settings, marker: Marker) -> dict[str, str]:
+    """Return `{name: text}` of a branch's settings files. Raises InvalidInput as `check_parameters` does."""
+    return {
+        PORT: f"{settings.port}\n",
+        POSTGRESQL_CONF: render_postgresql_conf(settings, marker.role, marker.prepared_floor),
+        PG_HBA: render_hba(settings.user, marker.opened),
+        PG_IDENT: render_ident(settings.user),
+    }

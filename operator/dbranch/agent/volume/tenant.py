@@ -52,7 +52,8 @@ def max_prepared_by_alter_system(subvolume: Path) -> int:
 def check_self_contained(snapshot: Path, source: Path) -> None:
     """Raise SourceUnsafe if PGDATA reaches outside its subvolume: by a tablespace, a link, a nested subvolume.
 
-    `snapshot` is checked, since nobody changes it any more; the message names the path in `source`.
+    `snapshot` is checked, since nobody changes it any more; the message names the path in `source`. For a first look
+    it may be the source itself; what is removed while that is read is no reason to reject it.
     """
     try:
         for nested in btrfs.nested_subvolumes(source):
@@ -68,7 +69,8 @@ def _check_links(pgdata: int, shown_path: Path) -> None:
     for path, _, entries in walk_beneath(pgdata, strict=True):
         for name in sorted(str(path / entry.name) for entry in entries if entry.is_symlink()):
             if name == "pg_wal" or _leads_out(pgdata, name):
-                raise _unsafe(shown_path / name, f"is a link to {os.readlink(name, dir_fd=pgdata)}")
+                with suppress(FileNotFoundError):
+                    raise _unsafe(shown_path / name, f"is a link to {os.readlink(name, dir_fd=pgdata)}")
 
 
 def _leads_out(pgdata: int, name: str) -> bool:

@@ -26,10 +26,11 @@ from dbranch.agent.warm.observe import observe_scheduled_here, observe_warm_pods
 from dbranch.agent.warm.plan import WarmFacts, free_counts, plan_warm, warm_count
 from dbranch.api import names
 from dbranch.api.branch import Branch
-from dbranch.api.errors import DbranchError
 from dbranch.api.project import Project
 from dbranch.kube.client import Cluster, path_of
 from dbranch.kube.status import patch_status
+from dbranch.runtime.logs import log_error
+from dbranch.runtime.result import Result
 
 logger = logging.getLogger(__name__)
 
@@ -71,21 +72,25 @@ class WarmReconciler:
         self._node_full_until = time.monotonic() + NODE_FULL_SECONDS
         self.trigger()
 
-    def run(self, wait_idle: Callable[[float], None]) -> None:
-        """Reconcile for ever. `wait_idle(timeout)` blocks until no branch is starting, `timeout` seconds at most."""
+    def run(self, wait_idle: Callable[[float], None], beat: Callable[[], None]) -> None:
+        """Reconcile for ever. `wait_idle(timeout)` blocks until no branch is starting, `timeout` seconds at most.
+
+        `beat` is called in each round.
+        """
         delay = 0.0
         while True:
+            beat()
             triggered = self._triggered.wait(delay)
             self._triggered.clear()
             wait_idle(WARM_WAIT_IDLE_SECONDS)
             try:
-                delay = self.reconcile(resync=not triggered) or WARM_RESYNC_SECONDS
-            except (DbranchError, OSError) as error:
-                logger.warning("warm slots: %s", error)
+                delay = self.reconcile(resync=not triggered).requeue_after or WARM_RESYNC_SECONDS
+            except Exception as error:  # noqa: BLE001
+                log_error(logger, error, "warm slots")
                 delay, self._listed_at = WARM_FAILED_RETRY_SECONDS, -WARM_RESYNC_SECONDS
 
-    def reconcile(self, resync: bool = False) -> float | None:
-        """Create and delete warm pods; return the seconds after which to call again, or None.
+    def reconcile(self, resync: bool = False) -> Result:
+        """Create and delete warm pods.
 
         `resync`: write the projects' status even while pods are starting or terminating.
         """
@@ -106,7 +111,7 @@ class WarmReconciler:
             all_running = not plan.create and all(warm.pod.running for warm in facts.warm_pods)
             if resync or (all_running and not self._deleted_slots):
                 self._report(facts)
-            return WARM_POD_DELETION_POLL_SECONDS if self._deleted_slots else None
+            return Result(WARM_POD_DELETION_POLL_SECONDS if self._deleted_slots else None)
 
     def _observe(self, relist: bool = False) -> WarmFacts:
         # Take the changed objects before the list is requested: then the list is not older than they are.

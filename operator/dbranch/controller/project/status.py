@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from dbranch.api.branch import Branch
-from dbranch.api.conditions import Condition, Finding, Reason, find_condition
+from dbranch.api.conditions import Condition, Finding, Reason
 from dbranch.api.project import Project, Route
 from dbranch.controller.branch.status import postgres_finding
 from dbranch.controller.conditions import Findings
-from dbranch.controller.routing import targets_of
 
 
 def project_findings(
@@ -22,22 +21,6 @@ def project_findings(
         (Condition.POSTGRES_READY, _postgres_finding(project, route, branches)),
         (Condition.ROUTED, routed),
     ]
-
-
-def is_stale(project: Project, branches: Sequence[Branch]) -> bool:
-    """Return True if status.routes, status.branches or PostgresReady no longer match the branches' own status.
-
-    False before the project's first reconcile. A branch counts for `status.branches` from its own first reconcile on.
-    """
-    reported = find_condition(project.status, Condition.POSTGRES_READY)
-    if reported is None or project.deleting:
-        return False
-    if project.routes != targets_of(project, branches):
-        return True
-    all_reconciled = all(branch.status.get("conditions") for branch in branches)
-    if all_reconciled and project.status.get("branches") != len(branches):
-        return True
-    return bool(reported.get("reason") != _postgres_finding(project, project.route, branches).reason.value)
 
 
 def _storage_finding(project: Project) -> Finding:

@@ -1,0 +1,194 @@
+"""Apply the actions of a branch's plan. Each looks before it acts, and may be repeated after a crash at any point."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from dbranch.agent.branch.actions import (
+    Action,
+    Adopt,
+    Bind,
+    Claim,
+    Clean,
+    CreateInitdbArea,
+    CreateInitdbPod,
+    CreatePod,
+    DeletePod,
+    Open,
+    PromoteInitdb,
+    RemoveSlot,
+    SetPassword,
+    TakeSnapshot,
+    WriteSettings,
+)
+from dbranch.agent.branch.facts import Desired
+from dbranch.agent.context import NodeContext
+from dbranch.agent.layout import Layout
+from dbranch.agent.postgres import session
+from dbranch.agent.postgres.cleaning import ensure_cleaned
+from dbranch.agent.postgres.opening import ensure_opened
+from dbranch.agent.postgres.password import ensure_password
+from dbranch.agent.postgres.session import Endpoint
+from dbranch.agent.slot import effect as slot
+from dbranch.agent.slot import pods
+from dbranch.agent.slot.observe import observe_branch_slots
+from dbranch.agent.slot.pod_spec import branch_pod, claim_patch, initdb_pod
+from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.agent.slot.scripts import read_initdb, read_slot_start
+from dbranch.agent.timing import CHECKPOINT_TIMEOUT_SECONDS
+from dbranch.agent.volume import effect as subvolume
+from dbranch.agent.volume.marker import Marker
+from dbranch.agent.volume.origins.adopt import ensure_branch_adopted
+from dbranch.agent.volume.origins.initdb import ensure_initdb_area, ensure_initdb_promoted
+from dbranch.agent.volume.origins.snapshot import ensure_snapshot
+from dbranch.api import names
+from dbranch.api.errors import NotAccepting
+from dbranch.api.secrets import secret_text
+from dbranch.kube.client import Cluster, path_of
+from dbranch.runtime.clock import now_rfc3339
+from dbranch.runtime.timings import StepTimer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Outcome:
+    """What the actions of one reconcile did.
+
+    `marker`: of the branch, as it is now. `stored`: it was stored just now, with the settings that it should have.
+    `slot`: the slot that was bound or created last. `has_new_pod`: the branch got a pod, `claimed_pod` if it was
+    a warm one. `reloaded`: Postgres has read its settings again.
+    """
+
+    marker: Marker | None
+    timer: StepTimer
+    stored: bool = False
+    slot: str | None = None
+    has_new_pod: bool = False
+    claimed_pod: PodFacts | None = None
+    reloaded: bool = False
+
+
+def endpoint_of(desired: Desired, slot_name: str, marker: Marker) -> Endpoint:
+    """Return how to reach the branch's Postgres in a slot."""
+    port = names.branch_port(desired.branch.uid)
+    return Endpoint(slot_name, port, desired.project.postgres.user, marker.major)
+
+
+class BranchEffects:
+    """Applies actions on this node."""
+
+    def __init__(self, cluster: Cluster, layout: Layout, context: NodeContext) -> None:
+        self._cluster, self._layout, self._context = cluster, layout, context
+
+    def apply(self, desired: Desired, action: Action, outcome: Outcome) -> None:
+        """Apply one action and record in `outcome` what it did."""
+        match action:
+            case Clean(name) | SetPassword(name) | WriteSettings(name) | Open(name):
+                if outcome.marker:
+                    endpoint = endpoint_of(desired, name, outcome.marker)
+                    self._apply_to_postgres(desired, action, endpoint, outcome)
+            case CreateInitdbArea() | PromoteInitdb() | TakeSnapshot() | Adopt():
+                self._apply_to_volume(desired, action, outcome)
+                outcome.stored = outcome.marker is not None
+            case _:
+                self._apply_to_slot(desired, action, outcome)
+        outcome.timer.record(type(action).__name__)
+
+    def _apply_to_volume(self, desired: Desired, action: Action, outcome: Outcome) -> None:
+        project, branch, layout, settings = desired.project, desired.branch, self._layout, desired.settings
+        match action:
+            case CreateInitdbArea(name):
+                owner = project.postgres.run_as_user
+                ensure_initdb_area(layout, project.uid, branch.uid, owner)
+                slot.ensure_slot(layout, name, owner)
+                slot.ensure_initdb_bound(layout, name, project.uid, branch.uid)
+            case PromoteInitdb():
+                outcome.marker = ensure_initdb_promoted(
+                    layout, project.uid, branch.uid, settings, now_rfc3339()
+                )
+            case TakeSnapshot(source_uid):
+                self._checkpoint(desired, source_uid)
+                outcome.timer.record("Checkpoint")
+                outcome.marker = ensure_snapshot(
+                    layout, project.uid, source_uid, branch.uid, settings, now_rfc3339()
+                )
+            case Adopt(retained_uid):
+                outcome.marker = ensure_branch_adopted(
+                    layout, project.uid, retained_uid, branch.uid, settings
+                )
+
+    def _apply_to_slot(self, desired: Desired, action: Action, outcome: Outcome) -> None:
+        project, branch, layout = desired.project, desired.branch, self._layout
+        owner, namespace = project.postgres.run_as_user, self._context.namespace
+        match action:
+            case DeletePod(pod):
+                pods.delete_pod(self._cluster, namespace, pod)
+            case RemoveSlot(name):
+                slot.ensure_slot_removed(layout, name)
+            case CreateInitdbPod():
+                body = initdb_pod(self._context, layout, project, branch, read_initdb())
+                pods.ensure_pod(self._cluster, body)
+            case Claim(pod):
+                claim = claim_patch(project, branch, pod.uid)
+                outcome.claimed_pod = pods.ensure_claimed(self._cluster, namespace, pod, claim)
+                outcome.slot, outcome.has_new_pod = pod.name, True
+            case CreatePod(name):
+                slot.ensure_slot(layout, name, owner)
+                body = branch_pod(self._context, layout, project, branch, name, read_slot_start())
+                pods.ensure_pod(self._cluster, body)
+                outcome.slot, outcome.has_new_pod = name, True
+            case Bind(name):
+                if not outcome.stored:
+                    # A bind starts Postgres, so what it reads is in place before.
+                    subvolume.ensure_settings(layout, project.uid, branch.uid, desired.settings)
+                slot.ensure_slot(layout, name, owner)
+                slot.ensure_bound(layout, name, project.uid, branch.uid)
+                outcome.slot = name
+
+    def _apply_to_postgres(
+        self, desired: Desired, action: Action, endpoint: Endpoint, outcome: Outcome
+    ) -> None:
+        project, branch, layout = desired.project, desired.branch, self._layout
+        match action:
+            case Clean():
+                cleaned = ensure_cleaned(layout, project.uid, branch.uid, endpoint)
+                if cleaned.subscriptions or cleaned.prepared_transactions:
+                    logger.info("branch %s/%s: cleaned: %s", branch.namespace, branch.object_name, cleaned)
+                outcome.marker = subvolume.marker_of(layout.branch(project.uid, branch.uid))
+            case SetPassword():
+                path = path_of(
+                    "v1", "secrets", self._context.namespace, names.verifier_secret_name(project.uid)
+                )
+                verifier = secret_text(self._cluster.get(path), "verifier")
+                if verifier:
+                    outcome.marker = ensure_password(layout, project.uid, branch.uid, endpoint, verifier)
+            case WriteSettings():
+                subvolume.ensure_settings(layout, project.uid, branch.uid, desired.settings)
+                outcome.reloaded = self._reload(endpoint)
+            case Open():
+                outcome.marker = ensure_opened(layout, project.uid, branch.uid, endpoint)
+
+    def _reload(self, endpoint: Endpoint) -> bool:
+        """Make Postgres load its settings files; return True if it has."""
+        try:
+            loaded = session.reload(self._layout, endpoint)
+        except NotAccepting:
+            logger.info("slot %s: Postgres does not run; it reads the settings at its start", endpoint.slot)
+            return False
+        if not loaded:
+            logger.warning("slot %s: Postgres has not loaded its settings; see its log", endpoint.slot)
+        return loaded
+
+    def _checkpoint(self, desired: Desired, source_uid: str) -> None:
+        """Run CHECKPOINT on the source if it runs, best effort, so that the branch has little WAL to replay."""
+        marker = subvolume.read_marker(self._layout.branch(desired.project.uid, source_uid))
+        for name in observe_branch_slots(self._layout, source_uid, None):
+            if marker:
+                user = desired.project.postgres.user
+                endpoint = Endpoint(name, names.branch_port(source_uid), user, marker.major)
+                if not session.checkpoint(self._layout, endpoint, CHECKPOINT_TIMEOUT_SECONDS):
+                    logger.info(
+                        "source %s: no CHECKPOINT; the branch replays more WAL at its start", source_uid
+                    )

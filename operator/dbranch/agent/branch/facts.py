@@ -1,0 +1,120 @@
+"""What a branch should be, and what is true of it on its node. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from dbranch.agent.pool.space import Space
+from dbranch.agent.slot.pod_spec import slot_class_of
+from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.agent.volume.marker import BranchNames, Marker, NewerMarker
+from dbranch.agent.volume.settings import Settings
+from dbranch.api import names
+from dbranch.api.branch import Branch, should_run
+from dbranch.api.conditions import Finding
+from dbranch.api.project import Project
+
+
+class Answer(StrEnum):
+    """What the Postgres in the bound slot answers to the agent."""
+
+    ACCEPTS = "accepts"
+    STARTING = "starting"
+    NO_ANSWER = "no answer"
+
+
+@dataclass(frozen=True)
+class Desired:
+    """A project and one of its branches as they should be, and as their status reported them last."""
+
+    project: Project
+    branch: Branch
+
+    @property
+    def subject(self) -> str:
+        """The branch in messages."""
+        return f"branch {self.branch.name}"
+
+    @property
+    def runs(self) -> bool:
+        """True if the branch's Postgres is to run."""
+        return should_run(self.project, self.branch)
+
+    @property
+    def class_hash(self) -> str:
+        """The hash of the class that the branch's slot is to have."""
+        return slot_class_of(self.project, self.branch).class_hash
+
+    @property
+    def settings(self) -> Settings:
+        """What the branch's settings files are rendered from."""
+        project, branch = self.project, self.branch
+        return Settings(
+            project.postgres.user,
+            names.branch_port(branch.uid),
+            {**project.postgres.parameters, **branch.parameters},
+            BranchNames(project.namespace, project.name, branch.name),
+            frozenset(branch.parameters),
+        )
+
+    @property
+    def version(self) -> tuple[object, ...]:
+        """What changes whenever somebody asks for something else, or for another try."""
+        annotations = self.branch.annotations
+        requests = (annotations.get(names.AGENT_REQUESTED_AT), annotations.get(names.RESTARTED_AT))
+        return self.branch.generation, self.project.generation, *requests
+
+
+@dataclass(frozen=True)
+class BranchFacts:
+    """What is true of a branch on its node.
+
+    `marker`: of its subvolume, None before it is stored. `retained_uid`: the UID under which an adopted pool holds
+    its data. `source_problem`: why its source cannot be copied, looked up only before the branch is stored. `newer`:
+    a newer release wrote its data.
+
+    `pods`: its Postgres pods. `warm_pods`: pods of its class that it can claim; read only if it has no pod.
+    `initdb_pod`: the one-shot pod of a root branch; `initdb_done`: the initdb area holds a complete database.
+    `backoff_seconds`: by step, for how long it creates no pod, since its last one failed.
+
+    `bound_slots`: the slots in which its subvolume or initdb area is bound. `start_blocked_by`: why the script in
+    the bound slot does not start Postgres; `bind_not_propagated`: the script does not see what is bound there.
+
+    `server_version`: of the Postgres that accepts connections in the bound slot, None while none does;
+    `server_starting`: a server rejects connections there. `pending_settings`: the names of its settings that need a
+    restart. `settings_outdated`: its settings files are not as the spec asks, or Postgres has not loaded them yet.
+    """
+
+    pool_mounted: bool
+    space: Space
+    marker: Marker | None = None
+    pods: tuple[PodFacts, ...] = ()
+    warm_pods: tuple[PodFacts, ...] = ()
+    initdb_pod: PodFacts | None = None
+    initdb_done: bool = False
+    bound_slots: tuple[str, ...] = ()
+    server_version: str | None = None
+    pending_settings: tuple[str, ...] = ()
+    start_blocked_by: str | None = None
+    bind_not_propagated: bool = False
+    retained_uid: str | None = None
+    newer: NewerMarker | None = None
+    source_problem: Finding | None = None
+    backoff_seconds: Mapping[str, float] = field(default_factory=dict)
+    server_starting: bool = False
+    settings_outdated: bool = False
+
+    @property
+    def answer(self) -> Answer:
+        """What Postgres answers."""
+        if self.server_version:
+            return Answer.ACCEPTS
+        return Answer.STARTING if self.server_starting else Answer.NO_ANSWER
+
+    @property
+    def live_pod(self) -> PodFacts | None:
+        """The branch's pod that is neither terminating nor terminated; if there are several, the one bound."""
+        live = [pod for pod in self.pods if not pod.terminating and not pod.terminated]
+        return min(live, key=lambda pod: (pod.name not in self.bound_slots, pod.name), default=None)

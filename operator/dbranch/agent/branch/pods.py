@@ -1,0 +1,52 @@
+"""Which of a branch's pods stays, and which are deleted. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dbranch.agent.branch.facts import BranchFacts, Desired
+from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.api import names
+from dbranch.api.project import Project
+
+
+@dataclass(frozen=True)
+class PodChoice:
+    """The pod that stays, if any; those to delete; those that have terminated, which are deleted, too."""
+
+    pod: PodFacts | None
+    surplus: tuple[PodFacts, ...]
+    terminated: tuple[PodFacts, ...]
+
+
+def choose_pod(desired: Desired, facts: BranchFacts) -> PodChoice:
+    """Choose the pod that stays: the one that has the branch bound; a second one, of a cut-off reconcile, goes."""
+    alive = [pod for pod in facts.pods if not pod.terminating and not pod.terminated]
+    replaced = [pod for pod in alive if _must_be_replaced(pod, desired, facts)]
+    usable = sorted(
+        (pod for pod in alive if pod not in replaced),
+        key=lambda pod: (pod.name not in facts.bound_slots, pod.name),
+    )
+    terminated = tuple(pod for pod in facts.pods if pod.terminated)
+    surplus = (*(pod for pod in terminated if not pod.terminating), *replaced, *usable[1:])
+    return PodChoice(usable[0] if usable else None, surplus, terminated)
+
+
+def has_other_class(pod: PodFacts, desired: Desired) -> bool:
+    """True if the pod was created for another slot class than the branch's present one."""
+    return pod.class_hash not in ("", desired.class_hash)
+
+
+def waits_for_old_image(pod: PodFacts, project: Project) -> bool:
+    """True if the pod never ran and waits for another image than the project's: it is replaced."""
+    other_image = pod.image not in ("", project.postgres.image)
+    return other_image and not pod.running and not pod.terminated and pod.restarts == 0
+
+
+def _must_be_replaced(pod: PodFacts, desired: Desired, facts: BranchFacts) -> bool:
+    """True if a restart was requested that the pod does not serve, or if its Postgres cannot start."""
+    restarted_at = desired.branch.annotations.get(names.RESTARTED_AT)
+    if restarted_at and pod.restarted_at != restarted_at:
+        return True
+    blocked = facts.start_blocked_by is not None
+    return waits_for_old_image(pod, desired.project) or (blocked and has_other_class(pod, desired))

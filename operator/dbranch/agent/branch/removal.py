@@ -1,0 +1,80 @@
+"""Remove a branch that is being deleted from its node: pods, slots, data."""
+
+from __future__ import annotations
+
+import logging
+
+from dbranch.agent.context import NodeContext
+from dbranch.agent.layout import Layout
+from dbranch.agent.pool.effect import ensure_pool, ensure_pool_down
+from dbranch.agent.pool.observe import observe_pool
+from dbranch.agent.slot import effect as slot
+from dbranch.agent.slot import pods
+from dbranch.agent.slot.observe import observe_branch_slots, observe_pods
+from dbranch.agent.status import failed_storage_finding
+from dbranch.agent.timing import (
+    BRANCH_POD_DELETION_POLL_SECONDS,
+    CONTROLLER_FINALIZER_POLL_SECONDS,
+    NO_CHECKPOINT_GRACE_SECONDS,
+    STORAGE_UNCLEAR_RETRY_SECONDS,
+)
+from dbranch.agent.volume import effect as subvolume
+from dbranch.agent.warm.reconciler import WarmReconciler
+from dbranch.api import names
+from dbranch.api.branch import Branch
+from dbranch.api.conditions import Finding
+from dbranch.api.errors import StorageUnclear
+from dbranch.api.project import parse_project
+from dbranch.kube.client import Cluster, project_path
+from dbranch.runtime.result import Result
+
+logger = logging.getLogger(__name__)
+
+
+class BranchRemoval:
+    """Removes branches that are being deleted."""
+
+    def __init__(self, cluster: Cluster, layout: Layout, context: NodeContext, warm: WarmReconciler) -> None:
+        self._cluster, self._layout, self._context, self._warm = cluster, layout, context, warm
+
+    def remove(self, branch: Branch) -> tuple[Result, Finding | None]:
+        """Remove what can be removed now; return no delay once nothing is left, and a finding about what stays."""
+        if names.CONTROLLER_FINALIZER in branch.finalizers:
+            return Result(CONTROLLER_FINALIZER_POLL_SECONDS), None
+        namespace = self._context.namespace
+        existing = observe_pods(self._cluster, namespace, f"{names.LABEL_BRANCH_UID}={branch.uid}")
+        for pod in existing:
+            if not pod.terminating:
+                pods.delete_pod(self._cluster, namespace, pod, NO_CHECKPOINT_GRACE_SECONDS)
+        if existing:
+            return Result(BRANCH_POD_DELETION_POLL_SECONDS), None
+        try:
+            self._delete_data(branch)
+        except StorageUnclear as error:
+            # Wait for a newer agent: data with a marker that this one does not understand is not deleted.
+            logger.warning("branch %s/%s: %s", branch.namespace, branch.object_name, error)
+            finding = failed_storage_finding(error, f"branch {branch.name}")
+            return Result(STORAGE_UNCLEAR_RETRY_SECONDS), finding
+        self._warm.trigger(branch)
+        return Result(), None
+
+    def _delete_data(self, branch: Branch) -> None:
+        """Remove the branch's slots and its subvolume. Raises StorageUnclear if a newer release wrote the data."""
+        # Also the slot in its status, which may have been created and never bound.
+        for name in observe_branch_slots(self._layout, branch.uid, branch.node.slot):
+            slot.ensure_slot_removed(self._layout, name)
+        body = self._cluster.get(project_path(branch.namespace, branch.project))
+        project = parse_project(body) if body else None
+        # A project that is being deleted deletes its pool, or retains it as it is.
+        if project is None or project.deleting or project.node.pool_uuid is None:
+            return
+        pool = observe_pool(self._layout, project.uid)
+        if not pool.image_exists:
+            return
+        if not pool.mounted:
+            node = project.node
+            ensure_pool(self._layout, project.uid, 0, node.pool_uuid, node.machine_id)
+        subvolume.ensure_trashed(self._layout, project.uid, branch.uid)
+        subvolume.ensure_trash_emptied(self._layout, project.uid)
+        if not pool.mounted:
+            ensure_pool_down(self._layout, project.uid)

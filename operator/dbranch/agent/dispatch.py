@@ -1,0 +1,94 @@
+"""The agent's reconcilers behind one work queue: from a key to the reconciler of its kind."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from typing import Final
+
+from dbranch.agent.branch.reconciler import BranchReconciler
+from dbranch.agent.context import NodeContext
+from dbranch.agent.layout import Layout
+from dbranch.agent.metrics import AgentMetrics
+from dbranch.agent.project.reconciler import ProjectReconciler
+from dbranch.agent.timing import BRANCH_RESYNC_SECONDS, BUSY_RETRY_SECONDS, PROJECT_RESYNC_SECONDS
+from dbranch.agent.warm.reconciler import WarmReconciler
+from dbranch.api import names
+from dbranch.api.branch import Branch
+from dbranch.api.errors import Busy
+from dbranch.kube.client import Cluster
+from dbranch.runtime.locks import KeyedLocks
+from dbranch.runtime.result import DONE, Key, Result
+from dbranch.runtime.workqueue import WorkQueue
+
+logger = logging.getLogger(__name__)
+
+# A reconcile may wait for a disk, or ten seconds for the CHECKPOINT of a source that hangs.
+_WORKERS: Final = 32
+_WORKERS_PER_NAMESPACE: Final = 24
+
+
+class Dispatcher:
+    """The reconcilers of one agent. `queue` calls those of projects and branches."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        layout: Layout,
+        context: NodeContext,
+        locks: KeyedLocks,
+        warm_slots: int,
+        metrics: AgentMetrics,
+    ) -> None:
+        """`warm_slots`: of each class."""
+        self.metrics = metrics
+        self.queue = WorkQueue(
+            self.reconcile,
+            BRANCH_RESYNC_SECONDS,
+            workers=_WORKERS,
+            workers_per_namespace=_WORKERS_PER_NAMESPACE,
+        )
+        self.warm = WarmReconciler(cluster, layout, context, warm_slots, metrics)
+        self.projects = ProjectReconciler(
+            cluster, layout, context, locks, self.warm.trigger, self._request_anew
+        )
+        self.branches = BranchReconciler(
+            cluster, layout, context, locks, self.warm, metrics, self.request_branch
+        )
+
+    def request_project(self, namespace: str, name: str) -> None:
+        """Request a reconcile of a DBProject."""
+        self.queue.add(Key(names.PROJECT_KIND, namespace, name))
+
+    def request_branch(self, namespace: str, name: str) -> None:
+        """Request a reconcile of a DBBranch, by its object's name. Any thread may do so."""
+        self.queue.add(Key(names.BRANCH_KIND, namespace, name))
+
+    def _request_anew(self, branch: Branch) -> None:
+        """Request a reconcile of a branch that tries at once what had failed: its project has changed."""
+        self.branches.forget_failures(branch)
+        self.request_branch(branch.namespace, branch.object_name)
+
+    def reconcile(self, key: Key, resync: bool) -> Result:
+        """Reconcile the object. `resync`: no event has asked for it, so the trash of a project's pool is emptied."""
+        try:
+            if key.kind == names.BRANCH_KIND:
+                return self.branches.reconcile(key.namespace, key.name)
+            if resync:
+                result = self.projects.collect_usage_and_trash(key.namespace, key.name)
+            else:
+                result = self.projects.reconcile(key.namespace, key.name)
+        except Busy as error:
+            logger.info("%s: %s", "/".join(key), error)
+            return Result(BUSY_RETRY_SECONDS)
+        return replace(result, requeue_after=PROJECT_RESYNC_SECONDS) if result == DONE else result
+
+    def wait_idle(self, timeout: float) -> None:
+        """Block until no branch is reconciled or starting, `timeout` seconds at most."""
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            self.branches.wait_started(left)
+            self.queue.wait_idle(names.BRANCH_KIND, deadline - time.monotonic())
+            if self.branches.wait_started(0.0):
+                return

@@ -1,0 +1,1 @@
+"""How the data of a branch comes to be, one file for each origin."""

@@ -1,0 +1,153 @@
+"""The decision of a branch's reconcile: facts -> binding, findings, status; and how far its deletion may go. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dbranch.api import names
+from dbranch.api.branch import Branch
+from dbranch.api.conditions import Condition, Finding, Reason
+from dbranch.api.enums import TargetState
+from dbranch.api.project import Project
+from dbranch.controller import timing
+from dbranch.controller.branch.status import branch_findings
+from dbranch.controller.conditions import phase_of, ready_finding, report_conditions
+from dbranch.controller.routing import ProxyPod, laggards, target_of
+from dbranch.controller.scheduling import (
+    Binding,
+    NodeFacts,
+    bind_branch,
+    is_abandoned,
+    not_reporting_finding,
+)
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BranchFacts:
+    """What a branch's reconcile knows.
+
+    `siblings`: all branches of the project, also this one; `node`: the one that the branch is bound to; `proxies`:
+    the pods of the project's proxy; `problem`: why its objects could not be applied.
+    """
+
+    branch: Branch
+    project: Project | None
+    siblings: tuple[Branch, ...] = ()
+    node: NodeFacts | None = None
+    proxies: tuple[ProxyPod, ...] = ()
+    problem: Finding | None = None
+
+
+@dataclass(frozen=True)
+class BranchPlan:
+    """`binding` is new; `status` has every field that the controller writes; `reachable`: Postgres has an address."""
+
+    binding: Binding | None
+    ready: Finding
+    status: Json
+    reachable: bool
+
+    def changes(self, reported: Mapping[str, Any]) -> Json:
+        """Return the fields that differ from the reported status."""
+        return {key: value for key, value in self.status.items() if reported.get(key) != value}
+
+
+@dataclass(frozen=True)
+class BranchRemoval:
+    """How far a deletion may go. `done`: the controller lets go of the branch; `requeue_after`: seconds."""
+
+    done: bool
+    status: Json
+    requeue_after: float | None = None
+
+
+def plan_branch(facts: BranchFacts, now: str) -> BranchPlan:
+    """Decide about a branch that is not being deleted. `now`: RFC 3339."""
+    branch, project = facts.branch, facts.project
+    binding, scheduled = _schedule(facts)
+    fields: Json = {"nodeName": binding.node} if binding else {}
+    if binding and binding.source_uid:
+        fields["sourceUID"] = binding.source_uid
+    bound = replace(branch, node_name=binding.node) if binding else branch
+    findings = branch_findings(project, bound, scheduled)
+    host = names.service_host(branch.object_name, branch.namespace)
+    ready = ready_finding(findings, f"branch {branch.name} accepts connections at {host}")
+    previous = branch.status.get("conditions") or ()
+    target = target_of(project, bound) if project else None
+    fields |= {
+        "observedGeneration": branch.generation,
+        "conditions": report_conditions(previous, findings, ready, branch.generation, now),
+        "phase": phase_of(ready),
+        "active": _is_active(facts),
+    }
+    return BranchPlan(binding, ready, fields, target is not None and target.state == TargetState.READY)
+
+
+def _schedule(facts: BranchFacts) -> tuple[Binding | None, Finding]:
+    """Return a new binding, and the finding of Scheduled."""
+    branch = facts.branch
+    if branch.node_name is None:
+        if facts.problem:
+            return None, facts.problem
+        binding = bind_branch(facts.project, branch, facts.siblings)
+        if isinstance(binding, Finding):
+            return None, binding
+        return binding, _bound_finding(branch, binding.node)
+    not_reporting = not_reporting_finding(facts.node or NodeFacts(branch.node_name, exists=False))
+    return None, facts.problem or not_reporting or _bound_finding(branch, branch.node_name)
+
+
+def _bound_finding(branch: Branch, node: str) -> Finding:
+    return Finding(Reason.BOUND, f"branch {branch.name} is bound to node {node}")
+
+
+def _is_active(facts: BranchFacts) -> bool:
+    """Return `status.active`: it changes when all proxies obey the route."""
+    route = facts.project.route if facts.project else None
+    if facts.project is None or route is None:
+        return False
+    if laggards(route, facts.proxies, facts.project.proxies):
+        return facts.branch.active
+    return route.branch == facts.branch.name
+
+
+def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemoval:
+    """Decide about a branch that is being deleted, since so many seconds.
+
+    It waits until snapshots of it are taken, and until every proxy obeys a route that excludes it.
+    """
+    branch, project = facts.branch, facts.project
+    remaining = timing.PROXIES_OBEY_TIMEOUT_SECONDS - seconds
+    is_overdue = remaining < 0
+    ready = Finding(Reason.DELETING, f"branch {branch.name} is being deleted")
+    blocked = [(Condition.DELETION_BLOCKED, _blocked_finding(branch))] if is_overdue else []
+    previous = branch.status.get("conditions") or ()
+    status: Json = {
+        "conditions": report_conditions(previous, blocked, ready, branch.generation, now),
+        "phase": phase_of(ready),
+    }
+    waiting = BranchRemoval(False, status, None if is_overdue else remaining + 1)
+    abandoned = facts.node is not None and is_abandoned(facts.node, branch.annotations)
+    if not abandoned and any(_awaits_snapshot_of(branch, sibling) for sibling in facts.siblings):
+        return waiting
+    if project and not project.deleting and not is_overdue:
+        target = next((t for t in project.routes if t.branch == branch.name), None)
+        route = project.route
+        obeyed = not route or all(p.generation >= route.generation for p in project.proxies)
+        if target and (target.state != TargetState.DELETING or not obeyed):
+            return waiting
+    return BranchRemoval(True, status)
+
+
+def _blocked_finding(branch: Branch) -> Finding:
+    text = f"branch {branch.name} waits for a branch that is being made of it; it ends by itself"
+    return Finding(Reason.WAITING_FOR_AGENT, text)
+
+
+def _awaits_snapshot_of(source: Branch, branch: Branch) -> bool:
+    """Return True if `branch` is bound to `source` and its snapshot has not been taken yet."""
+    return branch.source_uid == source.uid and branch.node.snapshot_time is None and not branch.deleting

@@ -1,0 +1,36 @@
+"""From a key in the work queue to the reconciler of its kind."""
+
+from __future__ import annotations
+
+from dbranch.api import names
+from dbranch.controller.branch.reconciler import BranchReconciler
+from dbranch.controller.cache import Cache
+from dbranch.controller.project.reconciler import ProjectReconciler
+from dbranch.runtime.initial_sync import InitialSync
+from dbranch.runtime.result import DONE, Key, Result
+
+
+class Dispatcher:
+    """Calls the reconcilers. `cache` is set by the first event, before which the work queue has no key."""
+
+    def __init__(
+        self, projects: ProjectReconciler, branches: BranchReconciler, initial_sync: InitialSync
+    ) -> None:
+        self._projects, self._branches, self._initial_sync = projects, branches, initial_sync
+        self.cache: Cache | None = None
+
+    def reconcile(self, key: Key, resync: bool) -> Result:
+        """Reconcile the object. `resync`: no event has asked for it, so what is remembered is read anew."""
+        if self.cache is None:
+            return DONE
+        if key.kind == names.PROJECT_KIND:
+            return self._projects.reconcile(key.namespace, key.name, self.cache, resync)
+        result = self._branches.reconcile(key.namespace, key.name, self.cache, resync)
+        self._initial_sync.mark_reconciled(key.namespace, key.name)
+        return result
+
+    def report_failure(self, key: Key, error: Exception) -> None:
+        """Report a reconcile that failed in a condition of the object."""
+        if self.cache is not None:
+            reconciler = self._projects if key.kind == names.PROJECT_KIND else self._branches
+            reconciler.report_failure(key.namespace, key.name, self.cache, error)

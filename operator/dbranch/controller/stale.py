@@ -1,0 +1,191 @@
+"""Which projects and branches would report something else after a change: the only place that says so. Pure.
+
+An object's report is a function of facts (`project.plan`, `branch.plan`). After a change of an object, those that
+have it among their facts are planned again, from the cache, and who differs from its own status is stale. What only a
+reconcile finds out (the names that are taken, the Secrets) is taken as it was reported.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from dbranch.api import names
+from dbranch.api.branch import Branch
+from dbranch.api.conditions import Condition, Finding, Reason, find_condition
+from dbranch.api.project import Project
+from dbranch.controller.branch.plan import BranchFacts, plan_branch, plan_removal
+from dbranch.controller.cache import Cache
+from dbranch.controller.project.plan import ProjectFacts, plan_project, reported_applied
+from dbranch.controller.scheduling import needs_release
+from dbranch.runtime.clock import now_rfc3339, seconds_since
+from dbranch.runtime.result import Key
+
+
+@dataclass(frozen=True)
+class NodeChange:
+    """A Node, or the agent's pod on it, has changed, or is gone."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class ProxyChange:
+    """A proxy's pod of a project has changed, or is gone."""
+
+    namespace: str
+    project: str
+
+
+@dataclass(frozen=True)
+class PasswordChange:
+    """A project's `status.passwordVersion` has changed: the connection Secrets of its branches are outdated."""
+
+    namespace: str
+    project: str
+
+
+# What only a reconcile finds out about a branch; Scheduled carries it.
+_PROBLEMS = (Reason.NAME_TAKEN, Reason.RECONCILE_FAILED)
+
+Change = Project | Branch | NodeChange | ProxyChange | PasswordChange
+
+
+def key_of(item: Project | Branch) -> Key:
+    """Return the key of a project or branch."""
+    if isinstance(item, Project):
+        return Key(names.PROJECT_KIND, item.namespace, item.name)
+    return Key(names.BRANCH_KIND, item.namespace, item.object_name)
+
+
+class _Reads:
+    """The cache, read once for all who are planned again together."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self.project = functools.cache(cache.project)
+        self.branches_of = functools.cache(cache.branches_of)
+        self.proxies_of = functools.cache(cache.proxies_of)
+        self.node = functools.cache(cache.node)
+        self.all_nodes = functools.cache(lambda: tuple(cache.all_nodes()))
+
+
+def stale(changes: Sequence[Change], cache: Cache) -> set[Key]:
+    """Return the keys of those who would now report something else, or whose deletion can go on.
+
+    The cache has the changes already; of an object that is gone, `changes` has what it was. Who has reported nothing
+    yet is left out: its own creation is a request for its first reconcile.
+    """
+    now, reads = now_rfc3339(), _Reads(cache)
+    own = {key_of(change) for change in changes if isinstance(change, Project | Branch)}
+    candidates = {key_of(item): item for item in _related(changes, own, reads)}
+    outdated = {
+        key_of(branch)
+        for change in changes
+        if isinstance(change, PasswordChange)
+        for branch in reads.branches_of(change.namespace, change.project)
+        if not branch.deleting
+    }
+    return outdated | {
+        key
+        for key, item in candidates.items()
+        # Its own event alone may be that of the failure's report.
+        if _is_stale(item, reads, now) or (_has_failed(item) and (key not in own or len(changes) > 1))
+    }
+
+
+def _related(changes: Sequence[Change], own: set[Key], reads: _Reads) -> Iterator[Project | Branch]:
+    """Yield those who have a changed object among their facts, and the changed objects themselves."""
+    nodes = {change.node for change in changes if isinstance(change, NodeChange)}
+    if nodes:
+        items: list[Project | Branch] = [*reads.cache.all_projects(), *reads.cache.all_branches()]
+        for item in items:
+            if item.node_name in nodes or (item.node_name is None and isinstance(item, Project)):
+                yield item
+    # By project; True if more than single branches of it have changed.
+    projects: dict[tuple[str, str], bool] = {}
+    for change in changes:
+        match change:
+            case Branch():
+                projects.setdefault((change.namespace, change.project), False)
+            case Project():
+                projects[change.namespace, change.name] = True
+            case ProxyChange(namespace, name) | PasswordChange(namespace, name):
+                projects[namespace, name] = True
+    for (namespace, name), concerns_all in projects.items():
+        project = reads.project(namespace, name)
+        if project:
+            yield project
+        for branch in reads.branches_of(namespace, name):
+            # A branch that is bound depends on no sibling, unless it is to go.
+            if concerns_all or branch.node_name is None or branch.deleting or key_of(branch) in own:
+                yield branch
+
+
+def _has_failed(item: Project | Branch) -> bool:
+    """Return True if the last reconcile failed: what has changed may be what it failed for."""
+    conditions = (
+        find_condition(item.status, Condition.SCHEDULED),
+        find_condition(item.status, Condition.ROUTED),
+    )
+    failed = any(c and c.get("reason") == Reason.RECONCILE_FAILED.value for c in conditions)
+    return failed and not item.deleting
+
+
+def _is_stale(item: Project | Branch, reads: _Reads, now: str) -> bool:
+    if isinstance(item, Branch):
+        return _is_branch_stale(item, reads, now)
+    if item.deleting:
+        if needs_release(item, reads.node(item.node_name) if item.node_name else None):
+            return True
+        branches = reads.branches_of(item.namespace, item.name)
+        waits = bool(branches) and all(branch.deleting for branch in branches)
+        return not waits and names.CONTROLLER_FINALIZER in item.finalizers
+    if not item.status.get("conditions"):
+        return False
+    facts = _project_facts(item, reads)
+    plan = plan_project(facts, now)
+    differing = set(plan.changes(item.status))
+    # A branch that has reported nothing yet is about to change the routes: all is written at once then.
+    if not all(branch.status.get("conditions") for branch in facts.branches):
+        differing &= {"nodeName", "route", "routes"}
+    return bool(differing or plan.gone)
+
+
+def _is_branch_stale(branch: Branch, reads: _Reads, now: str) -> bool:
+    facts = _branch_facts(branch, reads)
+    if branch.deleting:
+        if needs_release(branch, facts.node):
+            return True
+        removal = plan_removal(facts, seconds_since(branch.deleted), now)
+        return removal.done and names.CONTROLLER_FINALIZER in branch.finalizers
+    if not branch.status.get("conditions"):
+        return False
+    return bool(plan_branch(facts, now).changes(branch.status))
+
+
+def _project_facts(project: Project, reads: _Reads) -> ProjectFacts:
+    """Return the facts about a project without a request."""
+    return ProjectFacts(
+        project,
+        reads.branches_of(project.namespace, project.name),
+        reads.node(project.node_name) if project.node_name else None,
+        () if project.node_name else reads.all_nodes(),
+        reads.proxies_of(project.uid),
+        reported_applied(project),
+    )
+
+
+def _branch_facts(branch: Branch, reads: _Reads) -> BranchFacts:
+    """Return the facts about a branch without a request."""
+    project = reads.project(branch.namespace, branch.project)
+    scheduled = Finding.from_dict(find_condition(branch.status, Condition.SCHEDULED))
+    return BranchFacts(
+        branch,
+        project,
+        reads.branches_of(branch.namespace, branch.project),
+        reads.node(branch.node_name) if branch.node_name else None,
+        reads.proxies_of(project.uid) if project else (),
+        scheduled if scheduled and scheduled.reason in _PROBLEMS else None,
+    )

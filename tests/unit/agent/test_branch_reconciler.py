@@ -1,0 +1,234 @@
+"""The branch's reconciler over a fake API server and given facts: what it writes, and when it tries again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from tests.fakes.api import FakeApi, Json
+from tests.unit.agent.branch_model import COPY, PROJECT, ROOMY, VERSION, marker
+
+from dbranch.agent.branch import backoffs, reconciler
+from dbranch.agent.branch.actions import Action, Claim, Clean, CreatePod, Open, SetPassword, TakeSnapshot
+from dbranch.agent.branch.effect import BranchEffects, Outcome
+from dbranch.agent.branch.facts import BranchFacts, Desired
+from dbranch.agent.branch.reconciler import BranchReconciler
+from dbranch.agent.context import NodeContext
+from dbranch.agent.layout import Layout
+from dbranch.agent.metrics import AgentMetrics
+from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.agent.warm.reconciler import WarmReconciler
+from dbranch.api import names
+from dbranch.api.errors import ApiError, NotAccepting
+from dbranch.kube.client import Cluster, branch_path, path_of, project_path
+from dbranch.runtime.locks import KeyedLocks
+from dbranch.runtime.result import Result
+
+NAMESPACE, NAME = COPY.namespace, COPY.object_name
+FREE = PodFacts("warm-1", "w1", running=True, address="10.0.0.9")
+MOUNTED = BranchFacts(pool_mounted=True, space=ROOMY, warm_pods=(FREE,))
+STARTED = replace(
+    MOUNTED,
+    warm_pods=(),
+    marker=marker(COPY, cleaned=False),
+    pods=(FREE,),
+    bound_slots=("warm-1",),
+    server_version="17.6",
+)
+
+
+class Api(FakeApi):
+    """Records the writes to the branch."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file)
+        self.writes: list[Mapping[str, Any]] = []
+
+    def merge(self, path: str, body: Mapping[str, Any]) -> Json:
+        if path.startswith(branch_path(NAMESPACE, NAME)):
+            self.writes.append(body)
+        return super().merge(path, body)
+
+
+class Bench:
+    """A reconciler whose facts, effects and clock are given."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.api = Api(tmp_path / "api.json")
+        self.facts: BranchFacts | Exception = MOUNTED
+        self.accepts: str | None = None
+        self.failing: dict[type, Exception] = {}
+        self.actions: list[Action] = []
+        self.now = 0.0
+        spec: Json = {"postgres": {"image": PROJECT.postgres.image}}
+        status: Json = {"nodeName": "n1", "passwordVersion": VERSION, "node": {"initialized": True}}
+        meta = {"name": PROJECT.name, "namespace": NAMESPACE}
+        self.api.create(
+            path_of(names.API_VERSION, names.PROJECTS, NAMESPACE),
+            {"metadata": meta, "spec": spec},
+        )
+        self.api.merge(project_path(NAMESPACE, PROJECT.name, "status"), {"status": status})
+        meta = {"name": NAME, "namespace": NAMESPACE}
+        body = {"metadata": meta, "spec": {"project": PROJECT.name, "source": "main"}}
+        created = self.api.create(path_of(names.API_VERSION, names.BRANCHES, NAMESPACE), body)
+        self.uid = created["metadata"]["uid"]
+        status = {"nodeName": "n1", "sourceUID": "r-uid"}
+        self.api.merge(branch_path(NAMESPACE, NAME, "status"), {"status": status})
+        self.api.writes.clear()
+        cluster, layout = cast(Cluster, self.api), Layout(tmp_path)
+        context, metrics = NodeContext("n1", "node-uid", "dbranch-nodes", "dbranch"), AgentMetrics()
+        warm = WarmReconciler(cluster, layout, context, 1, metrics)
+        self.reconciler = BranchReconciler(
+            cluster, layout, context, KeyedLocks(), warm, metrics, lambda *_: None
+        )
+        monkeypatch.setattr(reconciler, "observe_branch", lambda *_: self._observe())
+        monkeypatch.setattr(reconciler, "observe_postgres", lambda _, __, facts: facts)
+        monkeypatch.setattr(reconciler, "observe_started", lambda *_: STARTED)
+        monkeypatch.setattr(reconciler, "patch_sizes", lambda *_: None)
+        monkeypatch.setattr(reconciler.session, "await_accepting", lambda *_: self.accepts)
+        monkeypatch.setattr(BranchEffects, "apply", lambda _, *args: self._apply(*args))
+        monkeypatch.setattr(backoffs, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def _observe(self) -> BranchFacts:
+        if isinstance(self.facts, Exception):
+            raise self.facts
+        return self.facts
+
+    def _apply(self, desired: Desired, action: Action, outcome: Outcome) -> None:
+        self.actions.append(action)
+        if type(action) in self.failing:
+            raise self.failing[type(action)]
+        match action:
+            case Claim(pod):
+                outcome.claimed_pod, outcome.slot = pod, pod.name
+            case CreatePod(slot):
+                outcome.slot = slot
+            case TakeSnapshot():
+                outcome.marker = marker(COPY, cleaned=False)
+            case Clean():
+                assert outcome.marker
+                outcome.marker = outcome.marker.with_cleaned()
+            case Open():
+                assert outcome.marker
+                outcome.marker = outcome.marker.with_opened()
+
+    def reconcile(self) -> Result:
+        return self.reconciler.reconcile(NAMESPACE, NAME)
+
+    def node(self) -> Json:
+        body = self.api.get(branch_path(NAMESPACE, NAME))
+        assert body
+        return dict(body["status"].get("node") or {})
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(tmp_path, monkeypatch)
+
+
+def test_a_branch_with_a_warm_slot_is_ready_with_one_write(bench: Bench) -> None:
+    bench.accepts = "17.6"
+    assert bench.reconcile() == Result()
+    assert [type(action).__name__ for action in bench.actions] == [
+        *("Claim", "TakeSnapshot", "Bind"),
+        *("Clean", "SetPassword", "Open"),
+    ]
+    assert len(bench.api.writes) == 1
+    node = bench.node()
+    assert node["postgres"]["reason"] == "Accepting" and node["storage"]["reason"] == "Stored"
+    assert (node["slot"], node["pod"], node["address"]) == ("warm-1", "warm-1", "10.0.0.9")
+    assert node["postgresVersion"] == "17.6" and node["port"] == names.branch_port(bench.uid)
+
+
+@pytest.mark.parametrize("action", [Clean, SetPassword, Open])
+def test_nobody_is_sent_to_a_branch_that_is_not_open(bench: Bench, action: type) -> None:
+    bench.accepts, bench.failing = "17.6", {action: NotAccepting("Postgres in slot warm-1: gone")}
+    assert bench.reconcile().requeue_after
+    node = bench.node()
+    assert node["postgres"]["reason"] == "Recovering" and "gone" in node["postgres"]["message"]
+    assert node.get("address") is None and len(bench.api.writes) == 1
+
+
+def test_a_pod_without_an_address_is_asked_for_again_soon(bench: Bench) -> None:
+    open_marker = replace(marker(COPY), password=VERSION, opened=True)
+    bench.facts = replace(STARTED, marker=open_marker, pods=(replace(FREE, address=None),))
+    result = bench.reconcile()
+    assert result.requeue_after and result.requeue_after < 1
+    assert bench.node()["postgres"]["reason"] == "Recovering"
+    assert bench.reconcile() == result and len(bench.api.writes) == 1
+    bench.facts = replace(bench.facts, pods=(FREE,))
+    assert bench.reconcile() == Result() and bench.node()["address"] == "10.0.0.9"
+
+
+def test_a_branch_in_a_new_pod_is_ready_with_two_writes(bench: Bench) -> None:
+    bench.facts = replace(MOUNTED, warm_pods=())
+    assert bench.reconcile() == Result()
+    assert bench.node()["postgres"]["reason"] == "WaitingForSlot"
+    slot = bench.node()["slot"]
+    pod = PodFacts(slot, running=True)
+    accepting = replace(STARTED, marker=marker(COPY), pods=(pod,), bound_slots=(slot,))
+    for address in (None, None, "10.0.0.9"):
+        bench.facts = replace(accepting, pods=(replace(pod, address=address),))
+        bench.reconcile()
+    assert bench.node()["postgres"]["reason"] == "Accepting" and len(bench.api.writes) == 2
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), OSError(5, "I/O error"), RuntimeError("odd")])
+def test_an_exception_of_any_kind_ends_in_a_condition(bench: Bench, error: Exception) -> None:
+    bench.facts = error
+    assert bench.reconcile().requeue_after == 2.0
+    storage = bench.node()["storage"]
+    assert storage["reason"] == "SnapshotFailed" and str(error) in storage["message"]
+    # Of a branch that is stored it is said about Postgres.
+    bench.facts, bench.failing = replace(MOUNTED, marker=marker(COPY)), {Claim: error}
+    bench.reconcile()
+    postgres = bench.node()["postgres"]
+    assert postgres["reason"] == "WaitingForSlot" and str(error) in postgres["message"]
+    assert bench.node()["storage"]["reason"] == "Stored"
+    bench.facts = error
+    bench.reconcile()
+    assert bench.node()["storage"]["reason"] == "Stored"
+
+
+def test_an_api_server_that_does_not_answer_says_nothing_about_the_branch(bench: Bench) -> None:
+    bench.facts = ApiError(500, "InternalError", "etcd")
+    with pytest.raises(ApiError):
+        bench.reconcile()
+    assert bench.api.writes == []
+
+
+def test_what_fails_again_and_again_is_tried_less_and_less_often(bench: Bench) -> None:
+    bench.failing = {TakeSnapshot: OSError(5, "I/O error")}
+    delays = []
+    for _ in range(9):
+        delay = bench.reconcile().requeue_after
+        assert delay is not None
+        delays.append(delay)
+        bench.now += delay
+    assert delays == [2, 4, 8, 16, 32, 64, 128, 256, 300]
+    assert len(bench.api.writes) == 1, "the same message is written again"
+    # Somebody asks for another try.
+    request = {"metadata": {"annotations": {names.AGENT_REQUESTED_AT: "1"}}}
+    bench.api.merge(branch_path(NAMESPACE, NAME), request)
+    assert bench.reconcile().requeue_after == 2.0
+
+
+def test_a_pod_that_fails_is_made_again_only_after_a_delay_that_grows(bench: Bench) -> None:
+    rejected = PodFacts("slot-a", terminated=True, reason="OutOfcpu")
+    stored = replace(MOUNTED, marker=marker(COPY), warm_pods=())
+    for expected in (10.0, 20.0, 40.0):
+        bench.facts = replace(stored, pods=(rejected,))
+        assert bench.reconcile().requeue_after == expected
+        assert bench.node()["postgres"]["reason"] == "PodRejected"
+        # The event of its deletion starts a reconcile at once: no pod is created, and the reason stays.
+        bench.facts, bench.actions = stored, []
+        bench.now += 1.0
+        assert bench.reconcile().requeue_after == expected - 1.0
+        assert bench.actions == [] and bench.node()["postgres"]["reason"] == "PodRejected"
+        bench.now += expected - 1.0
+        bench.reconcile()
+        assert [type(action).__name__ for action in bench.actions] == ["CreatePod", "Bind"]

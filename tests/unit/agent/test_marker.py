@@ -1,0 +1,161 @@
+"""A marker's text: read back whole, with the keys of others; a newer release's is known as such."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from importlib import resources
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dbranch.agent.volume.marker import (
+    FORMAT,
+    FROM_BRANCH,
+    FROM_INITDB,
+    BranchNames,
+    Marker,
+    NewerMarker,
+    Origin,
+    Role,
+    parse_marker,
+    render_marker,
+)
+
+TAKEN = "2026-01-01T00:00:00Z"
+ROOT = Marker(
+    "p-uid",
+    "r-uid",
+    Role.ROOT,
+    Origin(FROM_INITDB, None, TAKEN),
+    TAKEN,
+    17,
+    cleaned=True,
+    names=BranchNames("team", "shop", "main"),
+)
+COPY = replace(
+    ROOT,
+    owner_uid="x-uid",
+    role=Role.COPY,
+    origin=Origin(FROM_BRANCH, "r-uid", TAKEN),
+    cleaned=False,
+    prepared_floor=5,
+    password="v1",
+    names=BranchNames("team", "shop", "x"),
+)
+# Keys of a release that this one does not know, beside its own and inside them.
+UNKNOWN = {
+    "lineage": ["a", "b"],
+    "quiet": {"since": TAKEN},
+    "origin": {"generation": 3},
+    "names": {"cluster": "c"},
+}
+
+
+@pytest.mark.parametrize("marker", [ROOT, COPY])
+def test_a_marker_is_parsed_as_it_was_rendered(marker: Marker) -> None:
+    assert parse_marker(render_marker(marker)) == marker
+
+
+def test_what_a_marker_says_on_disk() -> None:
+    assert json.loads(render_marker(COPY)) == {
+        "format": 2,
+        "kind": "branch",
+        "role": "copy",
+        "project_uid": "p-uid",
+        "owner_uid": "x-uid",
+        "names": {"namespace": "team", "project": "shop", "branch": "x"},
+        "origin": {"kind": "branch", "uid": "r-uid", "time": TAKEN},
+        "snapshot_time": TAKEN,
+        "major": 17,
+        "cleaned": False,
+        "opened": False,
+        "prepared_floor": 5,
+        "password": "v1",
+    }
+
+
+def merged(marker: Marker, unknown: dict[str, object]) -> str:
+    raw = json.loads(render_marker(marker))
+    for key, value in unknown.items():
+        raw[key] = {**raw[key], **value} if isinstance(value, dict) and key in raw else value
+    return json.dumps(raw)
+
+
+def test_every_rewrite_keeps_the_keys_that_this_release_does_not_know() -> None:
+    marker = parse_marker(merged(COPY, UNKNOWN))
+    assert isinstance(marker, Marker)
+    rewritten = marker.with_cleaned().with_password_version("v2")
+    rewritten = rewritten.reassigned_to("q-uid", "y-uid", BranchNames("team", "other", "main"))
+    raw = json.loads(render_marker(rewritten))
+    assert raw["lineage"] == ["a", "b"] and raw["quiet"] == {"since": TAKEN}
+    assert raw["origin"] == {"kind": "branch", "uid": "r-uid", "time": TAKEN, "generation": 3}
+    assert raw["names"] == {"namespace": "team", "project": "other", "branch": "main", "cluster": "c"}
+    assert (raw["cleaned"], raw["password"], raw["owner_uid"]) == (True, "v2", "y-uid")
+    # Its role is that of its owner now, not of where its data came from.
+    assert raw["role"] == "root"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner)
+)
+
+
+@given(unknown=st.dictionaries(st.text(min_size=1), json_values))
+def test_any_unknown_key_comes_through(unknown: dict[str, object]) -> None:
+    fields = json.loads(render_marker(COPY))
+    unknown = {key: value for key, value in unknown.items() if key not in fields}
+    marker = parse_marker(json.dumps({**fields, **unknown}))
+    assert isinstance(marker, Marker)
+    assert json.loads(render_marker(marker)) == {**fields, **unknown}
+
+
+def changed(**keys: object) -> str:
+    return json.dumps({**json.loads(render_marker(ROOT)), **keys})
+
+
+def test_the_marker_of_a_newer_release_is_known_as_such() -> None:
+    assert parse_marker(changed(format=FORMAT + 1)) == NewerMarker(3)
+    # Whatever else it holds.
+    assert parse_marker('{"format": 7}') == NewerMarker(7)
+    assert parse_marker(changed(kind="snapshot")) == NewerMarker(2, "snapshot")
+    assert [str(NewerMarker(3)), str(NewerMarker(2, "snapshot"))] == ["format 3", "kind snapshot"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        render_marker(ROOT)[:-20],
+        "[]",
+        "{}",
+        changed(format=1),
+        changed(format="2"),
+        changed(format=True),
+        changed(role="both"),
+        changed(origin=None),
+        changed(names={}),
+        changed(major=None),
+    ],
+)
+def test_what_cannot_be_read_is_no_marker(text: str) -> None:
+    assert parse_marker(text) is None
+
+
+def test_the_start_script_knows_the_root_by_its_marker() -> None:
+    script = (resources.files("dbranch.agent.slot") / "slot-start.sh").read_text()
+    match = re.search(r"grep -q '(.*role.*)' \$d/marker.json", script)
+    assert match
+    is_root = re.compile(match[1], re.MULTILINE)
+    assert is_root.search(render_marker(ROOT)) and not is_root.search(render_marker(COPY))
+    # Neither a name nor a key that this release does not know passes for it.
+    forged = replace(COPY, names=BranchNames('"role": "root"', '\n "role": "root"', "x"))
+    nested = replace(COPY, unknown={"restore": {"role": "root"}})
+    assert not is_root.search(render_marker(forged)) and not is_root.search(render_marker(nested))
+
+
+def test_the_root_is_the_root_by_its_name() -> None:
+    assert BranchNames("team", "shop", "main").role is Role.ROOT
+    assert BranchNames("team", "shop", "x").role is Role.COPY

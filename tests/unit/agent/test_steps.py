@@ -1,0 +1,206 @@
+"""The steps of a branch's life, each by itself: when it is needed, when it is done, what it plans."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tests.unit.agent.branch_model import COPY, NEW, PROJECT, ROOMY, ROOT, VERSION, marker
+
+from dbranch.agent.branch.actions import (
+    Action,
+    Adopt,
+    Bind,
+    Claim,
+    Clean,
+    CreateInitdbArea,
+    CreateInitdbPod,
+    CreatePod,
+    DeletePod,
+    Open,
+    PromoteInitdb,
+    SetPassword,
+    TakeSnapshot,
+    WriteSettings,
+)
+from dbranch.agent.branch.facts import Answer, BranchFacts, Desired
+from dbranch.agent.branch.plan import plan_branch
+from dbranch.agent.branch.step import Planned, Step
+from dbranch.agent.branch.steps import STEPS
+from dbranch.agent.pool.space import Space
+from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.api import names
+from dbranch.api.branch import BranchNode
+from dbranch.api.conditions import Condition, Finding, Reason
+
+BY_NAME = {step.name: step for step in STEPS}
+STOPPED = replace(COPY, state="Stopped")
+NO_PASSWORD = replace(PROJECT, password_version=None)
+FREE = PodFacts("warm-1", "w1", running=True)
+POD = PodFacts("slot-a", running=True)
+SLOT = names.slot_name(COPY.uid, "")
+# Facts of a branch after each of its steps.
+NOTHING = BranchFacts(pool_mounted=False, space=ROOMY)
+MOUNTED = replace(NOTHING, pool_mounted=True)
+STORED = replace(MOUNTED, marker=marker(COPY, cleaned=False))
+WITH_POD = replace(STORED, pods=(POD,))
+BOUND = replace(WITH_POD, bound_slots=("slot-a",))
+ACCEPTS = replace(BOUND, server_version="17.6")
+CLEANED = replace(ACCEPTS, marker=marker(COPY))
+WITH_PASSWORD = replace(CLEANED, marker=replace(marker(COPY), password=VERSION))
+OPENED = replace(CLEANED, marker=replace(marker(COPY), password=VERSION, opened=True))
+
+
+def test_the_order_of_the_steps_is_that_of_their_conditions() -> None:
+    assert [*BY_NAME] == [
+        *("pool", "volume", "slot", "bind", "start"),
+        *("clean", "credentials", "settings", "open"),
+    ]
+    conditions = [step.condition for step in STEPS]
+    assert conditions == [Condition.STORAGE_READY] * 2 + [Condition.POSTGRES_READY] * 7
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_a_step_is_needed(step: Step) -> None:
+    runs, stopped = Desired(PROJECT, COPY), Desired(PROJECT, STOPPED)
+    assert step.needed(runs)
+    # The data of a stopped branch is stored, too.
+    assert step.needed(stopped) == (step.condition is Condition.STORAGE_READY)
+    assert step.needed(Desired(NO_PASSWORD, COPY)) == (step.name != "credentials")
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("pool", NOTHING, MOUNTED),
+        ("volume", MOUNTED, STORED),
+        ("slot", STORED, WITH_POD),
+        ("bind", WITH_POD, BOUND),
+        ("start", BOUND, ACCEPTS),
+        ("clean", ACCEPTS, CLEANED),
+        ("credentials", CLEANED, WITH_PASSWORD),
+        ("settings", replace(WITH_PASSWORD, settings_outdated=True), WITH_PASSWORD),
+        ("open", WITH_PASSWORD, OPENED),
+    ],
+)
+def test_a_step_is_done(name: str, before: BranchFacts, after: BranchFacts) -> None:
+    step, desired = BY_NAME[name], Desired(PROJECT, COPY)
+    assert not step.done(desired, before) and step.done(desired, after)
+    # It is the first that is planned, and no step before it is planned again.
+    assert plan_branch(PROJECT, COPY, before).steps[0] == name
+    assert name not in plan_branch(PROJECT, COPY, after).steps
+    planned = step.plan(desired, before)
+    assert (planned.then is None) != (planned.finding is None)
+    if planned.then is not None:
+        assert step.done(desired, planned.then), "what follows from the actions does not finish the step"
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "actions"),
+    [
+        ("volume", MOUNTED, (TakeSnapshot("r-uid"),)),
+        ("volume", replace(MOUNTED, retained_uid="o-uid"), (Adopt("o-uid"),)),
+        ("slot", STORED, (CreatePod(SLOT),)),
+        ("slot", replace(STORED, warm_pods=(FREE,)), (Claim(FREE),)),
+        ("bind", WITH_POD, (Bind("slot-a"),)),
+        ("start", BOUND, ()),
+        ("start", replace(BOUND, settings_outdated=True), (WriteSettings("slot-a"),)),
+        ("clean", ACCEPTS, (Clean("slot-a"),)),
+        ("credentials", CLEANED, (SetPassword("slot-a"),)),
+        ("settings", replace(CLEANED, settings_outdated=True), (WriteSettings("slot-a"),)),
+        ("open", WITH_PASSWORD, (Open("slot-a"),)),
+    ],
+)
+def test_what_a_step_plans(name: str, facts: BranchFacts, actions: tuple[Action, ...]) -> None:
+    assert plan(name, facts).actions == actions
+
+
+def plan(name: str, facts: BranchFacts) -> Planned:
+    return BY_NAME[name].plan(Desired(PROJECT, COPY), facts)
+
+
+def test_consecutive_steps_are_joined_up_to_what_has_to_be_waited_for() -> None:
+    warm = plan_branch(PROJECT, COPY, replace(MOUNTED, warm_pods=(FREE,)))
+    assert warm.actions == (Claim(FREE), TakeSnapshot("r-uid"), Bind("warm-1"))
+    assert warm.steps == ("volume", "slot", "bind", "start") and warm.awaits == "warm-1"
+    assert warm.postgres and warm.postgres.reason == Reason.RECOVERING
+    new = plan_branch(PROJECT, COPY, MOUNTED)
+    assert new.actions == (CreatePod(SLOT), TakeSnapshot("r-uid"), Bind(SLOT)) and new.awaits == SLOT
+    accepts = plan_branch(PROJECT, COPY, replace(ACCEPTS, settings_outdated=True))
+    assert accepts.actions == (
+        Clean("slot-a"),
+        SetPassword("slot-a"),
+        WriteSettings("slot-a"),
+        Open("slot-a"),
+    )
+    assert accepts.postgres and accepts.postgres.reason == Reason.ACCEPTING and accepts.awaits is None
+    done = plan_branch(PROJECT, COPY, OPENED)
+    assert done.actions == () == done.steps
+
+
+def test_the_origins_of_a_root_branch() -> None:
+    slot, desired = names.initdb_pod_name(NEW.uid), Desired(NEW, ROOT)
+    made = BY_NAME["volume"].plan(desired, MOUNTED)
+    assert made.actions == (CreateInitdbArea(slot), CreateInitdbPod(slot)) and made.then is None
+    promoted = BY_NAME["volume"].plan(desired, replace(MOUNTED, initdb_done=True))
+    assert promoted.actions == (PromoteInitdb(),) and promoted.requeue_after
+    failed = PodFacts(slot, terminated=True, reason="Error")
+    planned = BY_NAME["volume"].plan(desired, replace(MOUNTED, initdb_pod=failed))
+    assert planned.actions == (DeletePod(failed),) and planned.retry_after
+    # Its next pod is made when the delay has passed, not when the last one is gone.
+    waiting = BY_NAME["volume"].plan(desired, replace(MOUNTED, backoff_seconds={"volume": 40.0}))
+    assert waiting.actions == () and waiting.requeue_after == 40.0
+    reported = Finding(Reason.INITDB_FAILED, "why")
+    reporting = Desired(NEW, replace(ROOT, node=BranchNode(storage=reported)))
+    waiting = BY_NAME["volume"].plan(reporting, replace(MOUNTED, backoff_seconds={"volume": 40.0}))
+    assert waiting.finding == reported
+
+
+def test_a_source_that_cannot_be_copied_costs_no_snapshot_and_no_pod() -> None:
+    problem = Finding(Reason.SOURCE_UNSAFE, "branch x: pg_tblspc/16999 is a tablespace outside PGDATA")
+    planned = plan_branch(PROJECT, COPY, replace(MOUNTED, source_problem=problem, warm_pods=(FREE,)))
+    assert planned.actions == () and planned.storage == problem and planned.postgres is None
+    assert planned.retry_after and planned.steps == ("volume",)
+    # Data that is there already needs no source.
+    retained = replace(MOUNTED, source_problem=problem, retained_uid="o-uid")
+    assert Adopt("o-uid") in plan_branch(PROJECT, COPY, retained).actions
+
+
+def test_no_space_is_waited_for() -> None:
+    full = Space(2**30, 2**20, 2**40, 2**39)
+    planned = plan("volume", replace(MOUNTED, space=full))
+    assert planned.requeue_after and planned.finding and planned.finding.reason == Reason.POOL_FULL
+
+
+def test_after_a_pod_that_failed_the_next_one_waits() -> None:
+    rejected = PodFacts("slot-a", terminated=True, reason="OutOfcpu")
+    planned = plan("slot", replace(STORED, pods=(rejected,)))
+    assert planned.actions == (DeletePod(rejected),) and planned.retry_after and planned.then is None
+    gone = replace(STORED, warm_pods=(FREE,), backoff_seconds={"slot": 20.0})
+    planned = plan("slot", gone)
+    assert planned.actions == () and planned.requeue_after == 20.0
+    assert planned.finding and planned.finding.reason == Reason.WAITING_FOR_SLOT
+    reported = Finding(Reason.POD_REJECTED, "why")
+    branch = replace(COPY, node=BranchNode(postgres=reported))
+    assert BY_NAME["slot"].plan(Desired(PROJECT, branch), gone).finding == reported
+    # A failure of another step does not keep it from getting a pod.
+    assert plan("slot", replace(gone, backoff_seconds={"volume": 20.0})).actions == (Claim(FREE),)
+
+
+def test_what_postgres_answers() -> None:
+    assert BOUND.answer is Answer.NO_ANSWER
+    assert replace(BOUND, server_starting=True).answer is Answer.STARTING
+    assert ACCEPTS.answer is Answer.ACCEPTS
+
+
+def test_a_change_of_what_is_asked_for_is_another_version() -> None:
+    desired = Desired(PROJECT, COPY)
+    for other in (
+        Desired(replace(PROJECT, generation=2), COPY),
+        Desired(PROJECT, replace(COPY, generation=2)),
+        Desired(PROJECT, replace(COPY, annotations={names.AGENT_REQUESTED_AT: "1"})),
+        Desired(PROJECT, replace(COPY, annotations={names.RESTARTED_AT: "1"})),
+    ):
+        assert other.version != desired.version
+    # What the agent itself has written is none.
+    assert Desired(PROJECT, replace(COPY, node=BranchNode(slot="s"))).version == desired.version

@@ -1,0 +1,385 @@
+"""The controller's reconciles of a branch, over a fake API server."""
+
+from __future__ import annotations
+
+import base64
+from itertools import permutations
+from typing import Any
+
+import pytest
+from tests.factories import NODE, BranchBuilder, ProjectBuilder, agent_pod, branch, project
+from tests.unit.controller.rig import (
+    AGENTS,
+    BRANCHES,
+    NODES,
+    PROJECTS,
+    SECRETS,
+    Rig,
+    conditions_of,
+    message_of,
+)
+
+from dbranch.api import names
+from dbranch.api.conditions import Finding, Reason
+from dbranch.api.errors import ClusterUnreachable
+from dbranch.api.secrets import secret_texts
+from dbranch.kube.client import path_of
+
+SERVICES = path_of("v1", "services", "team")
+SLICES = path_of("discovery.k8s.io/v1", "endpointslices", "team")
+STOPPED = Finding(Reason.STOPPED, "stopped").as_dict()
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+@pytest.fixture
+def shop(rig: Rig) -> Rig:
+    """A rig whose project `shop` is Ready."""
+    return rig.ready()
+
+
+def addresses(rig: Rig, name: str) -> list[str]:
+    """Return the addresses in the branch's EndpointSlice."""
+    endpoints = rig.existing(f"{SLICES}/shop-{name}")["endpoints"]
+    return [address for endpoint in endpoints for address in endpoint["addresses"]]
+
+
+# Created.
+
+
+def test_a_new_branch_costs_one_write_for_its_binding_and_one_for_each_object(shop: Rig) -> None:
+    shop.put(branch("x"))
+    # Its Service before it is bound: if the name is taken, the agent must make nothing.
+    assert shop.writes_of(lambda: shop.reconcile_branch("x")) == [
+        "create services/shop-x",
+        "merge dbbranches/shop-x/status",
+        "create endpointslices/shop-x",
+        "create secrets/shop-x-conn",
+    ]
+    status = shop.branch("x")["status"]
+    assert status["nodeName"] == NODE and status["sourceUID"] == shop.branch()["metadata"]["uid"]
+    assert status["phase"] == "Pending" and addresses(shop, "x") == []
+
+
+def test_a_create_costs_the_controller_these_writes(shop: Rig) -> None:
+    """From the DBBranch to Ready, with one report of the agent; more would be sent to everybody who watches."""
+    shop.put(branch("x"))
+    shop.reconcile_branch("x")
+    shop.reconcile_project()
+    shop.agent_reports(branch("x").accepting("10.0.0.9", 20009))
+    shop.reconcile_branch("x")
+    shop.reconcile_project()
+    shop.run()
+    assert [request for request in shop.api.take_writes() if "/shop-x" not in request] == [
+        "merge dbprojects/shop/status",
+        "merge dbprojects/shop/status",
+    ]
+    assert conditions_of(shop.branch("x"))["Ready"] == "Available"
+
+
+def test_the_endpoints_follow_postgres(shop: Rig) -> None:
+    shop.branch_up("x", "10.0.0.9")
+    assert addresses(shop, "x") == ["10.0.0.9"]
+    shop.change_branch("x", state="Stopped")
+    shop.reconcile_branch("x")
+    assert addresses(shop, "x") == []
+    shop.change_branch("x", state="Running")
+    shop.agent_reports(branch("x").accepting("fd00::9"))
+    shop.reconcile_branch("x")
+    assert addresses(shop, "x") == ["fd00::9"]
+    assert shop.existing(f"{SLICES}/shop-x")["addressType"] == "IPv6"
+
+
+def test_a_branch_that_has_nothing_to_do_writes_nothing(shop: Rig) -> None:
+    for _ in range(2):
+        assert shop.writes_of(shop.reconcile_branch) == []
+        assert shop.writes_of(lambda: shop.reconcile_branch(bypass_cache=True)) == []
+        shop.start()
+
+
+def test_a_branch_has_its_projects_password(shop: Rig) -> None:
+    shop.branch_up("x")
+    of_project, of_branch = (
+        secret_texts(shop.existing(f"{SECRETS}/{name}-conn")) for name in ("shop", "shop-x")
+    )
+    assert of_branch["password"] == of_project["password"]
+    assert of_branch["host"] == "shop-x.team.svc" and of_project["host"] == "shop.team.svc"
+
+
+def test_a_changed_password_reaches_every_branchs_secret(shop: Rig) -> None:
+    shop.branch_up("x")
+    shop.secret("mine", password=base64.b64encode(b"pencil").decode())
+    shop.change_project(postgres={"passwordSecret": {"name": "mine"}})
+    shop.reconcile_project()
+    shop.reconcile_branch("x")
+    assert secret_texts(shop.existing(f"{SECRETS}/shop-x-conn"))["password"] == "pencil"
+
+
+def test_a_connection_secret_of_somebody_else_is_not_read(rig: Rig) -> None:
+    rig.secret("shop-conn", password=base64.b64encode(b"theirs").decode())
+    rig.put(project().bound(), branch().bound())
+    rig.reconcile_branch()
+    assert not rig.exists(f"{SECRETS}/shop-main-conn")
+
+
+# Waiting.
+
+
+def test_what_a_branch_waits_for_is_reported(rig: Rig) -> None:
+    rig.put(branch("x"))
+    assert conditions_of(rig.reconcile_branch("x"))["Scheduled"] == "ProjectNotFound"
+    rig.put(project())
+    assert conditions_of(rig.reconcile_branch("x"))["Scheduled"] == "ProjectNotReady"
+    rig.api.merge(f"{PROJECTS}/shop/status", {"status": {"nodeName": NODE}})
+    assert conditions_of(rig.reconcile_branch("x"))["Scheduled"] == "SourceNotFound"
+    rig.put(branch())
+    assert conditions_of(rig.reconcile_branch("x"))["Scheduled"] == "SourceNotReady"
+    rig.agent_reports(branch().stored())
+    body = rig.reconcile_branch("x")
+    assert conditions_of(body)["Scheduled"] == "Bound" and body["status"]["sourceUID"] == "shop-main-uid"
+    assert rig.events == [
+        ("Normal", reason)
+        for reason in ("ProjectNotFound", "ProjectNotReady", "SourceNotFound", "SourceNotReady", "Pending")
+    ]
+
+
+@pytest.mark.parametrize("order", [*permutations(("project", "source", "copy", "second copy"))])
+def test_objects_may_be_applied_in_any_order(rig: Rig, order: tuple[str, ...]) -> None:
+    builders: dict[str, ProjectBuilder | BranchBuilder] = {
+        "project": project(),
+        "source": branch(),
+        "copy": branch("x"),
+        "second copy": branch("y", "x"),
+    }
+    for name in order:
+        rig.put(builders[name])
+        rig.run()
+    for name in ("main", "x", "y"):
+        rig.agent_reports(branch(name).accepting())
+        rig.run()
+    assert all(rig.branch(name)["status"]["nodeName"] == NODE for name in ("main", "x", "y"))
+    assert rig.branch("y")["status"]["sourceUID"] == "shop-x-uid"
+
+
+def test_a_branch_of_a_project_that_is_being_deleted_is_not_bound(shop: Rig) -> None:
+    shop.api.delete(f"{PROJECTS}/shop")
+    shop.put(branch("x"))
+    assert conditions_of(shop.reconcile_branch("x"))["Scheduled"] == "ProjectNotFound"
+
+
+def test_a_source_that_was_made_again_is_another_source(shop: Rig) -> None:
+    shop.branch_up("x")
+    shop.put(branch("y", "x"))
+    first = shop.reconcile_branch("y")["status"]["sourceUID"]
+    shop.api.remove_pod(f"{BRANCHES}/shop-x")
+    shop.put(branch("x").changed(metadata={"uid": "another"}).bound().accepting())
+    assert shop.reconcile_branch("y")["status"]["sourceUID"] == first == "shop-x-uid"
+    shop.put(branch("z", "x"))
+    assert shop.reconcile_branch("z")["status"]["sourceUID"] == "another"
+
+
+# Prevented.
+
+
+@pytest.mark.parametrize("owner", ["theirs", "another-project-uid"])
+def test_a_branch_with_a_service_name_that_is_taken_is_not_bound(shop: Rig, owner: str) -> None:
+    shop.api.put(SERVICES, {"metadata": {"name": "shop-x", "ownerReferences": [{"uid": owner}]}})
+    shop.put(branch("x"))
+    body = shop.reconcile_branch("x")
+    assert conditions_of(body)["Scheduled"] == "NameTaken" and "nodeName" not in body["status"]
+    assert conditions_of(body)["Stalled"] == "NameTaken" and body["status"]["phase"] == "Stalled"
+    assert shop.writes_of(lambda: shop.reconcile_branch("x")) == []
+    shop.api.delete(f"{SERVICES}/shop-x")
+    body = shop.reconcile_branch("x")
+    assert conditions_of(body)["Scheduled"] == "Bound" and "Stalled" not in conditions_of(body)
+
+
+def test_a_name_that_is_taken_behind_the_binding_is_reported(shop: Rig) -> None:
+    shop.api.put(SLICES, {"metadata": {"name": "shop-x", "ownerReferences": [{"uid": "theirs"}]}})
+    shop.put(branch("x"))
+    body = shop.reconcile_branch("x")
+    assert body["status"]["nodeName"] == NODE and conditions_of(body)["Scheduled"] == "NameTaken"
+    assert "EndpointSlice shop-x" in message_of(body, "Scheduled")
+
+
+@pytest.mark.parametrize("lost", ["services/", "dbbranches/shop-x/status", "endpointslices/", "secrets/"])
+def test_a_reconcile_that_is_cut_off_is_finished_by_the_next(shop: Rig, lost: str) -> None:
+    shop.put(branch("x"))
+    for verb in ("create", "merge"):
+        shop.api.lose_answer(verb, lost)
+    with pytest.raises(ClusterUnreachable):
+        shop.reconcile_branch("x")
+    shop.api.answer_again()
+    shop.reconcile_branch("x")
+    assert shop.branch("x")["status"]["nodeName"] == NODE and addresses(shop, "x") == []
+    assert shop.exists(f"{SECRETS}/shop-x-conn")
+
+
+def test_an_endpointslice_is_not_made_for_the_service_of_another_owner(shop: Rig) -> None:
+    shop.api.put(SERVICES, {"metadata": {"name": "shop-x", "ownerReferences": [{"uid": "theirs"}]}})
+    shop.put(branch("x").bound().accepting())
+    assert conditions_of(shop.reconcile_branch("x"))["Scheduled"] == "NameTaken"
+    assert not shop.exists(f"{SLICES}/shop-x")
+
+
+def test_a_branch_that_is_made_again_does_not_wait_for_the_garbage_collector(shop: Rig) -> None:
+    shop.branch_up("x")
+    shop.api.remove_pod(f"{BRANCHES}/shop-x")
+    shop.put(branch("x").changed(metadata={"uid": "another"}))
+    assert conditions_of(shop.reconcile_branch("x"))["Scheduled"] == "Bound"
+    for path in (f"{SERVICES}/shop-x", f"{SLICES}/shop-x", f"{SECRETS}/shop-x-conn"):
+        assert [owner["uid"] for owner in shop.existing(path)["metadata"]["ownerReferences"]] == ["another"]
+
+
+# Reported.
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda rig: rig.agent_of(ready=False), "AgentNotReporting"),
+        (lambda rig: rig.api.merge(f"{NODES}/n1/status", {"status": {"conditions": []}}), "NodeNotReady"),
+        (
+            lambda rig: (rig.api.remove_pod(f"{NODES}/n1"), rig.api.remove_pod(f"{AGENTS}/agent-n1")),
+            "NodeGone",
+        ),
+    ],
+    ids=["agent", "node", "gone"],
+)
+def test_a_branch_reports_that_its_node_does_not(shop: Rig, change: Any, reason: str) -> None:
+    change(shop)
+    assert conditions_of(shop.reconcile_branch())["Scheduled"] == reason
+    shop.api.put(AGENTS, agent_pod("n2"))
+
+
+def test_each_change_of_the_reason_is_one_event(shop: Rig) -> None:
+    shop.put(branch("x"))
+    for _ in range(2):
+        shop.reconcile_branch("x")
+    failing = Finding(Reason.CRASH_LOOPING, "Postgres of branch x ends with exit code 1").as_dict()
+    shop.agent_reports(branch("x").stored().node(postgres=failing))
+    for _ in range(2):
+        shop.reconcile_branch("x")
+    shop.agent_reports(branch("x").accepting())
+    for _ in range(2):
+        shop.reconcile_branch("x")
+    assert shop.events == [("Normal", "Pending"), ("Warning", "CrashLooping"), ("Normal", "Available")]
+
+
+def test_a_branch_is_stopped_when_its_agent_has_stopped_it(shop: Rig) -> None:
+    shop.branch_up("x")
+    shop.change_branch("x", state="Stopped")
+    body = shop.reconcile_branch("x")
+    assert conditions_of(body)["Ready"] == "Pending" and "shutting down" in message_of(body, "Ready")
+    shop.agent_reports(branch("x").node(postgres=STOPPED))
+    body = shop.reconcile_branch("x")
+    assert conditions_of(body)["Ready"] == "Stopped" and "Reconciling" not in conditions_of(body)
+    assert body["status"]["observedGeneration"] == body["metadata"]["generation"]
+    shop.change_branch("x", state="Running")
+    assert "being started" in message_of(shop.reconcile_branch("x"), "Ready")
+
+
+def test_a_branch_without_its_project_reports_that(shop: Rig) -> None:
+    shop.api.remove_pod(f"{PROJECTS}/shop")
+    body = shop.reconcile_branch()
+    assert conditions_of(body)["Ready"] == "Pending" and body["status"]["active"] is False
+
+
+# Deleted.
+
+
+def test_a_branch_goes_when_every_proxy_obeys_a_route_without_it(shop: Rig) -> None:
+    shop.branch_up("x")
+    shop.api.delete(f"{BRANCHES}/shop-x")
+    assert not shop.remove_branch("x")
+    body = shop.branch("x")
+    assert conditions_of(body)["Ready"] == "Deleting" and body["status"]["phase"] == "Deleting"
+    generation = shop.project()["status"]["route"]["generation"]
+    status = shop.reconcile_project()["status"]
+    assert status["route"] == {"generation": generation + 1, "branch": "main"}
+    assert {"branch": "x", "state": "Deleting"} in status["routes"]
+    assert not shop.remove_branch("x") and addresses(shop, "x") == ["10.0.0.9"]
+    shop.proxies_obey()
+    assert shop.remove_branch("x")
+    assert not shop.exists(f"{SLICES}/shop-x")
+    # Now the agent destroys it.
+    assert shop.branch("x")["metadata"]["finalizers"] == [names.AGENT_FINALIZER]
+
+
+def test_a_branch_waits_until_the_copies_that_are_bound_to_it_are_taken(shop: Rig) -> None:
+    shop.branch_up("x")
+    shop.put(branch("y", "x"))
+    shop.reconcile_branch("y")
+    shop.api.delete(f"{BRANCHES}/shop-x")
+    shop.reconcile_project()
+    shop.proxies_obey()
+    assert not shop.remove_branch("x")
+    shop.agent_reports(branch("y").stored())
+    assert shop.remove_branch("x")
+
+
+def test_a_deletion_that_waits_long_for_a_copy_says_so(shop: Rig) -> None:
+    shop.put(branch("x").bound().accepting().deleting(seconds=60))
+    shop.put(branch("y", "x").bound().of("shop-x-uid"))
+    assert not shop.remove_branch("x")
+    assert conditions_of(shop.branch("x"))["DeletionBlocked"] == "WaitingForAgent"
+    shop.api.delete(f"{BRANCHES}/shop-y")
+    assert shop.remove_branch("x")
+
+
+def test_proxies_that_do_not_answer_are_not_waited_for_for_ever(shop: Rig) -> None:
+    shop.put(branch("x").bound().accepting().deleting(seconds=29))
+    shop.reconcile_project()
+    assert not shop.remove_branch("x")
+    shop.api.remove_pod(f"{BRANCHES}/shop-x")
+    shop.put(branch("x").bound().accepting().deleting(seconds=31))
+    assert shop.remove_branch("x")
+
+
+def test_a_branch_of_a_project_that_is_being_deleted_goes_at_once(shop: Rig) -> None:
+    shop.branch_up("x")
+    shop.api.delete(f"{PROJECTS}/shop")
+    shop.api.delete(f"{BRANCHES}/shop-x")
+    assert shop.remove_branch("x")
+
+
+def test_a_branch_that_was_never_bound_goes_at_once(rig: Rig) -> None:
+    rig.put(branch("x").deleting())
+    assert rig.remove_branch("x")
+    assert not rig.exists(f"{BRANCHES}/shop-x")
+
+
+def test_a_branch_on_a_node_that_is_gone_does_not_wait_for_copies(shop: Rig) -> None:
+    shop.put(
+        branch("x").bound("lost").accepting().deleting(), branch("y", "x").bound("lost").of("shop-x-uid")
+    )
+    shop.reconcile_project()
+    shop.proxies_obey()
+    assert shop.remove_branch("x")
+
+
+def test_a_branch_becomes_active_when_every_proxy_obeys(shop: Rig) -> None:
+    shop.branch_up("x")
+    shop.change_project(activeBranch="x")
+    shop.reconcile_project()
+    assert shop.writes_of(lambda: shop.reconcile_branch("x")) == []
+    shop.proxy_obeys()
+    assert shop.reconcile_branch("x")["status"]["active"] is True
+    assert shop.reconcile_branch()["status"]["active"] is False
+
+
+def test_a_deletion_reports_once(shop: Rig) -> None:
+    shop.branch_up("x")
+    shop.api.delete(f"{BRANCHES}/shop-x")
+    assert shop.writes_of(lambda: shop.remove_branch("x")) == ["merge dbbranches/shop-x/status"]
+    assert shop.writes_of(lambda: shop.remove_branch("x")) == []
+
+
+def test_the_endpointslice_of_another_owner_stays(shop: Rig) -> None:
+    shop.api.put(SLICES, {"metadata": {"name": "shop-x", "ownerReferences": [{"uid": "theirs"}]}})
+    shop.put(branch("x").deleting())
+    assert shop.remove_branch("x")
+    assert shop.exists(f"{SLICES}/shop-x")

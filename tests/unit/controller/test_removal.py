@@ -1,0 +1,83 @@
+"""The agent's finalizer, where its node will never remove it."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+from tests.factories import BranchBuilder, branch, node, project
+from tests.unit.controller.rig import BRANCHES, NODES, PROJECTS, Rig
+
+from dbranch.api import names
+from dbranch.controller.finalizers import release_if_abandoned
+from dbranch.kube.client import Cluster
+from dbranch.runtime.finalizers import remove_finalizer
+
+X = f"{BRANCHES}/shop-x"
+GOING = branch("x").bound("lost").deleting()
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def finalizers(rig: Rig) -> list[str]:
+    """Return the finalizers of branch x; none if it is gone."""
+    return list((rig.api.get(X) or {"metadata": {}})["metadata"].get("finalizers") or ())
+
+
+def release(rig: Rig, builder: BranchBuilder) -> None:
+    item = builder.parsed()
+    node_facts = rig.cache().node(item.node_name) if item.node_name else None
+    release_if_abandoned(cast(Cluster, rig.api), item, node_facts)
+
+
+def test_the_finalizer_of_a_node_that_is_gone_is_removed(rig: Rig) -> None:
+    rig.put(GOING)
+    release(rig, GOING)
+    assert finalizers(rig) == [names.CONTROLLER_FINALIZER]
+    assert rig.writes_of(lambda: release(rig, GOING)) == []
+
+
+@pytest.mark.parametrize(
+    "builder", [branch("x").bound("lost"), branch("x").bound("n1").deleting(), branch("x").deleting()]
+)
+def test_the_finalizer_stays_while_an_agent_may_come_or_nothing_is_deleted(
+    rig: Rig, builder: BranchBuilder
+) -> None:
+    rig.put(builder)
+    assert rig.writes_of(lambda: release(rig, builder)) == []
+
+
+def test_a_node_that_is_only_away_is_abandoned_by_an_annotation_that_names_it(rig: Rig) -> None:
+    rig.api.put(NODES, node("lost", ready=False))
+    rig.put(GOING)
+    for value, left in (("n1", 2), ("lost", 1)):
+        release(rig, GOING.annotated(**{names.ABANDON_NODE: value}))
+        assert len(finalizers(rig)) == left
+
+
+def test_a_project_is_released_too(rig: Rig) -> None:
+    going = project().bound("lost").deleting()
+    rig.put(going)
+    rig.put(branch().bound("lost").deleting())
+    assert not rig.remove_project()
+    assert rig.project()["metadata"]["finalizers"] == [names.CONTROLLER_FINALIZER]
+    rig.remove_branch("main")
+    rig.remove_project()
+    assert not rig.exists(f"{PROJECTS}/shop") and not rig.exists(f"{BRANCHES}/shop-main")
+
+
+def test_another_object_of_that_name_keeps_its_finalizers(rig: Rig) -> None:
+    rig.put(branch("x").changed(metadata={"uid": "another"}).bound("lost").deleting())
+    assert rig.writes_of(lambda: release(rig, GOING)) == []
+
+
+def test_finalizers_that_others_change_meanwhile_are_left_to_the_next_event(rig: Rig) -> None:
+    rig.put(GOING)
+    rig.api.before("merge", X, lambda: rig.api.merge(X, {"metadata": {"labels": {"theirs": "1"}}}))
+    remove_finalizer(cast(Cluster, rig.api), X, "shop-x-uid", names.AGENT_FINALIZER)
+    assert len(finalizers(rig)) == 2
+    remove_finalizer(cast(Cluster, rig.api), X, "shop-x-uid", names.AGENT_FINALIZER)
+    assert finalizers(rig) == [names.CONTROLLER_FINALIZER]

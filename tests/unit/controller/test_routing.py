@@ -1,0 +1,103 @@
+"""Routes: each branch's target, when the route moves, whether every proxy obeys it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dbranch.api.branch import Branch, BranchNode
+from dbranch.api.conditions import Finding, Reason
+from dbranch.api.project import Project, ProxyEntry, Route, Target
+from dbranch.controller.routing import (
+    ProxyPod,
+    laggards,
+    plan_route,
+    routed_finding,
+    target_of,
+    targets_of,
+)
+
+UP = BranchNode(postgres=Finding(Reason.ACCEPTING, ""), address="10.0.0.1", port=20001)
+MAIN = Branch("team", "shop-main", "m", "shop", node_name="n1", node=UP)
+COPY = Branch("team", "shop-x", "x", "shop", "main", node_name="n1", node=replace(UP, address="10.0.0.2"))
+SHOP = Project("team", "shop", "p")
+ON_MAIN = replace(SHOP, route=Route(4, "main"))
+
+
+@pytest.mark.parametrize(
+    ("branch", "state"),
+    [
+        (MAIN, "Ready"),
+        (replace(MAIN, node=BranchNode()), "Starting"),
+        (replace(MAIN, node=replace(UP, postgres=Finding(Reason.RECOVERING, ""))), "Starting"),
+        (replace(MAIN, state="Stopped"), "Stopped"),
+        (replace(MAIN, deleted="2026-01-01T00:00:00Z"), "Deleting"),
+    ],
+)
+def test_the_state_of_a_target(branch: Branch, state: str) -> None:
+    target = target_of(SHOP, branch)
+    assert target and target.state == state
+    assert (target.address is not None) == (state == "Ready")
+
+
+def test_an_unbound_branch_has_no_target_and_a_stopped_project_stops_all() -> None:
+    assert target_of(SHOP, replace(MAIN, node_name=None)) is None
+    assert [t.state for t in targets_of(replace(SHOP, state="Stopped"), [COPY, MAIN])] == [
+        "Stopped",
+        "Stopped",
+    ]
+
+
+def test_the_route_moves_only_to_a_ready_branch() -> None:
+    ready = targets_of(SHOP, [MAIN, COPY])
+    assert plan_route(SHOP, ready) == Route(1, "main")
+    assert plan_route(SHOP, [Target("main", "Starting")]) is None
+    switching = replace(ON_MAIN, active_branch="x")
+    assert plan_route(switching, ready) == Route(5, "x")
+    assert plan_route(switching, [Target("main", "Ready"), Target("x", "Starting")]) == Route(4, "main")
+    assert plan_route(replace(ON_MAIN, active_branch="nowhere"), ready) == Route(4, "main")
+
+
+def test_the_route_stays_on_a_branch_that_restarts() -> None:
+    assert plan_route(ON_MAIN, [Target("main", "Starting")]) == Route(4, "main")
+
+
+def test_a_branch_that_begins_to_be_deleted_raises_the_generation_once() -> None:
+    targets = [Target("main", "Ready", "a", 1), Target("x", "Deleting")]
+    assert plan_route(ON_MAIN, targets) == Route(5, "main")
+    reported = replace(ON_MAIN, route=Route(5, "main"), routes=tuple(targets))
+    assert plan_route(reported, targets) == Route(5, "main")
+
+
+def test_routed_is_true_only_when_every_existing_proxy_obeys() -> None:
+    ready = targets_of(SHOP, [MAIN, COPY])
+    route = Route(4, "main")
+    pods = [ProxyPod("a", True), ProxyPod("b", False)]
+    both = replace(ON_MAIN, proxies=(ProxyEntry("a", 4), ProxyEntry("b", 4)))
+    assert routed_finding(both, route, ready, pods).reason == Reason.ROUTED
+    late = replace(ON_MAIN, proxies=(ProxyEntry("a", 4), ProxyEntry("b", 3)))
+    finding = routed_finding(late, route, ready, pods)
+    assert not finding.done and "b" in finding.message and laggards(route, pods, late.proxies) == ("b",)
+    silent = replace(ON_MAIN, proxies=(ProxyEntry("a", 4),))
+    assert laggards(route, pods, silent.proxies) == ("b",)
+    assert routed_finding(both, route, ready, [ProxyPod("b", False)]).reason == Reason.PROXY_NOT_READY
+    assert routed_finding(both, route, ready, []).reason == Reason.PROXY_NOT_READY
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (None, Reason.BRANCH_NOT_FOUND),
+        ("Starting", Reason.BRANCH_NOT_READY),
+        ("Stopped", Reason.BRANCH_STOPPED),
+        ("Deleting", Reason.BRANCH_DELETING),
+    ],
+)
+def test_a_switch_that_cannot_happen_reports_why_and_that_the_old_route_stays(
+    state: str | None, reason: Reason
+) -> None:
+    switching = replace(ON_MAIN, active_branch="x")
+    targets = [Target("main", "Ready", "a", 1), *([Target("x", state)] if state else [])]
+    finding = routed_finding(switching, plan_route(switching, targets), targets, [ProxyPod("a", True)])
+    assert finding.reason == reason and "still reach main" in finding.message

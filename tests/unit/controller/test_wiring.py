@@ -1,0 +1,162 @@
+"""The controller's handlers run by kopf against the fake API server over HTTP."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import kopf
+import pytest
+from tests.factories import Json, branch, project
+from tests.unit.controller.rig import BRANCHES, PROJECTS, RELEASE, Rig, conditions_of
+from tests.unit.kopf_thread import running_kopf
+
+from dbranch.api import names
+from dbranch.api.errors import ApiError
+from dbranch.controller.handlers import register
+from dbranch.controller.metrics import ControllerMetrics
+from dbranch.kube.client import Cluster, path_of
+
+X = f"{BRANCHES}/shop-x"
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not within the time limit"
+        time.sleep(0.01)
+
+
+class Running(Rig):
+    """A rig whose controller is kopf with the real handlers."""
+
+    def is_ready(self, path: str) -> bool:
+        body = self.api.get(path)
+        return body is not None and conditions_of(body).get("Ready") == "Available"
+
+    def has(self, path: str, condition_type: str, reason: str) -> bool:
+        body = self.api.get(path)
+        return body is not None and conditions_of(body).get(condition_type) == reason
+
+    def bring_up(self) -> None:
+        """Bring up project `shop` with its root branch and a proxy, as its agent and its proxy would."""
+        self.api.create(PROJECTS, unfinished(project().body()))
+        wait_until(lambda: self.has(f"{BRANCHES}/shop-main", "Scheduled", "Bound"))
+        self.agent_reports(project().up())
+        self.agent_reports(branch().accepting())
+        self.proxy()
+        wait_until(lambda: (self.project().get("status") or {}).get("route"))
+        self.proxy_obeys()
+        wait_until(lambda: self.is_ready(f"{PROJECTS}/shop") and self.is_ready(f"{BRANCHES}/shop-main"))
+
+    def bring_up_branch(self) -> None:
+        self.api.create(BRANCHES, unfinished(branch("x").body()))
+        wait_until(lambda: self.has(X, "Scheduled", "Bound"))
+        self.agent_reports(branch("x").accepting("10.0.0.9"))
+        wait_until(lambda: self.is_ready(X))
+
+
+def unfinished(body: Json) -> Json:
+    """Return the object as a user creates it: kopf puts the finalizer on it."""
+    del body["metadata"]["finalizers"]
+    return body
+
+
+@contextmanager
+def controller(rig: Rig, directory: Path) -> Iterator[None]:
+    """Run the controller's process over the rig's API server."""
+    registry = kopf.OperatorRegistry()
+    register(registry, cast(Cluster, rig.api), RELEASE, 300, ControllerMetrics())
+    with running_kopf(registry, rig.api, directory / "config"):
+        yield
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    return tmp_path
+
+
+@pytest.fixture
+def running(directory: Path) -> Iterator[Running]:
+    rig = Running()
+    with controller(rig, directory):
+        yield rig
+
+
+def test_a_branch_lives_from_its_creation_to_its_deletion(running: Running) -> None:
+    running.bring_up()
+    running.bring_up_branch()
+    running.change_project(activeBranch="x")
+    wait_until(lambda: running.project()["status"]["route"]["branch"] == "x")
+    running.proxy_obeys()
+    wait_until(lambda: running.branch("x")["status"]["active"])
+    running.change_project(activeBranch="main")
+    wait_until(lambda: running.project()["status"]["route"]["branch"] == "main")
+    running.proxy_obeys()
+    wait_until(lambda: running.has(f"{PROJECTS}/shop", "Routed", "Routed"))
+    running.api.delete(X)
+    wait_until(lambda: running.project()["status"]["route"]["generation"] == 4)
+    assert names.CONTROLLER_FINALIZER in running.branch("x")["metadata"]["finalizers"]
+    running.api.take_requests()
+    running.proxy_obeys()
+    wait_until(lambda: running.branch("x")["metadata"]["finalizers"] == [names.AGENT_FINALIZER])
+    # Nothing but what the deletion needs was written, and no annotation that wakes kopf.
+    assert "merge dbbranches/shop-x" in running.api.take_writes()
+    assert not running.branch("x")["metadata"].get("annotations")
+    running.api.merge(X, {"metadata": {"finalizers": []}})
+    wait_until(lambda: running.project()["status"]["branches"] == 1)
+    # Events are posted behind the reconciles.
+    wait_until(lambda: {"Pending", "Available"} <= reasons_of_events(running, "shop-x"))
+    wait_until(lambda: "Available" in reasons_of_events(running, "shop"))
+
+
+def reasons_of_events(running: Running, name: str) -> set[str]:
+    """Return the reasons of the Events about an object, which must name its UID."""
+    events = [e for e in running.api.find(path_of("v1", "events")) if e["involvedObject"]["name"] == name]
+    assert all(event["involvedObject"]["uid"] for event in events)
+    return {event["reason"] for event in events}
+
+
+def test_a_project_goes_with_its_branches(running: Running) -> None:
+    running.bring_up()
+    running.bring_up_branch()
+    running.api.delete(f"{PROJECTS}/shop")
+    for name in ("main", "x"):
+        path = f"{BRANCHES}/shop-{name}"
+        wait_until(
+            lambda path=path: running.existing(path)["metadata"]["finalizers"] == [names.AGENT_FINALIZER]  # type: ignore[misc]
+        )
+        running.api.merge(path, {"metadata": {"finalizers": []}})
+    wait_until(lambda: running.project()["metadata"]["finalizers"] == [names.AGENT_FINALIZER])
+
+
+def test_a_reconcile_that_fails_ends_in_a_condition_and_is_tried_again(running: Running) -> None:
+    running.bring_up()
+    for verb in ("create", "apply"):
+        running.api.refuse(verb, "/services/shop-x", ApiError(403, "Forbidden", "quota exceeded"))
+    running.api.create(BRANCHES, unfinished(branch("x").body()))
+    wait_until(lambda: running.has(X, "Scheduled", "ReconcileFailed"))
+    running.api.answer_again()
+    wait_until(lambda: running.has(X, "Scheduled", "Bound"))
+
+
+def test_a_controller_that_starts_writes_nothing_and_goes_on_with_deletions(directory: Path) -> None:
+    rig = Running()
+    rig.ready()
+    rig.branch_up("x")
+    rig.api.delete(X)
+    rig.run()
+    rig.api.take_requests()
+    with controller(rig, directory):
+        paths = {f"{PROJECTS}/shop", f"{BRANCHES}/shop-main", X}
+        wait_until(lambda: paths <= {request.path for request in rig.api.requests})
+        assert rig.api.take_writes() == []
+        rig.proxy_obeys()
+        wait_until(lambda: rig.branch("x")["metadata"]["finalizers"] == [names.AGENT_FINALIZER])
+        writes = rig.api.take_writes()
+        assert {"delete endpointslices/shop-x", "merge dbbranches/shop-x"} <= set(writes)
+        assert not any(write.endswith("shop-x/status") for write in writes)
