@@ -15,16 +15,28 @@ python_environment() {
   }
   key=$({ python3 -V; printf '%s\n' "$root"; cat "$root/tests/requirements.lock" "$root/pyproject.toml"; } | sha256sum | cut -c1-16)
   base=$cache/python/$key
-  # The file `complete` is written last: an interrupted installation is repeated.
-  if [ ! -e "$base/complete" ] || ! "$base/bin/python" -c '' 2>/dev/null; then
-    rm -rf "$base"
+  if ! _python_complete "$base"; then
     mkdir -p "$cache/python"
-    step "creating the Python environment" _python_install "$base" "$root" || return
-    touch "$base/complete"
+    step "creating the Python environment" _python_create "$base" "$root" || return
   fi
   export PYTHON_BIN=$base/bin
   export PATH=$PYTHON_BIN:$PATH
 }
+
+# The file `complete` is written last: an interrupted installation is repeated.
+_python_complete() {
+  [ -e "$1/complete" ] && "$1/bin/python" -c '' 2>/dev/null
+}
+
+# Two programs that start at once share one environment: the second waits, and finds it complete.
+_python_create() (
+  exec 8>"$1.lock"
+  flock 8
+  if _python_complete "$1"; then exit 0; fi
+  rm -rf "$1"
+  # Daemons that pip may leave behind must not hold the lock.
+  _python_install "$1" "$2" 8>&- && touch "$1/complete"
+)
 
 _python_install() {
   python3 -m venv "$1" &&
