@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Final
+
+# Enough for any limit, and no overflow.
+_MOST_DOUBLINGS: Final = 30
+
+
+def delay_after(failures: int, first: float, limit: float) -> float:
+    """Return the seconds after which to try again after `failures` (1 or more) in a row: they double up to `limit`.
+
+    >>> [delay_after(failures, first=2.0, limit=10.0) for failures in (1, 2, 3, 4)]
+    [2.0, 4.0, 8.0, 10.0]
+    """
+    return float(min(first * 2.0 ** min(failures - 1, _MOST_DOUBLINGS), limit))
 
 
 @dataclass(frozen=True)
 class _Failure:
     version: object
-    delay: float
+    failures: int
+    first: float
     until: float
 
 
@@ -35,12 +49,13 @@ class Backoff:
         """
         failure = self._failures.get(key)
         if failure is None or failure.version != version:
-            delay = min(first, self._limit)
+            failures = 1
         elif now < failure.until:
             return failure.until - now
         else:
-            delay = min(2 * failure.delay, self._limit)
-        self._failures[key] = _Failure(version, delay, now + delay)
+            failures, first = failure.failures + 1, failure.first
+        delay = delay_after(failures, first, self._limit)
+        self._failures[key] = _Failure(version, failures, first, now + delay)
         return delay
 
     def remaining(self, key: Hashable, version: object, now: float) -> float:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from dbranch.api.errors import ClusterUnreachable, DbranchError
+from dbranch.runtime.backoff import delay_after
 from dbranch.runtime.result import Key, Result
 
 logger = logging.getLogger(__name__)
@@ -211,7 +212,6 @@ class WorkQueue:
 
     def _reconciled(self, key: Key, resync: bool, attempts: int) -> tuple[float | None, bool]:
         """Reconcile the object; return the seconds until the next time (None: never), and whether it succeeded."""
-        growth = 2.0 ** min(attempts, 30)
         try:
             result = self._reconcile(key, resync)
         except Exception as error:
@@ -225,12 +225,12 @@ class WorkQueue:
                 logger.warning("%s: the failure is not reported: %s", "/".join(key), other)
             unreachable = isinstance(error, ClusterUnreachable | OSError)
             longest = _LONGEST_UNREACHABLE_SECONDS if unreachable else _LONGEST_RETRY_SECONDS
-            return min(self._first_retry_seconds * growth, longest), False
+            return delay_after(attempts + 1, self._first_retry_seconds, longest), False
         if result.gone:
             return None, True
         if result.unfinished:
             first = result.requeue_after or self._first_retry_seconds
-            return min(first * growth, _LONGEST_RETRY_SECONDS), False
+            return delay_after(attempts + 1, first, _LONGEST_RETRY_SECONDS), False
         if result.requeue_after is not None:
             return result.requeue_after, True
         return self._resync_seconds * (1 + _RESYNC_JITTER * random.uniform(-1, 1)), True
