@@ -79,7 +79,9 @@ def _connect_always(layout: Layout, endpoint: Endpoint, database: str) -> Iterat
 
 def _rollback_prepared_transactions(layout: Layout, endpoint: Endpoint) -> int:
     """Roll back all prepared transactions, each from its own database; return how many."""
-    query = "select gid, database from pg_catalog.pg_prepared_xacts order by database, gid limit " + str(_BATCH)
+    query = "select gid, database from pg_catalog.pg_prepared_xacts order by database, gid limit " + str(
+        _BATCH
+    )
     count = 0
     while True:
         with session.connect(layout, endpoint) as connection:

@@ -35,9 +35,7 @@ def fill(sql: str, values: Sequence[str]) -> str:
     if not values:
         return sql
     first, *others = sql.split("%s")
-    return first + "".join(
-        literal(value) + text for value, text in zip(values, others, strict=True)
-    )
+    return first + "".join(literal(value) + text for value, text in zip(values, others, strict=True))
 
 
 def _check(text: str) -> None:
