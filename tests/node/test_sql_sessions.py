@@ -81,9 +81,9 @@ def test_no_link_leads_the_agent_into_another_projects_postgres(up: Node, tmp_pa
 
 
 FLOODS = (
-    ("rows", "small rows", "errors", "notices", "parameters", "early errors")
-    + ("huge", "negative", "fields", "noise", "silent", "trickle", "closes")
-)  # fmt: skip
+    *("rows", "small rows", "errors", "notices", "parameters", "early errors"),
+    *("huge", "negative", "fields", "noise", "silent", "trickle", "closes"),
+)
 
 
 def resident_peak() -> int:

@@ -87,6 +87,9 @@ NODE_FULL_SECONDS: Final = 60.0
 REJECTED_WARM_POD_RETRY_SECONDS: Final = 600.0
 WARM_POD_GRACE_SECONDS: Final = 2
 
+# A branch whose tenant made more files and extents than are counted in this time is not measured.
+MEASURE_SECONDS: Final = 60.0
+
 # Sweeps of the node.
 HOUSEKEEPING_INTERVAL_SECONDS: Final = 60.0
 # A slot's directory is created before its pod: a younger one may still get its pod, within a few requests.

@@ -1,7 +1,7 @@
 """Giving up privileges: capabilities, user, limits of memory. What is given up here never comes back.
 
-Sources: capabilities(7), capset(2), prctl(2), linux/capability.h. Everything is of the calling thread and of the threads
-and processes that it starts, so call it before any other thread exists.
+Sources: capabilities(7), capset(2), prctl(2), linux/capability.h. It is the calling thread that gives up, and what it
+starts later, so call it before any other thread exists.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The process that the agent starts once: it gives up all privileges, and then forks one process a session.
 
-It has no memory of the agent's, no environment, and no file but the socket to the agent. It reads nothing of a tenant's:
-that is done by the processes that it forks.
+It has no memory of the agent's, no environment, and no file but the socket to the agent. What a tenant sent is read
+by the processes that it forks, never by itself.
 """
 
 from __future__ import annotations
