@@ -1,4 +1,4 @@
-"""A Postgres of a hostile tenant: listens on a Unix socket, and answers each session in the way that it is told.
+"""A Postgres of a hostile tenant: listens on a Unix socket, and answers each session in one way.
 
     python fake_postgres.py SOCKET BEHAVIOUR
 

@@ -39,6 +39,11 @@ class Capability(IntEnum):
     MKNOD = 27
 
 
+# Mounts, btrfs and loop devices; files of the tenants' users; immutable directories; and what the start of a process
+# without any needs, and its end.
+AGENT_CAPABILITIES: Final = frozenset(Capability)
+
+
 def drop_capabilities(kept: Collection[int] = ()) -> int:
     """Give up all capabilities but `kept` in every set, also for the programs that this process starts.
 
