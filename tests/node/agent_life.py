@@ -34,6 +34,7 @@ from dbranch.agent.context import NodeContext
 from dbranch.agent.dispatch import Dispatcher
 from dbranch.agent.housekeeping import sweep_slots
 from dbranch.agent.layout import Layout
+from dbranch.agent.linux.privileges import AGENT_CAPABILITIES, drop_capabilities
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.api import names
 from dbranch.api.errors import Busy, DbranchError
@@ -225,6 +226,8 @@ def main() -> None:
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     logging.getLogger("dbranch.command").addHandler(counter)
+    # As the agent does: whatever it does in these tests, it does without the others.
+    drop_capabilities(AGENT_CAPABILITIES)
     # After the imports: files that they compile and cache are no effects.
     sys.addaudithook(hook)
     Agent(CountingApi(file, counter), base).run(rounds)

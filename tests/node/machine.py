@@ -13,7 +13,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import psycopg
 from tests.node.initdb_template import initdb_directory
 
 from dbranch.agent.layout import Layout
@@ -170,6 +172,27 @@ class Node:
                     subprocess.run(["losetup", "-d", f"/dev/{backing_file.parts[3]}"], check=False)
         for data in self.layout.slots.glob("*/data"):
             subprocess.run(["chattr", "-i", str(data)], check=False, capture_output=True)
+
+
+@contextmanager
+def owner_session(
+    layout: Layout, endpoint: Endpoint, database: str = "postgres", seconds: float = 60
+) -> Iterator[psycopg.Connection[Any]]:
+    """Open a session of the project's owner over the slot's socket, in autocommit: what the agent's is not for."""
+    run = os.open(layout.run(endpoint.slot), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with psycopg.connect(
+            host=f"/proc/self/fd/{run}",
+            port=endpoint.port,
+            user=endpoint.user,
+            dbname=database,
+            connect_timeout=max(2, int(seconds)),
+            options=f"-c statement_timeout={int(seconds * 1000)}",
+            autocommit=True,
+        ) as connection:
+            yield connection
+    finally:
+        os.close(run)
 
 
 def children_of(pid: int) -> dict[int, str]:

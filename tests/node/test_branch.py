@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-import psycopg
 import pytest
-from tests.node.machine import OWNER, Node, children_of, stopped
+from tests.node.machine import OWNER, Node, children_of, owner_session, stopped
 
 from dbranch.agent.postgres import session
 from dbranch.agent.postgres.cleaning import Cleaned, ensure_cleaned
@@ -23,11 +22,11 @@ from dbranch.agent.volume import effect as subvolume
 from dbranch.agent.volume.marker import Marker, Role
 from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.agent.volume.sizes import observe_sizes
-from dbranch.api.errors import Busy, DataLost, InvalidInput, NotAccepting, SourceUnsafe
+from dbranch.api.errors import Busy, DataLost, InvalidInput, NotAccepting, SourceUnsafe, SqlFailed
 
 
 def sql(node: Node, endpoint: Endpoint, query: str, database: str = "postgres") -> list[tuple[object, ...]]:
-    with session.connect(node.layout, endpoint, database, seconds=30) as connection:
+    with owner_session(node.layout, endpoint, database, seconds=30) as connection:
         cursor = connection.execute(query.encode())
         return cursor.fetchall() if cursor.description else []
 
@@ -74,9 +73,9 @@ def test_the_sessions_of_a_reconcile_share_a_connection(main: tuple[Node, str, E
         first = sql_default(node, endpoint, backend)
         assert sql_default(node, endpoint, backend) == first
         with session.connect(node.layout, endpoint) as outer:
-            assert outer.info.backend_pid == first
+            assert outer.value(backend) == first
             assert sql_default(node, endpoint, backend) != first
-        with pytest.raises(psycopg.Error):
+        with pytest.raises(SqlFailed):
             sql_default(node, endpoint, "select 1/0")
         # One that failed is not used again.
         assert sql_default(node, endpoint, backend) != first
@@ -88,8 +87,7 @@ def test_the_sessions_of_a_reconcile_share_a_connection(main: tuple[Node, str, E
 def sql_default(node: Node, endpoint: Endpoint, query: str, database: str = "postgres") -> object:
     """Return the first value, in a session with the agent's ordinary time limit."""
     with session.connect(node.layout, endpoint, database) as connection:
-        row = connection.execute(query.encode()).fetchone()
-        return row and row[0]
+        return connection.value(query)
 
 
 def test_sizes(main: tuple[Node, str, Endpoint]) -> None:
@@ -108,7 +106,7 @@ def test_a_copy_opens_only_after_it_is_cleaned(main: tuple[Node, str, Endpoint])
         endpoint,
         "create subscription s connection 'host=/nowhere' publication p with (connect = false, slot_name = 'theirs')",
     )
-    with session.connect(node.layout, endpoint) as connection:
+    with owner_session(node.layout, endpoint) as connection:
         connection.execute("begin")
         connection.execute("insert into item values ('prepared')")
         connection.execute("prepare transaction 'half'")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.node.machine import Node, postgres_directory
+from tests.node.machine import Node, owner_session, postgres_directory
 
 from dbranch.agent.postgres import session
 from dbranch.agent.postgres.cleaning import Cleaned, ensure_cleaned
@@ -23,7 +23,7 @@ from dbranch.api.errors import SourceUnsafe
 
 def sql(node: Node, endpoint: Endpoint, *queries: str, database: str = "dbranch") -> list[tuple[object, ...]]:
     """Run the queries; return the rows of the last one."""
-    with session.connect(node.layout, endpoint, database, seconds=30) as connection:
+    with owner_session(node.layout, endpoint, database, seconds=30) as connection:
         cursor = connection.cursor()
         for query in queries:
             cursor = connection.execute(query.encode())
@@ -98,7 +98,7 @@ def test_a_copy_of_a_subscriber_changes_nothing_at_the_publisher(two: tuple[Node
     address = publisher_node.address_of(publisher.slot)
     conninfo = f"host={address} port={publisher.port} user=postgres password=secret dbname=dbranch"
     synced = "select string_agg(srsubstate, '' order by srrelid::regclass::text) from pg_subscription_rel"
-    with session.connect(node.layout, subscriber, "dbranch", seconds=120) as holder:
+    with owner_session(node.layout, subscriber, "dbranch", seconds=120) as holder:
         # A table with a blocked initial copy: its sync, with its own replication slot, is running at the snapshot.
         holder.execute("select pg_advisory_lock(1)")
         sql(
@@ -261,7 +261,7 @@ def test_a_database_that_does_not_allow_connections_is_cleaned_too(up: Node) -> 
     source = up.create_root(max_prepared_transactions="5")
     main = up.start_postgres(source)
     sql(up, main, "create database closed", database="postgres")
-    with session.connect(up.layout, main, "closed") as connection:
+    with owner_session(up.layout, main, "closed") as connection:
         connection.execute(
             "create subscription s connection 'host=/nowhere' publication p with (connect = false)"
         )

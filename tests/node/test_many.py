@@ -10,13 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from tests.node.machine import OWNER, Node, new_uid
+from tests.node.machine import OWNER, Node, new_uid, owner_session
 
 from dbranch.agent.branch.facts import Desired
 from dbranch.agent.branch.observe import observe_branch
 from dbranch.agent.context import NodeContext
 from dbranch.agent.pool import effect as pool
-from dbranch.agent.postgres import session
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.volume import effect as subvolume
 from dbranch.agent.volume.sizes import observe_sizes
@@ -70,7 +69,7 @@ def test_many_branches(node: Node, soak: bool) -> None:
     node.pool_uuid = pool.ensure_pool(layout, project, 4 * 2**30, None, None)
     root = node.create_root()
     endpoint = node.start_postgres(root)
-    with session.connect(layout, endpoint, "dbranch", seconds=60) as connection:
+    with owner_session(layout, endpoint, "dbranch") as connection:
         connection.execute(
             "create table item as select id, repeat('x', 500) as text from generate_series(1, 120000) id"
         )

@@ -18,14 +18,12 @@ from pathlib import Path
 import psycopg
 import pytest
 from tests.node.agent_life import BRANCHES
-from tests.node.machine import Node, postgres_directory, unmount
+from tests.node.machine import Node, owner_session, postgres_directory, unmount
 from tests.node.world import World
 
 from dbranch.agent.layout import Layout
 from dbranch.agent.pool import effect as pool
-from dbranch.agent.postgres import session
 from dbranch.agent.postgres.session import Endpoint
-from dbranch.api.errors import NotAccepting
 
 
 def run(*argv: object) -> str:
@@ -65,8 +63,8 @@ class Writer(threading.Thread):
         node = self._world.branch("main")["status"]["node"]
         endpoint = Endpoint(node["slot"], node["port"], "postgres", 15)
         with (
-            suppress(psycopg.Error, NotAccepting),
-            session.connect(self._world.node.layout, endpoint, seconds=60) as connection,
+            suppress(psycopg.Error),
+            owner_session(self._world.node.layout, endpoint) as connection,
         ):
             while not self._stopping.is_set():
                 connection.execute("insert into item values (%s, repeat('x', 300))", [self.acknowledged + 1])

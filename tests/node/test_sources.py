@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from tests.node.machine import children_of, stopped
+from tests.node.machine import children_of, owner_session, stopped
 from tests.node.world import World
 
 from dbranch.agent.linux import btrfs
-from dbranch.agent.postgres.session import Endpoint, connect
+from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.volume.origins.snapshot import check_source
 
 # The CHECKPOINT's ten seconds, and what reconciles take besides on a busy machine.
@@ -46,7 +46,7 @@ def out_of_connections(world: World) -> Iterator[None]:
     with ExitStack() as held:
         # The agent is a superuser: the reserved connections are used up as well.
         for _ in range(10):
-            held.enter_context(connect(world.node.layout, endpoint, seconds=60))
+            held.enter_context(owner_session(world.node.layout, endpoint))
         yield
 
 

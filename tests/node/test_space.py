@@ -12,14 +12,13 @@ from pathlib import Path
 import psycopg
 import pytest
 from tests.node.agent_life import BRANCHES, PROJECTS
-from tests.node.machine import Node, unmount
+from tests.node.machine import Node, owner_session, unmount
 from tests.node.world import World
 
 from dbranch.agent.layout import Layout
 from dbranch.agent.linux.mounts import mounts_at
 from dbranch.agent.pool import effect as pool
-from dbranch.agent.postgres.session import Endpoint, connect
-from dbranch.api.errors import NotAccepting
+from dbranch.agent.postgres.session import Endpoint
 
 MIB = 2**20
 
@@ -30,13 +29,13 @@ def fill(world: World, branch: str, limit: int) -> int:
     endpoint = Endpoint(node["slot"], node["port"], "postgres", 15)
     acknowledged = 0
     try:
-        with connect(world.node.layout, endpoint, seconds=60) as connection:
+        with owner_session(world.node.layout, endpoint) as connection:
             connection.execute("create table if not exists filler (id serial primary key, data bytea)")
             connection.execute("alter table filler alter data set storage external")
             for _ in range(limit):
                 connection.execute("insert into filler (data) values (%s)", [os.urandom(MIB)])
                 acknowledged += 1
-    except (psycopg.Error, NotAccepting) as error:
+    except psycopg.Error as error:
         print(f"{branch}: {acknowledged} rows, then {error}")
     return acknowledged
 
@@ -57,7 +56,7 @@ def await_accepting(world: World, branch: str) -> None:
         try:
             if (node.get("postgres") or {}).get("reason") == "Accepting" and world.sql(branch, "select 1"):
                 return
-        except (psycopg.Error, NotAccepting):
+        except psycopg.Error:
             pass
     raise AssertionError(f"not recovered: {world.branch(branch)['status']} {storage_finding(world)}")
 

@@ -15,11 +15,10 @@ from pathlib import Path
 
 from tests.fakes.api import FakeApi, Json
 from tests.node.agent_life import BRANCHES, NAMESPACE, NODE, PODS, PROJECTS, WARM
-from tests.node.machine import OWNER, Node
+from tests.node.machine import OWNER, Node, owner_session
 
 from dbranch.agent.linux.loops import loops_of
 from dbranch.agent.linux.mounts import read_mounts
-from dbranch.agent.postgres import session
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.slot.observe import observe_slots
 from dbranch.agent.volume.observe import observe_subvolumes
@@ -229,7 +228,7 @@ class World:
         node = self.branch(name)["status"]["node"]
         major = int(str(node["postgresVersion"]).partition(".")[0])
         endpoint = Endpoint(node["slot"], node["port"], "postgres", major)
-        with session.connect(self.node.layout, endpoint, seconds=30) as connection:
+        with owner_session(self.node.layout, endpoint, seconds=30) as connection:
             cursor = connection.execute(query.encode())
             return cursor.fetchall() if cursor.description else []
 

@@ -16,10 +16,12 @@ from dbranch.agent.dispatch import Dispatcher
 from dbranch.agent.handlers import register
 from dbranch.agent.housekeeping import run_housekeeping
 from dbranch.agent.layout import Layout
+from dbranch.agent.linux.privileges import AGENT_CAPABILITIES, drop_capabilities
 from dbranch.agent.machine import observe_machine
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.pod_watch import watch_pods
 from dbranch.agent.pool.effect import ensure_base
+from dbranch.agent.postgres.spawn import session_processes
 from dbranch.agent.server import Readiness
 from dbranch.api import names
 from dbranch.api.errors import DbranchError, InvalidInput
@@ -64,7 +66,13 @@ def make_dispatcher(environment: dict[str, str]) -> tuple[Dispatcher, Cluster, L
 def main() -> None:
     """Run the agent until SIGTERM. It unmounts nothing at its end: Postgres goes on."""
     start_logging(os.environ)
+    # Before any thread starts: each has capabilities of its own.
+    dropped = drop_capabilities(AGENT_CAPABILITIES)
+    logger.info(
+        "gave up %d capabilities; kept %s", dropped, ", ".join(c.name for c in sorted(AGENT_CAPABILITIES))
+    )
     try:
+        session_processes.ensure_started()
         dispatcher, cluster, layout, context = make_dispatcher(dict(os.environ))
     except DbranchError as error:
         raise SystemExit(f"dbranch-server agent: {error}") from error

@@ -53,6 +53,13 @@ START_TRY_SECONDS: Final = 0.25
 # SQL sessions. Beyond the server's own time limits, the time after which the agent closes the socket.
 SQL_TIMEOUT_SECONDS: Final = 5.0
 SQL_WATCHDOG_EXTRA_SECONDS: Final = 1.0
+# The process that forks the sessions starts Python; it answers nothing else than its start.
+SQL_PROCESS_START_SECONDS: Final = 30.0
+SQL_PROCESS_ANSWER_SECONDS: Final = 5.0
+# A branch's start takes two or three sessions.
+SQL_PROCESS_IDLE_SECONDS: Final = 10.0
+# A PID file says that Postgres is ready before it has to be true: a tenant may write it.
+START_TRY_LIMIT_SECONDS: Final = 0.02
 # A reload is looked at until the session has the new settings: they are passed on within a millisecond or two.
 RELOAD_FIRST_POLL_SECONDS: Final = 0.0005
 RELOAD_LONGEST_POLL_SECONDS: Final = 0.1
@@ -79,6 +86,9 @@ NODE_FULL_SECONDS: Final = 60.0
 # A warm pod that the node had no room for counts for its class this long; then it is tried again.
 REJECTED_WARM_POD_RETRY_SECONDS: Final = 600.0
 WARM_POD_GRACE_SECONDS: Final = 2
+
+# A branch whose tenant made more files and extents than are counted in this time is not measured.
+MEASURE_SECONDS: Final = 60.0
 
 # Sweeps of the node.
 HOUSEKEEPING_INTERVAL_SECONDS: Final = 60.0

@@ -13,6 +13,7 @@ DbranchError
 ├── SlotTaken           a warm slot was claimed by another branch
 ├── NameTaken           an object that is not ours has the name that is needed
 ├── NotAccepting        Postgres does not accept connections (yet)
+├── SqlFailed           a statement of the agent failed, or its session
 ├── ClusterUnreachable  the API server did not answer
 └── ApiError            the API server rejected the request
 """
@@ -67,7 +68,25 @@ class NameTaken(DbranchError):
 
 
 class NotAccepting(DbranchError):
-    """Postgres does not accept connections on its socket (yet)."""
+    """Postgres does not accept connections on its socket (yet).
+
+    `sqlstate`: of the error with which a server rejected the session; empty if no server answered.
+    """
+
+    def __init__(self, message: str, sqlstate: str = "") -> None:
+        self.sqlstate = sqlstate
+        super().__init__(message)
+
+
+class SqlFailed(DbranchError):
+    """A statement of the agent failed, or the session did before it was done.
+
+    `sqlstate`: of the server's error; empty if the session ended, took too long or was no Postgres'.
+    """
+
+    def __init__(self, message: str, sqlstate: str = "") -> None:
+        self.sqlstate = sqlstate
+        super().__init__(message)
 
 
 class ClusterUnreachable(DbranchError):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http import HTTPStatus
 
 import pytest
 
 from dbranch.controller.metrics import ControllerMetrics
-from dbranch.runtime.http import Response, serve_http
+from dbranch.runtime.http import CONNECTIONS_LIMIT, Response, serve_http
 
 
 @contextmanager
@@ -54,3 +56,26 @@ def test_the_controller_counts_reconciles_and_failures_by_kind() -> None:
         lines = answer.read().decode().splitlines()
     assert 'dbranch_controller_reconcile_seconds_count{kind="DBBranch"} 2.0' in lines
     assert 'dbranch_controller_reconcile_errors_total{kind="DBBranch"} 1.0' in lines
+
+
+def test_slow_connections_take_no_threads_and_keep_nobody_out() -> None:
+    threads = threading.active_count()
+    with serving({"/readyz": lambda: Response(b"ready")}) as url, ExitStack() as held:
+        address = "127.0.0.1", int(url.rpartition(":")[2])
+        for _ in range(200):
+            slow = held.enter_context(socket.create_connection(address, timeout=30))
+            slow.sendall(b"GET /readyz HTTP/1.1\r\nX-Slow: ")
+            assert threading.active_count() <= threads + CONNECTIONS_LIMIT + 2
+            with suppress(OSError):
+                slow.sendall(b"x")
+        for _ in range(20):
+            with urllib.request.urlopen(f"{url}/readyz", timeout=30) as answer:
+                assert answer.read() == b"ready"
+
+
+def test_a_connection_that_says_nothing_is_closed() -> None:
+    with (
+        serving({"/readyz": lambda: Response(b"ready")}) as url,
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=60) as silent,
+    ):
+        assert silent.recv(1) == b""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from dbranch.api.errors import CommandFailed
 from dbranch.runtime.logs import log_command
 
 logger = logging.getLogger("dbranch.command")
+
+Process = subprocess.Popen[bytes]
 
 
 def run(argv: Sequence[object], timeout: float = 60.0) -> str:
@@ -37,3 +39,15 @@ def run(argv: Sequence[object], timeout: float = 60.0) -> str:
     if completed.returncode != 0:
         raise CommandFailed(words, completed.returncode, completed.stderr.strip() or completed.stdout.strip())
     return completed.stdout.strip()
+
+
+def start(argv: Sequence[object], handles: Collection[int]) -> Process:
+    """Start a command that goes on beside this process, with these descriptors and without an environment.
+
+    Raises CommandFailed if it cannot be started (code 127).
+    """
+    words = [str(word) for word in argv]
+    try:
+        return subprocess.Popen(words, stdin=subprocess.DEVNULL, pass_fds=tuple(handles), env={})
+    except OSError as error:
+        raise CommandFailed(words, 127, f"{words[0]} cannot be started ({error.strerror})") from error

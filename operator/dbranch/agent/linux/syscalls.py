@@ -1,6 +1,6 @@
 """System calls that Python does not offer: openat2, renameat2, syncfs, and the immutable flag of a file.
 
-Sources: openat2(2), renameat2(2), syncfs(2), ioctl_iflags(2). The numbers are those of x86_64 and aarch64.
+Sources: openat2(2), renameat2(2), syncfs(2), ioctl_iflags(2). openat2 has one number everywhere.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ import ctypes
 import errno
 import fcntl
 import os
-import platform
 import struct
 from pathlib import Path
 from typing import Final
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _SYS_OPENAT2: Final = 437
-_SYS_RENAMEAT2: Final = {"x86_64": 316, "aarch64": 276}
 
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
@@ -64,12 +62,8 @@ def rename_new(old: Path, new: Path) -> None:
 
 def rename_new_at(old_directory: int, old: str | Path, new_directory: int, new: str | Path) -> None:
     """Rename `old` in one open directory to `new` in another, as `rename_new` does (RENAME_NOREPLACE)."""
-    number = _SYS_RENAMEAT2.get(platform.machine())
-    if number is None:
-        raise OSError(errno.ENOSYS, f"the number of renameat2 on {platform.machine()} is unknown", str(new))
     _check(
-        _libc.syscall(
-            ctypes.c_long(number),
+        _libc.renameat2(
             ctypes.c_int(old_directory),
             ctypes.c_char_p(os.fsencode(old)),
             ctypes.c_int(new_directory),

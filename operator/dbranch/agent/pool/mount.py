@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Final
 
 from dbranch.agent.layout import Layout
@@ -11,6 +12,7 @@ from dbranch.agent.linux.mounting import unmount
 from dbranch.agent.linux.mounts import Mount, mounts_at, read_mounts
 from dbranch.api.errors import Busy, Unsafe
 
+_LOOP_DEVICE: Final = re.compile(r"/dev/loop\d+")
 _OPTIONS: Final = "nosuid,nodev,noexec,noatime,discard=async"
 
 
@@ -37,9 +39,10 @@ def _same_device(mount: Mount, device: str) -> bool:
 
 
 def ensure_unmounted(layout: Layout, project_uid: str) -> None:
-    """Unmount whatever is mounted at the pool's mount point.
+    """Unmount the pool from its mount point.
 
-    Raises Busy, naming the slots, while a branch is bind-mounted anywhere.
+    Raises Busy, naming the slots, while a branch is bind-mounted anywhere, and Unsafe if something that is no pool is
+    mounted at the pool's mount point: it stays.
     """
     point = layout.pool(project_uid)
     mounts = read_mounts()
@@ -48,5 +51,11 @@ def ensure_unmounted(layout: Layout, project_uid: str) -> None:
     bind_mounts = sorted(m.point for m in mounts if m.device in devices and m.point != str(point))
     if bind_mounts:
         raise Busy(f"pool {point} is in use at {', '.join(bind_mounts)}; it stays mounted; it is tried again")
+    foreign = [m for m in pool_mounts if m.fstype != "btrfs" or not _LOOP_DEVICE.fullmatch(m.source)]
+    if foreign:
+        raise Unsafe(
+            f"{point} has {', '.join(m.source for m in foreign)} mounted, which is no pool; nothing is touched; "
+            "unmount it"
+        )
     for _ in pool_mounts:
         unmount(point)

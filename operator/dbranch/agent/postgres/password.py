@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from psycopg import sql
-
 from dbranch.agent.layout import Layout
 from dbranch.agent.postgres import session
+from dbranch.agent.postgres.quoting import identifier
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.volume.effect import ensure_recorded
 from dbranch.agent.volume.marker import Marker
@@ -21,13 +20,11 @@ def ensure_password(
     The marker is written last: after a crash between the two this is done again.
     """
     version = version_of(verifier)
-    role = sql.Identifier(endpoint.user)
     with session.connect(layout, endpoint) as connection:
         # The statement holds the verifier, which must not get into the tenant's log.
         connection.execute("set log_statement = none; set log_min_duration_statement = -1")
-        connection.execute("set synchronous_commit = on")
         log_command("psql", "-c", f"alter role {endpoint.user} password '…'")
-        connection.execute(sql.SQL("alter role {} password {}").format(role, sql.Literal(verifier)))
+        connection.execute(f"alter role {identifier(endpoint.user)} password %s", [verifier])
     return ensure_recorded(
         layout, project_uid, branch_uid, lambda marker: marker.with_password_version(version)
     )

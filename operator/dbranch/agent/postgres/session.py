@@ -1,32 +1,54 @@
-"""SQL sessions of the agent over a slot's socket, opened so that no symbolic link can lead elsewhere."""
+"""SQL sessions of the agent over a slot's socket. The agent only connects: a process without privileges speaks.
+
+Every error of a server or a session leaves this module as NotAccepting or SqlFailed.
+"""
 
 from __future__ import annotations
 
-import os
-import socket
-import stat
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import psycopg
+from typing import Any, Final
 
 from dbranch.agent.layout import PGDATA, Layout
 from dbranch.agent.linux.files import opened_directory, read_beneath
 from dbranch.agent.linux.inotify import InotifyWatch
-from dbranch.agent.linux.syscalls import openat2
+from dbranch.agent.postgres.quoting import fill
+from dbranch.agent.postgres.slot_socket import connect_slot
+from dbranch.agent.postgres.spawn import session_processes
+from dbranch.agent.postgres.unprivileged.frames import FrameError, receive_frame, send_frame
 from dbranch.agent.timing import (
     RELOAD_FIRST_POLL_SECONDS,
     RELOAD_LONGEST_POLL_SECONDS,
     RELOAD_TIMEOUT_SECONDS,
     SQL_TIMEOUT_SECONDS,
     SQL_WATCHDOG_EXTRA_SECONDS,
+    START_TRY_LIMIT_SECONDS,
     START_TRY_SECONDS,
 )
-from dbranch.api.errors import NotAccepting
+from dbranch.api.conditions import printable
+from dbranch.api.errors import NotAccepting, SqlFailed
+
+# Characters of a server's text in a message.
+_TEXT_LIMIT: Final = 200
+# What a tenant may have set otherwise for the database or the role.
+_OPTIONS: Final = {
+    "default_transaction_read_only": "off",
+    "idle_in_transaction_session_timeout": "0",
+    "search_path": "pg_catalog",
+    "role": "none",
+    "session_preload_libraries": "",
+    "local_preload_libraries": "",
+    "synchronous_commit": "on",
+}
+_OPTIONS_SINCE: Final = (
+    (14, {"idle_session_timeout": "0"}),
+    (17, {"transaction_timeout": "0", "event_triggers": "off"}),
+)
+
+Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -39,10 +61,124 @@ class Endpoint:
     major: int
 
 
-class _Shared(threading.local):
-    """The connections that the sessions of a thread share, by endpoint; None outside of `shared_connections`."""
+class Session:
+    """A session in autocommit, in a process of its own. Not thread-safe.
 
-    connections: dict[Endpoint, psycopg.Connection[Any]] | None = None
+    `server_version`: what the server says of itself, None if it says nothing. `deadline` (`time.monotonic()`): when
+    the session ends, whatever it does.
+    """
+
+    def __init__(self, layout: Layout, endpoint: Endpoint, database: str, seconds: float) -> None:
+        self._endpoint, self.deadline, self.failed = endpoint, _deadline(seconds), False
+        request = {
+            "seconds": seconds + SQL_WATCHDOG_EXTRA_SECONDS,
+            "parameters": {
+                "user": endpoint.user,
+                "database": database,
+                "application_name": "dbranch-agent",
+                "client_encoding": "SQL_ASCII",
+                "options": startup_options(endpoint.major, seconds),
+            },
+        }
+        with connect_slot(layout, endpoint.slot, endpoint.port, seconds) as server:
+            self._frames = session_processes.open(endpoint, server, request)
+        try:
+            started = self._receive("started")
+        except SqlFailed as error:
+            self.close()
+            raise NotAccepting(str(error), error.sqlstate) from error
+        version = started.get("server_version") if isinstance(started, dict) else None
+        self.server_version = _clean(version) if version else None
+
+    def execute(self, sql: str, params: Sequence[str] = (), columns: int | None = None) -> list[Row]:
+        """Run SQL and return the rows of its last statement that has any; each `%s` is the next of `params`.
+
+        Booleans, integers and floats are Python's, everything else is text. Raises SqlFailed, also if `columns` is
+        given and a row has another number of them: it need not be a Postgres that answers.
+        """
+        try:
+            self._frames.settimeout(self._remaining())
+            send_frame(self._frames, {"sql": fill(sql, params), "seconds": self._remaining()})
+        except (FrameError, OSError) as error:
+            raise self._failure(f"the session failed ({error})") from error
+        rows = self._receive("rows")
+        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+            raise self._failure("the session answered something else than rows")
+        if columns is not None and any(len(row) != columns for row in rows):
+            raise self._failure(f"an answer without {columns} columns")
+        return [tuple(row) for row in rows]
+
+    def value(self, sql: str, params: Sequence[str] = ()) -> Any:
+        """Run a query of one value, and return it. Raises SqlFailed, also if there is none."""
+        rows = self.execute(sql, params, columns=1)
+        if not rows:
+            raise self._failure("an answer without a row")
+        return rows[0][0]
+
+    def close(self) -> None:
+        """End the session, and its process if it failed."""
+        if not self.failed:
+            try:
+                self._frames.settimeout(self._remaining())
+                send_frame(self._frames, {})
+            except OSError:
+                self.failed = True
+        session_processes.release(self._endpoint, self._frames, not self.failed)
+        self.failed = True
+
+    def _receive(self, key: str) -> Any:
+        try:
+            answer = receive_frame(self._frames, self.deadline)
+        except TimeoutError as error:
+            raise self._failure("the session took too long") from error
+        except (FrameError, OSError) as error:
+            raise self._failure(f"{error}") from error
+        if key in answer:
+            return answer[key]
+        sqlstate = _clean(answer.get("sqlstate", ""))
+        if "failed" in answer:
+            raise self._failure(_clean(answer["failed"]), sqlstate)
+        raise self._error(_clean(answer.get("message", "")), sqlstate)
+
+    def _failure(self, text: str, sqlstate: str = "") -> SqlFailed:
+        self.failed = True
+        return self._error(text, sqlstate)
+
+    def _error(self, text: str, sqlstate: str) -> SqlFailed:
+        return SqlFailed(f"Postgres in slot {self._endpoint.slot}: {text}", sqlstate)
+
+    def _remaining(self) -> float:
+        return max(0.001, self.deadline - time.monotonic())
+
+
+def _deadline(seconds: float) -> float:
+    # The server enforces its own time limit before.
+    return time.monotonic() + seconds + SQL_WATCHDOG_EXTRA_SECONDS
+
+
+def _clean(text: object) -> str:
+    """Return a text of a tenant's server as one printable line, cut."""
+    return printable(" ".join(str(text)[:_TEXT_LIMIT].split()))
+
+
+def startup_options(major: int, seconds: float) -> str:
+    """Return the `options` of a startup packet: time limits, and what a tenant must not choose for the agent.
+
+    >>> startup_options(13, 0.5).split()[-4:]
+    ['-c', 'statement_timeout=500', '-c', 'lock_timeout=500']
+    """
+    milliseconds = str(max(1, int(seconds * 1000)))
+    options = dict(_OPTIONS)
+    for since, more_options in _OPTIONS_SINCE:
+        options |= more_options if major >= since else {}
+    options |= {"statement_timeout": milliseconds, "lock_timeout": milliseconds}
+    return " ".join(f"-c {name}={value}" for name, value in options.items())
+
+
+class _Shared(threading.local):
+    """The sessions that a thread shares, by endpoint; None outside of `shared_connections`."""
+
+    sessions: dict[Endpoint, Session] | None = None
 
 
 _shared = _Shared()
@@ -50,93 +186,41 @@ _shared = _Shared()
 
 @contextmanager
 def shared_connections() -> Iterator[None]:
-    """Within the context this thread's sessions use one connection per Postgres: each costs milliseconds."""
-    connections = _shared.connections = {}
+    """Within the context this thread uses one session per Postgres: each costs milliseconds."""
+    sessions = _shared.sessions = {}
     try:
         yield
     finally:
-        _shared.connections = None
-        for connection in connections.values():
-            connection.close()
+        _shared.sessions = None
+        for session in sessions.values():
+            session.close()
 
 
 @contextmanager
 def connect(
     layout: Layout, endpoint: Endpoint, database: str = "postgres", seconds: float = SQL_TIMEOUT_SECONDS
-) -> Iterator[psycopg.Connection[Any]]:
-    """Open a session in autocommit; the whole session may take `seconds`.
+) -> Iterator[Session]:
+    """Open a session in autocommit; all that is done in the context may take `seconds`.
 
     Raises NotAccepting if no server accepts connections (yet).
     """
     is_default = (database, seconds) == ("postgres", SQL_TIMEOUT_SECONDS)
-    shared = _shared.connections if is_default else None
+    shared = _shared.sessions if is_default else None
     # Taken out of those that are shared: a session within a session has a connection of its own.
-    connection = shared.pop(endpoint, None) if shared else None
-    if connection is None:
-        connection = _connect(layout, endpoint, database, seconds)
-    # A stopped server does not enforce its own time limits.
-    watchdog = threading.Timer(seconds + SQL_WATCHDOG_EXTRA_SECONDS, _shut_down, args=[connection])
-    watchdog.daemon = True
-    watchdog.start()
+    session = shared.pop(endpoint, None) if shared else None
+    if session is None:
+        session = Session(layout, endpoint, database, seconds)
+    else:
+        session.deadline = _deadline(seconds)
     finished = False
     try:
-        yield connection
-        finished = True
+        yield session
+        finished = not session.failed
     finally:
-        watchdog.cancel()
         if finished and shared is not None and endpoint not in shared:
-            shared[endpoint] = connection
+            shared[endpoint] = session
         else:
-            connection.close()
-
-
-def _connect(layout: Layout, endpoint: Endpoint, database: str, seconds: float) -> psycopg.Connection[Any]:
-    with _socket_directory(layout, endpoint) as run:
-        milliseconds = max(1, int(seconds * 1000))
-        options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
-        if endpoint.major >= 17:
-            options += " -c event_triggers=off"
-        try:
-            return psycopg.connect(
-                host=f"/proc/self/fd/{run}",
-                port=endpoint.port,
-                user=endpoint.user,
-                dbname=database,
-                application_name="dbranch-agent",
-                connect_timeout=max(2, int(seconds)),
-                options=options,
-                autocommit=True,
-            )
-        except psycopg.OperationalError as error:
-            raise NotAccepting(f"Postgres in slot {endpoint.slot}: {_one_line(error)}") from error
-
-
-def _shut_down(session: psycopg.Connection[Any]) -> None:
-    """Shut the session's socket down, so that a blocked call on the session fails."""
-    with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(session.fileno())) as sock:
-        sock.shutdown(socket.SHUT_RDWR)
-
-
-@contextmanager
-def _socket_directory(layout: Layout, endpoint: Endpoint) -> Iterator[int]:
-    """Open the tenant's `run` directory. Raises NotAccepting unless it holds a socket for this port."""
-    try:
-        with opened_directory(layout.slot(endpoint.slot), "run") as run:
-            name = f".s.PGSQL.{endpoint.port}"
-            handle = openat2(run, name, os.O_PATH | os.O_NOFOLLOW)
-            try:
-                is_socket = stat.S_ISSOCK(os.fstat(handle).st_mode)
-            finally:
-                os.close(handle)
-            if not is_socket:
-                raise NotAccepting(f"{name} in slot {endpoint.slot} is not a socket")
-            yield run
-    except OSError as error:
-        raise NotAccepting(f"slot {endpoint.slot} has no socket ({error.strerror})") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+            session.close()
 
 
 def await_accepting(layout: Layout, endpoint: Endpoint, seconds: float) -> str | None:
@@ -159,6 +243,7 @@ def await_accepting(layout: Layout, endpoint: Endpoint, seconds: float) -> str |
                     version = read_server_version(layout, endpoint)
                     if version:
                         return version
+                    time.sleep(START_TRY_LIMIT_SECONDS)
                 if overdue:
                     tried_at = now
                 if now > deadline:
@@ -181,7 +266,7 @@ def read_server_version(layout: Layout, endpoint: Endpoint) -> str | None:
     try:
         with connect(layout, endpoint) as session:
             return _version_of(session)
-    except (NotAccepting, psycopg.Error):
+    except (NotAccepting, SqlFailed):
         return None
 
 
@@ -190,7 +275,7 @@ def checkpoint(layout: Layout, endpoint: Endpoint, seconds: float) -> bool:
     try:
         with connect(layout, endpoint, seconds=seconds) as session:
             session.execute("checkpoint")
-    except (NotAccepting, psycopg.Error):
+    except (NotAccepting, SqlFailed):
         return False
     return True
 
@@ -203,13 +288,12 @@ def reload(layout: Layout, endpoint: Endpoint) -> bool:
     """
     with connect(layout, endpoint) as session:
         # The postmaster reads them, and passes the signal on to this session only then.
-        row = session.execute("select pg_conf_load_time(), pg_reload_conf()").fetchone()
-        loaded_at, deadline = row and row[0], time.monotonic() + RELOAD_TIMEOUT_SECONDS
+        before = session.value("select pg_catalog.pg_conf_load_time() from pg_catalog.pg_reload_conf()")
+        deadline = time.monotonic() + RELOAD_TIMEOUT_SECONDS
         delay = RELOAD_FIRST_POLL_SECONDS
         while time.monotonic() < deadline:
             time.sleep(delay)
-            row = session.execute("select pg_conf_load_time()").fetchone()
-            if row and row[0] != loaded_at:
+            if session.value("select pg_catalog.pg_conf_load_time()") != before:
                 return True
             delay = min(2 * delay, RELOAD_LONGEST_POLL_SECONDS)
     return False
@@ -217,10 +301,9 @@ def reload(layout: Layout, endpoint: Endpoint) -> bool:
 
 def has_rejected_settings(layout: Layout, endpoint: Endpoint) -> bool:
     """Return True if Postgres finds something in its postgresql.conf that it does not take."""
-    query = "select exists (select from pg_file_settings where error is not null)"
+    query = "select exists (select from pg_catalog.pg_file_settings where error is not null)"
     with connect(layout, endpoint) as session:
-        row = session.execute(query).fetchone()
-    return bool(row and row[0])
+        return bool(session.value(query))
 
 
 @dataclass(frozen=True)
@@ -240,25 +323,23 @@ class ServerFacts:
 def observe_server(layout: Layout, endpoint: Endpoint) -> ServerFacts:
     """Ask the Postgres in a slot, in one session."""
     query = (
-        "select extract(epoch from pg_conf_load_time())::float8,"
-        " array(select name from pg_settings where pending_restart order by name)"
+        "select extract(epoch from pg_catalog.pg_conf_load_time())::float8,"
+        " (select pg_catalog.string_agg(name, ' ' order by name)"
+        " from pg_catalog.pg_settings where pending_restart)"
     )
     try:
         with connect(layout, endpoint) as session:
             version = _version_of(session)
-            row = session.execute(query).fetchone()
+            loaded_at, pending = session.execute(query, columns=2)[0]
     except NotAccepting as error:
         # A server that answers, and does not let the agent in, is starting or ending.
-        return ServerFacts(starting="FATAL" in str(error))
-    except psycopg.Error:
+        return ServerFacts(starting=bool(error.sqlstate))
+    except (SqlFailed, IndexError, TypeError, ValueError):
         return ServerFacts()
-    if row is None:
-        return ServerFacts(version)
-    return ServerFacts(version, False, tuple(str(name) for name in row[1]), float(row[0]))
+    return ServerFacts(version, False, tuple(str(pending or "").split()), float(loaded_at))
 
 
-def _version_of(session: psycopg.Connection[Any]) -> str | None:
-    # The server sends it while the session starts: no query is needed.
-    version = session.info.parameter_status("server_version")
-    # Debian appends its package: "17.6 (Debian 17.6-1.pgdg13+1)".
-    return version.split()[0] if version else None
+def _version_of(session: Session) -> str | None:
+    # The server sends it while the session starts: no query is needed. Debian appends its package:
+    # "17.6 (Debian 17.6-1.pgdg13+1)".
+    return session.server_version.split()[0] if session.server_version else None

@@ -91,9 +91,16 @@ def branch_pod(
 
 
 def claim_patch(project: Project, branch: Branch, pod_uid: str) -> list[dict[str, Any]]:
-    """Return the JSON patch that gives the free pod with this UID to the branch; it fails on a claimed pod."""
+    """Return the JSON patch that gives the free pod with this UID to the branch.
+
+    It fails on a pod that is claimed or being deleted.
+    """
     labels, annotations = "/metadata/labels", "/metadata/annotations"
-    tests = {"/metadata/uid": pod_uid, f"{labels}/{_escaped(names.LABEL_BRANCH_UID)}": None}
+    tests = {
+        "/metadata/uid": pod_uid,
+        "/metadata/deletionTimestamp": None,
+        f"{labels}/{_escaped(names.LABEL_BRANCH_UID)}": None,
+    }
     adds = {f"{labels}/{_escaped(key)}": value for key, value in branch_labels(project, branch).items()}
     adds |= {f"{annotations}/{_escaped(key)}": value for key, value in restart_annotation(branch).items()}
     return [

@@ -27,6 +27,7 @@ _PARAMETER_ERRORS: Final = (
     "invalid value for parameter",
     "contains errors",
 )
+_LABELS_WITH_DATA: Final = ("DETAIL:", "STATEMENT:", "CONTEXT:", "HINT:", "QUERY:", "LOG:")
 _TERMINATION_MESSAGE_LIMIT: Final = 160
 
 
@@ -95,9 +96,13 @@ def _one_line(text: str) -> str:
 
     >>> _one_line("FATAL:  no room\\nshutting down\\n"), _one_line("starting\\ndone\\n"), _one_line("")
     ('FATAL:  no room', 'done', '')
+    >>> _one_line("ERROR:  duplicate key\\nDETAIL:  Key (name)=(Anna error) already exists.\\n")
+    'ERROR:  duplicate key'
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if "FATAL" in line or "error" in line.lower()]
+    # Others of Postgres' lines may hold values of rows, and everybody who may read the object sees this one.
+    lines = [line for line in lines if not any(label in line for label in _LABELS_WITH_DATA)]
+    errors = [line for line in lines if "FATAL" in line or "PANIC" in line or "error" in line.lower()]
     return (errors or lines or [""])[-1][:_TERMINATION_MESSAGE_LIMIT]
 
 

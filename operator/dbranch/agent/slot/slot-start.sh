@@ -18,7 +18,9 @@ while :; do
   have=$(cat $p/PG_VERSION)
   [ "$have" = "$want" ] || { blocked "data is of PostgreSQL $have, image is $want"; continue; }
   # Postgres inherits the lock: a second one on this data never starts, also from another pod.
-  exec 9<$d/lock || { blocked "no lock file"; continue; }
+  # A failed redirection of `exec` would end the shell.
+  [ -r $d/lock ] || { blocked "no lock file"; continue; }
+  exec 9<$d/lock
   flock -n 9 || { exec 9<&-; blocked "another container holds the lock"; continue; }
   [ "$(stat -L -c %d:%i /proc/self/fd/9)" = "$(stat -c %d:%i $d/lock)" ] && [ -e $d/marker.json ] && break
   exec 9<&-
@@ -38,6 +40,12 @@ if ! grep -q '^ "role": "root"' $d/marker.json; then
   [ -z "$left" ] || set -- "$@" -c shared_preload_libraries="$kept"
   workers=$(sed -n 's/^# Set in a copy: //p' $d/postgresql.conf)
   [ -z "$workers" ] || set -- "$@" -c "$workers"
+fi
+# Without as many as its source ran with, Postgres does not start: the snapshot may hold prepared transactions.
+least=$(sed -n 's/^# At least: max_prepared_transactions=//p' $d/postgresql.conf)
+if [ -n "$least" ]; then
+  set_to=$(postgres -C max_prepared_transactions -D $p -c config_file=$d/postgresql.conf 2>/dev/null)
+  [ "${set_to:-0}" -ge "$least" ] || set -- "$@" -c max_prepared_transactions="$least"
 fi
 # With a signal file, which a superuser can create, Postgres would start as a standby and wait for ever.
 rm -f $p/standby.signal $p/recovery.signal

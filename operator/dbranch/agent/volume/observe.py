@@ -100,7 +100,7 @@ def observe_initdb_done(layout: Layout, project_uid: str, branch_uid: str) -> bo
     area = layout.initdb_area(project_uid, branch_uid)
     try:
         with opened_directory(area, PGDATA) as pgdata:
-            done = read_beneath(pgdata, INITDB_DONE) is not None
+            done = read_beneath(pgdata, INITDB_DONE, limit=1) is not None
     except OSError:
         return False
     # The promotion writes the marker, removes the script's own file, and renames last.

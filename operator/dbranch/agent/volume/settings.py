@@ -74,6 +74,8 @@ def render_postgresql_conf(settings: Settings, role: Role, prepared_floor: int =
         lines[_MAX_PREPARED] = str(prepared_floor)
     comment = "# Written by dbranch from spec.postgres.parameters; ALTER SYSTEM comes after it.\n"
     jobs = "" if role is Role.ROOT else _disabled_jobs(settings.own)
+    # slot-start.sh reads it: ALTER SYSTEM may have set less.
+    jobs += f"# At least: {_MAX_PREPARED}={prepared_floor}\n" if prepared_floor else ""
     return comment + jobs + "".join(f"{key} = {quote(value)}\n" for key, value in sorted(lines.items()))
 
 
@@ -89,12 +91,6 @@ def max_prepared_of(parameters: Mapping[str, str]) -> int:
         return int(parameters.get(_MAX_PREPARED, "0"))
     except ValueError:
         return 0
-
-
-def max_prepared_in(*confs: str) -> int:
-    """Return the largest `max_prepared_transactions` that the texts of settings files set; 0 if none does."""
-    pattern = re.compile(rf"(?mi)^\s*{_MAX_PREPARED}\s*=?\s*'?(\d+)")
-    return max((int(number) for conf in confs for number in pattern.findall(conf)), default=0)
 
 
 def _role(user: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -10,11 +11,20 @@ from typing import Final
 
 from dbranch.agent.layout import PGDATA
 from dbranch.agent.linux import btrfs
-from dbranch.agent.linux.files import opened_directory, read_beneath, remove_at, walk_beneath
+from dbranch.agent.linux.files import (
+    empty_directory,
+    entries_of,
+    opened_directory,
+    read_beneath,
+    read_bytes_beneath,
+    walk_beneath,
+)
 from dbranch.agent.linux.syscalls import RESOLVE_BENEATH, openat2
-from dbranch.agent.volume.settings import max_prepared_in
+from dbranch.agent.volume import pg_control
 from dbranch.api.errors import SourceUnsafe
 from dbranch.runtime.logs import log_command
+
+logger = logging.getLogger(__name__)
 
 # Files of the source's server that would mislead the copy's: its process, a standby or recovery, a base backup.
 _STALE_FILES: Final = (
@@ -43,10 +53,24 @@ def major_of(subvolume: Path) -> int | None:
     return int(text) if text and text.strip().isdigit() else None
 
 
-def max_prepared_by_alter_system(subvolume: Path) -> int:
-    """Return the `max_prepared_transactions` that ALTER SYSTEM set in this PGDATA; 0 if it did not."""
+def max_prepared_of_server(subvolume: Path) -> int:
+    """Return the `max_prepared_transactions` with which the Postgres of this PGDATA ran last.
+
+    Its prepared transactions need as much at the next start, whatever the settings files say by now. 0 if this
+    release does not know the version's pg_control. Raises SourceUnsafe if no Postgres would start with the file.
+    """
     with opened_directory(subvolume, PGDATA) as pgdata:
-        return max_prepared_in(read_beneath(pgdata, "postgresql.auto.conf") or "")
+        data = read_bytes_beneath(pgdata, pg_control.PATH, pg_control.FILE_BYTES + 1)
+    try:
+        value = pg_control.max_prepared_transactions(data or b"")
+    except pg_control.Damaged as error:
+        raise SourceUnsafe(
+            f"{pg_control.PATH} of the source is damaged ({error}); no branch is created; "
+            "see whether the source's Postgres starts"
+        ) from error
+    if value is None:
+        logger.warning("%s: pg_control is of an unknown version", subvolume)
+    return value or 0
 
 
 def check_self_contained(snapshot: Path, source: Path) -> None:
@@ -67,7 +91,10 @@ def check_self_contained(snapshot: Path, source: Path) -> None:
 
 def _check_links(pgdata: int, shown_path: Path) -> None:
     for path, _, entries in walk_beneath(pgdata, strict=True):
-        for name in sorted(str(path / entry.name) for entry in entries if entry.is_symlink()):
+        for entry in entries:
+            if not entry.is_symlink():
+                continue
+            name = str(path / entry.name)
             if name == "pg_wal" or _leads_out(pgdata, name):
                 with suppress(FileNotFoundError):
                     raise _unsafe(shown_path / name, f"is a link to {os.readlink(name, dir_fd=pgdata)}")
@@ -88,7 +115,7 @@ def _check_tablespaces(pgdata: int, shown_path: Path) -> None:
         return
     try:
         with os.scandir(handle) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
+            for entry in entries:
                 if not entry.is_dir(follow_symlinks=False):
                     raise _unsafe(shown_path / entry.name, "is a tablespace outside PGDATA")
     finally:
@@ -115,9 +142,9 @@ def ensure_cleaned_offline(subvolume: Path) -> None:
         except FileNotFoundError:
             return
         try:
-            for name in os.listdir(slots):
-                log_command("rm", "-r", subvolume / PGDATA / _REPLICATION_SLOTS / name)
-                remove_at(slots, name)
+            if next(entries_of(slots), None):
+                log_command("rm", "-r", subvolume / PGDATA / _REPLICATION_SLOTS / "*")
+            empty_directory(slots)
         finally:
             os.close(slots)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dbranch.agent.layout import MARKER, POSTGRESQL_CONF, Layout
+from dbranch.agent.layout import MARKER, Layout
 from dbranch.agent.linux import btrfs
 from dbranch.agent.volume import tenant
 from dbranch.agent.volume.effect import (
@@ -16,7 +16,7 @@ from dbranch.agent.volume.effect import (
     write_new_files,
 )
 from dbranch.agent.volume.marker import FROM_BRANCH, Marker, Origin
-from dbranch.agent.volume.settings import Settings, max_prepared_in
+from dbranch.agent.volume.settings import Settings
 from dbranch.api.errors import DataLost
 from dbranch.runtime.logs import log_command
 
@@ -61,11 +61,7 @@ def ensure_snapshot(
         # The source may have changed since `check_source`.
         tenant.check_self_contained(snapshot, source)
         tenant.ensure_cleaned_offline(snapshot)
-        floor = max(
-            source_marker.prepared_floor,
-            max_prepared_in((snapshot / POSTGRESQL_CONF).read_text()),
-            tenant.max_prepared_by_alter_system(snapshot),
-        )
+        floor = max(source_marker.prepared_floor, tenant.max_prepared_of_server(snapshot))
         marker = Marker(
             project_uid,
             branch_uid,
