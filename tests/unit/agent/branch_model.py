@@ -17,7 +17,7 @@ from dbranch.agent.branch.actions import (
     Open,
     PromoteInitdb,
     RemoveSlot,
-    SetPassword,
+    SetPasswords,
     TakeSnapshot,
     WriteSettings,
 )
@@ -117,7 +117,7 @@ def apply(branch: Branch, facts: BranchFacts, action: Action) -> BranchFacts:
             return replace(facts, bound_slots=(slot,), settings_outdated=False)
         case Clean():
             return recorded(facts, cleaned=True)
-        case SetPassword():
+        case SetPasswords():
             return recorded(facts, password=VERSION)
         case WriteSettings():
             assert facts.marker is not None

@@ -19,7 +19,7 @@ from dbranch.agent.branch.actions import (
     DeletePod,
     Open,
     PromoteInitdb,
-    SetPassword,
+    SetPasswords,
     TakeSnapshot,
     WriteSettings,
 )
@@ -106,7 +106,7 @@ def test_a_step_is_done(name: str, before: BranchFacts, after: BranchFacts) -> N
         ("start", BOUND, ()),
         ("start", replace(BOUND, settings_outdated=True), (WriteSettings("slot-a"),)),
         ("clean", ACCEPTS, (Clean("slot-a"),)),
-        ("credentials", CLEANED, (SetPassword("slot-a"),)),
+        ("credentials", CLEANED, (SetPasswords("slot-a"),)),
         ("settings", replace(CLEANED, settings_outdated=True), (WriteSettings("slot-a"),)),
         ("open", WITH_PASSWORD, (Open("slot-a"),)),
     ],
@@ -129,7 +129,7 @@ def test_consecutive_steps_are_joined_up_to_what_has_to_be_waited_for() -> None:
     accepts = plan_branch(PROJECT, COPY, replace(ACCEPTS, settings_outdated=True))
     assert accepts.actions == (
         Clean("slot-a"),
-        SetPassword("slot-a"),
+        SetPasswords("slot-a"),
         WriteSettings("slot-a"),
         Open("slot-a"),
     )

@@ -7,9 +7,9 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -229,24 +229,29 @@ class ServerFacts:
 
     `version`: None if it does not accept connections; `starting`: it rejects them. `pending_settings`: the names of
     the settings that need a restart. `loaded_at`: when it read its settings files last, as `time.time()` counts.
+    `passwords`: by role that exists, the version of its password as of `api.scram.version_of`, "" without one.
     """
 
     version: str | None = None
     starting: bool = False
     pending_settings: tuple[str, ...] = ()
     loaded_at: float = 0.0
+    passwords: Mapping[str, str] = field(default_factory=dict)
 
 
-def observe_server(layout: Layout, endpoint: Endpoint) -> ServerFacts:
-    """Ask the Postgres in a slot, in one session."""
+def observe_server(layout: Layout, endpoint: Endpoint, roles: Sequence[str] = ()) -> ServerFacts:
+    """Ask the Postgres in a slot, in one session; `roles`: those whose passwords are compared."""
     query = (
         "select extract(epoch from pg_conf_load_time())::float8,"
-        " array(select name from pg_settings where pending_restart order by name)"
+        " array(select name from pg_settings where pending_restart order by name),"
+        " array(select rolname from pg_authid where rolname = any(%s) order by rolname),"
+        " array(select coalesce(left(encode(sha256(convert_to(rolpassword, 'UTF8')), 'hex'), 16), '')"
+        " from pg_authid where rolname = any(%s) order by rolname)"
     )
     try:
         with connect(layout, endpoint) as session:
             version = _version_of(session)
-            row = session.execute(query).fetchone()
+            row = session.execute(query, [list(roles), list(roles)]).fetchone()
     except NotAccepting as error:
         # A server that answers, and does not let the agent in, is starting or ending.
         return ServerFacts(starting="FATAL" in str(error))
@@ -254,7 +259,8 @@ def observe_server(layout: Layout, endpoint: Endpoint) -> ServerFacts:
         return ServerFacts()
     if row is None:
         return ServerFacts(version)
-    return ServerFacts(version, False, tuple(str(name) for name in row[1]), float(row[0]))
+    passwords = dict(zip(row[2], row[3], strict=True))
+    return ServerFacts(version, False, tuple(str(name) for name in row[1]), float(row[0]), passwords)
 
 
 def _version_of(session: psycopg.Connection[Any]) -> str | None:
