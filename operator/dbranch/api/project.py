@@ -10,6 +10,7 @@ from dbranch.api import names
 from dbranch.api.conditions import Finding
 from dbranch.api.enums import (
     DeletionPolicy,
+    LocaleProvider,
     OnSwitch,
     Protection,
     ProxyProtocol,
@@ -34,7 +35,7 @@ class Initdb:
 
     locale: str | None = None
     encoding: str | None = None
-    provider: str | None = None
+    provider: LocaleProvider | None = None
     args: tuple[str, ...] = ()
 
 
@@ -288,7 +289,8 @@ def _parse_entry(raw: Mapping[str, Any]) -> ProxyEntry:
 
 
 def _parse_initdb(raw: Mapping[str, Any]) -> Initdb:
-    return Initdb(raw.get("locale"), raw.get("encoding"), raw.get("provider"), tuple(raw.get("args") or ()))
+    provider = LocaleProvider(raw["provider"]) if raw.get("provider") else None
+    return Initdb(raw.get("locale"), raw.get("encoding"), provider, tuple(raw.get("args") or ()))
 
 
 def _parse_limits(raw: Mapping[str, Any]) -> ProxyLimits:

@@ -23,7 +23,7 @@ def test_a_copy_has_no_jobs_but_those_of_its_own_parameters(own: set[str], lines
         "shared_preload_libraries": "pg_cron,timescaledb",
         "timescaledb.max_background_workers": "8",
     }
-    settings = Settings("postgres", 20000, parameters, own=frozenset(own))
+    settings = Settings(20000, parameters, own=frozenset(own))
     text = render_postgresql_conf(settings, Role.COPY)
     assert text.count(" in a copy: ") == lines
     assert ("# Not loaded in a copy: pg_cron " in text) == ("shared_preload_libraries" not in own)
@@ -32,5 +32,5 @@ def test_a_copy_has_no_jobs_but_those_of_its_own_parameters(own: set[str], lines
 
 def test_a_value_cannot_forge_a_line_that_the_start_script_reads() -> None:
     forged = {"application_name": "x\n# Set in a copy: fsync=off"}
-    text = render_postgresql_conf(Settings("postgres", 20000, forged), Role.ROOT)
+    text = render_postgresql_conf(Settings(20000, forged), Role.ROOT)
     assert not any(line.startswith("# Set in a copy") for line in text.splitlines())

@@ -148,7 +148,7 @@ def initdb_pod(
         "DBRANCH_NEWEST_MAJOR": str(NEWEST_MAJOR),
         "DBRANCH_LOCALE": initdb.locale or "",
         "DBRANCH_ENCODING": initdb.encoding or "",
-        "DBRANCH_PROVIDER": initdb.provider or "",
+        "DBRANCH_PROVIDER": str(initdb.provider or ""),
     }
     container = {
         "name": "initdb",
