@@ -241,7 +241,7 @@ def test_a_password_that_a_dump_has_changed_is_set_again(world: World) -> None:
     assert not [effect for effect in world.effects if "alter role" in effect]
 
 
-def test_an_application_whose_role_was_dropped_is_reported_and_can_be_created_again(world: World) -> None:
+def test_a_dropped_role_of_the_application_is_reported_and_can_be_created_again(world: World) -> None:
     project = world.make_project()
     right = give_passwords(world, project, "right")
     world.run_agent()
