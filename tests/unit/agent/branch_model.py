@@ -118,7 +118,7 @@ def apply(branch: Branch, facts: BranchFacts, action: Action) -> BranchFacts:
         case Clean():
             return recorded(facts, cleaned=True)
         case SetPasswords():
-            return recorded(facts, password=VERSION)
+            return replace(recorded(facts, password=VERSION), passwords_differ=False)
         case WriteSettings():
             assert facts.marker is not None
             return replace(facts, settings_outdated=False)
