@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from dbranch.agent.postgres.opening import ensure_opened
 from dbranch.agent.postgres.password import ensure_passwords
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.volume.effect import ensure_settings, marker_of
+from dbranch.agent.volume.settings import render_ident
 from dbranch.api.parameters import NEWEST_MAJOR, OLDEST_MAJOR
 from dbranch.api.scram import version_of
 
@@ -120,3 +122,35 @@ def test_the_options_of_initdb_are_those_of_the_project(up: Node) -> None:
         assert one(app, "show default_text_search_config") == "pg_catalog.german"
         # Parameters stand above what initdb wrote.
         assert one(app, "show datestyle") == "SQL, DMY"
+
+
+def test_data_of_the_first_release_keeps_its_superuser(up: Node) -> None:
+    root = up.create_root()
+    main = up.start_postgres(root)
+    with connect(up, main, USER) as superuser:
+        superuser.execute("create role other superuser")
+        superuser.execute("set session authorization other")
+        superuser.execute("alter role postgres rename to alice")
+    up.stop_postgres(main.slot)
+    files = up.layout.branch(up.project, root)
+    # As that release left them: only pg_ident.conf and pg_hba.conf name the superuser.
+    (files / "pg_ident.conf").write_text(render_ident("alice"))
+    marker = json.loads((files / "marker.json").read_text())
+    for key in ("superuser", "initdb_settings"):
+        del marker[key]
+    (files / "marker.json").write_text(json.dumps(marker))
+    assert marker_of(files).superuser == "alice"
+    copy = up.create_copy(root)
+    branch = up.start_postgres(copy)
+    assert (
+        branch.user
+        == "alice"
+        == json.loads((up.layout.branch(up.project, copy) / "marker.json").read_text())["superuser"]
+    )
+    ensure_cleaned(up.layout, up.project, copy, branch)
+    ensure_passwords(up.layout, up.project, copy, branch, {"alice": VERIFIERS[APP]})
+    ensure_opened(up.layout, up.project, copy, branch)
+    with connect(up, branch, "alice", password=PASSWORDS[APP]) as alice:
+        assert one(alice, "show is_superuser") == "on"
+        # What initdb wrote is not known, and so nothing changes.
+        assert one(alice, "show default_text_search_config") == "pg_catalog.simple"
