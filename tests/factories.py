@@ -98,7 +98,10 @@ class ProjectBuilder(_Object):
     def up(self) -> Self:
         """Return it as its agent reports it: the pool mounted, the database initialized."""
         return self.node(
-            initialized=True, poolUUID="pool", storage=Finding(Reason.POOL_MOUNTED, "mounted").as_dict()
+            initialized=True,
+            superuser=names.SUPERUSER,
+            poolUUID="pool",
+            storage=Finding(Reason.POOL_MOUNTED, "mounted").as_dict(),
         )
 
     def routed(self, branch: str, generation: int = 1) -> Self:

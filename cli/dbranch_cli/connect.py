@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import click
 
@@ -22,7 +22,7 @@ from dbranch_cli.formatting import format_table
 from dbranch_cli.forward import PodPort, PortForward, ready_proxy_pod, require_permission
 from dbranch_cli.invocation import Invocation
 from dbranch_cli.objects import active_branch_of, branch_name_of
-from dbranch_cli.options import BranchName, Command, passthrough_arguments
+from dbranch_cli.options import BranchName, Command, passthrough_arguments, superuser_option
 
 _DEFAULT_NODES_NAMESPACE = "dbranch-nodes"
 
@@ -93,12 +93,13 @@ def _branch_pod_resolver(invocation: Invocation, branch: str, nodes_namespace: s
     epilog="Arguments after -- are passed to psql.",
 )
 @click.argument("branch", type=BranchName(), required=False)
+@superuser_option()
 @click.pass_context
-def psql(context: click.Context, branch: str | None) -> None:
+def psql(context: click.Context, branch: str | None, superuser: bool) -> None:
     """Run psql on a branch (default: the active one). Exits with psql's exit code."""
     invocation: Invocation = context.obj
-    code = run_client(invocation, "psql", list(passthrough_arguments(context)), branch)
-    context.exit(code)
+    arguments = list(passthrough_arguments(context))
+    context.exit(run_client(invocation, "psql", arguments, branch, superuser=superuser))
 
 
 def run_client(
@@ -108,23 +109,18 @@ def run_client(
     branch: str | None,
     stdin: IO[bytes] | Iterator[bytes] | None = None,
     quiet: bool = False,
+    superuser: bool = False,
 ) -> int:
     """Run a Postgres client through its own port-forward; return its exit code (128 + n for signal n).
 
     `stdin` is this process's (None), a file, or chunks of bytes. `quiet` discards its standard output.
     """
-    if shutil.which(program) is None:
-        raise Failure(
-            ExitCode.OTHER,
-            "ClientNotInstalled",
-            f"{program} is not installed here; install it: apt-get install postgresql-client (Debian, Ubuntu),"
-            " dnf install postgresql (Fedora), brew install libpq (macOS)",
-        )
+    require_client(program)
     if branch:
         invocation.branch(branch)
     project = invocation.project()
     connection, name = invocation.store.connection, project["metadata"]["name"]
-    secret = invocation.store.secret(name)
+    secret = invocation.store.superuser_secret(name) if superuser else invocation.store.secret(name)
     require_permission(connection, invocation.namespace)
     ready_proxy_pod(connection, project)
     forward = PortForward(connection, lambda: ready_proxy_pod(connection, project), 0)
@@ -138,13 +134,24 @@ def run_client(
                 stdout=subprocess.DEVNULL if quiet else None,
             )
             if chunks is not None:
-                _write_stdin(client, chunks)
+                write_stdin(client, chunks)
             code = client.wait()
     finally:
         forward.close()
     if code and forward.failure:
         raise forward.failure
     return 128 - code if code < 0 else code
+
+
+def require_client(program: str) -> None:
+    """Raise Failure if the program is not installed."""
+    if shutil.which(program) is None:
+        raise Failure(
+            ExitCode.OTHER,
+            "ClientNotInstalled",
+            f"{program} is not installed here; install it: apt-get install postgresql-client (Debian, Ubuntu),"
+            " dnf install postgresql (Fedora), brew install libpq (macOS)",
+        )
 
 
 def client_environment(
@@ -174,7 +181,7 @@ def _ignore_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _write_stdin(client: subprocess.Popen[bytes], chunks: Iterator[bytes]) -> None:
+def write_stdin(client: subprocess.Popen[bytes], chunks: Iterator[bytes]) -> None:
     """Write chunks to the client's standard input; the client may exit before it has read them all."""
     assert client.stdin is not None
     try:
@@ -196,16 +203,28 @@ def _write_stdin(client: subprocess.Popen[bytes], chunks: Iterator[bytes]) -> No
     type=click.Choice(["uri", "env", "jdbc", "json"]),
     help="Format; `env` is for a shell's eval. Default: uri, with -o json: json.",
 )
+@superuser_option()
 @click.pass_obj
-def url(invocation: Invocation, branch: str | None, url_format: str | None) -> None:
+def url(invocation: Invocation, branch: str | None, url_format: str | None, superuser: bool) -> None:
     """Print a connection string. It is the project's, or a branch's own, for use within the cluster."""
     if invocation.output in ("yaml", "name") and url_format is None:
         message = f"url does not support -o {invocation.output}; use --format"
         raise Failure(ExitCode.USAGE, "InvalidInput", message)
     body = invocation.branch(branch) if branch else invocation.project()
     secret = invocation.store.secret(body["metadata"]["name"])
+    if superuser:
+        secret = as_superuser(secret, invocation.store.superuser_secret(invocation.project_name))
     default_format = "json" if invocation.output == "json" else "uri"
     click.echo(format_connection(secret, url_format or default_format))
+
+
+def as_superuser(secret: Mapping[str, str], superuser: Mapping[str, str]) -> dict[str, str]:
+    """Return a `…-conn` Secret with the superuser's name and password."""
+    user, password, database = (
+        quote(text, safe="") for text in (superuser["username"], superuser["password"], secret["database"])
+    )
+    uri = f"postgresql://{user}:{password}@{secret['host']}:{secret['port']}/{database}"
+    return {**secret, "username": superuser["username"], "password": superuser["password"], "uri": uri}
 
 
 def format_connection(secret: Mapping[str, str], url_format: str) -> str:

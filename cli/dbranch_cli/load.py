@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gzip
 import io
+import secrets
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, cast
@@ -14,15 +17,19 @@ from typing import IO, cast
 import click
 
 from dbranch.api.quantity import format_bytes
-from dbranch_cli.connect import run_client
+from dbranch_cli.connect import require_client, run_client, write_stdin
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.invocation import Invocation
+from dbranch_cli.load_role import LoadRole
 from dbranch_cli.objects import active_branch_of
 from dbranch_cli.options import BranchName, Command, passthrough_arguments
 
 _PREFIX_BYTES, _CHUNK_BYTES = 512, 1 << 18
 _PROGRESS_INTERVAL_SECONDS = 0.5
 _GZIP_MAGIC = b"\x1f\x8b"
+# The dump's roles may not exist here: whoever loads it owns everything.
+_FOR_ANY_ROLE = ("--no-owner", "--no-privileges")
+_PSQL = ("-X", "-q", "-v", "ON_ERROR_STOP=1")
 
 
 @click.command(cls=Command, passthrough=True, epilog="Arguments after -- are passed to psql or pg_restore.")
@@ -37,17 +44,18 @@ _GZIP_MAGIC = b"\x1f\x8b"
 def load(context: click.Context, file: str, branch: str | None, no_transaction: bool) -> None:
     """Load a dump into a branch (default: the active one).
 
-    Formats: SQL, gzipped SQL, pg_dump's custom, directory and tar format. The format is detected.
+    Formats: SQL, gzipped SQL, pg_dump's custom, directory and tar format. The format is detected. The superuser
+    loads it in one transaction; what the dump gives no owner belongs to the application's role.
     """
     invocation: Invocation = context.obj
     target = branch or active_branch_of(invocation.project())
-    extra_arguments = list(passthrough_arguments(context))
+    arguments, role = list(passthrough_arguments(context)), load_role(invocation)
     if file != "-" and Path(file).is_dir():
         if not Path(file, "toc.dat").is_file():
             message = f"directory {file} is not a dump of pg_dump: it has no toc.dat"
             raise Failure(ExitCode.USAGE, "InvalidInput", message)
-        arguments = [*pg_restore_arguments(not no_transaction), *extra_arguments, file]
-        code = run_client(invocation, "pg_restore", arguments, branch)
+        arguments.append(file)
+        code = _load_archive(invocation, branch, arguments, None, role, no_transaction)
         _print_outcome(invocation, code, "pg_restore", file, target)
         return
     with ExitStack() as stack:
@@ -58,15 +66,54 @@ def load(context: click.Context, file: str, branch: str | None, no_transaction: 
             prefix = read_prefix(source)
         if not prefix:
             raise Failure(ExitCode.USAGE, "EmptyDump", f"{_display_name(file)} is empty; nothing was loaded")
-        program = program_for(prefix)
-        arguments = (
-            pg_restore_arguments(not no_transaction)
-            if program == "pg_restore"
-            else psql_arguments(not no_transaction)
-        )
-        chunks = _read_chunks(prefix, source, invocation)
-        code = run_client(invocation, program, [*arguments, *extra_arguments], branch, chunks, quiet=True)
+        program, chunks = program_for(prefix), _read_chunks(prefix, source, invocation)
+        if program == "pg_restore":
+            code = _load_archive(invocation, branch, arguments, chunks, role, no_transaction)
+        else:
+            arguments = [*psql_arguments(role, not no_transaction), *arguments]
+            code = run_client(invocation, "psql", arguments, branch, chunks, quiet=True, superuser=True)
     _print_outcome(invocation, code, program, file, target)
+
+
+def load_role(invocation: Invocation) -> LoadRole | None:
+    """Return a new role that loads for the application; None if the application's role is the superuser itself."""
+    project = invocation.project_name
+    owner = invocation.store.secret(project)["username"]
+    superuser = invocation.store.superuser_secret(project)["username"]
+    return None if owner == superuser else LoadRole(f"dbranch_load_{secrets.token_hex(4)}", owner, superuser)
+
+
+def _load_archive(
+    invocation: Invocation,
+    branch: str | None,
+    arguments: list[str],
+    chunks: Iterator[bytes] | None,
+    role: LoadRole | None,
+    no_transaction: bool,
+) -> int:
+    """Load a dump of pg_dump that is no script: from chunks, or from a directory that `arguments` end with."""
+    if not no_transaction:
+        script = archive_script(arguments, chunks)
+        return run_client(
+            invocation, "psql", psql_arguments(role, True), branch, script, True, superuser=True
+        )
+    as_role = ["--role", role.name] if role else []
+    restore = ["--dbname", "", *_FOR_ANY_ROLE, *as_role, "--exit-on-error", *arguments]
+    if role:
+        _run_statements(invocation, branch, role.create)
+    try:
+        return run_client(invocation, "pg_restore", restore, branch, chunks, quiet=True, superuser=True)
+    finally:
+        if role:
+            _run_statements(invocation, branch, *role.finish)
+
+
+def _run_statements(invocation: Invocation, branch: str | None, *statements: str) -> None:
+    """Run statements as the superuser. Raise Failure if one fails."""
+    arguments = [*_PSQL, *(f"-c{statement}" for statement in statements)]
+    if run_client(invocation, "psql", arguments, branch, quiet=True, superuser=True):
+        message = "the superuser cannot prepare or finish the load; see the messages above"
+        raise Failure(ExitCode.OTHER, "LoadFailed", message)
 
 
 def _open_file(file: str) -> IO[bytes]:
@@ -84,17 +131,53 @@ def program_for(prefix: bytes) -> str:
     return "pg_restore" if prefix[:5] == b"PGDMP" or is_tar else "psql"
 
 
-def psql_arguments(single_transaction: bool) -> list[str]:
-    """Return psql's arguments: read the script from standard input and stop at its first error."""
-    transaction = ["--single-transaction"] if single_transaction else []
-    return ["-X", "-q", "-v", "ON_ERROR_STOP=1", *transaction, "-f", "-"]
+def psql_arguments(role: LoadRole | None, single_transaction: bool) -> list[str]:
+    """Return psql's arguments: read the script from standard input, as `role`, and stop at its first error."""
+    arguments = [*_PSQL, *(["--single-transaction"] if single_transaction else [])]
+    if role is None:
+        return [*arguments, "-f", "-"]
+    before, after = (role.create, role.become), role.finish
+    return [*arguments, *(f"-c{sql}" for sql in before), "-f", "-", *(f"-c{sql}" for sql in after)]
 
 
-def pg_restore_arguments(single_transaction: bool) -> list[str]:
-    """Return pg_restore's arguments: the connected role owns everything, as the dump's roles may not exist."""
-    database = ["--dbname", ""]  # an empty name means PGDATABASE
-    transaction = ["--single-transaction"] if single_transaction else ["--exit-on-error"]
-    return [*database, "--no-owner", "--no-privileges", *transaction]
+def archive_script(arguments: Sequence[str], chunks: Iterator[bytes] | None) -> Iterator[bytes]:
+    """Yield the SQL of an archive, whose bytes are `chunks` or, with None, in the directory that `arguments` name.
+
+    Raise Failure at the end if pg_restore could not read all of it, so that nothing is committed.
+    """
+    require_client("pg_restore")
+    process = subprocess.Popen(
+        ["pg_restore", "--file", "-", *_FOR_ANY_ROLE, *arguments],
+        stdin=subprocess.PIPE if chunks is not None else None,
+        stdout=subprocess.PIPE,
+    )
+    errors: list[BaseException] = []
+    feeder = threading.Thread(target=_feed, args=[process, chunks, errors], daemon=True)
+    feeder.start()
+    assert process.stdout is not None
+    try:
+        while block := process.stdout.read(_CHUNK_BYTES):
+            yield block
+        feeder.join()
+        code = process.wait()
+    finally:
+        process.kill()
+        process.wait()
+    if errors:
+        raise errors[0]
+    if code:
+        message = f"cannot read the dump: pg_restore failed with exit code {code}; nothing was loaded"
+        raise Failure(ExitCode.OTHER, "LoadFailed", message)
+
+
+def _feed(
+    process: subprocess.Popen[bytes], chunks: Iterator[bytes] | None, errors: list[BaseException]
+) -> None:
+    try:
+        if chunks is not None:
+            write_stdin(process, chunks)
+    except BaseException as error:  # noqa: BLE001 - raised where the output is read
+        errors.append(error)
 
 
 def read_prefix(source: IO[bytes]) -> bytes:

@@ -11,8 +11,8 @@ from dbranch.api.errors import InvalidInput
 
 _PROJECT_NAME = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 _BRANCH_NAME = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
-# Reserved: a project's proxy and Secret are named `<project>-proxy` and `<project>-conn`.
-_RESERVED_BRANCH_NAMES = ("proxy", "conn")
+# Reserved: a project's proxy and Secrets are named `<project>-proxy`, `<project>-conn`, `<project>-superuser-conn`.
+_RESERVED_BRANCH_NAMES = ("proxy", "conn", "superuser")
 _MAX_LISTED_NAMES = 10
 
 

@@ -166,7 +166,13 @@ class Store:
 
     def secret(self, object_name: str) -> dict[str, str]:
         """Return the data of Secret `<object>-conn`: host, port, username, password, database, uri."""
-        name = names.conn_secret_name(object_name)
+        return self._connection_secret(names.conn_secret_name(object_name))
+
+    def superuser_secret(self, project: str) -> dict[str, str]:
+        """Return the data of Secret `<project>-superuser-conn`; its keys are those of `secret`."""
+        return self._connection_secret(names.superuser_secret_name(project))
+
+    def _connection_secret(self, name: str) -> dict[str, str]:
         try:
             body = self.connection.get(f"/api/v1/namespaces/{self.namespace}/secrets/{name}")
         except ApiError as error:

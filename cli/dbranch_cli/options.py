@@ -28,6 +28,13 @@ def _store_in_invocation(field: str) -> Callable[[click.Context, click.Parameter
     return callback
 
 
+def superuser_option() -> Callable[[Any], Any]:
+    """Return the option `--superuser` of the commands that connect."""
+    return click.option(
+        "--superuser", is_flag=True, help="As the superuser; needs the Secret <project>-superuser-conn."
+    )
+
+
 def common_options() -> list[click.Option]:
     """Return the options of every command; those after the command override those before it."""
 

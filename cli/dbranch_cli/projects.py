@@ -44,9 +44,13 @@ from dbranch_cli.waiting import has_condition, wait_deleted, wait_for
 @click.option(
     "--password-secret",
     metavar="NAME[:KEY]",
-    help="Secret with the owner's password; default: a generated password.",
+    help="Secret with the user's password; default: a generated password.",
 )
-@click.option("--user", metavar="NAME", help="Owner of the database; default: postgres.")
+@click.option(
+    "--user",
+    metavar="NAME",
+    help="Role of the application, which owns the database; default: app. With postgres it is the superuser.",
+)
 @click.option("--database", metavar="NAME", help="Name of the database; default: dbranch.")
 @click.option(
     "--run-as-user", type=int, metavar="UID", help="User ID of Postgres in the image; default: 999."

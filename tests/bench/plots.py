@@ -81,7 +81,7 @@ _AGENT_STEPS = {
     "Bind": "agent: binds the branch into the slot",
     "accept": "Postgres: start until it accepts",
     "Clean": "agent: SQL cleaning",
-    "SetPassword": "agent: sets the owner's password",
+    "SetPasswords": "agent: sets the owner's password",
     "Open": "agent: opens to users",
     "report": "agent: writes the status",
 }

@@ -120,7 +120,10 @@ class Stage:
 
     def create_project(self, name: str, size: str = "2Gi", **postgres: Any) -> str:
         """Create a project and wait until it is Ready; return its name."""
-        spec = {"postgres": {"image": POSTGRES_IMAGE, **postgres}, "storage": {"size": size}}
+        spec = {
+            "postgres": {"image": POSTGRES_IMAGE, "user": "postgres", **postgres},
+            "storage": {"size": size},
+        }
         body = {"apiVersion": names.API_VERSION, "kind": names.PROJECT_KIND, "metadata": {"name": name}}
         began = time.monotonic()
         self.cluster.create(

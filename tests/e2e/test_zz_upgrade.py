@@ -65,6 +65,12 @@ def test_an_upgrade_from_the_last_release_keeps_every_branch_running(
     assert shop.pod_uids() == pods
     assert shop.sql("select name from item where id = 1") == "changed"
     assert shop.sql("select name from item where id = 1", "main") == "first"
+    # The release made the user a superuser, and so it stays.
+    assert (
+        shop.sql("select current_user, rolsuper from pg_roles where rolname = current_user") == "postgres|t"
+    )
+    other_team.kubectl("wait", "--for=create", "secret/shop-superuser-conn", KUBECTL_TIMEOUT)
+    assert other_team.secret("shop-superuser-conn") == other_team.secret("shop-conn")
     # What the release made is a source, a target of a switch, and can be stopped, resumed and deleted.
     shop.branch("newer", "older")
     assert shop.sql("select name from item where id = 1", "newer") == "changed"

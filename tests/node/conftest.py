@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,6 @@ def node() -> Iterator[Node]:
             yield node
         finally:
             node.tear_down()
-            with suppress(FileNotFoundError):
-                (layout.base / "verifier").unlink()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,16 +30,21 @@ from dbranch.agent.volume.origins.initdb import ensure_initdb_area, ensure_initd
 from dbranch.agent.volume.origins.snapshot import ensure_snapshot
 from dbranch.agent.volume.settings import Settings
 from dbranch.api import names
+from dbranch.api.parameters import NEWEST_MAJOR, OLDEST_MAJOR
+from dbranch.api.scram import verifier_of
 
 SIZE = 512 * 2**20
 # initdb needs a user with a name.
 OWNER = pwd.getpwnam("nobody").pw_uid
-USER = "postgres"
+# The superuser's and the application's role, with their passwords.
+USER, APP = "postgres", "app"
+PASSWORDS = {USER: "of the superuser", APP: "of the application"}
+VERIFIERS = {role: verifier_of(password, b"0" * 16) for role, password in PASSWORDS.items()}
 AS_TENANT = ("setpriv", "--reuid", str(OWNER), "--regid", str(OWNER), "--clear-groups")
 
 
 def postgres_directory() -> Path:
-    """Return the directory of the newest installed Postgres' programs."""
+    """Return the directory of the newest Postgres' programs that the system's packages installed."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     assert programs, "no Postgres on this machine: apt-get install postgresql"
     return programs[-1].parent
@@ -57,6 +62,7 @@ class Node:
     project: str = field(default_factory=new_uid)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     pool_uuid: str | None = None
+    programs: Path = field(default_factory=postgres_directory)
 
     def ensure_pool(self) -> str:
         """Create or bring up the project's pool; return its filesystem's UUID."""
@@ -64,17 +70,23 @@ class Node:
         return self.pool_uuid
 
     def settings(self, branch: str, **parameters: str) -> Settings:
-        return Settings(USER, names.branch_port(branch), {"shared_buffers": "16MB", **parameters})
+        return Settings(names.branch_port(branch), {"shared_buffers": "16MB", **parameters})
 
-    def create_root(self, **parameters: str) -> str:
-        """Create the root branch by initdb.sh; return its UID."""
-        branch, name = new_uid(), f"initdb-{self.project}"
+    def run_initdb(self, branch: str, *args: str, **environment: str) -> int:
+        """Run initdb.sh with these arguments in an empty area of the root branch; return its exit code."""
+        name = f"initdb-{self.project}"
         ensure_initdb_area(self.layout, self.project, branch, OWNER)
         slot.ensure_slot(self.layout, name, OWNER)
         slot.ensure_initdb_bound(self.layout, name, self.project, branch)
-        initdb = self.run_script(name, read_initdb())
-        assert initdb.wait(120) == 0, self.stderr_of(name)
+        code = self.run_script(name, read_initdb(), args, environment).wait(120)
+        del self.running[name]
         slot.ensure_slot_removed(self.layout, name)
+        return code
+
+    def create_root(self, *args: str, environment: Mapping[str, str] | None = None, **parameters: str) -> str:
+        """Create the root branch by initdb.sh with these arguments; return its UID."""
+        branch, name = new_uid(), f"initdb-{self.project}"
+        assert self.run_initdb(branch, *args, **(environment or {})) == 0, self.stderr_of(name)
         ensure_initdb_promoted(
             self.layout,
             self.project,
@@ -101,27 +113,40 @@ class Node:
         drawn = hashlib.sha256(f"{self.layout.base}/{name}".encode()).digest()
         return "127." + ".".join(str(byte % 254 + 1) for byte in drawn[:3])
 
-    def run_script(self, name: str, text: str) -> subprocess.Popen[bytes]:
-        """Run a pod's script as its container does, unprivileged, with `/slot` replaced by the slot's directory."""
-        verifier = self.layout.base / "verifier"
-        verifier.write_text("SCRAM-SHA-256$4096:MDAwMDAwMDAwMDAwMDAwMA==$YQ==:Yg==\n")
-        script = text.replace("/verifier/verifier", str(verifier)).replace(
-            "/slot", str(self.layout.slot(name))
-        )
+    def run_script(
+        self,
+        name: str,
+        text: str,
+        args: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """Run a pod's script as its container does, unprivileged, with `/slot` replaced by the slot's directory.
+
+        `environment`: of the pod's container, over that of the tests' default project.
+        """
+        verifiers = self.layout.base / "verifier"
+        verifiers.mkdir(exist_ok=True)
+        (verifiers / "verifier").write_text(VERIFIERS[APP])
+        (verifiers / "superuser").write_text(VERIFIERS[USER])
+        directory = str(self.layout.slot(name))
+        script = text.replace("/verifier/", f"{verifiers}/").replace("/slot", directory)
         # A pod has addresses of its own; here the ports of other tests' branches may be the same.
         script = script.replace("listen_addresses='*'", f"listen_addresses={self.address_of(name)}")
-        programs = postgres_directory()
+        pod = {
+            **{"DBRANCH_USER": APP, "DBRANCH_DATABASE": "dbranch"},
+            **{"DBRANCH_OLDEST_MAJOR": str(OLDEST_MAJOR), "DBRANCH_NEWEST_MAJOR": str(NEWEST_MAJOR)},
+            **{"PGHOST": "/slot/run", **(environment or {})},
+        }
         process = subprocess.Popen(
             # A shell cannot trap a signal that was ignored when it started, as SIGINT is in a background job.
             [
                 *("env", "--default-signal=INT,QUIT,TERM"),
-                *(*AS_TENANT, "sh", "-c", script),
+                *(*AS_TENANT, "sh", "-c", script, "initdb", *args),
             ],
             env={
                 **os.environ,
-                "PATH": f"{initdb_directory(programs, OWNER)}:{programs}:{os.environ['PATH']}",
-                "DBRANCH_USER": USER,
-                "DBRANCH_DATABASE": "dbranch",
+                "PATH": f"{initdb_directory(self.programs, OWNER)}:{self.programs}:{os.environ['PATH']}",
+                **{variable: value.replace("/slot", directory) for variable, value in pod.items()},
             },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -143,7 +168,7 @@ class Node:
         slot.ensure_bound(self.layout, name, self.project, branch)
         marker = subvolume.read_marker(self.layout.branch(self.project, branch))
         assert marker
-        endpoint = Endpoint(name, names.branch_port(branch), USER, marker.major)
+        endpoint = Endpoint(name, names.branch_port(branch), marker.superuser, marker.major)
         assert await_accepting(self.layout, endpoint, 30), self.stderr_of(name)
         return endpoint
 

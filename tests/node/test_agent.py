@@ -21,7 +21,7 @@ from dbranch.api import names
 from dbranch.api.branch import parse_branch
 from dbranch.api.errors import ApiError
 from dbranch.api.project import parse_project
-from dbranch.api.scram import verifier_of, version_of
+from dbranch.api.scram import joined_version, verifier_of
 from dbranch.kube.client import Cluster, path_of
 
 SECRETS = path_of("v1", "secrets", "dbranch-nodes")
@@ -44,21 +44,28 @@ def restart(world: World, branch: str, when: str) -> None:
     world.run_agent()
 
 
-def give_password(world: World, project: str, password: str) -> str:
-    """Write the verifier's Secret, then its version into the status, as the controller does; return the verifier."""
-    verifier = verifier_of(password, b"0123456789abcdef")
+def give_passwords(world: World, project: str, password: str) -> dict[str, str]:
+    """Write the verifiers' Secret, then its version into the status, as the controller does; return it by role.
+
+    The application's password is `password`, the superuser's begins with it.
+    """
+    application, superuser = (
+        verifier_of(text, b"0123456789abcdef") for text in (password, f"{password} of all")
+    )
+    keys = {"verifier": application, "superuser": superuser}
     body = {"metadata": {"name": names.verifier_secret_name(project)}}
-    body["data"] = {"verifier": base64.b64encode(verifier.encode()).decode()}
+    body["data"] = {key: base64.b64encode(text.encode()).decode() for key, text in keys.items()}
     with suppress(ApiError):
         world.api.create(SECRETS, body)
     world.api.merge(f"{SECRETS}/{names.verifier_secret_name(project)}", body)
-    version = {"status": {"passwordVersion": version_of(verifier)}}
+    version = {"status": {"passwordVersion": joined_version(application, superuser)}}
     world.api.merge(f"{PROJECTS}/shop/status", version)
-    return verifier
+    return {"app": application, "postgres": superuser}
 
 
-def stored_password(world: World, branch: str) -> object:
-    return world.sql(branch, "select rolpassword from pg_authid where rolname = 'postgres'")[0][0]
+def stored_passwords(world: World, branch: str) -> dict[object, object]:
+    query = "select rolname, rolpassword from pg_authid where rolname in ('app', 'postgres')"
+    return dict(world.sql(branch, query))  # type: ignore[arg-type]
 
 
 def setting(world: World, branch: str, name: str) -> object:
@@ -94,6 +101,26 @@ def test_parameters_that_changed_while_a_branch_was_stopped_are_read_at_its_star
     world.run_agent()
     assert setting(world, "main", "shared_buffers") == "24MB"
     assert postgres_status(world, "main")[0] == "Accepting"
+
+
+def test_parameters_that_keep_postgres_from_starting_are_corrected_while_a_branch_is_stopped(
+    world: World,
+) -> None:
+    world.make_project()
+    world.run_agent()
+    configure(world, parameters={"shared_buffers": "16MB", "max_wal_senders": "3", "wal_level": "minimal"})
+    world.patch_spec("main", state="Stopped")
+    world.run_agent()
+    configure(world, parameters={"shared_buffers": "24MB", "max_wal_senders": None, "wal_level": None})
+    world.patch_spec("main", state="Running")
+    world.run_agent()
+    assert (
+        postgres_status(world, "main")[0] == "Accepting"
+        and setting(world, "main", "shared_buffers") == "24MB"
+    )
+    # The first Postgres that was started read them: none of a wrong start is in the slot's log.
+    slot = world.branch("main")["status"]["node"]["slot"]
+    assert "FATAL" not in world.node.stderr_of(slot)
 
 
 def test_settings_that_a_killed_agent_wrote_and_never_had_loaded_are_loaded(world: World) -> None:
@@ -141,6 +168,8 @@ def test_a_branch_of_the_first_release_is_opened_once_more_and_never_closed(worl
         files = world.node.layout.branch(project, world.uid(branch))
         marker = json.loads((files / "marker.json").read_text())
         assert marker.pop("opened") is True
+        # A marker of the first release says neither.
+        assert marker.pop("superuser") == "postgres" and marker.pop("initdb_settings")
         (files / "marker.json").write_text(json.dumps(marker))
     hba = [world.node.layout.branch(project, world.uid(b)) / "pg_hba.conf" for b in ("main", "copy")]
     before = [path.stat().st_ino for path in hba]
@@ -177,23 +206,56 @@ def test_an_image_of_another_major_version_starts_nothing(world: World) -> None:
     assert postgres_status(world, "main")[0] == "Accepting"
 
 
-def test_a_new_password_reaches_every_branch(world: World) -> None:
+def test_new_passwords_reach_every_branch(world: World) -> None:
     project = world.make_project()
-    first = give_password(world, project, "first")
+    first = give_passwords(world, project, "first")
     world.run_agent()
     for name in ("running", "stopped"):
         world.make_branch(name, "main")
     world.run_agent()
-    assert {stored_password(world, b) for b in ("main", "running", "stopped")} == {first}
+    assert [stored_passwords(world, b) for b in ("main", "running", "stopped")] == 3 * [first]
     world.patch_spec("stopped", state="Stopped")
     world.run_agent()
-    second = give_password(world, project, "second")
+    second = give_passwords(world, project, "second")
     world.run_agent()
-    assert {stored_password(world, b) for b in ("main", "running")} == {second}
+    assert [stored_passwords(world, b) for b in ("main", "running")] == 2 * [second]
     world.patch_spec("stopped", state="Running")
     world.make_branch("second", "running")
     world.run_agent()
-    assert {stored_password(world, b) for b in ("stopped", "second")} == {second}
+    assert [stored_passwords(world, b) for b in ("stopped", "second")] == 2 * [second]
+
+
+def test_a_password_that_a_dump_has_changed_is_set_again(world: World) -> None:
+    project = world.make_project()
+    right = give_passwords(world, project, "right")
+    world.run_agent()
+    for role in right:
+        world.sql("main", f"alter role {role} password 'of the dump'")
+    world.run_agent()
+    assert stored_passwords(world, "main") == right
+    world.sql("main", "alter role app password null")
+    world.run_agent()
+    assert stored_passwords(world, "main") == right
+    # Once: with the right passwords there is nothing to do.
+    world.run_agent()
+    assert not [effect for effect in world.effects if "alter role" in effect]
+
+
+def test_a_dropped_role_of_the_application_is_reported_and_can_be_created_again(world: World) -> None:
+    project = world.make_project()
+    right = give_passwords(world, project, "right")
+    world.run_agent()
+    world.sql("main", "alter database dbranch owner to postgres")
+    world.sql("main", "drop role app")
+    world.run_rounds()
+    reason, message = postgres_status(world, "main")
+    assert reason == "RoleNotFound" and "no role app" in message and "--superuser" in message
+    # Whoever repairs it has to reach it.
+    assert world.branch("main")["status"]["node"]["address"]
+    assert stored_passwords(world, "main") == {"postgres": right["postgres"]}
+    world.sql("main", "create role app login")
+    world.run_agent()
+    assert postgres_status(world, "main")[0] == "Accepting" and stored_passwords(world, "main") == right
 
 
 def test_a_stopped_branch_can_be_a_source(world: World) -> None:

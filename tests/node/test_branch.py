@@ -114,13 +114,13 @@ def test_a_copy_opens_only_after_it_is_cleaned(main: tuple[Node, str, Endpoint])
     copy = node.create_copy(branch)
     files = node.layout.branch(node.project, copy)
     assert list((files / "pgdata" / "pg_replslot").iterdir()) == []
-    assert "scram" not in (files / "pg_hba.conf").read_text()
+    assert "host" not in (files / "pg_hba.conf").read_text()
     copy_endpoint = node.start_postgres(copy)
     assert ensure_cleaned(node.layout, node.project, copy, copy_endpoint) == Cleaned(1, 1)
     assert ensure_cleaned(node.layout, node.project, copy, copy_endpoint) == Cleaned()
-    assert "scram" not in (files / "pg_hba.conf").read_text()
+    assert "host" not in (files / "pg_hba.conf").read_text()
     assert ensure_opened(node.layout, node.project, copy, copy_endpoint).opened
-    assert "scram" in (files / "pg_hba.conf").read_text()
+    assert "host" in (files / "pg_hba.conf").read_text()
     remaining = "select (select count(*) from pg_subscription), (select count(*) from pg_prepared_xacts)"
     assert sql(node, copy_endpoint, remaining) == [(0, 0)]
     assert sql(node, endpoint, remaining) == [(1, 1)]

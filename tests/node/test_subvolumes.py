@@ -137,7 +137,7 @@ def test_what_a_newer_release_wrote_is_neither_copied_nor_rewritten_nor_destroye
         lambda: up.create_copy(copy),
         lambda: up.take_snapshot(root, copy),
         lambda: subvolume.ensure_settings(up.layout, up.project, copy, up.settings(copy)),
-        lambda: subvolume.ensure_hba_open(up.layout, up.project, copy, "postgres"),
+        lambda: subvolume.ensure_hba_open(up.layout, up.project, copy),
         lambda: subvolume.ensure_recorded(up.layout, up.project, copy, Marker.with_opened),
         lambda: subvolume.ensure_trashed(up.layout, up.project, copy),
     ):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.fakes.api import FakeApi, Json
 from tests.node.agent_life import BRANCHES, NAMESPACE, NODE, PODS, PROJECTS, WARM
-from tests.node.machine import OWNER, Node, owner_session
+from tests.node.machine import OWNER, USER, Node, owner_session
 
 from dbranch.agent.linux.loops import loops_of
 from dbranch.agent.linux.mounts import read_mounts
@@ -50,7 +50,7 @@ class Kubelet(threading.Thread):
         process = self._node.running.get(name)
         deleting = bool(pod["metadata"].get("deletionTimestamp"))
         if process is None and not deleting:
-            process = self._node.run_script(name, pod["spec"]["containers"][0]["command"][2])
+            process = self._run(pod)
             self._write_status(
                 path,
                 {
@@ -64,7 +64,7 @@ class Kubelet(threading.Thread):
                 self._node.running.pop(name)
                 self._api.remove_pod(path)
             elif pod["spec"]["restartPolicy"] == "Always":
-                self._node.run_script(name, pod["spec"]["containers"][0]["command"][2])
+                self._run(pod)
                 restarts = pod["status"]["containerStatuses"][0]["restartCount"] + 1
                 self._write_status(path, {"containerStatuses": [{**_RUNNING, "restartCount": restarts}]})
             elif pod["status"]["phase"] == "Running":
@@ -73,6 +73,12 @@ class Kubelet(threading.Thread):
             self._api.remove_pod(path)
         elif deleting:
             process.send_signal(signal.SIGINT)
+
+    def _run(self, pod: Json) -> subprocess.Popen[bytes]:
+        container = pod["spec"]["containers"][0]
+        environment = {entry["name"]: entry["value"] for entry in container.get("env", [])}
+        _, _, script, *arguments = container["command"]
+        return self._node.run_script(pod["metadata"]["name"], script, arguments[1:], environment)
 
     def _write_status(self, path: str, status: Json) -> None:
         self._api.merge(f"{path}/status", {"status": status})
@@ -227,7 +233,7 @@ class World:
     def sql(self, name: str, query: str) -> list[tuple[object, ...]]:
         node = self.branch(name)["status"]["node"]
         major = int(str(node["postgresVersion"]).partition(".")[0])
-        endpoint = Endpoint(node["slot"], node["port"], "postgres", major)
+        endpoint = Endpoint(node["slot"], node["port"], USER, major)
         with owner_session(self.node.layout, endpoint, seconds=30) as connection:
             cursor = connection.execute(query.encode())
             return cursor.fetchall() if cursor.description else []

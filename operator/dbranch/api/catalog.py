@@ -208,10 +208,17 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Postgres does not take a parameter.",
         "Correct spec.postgres.parameters; the message names it.",
     ),
-    Reason.IMAGE_INCOMPATIBLE: _both(
+    Reason.IMAGE_INCOMPATIBLE: Entry(
+        "The image is of another major version of PostgreSQL than the data, or of one that is not supported.",
+        "Set spec.postgres.image to a major version that the message names.",
+        project=(_POSTGRES,),
+        branch=(_STORAGE, _POSTGRES),
+    ),
+    Reason.ROLE_NOT_FOUND: _both(
         _POSTGRES,
-        "The image is of another major version of PostgreSQL than the data.",
-        "Set spec.postgres.image to the major version in the message.",
+        "The role in spec.postgres.user was dropped or renamed, so the connection string does not answer; other "
+        "roles are admitted.",
+        "Create the role with `dbranch psql --superuser` and give it what it owned; its password is set by itself.",
     ),
     Reason.ROUTED: _project(_ROUTED, "Every proxy sends new sessions to spec.activeBranch."),
     Reason.DRAINING: _project(

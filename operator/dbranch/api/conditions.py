@@ -78,6 +78,7 @@ class Reason(OpenEnum):
     CRASH_LOOPING = "CrashLooping"
     INVALID_PARAMETERS = "InvalidParameters"
     IMAGE_INCOMPATIBLE = "ImageIncompatible"
+    ROLE_NOT_FOUND = "RoleNotFound"
     # Routed
     ROUTED = "Routed"
     DRAINING = "Draining"
@@ -123,8 +124,11 @@ STALLED_REASONS = frozenset(
         Reason.STORAGE_UNCLEAR,
         Reason.INVALID_PARAMETERS,
         Reason.IMAGE_INCOMPATIBLE,
+        Reason.ROLE_NOT_FOUND,
     }
 )
+# Postgres admits sessions though something is wrong, so that a person can correct it there.
+_ADMITTING_REASONS = frozenset({Reason.ACCEPTING, Reason.RESTART_PENDING, Reason.ROLE_NOT_FOUND})
 # Their Event is a Warning.
 WARNING_REASONS = STALLED_REASONS | {
     Reason.NO_ELIGIBLE_NODE,
@@ -171,6 +175,11 @@ class Finding:
     def done(self) -> bool:
         """True if the condition that carries this reason is True."""
         return self.reason in TRUE_REASONS
+
+    @property
+    def admits(self) -> bool:
+        """True if a Postgres of which this is said admits sessions; also where the condition is not True."""
+        return self.reason in _ADMITTING_REASONS
 
     def as_dict(self) -> dict[str, str]:
         return {"reason": self.reason.value, "message": clip(self.message)}

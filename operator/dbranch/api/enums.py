@@ -47,6 +47,14 @@ class DeletionPolicy(OpenEnum):
     RETAIN = "Retain"
 
 
+class LocaleProvider(OpenEnum):
+    """`spec.postgres.initdb.provider` of a project."""
+
+    LIBC = "libc"
+    ICU = "icu"
+    BUILTIN = "builtin"
+
+
 class ServiceType(OpenEnum):
     """`spec.proxy.serviceType` of a project."""
 

@@ -62,6 +62,8 @@ COMPONENT_PROXY: Final = "proxy"
 COMPONENT_POSTGRES: Final = "postgres"
 
 POSTGRES_PORT: Final = 5432
+# The role that initdb makes.
+SUPERUSER: Final = "postgres"
 
 # In the nodes' namespace, created by the chart.
 POSTGRES_SERVICE_ACCOUNT: Final = "dbranch-postgres"
@@ -112,13 +114,21 @@ def conn_secret_name(object_name: str) -> str:
     return f"{object_name}-conn"
 
 
+def superuser_secret_name(project: str) -> str:
+    """Return the name of a project's Secret with the superuser's password; its keys are those of `<project>-conn`."""
+    return conn_secret_name(f"{project}-superuser")
+
+
 def proxy_name(project: str) -> str:
     """Return the name of the proxy's Deployment, ServiceAccount, Role and RoleBinding."""
     return f"{project}-proxy"
 
 
 def verifier_secret_name(project_uid: str) -> str:
-    """Return the name of the Secret, in the nodes' namespace, with the password's SCRAM verifier (key `verifier`)."""
+    """Return the name of the Secret, in the nodes' namespace, with the SCRAM verifiers of a project's passwords.
+
+    Its keys: `verifier` of the application's role, `superuser` where the superuser is another role.
+    """
     return f"verifier-{project_uid}"
 
 

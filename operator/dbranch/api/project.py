@@ -10,6 +10,7 @@ from dbranch.api import names
 from dbranch.api.conditions import Finding
 from dbranch.api.enums import (
     DeletionPolicy,
+    LocaleProvider,
     OnSwitch,
     Protection,
     ProxyProtocol,
@@ -29,13 +30,27 @@ class SecretKey:
 
 
 @dataclass(frozen=True)
+class Initdb:
+    """`spec.postgres.initdb`: what initdb is given; None: the script's default (initdb.sh)."""
+
+    locale: str | None = None
+    encoding: str | None = None
+    provider: LocaleProvider | None = None
+    args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Postgres:
-    """`spec.postgres`: the image and UID that Postgres runs with, and the user and database that `initdb` creates."""
+    """`spec.postgres`: the image and UID that Postgres runs with, and what is created with the project.
+
+    `user`: the application's role, which owns `database`; it is no superuser unless it is names.SUPERUSER.
+    """
 
     image: str = "postgres:17"
     run_as_user: int = 999
-    user: str = "postgres"
+    user: str = "app"
     database: str = "dbranch"
+    initdb: Initdb = field(default_factory=Initdb)
     password_secret: SecretKey | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
     resources: Mapping[str, Any] = field(default_factory=dict)
@@ -113,7 +128,7 @@ class ProxyEntry:
 
 @dataclass(frozen=True)
 class ProjectNode:
-    """`status.node`: what the project's agent reports of its pool."""
+    """`status.node`: what the project's agent reports of its pool. `superuser`: the role that initdb made."""
 
     machine_id: str | None = None
     pool_uuid: str | None = None
@@ -121,6 +136,7 @@ class ProjectNode:
     storage: Finding | None = None
     observed_generation: int = 0
     password_version: str | None = None
+    superuser: str | None = None
     image_digest: str | None = None
     postgres_version: str | None = None
     total_bytes: int | None = None
@@ -163,6 +179,16 @@ class Project:
     @property
     def running(self) -> bool:
         return self.state == State.RUNNING
+
+    @property
+    def superuser(self) -> str | None:
+        """The superuser's role; None until the agent has reported that of data that exists already.
+
+        The first release made `spec.postgres.user` the superuser, so a project may have no names.SUPERUSER.
+        """
+        if self.node.superuser or self.node.initialized or self.adopt:
+            return self.node.superuser
+        return names.SUPERUSER
 
 
 def parse_seconds(text: str | int | float) -> float:
@@ -214,6 +240,7 @@ def parse_project(body: Mapping[str, Any]) -> Project:
             run_as_user=int(raw_pg.get("runAsUser", base.postgres.run_as_user)),
             user=raw_pg.get("user", base.postgres.user),
             database=raw_pg.get("database", base.postgres.database),
+            initdb=_parse_initdb(raw_pg.get("initdb") or {}),
             password_secret=SecretKey(secret["name"], secret.get("key", "password")) if secret else None,
             parameters=dict(raw_pg.get("parameters") or {}),
             resources=dict(raw_pg.get("resources") or {}),
@@ -261,6 +288,11 @@ def _parse_entry(raw: Mapping[str, Any]) -> ProxyEntry:
     )
 
 
+def _parse_initdb(raw: Mapping[str, Any]) -> Initdb:
+    provider = LocaleProvider(raw["provider"]) if raw.get("provider") else None
+    return Initdb(raw.get("locale"), raw.get("encoding"), provider, tuple(raw.get("args") or ()))
+
+
 def _parse_limits(raw: Mapping[str, Any]) -> ProxyLimits:
     return ProxyLimits(
         sessions=int(raw.get("sessions", ProxyLimits.sessions)),
@@ -277,6 +309,7 @@ def _parse_node(raw: Mapping[str, Any]) -> ProjectNode:
         storage=Finding.from_dict(raw.get("storage")),
         observed_generation=int(raw.get("observedGeneration", 0)),
         password_version=raw.get("passwordVersion"),
+        superuser=raw.get("superuser"),
         image_digest=raw.get("imageDigest"),
         postgres_version=raw.get("postgresVersion"),
         total_bytes=raw.get("totalBytes"),

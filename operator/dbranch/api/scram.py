@@ -1,4 +1,4 @@
-"""The owner's password as Postgres stores it: a SCRAM-SHA-256 verifier. Pure.
+"""A password as Postgres stores it: a SCRAM-SHA-256 verifier. Pure.
 
 Sources: RFC 5803 (format), RFC 4013 (SASLprep), PostgreSQL's `scram_build_secret`.
 """
@@ -14,6 +14,7 @@ import unicodedata
 from typing import Final
 
 _ITERATIONS: Final = 4096
+_VERSION_DIGITS: Final = 16
 _VERIFIER: Final = re.compile(r"SCRAM-SHA-256\$(\d+):([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+):([A-Za-z0-9+/=]+)")
 _PROHIBITED: Final = (
     stringprep.in_table_a1,
@@ -62,7 +63,25 @@ def verifier_of(password: str, salt: bytes, iterations: int = _ITERATIONS) -> st
 
 def version_of(verifier: str) -> str:
     """Return 16 hex digits that change with the verifier and reveal nothing of it: a part of its SHA-256."""
-    return hashlib.sha256(verifier.strip().encode()).hexdigest()[:16]
+    return hashlib.sha256(verifier.strip().encode()).hexdigest()[:_VERSION_DIGITS]
+
+
+def joined_version(*verifiers: str) -> str:
+    """Return the versions of several verifiers as one, in their order.
+
+    >>> joined_version("a", "b") == version_of("a") + version_of("b")
+    True
+    """
+    return "".join(map(version_of, verifiers))
+
+
+def split_version(joined: str) -> tuple[str, ...]:
+    """Return the versions of which `joined_version` made one.
+
+    >>> split_version(joined_version("a", "b")) == (version_of("a"), version_of("b"))
+    True
+    """
+    return tuple(joined[i : i + _VERSION_DIGITS] for i in range(0, len(joined), _VERSION_DIGITS))
 
 
 def is_verifier_of(verifier: str, password: str) -> bool:

@@ -35,7 +35,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Credentials:
-    """A project's user, password and database."""
+    """A role of a project, its password, and the project's database."""
 
     user: str
     password: str
@@ -88,15 +88,24 @@ def conn_secret(
     project: Project, release: Release, credentials: Credentials, branch: Branch | None = None
 ) -> Json:
     """Return the connection Secret of a project (`branch` None) or of one branch, for `envFrom` and for people."""
-    name = branch.object_name if branch else project.name
-    secret_name = names.conn_secret_name(name)
-    meta = (
-        _branch_metadata(project, branch, release, secret_name)
-        if branch
-        else _metadata(project, release, names.COMPONENT_PROXY, secret_name)
-    )
-    host = names.service_host(name, project.namespace)
-    port = names.POSTGRES_PORT if branch else project.proxy.port
+    if branch is None:
+        meta = _metadata(project, release, names.COMPONENT_PROXY, names.conn_secret_name(project.name))
+        return _credentials_secret(meta, project, credentials, project.name, project.proxy.port)
+    name = branch.object_name
+    meta = _branch_metadata(project, branch, release, names.conn_secret_name(name))
+    return _credentials_secret(meta, project, credentials, name, names.POSTGRES_PORT)
+
+
+def superuser_secret(project: Project, release: Release, credentials: Credentials) -> Json:
+    """Return the project's Secret with the superuser's connection, for people and `dbranch load`."""
+    meta = _metadata(project, release, names.COMPONENT_PROXY, names.superuser_secret_name(project.name))
+    return _credentials_secret(meta, project, credentials, project.name, project.proxy.port)
+
+
+def _credentials_secret(
+    meta: Json, project: Project, credentials: Credentials, service: str, port: int
+) -> Json:
+    host = names.service_host(service, project.namespace)
     values = (credentials.user, credentials.password, credentials.database)
     user, password, database = (quote(value, safe="") for value in values)
     texts = {
@@ -111,8 +120,13 @@ def conn_secret(
     return _object("v1", "Secret", meta, type="Opaque", data=data)
 
 
-def verifier_secret(project: Project, release: Release, verifier: str) -> Json:
-    """Return the Secret with the password's SCRAM verifier, in the nodes' namespace: all that agents get of it."""
+def verifier_secret(
+    project: Project, release: Release, verifier: str, superuser_verifier: str | None = None
+) -> Json:
+    """Return the Secret with the passwords' SCRAM verifiers, in the nodes' namespace: all that agents get of them.
+
+    `superuser_verifier` is None where the application's role is the superuser.
+    """
     meta = {
         "name": names.verifier_secret_name(project.uid),
         "namespace": release.nodes_namespace,
@@ -126,7 +140,8 @@ def verifier_secret(project: Project, release: Release, verifier: str) -> Json:
             },
         ),
     }
-    data = {"verifier": base64.b64encode(verifier.encode()).decode()}
+    verifiers = {"verifier": verifier, "superuser": superuser_verifier}
+    data = {key: base64.b64encode(text.encode()).decode() for key, text in verifiers.items() if text}
     return _object("v1", "Secret", meta, type="Opaque", data=data)
 
 

@@ -21,7 +21,7 @@ def target_of(project: Project, branch: Branch) -> Target | None:
     if not should_run(project, branch):
         return Target(branch.name, TargetState.STOPPED)
     node = branch.node
-    if node.postgres and node.postgres.done and node.address and node.port:
+    if node.postgres and node.postgres.admits and node.address and node.port:
         return Target(branch.name, TargetState.READY, node.address, node.port)
     return Target(branch.name, TargetState.STARTING)
 

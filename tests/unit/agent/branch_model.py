@@ -17,7 +17,7 @@ from dbranch.agent.branch.actions import (
     Open,
     PromoteInitdb,
     RemoveSlot,
-    SetPassword,
+    SetPasswords,
     TakeSnapshot,
     WriteSettings,
 )
@@ -117,8 +117,8 @@ def apply(branch: Branch, facts: BranchFacts, action: Action) -> BranchFacts:
             return replace(facts, bound_slots=(slot,), settings_outdated=False)
         case Clean():
             return recorded(facts, cleaned=True)
-        case SetPassword():
-            return recorded(facts, password=VERSION)
+        case SetPasswords():
+            return replace(recorded(facts, password=VERSION), passwords_differ=False)
         case WriteSettings():
             assert facts.marker is not None
             return replace(facts, settings_outdated=False)

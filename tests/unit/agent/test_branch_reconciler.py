@@ -13,7 +13,7 @@ from tests.fakes.api import FakeApi, Json
 from tests.unit.agent.branch_model import COPY, PROJECT, ROOMY, VERSION, marker
 
 from dbranch.agent.branch import backoffs, reconciler
-from dbranch.agent.branch.actions import Action, Claim, Clean, CreatePod, Open, SetPassword, TakeSnapshot
+from dbranch.agent.branch.actions import Action, Claim, Clean, CreatePod, Open, SetPasswords, TakeSnapshot
 from dbranch.agent.branch.effect import BranchEffects, Outcome
 from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.branch.reconciler import BranchReconciler
@@ -135,7 +135,7 @@ def test_a_branch_with_a_warm_slot_is_ready_with_one_write(bench: Bench) -> None
     assert bench.reconcile() == Result()
     assert [type(action).__name__ for action in bench.actions] == [
         *("Claim", "TakeSnapshot", "Bind"),
-        *("Clean", "SetPassword", "Open"),
+        *("Clean", "SetPasswords", "Open"),
     ]
     assert len(bench.api.writes) == 1
     node = bench.node()
@@ -144,7 +144,7 @@ def test_a_branch_with_a_warm_slot_is_ready_with_one_write(bench: Bench) -> None
     assert node["postgresVersion"] == "17.6" and node["port"] == names.branch_port(bench.uid)
 
 
-@pytest.mark.parametrize("action", [Clean, SetPassword, Open])
+@pytest.mark.parametrize("action", [Clean, SetPasswords, Open])
 def test_nobody_is_sent_to_a_branch_that_is_not_open(bench: Bench, action: type) -> None:
     bench.accepts, bench.failing = "17.6", {action: NotAccepting("Postgres in slot warm-1: gone")}
     assert bench.reconcile().requeue_after

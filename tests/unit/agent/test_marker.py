@@ -34,6 +34,8 @@ ROOT = Marker(
     17,
     cleaned=True,
     names=BranchNames("team", "shop", "main"),
+    superuser="postgres",
+    initdb_settings={"timezone": "Etc/UTC"},
 )
 COPY = replace(
     ROOT,
@@ -74,6 +76,8 @@ def test_what_a_marker_says_on_disk() -> None:
         "opened": False,
         "prepared_floor": 5,
         "password": "v1",
+        "superuser": "postgres",
+        "initdb_settings": {"timezone": "Etc/UTC"},
     }
 
 

@@ -19,7 +19,7 @@ from dbranch.agent.branch.actions import (
     DeletePod,
     Open,
     PromoteInitdb,
-    SetPassword,
+    SetPasswords,
     TakeSnapshot,
     WriteSettings,
 )
@@ -79,6 +79,7 @@ def test_a_step_is_needed(step: Step) -> None:
         ("start", BOUND, ACCEPTS),
         ("clean", ACCEPTS, CLEANED),
         ("credentials", CLEANED, WITH_PASSWORD),
+        ("credentials", replace(OPENED, passwords_differ=True), OPENED),
         ("settings", replace(WITH_PASSWORD, settings_outdated=True), WITH_PASSWORD),
         ("open", WITH_PASSWORD, OPENED),
     ],
@@ -106,7 +107,7 @@ def test_a_step_is_done(name: str, before: BranchFacts, after: BranchFacts) -> N
         ("start", BOUND, ()),
         ("start", replace(BOUND, settings_outdated=True), (WriteSettings("slot-a"),)),
         ("clean", ACCEPTS, (Clean("slot-a"),)),
-        ("credentials", CLEANED, (SetPassword("slot-a"),)),
+        ("credentials", CLEANED, (SetPasswords("slot-a"),)),
         ("settings", replace(CLEANED, settings_outdated=True), (WriteSettings("slot-a"),)),
         ("open", WITH_PASSWORD, (Open("slot-a"),)),
     ],
@@ -129,7 +130,7 @@ def test_consecutive_steps_are_joined_up_to_what_has_to_be_waited_for() -> None:
     accepts = plan_branch(PROJECT, COPY, replace(ACCEPTS, settings_outdated=True))
     assert accepts.actions == (
         Clean("slot-a"),
-        SetPassword("slot-a"),
+        SetPasswords("slot-a"),
         WriteSettings("slot-a"),
         Open("slot-a"),
     )
@@ -154,6 +155,25 @@ def test_the_origins_of_a_root_branch() -> None:
     reporting = Desired(NEW, replace(ROOT, node=BranchNode(storage=reported)))
     waiting = BY_NAME["volume"].plan(reporting, replace(MOUNTED, backoff_seconds={"volume": 40.0}))
     assert waiting.finding == reported
+
+
+def test_an_image_that_is_not_supported_is_reported_with_those_that_are() -> None:
+    slot, desired = names.initdb_pod_name(NEW.uid), Desired(NEW, ROOT)
+    failed = PodFacts(slot, terminated=True, message="error: PostgreSQL 13 is not supported")
+    planned = BY_NAME["volume"].plan(desired, replace(MOUNTED, initdb_pod=failed))
+    assert planned.finding and planned.finding.reason == Reason.IMAGE_INCOMPATIBLE and planned.retry_after
+    assert "postgres:17 is PostgreSQL 13" in planned.finding.message and "14 to 18" in planned.finding.message
+    # Nothing is tried until the delay has passed or the image is another one; meanwhile that is still said.
+    reporting = Desired(NEW, replace(ROOT, node=BranchNode(storage=planned.finding)))
+    waiting = BY_NAME["volume"].plan(reporting, replace(MOUNTED, backoff_seconds={"volume": 40.0}))
+    assert waiting.actions == () and waiting.finding == planned.finding
+
+
+def test_a_branch_without_the_applications_role_is_reported_and_admits_others() -> None:
+    plan_of_it = plan_branch(PROJECT, COPY, replace(OPENED, missing_role="app"))
+    assert plan_of_it.actions == () and plan_of_it.postgres
+    assert plan_of_it.postgres.reason == Reason.ROLE_NOT_FOUND and "role app" in plan_of_it.postgres.message
+    assert plan_of_it.postgres.admits and not plan_of_it.postgres.done
 
 
 def test_a_source_that_cannot_be_copied_costs_no_snapshot_and_no_pod() -> None:

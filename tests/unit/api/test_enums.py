@@ -20,6 +20,7 @@ PROJECT: dict[str, type[StrEnum]] = {
     "spec.state": enums.State,
     "spec.protection": enums.Protection,
     "spec.deletionPolicy": enums.DeletionPolicy,
+    "spec.postgres.initdb.provider": enums.LocaleProvider,
     "spec.proxy.serviceType": enums.ServiceType,
     "spec.proxy.onSwitch": enums.OnSwitch,
     "spec.proxy.proxyProtocol": enums.ProxyProtocol,

@@ -11,9 +11,10 @@ import pytest
 
 from dbranch.api.conditions import Condition
 from dbranch_cli.branches import parse_goal
-from dbranch_cli.connect import client_environment, format_connection
+from dbranch_cli.connect import as_superuser, client_environment, format_connection
 from dbranch_cli.failure import Failure
-from dbranch_cli.load import PrefixedStream, pg_restore_arguments, program_for, psql_arguments, read_prefix
+from dbranch_cli.load import PrefixedStream, program_for, psql_arguments, read_prefix
+from dbranch_cli.load_role import LoadRole
 from dbranch_cli.projects import project_spec
 from dbranch_cli.waiting import current_condition, has_condition, is_routed, is_stopped, last_reason
 
@@ -36,6 +37,14 @@ def test_connection_strings() -> None:
     lines = [shlex.split(line) for line in format_connection(SECRET, "env").split("\n")]
     assert lines[0] == ["export", "PGHOST=shop.team-a.svc"]
     assert ["export", "PGPASSWORD=it's & secret"] in lines
+
+
+def test_the_superusers_connection_string_of_a_branch() -> None:
+    superuser = as_superuser(
+        {**SECRET, "host": "shop-x.team-a.svc"}, {"username": "alice", "password": "p@ss"}
+    )
+    assert superuser["uri"] == "postgresql://alice:p%40ss@shop-x.team-a.svc:5432/dbranch"
+    assert (superuser["username"], superuser["password"]) == ("alice", "p@ss")
 
 
 def test_the_environment_of_psql() -> None:
@@ -67,10 +76,13 @@ def test_the_format_of_a_dump(prefix: bytes, program: str) -> None:
 
 
 def test_a_dump_is_loaded_in_one_transaction_by_default() -> None:
-    assert "--single-transaction" in psql_arguments(True) and "ON_ERROR_STOP=1" in psql_arguments(True)
-    assert "--single-transaction" not in psql_arguments(False)
-    assert "--single-transaction" in pg_restore_arguments(True)
-    assert "--exit-on-error" in pg_restore_arguments(False)
+    for role in (None, LoadRole("loader", "app", "postgres")):
+        arguments = psql_arguments(role, True)
+        assert "--single-transaction" in arguments and "ON_ERROR_STOP=1" in arguments
+        assert "--single-transaction" not in psql_arguments(role, False)
+    # The dump is between what makes the role and what takes it away.
+    dump = arguments.index("-f")
+    assert 'create role "loader" superuser nologin' in arguments[dump - 2] and "drop role" in arguments[-1]
 
 
 def test_a_prefix_that_arrives_in_pieces() -> None:

@@ -60,6 +60,7 @@ def test_a_new_project_costs_one_write_for_each_object_and_one_for_its_status(ri
         "apply deployments/shop-proxy",
         "apply networkpolicies/allow-team",
         "apply secrets/shop-conn",
+        "apply secrets/shop-superuser-conn",
         "apply secrets/verifier-shop-uid",
         "merge dbprojects/shop/status",
     ]
@@ -85,8 +86,9 @@ def test_what_is_made_for_a_project_goes_with_it_or_is_labelled_with_it(shop: Ri
 def test_agents_get_no_password_but_its_verifier(shop: Rig) -> None:
     password = secret_texts(shop.existing(CONN))["password"]
     assert len(password) >= 24
-    verifier = secret_texts(shop.existing(VERIFIER))
-    assert list(verifier) == ["verifier"] and password not in verifier["verifier"]
+    verifiers = secret_texts(shop.existing(VERIFIER))
+    assert sorted(verifiers) == ["superuser", "verifier"]
+    assert all(text.startswith("SCRAM-SHA-256$") and password not in text for text in verifiers.values())
 
 
 def test_a_root_branch_that_the_user_applied_is_used_as_it_is(rig: Rig) -> None:

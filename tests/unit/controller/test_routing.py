@@ -29,6 +29,8 @@ ON_MAIN = replace(SHOP, route=Route(4, "main"))
     ("branch", "state"),
     [
         (MAIN, "Ready"),
+        # Whoever repairs it has to reach it.
+        (replace(MAIN, node=replace(UP, postgres=Finding(Reason.ROLE_NOT_FOUND, ""))), "Ready"),
         (replace(MAIN, node=BranchNode()), "Starting"),
         (replace(MAIN, node=replace(UP, postgres=Finding(Reason.RECOVERING, ""))), "Starting"),
         (replace(MAIN, state="Stopped"), "Stopped"),

@@ -83,8 +83,8 @@ class Clean:
 
 
 @dataclass(frozen=True)
-class SetPassword:
-    """Set the owner's password in the running Postgres, and record its version in the marker."""
+class SetPasswords:
+    """Set the passwords in the running Postgres, and record their version in the marker."""
 
     slot: str
 
@@ -115,7 +115,7 @@ Action = (
     | CreatePod
     | Bind
     | Clean
-    | SetPassword
+    | SetPasswords
     | WriteSettings
     | Open
 )

@@ -18,7 +18,7 @@ from dbranch.agent.branch.actions import (
     Open,
     PromoteInitdb,
     RemoveSlot,
-    SetPassword,
+    SetPasswords,
     TakeSnapshot,
     WriteSettings,
 )
@@ -28,7 +28,7 @@ from dbranch.agent.layout import Layout
 from dbranch.agent.postgres import session
 from dbranch.agent.postgres.cleaning import ensure_cleaned
 from dbranch.agent.postgres.opening import ensure_opened
-from dbranch.agent.postgres.password import ensure_password
+from dbranch.agent.postgres.password import ensure_passwords
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot import pods
@@ -73,7 +73,7 @@ class Outcome:
 def endpoint_of(desired: Desired, slot_name: str, marker: Marker) -> Endpoint:
     """Return how to reach the branch's Postgres in a slot."""
     port = names.branch_port(desired.branch.uid)
-    return Endpoint(slot_name, port, desired.project.postgres.user, marker.major)
+    return Endpoint(slot_name, port, marker.superuser, marker.major)
 
 
 class BranchEffects:
@@ -85,7 +85,7 @@ class BranchEffects:
     def apply(self, desired: Desired, action: Action, outcome: Outcome) -> None:
         """Apply one action and record in `outcome` what it did."""
         match action:
-            case Clean(name) | SetPassword(name) | WriteSettings(name) | Open(name):
+            case Clean(name) | SetPasswords(name) | WriteSettings(name) | Open(name):
                 if outcome.marker:
                     endpoint = endpoint_of(desired, name, outcome.marker)
                     self._apply_to_postgres(desired, action, endpoint, outcome)
@@ -157,13 +157,21 @@ class BranchEffects:
                 if cleaned.subscriptions or cleaned.prepared_transactions:
                     logger.info("branch %s/%s: cleaned: %s", branch.namespace, branch.object_name, cleaned)
                 outcome.marker = subvolume.marker_of(layout.branch(project.uid, branch.uid))
-            case SetPassword():
+            case SetPasswords():
                 path = path_of(
                     "v1", "secrets", self._context.namespace, names.verifier_secret_name(project.uid)
                 )
-                verifier = secret_text(self._cluster.get(path), "verifier")
-                if verifier:
-                    outcome.marker = ensure_password(layout, project.uid, branch.uid, endpoint, verifier)
+                secret, roles = self._cluster.get(path), desired.roles(endpoint.user)
+                texts = (secret_text(secret, key) for key in ("verifier", "superuser"))
+                verifiers = {role: text for role, text in zip(roles, texts, strict=False) if text}
+                if outcome.marker and outcome.marker.password == project.password_version:
+                    logger.warning(
+                        "branch %s/%s: a password was changed in Postgres; it is set again as the Secrets say",
+                        branch.namespace,
+                        branch.object_name,
+                    )
+                if roles[0] in verifiers:
+                    outcome.marker = ensure_passwords(layout, project.uid, branch.uid, endpoint, verifiers)
             case WriteSettings():
                 subvolume.ensure_settings(layout, project.uid, branch.uid, desired.settings)
                 outcome.reloaded = self._reload(endpoint)
@@ -186,8 +194,7 @@ class BranchEffects:
         marker = subvolume.read_marker(self._layout.branch(desired.project.uid, source_uid))
         for name in observe_branch_slots(self._layout, source_uid, None):
             if marker:
-                user = desired.project.postgres.user
-                endpoint = Endpoint(name, names.branch_port(source_uid), user, marker.major)
+                endpoint = Endpoint(name, names.branch_port(source_uid), marker.superuser, marker.major)
                 if not session.checkpoint(self._layout, endpoint, CHECKPOINT_TIMEOUT_SECONDS):
                     logger.info(
                         "source %s: no CHECKPOINT; the branch replays more WAL at its start", source_uid

@@ -52,12 +52,18 @@ class Desired:
         """What the branch's settings files are rendered from."""
         project, branch = self.project, self.branch
         return Settings(
-            project.postgres.user,
             names.branch_port(branch.uid),
             {**project.postgres.parameters, **branch.parameters},
             BranchNames(project.namespace, project.name, branch.name),
             frozenset(branch.parameters),
         )
+
+    def roles(self, superuser: str) -> tuple[str, ...]:
+        """The roles whose passwords are the project's, in the order of its password's version.
+
+        `superuser`: of the branch's data; it may be the application's role itself.
+        """
+        return tuple(dict.fromkeys((self.project.postgres.user, superuser)))
 
     @property
     def version(self) -> tuple[object, ...]:
@@ -85,6 +91,8 @@ class BranchFacts:
     `server_version`: of the Postgres that accepts connections in the bound slot, None while none does;
     `server_starting`: a server rejects connections there. `pending_settings`: the names of its settings that need a
     restart. `settings_outdated`: its settings files are not as the spec asks, or Postgres has not loaded them yet.
+    `passwords_differ`: a role has another password than the project's Secrets say. `missing_role`: the application's,
+    if Postgres does not have it.
     """
 
     pool_mounted: bool
@@ -105,6 +113,8 @@ class BranchFacts:
     backoff_seconds: Mapping[str, float] = field(default_factory=dict)
     server_starting: bool = False
     settings_outdated: bool = False
+    passwords_differ: bool = False
+    missing_role: str | None = None
 
     @property
     def answer(self) -> Answer:

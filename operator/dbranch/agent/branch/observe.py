@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.context import NodeContext
@@ -11,7 +13,7 @@ from dbranch.agent.layout import Layout, SubvolumeKind
 from dbranch.agent.machine import observe_machine
 from dbranch.agent.pool.observe import observe_pool
 from dbranch.agent.pool.space import Space
-from dbranch.agent.postgres.session import Endpoint, observe_server
+from dbranch.agent.postgres.session import Endpoint, ServerFacts, observe_server
 from dbranch.agent.slot.observe import observe_branch_slots, observe_pods, observe_slot
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.status import failed_storage_finding
@@ -24,6 +26,7 @@ from dbranch.agent.warm.observe import observe_free_pods
 from dbranch.api import names
 from dbranch.api.conditions import Finding
 from dbranch.api.errors import DbranchError
+from dbranch.api.scram import split_version
 from dbranch.kube.client import Cluster
 
 
@@ -94,8 +97,9 @@ def observe_postgres(layout: Layout, desired: Desired, facts: BranchFacts) -> Br
     project, branch, pod = desired.project, desired.branch, facts.live_pod
     if pod is None or pod.name not in facts.bound_slots or facts.marker is None:
         return facts
-    port = names.branch_port(branch.uid)
-    server = observe_server(layout, Endpoint(pod.name, port, project.postgres.user, facts.marker.major))
+    port, superuser = names.branch_port(branch.uid), facts.marker.superuser
+    roles = desired.roles(superuser)
+    server = observe_server(layout, Endpoint(pod.name, port, superuser, facts.marker.major), roles)
     outdated = settings_outdated(layout, project.uid, branch.uid, desired.settings)
     if server.version and not outdated:
         written_at = settings_written_at(layout, project.uid, branch.uid)
@@ -107,7 +111,22 @@ def observe_postgres(layout: Layout, desired: Desired, facts: BranchFacts) -> Br
         server_starting=server.starting,
         pending_settings=server.pending_settings,
         settings_outdated=outdated,
+        **_password_facts(desired, server, roles),
     )
+
+
+def _password_facts(desired: Desired, server: ServerFacts, roles: Sequence[str]) -> dict[str, Any]:
+    """Return what the passwords that Postgres reports mean; nothing while it does not accept connections."""
+    if not server.version:
+        return {}
+    actual, user = server.passwords, desired.project.postgres.user
+    desired_versions = dict(zip(roles, split_version(desired.project.password_version or ""), strict=False))
+    return {
+        "passwords_differ": any(
+            actual[role] != version for role, version in desired_versions.items() if role in actual
+        ),
+        "missing_role": None if user in actual else user,
+    }
 
 
 def observe_started(

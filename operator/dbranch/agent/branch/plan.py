@@ -115,6 +115,12 @@ def _stored_finding(desired: Desired) -> Finding:
 
 def _accepting_finding(desired: Desired, facts: BranchFacts) -> Finding:
     project, branch, subject = desired.project, desired.branch, desired.subject
+    if facts.missing_role:
+        text = (
+            f"{subject} has no role {facts.missing_role}, which spec.postgres.user names; its connection string does "
+            f"not answer; create the role: dbranch psql {branch.name} --superuser"
+        )
+        return Finding(Reason.ROLE_NOT_FOUND, text)
     pending, pod = list(facts.pending_settings), facts.live_pod
     if pod and has_other_class(pod, desired):
         pending.append("image" if pod.image != project.postgres.image else "resources")

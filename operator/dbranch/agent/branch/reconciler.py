@@ -15,7 +15,6 @@ from dbranch.agent.branch.observe import observe_branch, observe_postgres, obser
 from dbranch.agent.branch.plan import BranchPlan, plan_branch
 from dbranch.agent.branch.removal import BranchRemoval
 from dbranch.agent.branch.report import (
-    ACCEPTING_REASONS,
     failed_findings,
     node_fields,
     serving_pod,
@@ -232,7 +231,8 @@ class BranchReconciler:
             facts, postgres = replace(facts, server_version=None), still_starting_finding(desired)
         node = node_fields(desired, facts, marker, outcome.slot, storage, postgres)
         if marker and marker.role is Role.ROOT and not desired.project.node.initialized:
-            body = patch_status(self._cluster, desired.project, {"node": {"initialized": True}})
+            initialized = {"initialized": True, "superuser": marker.superuser}
+            body = patch_status(self._cluster, desired.project, {"node": initialized})
             desired = replace(desired, project=parse_project(body))
         if outcome.has_new_pod or not desired.runs:
             self._starts.pop(branch.uid, None)
@@ -241,7 +241,7 @@ class BranchReconciler:
             origin: SlotOrigin = "warm" if outcome.claimed_pod else "new"
             self._starts.setdefault(branch.uid, (timer, origin))
         self._write(desired.branch, node)
-        if opened and not has_no_address and postgres and postgres.reason in ACCEPTING_REASONS:
+        if opened and not has_no_address and postgres and postgres.admits:
             self._report_start(desired, facts, opened, outcome)
         if starting_slot and marker:
             self._start_watcher.start(branch, endpoint_of(desired, starting_slot, marker))
@@ -259,7 +259,7 @@ class BranchReconciler:
             return self._backoffs.fail(desired)
         if plan.retry_after:
             return self._backoffs.fail(desired, plan.steps[-1], plan.retry_after)
-        if plan.postgres and plan.postgres.reason in (*ACCEPTING_REASONS, Reason.STOPPED):
+        if plan.postgres and (plan.postgres.admits or plan.postgres.reason == Reason.STOPPED):
             self._backoffs.succeed(desired.branch)
         if outcome.reloaded:
             return plan.requeue_after or RELOADED_SETTINGS_POLL_SECONDS
@@ -277,7 +277,7 @@ class BranchReconciler:
             self._metrics.observe_start(origin, timer.total_seconds())
             fields = {"fields": timer.milliseconds()}
             logger.info("branch %s/%s accepts", branch.namespace, branch.object_name, extra=fields)
-        elif reported and reported.reason in ACCEPTING_REASONS:
+        elif reported and reported.admits:
             return
         if project.node.postgres_version != version:
             digest = (pod.image_id or "").partition("@")[2] or None

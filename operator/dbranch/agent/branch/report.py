@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.slot.pod_status import PodFacts
@@ -11,9 +11,6 @@ from dbranch.agent.volume.marker import Marker
 from dbranch.api import names
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.errors import InvalidInput
-
-# What PostgresReady says of a branch that users can connect to.
-ACCEPTING_REASONS: Final = (Reason.ACCEPTING, Reason.RESTART_PENDING)
 
 
 def node_fields(
@@ -84,6 +81,6 @@ def failed_findings(
 def still_starting_finding(desired: Desired) -> Finding:
     """Return that Postgres is starting, in the words of the status if it says that already."""
     reported = desired.branch.node.postgres
-    if reported and reported.reason not in ACCEPTING_REASONS:
+    if reported and not reported.admits:
         return reported
     return Finding(Reason.RECOVERING, f"Postgres of {desired.subject} is starting")

@@ -15,7 +15,7 @@ def ensure_opened(layout: Layout, project_uid: str, branch_uid: str, endpoint: E
 
     The marker is written last: after a crash before that this is done again.
     """
-    ensure_hba_open(layout, project_uid, branch_uid, endpoint.user)
+    ensure_hba_open(layout, project_uid, branch_uid)
     # A postgresql.conf that Postgres does not take leaves the time of its last load as it was. The pg_hba.conf is
     # loaded all the same.
     if not session.reload(layout, endpoint) and not session.has_rejected_settings(layout, endpoint):

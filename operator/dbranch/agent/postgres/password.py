@@ -1,6 +1,11 @@
-"""Set the owner's password in a running branch, as the SCRAM verifier from the controller, never in clear text."""
+"""Set the passwords of a running branch's roles, as SCRAM verifiers from the controller, never in clear text.
+
+A tenant or a dump may set others: `observe_server` reports that, and they are set again.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from dbranch.agent.layout import Layout
 from dbranch.agent.postgres import session
@@ -8,23 +13,27 @@ from dbranch.agent.postgres.quoting import identifier
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.volume.effect import ensure_recorded
 from dbranch.agent.volume.marker import Marker
-from dbranch.api.scram import version_of
+from dbranch.api.scram import joined_version
 from dbranch.runtime.logs import log_command
 
 
-def ensure_password(
-    layout: Layout, project_uid: str, branch_uid: str, endpoint: Endpoint, verifier: str
+def ensure_passwords(
+    layout: Layout, project_uid: str, branch_uid: str, endpoint: Endpoint, verifiers: Mapping[str, str]
 ) -> Marker:
-    """Set the owner role's verifier and record its version in the marker; return the marker.
+    """Set the verifiers of these roles, as far as they exist, and record their version; return the marker.
 
-    The marker is written last: after a crash between the two this is done again.
+    `verifiers`: by role, in the order of `joined_version`. The marker is written last: after a crash between the two
+    this is done again.
     """
-    version = version_of(verifier)
+    version = joined_version(*verifiers.values())
     with session.connect(layout, endpoint) as connection:
-        # The statement holds the verifier, which must not get into the tenant's log.
+        # The statements hold the verifiers, which must not get into the tenant's log.
         connection.execute("set log_statement = none; set log_min_duration_statement = -1")
-        log_command("psql", "-c", f"alter role {endpoint.user} password '…'")
-        connection.execute(f"alter role {identifier(endpoint.user)} password %s", [verifier])
+        for role, verifier in verifiers.items():
+            if not connection.execute("select 1 from pg_catalog.pg_roles where rolname = %s", [role]):
+                continue
+            log_command("psql", "-c", f"alter role {role} password '…'")
+            connection.execute(f"alter role {identifier(role)} password %s", [verifier])
     return ensure_recorded(
         layout, project_uid, branch_uid, lambda marker: marker.with_password_version(version)
     )

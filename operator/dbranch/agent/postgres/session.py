@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from dbranch.agent.layout import PGDATA, Layout
@@ -312,31 +312,38 @@ class ServerFacts:
 
     `version`: None if it does not accept connections; `starting`: it rejects them. `pending_settings`: the names of
     the settings that need a restart. `loaded_at`: when it read its settings files last, as `time.time()` counts.
+    `passwords`: by role that exists, the version of its password as of `api.scram.version_of`, "" without one.
     """
 
     version: str | None = None
     starting: bool = False
     pending_settings: tuple[str, ...] = ()
     loaded_at: float = 0.0
+    passwords: Mapping[str, str] = field(default_factory=dict)
 
 
-def observe_server(layout: Layout, endpoint: Endpoint) -> ServerFacts:
-    """Ask the Postgres in a slot, in one session."""
+def observe_server(layout: Layout, endpoint: Endpoint, roles: Sequence[str] = ()) -> ServerFacts:
+    """Ask the Postgres in a slot, in one session; `roles`: those whose passwords are compared."""
     query = (
         "select extract(epoch from pg_catalog.pg_conf_load_time())::float8,"
         " (select pg_catalog.string_agg(name, ' ' order by name)"
         " from pg_catalog.pg_settings where pending_restart)"
+    ) + len(roles) * (
+        ", (select coalesce(left(encode(sha256(convert_to(rolpassword, 'UTF8')), 'hex'), 16), '')"
+        " from pg_catalog.pg_authid where rolname = %s)"
     )
     try:
         with connect(layout, endpoint) as session:
             version = _version_of(session)
-            loaded_at, pending = session.execute(query, columns=2)[0]
+            row = session.execute(query, roles, columns=2 + len(roles))[0]
+            loaded_at, pending = float(row[0]), tuple(str(row[1] or "").split())
     except NotAccepting as error:
         # A server that answers, and does not let the agent in, is starting or ending.
         return ServerFacts(starting=bool(error.sqlstate))
     except (SqlFailed, IndexError, TypeError, ValueError):
         return ServerFacts()
-    return ServerFacts(version, False, tuple(str(pending or "").split()), float(loaded_at))
+    passwords = {role: str(hashed) for role, hashed in zip(roles, row[2:], strict=True) if hashed is not None}
+    return ServerFacts(version, False, pending, loaded_at, passwords)
 
 
 def _version_of(session: Session) -> str | None:

@@ -131,6 +131,7 @@ class ProjectReconciler:
         if pool.read_only:
             return self._remount(project, machine)
         markers = observe_subvolumes(self._layout, project.uid).branches.values()
+        readable = [marker for marker in markers if isinstance(marker, Marker)]
         finding = pool_finding(
             Space(pool.total_bytes, pool.free_bytes, machine.host_total_bytes, pool.host_free_bytes),
             project.name,
@@ -141,10 +142,13 @@ class ProjectReconciler:
             "poolUUID": uuid,
             "initialized": current.initialized
             or bool(project.adopt)
-            or any(isinstance(marker, Marker) and marker.role is Role.ROOT for marker in markers),
+            or any(marker.role is Role.ROOT for marker in readable),
             "storage": finding.as_dict(),
             "observedGeneration": project.generation,
         }
+        if readable:
+            # All of a project's data comes from one initdb.
+            node["superuser"] = readable[0].superuser
         if project.password_version:
             node["passwordVersion"] = project.password_version
         reported = (current.observed_generation, current.password_version)

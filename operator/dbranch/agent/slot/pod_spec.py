@@ -18,6 +18,7 @@ from dbranch.agent.timing import (
 )
 from dbranch.api import names
 from dbranch.api.branch import Branch
+from dbranch.api.parameters import NEWEST_MAJOR, OLDEST_MAJOR
 from dbranch.api.project import Project
 
 # PID 1 drops a signal that arrives during its exec of Postgres, so the signal is repeated until the process is gone.
@@ -125,6 +126,8 @@ def _slot_spec(
         "name": "postgres",
         "image": slot_class.image,
         "command": ["sh", "-c", script],
+        # For clients in the pod, and for Postgres as the client of itself.
+        "env": [{"name": "PGHOST", "value": "/slot/run"}],
         "resources": dict(slot_class.resources),
         "securityContext": _CONFINED,
         "lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", _PRE_STOP]}}},
@@ -144,15 +147,22 @@ def initdb_pod(
     context: NodeContext, layout: Layout, project: Project, branch: Branch, script: str
 ) -> dict[str, Any]:
     """Return the manifest of the one-shot pod that runs initdb for the root branch, in the area bound to its slot."""
-    slot = names.initdb_pod_name(project.uid)
+    slot, initdb = names.initdb_pod_name(project.uid), project.postgres.initdb
+    env = {
+        "DBRANCH_USER": project.postgres.user,
+        "DBRANCH_DATABASE": project.postgres.database,
+        "DBRANCH_OLDEST_MAJOR": str(OLDEST_MAJOR),
+        "DBRANCH_NEWEST_MAJOR": str(NEWEST_MAJOR),
+        "DBRANCH_LOCALE": initdb.locale or "",
+        "DBRANCH_ENCODING": initdb.encoding or "",
+        "DBRANCH_PROVIDER": str(initdb.provider or ""),
+    }
     container = {
         "name": "initdb",
         "image": project.postgres.image,
-        "command": ["sh", "-c", script],
-        "env": [
-            {"name": "DBRANCH_USER", "value": project.postgres.user},
-            {"name": "DBRANCH_DATABASE", "value": project.postgres.database},
-        ],
+        # What follows the script's name are its arguments.
+        "command": ["sh", "-c", script, "initdb", *initdb.args],
+        "env": [{"name": name, "value": value} for name, value in env.items()],
         "securityContext": _CONFINED,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [*_mounts(), {"name": "verifier", "mountPath": "/verifier", "readOnly": True}],

@@ -25,7 +25,11 @@ while :; do
   [ "$(stat -L -c %d:%i /proc/self/fd/9)" = "$(stat -c %d:%i $d/lock)" ] && [ -e $d/marker.json ] && break
   exec 9<&-
 done
+port=$(cat $d/port)
 rm -f /slot/run/.s.PGSQL.* /slot/run/start-blocked-by
+# A client in this pod that names no host (psql, dblink, postgres_fdw) goes by PGHOST to the socket of libpq's port. A
+# PGPORT would also hold for one that names another host.
+ln -s ".s.PGSQL.$port" /slot/run/.s.PGSQL.5432
 set --
 if ! grep -q '^ "role": "root"' $d/marker.json; then
   # A copy must not continue its source's subscriptions, even if a superuser creates them again, nor run its jobs.
@@ -52,7 +56,7 @@ rm -f $p/standby.signal $p/recovery.signal
 say starting
 exec postgres -D $p -c data_directory=$p \
   -c config_file=$d/postgresql.conf -c hba_file=$d/pg_hba.conf -c ident_file=$d/pg_ident.conf \
-  -c listen_addresses='*' -c port="$(cat $d/port)" -c unix_socket_directories=/slot/run \
+  -c listen_addresses='*' -c port="$port" -c unix_socket_directories=/slot/run \
   -c fsync=on -c full_page_writes=on -c data_sync_retry=off -c recovery_init_sync_method=syncfs \
   -c archive_mode=off -c primary_conninfo= -c restore_command= -c synchronous_standby_names= \
   -c logging_collector=off -c log_destination=stderr "$@"

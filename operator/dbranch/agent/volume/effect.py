@@ -144,11 +144,10 @@ def settings_written_at(layout: Layout, project_uid: str, branch_uid: str) -> fl
     return max((branch / name).stat().st_mtime for name in (POSTGRESQL_CONF, PG_HBA, PG_IDENT))
 
 
-def ensure_hba_open(layout: Layout, project_uid: str, branch_uid: str, user: str) -> None:
+def ensure_hba_open(layout: Layout, project_uid: str, branch_uid: str) -> None:
     """Write the pg_hba.conf that admits users. Postgres has to reload it."""
     branch = _branch_on_mounted_pool(layout, project_uid, branch_uid)
-    marker_of(branch)
-    text = render_hba(user, is_open=True)
+    text = render_hba(marker_of(branch).superuser, is_open=True)
     if _text_of(branch / PG_HBA) != text:
         # A bind writes the settings files before Postgres reads them, so a power cut may take this one.
         write_atomically(branch / PG_HBA, text, durable=False)

@@ -63,7 +63,9 @@ class Marker:
     `snapshot_time`: RFC 3339. `major`: PG_VERSION. `cleaned`: nothing is left that a copy must not keep. `opened`:
     its pg_hba.conf admits users, and its Postgres has loaded that. `prepared_floor`: the smallest
     max_prepared_transactions with which its prepared transactions can be recovered. `password`: the version
-    of the owner's password that it has, empty if unknown. `unknown`: keys that this release does not know, as they
+    of the passwords that it has, empty if unknown. `superuser`: the role that initdb made, empty in a marker of the
+    first release (`observe.marker_at` reads it elsewhere). `initdb_settings`: what initdb wrote to its own
+    postgresql.conf; they stand below the user's parameters. `unknown`: keys that this release does not know, as they
     were read; every rewrite keeps them.
     """
 
@@ -78,6 +80,8 @@ class Marker:
     password: str = ""
     opened: bool = False
     names: BranchNames = BranchNames()
+    superuser: str = ""
+    initdb_settings: Mapping[str, str] = field(default_factory=dict)
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     def with_cleaned(self) -> Marker:
@@ -89,7 +93,7 @@ class Marker:
         return replace(self, opened=True)
 
     def with_password_version(self, password: str) -> Marker:
-        """Return the marker of the same branch with this version of the owner's password."""
+        """Return the marker of the same branch with this version of the passwords."""
         return replace(self, password=password)
 
     def reassigned_to(self, project_uid: str, owner_uid: str, branch: BranchNames) -> Marker:
@@ -145,6 +149,8 @@ def parse_marker(text: str) -> Marker | NewerMarker | None:
             # Markers of the first release say nothing: such a branch is opened once more.
             opened=bool(raw.get("opened", False)),
             names=BranchNames(str(branch["namespace"]), str(branch["project"]), str(branch["branch"])),
+            superuser=str(raw.get("superuser", "")),
+            initdb_settings={str(k): str(v) for k, v in dict(raw.get("initdb_settings", {})).items()},
         )
     except (ValueError, KeyError, TypeError):
         return None

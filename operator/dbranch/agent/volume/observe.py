@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dbranch.agent.layout import INITDB_DONE, MARKER, PGDATA, Layout, SubvolumeKind, SubvolumeName
+from dbranch.agent.layout import INITDB_DONE, MARKER, PG_IDENT, PGDATA, Layout, SubvolumeKind, SubvolumeName
 from dbranch.agent.linux.btrfs import is_subvolume
 from dbranch.agent.linux.files import opened_directory, read_beneath
 from dbranch.agent.linux.mounts import mounts_at
 from dbranch.agent.volume.marker import Marker, NewerMarker, parse_marker
+from dbranch.agent.volume.settings import superuser_in
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,17 @@ def observe_marker(layout: Layout, project_uid: str, branch_uid: str) -> Marker 
 
 
 def marker_at(subvolume: Path) -> Marker | NewerMarker | None:
-    """Read the marker of a subvolume; None if it is missing or cannot be read."""
+    """Read the marker of a subvolume; None if it is missing or cannot be read.
+
+    Where it names no superuser (the first release wrote it), pg_ident.conf does, which only the agent writes.
+    """
     try:
-        return parse_marker((subvolume / MARKER).read_text())
+        marker = parse_marker((subvolume / MARKER).read_text())
+        if isinstance(marker, Marker) and not marker.superuser:
+            return replace(marker, superuser=superuser_in((subvolume / PG_IDENT).read_text()))
     except (OSError, UnicodeDecodeError):
         return None
+    return marker
 
 
 def observe_initdb_done(layout: Layout, project_uid: str, branch_uid: str) -> bool:
@@ -100,7 +107,8 @@ def observe_initdb_done(layout: Layout, project_uid: str, branch_uid: str) -> bo
     area = layout.initdb_area(project_uid, branch_uid)
     try:
         with opened_directory(area, PGDATA) as pgdata:
-            done = read_beneath(pgdata, INITDB_DONE, limit=1) is not None
+            # The first release left it empty. It is also empty when the script is cut off: then it runs again.
+            done = bool((read_beneath(pgdata, INITDB_DONE, limit=64) or "").strip())
     except OSError:
         return False
     # The promotion writes the marker, removes the script's own file, and renames last.

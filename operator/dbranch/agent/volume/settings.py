@@ -14,9 +14,9 @@ from typing import Final
 from dbranch.agent.layout import PG_HBA, PG_IDENT, PORT, POSTGRESQL_CONF
 from dbranch.agent.volume.marker import BranchNames, Marker, Role
 from dbranch.api.errors import InvalidInput
-from dbranch.api.parameters import FORCED
+from dbranch.api.parameters import FORCED, NAME_PATTERN
 
-_KEY: Final = re.compile(r"[a-z_][a-z0-9_.]*")
+_KEY: Final = re.compile(NAME_PATTERN)
 _MAX_PREPARED: Final = "max_prepared_transactions"
 
 # On btrfs, reusing a WAL file gains nothing, and writing zeros first means writing twice.
@@ -33,12 +33,10 @@ _WORKERS: Final = "timescaledb.max_background_workers"
 class Settings:
     """What a branch's files are rendered from.
 
-    `user`: `spec.postgres.user`, the superuser; `port`: the branch's (names.branch_port); `parameters`: the
-    project's, overridden by the branch's; `own`: the names that the branch sets itself; `names`: for the marker,
-    and for the branch's role.
+    `port`: the branch's (names.branch_port); `parameters`: the project's, overridden by the branch's; `own`: the
+    names that the branch sets itself; `names`: for the marker, and for the branch's role.
     """
 
-    user: str
     port: int
     parameters: Mapping[str, str] = field(default_factory=dict)
     names: BranchNames = field(default_factory=BranchNames)
@@ -49,11 +47,35 @@ def check_parameters(parameters: Mapping[str, str]) -> None:
     """Raise InvalidInput, naming it, if a parameter may not be set by users or its value fits in no file."""
     for key, value in parameters.items():
         if _KEY.fullmatch(key) is None:
-            raise InvalidInput(f"parameter {key!r} is no name of a setting; write it in lower case")
+            raise InvalidInput(
+                f"parameter {key!r} is no name that postgresql.conf takes; Postgres would not start with it; "
+                "take it out of postgres.parameters"
+            )
         if key in FORCED:
             raise InvalidInput(f"parameter {key} is set by dbranch; take it out of postgres.parameters")
         if "\0" in value:
             raise InvalidInput(f"parameter {key} holds a NUL character; no settings file can")
+
+
+# What initdb writes according to the locale, the time zone and its options. Not what it probes in its own pod
+# (max_connections, shared_buffers, dynamic_shared_memory_type): the branch's pod has other limits.
+_INITDB_KEYS: Final = frozenset(
+    {
+        "datestyle", "default_text_search_config", "lc_messages", "lc_monetary", "lc_numeric", "lc_time",
+        "log_timezone", "max_wal_size", "min_wal_size", "timezone",
+    }
+)  # fmt: skip
+_INITDB_LINE: Final = re.compile(r"(?m)^(\w+) = (?:'([^'\\]{0,128})'|(\w{1,128}))(?:\s*#.*)?$")
+
+
+def initdb_settings_in(conf: str) -> dict[str, str]:
+    """Return the settings that initdb chose, by their names in lower case, from the text of its postgresql.conf.
+
+    >>> initdb_settings_in("max_connections = 100\\ndatestyle = 'iso, mdy'\\n#port = 5432\\nmax_wal_size = 1GB\\t# x")
+    {'datestyle': 'iso, mdy', 'max_wal_size': '1GB'}
+    """
+    lines = (match.groups() for match in _INITDB_LINE.finditer(conf))
+    return {key.lower(): quoted or bare or "" for key, quoted, bare in lines if key.lower() in _INITDB_KEYS}
 
 
 def quote(value: str) -> str:
@@ -66,10 +88,12 @@ def quote(value: str) -> str:
     return f"'{text}'"
 
 
-def render_postgresql_conf(settings: Settings, role: Role, prepared_floor: int = 0) -> str:
-    """Render postgresql.conf. Raises InvalidInput as `check_parameters` does."""
+def render_postgresql_conf(
+    settings: Settings, role: Role, prepared_floor: int = 0, initdb_settings: Mapping[str, str] | None = None
+) -> str:
+    """Render postgresql.conf: `initdb_settings` below the parameters. Raises InvalidInput as `check_parameters`."""
     check_parameters(settings.parameters)
-    lines = {**settings.parameters, **_ALWAYS}
+    lines = {**(initdb_settings or {}), **settings.parameters, **_ALWAYS}
     if max_prepared_of(settings.parameters) < prepared_floor:
         lines[_MAX_PREPARED] = str(prepared_floor)
     comment = "# Written by dbranch from spec.postgres.parameters; ALTER SYSTEM comes after it.\n"
@@ -97,31 +121,49 @@ def _role(user: str) -> str:
     return '"' + user.replace('"', '""') + '"'
 
 
-def render_hba(user: str, is_open: bool) -> str:
-    """Render pg_hba.conf. Until the branch is opened (`is_open` False), only the agent can connect."""
-    role = _role(user)
+def render_hba(superuser: str, is_open: bool) -> str:
+    """Render pg_hba.conf. Until the branch is opened (`is_open` False), only the agent can connect.
+
+    The method md5 also takes SCRAM verifiers, and asks for SCRAM then. `all` does not match physical replication.
+    """
+    role = _role(superuser)
     if not is_open:
         comment = "# Written by dbranch: not opened yet, so only the agent can connect.\n"
         return f"{comment}local all {role} peer map=agent\n"
     return (
         "# Written by dbranch: the agent and the pod's own user by the socket, everybody else by password.\n"
         f"local all {role} peer map=pod\n"
-        "local all all scram-sha-256\n"
-        "host all all all scram-sha-256\n"
+        f"local replication {role} peer map=pod\n"
+        "local all all md5\n"
+        "local replication all md5\n"
+        "host all all all md5\n"
+        "host replication all all md5\n"
     )
 
 
-def render_ident(user: str) -> str:
+def render_ident(superuser: str) -> str:
     """Render pg_ident.conf: which system users may connect as the superuser. `postgres` is the pod's own user."""
-    role = _role(user)
+    role = _role(superuser)
     return f"# Written by dbranch.\nagent root {role}\npod root {role}\npod postgres {role}\n"
+
+
+def superuser_in(ident: str) -> str:
+    """Return the superuser's role in the text of a pg_ident.conf that `render_ident` made; "" if it has none.
+
+    >>> superuser_in(render_ident("alice"))
+    'alice'
+    """
+    match = re.search(r'(?m)^agent root "([^"]+)"$', ident)
+    return match[1] if match else ""
 
 
 def render_files(settings: Settings, marker: Marker) -> dict[str, str]:
     """Return `{name: text}` of a branch's settings files. Raises InvalidInput as `check_parameters` does."""
     return {
         PORT: f"{settings.port}\n",
-        POSTGRESQL_CONF: render_postgresql_conf(settings, marker.role, marker.prepared_floor),
-        PG_HBA: render_hba(settings.user, marker.opened),
-        PG_IDENT: render_ident(settings.user),
+        POSTGRESQL_CONF: render_postgresql_conf(
+            settings, marker.role, marker.prepared_floor, marker.initdb_settings
+        ),
+        PG_HBA: render_hba(marker.superuser, marker.opened),
+        PG_IDENT: render_ident(marker.superuser),
     }

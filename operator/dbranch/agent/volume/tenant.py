@@ -21,6 +21,7 @@ from dbranch.agent.linux.files import (
 )
 from dbranch.agent.linux.syscalls import RESOLVE_BENEATH, openat2
 from dbranch.agent.volume import pg_control
+from dbranch.agent.volume.settings import initdb_settings_in
 from dbranch.api.errors import SourceUnsafe
 from dbranch.runtime.logs import log_command
 
@@ -51,6 +52,12 @@ def major_of(subvolume: Path) -> int | None:
     except OSError:
         return None
     return int(text) if text and text.strip().isdigit() else None
+
+
+def initdb_settings_of(subvolume: Path) -> dict[str, str]:
+    """Return what initdb chose in its own postgresql.conf. Call it before a tenant could have changed that."""
+    with opened_directory(subvolume, PGDATA) as pgdata:
+        return initdb_settings_in(read_beneath(pgdata, "postgresql.conf") or "")
 
 
 def max_prepared_of_server(subvolume: Path) -> int:

@@ -1,10 +1,10 @@
-"""The owner's password in the running Postgres is the project's."""
+"""The passwords in the running Postgres are those of the project's Secrets."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from dbranch.agent.branch.actions import SetPassword
+from dbranch.agent.branch.actions import SetPasswords
 from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.branch.step import Planned, Step, slot_of
 from dbranch.api.conditions import Condition
@@ -15,13 +15,15 @@ def _needed(desired: Desired) -> bool:
 
 
 def _done(desired: Desired, facts: BranchFacts) -> bool:
-    return facts.marker is not None and facts.marker.password == desired.project.password_version
+    recorded = facts.marker is not None and facts.marker.password == desired.project.password_version
+    return recorded and not facts.passwords_differ
 
 
 def _plan(desired: Desired, facts: BranchFacts) -> Planned:
     version = desired.project.password_version or ""
-    then = replace(facts, marker=facts.marker.with_password_version(version) if facts.marker else None)
-    return Planned((SetPassword(slot_of(facts)),), then=then)
+    marker = facts.marker.with_password_version(version) if facts.marker else None
+    then = replace(facts, marker=marker, passwords_differ=False)
+    return Planned((SetPasswords(slot_of(facts)),), then=then)
 
 
 CREDENTIALS = Step("credentials", Condition.POSTGRES_READY, _needed, _done, _plan)

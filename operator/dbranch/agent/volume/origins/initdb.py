@@ -59,8 +59,11 @@ def ensure_initdb_promoted(
             raise Busy(f"initdb in {area} is not done; it is tried again")
     else:
         major = tenant.major_of(area)
-        if major is None:
-            raise Unsafe(f"initdb left no PG_VERSION in {area}; nothing is used; check spec.postgres.image")
+        superuser = done.strip()
+        if major is None or not superuser:
+            raise Unsafe(
+                f"initdb left no whole database in {area}; nothing is used; check spec.postgres.image"
+            )
         marker = Marker(
             project_uid,
             branch_uid,
@@ -72,6 +75,8 @@ def ensure_initdb_promoted(
             # Nothing has to be kept from users: Postgres loads the pg_hba.conf that admits them at its first start.
             opened=True,
             names=settings.names,
+            superuser=superuser,
+            initdb_settings=tenant.initdb_settings_of(area),
         )
         write_new_files(area, marker, settings)
         tenant.remove_beneath(area, INITDB_DONE)

@@ -73,6 +73,8 @@ def ensure_snapshot(
             prepared_floor=floor,
             password=source_marker.password,
             names=settings.names,
+            superuser=source_marker.superuser,
+            initdb_settings=source_marker.initdb_settings,
         )
         write_new_files(snapshot, marker, settings)
     except Exception:

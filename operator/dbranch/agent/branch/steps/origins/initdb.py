@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from dbranch.agent.branch.actions import (
@@ -25,9 +26,13 @@ from dbranch.agent.timing import (
 )
 from dbranch.api import names
 from dbranch.api.conditions import Finding, Reason
+from dbranch.api.parameters import NEWEST_MAJOR, OLDEST_MAJOR
 
 # The step that this origin is a part of.
 _STEP: Final = "volume"
+# What initdb.sh says before it creates anything.
+_UNSUPPORTED: Final = re.compile(r"PostgreSQL (\d+) is not supported")
+_FAILURES: Final = (Reason.INITDB_FAILED, Reason.IMAGE_INCOMPATIBLE)
 
 
 def _applies(desired: Desired, facts: BranchFacts) -> bool:
@@ -49,9 +54,16 @@ def _plan(desired: Desired, facts: BranchFacts) -> Planned:
     if facts.initdb_done:
         return Planned((DeletePod(pod),), finding=initializing, requeue_after=INITDB_DONE_POLL_SECONDS)
     cause = pod.message or pod.reason or "no message"
-    failed = Finding(
-        Reason.INITDB_FAILED, f"initdb of project {project.name} failed: {cause}; it is tried again"
-    )
+    unsupported = _UNSUPPORTED.search(cause)
+    if unsupported:
+        text = (
+            f"image {project.postgres.image} is PostgreSQL {unsupported[1]}, which is not supported; no database is "
+            f"made; set spec.postgres.image to one of {OLDEST_MAJOR} to {NEWEST_MAJOR}"
+        )
+        failed = Finding(Reason.IMAGE_INCOMPATIBLE, text)
+    else:
+        text = f"initdb of project {project.name} failed: {cause}; it is tried again"
+        failed = Finding(Reason.INITDB_FAILED, text)
     return Planned((DeletePod(pod),), finding=failed, retry_after=INITDB_RETRY_SECONDS)
 
 
@@ -70,7 +82,7 @@ def _plan_without_pod(desired: Desired, facts: BranchFacts, slot: str, initializ
         return Planned(finding=Finding(Reason.DATA_LOST, lost))
     delay = facts.backoff_seconds.get(_STEP)
     if delay:
-        failed = reported if reported and reported.reason == Reason.INITDB_FAILED else initializing
+        failed = reported if reported and reported.reason in _FAILURES else initializing
         return Planned(finding=failed, requeue_after=delay)
     actions = (*remove_slot, CreateInitdbArea(slot), CreateInitdbPod(slot))
     return Planned(actions, finding=initializing)

@@ -1,0 +1,134 @@
+"""What `dbranch load` has psql do, on a real server: who owns what a dump creates, and what is left of the load."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests.node.machine import APP, PASSWORDS, USER, Node, postgres_directory
+
+from dbranch.agent.postgres import session
+from dbranch.agent.postgres.session import Endpoint
+from dbranch_cli.failure import Failure
+from dbranch_cli.load import archive_script, psql_arguments
+from dbranch_cli.load_role import LoadRole
+
+ROLE = LoadRole("dbranch_load_1", APP, USER)
+# Each kind of object that has an owner, as pg_dump writes it: with an empty search_path.
+DUMP = """
+select pg_catalog.set_config('search_path', '', false);
+create schema "of the dump";
+create extension dblink with schema public;
+create extension postgres_fdw with schema public;
+create server elsewhere foreign data wrapper postgres_fdw options (host 'elsewhere');
+create foreign table public.far (id int) server elsewhere;
+create type public.mood as enum ('sad', 'happy');
+create type public.pair as (a int, b int);
+create domain public.positive as int check (value > 0);
+create table "of the dump"."Item" (id int generated always as identity primary key, n serial, mood public.mood);
+create index on "of the dump"."Item" (mood);
+create view public.seen as select * from "of the dump"."Item";
+create materialized view public.stored as select 1 as one;
+create sequence public.alone;
+create function public.plain(int) returns int language sql as 'select $1';
+create procedure public.act() language sql as 'select 1';
+create aggregate public.total(int) (sfunc = int4pl, stype = int);
+create aggregate public.counted(*) (sfunc = int8inc, stype = int8, initcond = '0');
+create operator public.### (function = int4pl, leftarg = int, rightarg = int);
+create operator family public.family using btree;
+create collation public.german from "C";
+create conversion public.latin for 'LATIN1' to 'UTF8' from iso8859_1_to_utf8;
+create text search dictionary public.dictionary (template = simple);
+create text search configuration public.configuration (copy = pg_catalog.english);
+create statistics public.stats on id, n from "of the dump"."Item";
+create publication everything for all tables;
+create function public.on_ddl() returns event_trigger language plpgsql as 'begin end';
+create event trigger on_ddl on ddl_command_end execute function public.on_ddl();
+select pg_catalog.lo_create(4711);
+create table public.theirs ();
+alter table public.theirs owner to postgres;
+grant select on public.seen to public;
+"""
+OWNED = (
+    "select i.type || ' ' || i.identity, pg_get_userbyid(d.refobjid) from pg_shdepend d,"
+    " lateral pg_identify_object(d.classid, d.objid, 0) i where d.deptype = 'o'"
+    " and d.dbid = (select oid from pg_database where datname = current_database())"
+)
+LEFT = "select rolname from pg_roles where (rolname like 'dbranch_load%' or (rolname = 'app' and rolsuper))"
+
+
+@pytest.fixture
+def server(up: Node) -> tuple[Node, Endpoint]:
+    return up, up.start_postgres(up.create_root())
+
+
+def load(server: tuple[Node, Endpoint], script: str | bytes, transaction: bool = True) -> int:
+    """Load a script as the command line does; return psql's exit code."""
+    node, endpoint = server
+    environment = {
+        **{"PGHOST": node.address_of(endpoint.slot), "PGPORT": str(endpoint.port), "PGUSER": USER},
+        **{"PGPASSWORD": PASSWORDS[USER], "PGDATABASE": "dbranch"},
+    }
+    text = script.encode() if isinstance(script, str) else script
+    arguments = ["psql", *psql_arguments(ROLE, transaction)]
+    return subprocess.run(
+        arguments, input=text, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, check=False
+    ).returncode
+
+
+def rows(server: tuple[Node, Endpoint], query: str) -> list[tuple[object, ...]]:
+    with session.connect(server[0].layout, server[1], "dbranch", seconds=30) as connection:
+        return connection.execute(query.encode()).fetchall()
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+def test_the_application_owns_what_the_dump_gives_no_owner(
+    server: tuple[Node, Endpoint], transaction: bool
+) -> None:
+    assert load(server, DUMP, transaction) == 0
+    owners = dict(rows(server, OWNED))
+    # Postgres keeps no such record of what the superuser of initdb owns: extensions, and what the dump gave it.
+    assert len(owners) >= 25 and set(owners.values()) == {APP}, owners
+    assert not any("dblink" in name or "postgres_fdw" in name for name in owners)
+    assert "table public.theirs" not in owners and "event trigger on_ddl" not in owners
+    assert rows(server, LEFT) == []
+    # It would lead to the superuser.
+    execute = "select has_function_privilege('app', 'public.dblink_connect_u(text)', 'execute')"
+    assert rows(server, execute) == [(False,)]
+
+
+def test_a_dump_that_fails_leaves_nothing(server: tuple[Node, Endpoint]) -> None:
+    assert load(server, "create table kept (); select 1/0;") == 3
+    assert rows(server, LEFT) == [] and rows(server, "select to_regclass('kept')") == [(None,)]
+
+
+def test_a_dump_that_commits_makes_nobody_a_superuser(server: tuple[Node, Endpoint]) -> None:
+    assert load(server, "begin; create table first (); commit; create table second ();") == 0
+    assert rows(server, LEFT) == []
+    owners = dict(rows(server, OWNED))
+    assert (owners["table public.first"], owners["table public.second"]) == (APP, APP)
+    # One that fails behind its own commit leaves a role that cannot log in and has no members.
+    load(server, "begin; create table third (); commit; select 1/0;")
+    assert rows(server, f"{LEFT} and rolcanlogin") == []
+    assert rows(
+        server, "select count(*) from pg_auth_members m join pg_roles r on r.oid = m.roleid where rolsuper"
+    ) == [(0,)]
+
+
+def test_an_archive_that_is_cut_off_is_not_loaded(server: tuple[Node, Endpoint], tmp_path: Path) -> None:
+    node, endpoint = server
+    rows_of_source = "create table item as select n, repeat('x', 500) as x from generate_series(1, 20000) n;"
+    assert load(server, rows_of_source) == 0
+    pg_dump, address = postgres_directory() / "pg_dump", node.address_of(endpoint.slot)
+    dump = subprocess.run(
+        [pg_dump, "-Fc", "-Z0", "-h", address, "-p", str(endpoint.port), "-U", USER, "dbranch"],
+        env={**os.environ, "PGPASSWORD": PASSWORDS[USER]},
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
+    script = b"".join(archive_script([], iter([dump])))
+    assert b"COPY public.item" in script and b"OWNER TO" not in script
+    with pytest.raises(Failure, match="nothing was loaded"):
+        list(archive_script([], iter([dump[: len(dump) // 2]])))

@@ -1,0 +1,100 @@
+"""The Secrets of a project: the application's, the superuser's, and the verifiers of both."""
+
+from __future__ import annotations
+
+import pytest
+from tests.factories import project
+from tests.unit.controller.rig import Rig
+
+from dbranch.api import names
+from dbranch.api.scram import is_verifier_of, split_version, version_of
+from dbranch.api.secrets import secret_texts
+from dbranch.kube.client import path_of
+
+SECRETS = path_of("v1", "secrets", "team")
+CONN, SUPERUSER = f"{SECRETS}/shop-conn", f"{SECRETS}/shop-superuser-conn"
+PROJECTS = path_of(names.API_VERSION, names.PROJECTS, "team")
+VERIFIERS = path_of("v1", "secrets", "dbranch-nodes", "verifier-shop-uid")
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def agent_names_superuser(rig: Rig, role: str) -> None:
+    rig.api.merge(f"{PROJECTS}/shop/status", {"status": {"node": {"superuser": role}}})
+
+
+def test_the_application_and_the_superuser_have_a_secret_and_a_password_each(rig: Rig) -> None:
+    rig.put(project())
+    status = rig.reconcile_project()["status"]
+    application, superuser = secret_texts(rig.existing(CONN)), secret_texts(rig.existing(SUPERUSER))
+    assert (application["username"], superuser["username"]) == ("app", "postgres")
+    assert application["password"] != superuser["password"]
+    other = ("username", "password", "uri")
+    assert {k: v for k, v in application.items() if k not in other} == {
+        k: v for k, v in superuser.items() if k not in other
+    }
+    assert superuser["uri"] == f"postgresql://postgres:{superuser['password']}@shop.team.svc:5432/dbranch"
+    verifiers = secret_texts(rig.existing(VERIFIERS))
+    assert is_verifier_of(verifiers["verifier"], application["password"])
+    assert is_verifier_of(verifiers["superuser"], superuser["password"])
+    assert split_version(status["passwordVersion"]) == (
+        version_of(verifiers["verifier"]),
+        version_of(verifiers["superuser"]),
+    )
+    rig.start()
+    rig.reconcile_project(bypass_cache=True)
+    assert rig.writes_of(lambda: rig.reconcile_project(bypass_cache=True)) == []
+    assert secret_texts(rig.existing(SUPERUSER)) == superuser
+
+
+def test_an_application_that_is_the_superuser_by_name_has_one_password(rig: Rig) -> None:
+    rig.put(project().spec(postgres={"user": "postgres"}))
+    status = rig.reconcile_project()["status"]
+    application, superuser = secret_texts(rig.existing(CONN)), secret_texts(rig.existing(SUPERUSER))
+    assert application == superuser and application["username"] == "postgres"
+    verifiers = secret_texts(rig.existing(VERIFIERS))
+    assert list(verifiers) == ["verifier"] and status["passwordVersion"] == version_of(verifiers["verifier"])
+
+
+def test_a_project_of_the_first_release_gets_its_superusers_secret_when_the_agent_has_named_it(
+    rig: Rig,
+) -> None:
+    old = {"initialized": True, "poolUUID": "u"}
+    rig.put(project().spec(postgres={"user": "alice"}).bound().node(**old))
+    version = rig.reconcile_project()["status"]["passwordVersion"]
+    # Nobody knows yet who the superuser is: nothing is guessed, and the password stays.
+    assert not rig.exists(SUPERUSER) and len(split_version(version)) == 1
+    agent_names_superuser(rig, "alice")
+    assert rig.reconcile_project()["status"]["passwordVersion"] == version
+    assert secret_texts(rig.existing(SUPERUSER)) == secret_texts(rig.existing(CONN))
+
+
+def test_adopted_data_of_the_first_release_keeps_its_superuser_beside_a_new_application(rig: Rig) -> None:
+    rig.put(project().spec(storage={"adopt": "0f5b3b0c-9d0e-4b52-8d4c-5f8d3c1b2a19"}).bound())
+    rig.reconcile_project()
+    assert not rig.exists(SUPERUSER)
+    agent_names_superuser(rig, "alice")
+    version = rig.reconcile_project()["status"]["passwordVersion"]
+    assert secret_texts(rig.existing(SUPERUSER))["username"] == "alice" and len(split_version(version)) == 2
+
+
+def test_a_superusers_password_that_was_changed_in_its_secret_becomes_its_password(rig: Rig) -> None:
+    rig.put(project())
+    before = rig.reconcile_project()["status"]["passwordVersion"]
+    rig.api.merge(SUPERUSER, {"data": {"password": "cGVuY2ls"}})
+    after = rig.reconcile_project(bypass_cache=True)["status"]["passwordVersion"]
+    assert split_version(after)[0] == split_version(before)[0] and after != before
+    assert "postgres:pencil@" in secret_texts(rig.existing(SUPERUSER))["uri"]
+    assert is_verifier_of(secret_texts(rig.existing(VERIFIERS))["superuser"], "pencil")
+
+
+def test_the_superusers_secret_of_another_owner_is_left_alone_and_reported(rig: Rig) -> None:
+    rig.secret("shop-superuser-conn", password="cGVuY2ls")
+    rig.put(project())
+    body = rig.reconcile_project()
+    routed = next(c for c in body["status"]["conditions"] if c["type"] == "Routed")
+    assert routed["reason"] == "NameTaken" and "shop-superuser-conn" in routed["message"]
+    assert secret_texts(rig.existing(SUPERUSER)) == {"password": "pencil"}
