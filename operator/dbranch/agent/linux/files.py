@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from dbranch.agent.linux.syscalls import openat2
+from dbranch.api.errors import Busy
 
 
 @contextmanager
@@ -86,14 +88,21 @@ def _move_nothing(directory: int, name: str) -> bool:
     return False
 
 
-def empty_directory(top: int, move_away: Callable[[int, str], bool] = _move_nothing) -> None:
+def empty_directory(
+    top: int, move_away: Callable[[int, str], bool] = _move_nothing, timeout: float | None = None
+) -> None:
     """Remove everything beneath the open directory, except the directories for which `move_away` returns True.
+
+    Raises Busy if it is not empty after `timeout` seconds: somebody goes on writing.
 
     It is called with an open directory and a name in it, and has then moved that directory elsewhere. Directories
     deep down are moved to the top before they are emptied, so that neither depth nor length of a path matters.
     """
+    deadline = None if timeout is None else time.monotonic() + timeout
     while names := _names(top):
         for name in names:
+            if deadline is not None and time.monotonic() > deadline:
+                raise Busy("a process goes on writing into a directory that is removed; it is tried again")
             if not _is_directory(top, name):
                 os.unlink(name, dir_fd=top)
             elif not move_away(top, name):
@@ -126,14 +135,17 @@ def _is_directory(directory: int, name: str) -> bool:
     return stat.S_ISDIR(os.lstat(name, dir_fd=directory).st_mode)
 
 
-def remove_at(directory: int, name: str) -> None:
-    """Remove `name` in the open directory, whatever it is and holds; never through a symbolic link."""
+def remove_at(directory: int, name: str, timeout: float | None = None) -> None:
+    """Remove `name` in the open directory, whatever it is and holds; never through a symbolic link.
+
+    Raises Busy if that takes longer than `timeout` seconds, as `empty_directory`.
+    """
     if not _is_directory(directory, name):
         os.unlink(name, dir_fd=directory)
         return
     top = openat2(directory, name, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        empty_directory(top)
+        empty_directory(top, timeout=timeout)
     finally:
         os.close(top)
     os.rmdir(name, dir_fd=directory)
