@@ -28,7 +28,7 @@ _KIND: Final = "Orphan"
 
 
 @dataclass(frozen=True)
-class Found:
+class LocatedOrphan:
     """An orphan, the node that holds it, and the agent's pod there."""
 
     orphan: Orphan
@@ -60,17 +60,17 @@ class Agents:
         self._connection = connection
         self._path = f"/api/v1/namespaces/{namespace}/pods"
 
-    def find(self) -> list[Found]:
+    def find(self) -> list[LocatedOrphan]:
         """Return the orphans of all nodes, in the order of kind, namespace, project, branch."""
         pods = self._connection.get(self._path, labelSelector=_AGENTS)["items"]
-        found = [
-            Found(orphan, str((pod.get("spec") or {}).get("nodeName", "")), pod["metadata"]["name"])
+        located = [
+            LocatedOrphan(orphan, str((pod.get("spec") or {}).get("nodeName", "")), pod["metadata"]["name"])
             for pod in pods
             if not pod["metadata"].get("deletionTimestamp")
             for orphan in parse_published(_annotations(pod).get(names.AGENT_ORPHANS)).orphans
         ]
         return sorted(
-            found,
+            located,
             key=lambda f: (
                 f.orphan.kind is OrphanKind.BRANCH,
                 f.orphan.namespace,
@@ -79,31 +79,33 @@ class Agents:
             ),
         )
 
-    def get(self, uid: str) -> Found:
+    def get(self, uid: str) -> LocatedOrphan:
         """Return the orphan with this UID. Raise Failure if there is none."""
-        found = next((found for found in self.find() if found.orphan.uid == uid), None)
-        if found is None:
+        located = next((located for located in self.find() if located.orphan.uid == uid), None)
+        if located is None:
             raise Failure(
                 ExitCode.NOT_FOUND, "NotFound", f"no agent reports an orphan {uid}; see 'dbranch orphan list'"
             )
-        return found
+        return located
 
-    def ask(self, found: Found, prefix: str, value: str) -> None:
+    def ask(self, located: LocatedOrphan, prefix: str, value: str) -> None:
         """Write a request on the pod of the agent that holds the orphan."""
-        body = {"metadata": {"annotations": {f"{prefix}{found.orphan.uid}": value}}}
+        body = {"metadata": {"annotations": {f"{prefix}{located.orphan.uid}": value}}}
         params = {"fieldManager": names.CLI_MANAGER}
-        self._connection.request("PATCH", f"{self._path}/{found.pod}", params, body, _MERGE)
+        self._connection.request("PATCH", f"{self._path}/{located.pod}", params, body, _MERGE)
 
-    def wait_served(self, found: Found, prefix: str, timeout: float) -> None:
+    def wait_served(self, located: LocatedOrphan, prefix: str, timeout: float) -> None:
         """Wait until the agent has removed the request. Raise Failure if it refused it, or after the timeout."""
-        uid, deadline = found.orphan.uid, time.monotonic() + timeout
+        uid, deadline = located.orphan.uid, time.monotonic() + timeout
         while True:
             try:
-                annotations = _annotations(self._connection.get(f"{self._path}/{found.pod}"))
+                annotations = _annotations(self._connection.get(f"{self._path}/{located.pod}"))
             except ApiError as error:
                 if error.status != 404:
                     raise
-                text = f"the agent's pod {found.pod} is gone; see 'dbranch orphan list' whether it served the request"
+                text = (
+                    f"the agent's pod {located.pod} is gone; see 'dbranch orphan list' for what it has served"
+                )
                 raise Failure(ExitCode.OTHER, "AgentGone", text) from error
             if f"{prefix}{uid}" not in annotations:
                 refused = parse_published(annotations.get(names.AGENT_ORPHANS)).refused.get(uid)
@@ -112,7 +114,7 @@ class Agents:
                 return
             if time.monotonic() >= deadline:
                 text = (
-                    f"the agent of node {found.node} has not served the request about {uid} yet; "
+                    f"the agent of node {located.node} has not served the request about {uid} yet; "
                     "it will when it can; see 'dbranch orphan list'"
                 )
                 raise Failure(ExitCode.TIMED_OUT, "TimedOut", text)
@@ -123,7 +125,7 @@ def _annotations(pod: Mapping[str, Any]) -> Mapping[str, str]:
     return pod["metadata"].get("annotations") or {}
 
 
-def orphan_table(found: Sequence[Found], wide: bool) -> str:
+def orphan_table(located: Sequence[LocatedOrphan], wide: bool) -> str:
     """Return a line for each orphan; `wide` adds the pool."""
     header = [
         "KIND",
@@ -148,7 +150,7 @@ def orphan_table(found: Sequence[Found], wide: bool) -> str:
             *([f.orphan.pool] if wide else []),
             f.orphan.why,
         ]
-        for f in found
+        for f in located
     ]
     return format_table(header, rows)
 
@@ -173,15 +175,15 @@ def orphan() -> None:
 @click.pass_obj
 def list_orphans(invocation: Invocation, nodes_namespace: str) -> None:
     """List the pools and branches on the nodes that no object names. They are kept until they are deleted."""
-    found = Agents(invocation.store.connection, nodes_namespace).find()
-    if not found and invocation.human_output:
+    located = Agents(invocation.store.connection, nodes_namespace).find()
+    if not located and invocation.human_output:
         invocation.print_note("no orphans: every pool and branch on the nodes has its object")
         return
     if invocation.output == "name":
-        click.echo("\n".join(f.orphan.uid for f in found))
+        click.echo("\n".join(f.orphan.uid for f in located))
         return
-    bodies = [f.as_body() for f in found]
-    table = orphan_table(found, invocation.output == "wide")
+    bodies = [f.as_body() for f in located]
+    table = orphan_table(located, invocation.output == "wide")
     click.echo(table if invocation.human_output else format_objects(bodies, invocation.output))
 
 
@@ -197,15 +199,15 @@ def delete_orphan(
 ) -> None:
     """Delete an orphan and its data, by its UID."""
     agents = Agents(invocation.store.connection, nodes_namespace)
-    found = agents.get(uid)
-    text = f"{_description(found)} ({found.orphan.size or 'size unknown'}, {found.orphan.why})"
-    whole = " with all its branches" if found.orphan.kind is OrphanKind.POOL else ""
+    located = agents.get(uid)
+    text = f"{_description(located)} ({located.orphan.size or 'size unknown'}, {located.orphan.why})"
+    whole = " with all its branches" if located.orphan.kind is OrphanKind.POOL else ""
     invocation.confirm(f"Delete {text}{whole} and all data?", yes)
-    agents.ask(found, names.ORPHAN_DELETE_PREFIX, "")
+    agents.ask(located, names.ORPHAN_DELETE_PREFIX, "")
     if not no_wait:
-        agents.wait_served(found, names.ORPHAN_DELETE_PREFIX, timeout)
+        agents.wait_served(located, names.ORPHAN_DELETE_PREFIX, timeout)
     invocation.print_result(
-        f"{_description(found)} {'is being deleted' if no_wait else 'deleted'}", found.as_body()
+        f"{_description(located)} {'is being deleted' if no_wait else 'deleted'}", located.as_body()
     )
 
 
@@ -218,16 +220,16 @@ def delete_orphan(
 def allow(invocation: Invocation, uid: str, to_namespace: str, nodes_namespace: str, timeout: float) -> None:
     """Let the projects of NAMESPACE, and no others, adopt the pool with this UID."""
     agents = Agents(invocation.store.connection, nodes_namespace)
-    found = agents.get(uid)
-    agents.ask(found, names.ORPHAN_ALLOW_PREFIX, to_namespace)
-    agents.wait_served(found, names.ORPHAN_ALLOW_PREFIX, timeout)
+    located = agents.get(uid)
+    agents.ask(located, names.ORPHAN_ALLOW_PREFIX, to_namespace)
+    agents.wait_served(located, names.ORPHAN_ALLOW_PREFIX, timeout)
     hint = f"dbranch init NAME -n {to_namespace} --adopt {uid}"
     invocation.print_result(
-        f"{_description(found)} can be adopted by namespace {to_namespace}: {hint}", found.as_body()
+        f"{_description(located)} can be adopted by namespace {to_namespace}: {hint}", located.as_body()
     )
 
 
-def _description(found: Found) -> str:
-    orphan = found.orphan
+def _description(located: LocatedOrphan) -> str:
+    orphan = located.orphan
     name = "/".join(filter(None, (orphan.namespace, orphan.project, orphan.branch)))
-    return f"{orphan.kind} {orphan.uid}{f' of {name}' if name else ''} on node {found.node}"
+    return f"{orphan.kind} {orphan.uid}{f' of {name}' if name else ''} on node {located.node}"

@@ -144,7 +144,7 @@ def cluster_made_anew(world: World) -> None:
     ],
     ids=["cluster made anew", "etcd restored", "Retain behind an abandoned node"],
 )
-def test_a_pool_whose_project_is_unknown_is_kept_shown_and_adopted(
+def test_a_pool_of_an_unknown_project_is_kept_shown_and_adopted(
     keeper: Keeper, policy: str, lose: Callable[[World], None], why: str
 ) -> None:
     world, layout = keeper.world, keeper.layout

@@ -38,7 +38,7 @@ def test_only_a_pool_of_this_cluster_that_never_held_data_goes(changes: dict[str
     assert fates(StoredPool(POOL, record, {}), replace(NOTHING, cluster="")) == [Fate.KEEP]
 
 
-def test_a_pool_whose_record_is_missing_newer_or_of_another_filesystem_is_kept() -> None:
+def test_a_pool_with_a_record_that_is_missing_newer_or_of_another_filesystem_is_kept() -> None:
     empty = replace(RECORD, initialized=False)
     for pool in (
         StoredPool(POOL, None, {}),
@@ -131,7 +131,7 @@ def test_nobody_adopts_what_is_not_understood() -> None:
         check_adoptable(None, POOL, "team", "ns-uid", "c1")
 
 
-def test_an_adopted_pool_knows_whose_it_was() -> None:
+def test_the_record_of_an_adopted_pool_names_its_former_projects() -> None:
     new = PoolRecord(OTHER, namespace="team", project="next")
     adopted = replace(RECORD, lineage=("0",)).adopted_by(new)
     assert adopted.lineage == ("0", POOL) and adopted.pool_uuid == "fs" and adopted.initialized

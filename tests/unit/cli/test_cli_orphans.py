@@ -129,9 +129,9 @@ def test_the_annotation_is_bounded_and_tolerates_other_releases() -> None:
     many = [Orphan(OrphanKind.POOL, f"{n}", f"{n}") for n in range(250)]
     published = parse_published(render_published(many, {}))
     assert len(published.orphans) == 200 and published.omitted == 50
-    later = json.dumps(
+    of_newer_release = json.dumps(
         {"items": [{"kind": "snapshot", "uid": "a", "pool": "b"}, {"kind": "pool", "uid": "c", "pool": "c"}]}
     )
-    assert [orphan.uid for orphan in parse_published(later).orphans] == ["c"]
+    assert [orphan.uid for orphan in parse_published(of_newer_release).orphans] == ["c"]
     check: Callable[[str | None], object] = parse_published
     assert all(check(text) == parse_published("") for text in (None, "[]", "{", "null"))

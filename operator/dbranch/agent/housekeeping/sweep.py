@@ -61,9 +61,9 @@ class Sweeper:
                 marker.unlink(missing_ok=True)
         with self._isolation.item("orphans"):
             self.observe()
-            self._rounds.count(unnamed(self.stored, self._known()))
+            self._rounds.count(unnamed(self.stored, self._read_existing()))
             self._finish_removals()
-            for item in unnamed(self.stored, self._known()):
+            for item in unnamed(self.stored, self._read_existing()):
                 if self._rounds.of(item) >= ORPHAN_ROUNDS:
                     with self._isolation.item(f"{item.fate} {item.owner_uid} in pool {item.pool_uid}"):
                         self._treat(item)
@@ -87,7 +87,7 @@ class Sweeper:
         }
         self.orphans = orphans
 
-    def _known(self) -> Existing:
+    def _read_existing(self) -> Existing:
         assert self.existing is not None
         return self.existing
 
@@ -111,8 +111,12 @@ class Sweeper:
             sizes = observe_sizes(self._layout, pool.uid, uid)
             self._branch_bytes[uid] = sizes.unique_bytes if sizes else 0
         size = self._branch_bytes[uid]
-        whose = marker.names if isinstance(marker, Marker) else None
-        texts = (whose.namespace, whose.project, whose.branch) if whose else ("", "", "")
+        branch_names = marker.names if isinstance(marker, Marker) else None
+        texts = (
+            (branch_names.namespace, branch_names.project, branch_names.branch)
+            if branch_names
+            else ("", "", "")
+        )
         return Orphan(OrphanKind.BRANCH, uid, pool.uid, *texts, format_bytes(size), item.why), size
 
     def _treat(self, item: Unnamed) -> None:
@@ -143,9 +147,9 @@ class Sweeper:
         return bool(observe_subvolumes(self._layout, pool_uid).branches)
 
     def _finish_removals(self) -> None:
-        """Go on with the removals that were requested, of pools whose project does not exist any more."""
+        """Go on with the removals that were requested, of pools branch_names project does not exist any more."""
         for uid in observe_tombstones(self._layout):
-            if uid not in self._known().projects:
+            if uid not in self._read_existing().projects:
                 with self._isolation.item(f"removal of pool {uid}"):
                     ensure_unused(self._cluster, self._layout, self._context, names.LABEL_PROJECT_UID, uid)
                     ensure_pool_removed(self._layout, uid)

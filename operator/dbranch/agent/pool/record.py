@@ -94,8 +94,8 @@ def parse_record(text: str) -> PoolRecord | NewerRecord | None:
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    known = {*asdict(record), "format"}
-    return replace(record, unknown={key: value for key, value in raw.items() if key not in known})
+    understood = {*asdict(record), "format"}
+    return replace(record, unknown={key: value for key, value in raw.items() if key not in understood})
 
 
 def check_adoptable(
