@@ -175,6 +175,8 @@ def test_a_pool_of_an_unknown_project_is_kept_shown_and_adopted(
     # Nothing is written while nothing changes, and no second Event.
     before = world.api.get(AGENT)
     keeper.rounds(2)
+    keeper.start()
+    keeper.rounds(1)
     assert world.api.get(AGENT) == before and len(world.api.find(EVENTS)) == 1
     new = assert_adoptable(world, uid)
     record = read_record(layout, new)

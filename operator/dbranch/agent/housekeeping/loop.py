@@ -47,6 +47,7 @@ class Housekeeping:
         self._obedience = Obedience(cluster, layout, context)
         self._triggered = threading.Event()
         self._refused: dict[str, str] = {}
+        self._has_read_published = False
 
     def trigger(self) -> None:
         """Publish, and obey requests, at once. Any thread may call it."""
@@ -65,9 +66,19 @@ class Housekeeping:
 
     def round(self) -> None:
         """Sweep, obey, publish."""
+        if not self._has_read_published:
+            with self._isolation.item("annotations of the agent's pod"):
+                self._read_published()
         self.sweeper.sweep()
         self._obey_and_publish()
         self._isolation.end_round()
+
+    def _read_published(self) -> None:
+        """Take what an earlier process of this pod published as shown: it is not announced again."""
+        body = self._cluster.get(self._pod_path)
+        text = ((body or {}).get("metadata", {}).get("annotations") or {}).get(names.AGENT_ORPHANS)
+        self.sweeper.shown = frozenset(orphan.uid for orphan in parse_published(text).orphans)
+        self._has_read_published = True
 
     def serve(self) -> None:
         """Obey and publish between two rounds: nothing is counted, and nothing removed but on request."""

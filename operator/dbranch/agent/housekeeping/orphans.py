@@ -57,6 +57,8 @@ class Unnamed:
     why: str = ""
     # It is expected, and need not be watched for some rounds.
     certain: bool = False
+    # Another cluster's, or a newer release's: not even what holds it is touched.
+    foreign: bool = False
 
     @property
     def is_pool(self) -> bool:
@@ -90,13 +92,15 @@ def _unnamed_pool(pool: StoredPool, existing: Existing) -> Unnamed:
         return Unnamed(pool.uid, pool.uid, Fate.KEEP, why)
     if isinstance(record, NewerRecord):
         why = f"a newer release of dbranch wrote its record ({record})"
-        return Unnamed(pool.uid, pool.uid, Fate.KEEP, why)
+        return Unnamed(pool.uid, pool.uid, Fate.KEEP, why, foreign=True)
     if pool.pool_uuid != record.pool_uuid and pool.pool_uuid is not None and record.pool_uuid:
         return Unnamed(
             pool.uid, pool.uid, Fate.KEEP, "its image holds another filesystem than its record says"
         )
     if record.cluster and existing.cluster and record.cluster != existing.cluster:
-        return Unnamed(pool.uid, pool.uid, Fate.KEEP, f"it is of another cluster ({record.cluster})")
+        return Unnamed(
+            pool.uid, pool.uid, Fate.KEEP, f"it is of another cluster ({record.cluster})", foreign=True
+        )
     has_data = any(name.is_data for name in pool.markers)
     if not record.initialized and not has_data and record.cluster == existing.cluster != "":
         return Unnamed(pool.uid, pool.uid, Fate.REMOVE_POOL)

@@ -21,7 +21,7 @@ from dbranch.agent.pool.records import (
 )
 from dbranch.agent.pool.tombstone import ensure_tombstone, observe_tombstones
 from dbranch.agent.slot.effect import ensure_slot_removed
-from dbranch.agent.slot.observe import observe_slots
+from dbranch.agent.slot.observe import observe_bind_mounts, observe_slots
 from dbranch.agent.slot.unused import ensure_unused
 from dbranch.agent.timing import ORPHAN_ROUNDS, ORPHAN_SLOT_ROUNDS
 from dbranch.agent.volume.effect import ensure_temporaries_destroyed
@@ -39,7 +39,8 @@ logger = logging.getLogger(__name__)
 class Sweeper:
     """Sweeps one node, and remembers how often it has seen what no object names.
 
-    `orphans`: with their bytes, as of the last round. `stored`, `existing`: what that round read; None before it.
+    `shown`: UIDs of the orphans that were published, maybe by an earlier process. `orphans`: with their bytes, as of
+    the last round. `stored`, `existing`: what that round read; None before it.
     """
 
     def __init__(self, cluster: Cluster, layout: Layout, context: NodeContext, isolation: Isolation) -> None:
@@ -48,6 +49,9 @@ class Sweeper:
         self._rounds, self._slot_rounds = Rounds(), Rounds()
         # Bytes of orphan branches, by UID: measured once.
         self._branch_bytes: dict[str, int] = {}
+        # UIDs of owners and projects that pods or bind mounts on this node name.
+        self._in_use: frozenset[str] = frozenset()
+        self.shown: frozenset[str] = frozenset()
         self.orphans: dict[Orphan, int] = {}
         self.stored: tuple[StoredPool, ...] = ()
         self.existing: Existing | None = None
@@ -56,6 +60,8 @@ class Sweeper:
         """Run one round. The rounds in which something was seen are counted here, so call it at a slow pace."""
         with self._isolation.item("slots"):
             self.sweep_slots()
+        with self._isolation.item("pods"):
+            self._in_use = self._observe_in_use()
         with self._isolation.item("markers of release 0.1.0"):
             for marker in self._layout.pools.glob("*.orphan"):
                 marker.unlink(missing_ok=True)
@@ -78,14 +84,17 @@ class Sweeper:
         pools = {pool.uid: pool for pool in stored}
         orphans: dict[Orphan, int] = {}
         for item in unnamed(stored, existing):
-            if item.fate is Fate.KEEP and (item.certain or self._rounds.of(item) >= ORPHAN_ROUNDS):
+            if item.fate is Fate.KEEP and (self._is_shown(item)):
                 with self._isolation.item(f"orphan {item.owner_uid}"):
                     orphan, size = self._describe(pools[item.pool_uid], item)
                     orphans[orphan] = size
         self._branch_bytes = {
             uid: size for uid, size in self._branch_bytes.items() if any(o.uid == uid for o in orphans)
         }
-        self.orphans = orphans
+        self.orphans, self.shown = orphans, frozenset(orphan.uid for orphan in orphans)
+
+    def _is_shown(self, item: Unnamed) -> bool:
+        return item.certain or item.owner_uid in self.shown or self._rounds.of(item) >= ORPHAN_ROUNDS
 
     def _read_existing(self) -> Existing:
         assert self.existing is not None
@@ -121,8 +130,11 @@ class Sweeper:
 
     def _treat(self, item: Unnamed) -> None:
         """Remove what never was anybody's data. Of an orphan only what holds it goes: its pods, slots and mount."""
+        if item.foreign:
+            return
         label = names.LABEL_PROJECT_UID if item.is_pool else names.LABEL_BRANCH_UID
-        ensure_unused(self._cluster, self._layout, self._context, label, item.owner_uid)
+        if item.fate is not Fate.KEEP or item.owner_uid in self._in_use:
+            ensure_unused(self._cluster, self._layout, self._context, label, item.owner_uid)
         match item.fate:
             case Fate.REMOVE_POOL if self._holds_data(item.pool_uid):
                 ensure_initialized_recorded(self._layout, item.pool_uid)
@@ -153,6 +165,17 @@ class Sweeper:
                 with self._isolation.item(f"removal of pool {uid}"):
                     ensure_unused(self._cluster, self._layout, self._context, names.LABEL_PROJECT_UID, uid)
                     ensure_pool_removed(self._layout, uid)
+
+    def _observe_in_use(self) -> frozenset[str]:
+        """Return the UIDs of the projects and branches that pods and bind mounts on this node name."""
+        path = path_of("v1", "pods", self._context.namespace)
+        bodies = self._cluster.find(path, names.LABEL_SLOT, f"spec.nodeName={self._context.node}")
+        labels = [body["metadata"]["labels"] for body in bodies]
+        bound = (uid for uids in observe_bind_mounts(self._layout).values() for uid in uids)
+        labelled = (
+            each.get(label) for each in labels for label in (names.LABEL_PROJECT_UID, names.LABEL_BRANCH_UID)
+        )
+        return frozenset(uid for uid in (*bound, *labelled) if uid)
 
     def _sweep_records(self) -> None:
         """Remove the records of pools that were adopted: an adoption may have been cut off before it did so."""

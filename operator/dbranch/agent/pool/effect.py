@@ -93,6 +93,9 @@ def ensure_pool_removed(layout: Layout, project_uid: str) -> None:
     """
     tombstone = read_tombstone(layout, project_uid)
     if tombstone is None:
+        if not layout.image(project_uid).exists():
+            # A mount may be left of an image that somebody has deleted.
+            ensure_pool_down(layout, project_uid)
         return
     understood_record(layout, project_uid)
     ensure_pool_down(layout, project_uid)
