@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from dbranch.api.errors import DbranchError
-from dbranch_cli import branches, completion, connect, lifecycle, load, projects
+from dbranch_cli import branches, completion, connect, lifecycle, load, orphans, projects
 from dbranch_cli.failure import ExitCode, Failure, failure_from
 from dbranch_cli.invocation import Invocation
 from dbranch_cli.options import CommandGroup
@@ -67,6 +67,7 @@ for _command in (
     projects.delete_project,
     projects.projects,
     projects.set_default,
+    orphans.orphan,
     completion.completion,
 ):
     cli.add_command(_command)

@@ -105,6 +105,32 @@ def test_a_retained_pool_is_adopted_by_a_new_project(team: Namespace) -> None:
     new.discard()
 
 
+def test_a_retained_pool_of_a_project_that_lost_its_finalizers_is_listed_and_deleted_on_request(
+    team: Namespace,
+) -> None:
+    lost = Project(team, "lost")
+    lost.make(deletionPolicy="Retain")
+    uid = team.get("dbproject", "lost")["metadata"]["uid"]
+    for kind, name in (("dbproject", "lost"), ("dbbranch", "lost-main")):
+        team.kubectl("delete", kind, name, "--wait=false")
+        team.kubectl(
+            "patch", kind, name, "--type=merge", "-p", '{"metadata":{"finalizers":null}}', check=False
+        )
+    eventually("the project is gone", lambda: not team.exists("dbproject", "lost"))
+    orphans = ("orphan", "list", "-o", "name")
+    eventually("the pool is listed", lambda: uid in team.dbranch(*orphans).text.split(), 150)
+    assert any(uid in name for name in team.cluster.names_in("pools/*"))
+    refused = team.dbranch("orphan", "delete", uid, check=False)
+    assert refused.code == 2 and "all its branches" in refused.err
+    team.dbranch("orphan", "delete", uid, "--yes", "--timeout", "3m")
+    eventually(
+        "nothing of it is left",
+        lambda: not any(uid in n for n in team.cluster.names_in("pools/* mnt/*")),
+        150,
+    )
+    assert uid not in team.dbranch(*orphans).text.split()
+
+
 def test_agents_that_are_deleted_and_recreated_leave_no_mount_behind(
     changing: Project, request: pytest.FixtureRequest
 ) -> None:

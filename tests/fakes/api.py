@@ -169,6 +169,11 @@ class FakeApi:
         with self._state(write=True) as state:
             return self._insert(state, f"{collection}/{body['metadata']['name']}", body)
 
+    def peek(self, path: str) -> Json | None:
+        """Return the object at this path, without a request; None if there is none."""
+        with self._state(write=False) as state:
+            return copy.deepcopy(state.objects.get(_key(path)))
+
     def remove_pod(self, path: str) -> None:
         """Remove the object of a pod that has terminated, as kubelet does."""
         with self._state(write=True) as state:

@@ -52,6 +52,8 @@ def serve_api(api: FakeApi, kubeconfig: Path) -> ThreadingHTTPServer:
                 self._answer(200, answer)
             elif query.get("watch"):
                 self._watch(url.path, int(query["resourceVersion"]), *selectors)
+            elif (body := api.peek(url.path)) is not None:
+                self._answer(200, body)
             else:
                 items, version = api.list_at(url.path, *selectors)
                 meta = {"resourceVersion": str(version)}

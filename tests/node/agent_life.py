@@ -32,7 +32,8 @@ from tests.fakes.api import FakeApi, Json
 
 from dbranch.agent.context import NodeContext
 from dbranch.agent.dispatch import Dispatcher
-from dbranch.agent.housekeeping import sweep_slots
+from dbranch.agent.housekeeping.isolation import Isolation
+from dbranch.agent.housekeeping.sweep import Sweeper
 from dbranch.agent.layout import Layout
 from dbranch.agent.linux.privileges import AGENT_CAPABILITIES, drop_capabilities
 from dbranch.agent.metrics import AgentMetrics
@@ -46,6 +47,7 @@ NAMESPACE = "team"
 PODS = path_of("v1", "pods", "dbranch-nodes")
 PROJECTS = path_of(names.API_VERSION, names.PROJECTS, NAMESPACE)
 BRANCHES = path_of(names.API_VERSION, names.BRANCHES, NAMESPACE)
+NAMESPACES = path_of("v1", "namespaces")
 # Warm slots of each class.
 WARM = 1
 # Within this an agent that is not killed has to finish.
@@ -132,7 +134,8 @@ class Agent:
         context = NodeContext(NODE, "node-uid", "dbranch-nodes", "dbranch")
         cluster, layout = cast(Cluster, api), Layout(base)
         locks, metrics = KeyedLocks(layout.locks), AgentMetrics(WARM)
-        self._sweep_slots = partial(sweep_slots, cluster, layout, context, minimum_age=0.0)
+        sweeper = Sweeper(cluster, layout, context, Isolation())
+        self._sweep_slots = partial(sweeper.sweep_slots, minimum_rounds=1)
         # Its work queue is not started: each round reconciles every object.
         dispatcher = Dispatcher(cluster, layout, context, locks, WARM, metrics)
         self._projects, self._branches, self._warm = dispatcher.projects, dispatcher.branches, dispatcher.warm

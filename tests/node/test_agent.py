@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
-from tests.node.agent_life import BRANCHES, NODE, PODS, PROJECTS
+from tests.node.agent_life import BRANCHES, PODS, PROJECTS
 from tests.node.world import World
 
 from dbranch.agent.branch.facts import Desired
-from dbranch.agent.context import NodeContext
-from dbranch.agent.housekeeping import sweep_orphans, sweep_slots
 from dbranch.agent.linux.loops import loops_of
 from dbranch.agent.linux.mounts import read_mounts
 from dbranch.agent.volume.effect import ensure_settings
@@ -22,7 +19,7 @@ from dbranch.api.branch import parse_branch
 from dbranch.api.errors import ApiError
 from dbranch.api.project import parse_project
 from dbranch.api.scram import joined_version, verifier_of
-from dbranch.kube.client import Cluster, path_of
+from dbranch.kube.client import path_of
 
 SECRETS = path_of("v1", "secrets", "dbranch-nodes")
 
@@ -295,47 +292,3 @@ def test_a_new_project_adopts_a_retained_pool(world: World) -> None:
     # The branch without an object is still stored; the image has the new project's name.
     world.assert_consistent(new, running=3, stored=4)
     assert not image.exists() and not world.node.layout.record(old).exists()
-
-
-def test_a_retained_pool_of_another_namespace_is_not_adopted(world: World) -> None:
-    old = world.make_project(deletionPolicy="Retain")
-    world.run_agent()
-    world.delete_project()
-    record = world.node.layout.record(old)
-    record.write_text(record.read_text().replace('"team"', '"others"'))
-    new = world.make_project(storage={"adopt": old})
-    world.run_rounds()
-    finding = (world.api.get(f"{PROJECTS}/shop") or {})["status"]["node"]["storage"]
-    assert finding["reason"] == "PoolLost" and f"no retained pool {old}" in finding["message"]
-    assert world.node.layout.image(old).exists() and not world.node.layout.image(new).exists()
-
-
-def test_data_without_an_object_is_deleted_after_the_grace_period_and_not_before(world: World) -> None:
-    project = world.make_project()
-    world.run_agent()
-    world.make_branch("stripped", "main")
-    world.run_agent()
-    layout, uid = world.node.layout, world.uid("stripped")
-    # Without its finalizers the object is gone at once, while its pod still runs.
-    world.api.merge(f"{BRANCHES}/shop-stripped", {"metadata": {"finalizers": []}})
-    world.api.delete(f"{BRANCHES}/shop-stripped")
-    context = NodeContext(NODE, "node-uid", "dbranch-nodes", "dbranch")
-    cluster = cast(Cluster, world.api)
-    sweep_orphans(cluster, layout, context, 3600.0)
-    assert layout.branch(project, uid).exists() and len(world.pods()) == 2
-    for _ in range(100):
-        sweep_orphans(cluster, layout, context, 0.0)
-        sweep_slots(cluster, layout, context, minimum_age=0.0)
-        if not layout.branch(project, uid).exists():
-            break
-        time.sleep(0.1)
-    world.assert_consistent(project, running=1, stored=1)
-    assert not layout.orphan_marker(uid).exists()
-    # Data that has an object again in time loses its orphan marker.
-    layout.orphan_marker(world.uid("main")).touch()
-    sweep_orphans(cluster, layout, context, 3600.0)
-    assert not layout.orphan_marker(world.uid("main")).exists()
-    # The orphan marker of a branch that was deleted in the ordinary way is removed, too.
-    layout.orphan_marker(uid).touch()
-    sweep_orphans(cluster, layout, context, 3600.0)
-    assert not layout.orphan_marker(uid).exists()

@@ -34,6 +34,8 @@ def test_creation_and_deletion_of_a_project(world: World, soak: bool) -> None:
             assert not world.node.layout.image(project).exists()
             assert list(world.node.layout.slots.glob("[!.]*")) == []
             assert list(world.node.layout.mounts.iterdir()) == []
+            # Neither a record nor a tombstone is left.
+            assert list(world.node.layout.pools.glob("[!.]*")) == []
 
         return check
 
@@ -150,7 +152,7 @@ def test_stop_resume_and_deletion_of_a_project_with_branches(world: World, soak:
 
         def check() -> None:
             assert_nothing_held(world, recreated)
-            assert not world.node.layout.image(recreated).exists()
+            assert list(world.node.layout.pools.glob("[!.]*")) == []
             assert list(world.node.layout.slots.glob("[!.]*")) == []
             assert list(world.node.layout.mounts.iterdir()) == []
             assert world.api.find(PROJECTS) == [] == world.api.find(BRANCHES)

@@ -16,8 +16,15 @@ from dbranch.agent.linux.mounts import mounts_at
 from dbranch.agent.machine import observe_machine
 from dbranch.agent.pool import effect as pool
 from dbranch.agent.pool.observe import observe_pool, observe_pools
+from dbranch.agent.pool.tombstone import ensure_tombstone
 from dbranch.agent.slot import effect as slot
 from dbranch.api.errors import Busy, CommandFailed, DbranchError, PoolDamaged, PoolLost
+
+
+def remove_pool(node: Node) -> None:
+    """Remove the project's pool on request."""
+    ensure_tombstone(node.layout, node.project)
+    pool.ensure_pool_removed(node.layout, node.project)
 
 
 def test_a_pool_is_created_once_and_adopted_after_that(node: Node) -> None:
@@ -79,9 +86,12 @@ def test_taking_a_pool_down_and_removing_it_leaves_nothing(up: Node) -> None:
     assert facts.image_exists and not facts.mounted and facts.loops == ()
     assert not up.layout.pool(up.project).exists()
     pool.ensure_pool_down(up.layout, up.project)
+    # Nothing goes without the request for it.
     pool.ensure_pool_removed(up.layout, up.project)
+    assert image.exists()
+    remove_pool(up)
     assert not image.exists() and not up.layout.pool(up.project).exists()
-    pool.ensure_pool_removed(up.layout, up.project)
+    remove_pool(up)
 
 
 def test_an_empty_image_file_is_completed(node: Node) -> None:
@@ -93,12 +103,32 @@ def test_an_empty_image_file_is_completed(node: Node) -> None:
     assert facts.mounted and facts.image_bytes == SIZE
 
 
+def test_a_removal_that_was_requested_leaves_another_image_of_that_name_alone(up: Node) -> None:
+    layout, image = up.layout, up.layout.image(up.project)
+    pool.ensure_pool_down(layout, up.project)
+    ensure_tombstone(layout, up.project)
+    image.rename(image.with_suffix(".away"))
+    pool.ensure_pool(layout, up.project, SIZE, None, None)
+    pool.ensure_pool_removed(layout, up.project)
+    assert image.exists() and not layout.tombstone(up.project).exists()
+
+
+def test_a_foreign_mount_at_the_place_of_a_pool_is_left_alone(up: Node) -> None:
+    layout, point = up.layout, up.layout.pool(up.project)
+    pool.ensure_pool_down(layout, up.project)
+    point.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", point], check=True)
+    with pytest.raises(Busy, match="none mounted, which is not the pool"):
+        pool.ensure_pool_down(layout, up.project)
+    assert len(mounts_at(point)) == 1
+
+
 def test_a_pool_in_use_stays(up: Node) -> None:
     branch = up.create_root()
     slot.ensure_slot(up.layout, "slot-a", OWNER)
     slot.ensure_bound(up.layout, "slot-a", up.project, branch)
     with pytest.raises(Busy, match="slot-a"):
-        pool.ensure_pool_removed(up.layout, up.project)
+        remove_pool(up)
     assert observe_pool(up.layout, up.project).mounted
 
 

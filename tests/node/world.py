@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.fakes.api import FakeApi, Json
-from tests.node.agent_life import BRANCHES, NAMESPACE, NODE, PODS, PROJECTS, WARM
+from tests.node.agent_life import BRANCHES, NAMESPACE, NAMESPACES, NODE, PODS, PROJECTS, WARM
 from tests.node.machine import OWNER, USER, Node, owner_session
 
 from dbranch.agent.linux.loops import loops_of
@@ -38,7 +38,7 @@ class Kubelet(threading.Thread):
 
     def run(self) -> None:
         while not self._stopped.wait(0.02):
-            for pod in self._api.find(PODS):
+            for pod in self._api.find(PODS, names.LABEL_SLOT):
                 self._sync(pod)
 
     def stop(self) -> None:
@@ -97,6 +97,9 @@ class World:
         self.node = node
         self._file = file or node.layout.base / "api.json"
         self.api = FakeApi(self._file)
+        for namespace in (NAMESPACE, "kube-system"):
+            if self.api.get(f"{NAMESPACES}/{namespace}") is None:
+                self.api.put(NAMESPACES, {"metadata": {"name": namespace}})
         self.kubelet = Kubelet(self.api, node)
         self.kubelet.start()
         self.kills = 0

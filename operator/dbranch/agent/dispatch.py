@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -43,6 +44,8 @@ class Dispatcher:
     ) -> None:
         """`warm_slots`: of each class."""
         self.metrics = metrics
+        # Called when a pool was retained: from now on it can be adopted.
+        self.on_pool_retained: Callable[[], None] = lambda: None
         self.queue = WorkQueue(
             self.reconcile,
             BRANCH_RESYNC_SECONDS,
@@ -51,7 +54,13 @@ class Dispatcher:
         )
         self.warm = WarmReconciler(cluster, layout, context, warm_slots, metrics)
         self.projects = ProjectReconciler(
-            cluster, layout, context, locks, self.warm.trigger, self._request_anew
+            cluster,
+            layout,
+            context,
+            locks,
+            self.warm.trigger,
+            self._request_anew,
+            self._report_retained,
         )
         self.branches = BranchReconciler(
             cluster, layout, context, locks, self.warm, metrics, self.request_branch
@@ -64,6 +73,9 @@ class Dispatcher:
     def request_branch(self, namespace: str, name: str) -> None:
         """Request a reconcile of a DBBranch, by its object's name. Any thread may do so."""
         self.queue.add(Key(names.BRANCH_KIND, namespace, name))
+
+    def _report_retained(self) -> None:
+        self.on_pool_retained()
 
     def _request_anew(self, branch: Branch) -> None:
         """Request a reconcile of a branch that tries at once what had failed: its project has changed."""

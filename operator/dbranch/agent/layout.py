@@ -149,13 +149,18 @@ class Layout:
     def image(self, project_uid: str) -> Path:
         return self.pools / f"{checked_uid(project_uid)}.img"
 
+    @property
+    def records_lock(self) -> Path:
+        """The lock under which records are read and rewritten."""
+        return self.pools / ".records"
+
     def record(self, project_uid: str) -> Path:
-        """The record of the project that a retained image belonged to."""
+        """The record of the project that the image belongs to."""
         return self.pools / f"{checked_uid(project_uid)}.json"
 
-    def orphan_marker(self, uid: str) -> Path:
-        """The file whose age says since when no object names the pool or branch with this UID."""
-        return self.pools / f"{checked_uid(uid)}.orphan"
+    def tombstone(self, project_uid: str) -> Path:
+        """The file that says that the removal of the project's pool was requested."""
+        return self.pools / f"{checked_uid(project_uid)}.tombstone"
 
     def pool(self, project_uid: str) -> Path:
         """Where the project's pool is mounted."""

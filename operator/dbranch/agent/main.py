@@ -14,7 +14,8 @@ import kopf
 from dbranch.agent.context import NodeContext
 from dbranch.agent.dispatch import Dispatcher
 from dbranch.agent.handlers import register
-from dbranch.agent.housekeeping import run_housekeeping
+from dbranch.agent.housekeeping.loop import Housekeeping
+from dbranch.agent.housekeeping.requests import watch_requests
 from dbranch.agent.layout import Layout
 from dbranch.agent.linux.privileges import AGENT_CAPABILITIES, drop_capabilities
 from dbranch.agent.machine import observe_machine
@@ -25,7 +26,6 @@ from dbranch.agent.postgres.spawn import session_processes
 from dbranch.agent.server import Readiness
 from dbranch.api import names
 from dbranch.api.errors import DbranchError, InvalidInput
-from dbranch.api.project import parse_seconds
 from dbranch.kube.client import Cluster, path_of
 from dbranch.runtime.heartbeats import Heartbeats
 from dbranch.runtime.kopf_settings import serve
@@ -76,17 +76,19 @@ def main() -> None:
         dispatcher, cluster, layout, context = make_dispatcher(dict(os.environ))
     except DbranchError as error:
         raise SystemExit(f"dbranch-server agent: {error}") from error
-    orphan_grace_period = parse_seconds(os.environ.get("DBRANCH_ORPHAN_GRACE_PERIOD", "24h"))
     machine = observe_machine(layout)
     if not (machine.btrfs and machine.loop):
         logger.error("node %s: btrfs %s, loop %s", context.node, machine.btrfs, machine.loop)
     readiness = Readiness(layout, dispatcher.metrics)
     readiness.serve()
     heartbeats, pod = Heartbeats(), os.environ["DBRANCH_POD_NAME"]
+    housekeeping = Housekeeping(cluster, layout, context, pod, dispatcher.metrics)
+    dispatcher.on_pool_retained = housekeeping.trigger
     loops: dict[str, Callable[[Callable[[], None]], None]] = {
         "pod watch": partial(watch_pods, cluster, context, dispatcher.warm, dispatcher.request_branch),
         "warm slots": partial(dispatcher.warm.run, dispatcher.wait_idle),
-        "housekeeping": partial(run_housekeeping, cluster, layout, context, pod, orphan_grace_period),
+        "housekeeping": housekeeping.run,
+        "requests": partial(watch_requests, cluster, context, pod, housekeeping.trigger),
     }
     for name, loop in loops.items():
         threading.Thread(target=heartbeats.run, args=(name, loop), daemon=True, name=name).start()

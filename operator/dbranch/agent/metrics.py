@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from dbranch.runtime.http import Response
@@ -47,6 +47,29 @@ class AgentMetrics:
             subsystem="agent",
             registry=self._registry,
         )
+        self._orphans = Gauge(
+            "orphans",
+            "Pools and branches on the node that no object names, by kind (pool, branch); they are kept.",
+            ["kind"],
+            namespace="dbranch",
+            subsystem="agent",
+            registry=self._registry,
+        )
+        self._orphan_bytes = Gauge(
+            "orphan_bytes",
+            "Bytes of the node's disk (of a branch: of its pool) that orphans take, by kind (pool, branch).",
+            ["kind"],
+            namespace="dbranch",
+            subsystem="agent",
+            registry=self._registry,
+        )
+        self._housekeeping_errors = Counter(
+            "housekeeping_errors",
+            "Things in rounds of housekeeping that failed; the rest of the round went on.",
+            namespace="dbranch",
+            subsystem="agent",
+            registry=self._registry,
+        )
         origins: tuple[SlotOrigin, ...] = ("warm", "new")
         for slot in origins:
             self._starts.labels(slot)
@@ -60,6 +83,16 @@ class AgentMetrics:
     def observe_start(self, slot: SlotOrigin, seconds: float) -> None:
         """Count a branch whose Postgres accepts, in a slot that was `warm` or is `new`."""
         self._starts.labels(slot).observe(seconds)
+
+    def set_orphans(self, sizes: Mapping[str, Sequence[int]]) -> None:
+        """Set the number of orphans and their bytes, by kind."""
+        for kind, counts in sizes.items():
+            self._orphans.labels(kind).set(len(counts))
+            self._orphan_bytes.labels(kind).set(sum(counts))
+
+    def count_housekeeping_error(self) -> None:
+        """Count one thing in a round of housekeeping that failed."""
+        self._housekeeping_errors.inc()
 
     def response(self) -> Response:
         """Return all metrics in Prometheus' text format."""

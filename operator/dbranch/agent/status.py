@@ -98,6 +98,8 @@ def failed_pool_finding(error: Exception, project: str) -> Finding:
         reason = Reason.POOL_LOST
     elif isinstance(error, PoolDamaged):
         reason = Reason.POOL_DAMAGED
+    elif isinstance(error, StorageUnclear):
+        reason = Reason.STORAGE_UNCLEAR
     elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
         reason = Reason.NODE_DISK_LOW
     return Finding(reason, error_message(error, f"pool of project {project}"))

@@ -92,8 +92,13 @@ MEASURE_SECONDS: Final = 60.0
 
 # Sweeps of the node.
 HOUSEKEEPING_INTERVAL_SECONDS: Final = 60.0
-# A slot's directory is created before its pod: a younger one may still get its pod, within a few requests.
-ORPHAN_SLOT_MINIMUM_AGE_SECONDS: Final = 60.0
+# Consecutive rounds of this process in which no object named something, before that counts. No clock plays a part.
+ORPHAN_ROUNDS: Final = 10
+# A slot's directory is created before its pod, which follows within a few requests.
+ORPHAN_SLOT_ROUNDS: Final = 2
+# A process of a pod that was deleted by force may go on writing into its slot.
+SLOT_EMPTYING_TIMEOUT_SECONDS: Final = 10.0
+OWN_POD_WATCH_RETRY_SECONDS: Final = 5.0
 
 # Postgres pods. A fast shutdown writes a checkpoint first.
 POSTGRES_GRACE_SECONDS: Final = 300

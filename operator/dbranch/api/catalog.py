@@ -168,10 +168,10 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "The branch was stored and its subvolume is missing or unreadable; it is never made again.",
         "Look at the node's disk; docs/storage.md says what can be recovered by hand.",
     ),
-    Reason.STORAGE_UNCLEAR: _branch(
+    Reason.STORAGE_UNCLEAR: _both(
         _STORAGE,
-        "A newer release of dbranch wrote the branch's data; this one neither uses, copies nor deletes it.",
-        "Upgrade the agent of the branch's node.",
+        "A newer release of dbranch wrote the data or its record; this one neither uses, copies nor deletes it.",
+        "Upgrade the agent of the node.",
     ),
     Reason.ACCEPTING: _both(_POSTGRES, "Postgres accepts connections."),
     Reason.RESTART_PENDING: _both(

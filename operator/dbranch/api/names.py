@@ -31,8 +31,15 @@ AGENT_REQUESTED_AT: Final = f"{AGENT_PREFIX}/requestedAt"
 AGENT_HOST_FREE: Final = f"{AGENT_PREFIX}/host-free-bytes"
 # Written on a DBBranch by a person or `dbranch restart`: its Postgres restarts once for each value (RFC 3339).
 RESTARTED_AT: Final = f"{GROUP}/restartedAt"
-# On an agent's own pod: the UIDs of deleted projects whose pools are retained on its node, separated by commas.
+# On an agent's own pod: the UIDs of projects that do not exist and whose pools on its node can be adopted, separated
+# by commas.
 AGENT_RETAINED: Final = f"{AGENT_PREFIX}/retained"
+# On an agent's own pod: the data on its node that no object names, as JSON (`dbranch.api.orphans`).
+AGENT_ORPHANS: Final = f"{AGENT_PREFIX}/orphans"
+# Written by an administrator on an agent's pod, with the UID of an orphan as the name; the agent obeys and removes
+# it. The value of the latter is the namespace that may adopt the pool.
+ORPHAN_DELETE_PREFIX: Final = f"orphan-delete.{GROUP}/"
+ORPHAN_ALLOW_PREFIX: Final = f"orphan-allow.{GROUP}/"
 # Written by a person on a project or branch whose node will never return: `dbranch.io/abandon-node: <node>`.
 ABANDON_NODE: Final = f"{GROUP}/abandon-node"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from dbranch.api import names
 from dbranch.api.conditions import Finding, Reason
@@ -16,6 +16,10 @@ from dbranch.controller import manifests
 from dbranch.controller.manifests import Credentials, Release
 from dbranch.controller.owned import OwnedObjects
 from dbranch.kube.client import Cluster, path_of
+from dbranch.runtime.limited import LimitedDict
+
+# Of projects; others are read again from their Secrets.
+_MAX_PASSWORDS: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class CredentialSecrets:
 
     def __init__(self, cluster: Cluster, release: Release, owned: OwnedObjects) -> None:
         self._cluster, self._release, self._owned = cluster, release, owned
-        self._passwords: dict[str, _Passwords] = {}
+        self._passwords: LimitedDict[str, _Passwords] = LimitedDict(_MAX_PASSWORDS)
 
     def apply(self, project: Project, bypass_cache: bool) -> str | Finding:
         """Apply the project's connection Secrets and its verifier Secret; return the passwords' version.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import kopf
@@ -25,6 +27,7 @@ from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.reconciler import ProjectReconciler
 from dbranch.controller.routing import ProxyPod, proxy_pod_of
 from dbranch.controller.stale import Change, NodeChange, PasswordChange, ProxyChange, key_of, stale
+from dbranch.controller.sweep import Sweeper
 from dbranch.kube.client import Cluster
 from dbranch.runtime.initial_sync import InitialSync
 from dbranch.runtime.kopf_settings import configure_kopf, login, requeue_after
@@ -85,7 +88,8 @@ def register(
     projects = ProjectReconciler(cluster, release, owned, locks, metrics, emit_event)
     branches = BranchReconciler(cluster, release, owned, locks, metrics, emit_event)
     work = Work(Dispatcher(projects, branches, initial_sync), resync_seconds)
-    _register_startup(registry, owned, work)
+    sweeper = Sweeper(cluster, release, owned)
+    _register_startup(registry, owned, work, partial(sweeper.run, resync_seconds))
     _register_indices(registry, release.nodes_namespace)
     _register_objects(registry, work)
     _register_related(registry, work, initial_sync)
@@ -96,7 +100,9 @@ def emit_event(item: Project | Branch, event_type: str, reason: str, message: st
     kopf.event(reference_of(item), type=event_type, reason=reason, message=message)  # type: ignore[arg-type]
 
 
-def _register_startup(registry: kopf.OperatorRegistry, owned: OwnedObjects, work: Work) -> None:
+def _register_startup(
+    registry: kopf.OperatorRegistry, owned: OwnedObjects, work: Work, sweep: Callable[[], None]
+) -> None:
     options: Any = {"registry": registry}
 
     @kopf.on.startup(**options)
@@ -112,6 +118,7 @@ def _register_startup(registry: kopf.OperatorRegistry, owned: OwnedObjects, work
             f"{names.LABEL_COMPONENT} in ({names.COMPONENT_AGENT},{names.COMPONENT_PROXY})"
         )
         work.queue.start()
+        threading.Thread(target=sweep, daemon=True, name="sweep").start()
 
     @kopf.on.startup(**options)
     def preload(**_: Any) -> None:

@@ -11,9 +11,12 @@ from typing import Any, Final
 from dbranch.api import names
 from dbranch.api.errors import ApiError, NameTaken
 from dbranch.kube.client import Cluster, path_of
+from dbranch.runtime.limited import LimitedDict
 
 # Annotation: hash of the manifest that was applied last, so that an unchanged object costs one read and no write.
 _APPLIED_HASH: Final = f"{names.GROUP}/applied"
+# Some 300 bytes each: what ten thousand branches need. An object beyond that costs one read more.
+_MAX_REMEMBERED: Final = 40_000
 
 
 class OwnedObjects:
@@ -23,7 +26,7 @@ class OwnedObjects:
         self._cluster = cluster
         self._guard = threading.Lock()
         # By path: hash of the manifest, and the object's UID or "".
-        self._applied: dict[str, tuple[str, str]] = {}
+        self._applied: LimitedDict[str, tuple[str, str]] = LimitedDict(_MAX_REMEMBERED)
 
     def preload(self, api: str, plural: str) -> None:
         """Remember what an earlier process applied of this resource in all namespaces, by one request."""

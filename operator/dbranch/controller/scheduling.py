@@ -102,11 +102,26 @@ def not_reporting_finding(node: NodeFacts) -> Finding | None:
 def is_abandoned(node: NodeFacts, annotations: Mapping[str, str]) -> bool:
     """Return True if no agent will ever clean up an object on this node.
 
-    That is: the Node and its agent's pod are gone, or the object's annotation ABANDON_NODE names the node.
+    That is: the Node and its agent's pod are gone, or the node is not Ready and the object's annotation ABANDON_NODE
+    names it.
     """
     finding = not_reporting_finding(node)
-    gone = finding is not None and finding.reason == Reason.NODE_GONE
-    return gone or annotations.get(names.ABANDON_NODE) == node.name
+    if finding is None or finding.reason == Reason.AGENT_NOT_REPORTING:
+        return False
+    return finding.reason == Reason.NODE_GONE or annotations.get(names.ABANDON_NODE) == node.name
+
+
+def abandonment_refusal(item: Project | Branch, node: NodeFacts | None) -> str | None:
+    """Return why the ABANDON_NODE of an object that is being deleted is not obeyed; None if it is, or is missing."""
+    asked = item.deleting and names.AGENT_FINALIZER in item.finalizers
+    if not asked or node is None or item.annotations.get(names.ABANDON_NODE) != node.name:
+        return None
+    if is_abandoned(node, item.annotations):
+        return None
+    return (
+        f"node {node.name} is Ready; it is not given up, and its agent has to remove the data; "
+        "wait for the agent, or delete the Node if it will never come back"
+    )
 
 
 def needs_release(item: Project | Branch, node: NodeFacts | None) -> bool:

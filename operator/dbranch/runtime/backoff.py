@@ -6,8 +6,12 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Final
 
+from dbranch.runtime.limited import LimitedDict
+
 # Enough for any limit, and no overflow.
 _MOST_DOUBLINGS: Final = 30
+# Failures of objects; one that is forgotten is only tried again sooner.
+_MAX_REMEMBERED: Final = 10_000
 
 
 def delay_after(failures: int, first: float, limit: float) -> float:
@@ -36,7 +40,7 @@ class Backoff:
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
-        self._failures: dict[Hashable, _Failure] = {}
+        self._failures: LimitedDict[Hashable, _Failure] = LimitedDict(_MAX_REMEMBERED)
 
     def fail(self, key: Hashable, first: float, version: object, now: float) -> float:
         """Record a failure; return the seconds after which to try again, `first` after the first failure.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -16,7 +16,7 @@ _OTHER_PROCESS_TIMEOUT_SECONDS = 60.0
 
 
 class KeyedLocks:
-    """Locks by (namespace, name), created at their first use. Reentrant.
+    """Locks by (namespace, name), which exist while somebody holds them or waits for them. Reentrant.
 
     With a `directory` (which must exist) a lock is held against other processes, too: an agent whose pod was
     abandoned may still be running when its successor starts.
@@ -26,7 +26,9 @@ class KeyedLocks:
         self._directory = directory
         self._guard = threading.Lock()
         self._locks: defaultdict[tuple[str, str], threading.RLock] = defaultdict(threading.RLock)
-        self._depth: defaultdict[tuple[str, str], int] = defaultdict(int)
+        # How many hold a lock or wait for it, and how often its holder has taken it.
+        self._users: Counter[tuple[str, str]] = Counter()
+        self._depth: Counter[tuple[str, str]] = Counter()
 
     @contextmanager
     def held(self, namespace: str, name: str) -> Iterator[None]:
@@ -34,14 +36,26 @@ class KeyedLocks:
         key = namespace, name
         with self._guard:
             lock = self._locks[key]
-        with lock:
-            is_outermost = self._depth[key] == 0
-            with self._held_across_processes(key) if is_outermost else nullcontext():
-                self._depth[key] += 1
-                try:
-                    yield
-                finally:
-                    self._depth[key] -= 1
+            self._users[key] += 1
+        try:
+            with lock:
+                is_outermost = self._depth[key] == 0
+                with self._held_across_processes(key) if is_outermost else nullcontext():
+                    self._depth[key] += 1
+                    try:
+                        yield
+                    finally:
+                        self._depth[key] -= 1
+        finally:
+            with self._guard:
+                self._users[key] -= 1
+                if not self._users[key]:
+                    del self._locks[key], self._users[key]
+                    self._depth.pop(key, None)
+
+    def __len__(self) -> int:
+        """Return how many locks are held or waited for."""
+        return len(self._locks)
 
     @contextmanager
     def _held_across_processes(self, key: tuple[str, str]) -> Iterator[None]:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import cast
 
 import pytest
-from tests.factories import BranchBuilder, branch, node, project
-from tests.unit.controller.rig import BRANCHES, NODES, PROJECTS, Rig
+from tests.factories import NAMESPACE, NODES_NAMESPACE, BranchBuilder, branch, node, project
+from tests.unit.controller.rig import BRANCHES, NODES, PROJECTS, RELEASE, Rig
 
 from dbranch.api import names
+from dbranch.controller import manifests
 from dbranch.controller.finalizers import release_if_abandoned
-from dbranch.kube.client import Cluster
+from dbranch.controller.sweep import Sweeper
+from dbranch.kube.client import Cluster, path_of
 from dbranch.runtime.finalizers import remove_finalizer
 
 X = f"{BRANCHES}/shop-x"
+VERIFIERS = path_of("v1", "secrets", NODES_NAMESPACE)
+POLICIES = path_of("networking.k8s.io/v1", "networkpolicies", NODES_NAMESPACE)
 GOING = branch("x").bound("lost").deleting()
 
 
@@ -58,6 +62,24 @@ def test_a_node_that_is_only_away_is_abandoned_by_an_annotation_that_names_it(ri
         assert len(finalizers(rig)) == left
 
 
+@pytest.mark.parametrize("agent_ready", [True, False])
+def test_a_node_that_is_ready_is_not_abandoned_and_an_event_says_so_once(rig: Rig, agent_ready: bool) -> None:
+    rig.api.put(NODES, node("lost"))
+    rig.agent_of("lost", ready=agent_ready)
+    for builder in (GOING, project().bound("lost").deleting()):
+        rig.put(builder.annotated(**{names.ABANDON_NODE: "lost"}))
+    for _ in range(2):
+        rig.remove_branch("x")
+        rig.remove_project()
+    assert names.AGENT_FINALIZER in finalizers(rig)
+    assert names.AGENT_FINALIZER in rig.project()["metadata"]["finalizers"]
+    assert rig.events.count(("Warning", "NodeNotAbandoned")) == 2
+    # Once it is away, it is obeyed.
+    rig.api.merge(f"{NODES}/lost/status", {"status": node("lost", ready=False)["status"]})
+    rig.remove_branch("x")
+    assert names.AGENT_FINALIZER not in finalizers(rig)
+
+
 def test_a_project_is_released_too(rig: Rig) -> None:
     going = project().bound("lost").deleting()
     rig.put(going)
@@ -81,3 +103,44 @@ def test_finalizers_that_others_change_meanwhile_are_left_to_the_next_event(rig:
     assert len(finalizers(rig)) == 2
     remove_finalizer(cast(Cluster, rig.api), X, "shop-x-uid", names.AGENT_FINALIZER)
     assert finalizers(rig) == [names.CONTROLLER_FINALIZER]
+
+
+def nodes_namespace(rig: Rig) -> set[str]:
+    """Return the names of verifiers and NetworkPolicies in the nodes' namespace."""
+    return {body["metadata"]["name"] for path in (VERIFIERS, POLICIES) for body in rig.api.find(path)}
+
+
+def test_what_a_project_without_finalizers_leaves_in_the_nodes_namespace_is_swept(rig: Rig) -> None:
+    rig.ready()
+    sweeper = Sweeper(cast(Cluster, rig.api), RELEASE, rig.owned)
+    others = {
+        "kind": "Secret",
+        "metadata": {"name": "pull-secret", "labels": {names.LABEL_MANAGED_BY: "dbranch"}},
+    }
+    rig.api.put(VERIFIERS, others)
+
+    def sweep() -> None:
+        sweeper.sweep_verifiers()
+        sweeper.sweep_policies()
+
+    before = nodes_namespace(rig)
+    assert len(before) == 3 and rig.writes_of(sweep) == []
+    rig.api.merge(f"{PROJECTS}/shop", {"metadata": {"finalizers": []}})
+    rig.api.delete(f"{PROJECTS}/shop")
+    sweep()
+    assert nodes_namespace(rig) == {"pull-secret"}
+
+
+def test_the_policy_of_a_project_that_is_made_during_the_sweep_stays(rig: Rig) -> None:
+    policy = manifests.allow_policy(NAMESPACE, RELEASE)
+    rig.owned.apply("networking.k8s.io/v1", "networkpolicies", policy)
+    name = policy["metadata"]["name"]
+
+    def make_project() -> None:
+        rig.put(project())
+        # Its reconcile takes the policy for existing.
+        rig.owned.apply("networking.k8s.io/v1", "networkpolicies", policy)
+
+    rig.api.before("delete", name, make_project)
+    Sweeper(cast(Cluster, rig.api), RELEASE, rig.owned).sweep_policies()
+    assert nodes_namespace(rig) == {name}

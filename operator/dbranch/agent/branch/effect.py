@@ -25,6 +25,7 @@ from dbranch.agent.branch.actions import (
 from dbranch.agent.branch.facts import Desired
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
+from dbranch.agent.pool.records import ensure_initialized_recorded
 from dbranch.agent.postgres import session
 from dbranch.agent.postgres.cleaning import ensure_cleaned
 from dbranch.agent.postgres.opening import ensure_opened
@@ -105,6 +106,7 @@ class BranchEffects:
                 slot.ensure_slot(layout, name, owner)
                 slot.ensure_initdb_bound(layout, name, project.uid, branch.uid)
             case PromoteInitdb():
+                ensure_initialized_recorded(layout, project.uid)
                 outcome.marker = ensure_initdb_promoted(
                     layout, project.uid, branch.uid, settings, now_rfc3339()
                 )

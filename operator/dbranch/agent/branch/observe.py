@@ -12,6 +12,8 @@ from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout, SubvolumeKind
 from dbranch.agent.machine import observe_machine
 from dbranch.agent.pool.observe import observe_pool
+from dbranch.agent.pool.record import PoolRecord
+from dbranch.agent.pool.records import read_record
 from dbranch.agent.pool.space import Space
 from dbranch.agent.postgres.session import Endpoint, ServerFacts, observe_server
 from dbranch.agent.slot.observe import observe_branch_slots, observe_pods, observe_slot
@@ -49,7 +51,11 @@ def observe_branch(
     if stored is None and (project.adopt or branch.is_root):
         subvolumes = observe_subvolumes(layout, project.uid)
         if project.adopt:
-            retained_uid = retained_branch(subvolumes.branches, project.adopt, branch.name, branch.uid)
+            record = read_record(layout, project.uid)
+            previous = record.lineage if isinstance(record, PoolRecord) else ()
+            retained_uid = retained_branch(
+                subvolumes.branches, {project.adopt, *previous}, branch.name, branch.uid
+            )
             if retained_uid is None:
                 # The branch's data may be among what only a newer release understands.
                 markers = subvolumes.branches.values()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from dbranch.agent.branch.actions import Claim, CreatePod, DeletePod
 from dbranch.agent.branch.backoffs import BranchBackoffs
@@ -51,12 +51,16 @@ from dbranch.api.project import Project, parse_project
 from dbranch.kube.client import Cluster, branch_path, object_path, project_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.finalizers import remove_finalizer
+from dbranch.runtime.limited import LimitedDict
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.logs import log_error
 from dbranch.runtime.result import GONE, Result
 from dbranch.runtime.timings import StepTimer
 
 logger = logging.getLogger(__name__)
+
+# Branches that never accepted and are gone; only a metric needs them.
+_MAX_STARTS: Final = 1000
 
 
 class BranchReconciler:
@@ -82,7 +86,7 @@ class BranchReconciler:
         self._removal = BranchRemoval(cluster, layout, context, warm)
         self._backoffs = BranchBackoffs()
         # By UID: the timers of reconciles whose Postgres is starting, and the origins of their slots.
-        self._starts: dict[str, tuple[StepTimer, SlotOrigin]] = {}
+        self._starts: LimitedDict[str, tuple[StepTimer, SlotOrigin]] = LimitedDict(_MAX_STARTS)
 
     def wait_started(self, timeout: float) -> bool:
         """Block until no branch is starting, `timeout` seconds at most; return True if none is."""

@@ -136,9 +136,9 @@ def empty_directory(
     """
     deadline = time.monotonic() + seconds
     while names := _names(top):
-        if time.monotonic() > deadline:
-            raise Busy(f"a directory of more files than are removed in {seconds:g} s; it is tried again")
         for name in names:
+            if time.monotonic() > deadline:
+                raise Busy(f"a directory of more files than are removed in {seconds:g} s; it is tried again")
             if not _is_directory(top, name):
                 os.unlink(name, dir_fd=top)
             elif not move_away(top, name):
@@ -175,14 +175,17 @@ def _is_directory(directory: int, name: str) -> bool:
     return stat.S_ISDIR(os.lstat(name, dir_fd=directory).st_mode)
 
 
-def remove_at(directory: int, name: str) -> None:
-    """Remove `name` in the open directory, whatever it is and holds; never through a symbolic link."""
+def remove_at(directory: int, name: str, timeout: float | None = None) -> None:
+    """Remove `name` in the open directory, whatever it is and holds; never through a symbolic link.
+
+    Raises Busy if that takes longer than `timeout` seconds, as `empty_directory`.
+    """
     if not _is_directory(directory, name):
         os.unlink(name, dir_fd=directory)
         return
     top = openat2(directory, name, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        empty_directory(top)
+        empty_directory(top, seconds=timeout)
     finally:
         os.close(top)
     os.rmdir(name, dir_fd=directory)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import uuid as uuids
 from pathlib import Path
 
 from dbranch.agent.layout import Layout
 from dbranch.agent.pool import image, mount
+from dbranch.agent.pool.records import ensure_record_removed, understood_record
+from dbranch.agent.pool.tombstone import ensure_tombstone_withdrawn, names_image, read_tombstone
 from dbranch.api.errors import PoolLost
 from dbranch.runtime.file_lock import held
 from dbranch.runtime.logs import log_command
+
+logger = logging.getLogger(__name__)
 
 
 def ensure_base(layout: Layout) -> str:
@@ -80,15 +85,32 @@ def ensure_pool_down(layout: Layout, project_uid: str) -> None:
 
 
 def ensure_pool_removed(layout: Layout, project_uid: str) -> None:
-    """Take the pool down and delete its image. Raises Busy as `ensure_pool_down` does."""
+    """Take the pool down and delete its image and record; no-op without its tombstone (`ensure_tombstone`).
+
+    The tombstone goes last, so that a removal that is cut off anywhere is done again. An image that holds another
+    filesystem than the tombstone is for is left where it is. Raises Busy as `ensure_pool_down` does, StorageUnclear
+    if a newer release wrote the tombstone or the record.
+    """
+    tombstone = read_tombstone(layout, project_uid)
+    if tombstone is None:
+        if not layout.image(project_uid).exists():
+            # A mount may be left of an image that somebody has deleted.
+            ensure_pool_down(layout, project_uid)
+        return
+    understood_record(layout, project_uid)
     ensure_pool_down(layout, project_uid)
     file = layout.image(project_uid)
     with held(layout.attach_lock, timeout=60):
         image.ensure_detached(file)
-        if file.exists():
-            log_command("rm", file)
-            file.unlink()
-            image.sync_directory(layout.pools)
+        if not names_image(layout, project_uid, tombstone):
+            logger.warning("%s holds another filesystem than the pool to be removed; it is left alone", file)
+        else:
+            if file.exists():
+                log_command("rm", file)
+                file.unlink()
+                image.sync_directory(layout.pools)
+            ensure_record_removed(layout, project_uid)
+        ensure_tombstone_withdrawn(layout, project_uid)
 
 
 def _remove_mount_point(point: Path) -> None:

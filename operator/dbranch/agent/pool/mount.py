@@ -8,6 +8,7 @@ from typing import Final
 
 from dbranch.agent.layout import Layout
 from dbranch.agent.linux.command import run
+from dbranch.agent.linux.loops import loops_of, loops_of_deleted
 from dbranch.agent.linux.mounting import unmount
 from dbranch.agent.linux.mounts import Mount, mounts_at, read_mounts
 from dbranch.api.errors import Busy, Unsafe
@@ -39,23 +40,25 @@ def _same_device(mount: Mount, device: str) -> bool:
 
 
 def ensure_unmounted(layout: Layout, project_uid: str) -> None:
-    """Unmount the pool from its mount point.
+    """Unmount the pool, wherever its image is attached.
 
-    Raises Busy, naming the slots, while a branch is bind-mounted anywhere, and Unsafe if something that is no pool is
-    mounted at the pool's mount point: it stays.
+    Raises Busy, naming the slots, while a branch is bind-mounted anywhere, and Unsafe if something that is not the pool
+    is mounted at the pool's mount point: it stays.
     """
-    point = layout.pool(project_uid)
+    point, file = layout.pool(project_uid), layout.image(project_uid)
     mounts = read_mounts()
     pool_mounts = mounts_at(point, mounts)
+    if not pool_mounts:
+        return
+    loops = {os.path.realpath(loop.path) for loop in (*loops_of(file), *loops_of_deleted(file))}
+    foreign = [m.source for m in pool_mounts if os.path.realpath(m.source) not in loops]
+    if foreign:
+        raise Unsafe(
+            f"{point} has {', '.join(foreign)} mounted, which is not the pool; nothing is touched; unmount it"
+        )
     devices = {m.device for m in pool_mounts if m.fstype == "btrfs"}
     bind_mounts = sorted(m.point for m in mounts if m.device in devices and m.point != str(point))
     if bind_mounts:
         raise Busy(f"pool {point} is in use at {', '.join(bind_mounts)}; it stays mounted; it is tried again")
-    foreign = [m for m in pool_mounts if m.fstype != "btrfs" or not _LOOP_DEVICE.fullmatch(m.source)]
-    if foreign:
-        raise Unsafe(
-            f"{point} has {', '.join(m.source for m in foreign)} mounted, which is no pool; nothing is touched; "
-            "unmount it"
-        )
     for _ in pool_mounts:
         unmount(point)

@@ -6,21 +6,17 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.machine import MachineFacts, observe_machine
 from dbranch.agent.pool.effect import ensure_base, ensure_pool, ensure_pool_down, ensure_pool_removed
 from dbranch.agent.pool.observe import PoolFacts, observe_pool
-from dbranch.agent.pool.retained import (
-    check_retained,
-    ensure_pool_adopted,
-    ensure_retained_record,
-    ensure_retained_record_removed,
-    observe_retained,
-)
+from dbranch.agent.pool.records import ensure_record_removed
 from dbranch.agent.pool.space import Space, pool_finding, read_only_finding
+from dbranch.agent.pool.tombstone import ensure_tombstone, ensure_tombstone_withdrawn
+from dbranch.agent.project.ownership import PoolOwnership
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot import pods
 from dbranch.agent.slot.observe import observe_pods, observe_project_slots
@@ -59,11 +55,14 @@ from dbranch.kube.client import Cluster, object_path, path_of, project_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.backoff import Backoff
 from dbranch.runtime.finalizers import remove_finalizer
+from dbranch.runtime.limited import LimitedDict
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.logs import log_error
 from dbranch.runtime.result import GONE, Result
 
 logger = logging.getLogger(__name__)
+
+_MAX_REMOUNTS: Final = 1000
 
 
 class ProjectReconciler:
@@ -77,14 +76,18 @@ class ProjectReconciler:
         locks: KeyedLocks,
         trigger_warm: Callable[[Project], None],
         request_branch: Callable[[Branch], None],
+        trigger_housekeeping: Callable[[], None] = lambda: None,
     ) -> None:
+        """`trigger_housekeeping`: called when a pool has become one that can be adopted."""
         self._cluster, self._layout, self._context, self._locks = cluster, layout, context, locks
+        self._trigger_housekeeping = trigger_housekeeping
+        self._ownership = PoolOwnership(cluster, layout, context)
         # Called with a project whose warm slots may have to change.
         self._trigger_warm = trigger_warm
         self._request_branch = request_branch
         self._backoff = Backoff(LONGEST_RETRY_SECONDS)
         # By UID: when its pool was remounted, by time.monotonic().
-        self._remounted_at: dict[str, float] = {}
+        self._remounted_at: LimitedDict[str, float] = LimitedDict(_MAX_REMOUNTS)
 
     def reconcile(self, namespace: str, name: str) -> Result:
         """Reconcile a project; remove it if it is being deleted, and then the agent's finalizer."""
@@ -118,9 +121,8 @@ class ProjectReconciler:
             return self._failed(project, BTRFS_MISSING_RETRY_SECONDS)
         current = project.node
         try:
-            uuid = ensure_pool(
-                self._layout, project.uid, project.size, self._existing_pool_uuid(project), current.machine_id
-            )
+            recorded_uuid = self._ownership.claim(project)
+            uuid = ensure_pool(self._layout, project.uid, project.size, recorded_uuid, current.machine_id)
         except (DbranchError, OSError) as error:
             logger.warning("project %s/%s: %s", project.namespace, project.name, error)
             finding = failed_pool_finding(error, project.name)
@@ -137,12 +139,17 @@ class ProjectReconciler:
             project.name,
             pool.damaged,
         )
-        node: dict[str, Any] = {
-            "machineID": ensure_base(self._layout),
-            "poolUUID": uuid,
-            "initialized": current.initialized
+        initialized = (
+            current.initialized
             or bool(project.adopt)
-            or any(marker.role is Role.ROOT for marker in readable),
+            or any(marker.role is Role.ROOT for marker in readable)
+        )
+        machine_id = ensure_base(self._layout)
+        self._ownership.record(project, uuid, machine_id, initialized)
+        node: dict[str, Any] = {
+            "machineID": machine_id,
+            "poolUUID": uuid,
+            "initialized": initialized,
             "storage": finding.as_dict(),
             "observedGeneration": project.generation,
         }
@@ -160,7 +167,7 @@ class ProjectReconciler:
             self._trigger_warm(replace(project, node=replace(current, initialized=node["initialized"])))
         self._write(project, node | _usage_fields(pool))
         if project.adopt and current.pool_uuid:
-            ensure_retained_record_removed(self._layout, project.adopt)
+            ensure_record_removed(self._layout, project.adopt)
         return Result()
 
     def _failed(self, project: Project, first_delay: float) -> Result:
@@ -198,16 +205,11 @@ class ProjectReconciler:
                 pods.delete_pod(self._cluster, self._context.namespace, pod, NO_CHECKPOINT_GRACE_SECONDS)
         return bool(existing)
 
-    def _existing_pool_uuid(self, project: Project) -> str | None:
-        """Return the UUID of the project's filesystem, None before it is created. Adopt spec.storage.adopt's pool."""
-        if project.adopt is None or project.node.pool_uuid is not None:
-            return project.node.pool_uuid
-        retained = observe_retained(self._layout, project.adopt)
-        record = check_retained(retained, project.adopt, project.namespace)
-        ensure_pool_adopted(self._layout, record, project.uid)
-        return record.pool_uuid
-
     def _bring_down(self, project: Project) -> Result:
+        ensure_tombstone_withdrawn(self._layout, project.uid)
+        node = project.node
+        if node.pool_uuid and self._layout.image(project.uid).exists():
+            self._ownership.record(project, node.pool_uuid, node.machine_id or "", node.initialized)
         if project.node.observed_generation != project.generation:
             self._request_branch_reconciles(project)
             self._trigger_warm(project)
@@ -249,22 +251,29 @@ class ProjectReconciler:
 
     def _remove(self, project: Project) -> Result:
         """Remove pods, slots and pool as far as they can be removed now; once nothing is left, the finalizer."""
+        retained = project.deletion_policy == DeletionPolicy.RETAIN
         if names.AGENT_FINALIZER not in project.finalizers:
             return GONE
         if names.CONTROLLER_FINALIZER in project.finalizers:
             return Result(CONTROLLER_FINALIZER_POLL_SECONDS)
+        if retained:
+            ensure_tombstone_withdrawn(self._layout, project.uid)
+            self._ownership.record_deletion(project)
+        else:
+            ensure_tombstone(self._layout, project.uid, project.node.pool_uuid)
         if self._delete_pods(project):
             return Result(POD_DELETION_POLL_SECONDS)
         for name in observe_project_slots(self._layout, project.uid):
             slot.ensure_slot_removed(self._layout, name)
-        if project.deletion_policy == DeletionPolicy.RETAIN:
-            ensure_retained_record(self._layout, project.uid, project.namespace, project.name)
+        if retained:
             ensure_pool_down(self._layout, project.uid)
         else:
             ensure_pool_removed(self._layout, project.uid)
         self._trigger_warm(project)
         self._backoff.succeed(project.uid)
         remove_finalizer(self._cluster, object_path(project), project.uid, names.AGENT_FINALIZER)
+        if retained:
+            self._trigger_housekeeping()
         return Result(FINALIZER_REMOVED_CHECK_SECONDS)
 
     def collect_usage_and_trash(self, namespace: str, name: str) -> Result:

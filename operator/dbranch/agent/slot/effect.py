@@ -13,6 +13,7 @@ from dbranch.agent.linux.btrfs import is_subvolume
 from dbranch.agent.linux.files import opened_directory, remove_at
 from dbranch.agent.linux.mounts import mounts_at, read_mounts
 from dbranch.agent.linux.syscalls import set_immutable
+from dbranch.agent.timing import SLOT_EMPTYING_TIMEOUT_SECONDS
 from dbranch.api.errors import Busy, DataLost
 from dbranch.runtime.file_lock import held
 from dbranch.runtime.logs import log_command
@@ -122,4 +123,4 @@ def ensure_slot_removed(layout: Layout, slot: str) -> None:
         data.rmdir()
     log_command("rm", "-r", directory)
     with opened_directory(layout.slots) as slots:
-        remove_at(slots, slot)
+        remove_at(slots, slot, SLOT_EMPTYING_TIMEOUT_SECONDS)

@@ -202,6 +202,20 @@ def ensure_trashed(layout: Layout, project_uid: str, owner_uid: str) -> None:
     sync(pool)
 
 
+def ensure_temporaries_destroyed(layout: Layout, project_uid: str, owner_uid: str) -> None:
+    """Destroy the subvolumes in which a branch with this UID was being made and never came to be.
+
+    Raises Busy while one is in use, StorageUnclear if a newer release wrote one.
+    """
+    pool = mounted_pool(layout, project_uid)
+    for name in list(list_subvolumes(pool)):
+        if name.owner_uid == owner_uid and name.kind in (SubvolumeKind.NEW, SubvolumeKind.INIT):
+            read_marker(pool / str(name))
+            check_unused(pool / str(name), layout)
+            destroy(pool / str(name))
+    sync(pool)
+
+
 def _new_trash_name(owner_uid: str) -> SubvolumeName:
     # Random, so that no counter is needed; the rename never replaces an existing name.
     return SubvolumeName(owner_uid, SubvolumeKind.TRASH, secrets.token_hex(8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Final
 
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
@@ -16,7 +17,7 @@ from dbranch.controller.branch.plan import BranchFacts, BranchPlan, plan_branch,
 from dbranch.controller.cache import Cache
 from dbranch.controller.events import EmitEvent, emit_transition
 from dbranch.controller.failure import failure_finding
-from dbranch.controller.finalizers import release_if_abandoned
+from dbranch.controller.finalizers import AbandonmentRefusals, release_if_abandoned
 from dbranch.controller.manifests import Credentials, Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects, owner_uids
@@ -24,10 +25,14 @@ from dbranch.kube.client import Cluster, branch_path, object_path, path_of, proj
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import now_rfc3339, seconds_since
 from dbranch.runtime.finalizers import remove_finalizer
+from dbranch.runtime.limited import LimitedDict
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import DONE, GONE, Result
 
 logger = logging.getLogger(__name__)
+
+# Of projects; others are read again from their Secrets.
+_MAX_CREDENTIALS: Final = 1000
 
 
 class BranchReconciler:
@@ -44,8 +49,9 @@ class BranchReconciler:
     ) -> None:
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
         self._metrics, self._emit_event = metrics, emit_event
+        self._abandonment_refusals = AbandonmentRefusals(emit_event)
         # By project UID: the password's version and the credentials with that password.
-        self._credentials: dict[str, tuple[str, Credentials]] = {}
+        self._credentials: LimitedDict[str, tuple[str, Credentials]] = LimitedDict(_MAX_CREDENTIALS)
 
     def reconcile(self, namespace: str, name: str, cache: Cache, bypass_cache: bool = False) -> Result:
         """Reconcile a branch, also one that is being deleted. `bypass_cache`: read again what is remembered."""
@@ -172,6 +178,7 @@ class BranchReconciler:
         """
         branch = facts.branch
         release_if_abandoned(self._cluster, branch, facts.node)
+        self._abandonment_refusals.report(branch, facts.node)
         if names.CONTROLLER_FINALIZER not in branch.finalizers:
             return DONE
         removal = plan_removal(facts, seconds_since(branch.deleted), now_rfc3339())

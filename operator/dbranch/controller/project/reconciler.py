@@ -15,7 +15,7 @@ from dbranch.controller.cache import Cache
 from dbranch.controller.credentials import CredentialSecrets
 from dbranch.controller.events import EmitEvent, emit_transition
 from dbranch.controller.failure import failure_finding
-from dbranch.controller.finalizers import release_if_abandoned
+from dbranch.controller.finalizers import AbandonmentRefusals, release_if_abandoned
 from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects
@@ -58,6 +58,7 @@ class ProjectReconciler:
     ) -> None:
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
         self._metrics, self._emit_event = metrics, emit_event
+        self._abandonment_refusals = AbandonmentRefusals(emit_event)
         self._credential_secrets = CredentialSecrets(cluster, release, owned)
 
     def reconcile(self, namespace: str, name: str, cache: Cache, bypass_cache: bool = False) -> Result:
@@ -177,6 +178,7 @@ class ProjectReconciler:
         """
         node = cache.node(project.node_name) if project.node_name else None
         release_if_abandoned(self._cluster, project, node)
+        self._abandonment_refusals.report(project, node)
         if names.CONTROLLER_FINALIZER not in project.finalizers:
             return DONE
         path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)

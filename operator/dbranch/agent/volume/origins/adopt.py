@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from dbranch.agent.layout import MARKER, Layout
 from dbranch.agent.linux.btrfs import is_subvolume
@@ -45,18 +45,23 @@ def ensure_branch_adopted(
 
 
 def retained_branch(
-    markers: Mapping[str, Marker | NewerMarker | None], adopted_uid: str, branch: str, branch_uid: str
+    markers: Mapping[str, Marker | NewerMarker | None],
+    previous_uids: Collection[str],
+    branch: str,
+    branch_uid: str,
 ) -> str | None:
-    """Return the UID under which the pool retained by project `adopted_uid` holds the data of this branch, or None.
+    """Return the UID under which an adopted pool holds the data of this branch, the newest if several do, or None.
 
-    `branch` is its name, `branch_uid` its DBBranch's. `markers` are the pool's, by the UID of the branch that had
-    the data.
+    `previous_uids`: of the projects whose pool it was before. `branch` is the branch's name, `branch_uid` its
+    DBBranch's. `markers` are the pool's, by the UID of the branch that had the data.
     """
-    for uid, marker in sorted(markers.items()):
+    newest: tuple[str, str] | None = None
+    for uid, marker in markers.items():
         if not isinstance(marker, Marker) or uid == branch_uid:
             continue
-        # Its marker is rewritten before its name: an adoption may have been cut off between the two.
-        cut_off = marker.owner_uid == branch_uid
-        if cut_off or (marker.project_uid == adopted_uid and marker.names.branch == branch):
+        if marker.owner_uid == branch_uid:
+            # Its marker is rewritten before its name: an adoption was cut off between the two.
             return uid
-    return None
+        if marker.project_uid in previous_uids and marker.names.branch == branch:
+            newest = max(newest or ("", ""), (marker.snapshot_time, uid))
+    return newest[1] if newest else None

@@ -1,0 +1,73 @@
+"""Read what the node's disk holds and which objects exist. Reads only."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+
+from dbranch.agent.cluster_identity import ClusterIdentity
+from dbranch.agent.housekeeping.isolation import Isolation
+from dbranch.agent.housekeeping.orphans import Existing, StoredPool
+from dbranch.agent.layout import Layout
+from dbranch.agent.linux.btrfs import superblock_uuid
+from dbranch.agent.pool.observe import observe_pools
+from dbranch.agent.pool.records import read_record
+from dbranch.agent.volume.observe import observe_subvolumes
+from dbranch.api import names
+from dbranch.kube.client import Cluster, path_of
+
+logger = logging.getLogger(__name__)
+
+
+def observe_stored_pools(layout: Layout, isolation: Isolation) -> tuple[StoredPool, ...]:
+    """Read all pools on the disk; one that cannot be read is left out."""
+    pools = []
+    for uid in observe_pools(layout):
+        with isolation.item(f"pool {uid}"):
+            pools.append(_observe_stored_pool(layout, uid))
+    return tuple(pools)
+
+
+def _observe_stored_pool(layout: Layout, uid: str) -> StoredPool:
+    image, subvolumes = layout.image(uid), observe_subvolumes(layout, uid)
+    for name in subvolumes.of_newer_release:
+        _log_newer_once(uid, str(name))
+    return StoredPool(
+        uid,
+        read_record(layout, uid),
+        subvolumes.markers,
+        image.stat().st_blocks * 512,
+        superblock_uuid(image),
+        layout.tombstone(uid).exists(),
+    )
+
+
+def observe_existing(cluster: Cluster, identity: ClusterIdentity) -> Existing:
+    """List the objects of all namespaces, uncached.
+
+    Call it after the disk was read: an object is there before its data. A project that is being deleted and that the
+    agent has let go of does not count.
+    """
+    projects, branches = (
+        cluster.find(path_of(names.API_VERSION, plural)) for plural in (names.PROJECTS, names.BRANCHES)
+    )
+    return Existing(
+        frozenset(
+            body["metadata"]["uid"]
+            for body in projects
+            if not body["metadata"].get("deletionTimestamp")
+            or names.AGENT_FINALIZER in (body["metadata"].get("finalizers") or ())
+        ),
+        frozenset(body["metadata"]["uid"] for body in branches),
+        identity.cluster_uid(),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _log_newer_once(pool: str, name: str) -> None:
+    logger.warning(
+        "subvolume %s in the pool of project %s was written by a newer release of dbranch; it is left alone; "
+        "upgrade the agent of this node",
+        name,
+        pool,
+    )

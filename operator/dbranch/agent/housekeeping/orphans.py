@@ -1,0 +1,152 @@
+"""What on the disk no object names, and what becomes of it. Nothing is removed because something is unknown. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dbranch.agent.layout import SubvolumeKind, SubvolumeName
+from dbranch.agent.pool.record import NewerRecord, PoolRecord
+from dbranch.agent.volume.marker import Marker, NewerMarker
+
+
+class Fate(StrEnum):
+    """What becomes of something that no object has named for some rounds."""
+
+    # Data: kept for ever, published, offered for adoption.
+    KEEP = "keep"
+    # A pool in which there never was any data.
+    REMOVE_POOL = "remove-pool"
+    # A subvolume in which a branch was being made that never came to be.
+    REMOVE_TEMPORARY = "remove-temporary"
+
+
+@dataclass(frozen=True)
+class StoredPool:
+    """A pool on the disk.
+
+    `markers`: of its subvolumes, none if it is not mounted. `pool_uuid`: of the filesystem in the image, None without
+    one.
+    """
+
+    uid: str
+    record: PoolRecord | NewerRecord | None
+    markers: Mapping[SubvolumeName, Marker | NewerMarker | None]
+    allocated_bytes: int = 0
+    pool_uuid: str | None = None
+    tombstoned: bool = False
+
+
+@dataclass(frozen=True)
+class Existing:
+    """The UIDs of the objects that exist in the API, and of the cluster."""
+
+    projects: frozenset[str]
+    branches: frozenset[str]
+    cluster: str
+
+
+@dataclass(frozen=True)
+class Unnamed:
+    """Something that no object names, by the UIDs of its owner and of its pool."""
+
+    owner_uid: str
+    pool_uid: str
+    fate: Fate
+    why: str = ""
+    # It is expected, and need not be watched for some rounds.
+    certain: bool = False
+    # Another cluster's, or a newer release's: not even what holds it is touched.
+    foreign: bool = False
+
+    @property
+    def is_pool(self) -> bool:
+        """True if it is a whole pool."""
+        return self.owner_uid == self.pool_uid and self.fate is not Fate.REMOVE_TEMPORARY
+
+
+def unnamed(pools: Iterable[StoredPool], existing: Existing) -> Iterator[Unnamed]:
+    """Yield what no object names. A pool of which the removal was requested is none of these."""
+    for pool in pools:
+        if pool.uid in existing.projects:
+            yield from _unnamed_in(pool, existing)
+        elif not pool.tombstoned:
+            yield _unnamed_pool(pool, existing)
+
+
+def is_adoptable(pool: StoredPool, existing: Existing) -> bool:
+    """Return True if a new project could adopt the pool, as far as the node can say."""
+    return (
+        pool.uid not in existing.projects
+        and not pool.tombstoned
+        and isinstance(pool.record, PoolRecord)
+        and pool.record.initialized
+    )
+
+
+def _unnamed_pool(pool: StoredPool, existing: Existing) -> Unnamed:
+    record = pool.record
+    if record is None:
+        why = "it has no record (release 0.1.0 wrote none); allow a namespace to adopt it"
+        return Unnamed(pool.uid, pool.uid, Fate.KEEP, why)
+    if isinstance(record, NewerRecord):
+        why = f"a newer release of dbranch wrote its record ({record})"
+        return Unnamed(pool.uid, pool.uid, Fate.KEEP, why, foreign=True)
+    if pool.pool_uuid != record.pool_uuid and pool.pool_uuid is not None and record.pool_uuid:
+        return Unnamed(
+            pool.uid, pool.uid, Fate.KEEP, "its image holds another filesystem than its record says"
+        )
+    if record.cluster and existing.cluster and record.cluster != existing.cluster:
+        return Unnamed(
+            pool.uid, pool.uid, Fate.KEEP, f"it is of another cluster ({record.cluster})", foreign=True
+        )
+    has_data = any(name.is_data for name in pool.markers)
+    if not record.initialized and not has_data and record.cluster == existing.cluster != "":
+        return Unnamed(pool.uid, pool.uid, Fate.REMOVE_POOL)
+    if record.retained:
+        return Unnamed(
+            pool.uid, pool.uid, Fate.KEEP, "it was retained by deletionPolicy Retain", certain=True
+        )
+    why = "its DBProject is gone, and nobody asked for the removal of the data"
+    return Unnamed(pool.uid, pool.uid, Fate.KEEP, why)
+
+
+def _unnamed_in(pool: StoredPool, existing: Existing) -> Iterator[Unnamed]:
+    """Yield what no DBBranch names in the pool of a project that exists. Names of newer releases are left alone."""
+    if isinstance(pool.record, NewerRecord):
+        return
+    newer = {
+        name.owner_uid
+        for name, marker in pool.markers.items()
+        if not name.is_understood or isinstance(marker, NewerMarker)
+    }
+    seen: set[str] = set()
+    for name, marker in sorted(pool.markers.items(), key=lambda item: not item[0].is_data):
+        owner = name.owner_uid
+        if owner in existing.branches or owner in newer or owner in seen:
+            continue
+        if name.is_data:
+            why = "its DBBranch is gone, and nobody asked for the removal of the data"
+            if isinstance(marker, Marker) and marker.project_uid != pool.uid:
+                why = "no DBBranch of the project that adopted the pool names it"
+            seen.add(owner)
+            yield Unnamed(owner, pool.uid, Fate.KEEP, why)
+        elif name.kind in (SubvolumeKind.NEW, SubvolumeKind.INIT):
+            seen.add(owner)
+            yield Unnamed(owner, pool.uid, Fate.REMOVE_TEMPORARY)
+
+
+class Rounds:
+    """In how many consecutive rounds each thing was seen, in this process."""
+
+    def __init__(self) -> None:
+        self._counts: dict[object, int] = {}
+
+    def count(self, seen: Iterable[object]) -> None:
+        """Count a round in which these were seen; all others begin anew."""
+        self._counts = {item: self._counts.get(item, 0) + 1 for item in seen}
+
+    def of(self, item: object) -> int:
+        """Return the number of consecutive rounds, up to the last one, in which it was seen."""
+        return self._counts.get(item, 0)

@@ -1,0 +1,83 @@
+"""The request to remove a pool, as a file beside its image: written before anything is removed, deleted last."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+from dbranch.agent.layout import Layout, is_uid
+from dbranch.agent.linux.btrfs import superblock_uuid
+from dbranch.agent.linux.files import write_atomically
+from dbranch.agent.pool.image import sync_directory
+from dbranch.agent.pool.records import understood_record
+from dbranch.api.errors import StorageUnclear
+from dbranch.runtime.logs import log_command
+
+FORMAT: Final = 1
+
+
+@dataclass(frozen=True)
+class Tombstone:
+    """`pools/<project-uid>.tombstone`. `pool_uuid`: of the filesystem that may be removed, empty if it had none."""
+
+    pool_uuid: str
+
+
+def read_tombstone(layout: Layout, project_uid: str) -> Tombstone | None:
+    """Read the tombstone of a pool; None if its removal was not requested.
+
+    Raises StorageUnclear if it cannot be read, or a newer release wrote it.
+    """
+    path = layout.tombstone(project_uid)
+    try:
+        raw: Any = json.loads(path.read_text())
+        if raw["format"] > FORMAT:
+            raise StorageUnclear(
+                f"{path} was written by a newer release of dbranch; nothing is removed; "
+                "upgrade the agent of this node"
+            )
+        return Tombstone(str(raw["pool_uuid"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageUnclear(f"{path} cannot be read; nothing is removed; inspect it on the node") from error
+
+
+def observe_tombstones(layout: Layout) -> tuple[str, ...]:
+    """Return the UIDs of all pools whose removal was requested."""
+    return tuple(sorted(path.stem for path in layout.pools.glob("*.tombstone") if is_uid(path.stem)))
+
+
+def ensure_tombstone(layout: Layout, project_uid: str, pool_uuid: str | None = None) -> None:
+    """Record durably that the removal of this pool was requested; no-op if it was, or if there is nothing to remove.
+
+    `pool_uuid`: of its filesystem, as far as it is known; else that of the image or the record. Raises StorageUnclear
+    if a newer release wrote the record.
+    """
+    record, image = understood_record(layout, project_uid), layout.image(project_uid)
+    if (record is None and not image.exists()) or read_tombstone(layout, project_uid):
+        return
+    recorded = pool_uuid or (record.pool_uuid if record else "")
+    uuid = recorded or (superblock_uuid(image) if image.exists() else None) or ""
+    path = layout.tombstone(project_uid)
+    log_command("touch", path)
+    text = json.dumps({"format": FORMAT, "pool_uuid": uuid}, indent=1, sort_keys=True) + "\n"
+    write_atomically(path, text, mode=0o600)
+    sync_directory(layout.pools)
+
+
+def ensure_tombstone_withdrawn(layout: Layout, project_uid: str) -> None:
+    """Remove the tombstone: last of a removal, or of a pool that is wanted after all."""
+    path = layout.tombstone(project_uid)
+    if path.exists():
+        log_command("rm", path)
+        path.unlink()
+        sync_directory(layout.pools)
+
+
+def names_image(layout: Layout, project_uid: str, tombstone: Tombstone) -> bool:
+    """Return False if the image holds another filesystem than the one that the tombstone is for."""
+    image = layout.image(project_uid)
+    uuid = superblock_uuid(image) if image.exists() else None
+    return uuid is None or uuid == tombstone.pool_uuid

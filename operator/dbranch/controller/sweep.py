@@ -1,0 +1,78 @@
+"""Remove what is left in the nodes' namespace of projects whose finalizers others have removed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from dbranch.api import names
+from dbranch.controller import manifests
+from dbranch.controller.manifests import Release
+from dbranch.controller.owned import OwnedObjects
+from dbranch.kube.client import Cluster, path_of
+from dbranch.runtime.logs import log_error
+
+logger = logging.getLogger(__name__)
+
+_POLICIES: Final = ("networking.k8s.io/v1", "networkpolicies")
+
+
+class Sweeper:
+    """Sweeps verifiers and NetworkPolicies. All lists are uncached."""
+
+    def __init__(self, cluster: Cluster, release: Release, owned: OwnedObjects) -> None:
+        self._cluster, self._release, self._owned = cluster, release, owned
+
+    def run(self, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Sweep for ever, every so many seconds."""
+        while True:
+            for sweep in (self.sweep_verifiers, self.sweep_policies):
+                try:
+                    sweep()
+                except Exception as error:  # noqa: BLE001 - the next round tries it again
+                    log_error(logger, error, "sweep of the nodes' namespace")
+            sleep(seconds)
+
+    def sweep_verifiers(self) -> None:
+        """Delete the verifiers of projects that do not exist.
+
+        A project is there before its verifier, so one that is not in a later list is gone.
+        """
+        listed = self._list("v1", "secrets", names.LABEL_PROJECT_UID)
+        projects = {body["metadata"]["uid"] for body in self._projects()}
+        for uid, name in listed.items():
+            if name == names.verifier_secret_name(uid) and uid not in projects:
+                logger.warning("verifier %s has no DBProject; it is deleted", name)
+                self._owned.delete("v1", "secrets", self._release.nodes_namespace, name)
+
+    def sweep_policies(self) -> None:
+        """Delete the policies that admit namespaces without a project.
+
+        A project may be made meanwhile, and its reconcile take the policy for existing: then it is applied again.
+        """
+        listed = self._list(*_POLICIES, names.LABEL_NAMESPACE)
+        policies = [namespace for namespace, name in listed.items() if name == f"allow-{namespace}"]
+        existing = _namespaces(self._projects())
+        removed = {namespace for namespace in policies if namespace not in existing}
+        for namespace in sorted(removed):
+            logger.warning(
+                "NetworkPolicy allow-%s admits a namespace without DBProjects; it is deleted", namespace
+            )
+            self._owned.delete(*_POLICIES, self._release.nodes_namespace, f"allow-{namespace}")
+        for namespace in sorted(removed & _namespaces(self._projects() if removed else ())):
+            self._owned.apply(*_POLICIES, manifests.allow_policy(namespace, self._release), bypass_cache=True)
+
+    def _list(self, api: str, plural: str, label: str) -> dict[str, str]:
+        """Return the names of what the controller made of this resource, by the value of a label that they have."""
+        path = path_of(api, plural, self._release.nodes_namespace)
+        bodies = self._cluster.find(path, labels=f"{names.LABEL_MANAGED_BY}=dbranch,{label}")
+        return {body["metadata"]["labels"][label]: body["metadata"]["name"] for body in bodies}
+
+    def _projects(self) -> list[dict[str, Any]]:
+        return self._cluster.find(path_of(names.API_VERSION, names.PROJECTS))
+
+
+def _namespaces(projects: Iterable[Mapping[str, Any]]) -> set[str]:
+    return {body["metadata"]["namespace"] for body in projects}
