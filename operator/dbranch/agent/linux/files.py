@@ -175,17 +175,17 @@ def _is_directory(directory: int, name: str) -> bool:
     return stat.S_ISDIR(os.lstat(name, dir_fd=directory).st_mode)
 
 
-def remove_at(directory: int, name: str, timeout: float | None = None) -> None:
+def remove_at(directory: int, name: str, seconds: float = WALK_SECONDS) -> None:
     """Remove `name` in the open directory, whatever it is and holds; never through a symbolic link.
 
-    Raises Busy if that takes longer than `timeout` seconds, as `empty_directory`.
+    Raises Busy if that takes longer than `seconds`, as `empty_directory`.
     """
     if not _is_directory(directory, name):
         os.unlink(name, dir_fd=directory)
         return
     top = openat2(directory, name, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        empty_directory(top, seconds=timeout)
+        empty_directory(top, seconds=seconds)
     finally:
         os.close(top)
     os.rmdir(name, dir_fd=directory)

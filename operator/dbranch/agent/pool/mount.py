@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-from typing import Final
 
 from dbranch.agent.layout import Layout
 from dbranch.agent.linux.command import run
@@ -13,7 +11,6 @@ from dbranch.agent.linux.mounting import unmount
 from dbranch.agent.linux.mounts import Mount, mounts_at, read_mounts
 from dbranch.api.errors import Busy, Unsafe
 
-_LOOP_DEVICE: Final = re.compile(r"/dev/loop\d+")
 _OPTIONS: Final = "nosuid,nodev,noexec,noatime,discard=async"
 
 
@@ -42,8 +39,8 @@ def _same_device(mount: Mount, device: str) -> bool:
 def ensure_unmounted(layout: Layout, project_uid: str) -> None:
     """Unmount the pool, wherever its image is attached.
 
-    Raises Busy, naming the slots, while a branch is bind-mounted anywhere, and Unsafe if something that is not the pool
-    is mounted at the pool's mount point: it stays.
+    Raises Busy, naming the slots, while a branch is bind-mounted anywhere, and Unsafe if something that is not the
+    pool is mounted at the pool's mount point: it stays.
     """
     point, file = layout.pool(project_uid), layout.image(project_uid)
     mounts = read_mounts()

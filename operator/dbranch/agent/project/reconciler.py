@@ -140,9 +140,7 @@ class ProjectReconciler:
             pool.damaged,
         )
         initialized = (
-            current.initialized
-            or bool(project.adopt)
-            or any(marker.role is Role.ROOT for marker in readable)
+            current.initialized or bool(project.adopt) or any(marker.role is Role.ROOT for marker in readable)
         )
         machine_id = ensure_base(self._layout)
         self._ownership.record(project, uuid, machine_id, initialized)
