@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Final
 
 from dbranch.agent.layout import Layout
 from dbranch.agent.linux.command import run
