@@ -11,7 +11,7 @@ from pathlib import Path
 
 import kopf
 
-from dbranch.agent.context import NodeContext
+from dbranch.agent.context import NodeContext, PodDefaults
 from dbranch.agent.dispatch import Dispatcher
 from dbranch.agent.handlers import register
 from dbranch.agent.housekeeping import run_housekeeping
@@ -49,6 +49,7 @@ def make_dispatcher(environment: dict[str, str]) -> tuple[Dispatcher, Cluster, L
         node_uid=node["metadata"]["uid"],
         namespace=environment["DBRANCH_NODES_NAMESPACE"],
         release=environment.get("DBRANCH_RELEASE", "dbranch"),
+        pods=PodDefaults.parse(environment.get("DBRANCH_POSTGRES", "")),
     )
     warm_slots = environment.get("DBRANCH_WARM_SLOTS", "1")
     if not warm_slots.isdecimal():
