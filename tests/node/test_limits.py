@@ -39,8 +39,7 @@ def test_a_tenant_cannot_fill_the_nodes_disk_through_its_run_directory(node: Nod
     name = "slot-full"
     slot.ensure_slot(node.layout, name, OWNER)
     as_tenant(FILL, node.layout.run(name))
-    disk = os.stat(node.layout.slot(name)).st_dev
-    assert os.stat(node.layout.run(name)).st_dev != disk
+    assert node.layout.run(name).stat().st_dev != node.layout.slot(name).stat().st_dev
     mount = mounts_at(node.layout.run(name))
     assert len(mount) == 1 and mount[0].fstype == "tmpfs" and mount[0].shared
     options = Path("/proc/self/mountinfo").read_text().split(f" {node.layout.run(name)} ")[1].splitlines()[0]

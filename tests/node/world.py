@@ -236,8 +236,8 @@ class World:
     def assert_consistent(self, project: str, running: int, stored: int) -> None:
         """Assert that the node has what the project needs, and nothing else.
 
-        That is one loop device, one mount, a `run` in memory for each slot, `running` bind mounts and branches with one pod each, `stored` subvolumes,
-        none that is unfinished, WARM warm pods, and no slot without a pod.
+        That is one loop device, one mount, a `run` in memory for each slot, `running` bind mounts and branches with
+        one pod each, `stored` subvolumes, none that is unfinished, WARM warm pods, and no slot without a pod.
         """
         layout = self.node.layout
         assert len(loops_of(layout.image(project))) == 1

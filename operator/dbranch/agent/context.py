@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dbranch.api.errors import InvalidInput
+from dbranch.api.quantity import parse_bytes
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,43 @@ class PodDefaults:
 
 
 @dataclass(frozen=True)
+class Threshold:
+    """Free space of a disk: a part of it, and at least so many bytes."""
+
+    part: float = 0.0
+    size: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Threshold:
+        """Parse kubelet's form: a percentage or a quantity. Raises InvalidInput if it is neither.
+
+        >>> Threshold.parse("10%"), Threshold.parse("1Gi")
+        (Threshold(part=0.1, size=0), Threshold(part=0.0, size=1073741824))
+        """
+        if not text.endswith("%"):
+            return cls(size=parse_bytes(text))
+        try:
+            return cls(part=float(text.removesuffix("%")) / 100)
+        except ValueError as error:
+            raise InvalidInput(
+                f"{text!r} is neither a percentage nor a quantity; write it as 10% or 20Gi"
+            ) from error
+
+    def of(self, total: int) -> int:
+        """Return the bytes of a disk of `total` bytes."""
+        return max(int(self.part * total), self.size)
+
+
+@dataclass(frozen=True)
 class NodeContext:
-    """Where an agent creates its pods: its node (name and UID), the nodes' namespace, the Helm release; and how."""
+    """Where an agent creates its pods: its node (name and UID), the nodes' namespace, the Helm release; and how.
+
+    `eviction`: the free space of the disk under the base directory below which kubelet evicts pods.
+    """
 
     node: str
     node_uid: str
     namespace: str
     release: str
     pods: PodDefaults = field(default_factory=PodDefaults)
+    eviction: Threshold = Threshold()

@@ -85,6 +85,11 @@ HOUSEKEEPING_INTERVAL_SECONDS: Final = 60.0
 # A slot's directory is created before its pod: a younger one may still get its pod, within a few requests.
 ORPHAN_SLOT_MINIMUM_AGE_SECONDS: Final = 60.0
 
+# The free bytes of the node's disk: what a writer can take until it is noticed.
+SPACE_POLL_SECONDS: Final = 1.0
+# Kubelet's configuration is read once, when the agent starts.
+KUBELET_TIMEOUT_SECONDS: Final = 5.0
+
 # Postgres pods. A fast shutdown writes a checkpoint first.
 POSTGRES_GRACE_SECONDS: Final = 300
 # The readiness probe waits inside, so that the first one succeeds.

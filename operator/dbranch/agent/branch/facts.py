@@ -9,6 +9,7 @@ from enum import StrEnum
 from dbranch.agent.pool.space import Space
 from dbranch.agent.slot.pod_spec import slot_class_of
 from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.agent.volume.brake import Brake
 from dbranch.agent.volume.marker import BranchNames, Marker, NewerMarker
 from dbranch.agent.volume.settings import Settings
 from dbranch.api import names
@@ -85,6 +86,7 @@ class BranchFacts:
     `server_version`: of the Postgres that accepts connections in the bound slot, None while none does;
     `server_starting`: a server rejects connections there. `pending_settings`: the names of its settings that need a
     restart. `settings_outdated`: its settings files are not as the spec asks, or Postgres has not loaded them yet.
+    `brake`: what it may not do, since it fills the node's disk.
     """
 
     pool_mounted: bool
@@ -105,6 +107,7 @@ class BranchFacts:
     backoff_seconds: Mapping[str, float] = field(default_factory=dict)
     server_starting: bool = False
     settings_outdated: bool = False
+    brake: Brake | None = None
 
     @property
     def answer(self) -> Answer:

@@ -93,7 +93,11 @@ def connect(
 def _connect(layout: Layout, endpoint: Endpoint, database: str, seconds: float) -> psycopg.Connection[Any]:
     with _socket_directory(layout, endpoint) as run:
         milliseconds = max(1, int(seconds * 1000))
-        options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
+        # A branch that has a brake is read-only for its users.
+        options = (
+            f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
+            " -c default_transaction_read_only=off"
+        )
         if endpoint.major >= 17:
             options += " -c event_triggers=off"
         try:

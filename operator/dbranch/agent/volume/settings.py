@@ -35,7 +35,7 @@ class Settings:
 
     `user`: `spec.postgres.user`, the superuser; `port`: the branch's (names.branch_port); `parameters`: the
     project's, overridden by the branch's; `own`: the names that the branch sets itself; `names`: for the marker,
-    and for the branch's role.
+    and for the branch's role. `read_only`: transactions are, unless they ask for more.
     """
 
     user: str
@@ -43,6 +43,7 @@ class Settings:
     parameters: Mapping[str, str] = field(default_factory=dict)
     names: BranchNames = field(default_factory=BranchNames)
     own: frozenset[str] = frozenset()
+    read_only: bool = False
 
 
 def check_parameters(parameters: Mapping[str, str]) -> None:
@@ -72,6 +73,8 @@ def render_postgresql_conf(settings: Settings, role: Role, prepared_floor: int =
     lines = {**settings.parameters, **_ALWAYS}
     if max_prepared_of(settings.parameters) < prepared_floor:
         lines[_MAX_PREPARED] = str(prepared_floor)
+    if settings.read_only:
+        lines["default_transaction_read_only"] = "on"
     comment = "# Written by dbranch from spec.postgres.parameters; ALTER SYSTEM comes after it.\n"
     jobs = "" if role is Role.ROOT else _disabled_jobs(settings.own)
     return comment + jobs + "".join(f"{key} = {quote(value)}\n" for key, value in sorted(lines.items()))
