@@ -64,7 +64,8 @@ def test_a_tenant_who_fills_the_disk_harms_only_himself(
     assert "kubelet evicts below 10.0 % or 0 bytes free" in logs
 
     # What writes already goes on when transactions become read-only: it is braked first, then stopped.
-    program = "for n in $(seq 200); do head -c 20M /dev/urandom > fill-$n; sleep 0.3; done"
+    write = "dd if=/dev/urandom of=fill-$n bs=1M count=20 conv=fsync status=none"
+    program = f"for n in $(seq 400); do {write}; sleep 0.2; done"
     uri = noisy.uri("hungry")
     writer = subprocess.Popen(
         [
