@@ -61,8 +61,36 @@ kind_config() {
     local number
     printf 'kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\n'
     printf 'kubeadmConfigPatches:\n- |\n  kind: KubeletConfiguration\n  maxPods: 240\n'
+    if [[ -n $SMALL_DISK ]]; then
+        # kind sets these to 0 %. Images are on the machine's own disk, whose room is not the cluster's.
+        printf '  evictionHard: {memory.available: 100Mi, nodefs.available: 10%%, nodefs.inodesFree: 5%%, imagefs.available: 0%%}\n'
+        # From kubelet's five minutes: a test waits for it.
+        printf '  evictionPressureTransitionPeriod: 10s\n'
+    fi
     printf 'nodes:\n- role: control-plane\n'
+    if [[ -n $SMALL_DISK ]]; then
+        printf '  extraMounts:\n'
+        printf '  - {hostPath: "%s", containerPath: "%s"}\n' "$(small_disk)/kubelet" /var/lib/kubelet \
+            "$(small_disk)/dbranch" /var/lib/dbranch
+    fi
     for ((number = 0; number < WORKERS; number++)); do printf -- '- role: worker\n'; done
+}
+
+small_disk() { echo "$(cluster_dir)/disk"; }
+
+# small_disk_up: make and mount the disk of --small-disk. Its loop device goes with the unmount.
+small_disk_up() {
+    small_disk_down
+    truncate -s "$SMALL_DISK" "$(small_disk).img"
+    mkfs.ext4 -q -m 0 "$(small_disk).img"
+    mkdir -p "$(small_disk)"
+    mount -o loop "$(small_disk).img" "$(small_disk)"
+    mkdir "$(small_disk)/kubelet" "$(small_disk)/dbranch"
+}
+
+small_disk_down() {
+    if mountpoint -q "$(small_disk)"; then umount "$(small_disk)"; fi
+    rm -f "$(small_disk).img"
 }
 
 create_cluster() {
@@ -102,6 +130,7 @@ make_cluster() {
     rm -f "$(cluster_dir)/made"
     echo "$WAY" >"$(cluster_dir)/way"
     add_unreachable_routes
+    if [[ -n $SMALL_DISK ]]; then step "making a disk of $SMALL_DISK" small_disk_up; fi
     step "creating the kind cluster $NAME with $((WORKERS + 1)) node(s)" create_cluster
     step "waiting until every node is Ready" wait_cluster_ready "$began" 180
     chmod 600 "$(kubeconfig)"
@@ -147,12 +176,12 @@ kind_up() {
     make_cluster
 }
 
-# node_loops: print lines "device inode" of the loop devices whose image is in a volume of a node. Loop devices
-# belong to the machine and outlive the node.
+# node_loops: print lines "device inode" of the loop devices whose image is in a volume of a node, or on its small disk.
+# Loop devices belong to the machine and outlive the node.
 node_loops() {
     local volume name inode device back
     losetup -l -n -O NAME,BACK-INO,BACK-MAJ:MIN 2>/dev/null | while read -r name inode device; do
-        for volume in $(node_containers | xargs -r docker inspect -f '{{range .Mounts}}{{if eq .Type "volume"}}{{.Source}}{{"\n"}}{{end}}{{end}}'); do
+        for volume in $(if mountpoint -q "$(small_disk)"; then small_disk; fi; node_containers | xargs -r docker inspect -f '{{range .Mounts}}{{if eq .Type "volume"}}{{.Source}}{{"\n"}}{{end}}{{end}}'); do
             # losetup prints major:minor, stat the combined number.
             back=$(stat -c '%d' "$volume")
             [[ ${device// /} == "$(((back >> 8) & 0xfff)):$(((back & 0xff) | ((back >> 12) & 0xfff00)))" ]] || continue
@@ -202,6 +231,7 @@ kind_down() {
         engine_up
     fi
     if [[ -n $(node_containers) ]]; then remove_cluster; else say "the cluster $NAME has no nodes"; fi
+    small_disk_down
     rm -rf "$(cluster_dir)"
     others=$(docker ps -aq --filter label=io.x-k8s.kind.cluster | wc -l)
     if ((others == 0)); then

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import urllib3
 import yaml
 from kubernetes import client, config
 
-from dbranch.agent.context import NodeContext
+from dbranch.agent.context import NodeContext, PodDefaults
 from dbranch.agent.layout import Layout
 from dbranch.agent.slot.pod_spec import branch_pod, claim_patch, initdb_pod, slot_class_of, warm_pod
 from dbranch.api import names
@@ -168,7 +169,12 @@ PODS = path_of("v1", "pods", NODES)
 
 def test_an_agent_creates_the_pods_of_its_branches(agent: Api, shop: Shop) -> None:
     project, branch = shop.read(), shop.branch()
+    prioritized = replace(
+        CONTEXT, pods=PodDefaults(root_priority="dbranch-root", copy_priority="dbranch-copy")
+    )
     for pod in (
+        branch_pod(prioritized, LAYOUT, project, branch, SLOT, "true"),
+        initdb_pod(prioritized, LAYOUT, project, replace(branch, object_name="shop-main"), "true"),
         branch_pod(CONTEXT, LAYOUT, project, branch, SLOT, "true"),
         initdb_pod(CONTEXT, LAYOUT, project, branch, "true"),
         warm_pod(CONTEXT, LAYOUT, slot_class_of(project), SLOT, "true"),
@@ -217,6 +223,10 @@ CHANGES: dict[str, tuple[Callable[[Json], object], str]] = {
             {"name": "host", "hostPath": {"path": "/var/lib/dbranch/slots/../pools"}}
         ),
         "must not contain",
+    ),
+    "a-critical-priority": (
+        lambda p: p["spec"].update(priorityClassName="system-node-critical"),
+        "priority of the chart",
     ),
     "another-secret": (
         lambda p: p["spec"]["volumes"].append({"name": "s", "secret": {"secretName": "verifier-other"}}),

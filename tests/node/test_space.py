@@ -15,12 +15,20 @@ from tests.node.agent_life import BRANCHES, PROJECTS
 from tests.node.machine import Node, owner_session, unmount
 from tests.node.world import World
 
+from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.linux.mounts import mounts_at
+from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.pool import effect as pool
+from dbranch.agent.pool.ballast import observe_ballast
+from dbranch.agent.pool.braking import BrakeChange
 from dbranch.agent.postgres.session import Endpoint
+from dbranch.agent.space_watch import SpaceWatch
+from dbranch.agent.volume.brake import Brake, observe_brakes
+from dbranch.api import names
 
 MIB = 2**20
+CONTEXT = NodeContext("here", "node-uid", "dbranch-nodes", "dbranch")
 
 
 def fill(world: World, branch: str, limit: int) -> int:
@@ -158,6 +166,97 @@ def test_a_full_disk_under_a_thin_image(small_disk: Path) -> None:
         count = world.sql("main", "select count(*) from filler")[0][0]
         assert count in (rows, rows + 1), (count, rows)
         assert fill(world, "main", 20) == 20
+    finally:
+        if world:
+            world.kubelet.stop()
+        node.tear_down()
+
+
+def insert_as_user(world: World, branch: str, mebibytes: int) -> None:
+    """Insert as a client does, whose session asks for nothing; raise psycopg.Error if Postgres refuses."""
+    node = world.branch(branch)["status"]["node"]
+    with psycopg.connect(
+        host=str(world.node.layout.run(node["slot"])), port=node["port"], user="postgres", dbname="postgres"
+    ) as connection:
+        connection.execute("insert into filler (data) values (%s)", [os.urandom(mebibytes * MIB)])
+
+
+def test_the_writer_that_fills_the_disk_is_braked_then_stopped_and_goes_on_with_room(
+    small_disk: Path,
+) -> None:
+    node = Node(Layout(small_disk / "base"))
+    pool.ensure_base(node.layout)
+    world = None
+    requested: list[str] = []
+    metrics = AgentMetrics()
+
+    def watch() -> SpaceWatch:
+        # A new one each time, as after a restart of the agent, needs a poll more.
+        return SpaceWatch(node.layout, CONTEXT, 512 * MIB, metrics, lambda _, name: requested.append(name))
+
+    def leave_free(size: int) -> None:
+        os.sync()
+        disk = os.statvfs(small_disk)
+        taken = other_file.stat().st_size if other_file.exists() else 0
+        other_file.unlink(missing_ok=True)
+        with other_file.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize + taken - size)
+
+    other_file = small_disk / "other"
+    try:
+        world = World(node, small_disk.with_name("api.json"))
+        world.make_project(storage={"size": "4Gi"})
+        world.run_agent()
+        world.make_branch("copy", "main")
+        world.run_agent()
+        for branch in ("main", "copy"):
+            assert fill(world, branch, 1) == 1
+        copy = world.uid("copy")
+        assert watch().check() is None and 8 * MIB < observe_ballast(node.layout) < 16 * MIB
+        # Nobody writes: whatever else fills the disk, nobody is restrained.
+        leave_free(150 * MIB)
+        calm = watch()
+        assert calm.check() is None
+        leave_free(120 * MIB)
+        assert calm.check() is None and observe_brakes(node.layout) == {}
+        # The copy writes.
+        assert fill(world, "copy", 20) == 20
+        leave_free(110 * MIB)
+        assert calm.check() == BrakeChange(copy, Brake.READ_ONLY) and requested == ["shop-copy"]
+        world.run_rounds()
+        reasons = {
+            name: world.branch(name)["status"]["node"]["postgres"]["reason"] for name in ("main", "copy")
+        }
+        assert reasons == {"main": "Accepting", "copy": "WritesBraked"}
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            insert_as_user(world, "copy", 1)
+        insert_as_user(world, "main", 1)
+        # The agent itself is not braked, and here plays who asks for more than read-only transactions.
+        leave_free(90 * MIB)
+        defied = watch()
+        assert defied.check() is None
+        assert fill(world, "copy", 20) == 20
+        leave_free(60 * MIB)
+        assert defied.check() == BrakeChange(copy, Brake.STOPPED)
+        assert observe_ballast(node.layout) == 0
+        world.run_rounds()
+        world.run_rounds()
+        assert world.branch("copy")["status"]["node"]["postgres"]["reason"] == "WriterStopped"
+        assert [pod["metadata"]["labels"][names.LABEL_BRANCH] for pod in world.pods()] == ["main"]
+        insert_as_user(world, "main", 1)
+        # Room for each step back.
+        leave_free(180 * MIB)
+        assert watch().check() is None
+        leave_free(210 * MIB)
+        assert watch().check() == BrakeChange(copy, Brake.READ_ONLY)
+        world.run_agent()
+        assert world.branch("copy")["status"]["node"]["postgres"]["reason"] == "WritesBraked"
+        other_file.unlink()
+        assert watch().check() == BrakeChange(copy, None) and watch().check() is None
+        assert observe_ballast(node.layout) > 8 * MIB and observe_brakes(node.layout) == {}
+        await_accepting(world, "copy")
+        insert_as_user(world, "copy", 1)
+        assert world.sql("copy", "select count(*) from filler") == [(42,)]
     finally:
         if world:
             world.kubelet.stop()

@@ -244,14 +244,18 @@ class World:
     def assert_consistent(self, project: str, running: int, stored: int) -> None:
         """Assert that the node has what the project needs, and nothing else.
 
-        That is one loop device, one mount, `running` bind mounts and branches with one pod each, `stored` subvolumes,
-        none that is unfinished, WARM warm pods, and no slot without a pod.
+        That is one loop device, one mount, a `run` in memory for each slot, `running` bind mounts and branches with
+        one pod each, `stored` subvolumes, none that is unfinished, WARM warm pods, and no slot without a pod.
         """
         layout = self.node.layout
         assert len(loops_of(layout.image(project))) == 1
         points = [mount.point for mount in read_mounts() if mount.point.startswith(f"{layout.base}/")]
         assert points.count(str(layout.pool(project))) == 1
-        assert len(points) == 1 + running, points
+        # Each slot has its `run` in memory, warm ones, too.
+        assert sorted(point for point in points if point.endswith("/run")) == [
+            str(layout.run(name)) for name in observe_slots(layout)
+        ]
+        assert len(points) == 1 + running + len(observe_slots(layout)), points
         branch_uids = [pod["metadata"]["labels"][names.LABEL_BRANCH_UID] for pod in self.pods()]
         assert len(branch_uids) == running == len(set(branch_uids))
         assert len(self.warm_pods()) == WARM

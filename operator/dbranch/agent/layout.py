@@ -146,6 +146,20 @@ class Layout:
         """The locks of objects that are being reconciled. Root's alone."""
         return self.base / "locks"
 
+    @property
+    def brakes(self) -> Path:
+        """The brakes on branches that fill the disk. Root's alone."""
+        return self.base / "brakes"
+
+    def brake(self, branch_uid: str, brake: str) -> Path:
+        """The empty file that says that a branch has this brake."""
+        return self.brakes / f"{checked_uid(branch_uid)}.{brake}"
+
+    @property
+    def ballast(self) -> Path:
+        """The file that is deleted in an emergency to make room."""
+        return self.base / "ballast"
+
     def image(self, project_uid: str) -> Path:
         return self.pools / f"{checked_uid(project_uid)}.img"
 

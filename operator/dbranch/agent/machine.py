@@ -36,13 +36,19 @@ def observe_machine(layout: Layout) -> MachineFacts:
     except FileNotFoundError:
         machine_id = None
     directory = layout.base if layout.base.exists() else layout.base.parent
-    disk = os.statvfs(directory)
+    total, free = observe_disk(layout)
     mount = mount_containing(directory)
     return MachineFacts(
         machine_id=machine_id,
         btrfs=btrfs_supported(),
         loop=loop_supported(),
         propagates=mount is not None and mount.shared,
-        host_free_bytes=disk.f_bavail * disk.f_frsize,
-        host_total_bytes=disk.f_blocks * disk.f_frsize,
+        host_free_bytes=free,
+        host_total_bytes=total,
     )
+
+
+def observe_disk(layout: Layout) -> tuple[int, int]:
+    """Return the bytes of the disk under the base directory, and those that are free."""
+    disk = os.statvfs(layout.base if layout.base.exists() else layout.base.parent)
+    return disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize

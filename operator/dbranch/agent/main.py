@@ -11,11 +11,12 @@ from pathlib import Path
 
 import kopf
 
-from dbranch.agent.context import NodeContext
+from dbranch.agent.context import NodeContext, PodDefaults
 from dbranch.agent.dispatch import Dispatcher
 from dbranch.agent.handlers import register
 from dbranch.agent.housekeeping.loop import Housekeeping
 from dbranch.agent.housekeeping.requests import watch_requests
+from dbranch.agent.kubelet import observe_eviction
 from dbranch.agent.layout import Layout
 from dbranch.agent.linux.privileges import AGENT_CAPABILITIES, drop_capabilities
 from dbranch.agent.machine import observe_machine
@@ -24,8 +25,10 @@ from dbranch.agent.pod_watch import watch_pods
 from dbranch.agent.pool.effect import ensure_base
 from dbranch.agent.postgres.spawn import session_processes
 from dbranch.agent.server import Readiness
+from dbranch.agent.space_watch import SpaceWatch
 from dbranch.api import names
 from dbranch.api.errors import DbranchError, InvalidInput
+from dbranch.api.quantity import parse_bytes
 from dbranch.kube.client import Cluster, path_of
 from dbranch.runtime.heartbeats import Heartbeats
 from dbranch.runtime.kopf_settings import serve
@@ -46,18 +49,21 @@ def make_dispatcher(environment: dict[str, str]) -> tuple[Dispatcher, Cluster, L
     if node is None:
         raise InvalidInput(f"node {environment['DBRANCH_NODE_NAME']} does not exist; see DBRANCH_NODE_NAME")
     layout = Layout(Path(environment["DBRANCH_BASE_DIR"]))
+    ensure_base(layout)
+    address = environment.get("DBRANCH_NODE_ADDRESS", "127.0.0.1")
     context = NodeContext(
         node=environment["DBRANCH_NODE_NAME"],
         node_uid=node["metadata"]["uid"],
         namespace=environment["DBRANCH_NODES_NAMESPACE"],
         release=environment.get("DBRANCH_RELEASE", "dbranch"),
+        pods=PodDefaults.parse(environment.get("DBRANCH_POSTGRES", "")),
+        eviction=observe_eviction(layout, address, environment.get("DBRANCH_EVICTION_THRESHOLD", "15%")),
     )
     warm_slots = environment.get("DBRANCH_WARM_SLOTS", "1")
     if not warm_slots.isdecimal():
         raise InvalidInput(
             f"environment: DBRANCH_WARM_SLOTS is {warm_slots!r}, not a number; see agent.warmSlots"
         )
-    ensure_base(layout)
     metrics = AgentMetrics(int(warm_slots))
     dispatcher = Dispatcher(cluster, layout, context, KeyedLocks(layout.locks), int(warm_slots), metrics)
     return dispatcher, cluster, layout, context
@@ -81,12 +87,15 @@ def main() -> None:
         logger.error("node %s: btrfs %s, loop %s", context.node, machine.btrfs, machine.loop)
     readiness = Readiness(layout, dispatcher.metrics)
     readiness.serve()
+    ballast = parse_bytes(os.environ.get("DBRANCH_BALLAST", "0"))
+    space = SpaceWatch(layout, context, ballast, dispatcher.metrics, dispatcher.request_branch)
     heartbeats, pod = Heartbeats(), os.environ["DBRANCH_POD_NAME"]
     housekeeping = Housekeeping(cluster, layout, context, pod, dispatcher.metrics)
     dispatcher.on_pool_retained = housekeeping.trigger
     loops: dict[str, Callable[[Callable[[], None]], None]] = {
         "pod watch": partial(watch_pods, cluster, context, dispatcher.warm, dispatcher.request_branch),
         "warm slots": partial(dispatcher.warm.run, dispatcher.wait_idle),
+        "space": space.run,
         "housekeeping": housekeeping.run,
         "requests": partial(watch_requests, cluster, context, pod, housekeeping.trigger),
     }

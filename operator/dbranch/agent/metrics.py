@@ -70,6 +70,22 @@ class AgentMetrics:
             subsystem="agent",
             registry=self._registry,
         )
+        self._disk = Gauge(
+            "disk_bytes",
+            "Of the node's disk under the base directory: free, and the watermarks refuse, warn, brake and stop.",
+            ["of"],
+            namespace="dbranch",
+            subsystem="agent",
+            registry=self._registry,
+        )
+        self._braked = Gauge(
+            "braked_branches",
+            "Branches that may not write since the node's disk is almost full, by brake.",
+            ["brake"],
+            namespace="dbranch",
+            subsystem="agent",
+            registry=self._registry,
+        )
         origins: tuple[SlotOrigin, ...] = ("warm", "new")
         for slot in origins:
             self._starts.labels(slot)
@@ -79,6 +95,13 @@ class AgentMetrics:
         self._warm_slots.clear()
         for labels, count in counts.items():
             self._warm_slots.labels(*labels).set(count)
+
+    def set_disk(self, free: int, watermarks: Mapping[str, int], braked: Mapping[str, int]) -> None:
+        """Set the free bytes of the node's disk, its watermarks by name, and the branches by their brake."""
+        for name, count in {"free": free, **watermarks}.items():
+            self._disk.labels(name).set(count)
+        for brake, count in braked.items():
+            self._braked.labels(brake).set(count)
 
     def observe_start(self, slot: SlotOrigin, seconds: float) -> None:
         """Count a branch whose Postgres accepts, in a slot that was `warm` or is `new`."""

@@ -100,6 +100,11 @@ ORPHAN_SLOT_ROUNDS: Final = 2
 SLOT_EMPTYING_TIMEOUT_SECONDS: Final = 10.0
 OWN_POD_WATCH_RETRY_SECONDS: Final = 5.0
 
+# The free bytes of the node's disk: what a writer can take until it is noticed.
+SPACE_POLL_SECONDS: Final = 1.0
+# Kubelet's configuration is read once, when the agent starts.
+KUBELET_TIMEOUT_SECONDS: Final = 5.0
+
 # Postgres pods. A fast shutdown writes a checkpoint first.
 POSTGRES_GRACE_SECONDS: Final = 300
 # The readiness probe waits inside, so that the first one succeeds.

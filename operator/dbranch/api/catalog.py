@@ -179,6 +179,17 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Postgres accepts connections, without the settings in the message: they take effect at its next start.",
         "Run `dbranch restart BRANCH` when it suits.",
     ),
+    Reason.WRITES_BRAKED: _both(
+        _POSTGRES,
+        "The node's disk is almost full and the branch fills it: Postgres accepts connections, with "
+        "default_transaction_read_only.",
+        "Delete branches or free space on the node. To delete rows: BEGIN READ WRITE.",
+    ),
+    Reason.WRITER_STOPPED: _both(
+        _POSTGRES,
+        "The node's disk is almost full and the branch went on filling it: its Postgres is stopped.",
+        "Delete branches or free space on the node: it starts by itself once there is room.",
+    ),
     Reason.WAITING_FOR_SLOT: _both(
         _POSTGRES, "The Postgres pod is starting, or the last one is still ending."
     ),

@@ -71,6 +71,8 @@ class Reason(OpenEnum):
     # PostgresReady
     ACCEPTING = "Accepting"
     RESTART_PENDING = "RestartPending"
+    WRITES_BRAKED = "WritesBraked"
+    WRITER_STOPPED = "WriterStopped"
     WAITING_FOR_SLOT = "WaitingForSlot"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     POD_REJECTED = "PodRejected"
@@ -104,6 +106,7 @@ TRUE_REASONS = frozenset(
         Reason.STORED,
         Reason.ACCEPTING,
         Reason.RESTART_PENDING,
+        Reason.WRITES_BRAKED,
         Reason.ROUTED,
         Reason.DRAINING,
         Reason.WAITING_FOR_AGENT,
@@ -128,7 +131,9 @@ STALLED_REASONS = frozenset(
     }
 )
 # Postgres admits sessions though something is wrong, so that a person can correct it there.
-_ADMITTING_REASONS = frozenset({Reason.ACCEPTING, Reason.RESTART_PENDING, Reason.ROLE_NOT_FOUND})
+_ADMITTING_REASONS = frozenset(
+    {Reason.ACCEPTING, Reason.RESTART_PENDING, Reason.ROLE_NOT_FOUND, Reason.WRITES_BRAKED}
+)
 # Their Event is a Warning.
 WARNING_REASONS = STALLED_REASONS | {
     Reason.NO_ELIGIBLE_NODE,
@@ -136,7 +141,10 @@ WARNING_REASONS = STALLED_REASONS | {
     Reason.AGENT_NOT_REPORTING,
     Reason.ATTACH_FAILED,
     Reason.POOL_FULL,
+    Reason.POOL_LOW,
     Reason.NODE_DISK_LOW,
+    Reason.WRITES_BRAKED,
+    Reason.WRITER_STOPPED,
     Reason.MOUNT_NOT_PROPAGATED,
     Reason.SNAPSHOT_FAILED,
     Reason.INITDB_FAILED,

@@ -7,24 +7,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbranch.agent.context import NodeContext
+from dbranch.agent.context import NodeContext, PodDefaults
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.pod_watch import node_is_full
-from dbranch.agent.slot.pod_spec import branch_pod, claim_patch, slot_class_of, template_hash, warm_pod
+from dbranch.agent.slot.pod_spec import (
+    branch_pod,
+    claim_patch,
+    initdb_pod,
+    same_apart_from_priority,
+    slot_class_of,
+    template_hash,
+    warm_pod,
+)
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.timing import REJECTED_WARM_POD_RETRY_SECONDS
 from dbranch.agent.warm.plan import WarmFacts, WarmPlan, WarmPodFacts, free_counts, plan_warm, warm_count
 from dbranch.api import names
 from dbranch.api.branch import Branch
+from dbranch.api.errors import InvalidInput
 from dbranch.api.project import Project, ProjectNode
 
 TEMPLATE, OLD_TEMPLATE = "template", "old-template"
 SHOP = Project("team", "shop", "p-uid", node_name="n1", node=ProjectNode(initialized=True))
 MAIN = Branch("team", "shop-main", "r-uid", "shop")
+COPY = replace(MAIN, object_name="shop-copy", uid="c-uid")
 LARGE = replace(MAIN, object_name="shop-large", uid="l-uid", resources={"requests": {"cpu": "2"}})
 CONTEXT = NodeContext("n1", "n-uid", "dbranch-nodes", "dbranch")
 LAYOUT = Layout(Path("/var/lib/dbranch"))
@@ -181,8 +192,8 @@ def test_what_changes_the_class_and_what_the_template() -> None:
         replace(SHOP.postgres, resources={"limits": {"memory": "1Gi"}}),
         replace(SHOP.postgres, image_pull_secrets=("registry",)),
     ):
-        assert slot_class_of(replace(SHOP, postgres=postgres), MAIN).class_hash != MAIN_HASH
-    other_project, other_branch = replace(SHOP, name="other", uid="o-uid"), replace(MAIN, uid="o")
+        assert slot_class_of(replace(SHOP, postgres=postgres), COPY).class_hash != MAIN_HASH
+    other_project, other_branch = replace(SHOP, name="other", uid="o-uid"), replace(COPY, uid="o")
     assert slot_class_of(other_project, other_branch).class_hash == MAIN_HASH
     assert template_hash(CONTEXT, LAYOUT, "true") != template_hash(CONTEXT, LAYOUT, "false")
     manifest = warm_pod(CONTEXT, LAYOUT, MAIN_CLASS, "s", "true")
@@ -191,3 +202,76 @@ def test_what_changes_the_class_and_what_the_template() -> None:
     }
     # The slot's name is the pod's name and a label; its directory is below a path.
     assert json.dumps(manifest).count('"s"') == 2
+
+
+DEFAULTS = PodDefaults(
+    resources={
+        "requests": {"cpu": "2m", "memory": "32Mi", "ephemeral-storage": "16Mi"},
+        "limits": {"ephemeral-storage": "512Mi"},
+    },
+    shared_memory="1Gi",
+    root_priority="roots",
+    copy_priority="copies",
+)
+LIMITED = replace(CONTEXT, pods=DEFAULTS)
+
+
+def resources_of(manifest: dict[str, Any]) -> Any:
+    return manifest["spec"]["containers"][0]["resources"]
+
+
+def size_limits(manifest: dict[str, Any]) -> dict[str, str | None]:
+    """Return the size limits of the pod's empty directories, by name; each of them is in memory."""
+    directories = {
+        volume["name"]: volume["emptyDir"] for volume in manifest["spec"]["volumes"] if "emptyDir" in volume
+    }
+    assert all(directory["medium"] == "Memory" for directory in directories.values())
+    return {name: directory.get("sizeLimit") for name, directory in directories.items()}
+
+
+def test_every_directory_that_a_pod_can_write_has_a_limit() -> None:
+    manifest = branch_pod(LIMITED, LAYOUT, SHOP, COPY, "s", "true")
+    assert size_limits(manifest) == {"tmp": "64Mi", "image-volume": "1Mi", "shm": "1Gi"}
+    assert resources_of(manifest) == DEFAULTS.resources
+    mounts = {mount["mountPath"] for mount in manifest["spec"]["containers"][0]["volumeMounts"]}
+    assert {"/var/lib/postgresql", "/var/lib/postgresql/data"} <= mounts
+    limited = replace(SHOP, postgres=replace(SHOP.postgres, resources={"limits": {"memory": "2Gi"}}))
+    manifest = branch_pod(LIMITED, LAYOUT, limited, COPY, "s", "true")
+    assert size_limits(manifest)["shm"] == "2Gi"
+    # What the project says of a resource stays as it is: a limit is the request, too.
+    assert resources_of(manifest) == {
+        "requests": {"cpu": "2m", "ephemeral-storage": "16Mi"},
+        "limits": {"memory": "2Gi", "ephemeral-storage": "512Mi"},
+    }
+    initdb = initdb_pod(LIMITED, LAYOUT, limited, MAIN, "true")
+    assert resources_of(initdb) == resources_of(manifest)
+    assert size_limits(initdb) == {"tmp": "64Mi", "image-volume": "1Mi"}
+
+
+def test_roots_have_a_priority_of_their_own_and_no_warm_slots() -> None:
+    root, copy = slot_class_of(SHOP, MAIN), slot_class_of(SHOP, COPY)
+    assert root.class_hash != copy.class_hash == slot_class_of(SHOP).class_hash
+    assert same_apart_from_priority(root.class_hash, copy.class_hash)
+    assert not same_apart_from_priority(root.class_hash, LARGE_HASH)
+    pods = [branch_pod(LIMITED, LAYOUT, SHOP, branch, "s", "true")["spec"] for branch in (MAIN, COPY)]
+    assert [pod["priorityClassName"] for pod in pods] == ["roots", "copies"]
+    assert initdb_pod(LIMITED, LAYOUT, SHOP, MAIN, "true")["spec"]["priorityClassName"] == "roots"
+    assert "priorityClassName" not in branch_pod(CONTEXT, LAYOUT, SHOP, MAIN, "s", "true")["spec"]
+    large_root = replace(MAIN, resources={"requests": {"cpu": "2"}})
+    assert plan_warm(1, TEMPLATE, warm_facts(branches=(large_root,))).create == (MAIN_CLASS,)
+
+
+def test_warm_slots_are_replaced_when_the_defaults_change() -> None:
+    assert template_hash(LIMITED, LAYOUT, "true") != template_hash(CONTEXT, LAYOUT, "true")
+
+
+def test_the_defaults_are_the_charts_values() -> None:
+    values = {
+        "defaultResources": DEFAULTS.resources,
+        "sharedMemory": "1Gi",
+        "priorityClasses": {"create": True, "root": "roots", "copy": "copies"},
+    }
+    assert PodDefaults.parse(json.dumps(values)) == DEFAULTS
+    assert PodDefaults.parse("") == PodDefaults()
+    with pytest.raises(InvalidInput):
+        PodDefaults.parse("[1]")

@@ -9,6 +9,7 @@ from enum import StrEnum
 from dbranch.agent.pool.space import Space
 from dbranch.agent.slot.pod_spec import slot_class_of
 from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.agent.volume.brake import Brake
 from dbranch.agent.volume.marker import BranchNames, Marker, NewerMarker
 from dbranch.agent.volume.settings import Settings
 from dbranch.api import names
@@ -93,6 +94,7 @@ class BranchFacts:
     restart. `settings_outdated`: its settings files are not as the spec asks, or Postgres has not loaded them yet.
     `passwords_differ`: a role has another password than the project's Secrets say. `missing_role`: the application's,
     if Postgres does not have it.
+    `brake`: what it may not do, since it fills the node's disk.
     """
 
     pool_mounted: bool
@@ -115,6 +117,7 @@ class BranchFacts:
     settings_outdated: bool = False
     passwords_differ: bool = False
     missing_role: str | None = None
+    brake: Brake | None = None
 
     @property
     def answer(self) -> Answer:

@@ -19,6 +19,7 @@ from dbranch.agent.postgres.session import Endpoint, ServerFacts, observe_server
 from dbranch.agent.slot.observe import observe_branch_slots, observe_pods, observe_slot
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.status import failed_storage_finding
+from dbranch.agent.volume.brake import observe_brake
 from dbranch.agent.volume.effect import settings_outdated, settings_written_at
 from dbranch.agent.volume.marker import Marker, NewerMarker
 from dbranch.agent.volume.observe import observe_initdb_done, observe_marker, observe_subvolumes
@@ -74,7 +75,14 @@ def observe_branch(
     slots = [observe_slot(layout, slot) for slot in bound_slots]
     return BranchFacts(
         pool_mounted=pool.mounted and not pool.read_only,
-        space=Space(pool.total_bytes, pool.free_bytes, machine.host_total_bytes, machine.host_free_bytes),
+        space=Space(
+            pool.total_bytes,
+            pool.free_bytes,
+            machine.host_total_bytes,
+            machine.host_free_bytes,
+            context.eviction.of(machine.host_total_bytes),
+        ),
+        brake=observe_brake(layout, branch.uid),
         marker=marker,
         newer=newer,
         retained_uid=retained_uid,

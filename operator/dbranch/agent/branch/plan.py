@@ -21,10 +21,13 @@ from dbranch.agent.branch.stopping import (
     remove_slots,
     stopped_finding,
     storage_without_pool,
+    writer_stopped_finding,
 )
+from dbranch.agent.volume.brake import Brake
 from dbranch.api.branch import Branch
 from dbranch.api.conditions import Condition, Finding, Reason
 from dbranch.api.project import Project
+from dbranch.api.quantity import format_bytes
 
 # How many settings the message of RestartPending names.
 _SHOWN_SETTINGS: Final = 5
@@ -62,6 +65,9 @@ def plan_branch(project: Project, branch: Branch, facts: BranchFacts) -> BranchP
         return _walk(desired, facts)
     if not desired.runs:
         return _stop(desired, facts, _walk(desired, facts))
+    if facts.brake is Brake.STOPPED and facts.marker:
+        plan = BranchPlan((), _stored_finding(desired))
+        return replace(_stop(desired, facts, plan), postgres=writer_stopped_finding(desired, facts))
     removals, facts = remove_slots(facts) if facts.pool_mounted else ((), facts)
     plan = _walk(desired, facts)
     return replace(plan, actions=(*removals, *plan.actions))
@@ -121,6 +127,13 @@ def _accepting_finding(desired: Desired, facts: BranchFacts) -> Finding:
             f"not answer; create the role: dbranch psql {branch.name} --superuser"
         )
         return Finding(Reason.ROLE_NOT_FOUND, text)
+    if facts.brake:
+        text = (
+            f"{subject} accepts connections; its transactions are read-only: the node's disk is almost full and this "
+            f"branch fills it; lifted once {format_bytes(facts.space.watermarks.refuse)} are free; "
+            "delete branches or free space on the node"
+        )
+        return Finding(Reason.WRITES_BRAKED, text)
     pending, pod = list(facts.pending_settings), facts.live_pod
     if pod and has_other_class(pod, desired):
         pending.append("image" if pod.image != project.postgres.image else "resources")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dbranch.agent.branch.facts import BranchFacts, Desired
+from dbranch.agent.slot.pod_spec import same_apart_from_priority
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.api import names
 from dbranch.api.project import Project
@@ -34,7 +35,7 @@ def choose_pod(desired: Desired, facts: BranchFacts) -> PodChoice:
 
 def has_other_class(pod: PodFacts, desired: Desired) -> bool:
     """True if the pod was created for another slot class than the branch's present one."""
-    return pod.class_hash not in ("", desired.class_hash)
+    return bool(pod.class_hash) and not same_apart_from_priority(pod.class_hash, desired.class_hash)
 
 
 def waits_for_old_image(pod: PodFacts, project: Project) -> bool:

@@ -19,6 +19,7 @@ from dbranch.agent.timing import (
     STORAGE_UNCLEAR_RETRY_SECONDS,
 )
 from dbranch.agent.volume import effect as subvolume
+from dbranch.agent.volume.brake import ensure_brake
 from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
 from dbranch.api.branch import Branch
@@ -55,6 +56,7 @@ class BranchRemoval:
             logger.warning("branch %s/%s: %s", branch.namespace, branch.object_name, error)
             finding = failed_storage_finding(error, f"branch {branch.name}")
             return Result(STORAGE_UNCLEAR_RETRY_SECONDS), finding
+        ensure_brake(self._layout, branch.uid, None)
         self._warm.trigger(branch)
         return Result(), None
 

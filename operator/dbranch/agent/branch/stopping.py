@@ -7,6 +7,7 @@ from dataclasses import replace
 from dbranch.agent.branch.actions import Action, DeletePod, RemoveSlot
 from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.api.conditions import Finding, Reason
+from dbranch.api.quantity import format_bytes
 
 
 def remove_slots(facts: BranchFacts) -> tuple[tuple[Action, ...], BranchFacts]:
@@ -26,6 +27,15 @@ def stopped_finding(desired: Desired) -> Finding:
     """Return what is said about the Postgres of a stopped branch."""
     text = f"{desired.subject} is stopped; its data stays; set spec.state to Running to start it"
     return Finding(Reason.STOPPED, text)
+
+
+def writer_stopped_finding(desired: Desired, facts: BranchFacts) -> Finding:
+    """Return what is said about the Postgres of a branch that was stopped since it fills the node's disk."""
+    text = (
+        f"{desired.subject}: the node's disk is almost full and this branch went on filling it; Postgres is stopped "
+        f"until {format_bytes(facts.space.watermarks.warn)} are free; delete branches or free space on the node"
+    )
+    return Finding(Reason.WRITER_STOPPED, text)
 
 
 def storage_without_pool(desired: Desired) -> Finding:

@@ -9,7 +9,9 @@ from typing import Final
 from dbranch.agent.linux import btrfs
 from dbranch.agent.linux.command import run
 from dbranch.agent.linux.mounts import mounts_at
+from dbranch.agent.linux.syscalls import mount_tmpfs
 from dbranch.api.errors import Busy, CommandFailed
+from dbranch.runtime.logs import log_command
 
 _POLL_SECONDS: Final = 0.02
 
@@ -42,3 +44,14 @@ def await_released(device: str, timeout: float = 5.0) -> None:
 def bind_mount(source: Path, point: Path) -> None:
     """Mount `source` at `point` as well. The caller has checked that nothing is mounted there: bind mounts stack."""
     run(["mount", "--bind", source, point])
+
+
+def mount_memory(point: Path, size: int, inodes: int, owner: int) -> None:
+    """Mount a directory in memory at `point`: at most `size` bytes and `inodes` files, all of the user ID `owner`.
+
+    The caller has checked that nothing is mounted there.
+    """
+    options = f"size={size},nr_inodes={inodes},mode=0700,uid={owner},gid={owner}"
+    # By the system call: a process would take as long as the rest of a slot.
+    log_command("mount", "-t", "tmpfs", "-o", f"{options},nosuid,nodev,noexec", "tmpfs", point)
+    mount_tmpfs(point, options)

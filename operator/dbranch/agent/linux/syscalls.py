@@ -1,6 +1,6 @@
-"""System calls that Python does not offer: openat2, renameat2, syncfs, and the immutable flag of a file.
+"""System calls that Python does not offer: openat2, renameat2, syncfs, mount, and the immutable flag of a file.
 
-Sources: openat2(2), renameat2(2), syncfs(2), ioctl_iflags(2). openat2 has one number everywhere.
+Sources: openat2(2), renameat2(2), syncfs(2), mount(2), ioctl_iflags(2). openat2 has one number everywhere.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
 _RENAME_NOREPLACE: Final = 1
 _AT_FDCWD: Final = -100
+
+_MS_NOSUID: Final = 2
+_MS_NODEV: Final = 4
+_MS_NOEXEC: Final = 8
 
 _FS_IOC_GETFLAGS: Final = 0x80086601
 _FS_IOC_SETFLAGS: Final = 0x40086602
@@ -81,6 +85,13 @@ def syncfs(path: Path) -> None:
         _check(_libc.syncfs(directory), path)
     finally:
         os.close(directory)
+
+
+def mount_tmpfs(point: Path, options: str) -> None:
+    """Mount a tmpfs with these options (tmpfs(5)) at `point`, with nosuid, nodev and noexec."""
+    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    arguments = (b"tmpfs", os.fsencode(point), b"tmpfs", ctypes.c_ulong(flags), options.encode())
+    _check(_libc.mount(*arguments), point)
 
 
 def set_immutable(path: Path, immutable: bool) -> bool:

@@ -1,8 +1,12 @@
-"""Watermarks of free space: new branches are rejected first, so that running ones go on. Pure."""
+"""Watermarks of free space: new branches are rejected first, so that running ones go on. Pure.
+
+Where kubelet evicts pods below some free space of the same disk, all watermarks are above that: pods that are evicted
+free nothing, since the bytes are in the pools.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from dbranch.api.conditions import Finding, Reason
@@ -12,30 +16,66 @@ _MIB: Final = 2**20
 # Fractions of the pool or of the node's disk, and bounds in bytes.
 _POOL_LOW, _POOL_FULL, _POOL_FLOOR = 0.10, 0.03, 64 * _MIB
 _HOST_LOW, _HOST_FLOOR, _HOST_CEILING = 0.02, 256 * _MIB, 4096 * _MIB
+# From one watermark to the next, above kubelet's threshold: what a writer can do before it is restrained.
+_STEP, _STEP_FLOOR, _STEP_CEILING = 0.025, 128 * _MIB, 8192 * _MIB
 
 
 @dataclass(frozen=True)
 class Space:
-    """Bytes of the pool and of the disk under it; None if unknown (then nothing is rejected)."""
+    """Bytes of the pool and of the disk under it; None if unknown (then nothing is rejected).
+
+    `eviction`: the free bytes of that disk below which kubelet evicts pods, 0 if it does not look at this disk.
+    """
 
     total: int | None = None
     free: int | None = None
     host_total: int | None = None
     host_free: int | None = None
+    eviction: int = 0
+
+    @property
+    def watermarks(self) -> Watermarks:
+        """Those of the node's disk."""
+        return watermarks_of(self.host_total or 0, self.eviction)
 
 
-def host_floor(space: Space) -> int:
-    """Return the free bytes of the node's disk below which nothing new is created."""
-    return int(min(max(_HOST_FLOOR, (space.host_total or 0) * _HOST_LOW), _HOST_CEILING))
+@dataclass(frozen=True)
+class Watermarks:
+    """Free bytes of the node's disk, each less than the one before.
+
+    Below `refuse` nothing new is created, below `warn` the projects say what is next, below `brake` the fastest
+    writer gets read-only transactions, below `stop` it is stopped if it goes on writing.
+    """
+
+    refuse: int
+    warn: int
+    brake: int
+    stop: int
+
+
+def watermarks_of(total: int, eviction: int) -> Watermarks:
+    """Return the watermarks of a disk of `total` bytes, below whose free `eviction` bytes kubelet evicts (0: never).
+
+    >>> [mark // 2**20 for mark in vars(watermarks_of(100 * 2**30, 10 * 2**30)).values()]
+    [20480, 17920, 15360, 12800]
+    >>> [mark // 2**20 for mark in vars(watermarks_of(100 * 2**30, 0)).values()]
+    [2048, 1536, 1024, 512]
+    """
+    if eviction:
+        step = int(min(max(_STEP_FLOOR, total * _STEP), _STEP_CEILING))
+    else:
+        step = int(min(max(_HOST_FLOOR, total * _HOST_LOW), _HOST_CEILING)) // 4
+    return Watermarks(*(eviction + count * step for count in (4, 3, 2, 1)))
 
 
 def check_space(space: Space, subject: str) -> Finding | None:
     """Return why no new branch may be created now; None if there is room. `subject` begins the message."""
-    if space.host_free is not None and space.host_free < host_floor(space):
+    refuse = space.watermarks.refuse
+    if space.host_free is not None and space.host_free < refuse:
         return Finding(
             Reason.NODE_DISK_LOW,
             f"{subject}: the node's disk has {format_bytes(space.host_free)} free, "
-            f"{format_bytes(host_floor(space))} are needed; nothing new is created; free space on the node",
+            f"{format_bytes(refuse)} are needed; nothing new is created; free space on the node",
         )
     if space.free is not None and space.total:
         minimum = max(_POOL_FLOOR, int(space.total * _POOL_FULL))
@@ -53,9 +93,7 @@ def read_only_finding(space: Space, project: str, remounted_recently: bool) -> F
 
     NodeDiskLow and PoolDamaged wait (for room, for a person); AttachFailed is repaired by a remount.
     """
-    no_space = check_space(
-        Space(host_total=space.host_total, host_free=space.host_free), f"pool of project {project}"
-    )
+    no_space = check_space(replace(space, total=None, free=None), f"pool of project {project}")
     if no_space:
         text = (
             f"{no_space.message}; the kernel stopped writing to the pool; it is remounted when there is room"
@@ -83,7 +121,14 @@ def pool_finding(space: Space, project: str, damaged: bool = False) -> Finding:
         )
     no_space = check_space(space, f"pool of project {project}")
     if no_space and no_space.reason == Reason.NODE_DISK_LOW:
-        return Finding(Reason.POOL_LOW, no_space.message)
+        if (space.host_free or 0) >= space.watermarks.warn:
+            return Finding(Reason.POOL_LOW, no_space.message)
+        return Finding(
+            Reason.POOL_LOW,
+            f"pool of project {project}: the node's disk has less than {format_bytes(space.watermarks.warn)} free; "
+            f"below {format_bytes(space.watermarks.brake)} the fastest writer is made read-only, then stopped; "
+            "delete branches or free space on the node",
+        )
     low = space.free is not None and space.total and space.free < space.total * _POOL_LOW
     if no_space or low:
         return Finding(

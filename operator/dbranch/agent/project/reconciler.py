@@ -135,7 +135,7 @@ class ProjectReconciler:
         markers = observe_subvolumes(self._layout, project.uid).branches.values()
         readable = [marker for marker in markers if isinstance(marker, Marker)]
         finding = pool_finding(
-            Space(pool.total_bytes, pool.free_bytes, machine.host_total_bytes, pool.host_free_bytes),
+            self._space_of(machine, pool),
             project.name,
             pool.damaged,
         )
@@ -168,6 +168,12 @@ class ProjectReconciler:
             ensure_record_removed(self._layout, project.adopt)
         return Result()
 
+    def _space_of(self, machine: MachineFacts, pool: PoolFacts | None = None) -> Space:
+        """Return the bytes of the node's disk, and of the pool."""
+        eviction = self._context.eviction.of(machine.host_total_bytes)
+        disk = (machine.host_total_bytes, machine.host_free_bytes, eviction)
+        return Space(pool.total_bytes, pool.free_bytes, *disk) if pool else Space(None, None, *disk)
+
     def _failed(self, project: Project, first_delay: float) -> Result:
         """Return when to try again: less and less often, unless somebody asks for something else."""
         version = project.generation, project.annotations.get(names.AGENT_REQUESTED_AT)
@@ -178,7 +184,7 @@ class ProjectReconciler:
 
         Only report it if a remount cannot help: the disk is full, or the pool became read-only soon after a remount.
         """
-        space = Space(host_total=machine.host_total_bytes, host_free=machine.host_free_bytes)
+        space = self._space_of(machine)
         remounted_at = self._remounted_at.get(project.uid, -REMOUNT_BACKOFF_SECONDS)
         remounted_recently = time.monotonic() - remounted_at < REMOUNT_BACKOFF_SECONDS
         finding = read_only_finding(space, project.name, remounted_recently)

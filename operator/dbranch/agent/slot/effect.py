@@ -6,6 +6,7 @@ import errno
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from dbranch.agent.layout import Layout
 from dbranch.agent.linux import mounting
@@ -18,11 +19,16 @@ from dbranch.api.errors import Busy, DataLost
 from dbranch.runtime.file_lock import held
 from dbranch.runtime.logs import log_command
 
+# Of the tmpfs at `run`: a socket, its lock file, and a line of the script's.
+_RUN_BYTES: Final = 2**20
+_RUN_INODES: Final = 64
+
 
 def ensure_slot(layout: Layout, slot: str, owner: int) -> None:
-    """Create the slot's directory.
+    """Create the slot's directory, and mount what it has in memory.
 
-    It holds `data` (empty and immutable), `run` (owned by the user ID `owner`) and the FIFO `wake`.
+    It holds `data` (empty and immutable) and `run`, both mount points of root's, and the FIFO `wake`. At `run` is a
+    small tmpfs of the user ID `owner`, so that nothing of the node's disk is the tenant's.
     """
     directory, data, run, wake = layout.slot(slot), layout.data(slot), layout.run(slot), layout.wake(slot)
     directory.mkdir(mode=0o755, exist_ok=True)
@@ -31,19 +37,27 @@ def ensure_slot(layout: Layout, slot: str, owner: int) -> None:
         data.mkdir(mode=0o755, exist_ok=True)
         # A file that is written here would be hidden by the bind mount.
         set_immutable(data, True)
-    if not run.exists():
-        # Set the owner first and the name last: after a crash between the two this runs again.
-        new_run = run.with_suffix(".new")
-        with suppress(FileExistsError):
-            new_run.mkdir(mode=0o700)
-        os.chown(new_run, owner, owner, follow_symlinks=False)
-        new_run.rename(run)
+    run.mkdir(mode=0o755, exist_ok=True)
     if not wake.exists():
         new_wake = wake.with_suffix(".new")
         with suppress(FileExistsError):
             os.mkfifo(new_wake)
         new_wake.chmod(0o644)
         new_wake.rename(wake)
+    _ensure_run_mounted(layout, slot, owner)
+
+
+def _ensure_run_mounted(layout: Layout, slot: str, owner: int) -> None:
+    """Mount the tmpfs at the slot's `run`, before a branch is bound: then no Postgres has its socket there yet.
+
+    Release 0.1.0 made `run` a directory of the disk; what is bound in such a slot keeps it until its pod is gone.
+    """
+    if layout.run(slot).is_mount():
+        return
+    with held(layout.slots_lock):
+        mounts = read_mounts()
+        if not mounts_at(layout.run(slot), mounts) and not mounts_at(layout.data(slot), mounts):
+            mounting.mount_memory(layout.run(slot), _RUN_BYTES, _RUN_INODES, owner)
 
 
 def ensure_bound(layout: Layout, slot: str, project_uid: str, branch_uid: str) -> bool:
@@ -112,9 +126,12 @@ def ensure_unbound(layout: Layout, slot: str) -> None:
 
 
 def ensure_slot_removed(layout: Layout, slot: str) -> None:
-    """Unbind the slot and delete its directory. Otherwise as `ensure_unbound`."""
+    """Unbind the slot, unmount its `run` and delete its directory. Otherwise as `ensure_unbound`."""
     ensure_unbound(layout, slot)
     directory, data = layout.slot(slot), layout.data(slot)
+    with held(layout.slots_lock):
+        while mounts_at(layout.run(slot)):
+            mounting.unmount(layout.run(slot))
     if not directory.exists():
         return
     if data.exists():

@@ -36,19 +36,43 @@ exit 1
 """
 
 
+# At the end of the class hash of root branches.
+_ROOT_SUFFIX: Final = "-root"
+# Of `/tmp`. In memory, since the kernel enforces the size of nothing else.
+_TMP_SIZE: Final = "64Mi"
+# Where the official images declare a VOLUME (up to PostgreSQL 17, and from 18 on): the container runtime would make a
+# directory of the node's disk for it, which is writable, and which nobody counts.
+_IMAGE_VOLUMES: Final = ("/var/lib/postgresql", "/var/lib/postgresql/data")
+_IMAGE_VOLUME_SIZE: Final = "1Mi"
+
+
 @dataclass(frozen=True)
 class SlotClass:
-    """What makes two slots interchangeable: their pods have the same image, user ID, resources and pull secrets."""
+    """What makes two slots interchangeable: their pods have the same image, user ID, resources and pull secrets.
+
+    Those of root branches have a priority of their own besides.
+    """
 
     image: str
     run_as_user: int
     resources: Mapping[str, Any]
     image_pull_secrets: tuple[str, ...] = ()
+    is_root: bool = False
 
     @property
     def class_hash(self) -> str:
         """The value of the label LABEL_CLASS on the class's pods."""
-        return _hash(self.image, self.run_as_user, self.resources, self.image_pull_secrets)
+        shared = _hash(self.image, self.run_as_user, self.resources, self.image_pull_secrets)
+        return shared + _ROOT_SUFFIX if self.is_root else shared
+
+
+def same_apart_from_priority(class_hash: str, other: str) -> bool:
+    """True if the classes differ at most in their priority, which a pod of release 0.1.0 does not have.
+
+    >>> same_apart_from_priority("1f-root", "1f"), same_apart_from_priority("1f", "2e")
+    (True, False)
+    """
+    return class_hash.removesuffix(_ROOT_SUFFIX) == other.removesuffix(_ROOT_SUFFIX)
 
 
 def slot_class_of(project: Project, branch: Branch | None = None) -> SlotClass:
@@ -60,6 +84,7 @@ def slot_class_of(project: Project, branch: Branch | None = None) -> SlotClass:
         postgres.run_as_user,
         own_resources or postgres.resources,
         postgres.image_pull_secrets,
+        branch is not None and branch.is_root,
     )
 
 
@@ -128,7 +153,7 @@ def _slot_spec(
         "command": ["sh", "-c", script],
         # For clients in the pod, and for Postgres as the client of itself.
         "env": [{"name": "PGHOST", "value": "/slot/run"}],
-        "resources": dict(slot_class.resources),
+        "resources": _with_defaults(slot_class.resources, context.pods.resources),
         "securityContext": _CONFINED,
         "lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", _PRE_STOP]}}},
         "readinessProbe": {
@@ -139,7 +164,9 @@ def _slot_spec(
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [*_mounts(), {"name": "shm", "mountPath": "/dev/shm"}],
     }
-    volumes = [*_volumes(layout, slot), {"name": "shm", "emptyDir": {"medium": "Memory"}}]
+    limits = slot_class.resources.get("limits") or {}
+    shared_memory = limits.get("memory") or context.pods.shared_memory
+    volumes = [*_volumes(layout, slot), _in_memory("shm", shared_memory)]
     return _spec(context, slot_class, "Always", POSTGRES_GRACE_SECONDS, container, volumes)
 
 
@@ -148,6 +175,7 @@ def initdb_pod(
 ) -> dict[str, Any]:
     """Return the manifest of the one-shot pod that runs initdb for the root branch, in the area bound to its slot."""
     slot, initdb = names.initdb_pod_name(project.uid), project.postgres.initdb
+    slot_class = slot_class_of(project, branch)
     env = {
         "DBRANCH_USER": project.postgres.user,
         "DBRANCH_DATABASE": project.postgres.database,
@@ -163,13 +191,14 @@ def initdb_pod(
         # What follows the script's name are its arguments.
         "command": ["sh", "-c", script, "initdb", *initdb.args],
         "env": [{"name": name, "value": value} for name, value in env.items()],
+        # Those of the branch: what the node refuses shows before there is data.
+        "resources": _with_defaults(slot_class.resources, context.pods.resources),
         "securityContext": _CONFINED,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [*_mounts(), {"name": "verifier", "mountPath": "/verifier", "readOnly": True}],
     }
     secret = {"secretName": names.verifier_secret_name(project.uid), "defaultMode": 0o444}
     volumes = [*_volumes(layout, slot), {"name": "verifier", "secret": secret}]
-    slot_class = slot_class_of(project, branch)
     labels = _slot_labels(context, slot_class, slot) | branch_labels(project, branch)
     spec = _spec(context, slot_class, "Never", INITDB_GRACE_SECONDS, container, volumes)
     return _pod(context, slot, labels, restart_annotation(branch), spec)
@@ -194,14 +223,37 @@ def _mounts() -> list[dict[str, Any]]:
     return [
         {"name": "slot", "mountPath": "/slot", "mountPropagation": "HostToContainer"},
         {"name": "tmp", "mountPath": "/tmp"},
+        *({"name": "image-volume", "mountPath": path} for path in _IMAGE_VOLUMES),
     ]
 
 
 def _volumes(layout: Layout, slot: str) -> list[dict[str, Any]]:
     return [
         {"name": "slot", "hostPath": {"path": str(layout.slot(slot)), "type": "Directory"}},
-        {"name": "tmp", "emptyDir": {}},
+        _in_memory("tmp", _TMP_SIZE),
+        _in_memory("image-volume", _IMAGE_VOLUME_SIZE),
     ]
+
+
+def _in_memory(name: str, size: str) -> dict[str, Any]:
+    """Return an empty directory in memory: what is in it counts as the container's memory. `size` "": no limit."""
+    limit = {"sizeLimit": size} if size else {}
+    return {"name": name, "emptyDir": {"medium": "Memory", **limit}}
+
+
+def _with_defaults(resources: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return requests and limits, with the defaults of those resources that have neither.
+
+    >>> _with_defaults({"limits": {"cpu": 1}}, {"requests": {"cpu": "2m", "memory": "32Mi"}})
+    {'limits': {'cpu': 1}, 'requests': {'memory': '32Mi'}}
+    """
+    chosen = {name for amounts in resources.values() if isinstance(amounts, Mapping) for name in amounts}
+    merged = {kind: dict(amounts) for kind, amounts in resources.items()}
+    for kind, amounts in defaults.items():
+        missing = {name: amount for name, amount in amounts.items() if name not in chosen}
+        if missing:
+            merged[kind] = {**merged.get(kind, {}), **missing}
+    return merged
 
 
 def _pod(
@@ -242,7 +294,9 @@ def _spec(
         {"key": f"node.kubernetes.io/{state}", "operator": "Exists", "effect": "NoExecute"}
         for state in ("not-ready", "unreachable")
     ]
+    priority = context.pods.root_priority if slot_class.is_root else context.pods.copy_priority
     return {
+        **({"priorityClassName": priority} if priority else {}),
         "nodeName": context.node,
         "serviceAccountName": names.POSTGRES_SERVICE_ACCOUNT,
         "automountServiceAccountToken": False,

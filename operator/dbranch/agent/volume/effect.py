@@ -13,6 +13,7 @@ import errno
 import os
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from dbranch.agent.layout import (
@@ -29,6 +30,7 @@ from dbranch.agent.linux import btrfs
 from dbranch.agent.linux.files import empty_directory, opened_directory, write_atomically
 from dbranch.agent.linux.mounts import mounts_at, read_mounts
 from dbranch.agent.linux.syscalls import openat2, rename_new, rename_new_at, syncfs
+from dbranch.agent.volume.brake import observe_brake
 from dbranch.agent.volume.marker import Marker, NewerMarker, render_marker
 from dbranch.agent.volume.observe import list_subvolumes, marker_at
 from dbranch.agent.volume.settings import Settings, render_files, render_hba
@@ -107,7 +109,7 @@ def ensure_settings(layout: Layout, project_uid: str, branch_uid: str, settings:
     The pg_hba.conf of a branch that is not opened yet stays as it is: only `ensure_hba_open` opens it.
     """
     branch = _branch_on_mounted_pool(layout, project_uid, branch_uid)
-    outdated = _outdated_files(branch, marker_of(branch), settings)
+    outdated = _outdated_files(branch, marker_of(branch), _braked(layout, branch_uid, settings))
     for name, text in outdated.items():
         write_atomically(branch / name, text)
     return bool(outdated)
@@ -117,9 +119,14 @@ def settings_outdated(layout: Layout, project_uid: str, branch_uid: str, setting
     """True if `ensure_settings` would write a file of the branch, or would reject the settings."""
     branch = layout.branch(project_uid, branch_uid)
     try:
-        return bool(_outdated_files(branch, marker_of(branch), settings))
+        return bool(_outdated_files(branch, marker_of(branch), _braked(layout, branch_uid, settings)))
     except InvalidInput:
         return True
+
+
+def _braked(layout: Layout, branch_uid: str, settings: Settings) -> Settings:
+    """Return the settings as the branch's brake makes them: it is no part of the spec."""
+    return replace(settings, read_only=True) if observe_brake(layout, branch_uid) else settings
 
 
 def _outdated_files(branch: Path, marker: Marker, settings: Settings) -> dict[str, str]:

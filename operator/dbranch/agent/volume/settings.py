@@ -34,13 +34,15 @@ class Settings:
     """What a branch's files are rendered from.
 
     `port`: the branch's (names.branch_port); `parameters`: the project's, overridden by the branch's; `own`: the
-    names that the branch sets itself; `names`: for the marker, and for the branch's role.
+    names that the branch sets itself; `names`: for the marker, and for the branch's role. `read_only`: transactions
+    are, unless they ask for more.
     """
 
     port: int
     parameters: Mapping[str, str] = field(default_factory=dict)
     names: BranchNames = field(default_factory=BranchNames)
     own: frozenset[str] = frozenset()
+    read_only: bool = False
 
 
 def check_parameters(parameters: Mapping[str, str]) -> None:
@@ -96,6 +98,8 @@ def render_postgresql_conf(
     lines = {**(initdb_settings or {}), **settings.parameters, **_ALWAYS}
     if max_prepared_of(settings.parameters) < prepared_floor:
         lines[_MAX_PREPARED] = str(prepared_floor)
+    if settings.read_only:
+        lines["default_transaction_read_only"] = "on"
     comment = "# Written by dbranch from spec.postgres.parameters; ALTER SYSTEM comes after it.\n"
     jobs = "" if role is Role.ROOT else _disabled_jobs(settings.own)
     # slot-start.sh reads it: ALTER SYSTEM may have set less.

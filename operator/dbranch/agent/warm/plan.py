@@ -42,7 +42,8 @@ class WarmPlan:
 def classes_in_use(projects: Sequence[Project], branches: Sequence[Branch]) -> dict[str, SlotClass]:
     """Return `{class hash: class}` of the classes that running branches and new branches of running projects use.
 
-    A project without a database uses none: its first pod runs initdb.
+    A project without a database uses none: its first pod runs initdb. The class of root branches is not kept warm: a
+    project starts its root once, and copies again and again.
     """
     classes: dict[str, SlotClass] = {}
     running_projects = {
@@ -55,7 +56,7 @@ def classes_in_use(projects: Sequence[Project], branches: Sequence[Branch]) -> d
         classes.setdefault(slot_class.class_hash, slot_class)
     for branch in branches:
         owner = running_projects.get((branch.namespace, branch.project))
-        if owner and should_run(owner, branch) and not branch.deleting:
+        if owner and should_run(owner, branch) and not (branch.deleting or branch.is_root):
             slot_class = slot_class_of(owner, branch)
             classes.setdefault(slot_class.class_hash, slot_class)
     return classes

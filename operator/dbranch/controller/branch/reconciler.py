@@ -101,7 +101,7 @@ class BranchReconciler:
         if not changes:
             return branch
         written = patch_status(self._cluster, branch, changes)
-        emit_transition(branch, plan.ready, self._emit_event)
+        emit_transition(branch, plan.ready, plan.status["conditions"], self._emit_event)
         return parse_branch(written)
 
     def _apply_service(self, facts: BranchFacts, bypass_cache: bool, is_new: bool) -> Finding | None:

@@ -129,7 +129,7 @@ class ProjectReconciler:
         if not changes:
             return None
         written = patch_status(self._cluster, project, changes, version)
-        emit_transition(project, plan.ready, self._emit_event)
+        emit_transition(project, plan.ready, plan.status["conditions"], self._emit_event)
         return written
 
     def _create_root(self, project: Project) -> None:
