@@ -21,6 +21,7 @@ from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.pod_watch import watch_pods
 from dbranch.agent.pool.effect import ensure_base
 from dbranch.agent.server import Readiness
+from dbranch.agent.warm.reconciler import DEFAULT_MAX_WARM_SLOTS
 from dbranch.api import names
 from dbranch.api.errors import DbranchError, InvalidInput
 from dbranch.api.project import parse_seconds
@@ -50,15 +51,20 @@ def make_dispatcher(environment: dict[str, str]) -> tuple[Dispatcher, Cluster, L
         namespace=environment["DBRANCH_NODES_NAMESPACE"],
         release=environment.get("DBRANCH_RELEASE", "dbranch"),
     )
-    warm_slots = environment.get("DBRANCH_WARM_SLOTS", "1")
-    if not warm_slots.isdecimal():
-        raise InvalidInput(
-            f"environment: DBRANCH_WARM_SLOTS is {warm_slots!r}, not a number; see agent.warmSlots"
-        )
+    warm_slots = _number(environment, "DBRANCH_WARM_SLOTS", 1, "agent.warmSlots")
+    maximum = _number(environment, "DBRANCH_MAX_WARM_SLOTS", DEFAULT_MAX_WARM_SLOTS, "agent.maxWarmSlots")
     ensure_base(layout)
-    metrics = AgentMetrics(int(warm_slots))
-    dispatcher = Dispatcher(cluster, layout, context, KeyedLocks(layout.locks), int(warm_slots), metrics)
+    locks, metrics = KeyedLocks(layout.locks), AgentMetrics(warm_slots, maximum)
+    dispatcher = Dispatcher(cluster, layout, context, locks, warm_slots, metrics, maximum)
     return dispatcher, cluster, layout, context
+
+
+def _number(environment: dict[str, str], variable: str, default: int, value: str) -> int:
+    """Return a variable's number; raise InvalidInput, naming the chart's `value`, if it is none."""
+    text = environment.get(variable, str(default))
+    if not text.isdecimal():
+        raise InvalidInput(f"environment: {variable} is {text!r}, not a number; see {value}")
+    return int(text)
 
 
 def main() -> None:

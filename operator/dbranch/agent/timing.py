@@ -78,6 +78,8 @@ WARM_WAIT_IDLE_SECONDS: Final = 10.0
 NODE_FULL_SECONDS: Final = 60.0
 # A warm pod that the node had no room for counts for its class this long; then it is tried again.
 REJECTED_WARM_POD_RETRY_SECONDS: Final = 600.0
+# A class whose pods the API server rejects is tried again after this, then less and less often.
+REJECTED_CLASS_RETRY_SECONDS: Final = 10.0
 WARM_POD_GRACE_SECONDS: Final = 2
 
 # Sweeps of the node.

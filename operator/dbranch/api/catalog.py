@@ -179,6 +179,11 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Postgres accepts connections, without the settings in the message: they take effect at its next start.",
         "Run `dbranch restart BRANCH` when it suits.",
     ),
+    Reason.WARM_SLOTS_REJECTED: _project(
+        _POSTGRES,
+        "Postgres accepts connections; the API server rejects the pods that new branches would use.",
+        "Correct what the message says, mostly spec.postgres.resources, or a quota of the nodes' namespace.",
+    ),
     Reason.WAITING_FOR_SLOT: _both(
         _POSTGRES, "The Postgres pod is starting, or the last one is still ending."
     ),
@@ -189,8 +194,8 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
     ),
     Reason.POD_REJECTED: _both(
         _POSTGRES,
-        "The node refused the Postgres pod (no room, or its class); it is tried again.",
-        "Free room on the node, or lower spec.postgres.resources.",
+        "The node or the API server refused the Postgres pod (no room, or its resources); it is tried again.",
+        "Free room on the node, or correct spec.postgres.resources.",
     ),
     Reason.MOUNT_NOT_PROPAGATED: _both(
         _POSTGRES,

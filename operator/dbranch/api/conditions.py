@@ -71,6 +71,7 @@ class Reason(OpenEnum):
     # PostgresReady
     ACCEPTING = "Accepting"
     RESTART_PENDING = "RestartPending"
+    WARM_SLOTS_REJECTED = "WarmSlotsRejected"
     WAITING_FOR_SLOT = "WaitingForSlot"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     POD_REJECTED = "PodRejected"
@@ -103,6 +104,7 @@ TRUE_REASONS = frozenset(
         Reason.STORED,
         Reason.ACCEPTING,
         Reason.RESTART_PENDING,
+        Reason.WARM_SLOTS_REJECTED,
         Reason.ROUTED,
         Reason.DRAINING,
         Reason.WAITING_FOR_AGENT,

@@ -128,6 +128,7 @@ class ProjectNode:
     free_bytes: int | None = None
     host_free_bytes: int | None = None
     warm_slots: int | None = None
+    slots: Finding | None = None
 
 
 @dataclass(frozen=True)
@@ -284,4 +285,5 @@ def _parse_node(raw: Mapping[str, Any]) -> ProjectNode:
         free_bytes=raw.get("freeBytes"),
         host_free_bytes=raw.get("hostFreeBytes"),
         warm_slots=raw.get("warmSlots"),
+        slots=Finding.from_dict(raw.get("slots")),
     )

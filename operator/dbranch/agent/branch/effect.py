@@ -135,9 +135,8 @@ class BranchEffects:
                 outcome.claimed_pod = pods.ensure_claimed(self._cluster, namespace, pod, claim)
                 outcome.slot, outcome.has_new_pod = pod.name, True
             case CreatePod(name):
-                slot.ensure_slot(layout, name, owner)
                 body = branch_pod(self._context, layout, project, branch, name, read_slot_start())
-                pods.ensure_pod(self._cluster, body)
+                pods.ensure_slot_with_pod(self._cluster, layout, owner, body)
                 outcome.slot, outcome.has_new_pod = name, True
             case Bind(name):
                 if not outcome.stored:

@@ -173,6 +173,7 @@ class BranchReconciler:
         tried |= {action.pod.name for action in plan.actions if isinstance(action, Claim)}
         outcome = Outcome(facts.marker, timer)
         changes_pods = any(isinstance(action, Claim | CreatePod | DeletePod) for action in plan.actions)
+        gets_pod = any(isinstance(action, Claim | CreatePod) for action in plan.actions)
         error = self._apply(desired, plan, outcome)
         if error is None and plan.awaits and outcome.claimed_pod and outcome.marker:
             # In a warm slot Postgres accepts soon: then one write reports everything.
@@ -185,7 +186,7 @@ class BranchReconciler:
                 error = self._apply(desired, plan, outcome)
         result = self._report(desired, facts, plan, outcome, error)
         if changes_pods or branch.node.observed_generation != branch.generation:
-            self._warm.trigger(project, branch)
+            self._warm.trigger(project, is_used=gets_pod and not branch.resources)
         return result
 
     def _observe(self, desired: Desired, tried: set[str]) -> BranchFacts:

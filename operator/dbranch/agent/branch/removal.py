@@ -55,7 +55,7 @@ class BranchRemoval:
             logger.warning("branch %s/%s: %s", branch.namespace, branch.object_name, error)
             finding = failed_storage_finding(error, f"branch {branch.name}")
             return Result(STORAGE_UNCLEAR_RETRY_SECONDS), finding
-        self._warm.trigger(branch)
+        self._warm.trigger()
         return Result(), None
 
     def _delete_data(self, branch: Branch) -> None:

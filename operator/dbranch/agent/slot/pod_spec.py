@@ -137,7 +137,7 @@ def initdb_pod(
     context: NodeContext, layout: Layout, project: Project, branch: Branch, script: str
 ) -> dict[str, Any]:
     """Return the manifest of the one-shot pod that runs initdb for the root branch, in the area bound to its slot."""
-    slot = names.initdb_pod_name(project.uid)
+    slot, slot_class = names.initdb_pod_name(project.uid), slot_class_of(project, branch)
     container = {
         "name": "initdb",
         "image": project.postgres.image,
@@ -146,13 +146,13 @@ def initdb_pod(
             {"name": "DBRANCH_USER", "value": project.postgres.user},
             {"name": "DBRANCH_DATABASE", "value": project.postgres.database},
         ],
+        "resources": dict(slot_class.resources),
         "securityContext": _CONFINED,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [*_mounts(), {"name": "verifier", "mountPath": "/verifier", "readOnly": True}],
     }
     secret = {"secretName": names.verifier_secret_name(project.uid), "defaultMode": 0o444}
     volumes = [*_volumes(layout, slot), {"name": "verifier", "secret": secret}]
-    slot_class = slot_class_of(project, branch)
     labels = _slot_labels(context, slot_class, slot) | branch_labels(project, branch)
     spec = _spec(context, slot_class, "Never", INITDB_GRACE_SECONDS, container, volumes)
     return _pod(context, slot, labels, restart_annotation(branch), spec)
