@@ -27,6 +27,8 @@ STORAGE_UNCLEAR_RETRY_SECONDS: Final = 60.0
 REJECTED_POD_RETRY_SECONDS: Final = 10.0
 PREVIOUS_POD_POLL_SECONDS: Final = 1.0
 MOUNT_PROPAGATION_RETRY_SECONDS: Final = 30.0
+# A Postgres without the role of the agent's sessions, in a pool that was adopted with another user.
+MISSING_ROLE_RETRY_SECONDS: Final = 30.0
 # After a bind, the time in which the script in the slot has to see the branch; it looks every two seconds.
 MOUNT_PROPAGATION_TIMEOUT_SECONDS: Final = 5.0
 # After Postgres has reloaded its settings, which of them need a restart is known.

@@ -202,6 +202,11 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "The branch's data is bound and does not reach its pod.",
         "Restart the node's agent; its base directory must be mounted with Bidirectional propagation.",
     ),
+    Reason.START_BLOCKED: _both(
+        _POSTGRES,
+        "The pod runs, and Postgres is not started (or admits nobody), since something is wrong with the data.",
+        "Correct what the message names: the owner or mode of PGDATA, the lock, spec.postgres.runAsUser or user.",
+    ),
     Reason.RECOVERING: _both(_POSTGRES, "Postgres is starting: crash recovery of the snapshot."),
     Reason.CRASH_LOOPING: _both(
         _POSTGRES,

@@ -60,6 +60,7 @@ class Reason(OpenEnum):
     POOL_DAMAGED = "PoolDamaged"
     BTRFS_MISSING = "BtrfsMissing"
     MOUNT_NOT_PROPAGATED = "MountNotPropagated"
+    START_BLOCKED = "StartBlocked"
     STORED = "Stored"
     SNAPSHOTTING = "Snapshotting"
     INITIALIZING = "Initializing"
@@ -136,6 +137,7 @@ WARNING_REASONS = STALLED_REASONS | {
     Reason.POOL_FULL,
     Reason.NODE_DISK_LOW,
     Reason.MOUNT_NOT_PROPAGATED,
+    Reason.START_BLOCKED,
     Reason.SNAPSHOT_FAILED,
     Reason.INITDB_FAILED,
     Reason.IMAGE_PULL_FAILED,

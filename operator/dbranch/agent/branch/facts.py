@@ -83,8 +83,9 @@ class BranchFacts:
     the bound slot does not start Postgres; `bind_not_propagated`: the script does not see what is bound there.
 
     `server_version`: of the Postgres that accepts connections in the bound slot, None while none does;
-    `server_starting`: a server rejects connections there. `pending_settings`: the names of its settings that need a
-    restart. `settings_outdated`: its settings files are not as the spec asks, or Postgres has not loaded them yet.
+    `server_starting`: a server rejects connections there; `missing_role`: since it has no role for the agent.
+    `pending_settings`: the names of its settings that need a restart. `settings_outdated`: its settings files are not as the spec asks, or Postgres has not loaded
+    them yet.
     """
 
     pool_mounted: bool
@@ -104,6 +105,7 @@ class BranchFacts:
     source_problem: Finding | None = None
     backoff_seconds: Mapping[str, float] = field(default_factory=dict)
     server_starting: bool = False
+    missing_role: bool = False
     settings_outdated: bool = False
 
     @property

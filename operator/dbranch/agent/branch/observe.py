@@ -105,6 +105,7 @@ def observe_postgres(layout: Layout, desired: Desired, facts: BranchFacts) -> Br
         facts,
         server_version=server.version,
         server_starting=server.starting,
+        missing_role=server.missing_role,
         pending_settings=server.pending_settings,
         settings_outdated=outdated,
     )

@@ -245,7 +245,8 @@ class BranchReconciler:
         if opened and not has_no_address and postgres and postgres.reason in ACCEPTING_REASONS:
             self._report_start(desired, facts, opened, outcome)
         if starting_slot and marker:
-            self._start_watcher.start(branch, endpoint_of(desired, starting_slot, marker))
+            endpoint = endpoint_of(desired, starting_slot, marker)
+            self._start_watcher.start(branch, endpoint, facts.start_blocked_by)
         if has_no_address:
             return Result(POD_ADDRESS_POLL_SECONDS)
         return Result(self._delay(desired, plan, outcome, error))

@@ -227,7 +227,8 @@ def has_rejected_settings(layout: Layout, endpoint: Endpoint) -> bool:
 class ServerFacts:
     """What a Postgres says of itself.
 
-    `version`: None if it does not accept connections; `starting`: it rejects them. `pending_settings`: the names of
+    `version`: None if it does not accept connections; `starting`: it rejects them; `missing_role`: because it has no
+    role of the endpoint's user. `pending_settings`: the names of
     the settings that need a restart. `loaded_at`: when it read its settings files last, as `time.time()` counts.
     """
 
@@ -235,6 +236,7 @@ class ServerFacts:
     starting: bool = False
     pending_settings: tuple[str, ...] = ()
     loaded_at: float = 0.0
+    missing_role: bool = False
 
 
 def observe_server(layout: Layout, endpoint: Endpoint) -> ServerFacts:
@@ -249,7 +251,8 @@ def observe_server(layout: Layout, endpoint: Endpoint) -> ServerFacts:
             row = session.execute(query).fetchone()
     except NotAccepting as error:
         # A server that answers, and does not let the agent in, is starting or ending.
-        return ServerFacts(starting="FATAL" in str(error))
+        missing_role = f'role "{endpoint.user}" does not exist' in str(error)
+        return ServerFacts(starting="FATAL" in str(error), missing_role=missing_role)
     except psycopg.Error:
         return ServerFacts()
     if row is None:
