@@ -84,8 +84,8 @@ class BranchFacts:
 
     `server_version`: of the Postgres that accepts connections in the bound slot, None while none does;
     `server_starting`: a server rejects connections there; `missing_role`: since it has no role for the agent.
-    `pending_settings`: the names of its settings that need a restart. `settings_outdated`: its settings files are not as the spec asks, or Postgres has not loaded
-    them yet.
+    `pending_settings`: the names of its settings that need a restart. `settings_outdated`: its settings files are not
+    as the spec asks, or Postgres has not loaded them yet.
     """
 
     pool_mounted: bool
