@@ -41,6 +41,10 @@ def await_postgres(world: World, branch: str, reason: str) -> str:
     return postgres(world, branch)[1]
 
 
+def noop() -> None:
+    """Do nothing."""
+
+
 def owner_or_mode(pgdata: Path) -> Callable[[], None]:
     pgdata.chmod(0o750)
     return lambda: pgdata.chmod(0o700)
@@ -90,13 +94,17 @@ def test_what_keeps_the_script_from_starting_postgres_is_reported(
     world.patch_spec("main", state="Stopped")
     world.run_agent()
     unblock = block(world.node.layout.branch(project, world.uid("main")) / "pgdata")
-    world.patch_spec("main", state="Running")
-    with reconciling(world):
-        message = await_postgres(world, "main", "StartBlocked")
-        assert sentence in message and "Postgres is not started" in message
-        assert world.api.find(PODS, "dbranch.io/branch-uid")[0]["status"]["phase"] == "Running"
+    try:
+        world.patch_spec("main", state="Running")
+        with reconciling(world):
+            message = await_postgres(world, "main", "StartBlocked")
+            assert sentence in message and "Postgres is not started" in message
+            assert world.api.find(PODS, "dbranch.io/branch-uid")[0]["status"]["phase"] == "Running"
+            unblock()
+            unblock = noop
+            await_postgres(world, "main", "Accepting")
+    finally:
         unblock()
-        await_postgres(world, "main", "Accepting")
 
 
 def test_a_pool_that_is_adopted_with_another_user_is_reported(world: World) -> None:

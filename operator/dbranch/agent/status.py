@@ -97,6 +97,11 @@ def failed_postgres_finding(error: Exception, subject: str) -> Finding:
     return Finding(reason, error_message(error, subject))
 
 
+def held_deletion_finding(error: Busy, subject: str) -> Finding:
+    """Return what is said of an object that is being deleted while something on the node holds it up."""
+    return Finding(Reason.WAITING_FOR_AGENT, f"{subject} is not deleted yet: {error}")
+
+
 def failed_pool_finding(error: Exception, project: str) -> Finding:
     """Return the storage finding of a project whose pool could not be attached."""
     reason = Reason.ATTACH_FAILED

@@ -13,6 +13,9 @@ CONTROLLER_FINALIZER_POLL_SECONDS: Final = 60.0
 BRANCH_POD_DELETION_POLL_SECONDS: Final = 5.0
 # A pod requests its branch only; a project's pods are its branches', so there hardly ever are any.
 POD_DELETION_POLL_SECONDS: Final = 0.3
+# A deletion that something on the node holds up is tried ever more rarely, and reported after the first seconds.
+HELD_DELETION_LONGEST_RETRY_SECONDS: Final = 30.0
+HELD_DELETION_REPORT_SECONDS: Final = 5.0
 # A finalizer that was not removed, since others wrote the object meanwhile, is tried again.
 FINALIZER_REMOVED_CHECK_SECONDS: Final = 1.0
 # kopf calls a delete handler of an object that still exists so often; the work queue does the work.

@@ -32,6 +32,7 @@ class BranchNode:
     image_id: str | None = None
     logical_bytes: int | None = None
     unique_bytes: int | None = None
+    deletion: Finding | None = None
 
 
 @dataclass(frozen=True)
@@ -125,4 +126,5 @@ def _parse_node(raw: Mapping[str, Any]) -> BranchNode:
         image_id=raw.get("imageID"),
         logical_bytes=raw.get("logicalBytes"),
         unique_bytes=raw.get("uniqueBytes"),
+        deletion=Finding.from_dict(raw.get("deletion")),
     )

@@ -53,7 +53,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         project=(_READY, _STORAGE, _POSTGRES),
         branch=(_READY, _STORAGE, _POSTGRES),
     ),
-    Reason.DELETING: _branch(_READY, "It is being deleted; no new session reaches it."),
+    Reason.DELETING: _both(_READY, "It is being deleted; no new session reaches it."),
     Reason.BOUND: _both(_SCHEDULED, "It is bound to a node; the binding never changes."),
     Reason.NO_ELIGIBLE_NODE: _project(
         _SCHEDULED,
@@ -261,8 +261,10 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
     Reason.TLS_SECRET_INVALID: _project(
         _ROUTED, "The TLS Secret does not hold tls.crt and tls.key.", "Make it of type kubernetes.io/tls."
     ),
-    Reason.WAITING_FOR_AGENT: _branch(
+    Reason.WAITING_FOR_AGENT: _both(
         _BLOCKED,
-        "A branch is being made of this one; the deletion waits for that snapshot and goes on by itself.",
+        "The deletion waits for the snapshot of a branch that is being made of this one, or until nothing on the node "
+        "uses the data; it goes on by itself.",
+        "If the message names a process or mount on the node, end it.",
     ),
 }

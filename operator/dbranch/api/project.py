@@ -129,6 +129,7 @@ class ProjectNode:
     host_free_bytes: int | None = None
     warm_slots: int | None = None
     slots: Finding | None = None
+    deletion: Finding | None = None
 
 
 @dataclass(frozen=True)
@@ -286,4 +287,5 @@ def _parse_node(raw: Mapping[str, Any]) -> ProjectNode:
         host_free_bytes=raw.get("hostFreeBytes"),
         warm_slots=raw.get("warmSlots"),
         slots=Finding.from_dict(raw.get("slots")),
+        deletion=Finding.from_dict(raw.get("deletion")),
     )

@@ -51,6 +51,22 @@ def report_conditions(
     return conditions
 
 
+def held_deletion_status(
+    subject: str, deletion: Finding | None, status: Mapping[str, Any], generation: int, now: str
+) -> Json:
+    """Return the fields of a status that change while an agent reports what holds up its part of a deletion.
+
+    `deletion`: that report; `status`: of the object, which the controller has let go of. `now`: RFC 3339.
+    """
+    if deletion is None:
+        return {}
+    ready = Finding(Reason.DELETING, f"{subject} is being deleted")
+    held = [(Condition.DELETION_BLOCKED, deletion)]
+    conditions = report_conditions(status.get("conditions") or (), held, ready, generation, now)
+    fields: Json = {"conditions": conditions, "phase": phase_of(ready)}
+    return {key: value for key, value in fields.items() if status.get(key) != value}
+
+
 def phase_of(ready: Finding) -> str:
     """Return `status.phase`: one word for people, which no role reads."""
     if ready.done:

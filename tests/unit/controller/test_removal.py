@@ -1,17 +1,22 @@
-"""The agent's finalizer, where its node will never remove it."""
+"""The agent's part of a deletion: its node will never do it, or something on it holds it up."""
 
 from __future__ import annotations
 
 from typing import cast
 
 import pytest
-from tests.factories import BranchBuilder, branch, node, project
-from tests.unit.controller.rig import BRANCHES, NODES, PROJECTS, Rig
+from tests.factories import NAMESPACE, BranchBuilder, branch, node, project
+from tests.unit.controller.rig import BRANCHES, NODES, PROJECTS, Rig, conditions_of, message_of
 
 from dbranch.api import names
+from dbranch.api.branch import parse_branch
+from dbranch.api.conditions import Condition, Finding, Reason
+from dbranch.api.project import parse_project
 from dbranch.controller.finalizers import release_if_abandoned
+from dbranch.controller.stale import stale
 from dbranch.kube.client import Cluster
 from dbranch.runtime.finalizers import remove_finalizer
+from dbranch.runtime.result import Key
 
 X = f"{BRANCHES}/shop-x"
 GOING = branch("x").bound("lost").deleting()
@@ -81,3 +86,39 @@ def test_finalizers_that_others_change_meanwhile_are_left_to_the_next_event(rig:
     assert len(finalizers(rig)) == 2
     remove_finalizer(cast(Cluster, rig.api), X, "shop-x-uid", names.AGENT_FINALIZER)
     assert finalizers(rig) == [names.CONTROLLER_FINALIZER]
+
+
+HELD = Finding(Reason.WAITING_FOR_AGENT, "branch x is not deleted yet: /slots/a/data is busy")
+
+
+@pytest.mark.parametrize("kind", ["project", "branch"])
+def test_what_holds_the_agents_part_of_a_deletion_up_is_reported_once(rig: Rig, kind: str) -> None:
+    is_project = kind == "project"
+    builder = project().up() if is_project else branch("x")
+    rig.put(
+        builder.bound()
+        .deleting()
+        .finalizers(names.AGENT_FINALIZER)
+        .reported(Condition.READY, Reason.AVAILABLE)
+    )
+    path = f"{PROJECTS}/shop" if is_project else X
+    key = Key(names.PROJECT_KIND if is_project else names.BRANCH_KIND, NAMESPACE, path.rpartition("/")[2])
+
+    def reconcile() -> None:
+        (rig.projects if is_project else rig.branches).reconcile(NAMESPACE, key.name, rig.cache())
+
+    def is_stale() -> bool:
+        body = rig.existing(path)
+        item = parse_project(body) if is_project else parse_branch(body)
+        return key in stale([item], rig.cache())
+
+    assert not is_stale() and rig.writes_of(reconcile) == []
+    rig.api.merge(f"{path}/status", {"status": {"node": {"deletion": HELD.as_dict()}}})
+    assert is_stale()
+    assert rig.writes_of(reconcile) == [
+        f"merge {path.rpartition('/')[0].rpartition('/')[2]}/{key.name}/status"
+    ]
+    conditions = conditions_of(rig.existing(path))
+    assert conditions["DeletionBlocked"] == "WaitingForAgent" and conditions["Ready"] == "Deleting"
+    assert message_of(rig.existing(path), "DeletionBlocked") == HELD.message
+    assert not is_stale() and rig.writes_of(reconcile) == []

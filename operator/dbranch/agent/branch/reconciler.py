@@ -24,6 +24,7 @@ from dbranch.agent.branch.report import (
 from dbranch.agent.branch.start_watch import StartWatcher
 from dbranch.agent.branch.usage import patch_sizes
 from dbranch.agent.context import NodeContext
+from dbranch.agent.held import HeldDeletions
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics, SlotOrigin
 from dbranch.agent.postgres import session
@@ -33,6 +34,7 @@ from dbranch.agent.status import (
     drop_insignificant,
     failed_postgres_finding,
     failed_storage_finding,
+    held_deletion_finding,
 )
 from dbranch.agent.timing import (
     BRANCH_FAILED_RETRY_SECONDS,
@@ -82,6 +84,7 @@ class BranchReconciler:
         self._start_watcher = StartWatcher(layout, request)
         self._removal = BranchRemoval(cluster, layout, context, warm)
         self._backoffs = BranchBackoffs()
+        self._held = HeldDeletions()
         # By UID: the timers of reconciles whose Postgres is starting, and the origins of their slots.
         self._starts: dict[str, tuple[StepTimer, SlotOrigin]] = {}
 
@@ -126,7 +129,9 @@ class BranchReconciler:
         self._start_watcher.stop(branch)
         try:
             result, finding = self._removal.remove(branch)
-        except (ApiError, ClusterUnreachable, Busy):
+        except Busy as error:
+            return self._hold(branch, error)
+        except (ApiError, ClusterUnreachable):
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the branch's status says it
             log_error(logger, error, f"removal of branch {branch.namespace}/{branch.object_name}")
@@ -136,10 +141,20 @@ class BranchReconciler:
             self._write(branch, {"storage": finding.as_dict()})
         if result.requeue_after is not None:
             return result
+        self._held.forget(branch.uid)
         self._backoffs.succeed(branch)
         self._starts.pop(branch.uid, None)
         remove_finalizer(self._cluster, object_path(branch), branch.uid, names.AGENT_FINALIZER)
         return Result(FINALIZER_REMOVED_CHECK_SECONDS)
+
+    def _hold(self, branch: Branch, error: Busy) -> Result:
+        """Report what holds the deletion up, if it does so for long; return when to try again."""
+        logger.info("branch %s/%s: %s", branch.namespace, branch.object_name, error)
+        delay, is_reported = self._held.hold(branch.uid)
+        if is_reported:
+            finding = held_deletion_finding(error, f"branch {branch.name}")
+            self._write(branch, {"deletion": finding.as_dict()})
+        return Result(delay)
 
     def _read(self, namespace: str, name: str) -> Branch | None:
         """Return the branch; None if it is gone or not scheduled to this node."""

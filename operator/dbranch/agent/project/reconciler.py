@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from dbranch.agent.context import NodeContext
+from dbranch.agent.held import HeldDeletions
 from dbranch.agent.layout import Layout
 from dbranch.agent.machine import MachineFacts, observe_machine
 from dbranch.agent.pool.effect import ensure_base, ensure_pool, ensure_pool_down, ensure_pool_removed
@@ -29,6 +30,7 @@ from dbranch.agent.status import (
     drop_insignificant,
     error_message,
     failed_pool_finding,
+    held_deletion_finding,
     size_fields,
 )
 from dbranch.agent.timing import (
@@ -83,6 +85,7 @@ class ProjectReconciler:
         self._trigger_warm = trigger_warm
         self._request_branch = request_branch
         self._backoff = Backoff(LONGEST_RETRY_SECONDS)
+        self._held = HeldDeletions()
         # By UID: when its pool was remounted, by time.monotonic().
         self._remounted_at: dict[str, float] = {}
 
@@ -251,17 +254,31 @@ class ProjectReconciler:
             return Result(CONTROLLER_FINALIZER_POLL_SECONDS)
         if self._delete_pods(project):
             return Result(POD_DELETION_POLL_SECONDS)
-        for name in observe_project_slots(self._layout, project.uid):
-            slot.ensure_slot_removed(self._layout, name)
-        if project.deletion_policy == DeletionPolicy.RETAIN:
-            ensure_retained_record(self._layout, project.uid, project.namespace, project.name)
-            ensure_pool_down(self._layout, project.uid)
-        else:
-            ensure_pool_removed(self._layout, project.uid)
+        try:
+            self._remove_pool(project)
+        except Busy as error:
+            logger.info("project %s/%s: %s", project.namespace, project.name, error)
+            delay, is_reported = self._held.hold(project.uid)
+            if is_reported:
+                finding = held_deletion_finding(error, f"project {project.name}")
+                self._write(project, {"deletion": finding.as_dict()})
+            return Result(delay)
+        self._held.forget(project.uid)
         self._trigger_warm(project)
         self._backoff.succeed(project.uid)
         remove_finalizer(self._cluster, object_path(project), project.uid, names.AGENT_FINALIZER)
         return Result(FINALIZER_REMOVED_CHECK_SECONDS)
+
+    def _remove_pool(self, project: Project) -> None:
+        """Remove the project's slots, and its pool unless it is to be retained. Raises Busy while they are in use."""
+        for name in observe_project_slots(self._layout, project.uid):
+            slot.ensure_slot_removed(self._layout, name)
+        if project.deletion_policy == DeletionPolicy.DELETE:
+            ensure_pool_removed(self._layout, project.uid)
+            return
+        # Retain, and what a newer release may call otherwise: nothing is deleted because a word is unknown.
+        ensure_retained_record(self._layout, project.uid, project.namespace, project.name)
+        ensure_pool_down(self._layout, project.uid)
 
     def collect_usage_and_trash(self, namespace: str, name: str) -> Result:
         """Reconcile the project, which reports its usage, and destroy what is left in its pool's trash."""
