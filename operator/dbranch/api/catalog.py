@@ -263,8 +263,8 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
     ),
     Reason.WAITING_FOR_AGENT: _both(
         _BLOCKED,
-        "The deletion waits for the snapshot of a branch that is being made of this one, or until nothing on the node "
-        "uses the data; it goes on by itself.",
+        "The deletion waits for the snapshot of a branch that is being made of this one, or until nothing on the "
+        "node uses the data; it goes on by itself.",
         "If the message names a process or mount on the node, end it.",
     ),
 }
