@@ -179,6 +179,12 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Postgres accepts connections, without the settings in the message: they take effect at its next start.",
         "Run `dbranch restart BRANCH` when it suits.",
     ),
+    Reason.IMAGE_CHANGED: _both(
+        _POSTGRES,
+        "Postgres accepts connections; its image is another one than was meant, or sorts text otherwise than the one "
+        "that built the indexes.",
+        "Set spec.postgres.image to the image that is meant; rebuild what the collations in the message order.",
+    ),
     Reason.WARM_SLOTS_REJECTED: _project(
         _POSTGRES,
         "Postgres accepts connections; the API server rejects the pods that new branches would use.",

@@ -73,6 +73,7 @@ class Reason(OpenEnum):
     ACCEPTING = "Accepting"
     RESTART_PENDING = "RestartPending"
     WARM_SLOTS_REJECTED = "WarmSlotsRejected"
+    IMAGE_CHANGED = "ImageChanged"
     WAITING_FOR_SLOT = "WaitingForSlot"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     POD_REJECTED = "PodRejected"
@@ -106,6 +107,7 @@ TRUE_REASONS = frozenset(
         Reason.ACCEPTING,
         Reason.RESTART_PENDING,
         Reason.WARM_SLOTS_REJECTED,
+        Reason.IMAGE_CHANGED,
         Reason.ROUTED,
         Reason.DRAINING,
         Reason.WAITING_FOR_AGENT,

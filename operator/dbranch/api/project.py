@@ -121,6 +121,8 @@ class ProjectNode:
     storage: Finding | None = None
     observed_generation: int = 0
     password_version: str | None = None
+    image: str | None = None
+    image_id: str | None = None
     image_digest: str | None = None
     postgres_version: str | None = None
     total_bytes: int | None = None
@@ -279,6 +281,8 @@ def _parse_node(raw: Mapping[str, Any]) -> ProjectNode:
         storage=Finding.from_dict(raw.get("storage")),
         observed_generation=int(raw.get("observedGeneration", 0)),
         password_version=raw.get("passwordVersion"),
+        image=raw.get("image"),
+        image_id=raw.get("imageID"),
         image_digest=raw.get("imageDigest"),
         postgres_version=raw.get("postgresVersion"),
         total_bytes=raw.get("totalBytes"),

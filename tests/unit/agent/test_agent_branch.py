@@ -68,7 +68,9 @@ def test_every_step_is_planned_from_every_cut_in_which_it_is_not_done() -> None:
     reached: set[str] = set()
     for project, branch, free in ((NEW, ROOT, ()), (PROJECT, COPY, ()), (PROJECT, COPY, warm)):
         for state in every_cut(project, branch, *free):
-            for facts in (state, replace(state, settings_outdated=True), replace(state, pool_mounted=False)):
+            compared = [replace(state, outdated_collations=())] if state.server_version else []
+            outdated, unmounted = replace(state, settings_outdated=True), replace(state, pool_mounted=False)
+            for facts in (state, outdated, unmounted, *compared):
                 undone = undone_steps(project, branch, facts)
                 if not facts.pool_mounted:
                     plan = plan_branch(project, branch, facts)

@@ -92,6 +92,7 @@ def cases(draw: st.DrawFn) -> Case:
         retained_uid="o-uid" if origin == "retained" and not stored else None,
         start_blocked_by=draw(st.sampled_from([None, "no branch", "another container holds the lock"])),
         settings_outdated=draw(st.booleans()),
+        outdated_collations=draw(st.sampled_from([None, (), ("database app",)])) if stored else None,
     )
     if origin == "new" and not stored:
         done = draw(st.booleans())

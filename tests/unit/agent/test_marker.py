@@ -74,6 +74,7 @@ def test_what_a_marker_says_on_disk() -> None:
         "opened": False,
         "prepared_floor": 5,
         "password": "v1",
+        "image": "",
     }
 
 

@@ -17,6 +17,7 @@ from dbranch.agent.branch.actions import (
     DeletePod,
     Open,
     PromoteInitdb,
+    RecordImage,
     RemoveSlot,
     SetPassword,
     TakeSnapshot,
@@ -85,7 +86,7 @@ class BranchEffects:
     def apply(self, desired: Desired, action: Action, outcome: Outcome) -> None:
         """Apply one action and record in `outcome` what it did."""
         match action:
-            case Clean(name) | SetPassword(name) | WriteSettings(name) | Open(name):
+            case Clean(name) | SetPassword(name) | WriteSettings(name) | Open(name) | RecordImage(name):
                 if outcome.marker:
                     endpoint = endpoint_of(desired, name, outcome.marker)
                     self._apply_to_postgres(desired, action, endpoint, outcome)
@@ -168,6 +169,10 @@ class BranchEffects:
                 outcome.reloaded = self._reload(endpoint)
             case Open():
                 outcome.marker = ensure_opened(layout, project.uid, branch.uid, endpoint)
+            case RecordImage(_, digest):
+                outcome.marker = subvolume.ensure_recorded(
+                    layout, project.uid, branch.uid, lambda marker: marker.with_image(digest)
+                )
 
     def _reload(self, endpoint: Endpoint) -> bool:
         """Make Postgres load its settings files; return True if it has."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from dbranch.agent.pool.space import Space
-from dbranch.agent.slot.pod_spec import slot_class_of
+from dbranch.agent.slot.pod_spec import SlotClass, slot_class_of
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.volume.marker import BranchNames, Marker, NewerMarker
 from dbranch.agent.volume.settings import Settings
@@ -43,9 +43,9 @@ class Desired:
         return should_run(self.project, self.branch)
 
     @property
-    def class_hash(self) -> str:
-        """The hash of the class that the branch's slot is to have."""
-        return slot_class_of(self.project, self.branch).class_hash
+    def slot_class(self) -> SlotClass:
+        """The class that the branch's slot is to have."""
+        return slot_class_of(self.project, self.branch)
 
     @property
     def settings(self) -> Settings:
@@ -85,7 +85,8 @@ class BranchFacts:
     `server_version`: of the Postgres that accepts connections in the bound slot, None while none does;
     `server_starting`: a server rejects connections there; `missing_role`: since it has no role for the agent.
     `pending_settings`: the names of its settings that need a restart. `settings_outdated`: its settings files are not
-    as the spec asks, or Postgres has not loaded them yet.
+    as the spec asks, or Postgres has not loaded them yet. `outdated_collations`: what the running image sorts
+    otherwise than the one that built the indexes; None unless the marker records another image than the pod's.
     """
 
     pool_mounted: bool
@@ -106,6 +107,7 @@ class BranchFacts:
     backoff_seconds: Mapping[str, float] = field(default_factory=dict)
     server_starting: bool = False
     missing_role: bool = False
+    outdated_collations: tuple[str, ...] | None = None
     settings_outdated: bool = False
 
     @property

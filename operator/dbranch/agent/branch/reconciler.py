@@ -28,6 +28,7 @@ from dbranch.agent.held import HeldDeletions
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics, SlotOrigin
 from dbranch.agent.postgres import session
+from dbranch.agent.slot.image_ref import digest_of
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.status import (
     changed_fields,
@@ -256,9 +257,12 @@ class BranchReconciler:
         if starting_slot:
             origin: SlotOrigin = "warm" if outcome.claimed_pod else "new"
             self._starts.setdefault(branch.uid, (timer, origin))
+        image_pod = opened or (facts.initdb_pod if facts.initdb_done else None)
+        if image_pod:
+            self._record_image(desired, image_pod)
         self._write(desired.branch, node)
         if opened and not has_no_address and postgres and postgres.reason in ACCEPTING_REASONS:
-            self._report_start(desired, facts, opened, outcome)
+            self._report_start(desired, facts, outcome)
         if starting_slot and marker:
             endpoint = endpoint_of(desired, starting_slot, marker)
             self._start_watcher.start(branch, endpoint, facts.start_blocked_by)
@@ -282,7 +286,7 @@ class BranchReconciler:
             return plan.requeue_after or RELOADED_SETTINGS_POLL_SECONDS
         return plan.requeue_after
 
-    def _report_start(self, desired: Desired, facts: BranchFacts, pod: PodFacts, outcome: Outcome) -> None:
+    def _report_start(self, desired: Desired, facts: BranchFacts, outcome: Outcome) -> None:
         """Count and log that Postgres has begun to accept, and write the project's Postgres version if it is new."""
         branch, project, version = desired.branch, desired.project, facts.server_version
         reported = branch.node.postgres
@@ -297,10 +301,15 @@ class BranchReconciler:
         elif reported and reported.reason in ACCEPTING_REASONS:
             return
         if project.node.postgres_version != version:
-            digest = (pod.image_id or "").partition("@")[2] or None
-            patch_status(
-                self._cluster, project, {"node": {"postgresVersion": version, "imageDigest": digest}}
-            )
+            patch_status(self._cluster, project, {"node": {"postgresVersion": version}})
+
+    def _record_image(self, desired: Desired, pod: PodFacts) -> None:
+        """Write which image spec.postgres.image is, unless that is known: pods that are created later use it."""
+        project, image = desired.project, desired.project.postgres.image
+        if project.node.image == image or not pod.image_id or pod.image != image:
+            return
+        fields = {"image": image, "imageID": pod.image_id, "imageDigest": digest_of(pod.image_id)}
+        self._warm.trigger(parse_project(patch_status(self._cluster, project, {"node": fields})))
 
     def _report_failure(self, desired: Desired, error: Exception) -> Result:
         """Write that the branch could not be observed or planned."""

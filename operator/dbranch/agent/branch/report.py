@@ -13,7 +13,7 @@ from dbranch.api.conditions import Finding, Reason
 from dbranch.api.errors import InvalidInput
 
 # What PostgresReady says of a branch that users can connect to.
-ACCEPTING_REASONS: Final = (Reason.ACCEPTING, Reason.RESTART_PENDING)
+ACCEPTING_REASONS: Final = (Reason.ACCEPTING, Reason.RESTART_PENDING, Reason.IMAGE_CHANGED)
 
 
 def node_fields(

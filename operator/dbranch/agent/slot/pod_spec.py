@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
+from dbranch.agent.slot.image_ref import digest_of, pinned
+from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.timing import (
     INITDB_GRACE_SECONDS,
     POSTGRES_GRACE_SECONDS,
@@ -37,17 +39,47 @@ exit 1
 
 @dataclass(frozen=True)
 class SlotClass:
-    """What makes two slots interchangeable: their pods have the same image, user ID, resources and pull secrets."""
+    """What makes two slots interchangeable: their pods have the same image, user ID, resources and pull secrets.
+
+    `image`: as the spec has it. `image_id`: what that was when the project ran it first, empty before that.
+    """
 
     image: str
     run_as_user: int
     resources: Mapping[str, Any]
     image_pull_secrets: tuple[str, ...] = ()
+    image_id: str = ""
+
+    @property
+    def pod_image(self) -> str:
+        """The image of the class's pods: by its digest, if it is known and can be pulled so."""
+        return pinned(self.image, self.image_id)
 
     @property
     def class_hash(self) -> str:
         """The value of the label LABEL_CLASS on the class's pods."""
-        return _hash(self.image, self.run_as_user, self.resources, self.image_pull_secrets)
+        return self._hash_of(self.pod_image)
+
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        """The labels of the pods that may be of this class: also of those from before the digest was known."""
+        return tuple(dict.fromkeys((self.class_hash, self._hash_of(self.image))))
+
+    def includes(self, pod: PodFacts) -> bool:
+        """True if the pod is of this class. One that was created by the tag is if it runs this very image."""
+        if pod.class_hash == self.class_hash:
+            return True
+        return pod.class_hash == self._hash_of(self.image) and self._is_image_id(pod.image_id)
+
+    def has_image_of(self, pod: PodFacts) -> bool:
+        """True if the pod has this class's image, whatever else differs."""
+        return pod.image == self.pod_image or (pod.image == self.image and self._is_image_id(pod.image_id))
+
+    def _is_image_id(self, image_id: str | None) -> bool:
+        return not image_id or digest_of(image_id) == digest_of(self.image_id)
+
+    def _hash_of(self, image: str) -> str:
+        return _hash(image, self.run_as_user, self.resources, self.image_pull_secrets)
 
 
 def slot_class_of(project: Project, branch: Branch | None = None) -> SlotClass:
@@ -59,6 +91,8 @@ def slot_class_of(project: Project, branch: Branch | None = None) -> SlotClass:
         postgres.run_as_user,
         own_resources or postgres.resources,
         postgres.image_pull_secrets,
+        # An image that the spec has changed to is recorded anew when it runs first.
+        (project.node.image_id or "") if project.node.image == postgres.image else "",
     )
 
 
@@ -116,7 +150,8 @@ def _slot_spec(
 ) -> dict[str, Any]:
     container = {
         "name": "postgres",
-        "image": slot_class.image,
+        "image": slot_class.pod_image,
+        "imagePullPolicy": "IfNotPresent",
         "command": ["sh", "-c", script],
         "resources": dict(slot_class.resources),
         "securityContext": _CONFINED,
@@ -140,7 +175,8 @@ def initdb_pod(
     slot, slot_class = names.initdb_pod_name(project.uid), slot_class_of(project, branch)
     container = {
         "name": "initdb",
-        "image": project.postgres.image,
+        "image": slot_class.pod_image,
+        "imagePullPolicy": "IfNotPresent",
         "command": ["sh", "-c", script],
         "env": [
             {"name": "DBRANCH_USER", "value": project.postgres.user},

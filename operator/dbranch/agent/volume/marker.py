@@ -63,8 +63,9 @@ class Marker:
     `snapshot_time`: RFC 3339. `major`: PG_VERSION. `cleaned`: nothing is left that a copy must not keep. `opened`:
     its pg_hba.conf admits users, and its Postgres has loaded that. `prepared_floor`: the smallest
     max_prepared_transactions with which its prepared transactions can be recovered. `password`: the version
-    of the owner's password that it has, empty if unknown. `unknown`: keys that this release does not know, as they
-    were read; every rewrite keeps them.
+    of the owner's password that it has, empty if unknown. `image`: the digest of the image that its indexes are known
+    to be sorted by, empty if unknown. `unknown`: keys that this release does not know, as they were read; every
+    rewrite keeps them.
     """
 
     project_uid: str
@@ -78,6 +79,7 @@ class Marker:
     password: str = ""
     opened: bool = False
     names: BranchNames = BranchNames()
+    image: str = ""
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     def with_cleaned(self) -> Marker:
@@ -91,6 +93,10 @@ class Marker:
     def with_password_version(self, password: str) -> Marker:
         """Return the marker of the same branch with this version of the owner's password."""
         return replace(self, password=password)
+
+    def with_image(self, digest: str) -> Marker:
+        """Return the marker of the same branch, sorted as the image with this digest sorts."""
+        return replace(self, image=digest)
 
     def reassigned_to(self, project_uid: str, owner_uid: str, branch: BranchNames) -> Marker:
         """Return the marker of the same data as the branch of another project; its role is the new owner's."""
@@ -144,6 +150,7 @@ def parse_marker(text: str) -> Marker | NewerMarker | None:
             password=str(raw["password"]),
             # Markers of the first release say nothing: such a branch is opened once more.
             opened=bool(raw.get("opened", False)),
+            image=str(raw.get("image", "")),
             names=BranchNames(str(branch["namespace"]), str(branch["project"]), str(branch["branch"])),
         )
     except (ValueError, KeyError, TypeError):

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from dbranch.agent.context import NodeContext
+from dbranch.agent.slot.pod_spec import SlotClass
 from dbranch.agent.slot.pod_status import PodFacts, pod_facts
 from dbranch.agent.warm.plan import WarmPodFacts, is_free
 from dbranch.api import names
@@ -20,11 +21,12 @@ _WARM_PODS = f"{names.LABEL_SLOT},!{names.LABEL_BRANCH_UID}"
 
 
 def observe_free_pods(
-    cluster: Cluster, context: NodeContext, class_hash: str, template_hash: str
+    cluster: Cluster, context: NodeContext, slot_class: SlotClass, template_hash: str
 ) -> tuple[PodFacts, ...]:
     """Return the node's pods of this class and template that a branch can claim now, uncached."""
-    bodies = _find_pods(cluster, context, f"{_WARM_PODS},{names.LABEL_CLASS}={class_hash}")
-    return tuple(pod for pod in map(pod_facts, bodies) if is_free(pod, template_hash))
+    of_class = f"{names.LABEL_CLASS} in ({','.join(slot_class.hashes)})"
+    pods = map(pod_facts, _find_pods(cluster, context, f"{_WARM_PODS},{of_class}"))
+    return tuple(pod for pod in pods if is_free(pod, template_hash) and slot_class.includes(pod))
 
 
 def observe_warm_pods(cluster: Cluster, context: NodeContext) -> tuple[WarmPodFacts, ...]:

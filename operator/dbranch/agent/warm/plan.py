@@ -72,7 +72,7 @@ def plan_warm(limit: int, maximum: int, template_hash: str, facts: WarmFacts) ->
     # Running pods first, so that a surplus is taken from those that do not run yet.
     for warm in sorted(facts.warm_pods, key=lambda warm: (not warm.pod.running, warm.pod.name)):
         pod = warm.pod
-        class_hash = pod.class_hash
+        class_hash = _class_of(pod, classes)
         retry = pod.terminated and warm.age_seconds > REJECTED_WARM_POD_RETRY_SECONDS
         usable = class_hash in classes and pod.template_hash == template_hash and not retry
         if pod.terminating:
@@ -99,12 +99,24 @@ def _desired_counts(
     # A warm pod is created when a branch has claimed the last one, so its age says after a restart when that was.
     ages = dict.fromkeys(classes, math.inf)
     for warm in facts.warm_pods:
-        if warm.pod.class_hash in ages and not (warm.pod.terminating or warm.pod.terminated):
-            ages[warm.pod.class_hash] = min(ages[warm.pod.class_hash], warm.age_seconds)
+        class_hash = _class_of(warm.pod, classes)
+        if class_hash in ages and not (warm.pod.terminating or warm.pod.terminated):
+            ages[class_hash] = min(ages[class_hash], warm.age_seconds)
     idle = {**ages, **{key: seconds for key, seconds in facts.idle_seconds.items() if key in ages}}
     by_use = sorted(classes, key=lambda class_hash: (idle[class_hash], class_hash))
     each_once = [class_hash for _ in range(limit) for class_hash in by_use]
     return Counter(each_once[:maximum])
+
+
+def _class_of(pod: PodFacts, classes: Mapping[str, SlotClass]) -> str:
+    """Return the hash of the class that the pod is of now; its own if that is none of `classes`.
+
+    A pod that was created by its image's tag is of the class with the digest, once that is known.
+    """
+    if pod.class_hash in classes:
+        return pod.class_hash
+    matching = (class_hash for class_hash, slot_class in sorted(classes.items()) if slot_class.includes(pod))
+    return next(matching, pod.class_hash)
 
 
 def rejection_finding(facts: WarmFacts, project: Project) -> Finding | None:
@@ -121,18 +133,17 @@ def rejection_finding(facts: WarmFacts, project: Project) -> Finding | None:
 
 def warm_count(limit: int, template_hash: str, facts: WarmFacts, project: Project) -> int | None:
     """Return how many warm pods a new branch of the project could claim; None if none are kept for it."""
-    class_hash = slot_class_of(project).class_hash
-    if limit < 1 or class_hash not in classes_in_use([project]):
+    slot_class = slot_class_of(project)
+    if limit < 1 or slot_class.class_hash not in classes_in_use([project]):
         return None
-    return sum(
-        is_free(warm.pod, template_hash) and warm.pod.class_hash == class_hash for warm in facts.warm_pods
-    )
+    return sum(is_free(warm.pod, template_hash) and slot_class.includes(warm.pod) for warm in facts.warm_pods)
 
 
 def free_counts(template_hash: str, facts: WarmFacts) -> dict[tuple[str, str], int]:
     """Return `{(class hash, image): number of warm pods that can be claimed}` for each class in use."""
-    free = Counter(warm.pod.class_hash for warm in facts.warm_pods if is_free(warm.pod, template_hash))
     classes = classes_in_use(facts.projects)
+    free_pods = (warm.pod for warm in facts.warm_pods if is_free(warm.pod, template_hash))
+    free = Counter(_class_of(pod, classes) for pod in free_pods)
     return {(class_hash, slot_class.image): free[class_hash] for class_hash, slot_class in classes.items()}
 
 

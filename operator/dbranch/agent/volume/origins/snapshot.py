@@ -76,6 +76,7 @@ def ensure_snapshot(
             cleaned=False,
             prepared_floor=floor,
             password=source_marker.password,
+            image=source_marker.image,
             names=settings.names,
         )
         write_new_files(snapshot, marker, settings)
