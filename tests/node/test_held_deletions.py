@@ -74,7 +74,7 @@ def test_a_pool_that_another_mount_namespace_holds(world: World) -> None:
     assert not file.exists()
 
 
-def test_a_branch_whose_data_a_process_uses(world: World) -> None:
+def test_a_branch_with_a_process_in_its_data(world: World) -> None:
     world.make_project()
     world.run_agent()
     world.make_branch("copy", "main")

@@ -107,7 +107,7 @@ def test_the_devices_of_a_pool_that_is_down_may_be_detached(up: Node) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "what"),
+    ("options", "limits"),
     [
         (("--offset", "4096"), "from byte 4096 on"),
         (("--sizelimit", str(256 * 2**20)), "up to a size of 268435456 bytes"),
@@ -116,14 +116,14 @@ def test_the_devices_of_a_pool_that_is_down_may_be_detached(up: Node) -> None:
     ids=["offset", "size limit", "read-only"],
 )
 def test_a_device_that_shows_something_else_than_the_image_is_not_adopted(
-    up: Node, options: tuple[str, ...], what: str
+    up: Node, options: tuple[str, ...], limits: str
 ) -> None:
     pool.ensure_pool_down(up.layout, up.project)
     file = up.layout.image(up.project)
     device = run("losetup", "--find", "--show", *options, file)
     with pytest.raises(Unsafe) as caught:
         up.ensure_pool()
-    assert device in str(caught.value) and what in str(caught.value)
+    assert device in str(caught.value) and limits in str(caught.value)
     assert mounts_at(up.layout.pool(up.project)) == () and len(loops_of(file)) == 1
     finding = failed_pool_finding(caught.value, "shop")
     assert finding.reason == Reason.ATTACH_FAILED and f"losetup -d {device}" in finding.message[:256]

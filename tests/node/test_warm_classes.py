@@ -24,7 +24,7 @@ from dbranch.kube.client import Cluster, path_of, project_path
 
 CONTEXT = NodeContext(NODE, "node-uid", "dbranch-nodes", "dbranch")
 SENTENCE = "spec.containers[0].resources.requests: Invalid value: must be less than or equal to memory limit"
-TOO_MUCH = {"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}
+INVALID = {"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}
 
 
 class ValidatingApi(FakeApi):
@@ -35,7 +35,7 @@ class ValidatingApi(FakeApi):
         self.rejections = 0
 
     def create(self, path: str, body: Mapping[str, Any]) -> Json:
-        if path == PODS and body["spec"]["containers"][0]["resources"] == TOO_MUCH:
+        if path == PODS and body["spec"]["containers"][0]["resources"] == INVALID:
             self.rejections += 1
             raise ApiError(422, "Invalid", f'Pod "{body["metadata"]["name"]}" is invalid: {SENTENCE}')
         return super().create(path, body)
@@ -101,7 +101,7 @@ def run_pods(api: FakeApi) -> None:
 def test_a_class_that_the_api_server_rejects_harms_only_itself(node: Node, clock: Clock) -> None:
     api = ValidatingApi()
     # The namespace that sorts first is reconciled first.
-    put_project(api, "aaa", TOO_MUCH)
+    put_project(api, "aaa", INVALID)
     put_project(api, "team")
     warm = make_reconciler(api, node)
     for _ in range(5):
@@ -124,7 +124,7 @@ def test_a_rejected_class_is_tried_ever_more_rarely_and_its_correction_at_once(
     node: Node, clock: Clock
 ) -> None:
     api = ValidatingApi()
-    put_project(api, "aaa", TOO_MUCH)
+    put_project(api, "aaa", INVALID)
     warm = make_reconciler(api, node)
     for _ in range(3600):
         clock.now += 1

@@ -186,7 +186,7 @@ class Finding:
         """Parse a finding that an agent wrote; None if it has written none (yet)."""
         if not raw or not raw.get("reason"):
             return None
-        return cls(Reason(raw["reason"]), raw.get("message", ""))
+        return cls(Reason(raw["reason"]), raw.get("message") or "")
 
 
 def printable(text: str) -> str:
@@ -207,10 +207,10 @@ def clip(message: str) -> str:
 
 
 def find_condition(status: Any, condition_type: Condition) -> dict[str, Any] | None:
-    """Return the condition of this type in an object's status; None if it is missing."""
+    """Return the condition of this type in an object's status; None if it is missing. Its fields are complete."""
     for entry in (status or {}).get("conditions") or ():
         if entry.get("type") == condition_type:
-            return dict(entry)
+            return {"status": ConditionStatus.UNKNOWN.value, "reason": "", "message": "", **entry}
     return None
 
 

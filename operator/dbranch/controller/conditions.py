@@ -33,11 +33,11 @@ def report_conditions(
     elif not ready.done and ready.reason not in AT_REST_REASONS and ready.reason != Reason.DELETING:
         listed.append((Condition.RECONCILING, ConditionStatus.TRUE, ready))
     listed += [(condition_type, finding.status, finding) for condition_type, finding in findings]
-    previous_by_type = {condition["type"]: condition for condition in previous}
+    previous_by_type = {condition.get("type"): condition for condition in previous}
     conditions = []
     for condition_type, status, finding in listed:
         old = previous_by_type.get(condition_type)
-        unchanged = old is not None and old.get("status") == status
+        unchanged = old is not None and old.get("status") == status and "lastTransitionTime" in old
         conditions.append(
             {
                 "type": str(condition_type),

@@ -54,7 +54,6 @@ from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Finding, Reason
-from dbranch.api.enums import DeletionPolicy
 from dbranch.api.errors import ApiError, Busy, ClusterUnreachable, DbranchError
 from dbranch.api.project import Project, parse_project
 from dbranch.kube.client import Cluster, object_path, path_of, project_path
@@ -273,10 +272,9 @@ class ProjectReconciler:
         """Remove the project's slots, and its pool unless it is to be retained. Raises Busy while they are in use."""
         for name in observe_project_slots(self._layout, project.uid):
             slot.ensure_slot_removed(self._layout, name)
-        if project.deletion_policy == DeletionPolicy.DELETE:
+        if not project.keeps_pool:
             ensure_pool_removed(self._layout, project.uid)
             return
-        # Retain, and what a newer release may call otherwise: nothing is deleted because a word is unknown.
         ensure_retained_record(self._layout, project.uid, project.namespace, project.name)
         ensure_pool_down(self._layout, project.uid)
 

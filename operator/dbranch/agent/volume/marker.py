@@ -133,6 +133,8 @@ def parse_marker(text: str) -> Marker | NewerMarker | None:
             return NewerMarker(version)
         if raw["kind"] != _OWNER_KIND:
             return NewerMarker(version, str(raw["kind"]))
+        if raw["role"] not in [*Role]:
+            return NewerMarker(version, f"role {raw['role']}")
         origin, branch = raw["origin"], raw["names"]
         marker = Marker(
             project_uid=str(raw["project_uid"]),
