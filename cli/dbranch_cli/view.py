@@ -189,9 +189,9 @@ def branch_block(body: Json, active: bool, events: Sequence[Json] | None, now: d
         pairs.append(("Protection", spec["protection"]))
     conditions = [
         [
-            c["type"],
-            c["status"],
-            c["reason"],
+            c.get("type", ""),
+            c.get("status", ""),
+            c.get("reason", ""),
             format_age(c.get("lastTransitionTime"), now),
             c.get("message", ""),
         ]

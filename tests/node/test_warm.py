@@ -129,14 +129,14 @@ def test_warm_pods_are_replaced_for_another_image_or_resources_and_deleted_with_
     assert spec["containers"][0]["resources"] == {"requests": {"cpu": "10m"}}
     assert spec["imagePullSecrets"] == [{"name": "registry"}]
     assert postgres_status(shop, "main")[0] == "RestartPending"
-    # The branch has a class of its own, which is in use while it runs.
+    # A branch with a class of its own has no warm pod kept for it.
+    before = uids(shop.warm_pods())
     shop.make_branch("large", "main")
     shop.patch_spec("large", postgres={"resources": {"requests": {"cpu": "20m"}}})
     shop.run_agent()
-    assert len(shop.warm_pods()) == 2
+    assert uids(shop.warm_pods()) == before and len(shop.pods()) == 2
     shop.patch_spec("large", state="Stopped")
     shop.run_agent()
-    assert len(shop.warm_pods()) == 1
     shop.api.merge(f"{PROJECTS}/shop", {"spec": {"state": "Stopped"}})
     shop.run_agent()
     assert (
@@ -203,33 +203,35 @@ def test_without_claims_branches_get_new_pods(shop: World) -> None:
 
 
 class CountingApi(FakeApi):
-    """Counts the lists of all projects or all branches."""
+    """Counts the lists of all projects."""
 
     lists = 0
 
     def find(self, path: str, labels: str = "", fields: str = "") -> list[Json]:
-        self.lists += path.endswith((f"/{names.PROJECTS}", f"/{names.BRANCHES}"))
+        self.lists += path.endswith(f"/{names.PROJECTS}")
         return super().find(path, labels, fields)
 
 
 def test_a_new_class_is_known_from_reconciles_and_its_pods_are_deleted_only_after_a_list(shop: World) -> None:
     api = CountingApi(shop.node.layout.base / "api.json")
-    with agent(shop, api) as dispatcher:
-        branches, warm = dispatcher.branches, dispatcher.warm
-        warm.reconcile()
-        lists, before = api.lists, uids(shop.warm_pods())
-        assert lists == 2
-        shop.make_branch("large", "main")
-        shop.patch_spec("large", postgres={"resources": {"requests": {"cpu": "20m"}}})
-        dispatcher.request_branch(NAMESPACE, "shop-large")
-        dispatcher.wait_idle(30)
-        warm.reconcile()
+    warm = WarmReconciler(cast(Cluster, api), shop.node.layout, CONTEXT, 1, METRICS)
+    warm.reconcile()
+    lists, before = api.lists, uids(shop.warm_pods())
+    assert lists == 1
+    body = shop.api.get(f"{PROJECTS}/shop") or {}
+    large = {"name": "large", "namespace": NAMESPACE}
+    resources = {"requests": {"cpu": "20m"}}
+    postgres = {**body["spec"]["postgres"], "resources": resources}
+    spec = {**body["spec"], "postgres": postgres}
+    status = {"nodeName": NODE, "node": {"initialized": True}}
+    warm.trigger(parse_project(shop.api.put(PROJECTS, {"metadata": large, "spec": spec, "status": status})))
+    warm.reconcile()
     assert len(shop.warm_pods()) == 2 and before < uids(shop.warm_pods())
     assert api.lists == lists
     # Before a warm pod is deleted, the objects are listed again.
-    shop.patch_spec("large", state="Stopped")
+    warm.trigger(parse_project(shop.api.merge(f"{PROJECTS}/large", {"spec": {"state": "Stopped"}})))
     deadline = time.monotonic() + 30
-    while branches.reconcile(NAMESPACE, "shop-large") != Result() or warm.reconcile() != Result():
+    while warm.reconcile() != Result():
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert uids(shop.warm_pods()) == before

@@ -35,6 +35,8 @@ class Kubelet(threading.Thread):
     def __init__(self, api: FakeApi, node: Node) -> None:
         super().__init__(daemon=True)
         self._api, self._node, self._stopped = api, node, threading.Event()
+        # Of the containers that start from now on.
+        self.image_id = ""
 
     def run(self) -> None:
         while not self._stopped.wait(0.02):
@@ -56,7 +58,7 @@ class Kubelet(threading.Thread):
                 {
                     "phase": "Running",
                     "podIP": self._node.address_of(name),
-                    "containerStatuses": [_RUNNING],
+                    "containerStatuses": [{**_RUNNING, "imageID": self.image_id}],
                 },
             )
         elif process is not None and process.poll() is not None:
@@ -66,7 +68,10 @@ class Kubelet(threading.Thread):
             elif pod["spec"]["restartPolicy"] == "Always":
                 self._run(pod)
                 restarts = pod["status"]["containerStatuses"][0]["restartCount"] + 1
-                self._write_status(path, {"containerStatuses": [{**_RUNNING, "restartCount": restarts}]})
+                self._write_status(
+                    path,
+                    {"containerStatuses": [{**_RUNNING, "imageID": self.image_id, "restartCount": restarts}]},
+                )
             elif pod["status"]["phase"] == "Running":
                 self._write_status(path, {"phase": "Failed" if process.returncode else "Succeeded"})
         elif process is None:

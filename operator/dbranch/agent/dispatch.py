@@ -14,7 +14,7 @@ from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.project.reconciler import ProjectReconciler
 from dbranch.agent.timing import BRANCH_RESYNC_SECONDS, BUSY_RETRY_SECONDS, PROJECT_RESYNC_SECONDS
-from dbranch.agent.warm.reconciler import WarmReconciler
+from dbranch.agent.warm.reconciler import DEFAULT_MAX_WARM_SLOTS, WarmReconciler
 from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.errors import Busy
@@ -41,8 +41,9 @@ class Dispatcher:
         locks: KeyedLocks,
         warm_slots: int,
         metrics: AgentMetrics,
+        max_warm_slots: int = DEFAULT_MAX_WARM_SLOTS,
     ) -> None:
-        """`warm_slots`: of each class."""
+        """`warm_slots`: of each class; `max_warm_slots`: of all classes."""
         self.metrics = metrics
         # Called when a pool was retained: from now on it can be adopted.
         self.on_pool_retained: Callable[[], None] = lambda: None
@@ -52,7 +53,7 @@ class Dispatcher:
             workers=_WORKERS,
             workers_per_namespace=_WORKERS_PER_NAMESPACE,
         )
-        self.warm = WarmReconciler(cluster, layout, context, warm_slots, metrics)
+        self.warm = WarmReconciler(cluster, layout, context, warm_slots, metrics, max_warm_slots)
         self.projects = ProjectReconciler(
             cluster,
             layout,

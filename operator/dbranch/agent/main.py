@@ -26,6 +26,7 @@ from dbranch.agent.pool.effect import ensure_base
 from dbranch.agent.postgres.spawn import session_processes
 from dbranch.agent.server import Readiness
 from dbranch.agent.space_watch import SpaceWatch
+from dbranch.agent.warm.reconciler import DEFAULT_MAX_WARM_SLOTS
 from dbranch.api import names
 from dbranch.api.errors import DbranchError, InvalidInput
 from dbranch.api.quantity import parse_bytes
@@ -59,14 +60,19 @@ def make_dispatcher(environment: dict[str, str]) -> tuple[Dispatcher, Cluster, L
         pods=PodDefaults.parse(environment.get("DBRANCH_POSTGRES", "")),
         eviction=observe_eviction(layout, address, environment.get("DBRANCH_EVICTION_THRESHOLD", "15%")),
     )
-    warm_slots = environment.get("DBRANCH_WARM_SLOTS", "1")
-    if not warm_slots.isdecimal():
-        raise InvalidInput(
-            f"environment: DBRANCH_WARM_SLOTS is {warm_slots!r}, not a number; see agent.warmSlots"
-        )
-    metrics = AgentMetrics(int(warm_slots))
-    dispatcher = Dispatcher(cluster, layout, context, KeyedLocks(layout.locks), int(warm_slots), metrics)
+    warm_slots = _number(environment, "DBRANCH_WARM_SLOTS", 1, "agent.warmSlots")
+    maximum = _number(environment, "DBRANCH_MAX_WARM_SLOTS", DEFAULT_MAX_WARM_SLOTS, "agent.maxWarmSlots")
+    locks, metrics = KeyedLocks(layout.locks), AgentMetrics(warm_slots, maximum)
+    dispatcher = Dispatcher(cluster, layout, context, locks, warm_slots, metrics, maximum)
     return dispatcher, cluster, layout, context
+
+
+def _number(environment: dict[str, str], variable: str, default: int, value: str) -> int:
+    """Return a variable's number; raise InvalidInput, naming the chart's `value`, if it is none."""
+    text = environment.get(variable, str(default))
+    if not text.isdecimal():
+        raise InvalidInput(f"environment: {variable} is {text!r}, not a number; see {value}")
+    return int(text)
 
 
 def main() -> None:

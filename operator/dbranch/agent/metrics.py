@@ -19,9 +19,12 @@ SlotOrigin = Literal["warm", "new"]
 
 
 class AgentMetrics:
-    """The metrics of one node's agent. `warm_slots_limit`: warm slots of each class that the agent keeps."""
+    """The metrics of one node's agent.
 
-    def __init__(self, warm_slots_limit: int = 0) -> None:
+    `warm_slots_limit`: warm slots of each class that the agent keeps; `warm_slots_maximum`: of all classes.
+    """
+
+    def __init__(self, warm_slots_limit: int = 0, warm_slots_maximum: int = 0) -> None:
         self._registry = CollectorRegistry()
         self._warm_slots = Gauge(
             "warm_slots",
@@ -38,6 +41,13 @@ class AgentMetrics:
             subsystem="agent",
             registry=self._registry,
         ).set(warm_slots_limit)
+        Gauge(
+            "warm_slots_maximum",
+            "Warm slots of all classes together that the agent keeps at most (agent.maxWarmSlots).",
+            namespace="dbranch",
+            subsystem="agent",
+            registry=self._registry,
+        ).set(warm_slots_maximum)
         self._starts = Histogram(
             "branch_start_seconds",
             "From the start of a branch's reconcile to its status saying that Postgres accepts, by slot (warm, new).",

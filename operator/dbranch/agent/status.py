@@ -13,6 +13,7 @@ from dbranch.api.errors import (
     DataLost,
     DbranchError,
     InvalidInput,
+    PodRejected,
     PoolDamaged,
     PoolLost,
     SourceUnsafe,
@@ -80,15 +81,25 @@ def failed_storage_finding(error: Exception, subject: str) -> Finding:
         reason = Reason.SOURCE_UNSAFE
     elif isinstance(error, Busy):
         reason = Reason.SNAPSHOTTING
+    elif isinstance(error, PodRejected):
+        # Only initdb's pod is needed before there is data.
+        reason = Reason.INITDB_FAILED
     return Finding(reason, error_message(error, subject))
 
 
 def failed_postgres_finding(error: Exception, subject: str) -> Finding:
     """Return the Postgres finding of a stored branch for the error that its reconcile raised."""
-    invalid = isinstance(error, InvalidInput)
-    return Finding(
-        Reason.INVALID_PARAMETERS if invalid else Reason.WAITING_FOR_SLOT, error_message(error, subject)
-    )
+    reason = Reason.WAITING_FOR_SLOT
+    if isinstance(error, InvalidInput):
+        reason = Reason.INVALID_PARAMETERS
+    elif isinstance(error, PodRejected):
+        reason = Reason.POD_REJECTED
+    return Finding(reason, error_message(error, subject))
+
+
+def held_deletion_finding(error: Busy, subject: str) -> Finding:
+    """Return what is said of an object that is being deleted while something on the node holds it up."""
+    return Finding(Reason.WAITING_FOR_AGENT, f"{subject} is not deleted yet: {error}")
 
 
 def failed_pool_finding(error: Exception, project: str) -> Finding:

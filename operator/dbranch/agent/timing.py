@@ -13,6 +13,9 @@ CONTROLLER_FINALIZER_POLL_SECONDS: Final = 60.0
 BRANCH_POD_DELETION_POLL_SECONDS: Final = 5.0
 # A pod requests its branch only; a project's pods are its branches', so there hardly ever are any.
 POD_DELETION_POLL_SECONDS: Final = 0.3
+# A deletion that something on the node holds up is tried ever more rarely, and reported after the first seconds.
+HELD_DELETION_LONGEST_RETRY_SECONDS: Final = 30.0
+HELD_DELETION_REPORT_SECONDS: Final = 5.0
 # A finalizer that was not removed, since others wrote the object meanwhile, is tried again.
 FINALIZER_REMOVED_CHECK_SECONDS: Final = 1.0
 # kopf calls a delete handler of an object that still exists so often; the work queue does the work.
@@ -27,6 +30,8 @@ STORAGE_UNCLEAR_RETRY_SECONDS: Final = 60.0
 REJECTED_POD_RETRY_SECONDS: Final = 10.0
 PREVIOUS_POD_POLL_SECONDS: Final = 1.0
 MOUNT_PROPAGATION_RETRY_SECONDS: Final = 30.0
+# A Postgres without the role of the agent's sessions, in a pool that was adopted with another user.
+MISSING_SUPERUSER_RETRY_SECONDS: Final = 30.0
 # After a bind, the time in which the script in the slot has to see the branch; it looks every two seconds.
 MOUNT_PROPAGATION_TIMEOUT_SECONDS: Final = 5.0
 # After Postgres has reloaded its settings, which of them need a restart is known.
@@ -85,6 +90,8 @@ WARM_WAIT_IDLE_SECONDS: Final = 10.0
 NODE_FULL_SECONDS: Final = 60.0
 # A warm pod that the node had no room for counts for its class this long; then it is tried again.
 REJECTED_WARM_POD_RETRY_SECONDS: Final = 600.0
+# A class whose pods the API server rejects is tried again after this, then less and less often.
+REJECTED_CLASS_RETRY_SECONDS: Final = 10.0
 WARM_POD_GRACE_SECONDS: Final = 2
 
 # A branch whose tenant made more files and extents than are counted in this time is not measured.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dbranch.api import names
-from dbranch.api.conditions import Finding
+from dbranch.api.conditions import Finding, Reason
 from dbranch.api.enums import Protection, State
 from dbranch.api.project import Project
 
@@ -32,6 +32,7 @@ class BranchNode:
     image_id: str | None = None
     logical_bytes: int | None = None
     unique_bytes: int | None = None
+    deletion: Finding | None = None
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,20 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
     )
 
 
+def _postgres_finding(raw: Mapping[str, Any]) -> Finding | None:
+    """Parse `status.node.postgres`. With an address users can connect, whatever a newer agent's reason says."""
+    finding = Finding.from_dict(raw.get("postgres"))
+    if finding and not finding.reason.is_known and raw.get("address"):
+        return Finding(Reason.ACCEPTING, finding.message)
+    return finding
+
+
 def _parse_node(raw: Mapping[str, Any]) -> BranchNode:
     return BranchNode(
         source_uid=raw.get("sourceUID"),
         snapshot_time=raw.get("snapshotTime"),
         storage=Finding.from_dict(raw.get("storage")),
-        postgres=Finding.from_dict(raw.get("postgres")),
+        postgres=_postgres_finding(raw),
         observed_generation=int(raw.get("observedGeneration", 0)),
         slot=raw.get("slot"),
         pod=raw.get("pod"),
@@ -125,4 +134,5 @@ def _parse_node(raw: Mapping[str, Any]) -> BranchNode:
         image_id=raw.get("imageID"),
         logical_bytes=raw.get("logicalBytes"),
         unique_bytes=raw.get("uniqueBytes"),
+        deletion=Finding.from_dict(raw.get("deletion")),
     )

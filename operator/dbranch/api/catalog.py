@@ -53,7 +53,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         project=(_READY, _STORAGE, _POSTGRES),
         branch=(_READY, _STORAGE, _POSTGRES),
     ),
-    Reason.DELETING: _branch(_READY, "It is being deleted; no new session reaches it."),
+    Reason.DELETING: _both(_READY, "It is being deleted; no new session reaches it."),
     Reason.BOUND: _both(_SCHEDULED, "It is bound to a node; the binding never changes."),
     Reason.NO_ELIGIBLE_NODE: _project(
         _SCHEDULED,
@@ -190,6 +190,17 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "The node's disk is almost full and the branch went on filling it: its Postgres is stopped.",
         "Delete branches or free space on the node: it starts by itself once there is room.",
     ),
+    Reason.IMAGE_CHANGED: _both(
+        _POSTGRES,
+        "Postgres accepts connections; its image is another one than was meant, or sorts text otherwise than the one "
+        "that built the indexes.",
+        "Set spec.postgres.image to the image that is meant; rebuild what the collations in the message order.",
+    ),
+    Reason.WARM_SLOTS_REJECTED: _project(
+        _POSTGRES,
+        "Postgres accepts connections; the API server rejects the pods that new branches would use.",
+        "Correct what the message says, mostly spec.postgres.resources, or a quota of the nodes' namespace.",
+    ),
     Reason.WAITING_FOR_SLOT: _both(
         _POSTGRES, "The Postgres pod is starting, or the last one is still ending."
     ),
@@ -200,13 +211,18 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
     ),
     Reason.POD_REJECTED: _both(
         _POSTGRES,
-        "The node refused the Postgres pod (no room, or its class); it is tried again.",
-        "Free room on the node, or lower spec.postgres.resources.",
+        "The node or the API server refused the Postgres pod (no room, or its resources); it is tried again.",
+        "Free room on the node, or correct spec.postgres.resources.",
     ),
     Reason.MOUNT_NOT_PROPAGATED: _both(
         _POSTGRES,
         "The branch's data is bound and does not reach its pod.",
         "Restart the node's agent; its base directory must be mounted with Bidirectional propagation.",
+    ),
+    Reason.START_BLOCKED: _both(
+        _POSTGRES,
+        "The pod runs, and Postgres is not started (or admits nobody), since something is wrong with the data.",
+        "Correct what the message names: the owner or mode of PGDATA, the lock, spec.postgres.runAsUser or user.",
     ),
     Reason.RECOVERING: _both(_POSTGRES, "Postgres is starting: crash recovery of the snapshot."),
     Reason.CRASH_LOOPING: _both(
@@ -269,8 +285,10 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
     Reason.TLS_SECRET_INVALID: _project(
         _ROUTED, "The TLS Secret does not hold tls.crt and tls.key.", "Make it of type kubernetes.io/tls."
     ),
-    Reason.WAITING_FOR_AGENT: _branch(
+    Reason.WAITING_FOR_AGENT: _both(
         _BLOCKED,
-        "A branch is being made of this one; the deletion waits for that snapshot and goes on by itself.",
+        "The deletion waits for the snapshot of a branch that is being made of this one, or until nothing on the "
+        "node uses the data; it goes on by itself.",
+        "If the message names a process or mount on the node, end it.",
     ),
 }

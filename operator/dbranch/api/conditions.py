@@ -60,6 +60,7 @@ class Reason(OpenEnum):
     POOL_DAMAGED = "PoolDamaged"
     BTRFS_MISSING = "BtrfsMissing"
     MOUNT_NOT_PROPAGATED = "MountNotPropagated"
+    START_BLOCKED = "StartBlocked"
     STORED = "Stored"
     SNAPSHOTTING = "Snapshotting"
     INITIALIZING = "Initializing"
@@ -73,6 +74,8 @@ class Reason(OpenEnum):
     RESTART_PENDING = "RestartPending"
     WRITES_BRAKED = "WritesBraked"
     WRITER_STOPPED = "WriterStopped"
+    WARM_SLOTS_REJECTED = "WarmSlotsRejected"
+    IMAGE_CHANGED = "ImageChanged"
     WAITING_FOR_SLOT = "WaitingForSlot"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     POD_REJECTED = "PodRejected"
@@ -107,6 +110,8 @@ TRUE_REASONS = frozenset(
         Reason.ACCEPTING,
         Reason.RESTART_PENDING,
         Reason.WRITES_BRAKED,
+        Reason.WARM_SLOTS_REJECTED,
+        Reason.IMAGE_CHANGED,
         Reason.ROUTED,
         Reason.DRAINING,
         Reason.WAITING_FOR_AGENT,
@@ -132,7 +137,13 @@ STALLED_REASONS = frozenset(
 )
 # Postgres admits sessions though something is wrong, so that a person can correct it there.
 _ADMITTING_REASONS = frozenset(
-    {Reason.ACCEPTING, Reason.RESTART_PENDING, Reason.ROLE_NOT_FOUND, Reason.WRITES_BRAKED}
+    {
+        Reason.ACCEPTING,
+        Reason.RESTART_PENDING,
+        Reason.ROLE_NOT_FOUND,
+        Reason.WRITES_BRAKED,
+        Reason.IMAGE_CHANGED,
+    }
 )
 # Their Event is a Warning.
 WARNING_REASONS = STALLED_REASONS | {
@@ -146,6 +157,7 @@ WARNING_REASONS = STALLED_REASONS | {
     Reason.WRITES_BRAKED,
     Reason.WRITER_STOPPED,
     Reason.MOUNT_NOT_PROPAGATED,
+    Reason.START_BLOCKED,
     Reason.SNAPSHOT_FAILED,
     Reason.INITDB_FAILED,
     Reason.IMAGE_PULL_FAILED,
@@ -197,7 +209,7 @@ class Finding:
         """Parse a finding that an agent wrote; None if it has written none (yet)."""
         if not raw or not raw.get("reason"):
             return None
-        return cls(Reason(raw["reason"]), raw.get("message", ""))
+        return cls(Reason(raw["reason"]), raw.get("message") or "")
 
 
 def printable(text: str) -> str:
@@ -218,10 +230,10 @@ def clip(message: str) -> str:
 
 
 def find_condition(status: Any, condition_type: Condition) -> dict[str, Any] | None:
-    """Return the condition of this type in an object's status; None if it is missing."""
+    """Return the condition of this type in an object's status; None if it is missing. Its fields are complete."""
     for entry in (status or {}).get("conditions") or ():
         if entry.get("type") == condition_type:
-            return dict(entry)
+            return {"status": ConditionStatus.UNKNOWN.value, "reason": "", "message": "", **entry}
     return None
 
 

@@ -25,6 +25,11 @@ class OpenEnum(StrEnum):
         unknown._name_ = unknown._value_ = value
         return unknown
 
+    @property
+    def is_known(self) -> bool:
+        """True if it is a member of this release."""
+        return self._value_ in type(self)._value2member_map_
+
 
 class State(OpenEnum):
     """`spec.state` of a project or branch."""

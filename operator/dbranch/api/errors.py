@@ -10,6 +10,7 @@ DbranchError
 │   ├── DataLost        a branch's subvolume is missing
 │   ├── StorageUnclear  a subvolume was written by a newer release
 │   └── SourceUnsafe    the source keeps data outside its subvolume
+├── PodRejected         the API server rejects a pod that is needed
 ├── SlotTaken           a warm slot was claimed by another branch
 ├── NameTaken           an object that is not ours has the name that is needed
 ├── NotAccepting        Postgres does not accept connections (yet)
@@ -57,6 +58,10 @@ class StorageUnclear(Unsafe):
 
 class SourceUnsafe(Unsafe):
     """The source keeps data outside its subvolume, so a snapshot would be incomplete; the text names the path."""
+
+
+class PodRejected(DbranchError):
+    """The API server rejects a pod for what it asks for (its resources, a quota, a policy); the text says why."""
 
 
 class SlotTaken(DbranchError):

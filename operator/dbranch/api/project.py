@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from dbranch.api import names
 from dbranch.api.conditions import Finding
@@ -137,6 +137,8 @@ class ProjectNode:
     observed_generation: int = 0
     password_version: str | None = None
     superuser: str | None = None
+    image: str | None = None
+    image_id: str | None = None
     image_digest: str | None = None
     postgres_version: str | None = None
     total_bytes: int | None = None
@@ -144,6 +146,8 @@ class ProjectNode:
     free_bytes: int | None = None
     host_free_bytes: int | None = None
     warm_slots: int | None = None
+    slots: Finding | None = None
+    deletion: Finding | None = None
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,11 @@ class Project:
             return self.node.superuser
         return names.SUPERUSER
 
+    @property
+    def keeps_pool(self) -> bool:
+        """True if the pool outlives the project: also under a policy that only a newer release knows."""
+        return self.deletion_policy != DeletionPolicy.DELETE
+
 
 def parse_seconds(text: str | int | float) -> float:
     """Parse a duration: `60s`, `2m`, `1m30s`, `500ms` or a plain number of seconds. Raises InvalidInput.
@@ -216,8 +225,31 @@ def parse_seconds(text: str | int | float) -> float:
     return total
 
 
+_ROUTE: Final = ("generation", "branch")
+
+
+def _seconds(text: str | int | float | None, default: float) -> float:
+    """Parse a duration; `default` for none, and for one in a form that only a newer release knows."""
+    try:
+        return default if text is None else parse_seconds(text)
+    except InvalidInput:
+        return default
+
+
+def _bytes(text: str | int | None, default: int) -> int:
+    """Parse a quantity; `default` for none, and for one in a form that only a newer release knows."""
+    try:
+        return default if text is None else parse_bytes(text)
+    except InvalidInput:
+        return default
+
+
 def parse_project(body: Mapping[str, Any]) -> Project:
-    """Parse a DBProject as the API server returns it. The schema's defaults apply here, too."""
+    """Parse a DBProject as the API server returns it. The schema's defaults apply here, too.
+
+    What another release wrote stops nobody: what has an unknown form gets the default, and entries without what this
+    release needs of them are left out.
+    """
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     raw_pg, storage, proxy = (spec.get(k) or {} for k in ("postgres", "storage", "proxy"))
     secret, tls, route = raw_pg.get("passwordSecret"), proxy.get("tls"), status.get("route")
@@ -241,12 +273,14 @@ def parse_project(body: Mapping[str, Any]) -> Project:
             user=raw_pg.get("user", base.postgres.user),
             database=raw_pg.get("database", base.postgres.database),
             initdb=_parse_initdb(raw_pg.get("initdb") or {}),
-            password_secret=SecretKey(secret["name"], secret.get("key", "password")) if secret else None,
+            password_secret=SecretKey(secret.get("name", ""), secret.get("key", "password"))
+            if secret
+            else None,
             parameters=dict(raw_pg.get("parameters") or {}),
             resources=dict(raw_pg.get("resources") or {}),
-            image_pull_secrets=tuple(s["name"] for s in raw_pg.get("imagePullSecrets") or ()),
+            image_pull_secrets=tuple(s["name"] for s in raw_pg.get("imagePullSecrets") or () if "name" in s),
         ),
-        size=parse_bytes(storage.get("size", "10Gi")),
+        size=_bytes(storage.get("size"), base.size),
         node_selector=dict(storage.get("nodeSelector") or {}),
         adopt=storage.get("adopt"),
         proxy=Proxy(
@@ -254,22 +288,23 @@ def parse_project(body: Mapping[str, Any]) -> Project:
             port=int(proxy.get("port", base.proxy.port)),
             service_type=ServiceType(proxy.get("serviceType", base.proxy.service_type)),
             on_switch=OnSwitch(proxy.get("onSwitch", base.proxy.on_switch)),
-            drain_timeout=parse_seconds(proxy.get("drainTimeout", "60s")),
-            start_timeout=parse_seconds(proxy.get("startTimeout", "30s")),
-            handshake_timeout=parse_seconds(proxy.get("handshakeTimeout", "30s")),
+            drain_timeout=_seconds(proxy.get("drainTimeout"), base.proxy.drain_timeout),
+            start_timeout=_seconds(proxy.get("startTimeout"), base.proxy.start_timeout),
+            handshake_timeout=_seconds(proxy.get("handshakeTimeout"), base.proxy.handshake_timeout),
             proxy_protocol=ProxyProtocol(proxy.get("proxyProtocol", base.proxy.proxy_protocol)),
             limits=_parse_limits(proxy.get("limits") or {}),
-            tls=Tls(tls["secretName"], TlsMode(tls.get("mode", Tls.mode))) if tls else None,
+            tls=Tls(tls.get("secretName", ""), TlsMode(tls.get("mode", Tls.mode))) if tls else None,
         ),
         node_name=status.get("nodeName"),
         host=status.get("host"),
         password_version=status.get("passwordVersion"),
-        route=Route(int(route["generation"]), route["branch"]) if route else None,
+        route=Route(int(route["generation"]), route["branch"]) if route and {*route} >= {*_ROUTE} else None,
         routes=tuple(
             Target(r["branch"], TargetState(r["state"]), r.get("address"), r.get("port"))
             for r in status.get("routes") or ()
+            if "branch" in r and "state" in r
         ),
-        proxies=tuple(_parse_entry(p) for p in status.get("proxies") or ()),
+        proxies=tuple(_parse_entry(p) for p in status.get("proxies") or () if "pod" in p),
         node=_parse_node(status.get("node") or {}),
         status=status,
     )
@@ -284,6 +319,7 @@ def _parse_entry(raw: Mapping[str, Any]) -> ProxyEntry:
         tuple(
             BranchSessions(b["branch"], int(b.get("sessions", 0)), int(b.get("draining", 0)))
             for b in raw.get("branches") or ()
+            if "branch" in b
         ),
     )
 
@@ -310,6 +346,8 @@ def _parse_node(raw: Mapping[str, Any]) -> ProjectNode:
         observed_generation=int(raw.get("observedGeneration", 0)),
         password_version=raw.get("passwordVersion"),
         superuser=raw.get("superuser"),
+        image=raw.get("image"),
+        image_id=raw.get("imageID"),
         image_digest=raw.get("imageDigest"),
         postgres_version=raw.get("postgresVersion"),
         total_bytes=raw.get("totalBytes"),
@@ -317,4 +355,6 @@ def _parse_node(raw: Mapping[str, Any]) -> ProjectNode:
         free_bytes=raw.get("freeBytes"),
         host_free_bytes=raw.get("hostFreeBytes"),
         warm_slots=raw.get("warmSlots"),
+        slots=Finding.from_dict(raw.get("slots")),
+        deletion=Finding.from_dict(raw.get("deletion")),
     )

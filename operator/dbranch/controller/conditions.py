@@ -33,11 +33,11 @@ def report_conditions(
     elif not ready.done and ready.reason not in AT_REST_REASONS and ready.reason != Reason.DELETING:
         listed.append((Condition.RECONCILING, ConditionStatus.TRUE, ready))
     listed += [(condition_type, finding.status, finding) for condition_type, finding in findings]
-    previous_by_type = {condition["type"]: condition for condition in previous}
+    previous_by_type = {condition.get("type"): condition for condition in previous}
     conditions = []
     for condition_type, status, finding in listed:
         old = previous_by_type.get(condition_type)
-        unchanged = old is not None and old.get("status") == status
+        unchanged = old is not None and old.get("status") == status and "lastTransitionTime" in old
         conditions.append(
             {
                 "type": str(condition_type),
@@ -49,6 +49,22 @@ def report_conditions(
             }
         )
     return conditions
+
+
+def held_deletion_status(
+    subject: str, deletion: Finding | None, status: Mapping[str, Any], generation: int, now: str
+) -> Json:
+    """Return the fields of a status that change while an agent reports what holds up its part of a deletion.
+
+    `deletion`: that report; `status`: of the object, which the controller has let go of. `now`: RFC 3339.
+    """
+    if deletion is None:
+        return {}
+    ready = Finding(Reason.DELETING, f"{subject} is being deleted")
+    held = [(Condition.DELETION_BLOCKED, deletion)]
+    conditions = report_conditions(status.get("conditions") or (), held, ready, generation, now)
+    fields: Json = {"conditions": conditions, "phase": phase_of(ready)}
+    return {key: value for key, value in fields.items() if status.get(key) != value}
 
 
 def phase_of(ready: Finding) -> str:

@@ -41,7 +41,7 @@ def agent_pod(body: Mapping[str, Any]) -> AgentPod | None:
     return AgentPod(
         node,
         is_ready(body),
-        int(free) if free and free.isdigit() else None,
+        int(free) if free and free.isdecimal() else None,
         frozenset(filter(None, retained.split(","))),
     )
 

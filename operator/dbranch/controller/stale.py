@@ -15,8 +15,10 @@ from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.conditions import Condition, Finding, Reason, find_condition
 from dbranch.api.project import Project
+from dbranch.controller.branch import plan as branch_plan
 from dbranch.controller.branch.plan import BranchFacts, plan_branch, plan_removal
 from dbranch.controller.cache import Cache
+from dbranch.controller.project import plan as project_plan
 from dbranch.controller.project.plan import ProjectFacts, plan_project, reported_applied
 from dbranch.controller.scheduling import needs_release
 from dbranch.runtime.clock import now_rfc3339, seconds_since
@@ -139,9 +141,11 @@ def _is_stale(item: Project | Branch, reads: _Reads, now: str) -> bool:
     if item.deleting:
         if needs_release(item, reads.node(item.node_name) if item.node_name else None):
             return True
+        if names.CONTROLLER_FINALIZER not in item.finalizers:
+            return bool(project_plan.held_status(item, now))
         branches = reads.branches_of(item.namespace, item.name)
         waits = bool(branches) and all(branch.deleting for branch in branches)
-        return not waits and names.CONTROLLER_FINALIZER in item.finalizers
+        return not waits
     if not item.status.get("conditions"):
         return False
     facts = _project_facts(item, reads)
@@ -158,8 +162,9 @@ def _is_branch_stale(branch: Branch, reads: _Reads, now: str) -> bool:
     if branch.deleting:
         if needs_release(branch, facts.node):
             return True
-        removal = plan_removal(facts, seconds_since(branch.deleted), now)
-        return removal.done and names.CONTROLLER_FINALIZER in branch.finalizers
+        if names.CONTROLLER_FINALIZER not in branch.finalizers:
+            return bool(branch_plan.held_status(branch, now))
+        return plan_removal(facts, seconds_since(branch.deleted), now).done
     if not branch.status.get("conditions"):
         return False
     return bool(plan_branch(facts, now).changes(branch.status))

@@ -16,6 +16,7 @@ from dbranch.agent.branch.actions import (
     DeletePod,
     Open,
     PromoteInitdb,
+    RecordImage,
     RemoveSlot,
     SetPasswords,
     TakeSnapshot,
@@ -122,6 +123,8 @@ def apply(branch: Branch, facts: BranchFacts, action: Action) -> BranchFacts:
         case WriteSettings():
             assert facts.marker is not None
             return replace(facts, settings_outdated=False)
+        case RecordImage(_, digest):
+            return replace(recorded(facts, image=digest), outdated_collations=None)
         case Open():
             assert facts.marker and facts.marker.cleaned, (
                 "a copy is opened that still has what is its source's"

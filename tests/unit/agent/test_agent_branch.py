@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from tests.unit.agent.branch_model import (
     COPY,
     INITDB,
@@ -35,7 +36,7 @@ from dbranch.agent.slot.pod_spec import slot_class_of
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.api import names
 from dbranch.api.branch import Branch, BranchNode
-from dbranch.api.conditions import Finding, Reason
+from dbranch.api.conditions import MESSAGE_LIMIT, Finding, Reason
 from dbranch.api.project import Project
 
 
@@ -67,7 +68,9 @@ def test_every_step_is_planned_from_every_cut_in_which_it_is_not_done() -> None:
     reached: set[str] = set()
     for project, branch, free in ((NEW, ROOT, ()), (PROJECT, COPY, ()), (PROJECT, COPY, warm)):
         for state in every_cut(project, branch, *free):
-            for facts in (state, replace(state, settings_outdated=True), replace(state, pool_mounted=False)):
+            compared = [replace(state, outdated_collations=())] if state.server_version else []
+            outdated, unmounted = replace(state, settings_outdated=True), replace(state, pool_mounted=False)
+            for facts in (state, outdated, unmounted, *compared):
                 undone = undone_steps(project, branch, facts)
                 if not facts.pool_mounted:
                     plan = plan_branch(project, branch, facts)
@@ -226,9 +229,48 @@ def test_an_image_of_another_major_version_is_not_started_until_the_image_change
     assert "PostgreSQL 16" in plan.postgres.message and plan.actions == ()
     right = replace(PROJECT, postgres=replace(PROJECT.postgres, image="postgres:16"))
     assert DeletePod(blocked.pods[0]) in plan_branch(right, COPY, blocked).actions
-    # Another text, which the tenant may have written there, is no reason.
-    odd = replace(blocked, start_blocked_by="no lock file")
-    assert (plan_branch(PROJECT, COPY, odd).postgres or plan.postgres).reason == Reason.RECOVERING
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("data is not btrfs", "is not btrfs"),
+        ("data is not a root-owned subvolume", "not a subvolume that root owns"),
+        ("data is not a mount", "nothing is mounted"),
+        ("pgdata: owner or mode", "spec.postgres.runAsUser"),
+        ("pgdata is 70:700, not 999:700", "PGDATA belongs to user 70"),
+        ("pgdata is missing, not 999:700", "PGDATA is missing"),
+        ("no lock file", "no lock file"),
+        ("another container holds the lock", "another container"),
+        # What only a tenant can have written, or another release.
+        ("evil \x1b[2J words, " * 50, "unknown reason"),
+        ("data is of PostgreSQL , image is 17", "unknown reason"),
+        ("data is of PostgreSQL 16, image is 17 evil", "unknown reason"),
+        ("pgdata is 70:700, not 999:700\nevil", "unknown reason"),
+    ],
+)
+def test_each_reason_why_the_script_does_not_start_postgres_is_a_sentence(text: str, words: str) -> None:
+    blocked = running(PROJECT, COPY, server_version=None, start_blocked_by=text)
+    plan = plan_branch(PROJECT, COPY, blocked)
+    assert plan.postgres and plan.postgres.reason == Reason.START_BLOCKED and plan.actions == ()
+    assert words in plan.postgres.message and "evil" not in plan.postgres.message
+    assert len(plan.postgres.message) <= MESSAGE_LIMIT and plan.awaits == blocked.pods[0].name
+    # A pod that does not run has its own reason.
+    pulling = replace(blocked, pods=(replace(blocked.pods[0], running=False, reason="ErrImagePull"),))
+    assert (plan_branch(PROJECT, COPY, pulling).postgres or plan.postgres).reason == Reason.IMAGE_PULL_FAILED
+
+
+def test_a_script_that_sees_no_branch_yet_is_starting() -> None:
+    waiting = running(PROJECT, COPY, server_version=None, start_blocked_by="no branch")
+    postgres = plan_branch(PROJECT, COPY, waiting).postgres
+    assert postgres and postgres.reason == Reason.RECOVERING
+
+
+def test_a_postgres_without_the_agents_role_is_reported() -> None:
+    refusing = running(PROJECT, COPY, server_version=None, server_starting=True, missing_role=True)
+    plan = plan_branch(PROJECT, COPY, refusing)
+    assert plan.postgres and plan.postgres.reason == Reason.START_BLOCKED and plan.retry_after
+    assert 'has no role "postgres"' in plan.postgres.message
 
 
 def test_a_rejected_pod_is_replaced_after_a_delay() -> None:

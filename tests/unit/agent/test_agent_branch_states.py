@@ -93,6 +93,7 @@ def cases(draw: st.DrawFn) -> Case:
         start_blocked_by=draw(st.sampled_from([None, "no branch", "another container holds the lock"])),
         settings_outdated=draw(st.booleans()),
         passwords_differ=draw(st.booleans()),
+        outdated_collations=draw(st.sampled_from([None, (), ("database app",)])) if stored else None,
     )
     if origin == "new" and not stored:
         done = draw(st.booleans())
@@ -181,7 +182,8 @@ def test_every_state_converges(case: Case, cuts: list[tuple[int, bool]]) -> None
     runs = case.branch.running and case.project.running
     assert final.marker is not None or (not runs and case.branch.is_root), facts
     if final.marker is not None:
-        accepting = (Reason.ACCEPTING, Reason.RESTART_PENDING) if runs else (Reason.STOPPED,)
+        changed = Reason.IMAGE_CHANGED if case.facts.outdated_collations else Reason.ACCEPTING
+        accepting = (changed, Reason.RESTART_PENDING) if runs else (Reason.STOPPED,)
         assert plan.postgres and plan.postgres.reason in accepting, (facts, plan)
         assert plan.storage.reason == Reason.STORED
         assert len(final.pods) == len(final.bound_slots) == int(runs), facts

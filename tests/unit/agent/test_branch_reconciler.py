@@ -10,20 +10,34 @@ from typing import Any, cast
 
 import pytest
 from tests.fakes.api import FakeApi, Json
-from tests.unit.agent.branch_model import COPY, PROJECT, ROOMY, VERSION, marker
+from tests.unit.agent.branch_model import COPY, INITDB, PROJECT, ROOMY, ROOT, VERSION, marker
 
 from dbranch.agent.branch import backoffs, reconciler
-from dbranch.agent.branch.actions import Action, Claim, Clean, CreatePod, Open, SetPasswords, TakeSnapshot
+from dbranch.agent.branch.actions import (
+    Action,
+    Claim,
+    Clean,
+    CreateInitdbPod,
+    CreatePod,
+    DeletePod,
+    Open,
+    SetPasswords,
+    TakeSnapshot,
+)
 from dbranch.agent.branch.effect import BranchEffects, Outcome
 from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.branch.reconciler import BranchReconciler
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics
+from dbranch.agent.pool.space import Space
 from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.agent.timing import BRANCH_RESYNC_SECONDS
+from dbranch.agent.volume.marker import NewerMarker
 from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
-from dbranch.api.errors import ApiError, NotAccepting
+from dbranch.api.conditions import Finding, Reason
+from dbranch.api.errors import ApiError, NotAccepting, PodRejected
 from dbranch.kube.client import Cluster, branch_path, path_of, project_path
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import Result
@@ -57,8 +71,9 @@ class Api(FakeApi):
 class Bench:
     """A reconciler whose facts, effects and clock are given."""
 
-    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_root: bool = False) -> None:
         self.api = Api(tmp_path / "api.json")
+        self.name = ROOT.object_name if is_root else NAME
         self.facts: BranchFacts | Exception = MOUNTED
         self.accepts: str | None = None
         self.failing: dict[type, Exception] = {}
@@ -72,12 +87,18 @@ class Bench:
             {"metadata": meta, "spec": spec},
         )
         self.api.merge(project_path(NAMESPACE, PROJECT.name, "status"), {"status": status})
-        meta = {"name": NAME, "namespace": NAMESPACE}
-        body = {"metadata": meta, "spec": {"project": PROJECT.name, "source": "main"}}
+        meta = {"name": self.name, "namespace": NAMESPACE}
+        body = {
+            "metadata": meta,
+            "spec": {"project": PROJECT.name, **({} if is_root else {"source": "main"})},
+        }
         created = self.api.create(path_of(names.API_VERSION, names.BRANCHES, NAMESPACE), body)
         self.uid = created["metadata"]["uid"]
-        status = {"nodeName": "n1", "sourceUID": "r-uid"}
-        self.api.merge(branch_path(NAMESPACE, NAME, "status"), {"status": status})
+        status = {"nodeName": "n1", **({} if is_root else {"sourceUID": "r-uid"})}
+        self.api.merge(branch_path(NAMESPACE, self.name, "status"), {"status": status})
+        if is_root:
+            new = {"status": {"node": {"initialized": False}}}
+            self.api.merge(project_path(NAMESPACE, PROJECT.name, "status"), new)
         self.api.writes.clear()
         cluster, layout = cast(Cluster, self.api), Layout(tmp_path)
         context, metrics = NodeContext("n1", "node-uid", "dbranch-nodes", "dbranch"), AgentMetrics()
@@ -117,10 +138,18 @@ class Bench:
                 outcome.marker = outcome.marker.with_opened()
 
     def reconcile(self) -> Result:
-        return self.reconciler.reconcile(NAMESPACE, NAME)
+        return self.reconciler.reconcile(NAMESPACE, self.name)
+
+    def run_for(self, seconds: float) -> int:
+        """Reconcile whenever that is due, for so many seconds; return how often."""
+        reconciles, end = 0, self.now + seconds
+        while self.now < end:
+            self.now += self.reconcile().requeue_after or BRANCH_RESYNC_SECONDS
+            reconciles += 1
+        return reconciles
 
     def node(self) -> Json:
-        body = self.api.get(branch_path(NAMESPACE, NAME))
+        body = self.api.get(branch_path(NAMESPACE, self.name))
         assert body
         return dict(body["status"].get("node") or {})
 
@@ -232,3 +261,67 @@ def test_a_pod_that_fails_is_made_again_only_after_a_delay_that_grows(bench: Ben
         bench.now += expected - 1.0
         bench.reconcile()
         assert [type(action).__name__ for action in bench.actions] == ["CreatePod", "Bind"]
+
+
+UNSAFE = Finding(Reason.SOURCE_UNSAFE, "branch x: pg_tblspc/16999 is a tablespace outside PGDATA")
+WITH_POD = replace(MOUNTED, warm_pods=(), marker=marker(COPY), pods=(FREE,), bound_slots=("warm-1",))
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        (replace(MOUNTED, source_problem=UNSAFE), Reason.SOURCE_UNSAFE),
+        (replace(MOUNTED, space=Space(2**30, 2**20, 2**40, 2**39)), Reason.POOL_FULL),
+        (replace(MOUNTED, space=Space(2**30, 2**29, 2**40, 2**20)), Reason.NODE_DISK_LOW),
+        (replace(MOUNTED, newer=NewerMarker(3)), Reason.STORAGE_UNCLEAR),
+        (
+            replace(WITH_POD, start_blocked_by="data is of PostgreSQL 16, image is 17"),
+            Reason.IMAGE_INCOMPATIBLE,
+        ),
+        (replace(WITH_POD, start_blocked_by="no lock file"), Reason.START_BLOCKED),
+        (replace(WITH_POD, server_starting=True, missing_role=True), Reason.START_BLOCKED),
+    ],
+    ids=lambda value: value.value if isinstance(value, Reason) else "",
+)
+def test_a_request_that_cannot_succeed_has_no_effect_however_often_it_is_tried(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, facts: BranchFacts, reason: Reason
+) -> None:
+    monkeypatch.setattr(bench.reconciler._start_watcher, "start", lambda *_: None)
+    bench.facts = facts
+    reconciles = bench.run_for(7_200.0)
+    assert bench.actions == [], "its source, the node or the API server pays for it"
+    assert len(bench.api.writes) == 1
+    node = bench.node()
+    assert reason in (node["storage"]["reason"], (node.get("postgres") or {}).get("reason"))
+    # Room comes back without an event, so it is looked for every half a minute; else every five minutes at last.
+    assert reconciles <= (7_200 / 30 if reason in (Reason.POOL_FULL, Reason.NODE_DISK_LOW) else 60)
+
+
+def test_a_pod_that_the_api_server_rejects_is_tried_ever_more_rarely(bench: Bench) -> None:
+    bench.facts = replace(MOUNTED, marker=marker(COPY), warm_pods=())
+    bench.failing = {CreatePod: PodRejected("the API server rejects its pod: exceeded quota: small")}
+    bench.run_for(7_200.0)
+    attempts = sum(isinstance(action, CreatePod) for action in bench.actions)
+    assert 5 < attempts < 60 and len(bench.api.writes) == 1
+    postgres = bench.node()["postgres"]
+    assert postgres["reason"] == "PodRejected" and "exceeded quota: small" in postgres["message"]
+
+
+def test_initdb_that_fails_is_tried_ever_more_rarely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(tmp_path, monkeypatch, is_root=True)
+    failed = PodFacts(INITDB, terminated=True, message="initdb: error: no")
+    bench.facts = gone = replace(MOUNTED, warm_pods=())
+    end = 7_200.0
+    while bench.now < end:
+        before = len(bench.actions)
+        delay = bench.reconcile().requeue_after
+        for action in bench.actions[before:]:
+            # The pod fails at once, and is gone as soon as it is deleted: both are events.
+            if isinstance(action, CreateInitdbPod):
+                bench.facts, delay = replace(gone, initdb_pod=failed), 1.0
+            elif isinstance(action, DeletePod):
+                bench.facts, delay = gone, 1.0
+        bench.now += delay or BRANCH_RESYNC_SECONDS
+    attempts = sum(isinstance(action, CreateInitdbPod) for action in bench.actions)
+    assert 5 < attempts < 60
+    assert bench.node()["storage"]["reason"] == "InitdbFailed" and len(bench.api.writes) < 5

@@ -11,7 +11,7 @@ from tests.unit.agent.branch_model import COPY
 from dbranch.agent.branch import start_watch
 from dbranch.agent.branch.start_watch import StartWatcher
 from dbranch.agent.layout import Layout
-from dbranch.agent.postgres.session import Endpoint
+from dbranch.agent.postgres.session import Endpoint, ServerFacts
 from dbranch.agent.slot.observe import SlotFacts
 
 ENDPOINT = Endpoint("slot-a", 20001, "postgres", 17)
@@ -20,7 +20,13 @@ ENDPOINT = Endpoint("slot-a", 20001, "postgres", 17)
 class Watch:
     """A watcher whose wait for the socket and whose look at the slot are given."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, answer: object, slot: SlotFacts) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        answer: object,
+        slot: SlotFacts,
+        server: ServerFacts = ServerFacts(),  # noqa: B008
+    ) -> None:
         self.requests: list[tuple[str, str]] = []
         self.watcher = StartWatcher(Layout(Path("/none")), lambda *request: self.requests.append(request))
 
@@ -32,8 +38,10 @@ class Watch:
         monkeypatch.setattr(start_watch.session, "await_accepting", await_accepting)
         monkeypatch.setattr(start_watch, "observe_slot", lambda *_: slot)
 
-    def run(self) -> list[tuple[str, str]]:
-        self.watcher.start(COPY, ENDPOINT)
+        monkeypatch.setattr(start_watch.session, "observe_server", lambda *_: server)
+
+    def run(self, blocked_by: str | None = None) -> list[tuple[str, str]]:
+        self.watcher.start(COPY, ENDPOINT, blocked_by)
         assert self.watcher.wait_idle(10)
         return self.requests
 
@@ -56,6 +64,7 @@ def test_a_branch_that_is_not_bound_there_any_more_is_waited_for_no_longer(
     "slot",
     [
         SlotFacts(True, True, "p-uid", COPY.uid, start_blocked_by="data is of PostgreSQL 16, image is 17"),
+        SlotFacts(True, True, "p-uid", COPY.uid, start_blocked_by="no lock file"),
         SlotFacts(True, True, "p-uid", COPY.uid, bind_not_propagated=True),
     ],
 )
@@ -63,6 +72,22 @@ def test_what_does_not_change_by_itself_is_reported_by_a_reconcile(
     monkeypatch: pytest.MonkeyPatch, slot: SlotFacts
 ) -> None:
     assert Watch(monkeypatch, None, slot).run() == [("team", "shop-x")]
+
+
+def test_a_reason_that_is_gone_or_a_role_that_is_missing_is_reported_by_a_reconcile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert Watch(monkeypatch, None, BOUND).run("no lock file") == [("team", "shop-x")]
+    server = ServerFacts(starting=True, missing_role=True)
+    assert Watch(monkeypatch, None, BOUND, server).run() == [("team", "shop-x")]
+
+
+def test_a_reason_that_is_reported_already_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = SlotFacts(True, True, "p-uid", COPY.uid, start_blocked_by="no lock file")
+    watch = Watch(monkeypatch, None, blocked)
+    watch.watcher.start(COPY, ENDPOINT, "no lock file")
+    assert not watch.watcher.wait_idle(0.2) and watch.requests == []
+    watch.watcher.stop(COPY)
 
 
 def test_an_exception_of_any_kind_becomes_a_request_after_a_delay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from dbranch.agent.branch.actions import (
     DeletePod,
     Open,
     PromoteInitdb,
+    RecordImage,
     SetPasswords,
     TakeSnapshot,
     WriteSettings,
@@ -49,15 +50,17 @@ ACCEPTS = replace(BOUND, server_version="17.6")
 CLEANED = replace(ACCEPTS, marker=marker(COPY))
 WITH_PASSWORD = replace(CLEANED, marker=replace(marker(COPY), password=VERSION))
 OPENED = replace(CLEANED, marker=replace(marker(COPY), password=VERSION, opened=True))
+# It runs another image than before, and nothing sorts otherwise.
+COMPARED = replace(OPENED, pods=(replace(POD, image_id="sha256:b"),), outdated_collations=())
 
 
 def test_the_order_of_the_steps_is_that_of_their_conditions() -> None:
     assert [*BY_NAME] == [
         *("pool", "volume", "slot", "bind", "start"),
-        *("clean", "credentials", "settings", "open"),
+        *("clean", "credentials", "settings", "open", "image"),
     ]
     conditions = [step.condition for step in STEPS]
-    assert conditions == [Condition.STORAGE_READY] * 2 + [Condition.POSTGRES_READY] * 7
+    assert conditions == [Condition.STORAGE_READY] * 2 + [Condition.POSTGRES_READY] * 8
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
@@ -82,6 +85,7 @@ def test_a_step_is_needed(step: Step) -> None:
         ("credentials", replace(OPENED, passwords_differ=True), OPENED),
         ("settings", replace(WITH_PASSWORD, settings_outdated=True), WITH_PASSWORD),
         ("open", WITH_PASSWORD, OPENED),
+        ("image", COMPARED, OPENED),
     ],
 )
 def test_a_step_is_done(name: str, before: BranchFacts, after: BranchFacts) -> None:
@@ -110,6 +114,7 @@ def test_a_step_is_done(name: str, before: BranchFacts, after: BranchFacts) -> N
         ("credentials", CLEANED, (SetPasswords("slot-a"),)),
         ("settings", replace(CLEANED, settings_outdated=True), (WriteSettings("slot-a"),)),
         ("open", WITH_PASSWORD, (Open("slot-a"),)),
+        ("image", COMPARED, (RecordImage("slot-a", "sha256:b"),)),
     ],
 )
 def test_what_a_step_plans(name: str, facts: BranchFacts, actions: tuple[Action, ...]) -> None:

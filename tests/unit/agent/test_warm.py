@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,19 @@ from dbranch.agent.slot.pod_spec import (
 )
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.timing import REJECTED_WARM_POD_RETRY_SECONDS
-from dbranch.agent.warm.plan import WarmFacts, WarmPlan, WarmPodFacts, free_counts, plan_warm, warm_count
+from dbranch.agent.warm.plan import (
+    WarmFacts,
+    WarmPlan,
+    WarmPodFacts,
+    free_counts,
+    plan_warm,
+    rejection_finding,
+    warm_count,
+)
 from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.errors import InvalidInput
+from dbranch.api.conditions import MESSAGE_LIMIT
 from dbranch.api.project import Project, ProjectNode
 
 TEMPLATE, OLD_TEMPLATE = "template", "old-template"
@@ -39,7 +49,11 @@ COPY = replace(MAIN, object_name="shop-copy", uid="c-uid")
 LARGE = replace(MAIN, object_name="shop-large", uid="l-uid", resources={"requests": {"cpu": "2"}})
 CONTEXT = NodeContext("n1", "n-uid", "dbranch-nodes", "dbranch")
 LAYOUT = Layout(Path("/var/lib/dbranch"))
-MAIN_CLASS, LARGE_CLASS = slot_class_of(SHOP), slot_class_of(SHOP, LARGE)
+# Another project, whose branches all have resources.
+BIG = replace(
+    SHOP, name="big", uid="b-uid", postgres=replace(SHOP.postgres, resources={"requests": {"cpu": "2"}})
+)
+MAIN_CLASS, LARGE_CLASS = slot_class_of(SHOP), slot_class_of(BIG)
 MAIN_HASH, LARGE_HASH = MAIN_CLASS.class_hash, LARGE_CLASS.class_hash
 
 
@@ -49,32 +63,30 @@ def pod(name: str, class_hash: str = MAIN_HASH, **fields: Any) -> PodFacts:
 
 
 def warm_facts(
-    *pods: PodFacts, branches: tuple[Branch, ...] = (MAIN,), project: Project = SHOP, node_full: bool = False
+    *pods: PodFacts, projects: tuple[Project, ...] = (SHOP,), node_full: bool = False
 ) -> WarmFacts:
-    return WarmFacts((project,), branches, tuple(WarmPodFacts(pod) for pod in pods), node_full)
+    return WarmFacts(projects, tuple(WarmPodFacts(pod) for pod in pods), node_full)
 
 
 def test_each_class_in_use_gets_its_number_of_pods() -> None:
-    both = (MAIN, LARGE)
-    assert plan_warm(2, TEMPLATE, warm_facts(branches=both)) == WarmPlan(
-        (), (MAIN_CLASS, MAIN_CLASS, LARGE_CLASS, LARGE_CLASS)
-    )
+    both = (SHOP, BIG)
+    plan = plan_warm(2, 9, TEMPLATE, warm_facts(projects=both))
+    assert plan.delete == () and Counter(c.class_hash for c in plan.create) == {MAIN_HASH: 2, LARGE_HASH: 2}
     pods = (pod("a"), pod("b", running=False), pod("c", LARGE_HASH), pod("d", LARGE_HASH))
-    assert plan_warm(2, TEMPLATE, warm_facts(*pods, branches=both)) == WarmPlan()
+    assert plan_warm(2, 9, TEMPLATE, warm_facts(*pods, projects=both)) == WarmPlan()
 
 
-def test_a_class_is_in_use_while_a_new_branch_or_a_running_one_would_use_it() -> None:
-    for unused in (replace(LARGE, state="Stopped"), replace(LARGE, deleted="now")):
-        assert plan_warm(1, TEMPLATE, WarmFacts((SHOP,), (unused,))).create == (MAIN_CLASS,)
-    assert plan_warm(1, TEMPLATE, WarmFacts((), (MAIN,))) == WarmPlan()
+def test_a_class_is_in_use_while_a_new_branch_would_use_it() -> None:
+    assert plan_warm(1, 9, TEMPLATE, warm_facts()).create == (MAIN_CLASS,)
+    assert plan_warm(1, 9, TEMPLATE, WarmFacts()) == WarmPlan()
     for project in (
         replace(SHOP, state="Stopped"),
         replace(SHOP, deleting=True),
         replace(SHOP, node=ProjectNode()),
     ):
         pods = (pod("a"), pod("c", LARGE_HASH))
-        facts = warm_facts(*pods, branches=(MAIN, LARGE), project=project)
-        assert plan_warm(1, TEMPLATE, facts) == WarmPlan(pods)
+        facts = warm_facts(*pods, projects=(project,))
+        assert plan_warm(1, 9, TEMPLATE, facts) == WarmPlan(pods)
         assert warm_count(1, TEMPLATE, facts, project) is None
 
 
@@ -87,7 +99,7 @@ def test_the_metric_has_a_series_for_each_class_in_use_and_no_other() -> None:
         return {name.partition('class="')[2].partition('"')[0]: value for name, _, value in series}
 
     pods = (pod("a"), pod("b"), pod("c", running=False))
-    metrics.set_warm_slots(free_counts(TEMPLATE, warm_facts(*pods, branches=(MAIN, LARGE))))
+    metrics.set_warm_slots(free_counts(TEMPLATE, warm_facts(*pods, projects=(SHOP, BIG))))
     assert warm_slots() == {MAIN_HASH: "2.0", LARGE_HASH: "0.0"}
     old = pod("a", template_hash=OLD_TEMPLATE)
     metrics.set_warm_slots(free_counts(TEMPLATE, warm_facts(old)))
@@ -102,31 +114,31 @@ def test_the_metric_has_a_series_for_each_class_in_use_and_no_other() -> None:
 def test_another_image_or_another_release_replaces_the_pods() -> None:
     newer = replace(SHOP, postgres=replace(SHOP.postgres, image="postgres:17.7"))
     old_image = pod("a")
-    plan = plan_warm(1, TEMPLATE, warm_facts(old_image, project=newer))
+    plan = plan_warm(1, 9, TEMPLATE, warm_facts(old_image, projects=(newer,)))
     assert plan == WarmPlan((old_image,), (slot_class_of(newer),))
     old_release = pod("a", template_hash=OLD_TEMPLATE)
     # The old pod counts until it is gone, so that there is never one too many.
-    assert plan_warm(1, TEMPLATE, warm_facts(old_release)) == WarmPlan((old_release,))
-    assert plan_warm(1, TEMPLATE, warm_facts(replace(old_release, terminating=True))) == WarmPlan()
-    assert plan_warm(1, TEMPLATE, warm_facts()) == WarmPlan((), (MAIN_CLASS,))
+    assert plan_warm(1, 9, TEMPLATE, warm_facts(old_release)) == WarmPlan((old_release,))
+    assert plan_warm(1, 9, TEMPLATE, warm_facts(replace(old_release, terminating=True))) == WarmPlan()
+    assert plan_warm(1, 9, TEMPLATE, warm_facts()) == WarmPlan((), (MAIN_CLASS,))
 
 
 def test_of_a_surplus_the_running_pod_stays() -> None:
     pulling, running = pod("a", running=False), pod("b")
     facts = warm_facts(pulling, running)
-    assert plan_warm(1, TEMPLATE, facts) == WarmPlan((pulling,))
-    assert plan_warm(1, TEMPLATE, warm_facts(replace(pulling, terminating=True), running)) == WarmPlan()
-    assert plan_warm(0, TEMPLATE, facts) == WarmPlan((running, pulling))
+    assert plan_warm(1, 9, TEMPLATE, facts) == WarmPlan((pulling,))
+    assert plan_warm(1, 9, TEMPLATE, warm_facts(replace(pulling, terminating=True), running)) == WarmPlan()
+    assert plan_warm(0, 9, TEMPLATE, facts) == WarmPlan((running, pulling))
     assert warm_count(0, TEMPLATE, facts, SHOP) is None and warm_count(2, TEMPLATE, facts, SHOP) == 1
 
 
 def test_on_a_full_node_branches_go_first_and_a_rejected_pod_is_retried_later() -> None:
     warm = pod("a")
-    assert plan_warm(1, TEMPLATE, warm_facts(warm, node_full=True)) == WarmPlan((warm,))
+    assert plan_warm(1, 9, TEMPLATE, warm_facts(warm, node_full=True)) == WarmPlan((warm,))
     rejected = pod("a", running=False, terminated=True, reason="OutOfcpu")
 
     def plan_at(age_seconds: float) -> WarmPlan:
-        return plan_warm(1, TEMPLATE, WarmFacts((SHOP,), (MAIN,), (WarmPodFacts(rejected, age_seconds),)))
+        return plan_warm(1, 9, TEMPLATE, WarmFacts((SHOP,), (WarmPodFacts(rejected, age_seconds),)))
 
     assert plan_at(REJECTED_WARM_POD_RETRY_SECONDS - 1) == WarmPlan()
     assert plan_at(REJECTED_WARM_POD_RETRY_SECONDS + 1).delete == (rejected,)
@@ -138,9 +150,38 @@ def test_a_pod_that_the_node_had_no_room_for() -> None:
     assert not node_is_full(PodFacts("a", running=True))
 
 
+def test_a_class_that_is_rejected_is_left_out_until_its_delay_is_over() -> None:
+    facts = replace(warm_facts(projects=(SHOP, BIG)), rejected={LARGE_HASH: "no"})
+    assert Counter(c.class_hash for c in plan_warm(1, 9, TEMPLATE, facts).create) == {
+        MAIN_HASH: 1,
+        LARGE_HASH: 1,
+    }
+    waiting = replace(facts, not_tried=frozenset({LARGE_HASH}))
+    assert plan_warm(1, 9, TEMPLATE, waiting).create == (MAIN_CLASS,)
+    finding = rejection_finding(facts, BIG)
+    assert finding and finding.done and rejection_finding(facts, SHOP) is None
+    long = rejection_finding(replace(facts, rejected={LARGE_HASH: "no " * 200}), BIG)
+    assert long and len(long.message) == MESSAGE_LIMIT and long.message.endswith("correct spec.postgres")
+
+
+def test_the_maximum_is_shared_out_by_the_last_use() -> None:
+    both, idle = (SHOP, BIG), {MAIN_HASH: 50.0, LARGE_HASH: 5.0}
+    facts = replace(warm_facts(projects=both), idle_seconds=idle)
+    assert plan_warm(2, 1, TEMPLATE, facts).create == (LARGE_CLASS,)
+    assert plan_warm(2, 3, TEMPLATE, facts).create.count(LARGE_CLASS) == 2
+    # What is known of the use counts, then the age of a warm pod, which came after the last claim.
+    pods = (WarmPodFacts(pod("a"), 3.0), WarmPodFacts(pod("c", LARGE_HASH), 9.0))
+    assert plan_warm(1, 1, TEMPLATE, WarmFacts(both, pods)).delete == (pods[1].pod,)
+    assert plan_warm(1, 1, TEMPLATE, WarmFacts(both, pods, idle_seconds=idle)).delete == (pods[0].pod,)
+    # One that never was there drives none out.
+    assert plan_warm(1, 1, TEMPLATE, WarmFacts(both, pods[:1])) == WarmPlan()
+
+
 @settings(deadline=None)
 @given(
     limit=st.integers(0, 3),
+    maximum=st.integers(0, 6),
+    idle=st.dictionaries(st.sampled_from([MAIN_HASH, LARGE_HASH]), st.floats(0, 100)),
     pods=st.lists(
         st.builds(
             pod,
@@ -155,11 +196,15 @@ def test_a_pod_that_the_node_had_no_room_for() -> None:
         unique_by=lambda pod: pod.name,
     ),
 )
-def test_every_mixture_converges_to_the_limit_and_never_exceeds_it(limit: int, pods: list[PodFacts]) -> None:
-    branches = (MAIN, LARGE)
+def test_every_mixture_converges_to_the_limits_and_never_exceeds_them(
+    limit: int, maximum: int, idle: dict[str, float], pods: list[PodFacts]
+) -> None:
+    def facts_of(existing: list[PodFacts]) -> WarmFacts:
+        return replace(warm_facts(*existing, projects=(SHOP, BIG)), idle_seconds=idle)
+
     existing = pods
     for reconcile in range(4):
-        plan = plan_warm(limit, TEMPLATE, warm_facts(*existing, branches=branches))
+        plan = plan_warm(limit, maximum, TEMPLATE, facts_of(existing))
         created = [
             pod(f"new-{reconcile}-{n}", slot_class.class_hash) for n, slot_class in enumerate(plan.create)
         ]
@@ -167,9 +212,12 @@ def test_every_mixture_converges_to_the_limit_and_never_exceeds_it(limit: int, p
         for class_hash in {pod.class_hash for pod in created}:
             # Terminating pods included: they still use the node's resources.
             assert sum(pod.class_hash == class_hash for pod in (*existing, *created)) <= limit
+        assert not created or len(existing) + len(created) <= maximum
         existing = [*kept, *created]
-    assert sorted(pod.class_hash for pod in existing) == sorted([MAIN_HASH, LARGE_HASH] * limit)
-    assert plan_warm(limit, TEMPLATE, warm_facts(*existing, branches=branches)) == WarmPlan()
+    counts = Counter(pod.class_hash for pod in existing)
+    assert counts.total() == min(2 * limit, maximum)
+    assert abs(counts[MAIN_HASH] - counts[LARGE_HASH]) <= 1 and counts["other"] == 0
+    assert plan_warm(limit, maximum, TEMPLATE, facts_of(existing)) == WarmPlan()
 
 
 def test_a_claimed_pod_equals_one_created_for_the_branch() -> None:

@@ -1,4 +1,4 @@
-"""The agent's finalizer, where its node will never remove it."""
+"""The agent's part of a deletion: its node will never do it, or something on it holds it up."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ from typing import cast
 
 import pytest
 from tests.factories import NAMESPACE, NODES_NAMESPACE, BranchBuilder, branch, node, project
-from tests.unit.controller.rig import BRANCHES, NODES, PROJECTS, RELEASE, Rig
+from tests.unit.controller.rig import BRANCHES, NODES, PROJECTS, RELEASE, Rig, conditions_of, message_of
 
 from dbranch.api import names
+from dbranch.api.branch import parse_branch
+from dbranch.api.conditions import Condition, Finding, Reason
+from dbranch.api.project import parse_project
 from dbranch.controller import manifests
 from dbranch.controller.finalizers import release_if_abandoned
+from dbranch.controller.stale import stale
 from dbranch.controller.sweep import Sweeper
 from dbranch.kube.client import Cluster, path_of
 from dbranch.runtime.finalizers import remove_finalizer
+from dbranch.runtime.result import Key
 
 X = f"{BRANCHES}/shop-x"
 VERIFIERS = path_of("v1", "secrets", NODES_NAMESPACE)
@@ -144,3 +149,37 @@ def test_the_policy_of_a_project_that_is_made_during_the_sweep_stays(rig: Rig) -
     rig.api.before("delete", name, make_project)
     Sweeper(cast(Cluster, rig.api), RELEASE, rig.owned).sweep_policies()
     assert nodes_namespace(rig) == {name}
+HELD = Finding(Reason.WAITING_FOR_AGENT, "branch x is not deleted yet: /slots/a/data is busy")
+
+
+@pytest.mark.parametrize("kind", ["project", "branch"])
+def test_what_holds_the_agents_part_of_a_deletion_up_is_reported_once(rig: Rig, kind: str) -> None:
+    is_project = kind == "project"
+    builder = project().up() if is_project else branch("x")
+    rig.put(
+        builder.bound()
+        .deleting()
+        .finalizers(names.AGENT_FINALIZER)
+        .reported(Condition.READY, Reason.AVAILABLE)
+    )
+    path = f"{PROJECTS}/shop" if is_project else X
+    key = Key(names.PROJECT_KIND if is_project else names.BRANCH_KIND, NAMESPACE, path.rpartition("/")[2])
+
+    def reconcile() -> None:
+        (rig.projects if is_project else rig.branches).reconcile(NAMESPACE, key.name, rig.cache())
+
+    def is_stale() -> bool:
+        body = rig.existing(path)
+        item = parse_project(body) if is_project else parse_branch(body)
+        return key in stale([item], rig.cache())
+
+    assert not is_stale() and rig.writes_of(reconcile) == []
+    rig.api.merge(f"{path}/status", {"status": {"node": {"deletion": HELD.as_dict()}}})
+    assert is_stale()
+    assert rig.writes_of(reconcile) == [
+        f"merge {path.rpartition('/')[0].rpartition('/')[2]}/{key.name}/status"
+    ]
+    conditions = conditions_of(rig.existing(path))
+    assert conditions["DeletionBlocked"] == "WaitingForAgent" and conditions["Ready"] == "Deleting"
+    assert message_of(rig.existing(path), "DeletionBlocked") == HELD.message
+    assert not is_stale() and rig.writes_of(reconcile) == []

@@ -84,3 +84,17 @@ def test_sizes_that_read_the_same_are_not_written_again() -> None:
     assert changed_fields(now, drop_insignificant(now, same)) == {}
     other = {"freeBytes": 9_000_000, "freeSize": "8.6Mi"}
     assert changed_fields(now, drop_insignificant(now, other)) == other
+
+
+def test_a_project_stays_ready_while_its_new_pods_are_rejected() -> None:
+    rejected = Finding(
+        Reason.WARM_SLOTS_REJECTED, "project shop: the API server rejects its pod: exceeded quota"
+    )
+    warned = replace(SHOP, node=replace(SHOP.node, slots=rejected))
+    findings = project_findings(warned, BOUND, ROUTED, Route(1, "main"), [MAIN])
+    assert dict(findings)[Condition.POSTGRES_READY] == rejected
+    assert ready_finding(findings, "").reason == Reason.AVAILABLE
+    # What is wrong with the active branch comes first.
+    starting = replace(MAIN, node=replace(UP, postgres=Finding(Reason.RECOVERING, "")))
+    findings = project_findings(warned, BOUND, ROUTED, Route(1, "main"), [starting])
+    assert dict(findings)[Condition.POSTGRES_READY].reason == Reason.RECOVERING

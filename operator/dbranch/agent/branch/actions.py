@@ -103,6 +103,14 @@ class Open:
     slot: str
 
 
+@dataclass(frozen=True)
+class RecordImage:
+    """Record in the marker that the data is sorted as the image with this digest sorts it."""
+
+    slot: str
+    digest: str
+
+
 Action = (
     DeletePod
     | RemoveSlot
@@ -118,4 +126,5 @@ Action = (
     | SetPasswords
     | WriteSettings
     | Open
+    | RecordImage
 )

@@ -17,6 +17,7 @@ from dbranch.agent.branch.actions import (
     DeletePod,
     Open,
     PromoteInitdb,
+    RecordImage,
     RemoveSlot,
     SetPasswords,
     TakeSnapshot,
@@ -86,7 +87,7 @@ class BranchEffects:
     def apply(self, desired: Desired, action: Action, outcome: Outcome) -> None:
         """Apply one action and record in `outcome` what it did."""
         match action:
-            case Clean(name) | SetPasswords(name) | WriteSettings(name) | Open(name):
+            case Clean(name) | SetPasswords(name) | WriteSettings(name) | Open(name) | RecordImage(name):
                 if outcome.marker:
                     endpoint = endpoint_of(desired, name, outcome.marker)
                     self._apply_to_postgres(desired, action, endpoint, outcome)
@@ -137,9 +138,8 @@ class BranchEffects:
                 outcome.claimed_pod = pods.ensure_claimed(self._cluster, namespace, pod, claim)
                 outcome.slot, outcome.has_new_pod = pod.name, True
             case CreatePod(name):
-                slot.ensure_slot(layout, name, owner)
                 body = branch_pod(self._context, layout, project, branch, name, read_slot_start())
-                pods.ensure_pod(self._cluster, body)
+                pods.ensure_slot_with_pod(self._cluster, layout, owner, body)
                 outcome.slot, outcome.has_new_pod = name, True
             case Bind(name):
                 if not outcome.stored:
@@ -179,6 +179,10 @@ class BranchEffects:
                 outcome.reloaded = self._reload(endpoint)
             case Open():
                 outcome.marker = ensure_opened(layout, project.uid, branch.uid, endpoint)
+            case RecordImage(_, digest):
+                outcome.marker = subvolume.ensure_recorded(
+                    layout, project.uid, branch.uid, lambda marker: marker.with_image(digest)
+                )
 
     def _reload(self, endpoint: Endpoint) -> bool:
         """Make Postgres load its settings files; return True if it has."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from dbranch.agent.pool.space import Space
-from dbranch.agent.slot.pod_spec import slot_class_of
+from dbranch.agent.slot.pod_spec import SlotClass, slot_class_of
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.volume.brake import Brake
 from dbranch.agent.volume.marker import BranchNames, Marker, NewerMarker
@@ -44,9 +44,9 @@ class Desired:
         return should_run(self.project, self.branch)
 
     @property
-    def class_hash(self) -> str:
-        """The hash of the class that the branch's slot is to have."""
-        return slot_class_of(self.project, self.branch).class_hash
+    def slot_class(self) -> SlotClass:
+        """The class that the branch's slot is to have."""
+        return slot_class_of(self.project, self.branch)
 
     @property
     def settings(self) -> Settings:
@@ -90,11 +90,12 @@ class BranchFacts:
     the bound slot does not start Postgres; `bind_not_propagated`: the script does not see what is bound there.
 
     `server_version`: of the Postgres that accepts connections in the bound slot, None while none does;
-    `server_starting`: a server rejects connections there. `pending_settings`: the names of its settings that need a
-    restart. `settings_outdated`: its settings files are not as the spec asks, or Postgres has not loaded them yet.
+    `server_starting`: a server rejects connections there; `missing_superuser`: since it has no role for the agent.
+    `pending_settings`: the names of its settings that need a restart. `settings_outdated`: its settings files are not
+    as the spec asks, or Postgres has not loaded them yet. `outdated_collations`: what the running image sorts
+    otherwise than the one that built the indexes; None unless the marker records another image than the pod's.
     `passwords_differ`: a role has another password than the project's Secrets say. `missing_role`: the application's,
-    if Postgres does not have it.
-    `brake`: what it may not do, since it fills the node's disk.
+    if Postgres does not have it. `brake`: what it may not do, since it fills the node's disk.
     """
 
     pool_mounted: bool
@@ -114,6 +115,8 @@ class BranchFacts:
     source_problem: Finding | None = None
     backoff_seconds: Mapping[str, float] = field(default_factory=dict)
     server_starting: bool = False
+    missing_superuser: bool = False
+    outdated_collations: tuple[str, ...] | None = None
     settings_outdated: bool = False
     passwords_differ: bool = False
     missing_role: str | None = None

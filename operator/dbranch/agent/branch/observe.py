@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +16,9 @@ from dbranch.agent.pool.observe import observe_pool
 from dbranch.agent.pool.record import PoolRecord
 from dbranch.agent.pool.records import read_record
 from dbranch.agent.pool.space import Space
+from dbranch.agent.postgres.collations import outdated_collations
 from dbranch.agent.postgres.session import Endpoint, ServerFacts, observe_server
+from dbranch.agent.slot.image_ref import digest_of
 from dbranch.agent.slot.observe import observe_branch_slots, observe_pods, observe_slot
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.status import failed_storage_finding
@@ -31,6 +34,8 @@ from dbranch.api.conditions import Finding
 from dbranch.api.errors import DbranchError
 from dbranch.api.scram import split_version
 from dbranch.kube.client import Cluster
+
+logger = logging.getLogger(__name__)
 
 
 def observe_branch(
@@ -69,7 +74,7 @@ def observe_branch(
         source_problem = _source_problem(layout, desired, branch.source_uid)
     warm_pods: tuple[PodFacts, ...] = ()
     if not pods and desired.runs and (marker or branch.source_uid or retained_uid):
-        warm_pods = observe_free_pods(cluster, context, desired.class_hash, template_hash)
+        warm_pods = observe_free_pods(cluster, context, desired.slot_class, template_hash)
     initdb_slot = initdb_pod_name if branch.is_root else None
     bound_slots = observe_branch_slots(layout, branch.uid, initdb_slot)
     slots = [observe_slot(layout, slot) for slot in bound_slots]
@@ -112,8 +117,8 @@ def observe_postgres(layout: Layout, desired: Desired, facts: BranchFacts) -> Br
     if pod is None or pod.name not in facts.bound_slots or facts.marker is None:
         return facts
     port, superuser = names.branch_port(branch.uid), facts.marker.superuser
-    roles = desired.roles(superuser)
-    server = observe_server(layout, Endpoint(pod.name, port, superuser, facts.marker.major), roles)
+    roles, endpoint = desired.roles(superuser), Endpoint(pod.name, port, superuser, facts.marker.major)
+    server = observe_server(layout, endpoint, roles)
     outdated = settings_outdated(layout, project.uid, branch.uid, desired.settings)
     if server.version and not outdated:
         written_at = settings_written_at(layout, project.uid, branch.uid)
@@ -123,6 +128,10 @@ def observe_postgres(layout: Layout, desired: Desired, facts: BranchFacts) -> Br
         facts,
         server_version=server.version,
         server_starting=server.starting,
+        missing_superuser=server.missing_superuser,
+        outdated_collations=_outdated_collations(layout, endpoint, pod, facts.marker)
+        if server.version
+        else None,
         pending_settings=server.pending_settings,
         settings_outdated=outdated,
         **_password_facts(desired, server, roles),
@@ -141,6 +150,19 @@ def _password_facts(desired: Desired, server: ServerFacts, roles: Sequence[str])
         ),
         "missing_role": None if user in actual else user,
     }
+
+
+def _outdated_collations(
+    layout: Layout, endpoint: Endpoint, pod: PodFacts, marker: Marker
+) -> tuple[str, ...] | None:
+    """Look up what sorts otherwise, if the pod has another image than the marker; None if not, or not possible."""
+    if not pod.image_id or digest_of(pod.image_id) == marker.image:
+        return None
+    try:
+        return outdated_collations(layout, endpoint)
+    except DbranchError as error:
+        logger.info("slot %s: collations not compared: %s", endpoint.slot, error)
+        return None
 
 
 def observe_started(

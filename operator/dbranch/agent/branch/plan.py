@@ -23,9 +23,11 @@ from dbranch.agent.branch.stopping import (
     storage_without_pool,
     writer_stopped_finding,
 )
+from dbranch.agent.slot.image_ref import digest_of, short
+from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.volume.brake import Brake
 from dbranch.api.branch import Branch
-from dbranch.api.conditions import Condition, Finding, Reason
+from dbranch.api.conditions import MESSAGE_LIMIT, Condition, Finding, Reason
 from dbranch.api.project import Project
 from dbranch.api.quantity import format_bytes
 
@@ -119,8 +121,30 @@ def _stored_finding(desired: Desired) -> Finding:
     return Finding(Reason.STORED, text)
 
 
+def _image_finding(desired: Desired, facts: BranchFacts, pod: PodFacts) -> Finding | None:
+    """Return the finding if the pod runs another image than was meant, or one that sorts the data otherwise."""
+    project, subject = desired.project, desired.subject
+    digest, meant = digest_of(pod.image_id), digest_of(desired.slot_class.image_id)
+    is_meant = not meant or digest in ("", meant) or has_other_class(pod, desired)
+    collations = facts.outdated_collations or ()
+    if is_meant and not collations:
+        return None
+    old = meant if not is_meant else facts.marker.image if facts.marker else ""
+    fact = f"{subject} runs {short(digest)} as image {project.postgres.image}, not {short(old)}; "
+    if not collations:
+        advice = "no collation differs; set spec.postgres.image to what is meant"
+        return Finding(Reason.IMAGE_CHANGED, f"{fact}{advice}")
+    advice = "; REINDEX what they order, then ALTER DATABASE or COLLATION … REFRESH VERSION"
+    room = MESSAGE_LIMIT - len(advice) - len("text is sorted otherwise by ")
+    shown = ", ".join(collations)
+    room -= min(len(fact), room // 2)
+    shown = shown if len(shown) <= room else f"{shown[: room - 1]}…"
+    text = f"text is sorted otherwise by {shown}{advice}"
+    return Finding(Reason.IMAGE_CHANGED, f"{fact[: MESSAGE_LIMIT - len(text)]}{text}")
+
+
 def _accepting_finding(desired: Desired, facts: BranchFacts) -> Finding:
-    project, branch, subject = desired.project, desired.branch, desired.subject
+    branch, subject = desired.branch, desired.subject
     if facts.missing_role:
         text = (
             f"{subject} has no role {facts.missing_role}, which spec.postgres.user names; its connection string does "
@@ -135,8 +159,11 @@ def _accepting_finding(desired: Desired, facts: BranchFacts) -> Finding:
         )
         return Finding(Reason.WRITES_BRAKED, text)
     pending, pod = list(facts.pending_settings), facts.live_pod
+    changed = _image_finding(desired, facts, pod) if pod else None
+    if changed:
+        return changed
     if pod and has_other_class(pod, desired):
-        pending.append("image" if pod.image != project.postgres.image else "resources")
+        pending.append("resources" if desired.slot_class.has_image_of(pod) else "image")
     if pending:
         shown = ", ".join(pending[:_SHOWN_SETTINGS])
         if len(pending) > _SHOWN_SETTINGS:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dbranch.agent.branch.facts import BranchFacts, Desired
-from dbranch.agent.slot.pod_spec import same_apart_from_priority
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.api import names
 from dbranch.api.project import Project
@@ -35,12 +34,12 @@ def choose_pod(desired: Desired, facts: BranchFacts) -> PodChoice:
 
 def has_other_class(pod: PodFacts, desired: Desired) -> bool:
     """True if the pod was created for another slot class than the branch's present one."""
-    return bool(pod.class_hash) and not same_apart_from_priority(pod.class_hash, desired.class_hash)
+    return bool(pod.class_hash) and not desired.slot_class.includes_apart_from_priority(pod)
 
 
 def waits_for_old_image(pod: PodFacts, project: Project) -> bool:
     """True if the pod never ran and waits for another image than the project's: it is replaced."""
-    other_image = pod.image not in ("", project.postgres.image)
+    other_image = pod.image not in ("", project.postgres.image, slot_class_of(project).pod_image)
     return other_image and not pod.running and not pod.terminated and pod.restarts == 0
 
 

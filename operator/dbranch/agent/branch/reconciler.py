@@ -23,15 +23,18 @@ from dbranch.agent.branch.report import (
 from dbranch.agent.branch.start_watch import StartWatcher
 from dbranch.agent.branch.usage import patch_sizes
 from dbranch.agent.context import NodeContext
+from dbranch.agent.held import HeldDeletions
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics, SlotOrigin
 from dbranch.agent.postgres import session
+from dbranch.agent.slot.image_ref import digest_of
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.status import (
     changed_fields,
     drop_insignificant,
     failed_postgres_finding,
     failed_storage_finding,
+    held_deletion_finding,
 )
 from dbranch.agent.timing import (
     BRANCH_FAILED_RETRY_SECONDS,
@@ -85,6 +88,7 @@ class BranchReconciler:
         self._start_watcher = StartWatcher(layout, request)
         self._removal = BranchRemoval(cluster, layout, context, warm)
         self._backoffs = BranchBackoffs()
+        self._held = HeldDeletions()
         # By UID: the timers of reconciles whose Postgres is starting, and the origins of their slots.
         self._starts: LimitedDict[str, tuple[StepTimer, SlotOrigin]] = LimitedDict(_MAX_STARTS)
 
@@ -129,7 +133,9 @@ class BranchReconciler:
         self._start_watcher.stop(branch)
         try:
             result, finding = self._removal.remove(branch)
-        except (ApiError, ClusterUnreachable, Busy):
+        except Busy as error:
+            return self._hold(branch, error)
+        except (ApiError, ClusterUnreachable):
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the branch's status says it
             log_error(logger, error, f"removal of branch {branch.namespace}/{branch.object_name}")
@@ -139,10 +145,20 @@ class BranchReconciler:
             self._write(branch, {"storage": finding.as_dict()})
         if result.requeue_after is not None:
             return result
+        self._held.forget(branch.uid)
         self._backoffs.succeed(branch)
         self._starts.pop(branch.uid, None)
         remove_finalizer(self._cluster, object_path(branch), branch.uid, names.AGENT_FINALIZER)
         return Result(FINALIZER_REMOVED_CHECK_SECONDS)
+
+    def _hold(self, branch: Branch, error: Busy) -> Result:
+        """Report what holds the deletion up, if it does so for long; return when to try again."""
+        logger.info("branch %s/%s: %s", branch.namespace, branch.object_name, error)
+        delay, is_reported = self._held.hold(branch.uid)
+        if is_reported:
+            finding = held_deletion_finding(error, f"branch {branch.name}")
+            self._write(branch, {"deletion": finding.as_dict()})
+        return Result(delay)
 
     def _read(self, namespace: str, name: str) -> Branch | None:
         """Return the branch; None if it is gone or not scheduled to this node."""
@@ -176,6 +192,7 @@ class BranchReconciler:
         tried |= {action.pod.name for action in plan.actions if isinstance(action, Claim)}
         outcome = Outcome(facts.marker, timer)
         changes_pods = any(isinstance(action, Claim | CreatePod | DeletePod) for action in plan.actions)
+        gets_pod = any(isinstance(action, Claim | CreatePod) for action in plan.actions)
         error = self._apply(desired, plan, outcome)
         if error is None and plan.awaits and outcome.claimed_pod and outcome.marker:
             # In a warm slot Postgres accepts soon: then one write reports everything.
@@ -188,7 +205,7 @@ class BranchReconciler:
                 error = self._apply(desired, plan, outcome)
         result = self._report(desired, facts, plan, outcome, error)
         if changes_pods or branch.node.observed_generation != branch.generation:
-            self._warm.trigger(project, branch)
+            self._warm.trigger(project, is_used=gets_pod and not branch.resources)
         return result
 
     def _observe(self, desired: Desired, tried: set[str]) -> BranchFacts:
@@ -244,11 +261,15 @@ class BranchReconciler:
         if starting_slot:
             origin: SlotOrigin = "warm" if outcome.claimed_pod else "new"
             self._starts.setdefault(branch.uid, (timer, origin))
+        image_pod = opened or (facts.initdb_pod if facts.initdb_done else None)
+        if image_pod:
+            self._record_image(desired, image_pod)
         self._write(desired.branch, node)
         if opened and not has_no_address and postgres and postgres.admits:
-            self._report_start(desired, facts, opened, outcome)
+            self._report_start(desired, facts, outcome)
         if starting_slot and marker:
-            self._start_watcher.start(branch, endpoint_of(desired, starting_slot, marker))
+            endpoint = endpoint_of(desired, starting_slot, marker)
+            self._start_watcher.start(branch, endpoint, facts.start_blocked_by)
         if has_no_address:
             return Result(POD_ADDRESS_POLL_SECONDS)
         return Result(self._delay(desired, plan, outcome, error))
@@ -269,7 +290,7 @@ class BranchReconciler:
             return plan.requeue_after or RELOADED_SETTINGS_POLL_SECONDS
         return plan.requeue_after
 
-    def _report_start(self, desired: Desired, facts: BranchFacts, pod: PodFacts, outcome: Outcome) -> None:
+    def _report_start(self, desired: Desired, facts: BranchFacts, outcome: Outcome) -> None:
         """Count and log that Postgres has begun to accept, and write the project's Postgres version if it is new."""
         branch, project, version = desired.branch, desired.project, facts.server_version
         reported = branch.node.postgres
@@ -284,10 +305,15 @@ class BranchReconciler:
         elif reported and reported.admits:
             return
         if project.node.postgres_version != version:
-            digest = (pod.image_id or "").partition("@")[2] or None
-            patch_status(
-                self._cluster, project, {"node": {"postgresVersion": version, "imageDigest": digest}}
-            )
+            patch_status(self._cluster, project, {"node": {"postgresVersion": version}})
+
+    def _record_image(self, desired: Desired, pod: PodFacts) -> None:
+        """Write which image spec.postgres.image is, unless that is known: pods that are created later use it."""
+        project, image = desired.project, desired.project.postgres.image
+        if project.node.image == image or not pod.image_id or pod.image != image:
+            return
+        fields = {"image": image, "imageID": pod.image_id, "imageDigest": digest_of(pod.image_id)}
+        self._warm.trigger(parse_project(patch_status(self._cluster, project, {"node": fields})))
 
     def _report_failure(self, desired: Desired, error: Exception) -> Result:
         """Write that the branch could not be observed or planned."""

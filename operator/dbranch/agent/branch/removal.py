@@ -57,7 +57,7 @@ class BranchRemoval:
             finding = failed_storage_finding(error, f"branch {branch.name}")
             return Result(STORAGE_UNCLEAR_RETRY_SECONDS), finding
         ensure_brake(self._layout, branch.uid, None)
-        self._warm.trigger(branch)
+        self._warm.trigger()
         return Result(), None
 
     def _delete_data(self, branch: Branch) -> None:

@@ -7,11 +7,11 @@ import threading
 import time
 from collections.abc import Callable
 
-from dbranch.agent.branch.steps.start import is_final
 from dbranch.agent.layout import Layout
 from dbranch.agent.postgres import session
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.slot.observe import observe_slot
+from dbranch.agent.slot.start_blocks import start_block
 from dbranch.agent.timing import LONGEST_RETRY_SECONDS, START_FAILED_RETRY_SECONDS, START_WAIT_SECONDS
 from dbranch.api.branch import Branch
 from dbranch.runtime.backoff import Backoff
@@ -38,8 +38,11 @@ class StartWatcher:
         # Of the branches with a thread, those whose thread has failed and waits before it requests a reconcile.
         self._failed: set[Key] = set()
 
-    def start(self, branch: Branch, endpoint: Endpoint) -> None:
-        """Start a thread for the branch's slot, unless there is one; stop its thread for another slot."""
+    def start(self, branch: Branch, endpoint: Endpoint, blocked_by: str | None = None) -> None:
+        """Start a thread for the branch's slot, unless there is one; stop its thread for another slot.
+
+        `blocked_by`: why the slot's script does not start Postgres, as it was reported.
+        """
         key, stop = (branch.namespace, branch.object_name), threading.Event()
         with self._changed:
             existing = self._threads.get(key)
@@ -49,7 +52,7 @@ class StartWatcher:
                 existing[1].set()
             self._failed.discard(key)
             self._threads[key] = endpoint.slot, stop
-        args = (key, branch.uid, endpoint, stop)
+        args = (key, branch.uid, endpoint, blocked_by, stop)
         threading.Thread(target=self._run, args=args, daemon=True, name=endpoint.slot).start()
 
     def stop(self, branch: Branch) -> None:
@@ -67,9 +70,11 @@ class StartWatcher:
         with self._changed:
             return self._changed.wait_for(lambda: self._threads.keys() <= self._failed, timeout)
 
-    def _run(self, key: Key, branch_uid: str, endpoint: Endpoint, stop: threading.Event) -> None:
+    def _run(
+        self, key: Key, branch_uid: str, endpoint: Endpoint, blocked_by: str | None, stop: threading.Event
+    ) -> None:
         try:
-            is_due = self._wait(branch_uid, endpoint, stop)
+            is_due = self._wait(branch_uid, endpoint, blocked_by, stop)
             self._backoff.succeed(key)
         except Exception:
             logger.exception("slot %s", endpoint.slot)
@@ -94,14 +99,19 @@ class StartWatcher:
     def _is_current(self, key: Key, stop: threading.Event) -> bool:
         return self._threads.get(key, ("", None))[1] is stop
 
-    def _wait(self, branch_uid: str, endpoint: Endpoint, stop: threading.Event) -> bool:
+    def _wait(
+        self, branch_uid: str, endpoint: Endpoint, blocked_by: str | None, stop: threading.Event
+    ) -> bool:
         """Wait until a reconcile is due; return False if there is nothing more to wait for."""
+        reported = start_block(blocked_by)
         while not stop.is_set():
             if session.await_accepting(self._layout, endpoint, START_WAIT_SECONDS):
                 return True
             slot = observe_slot(self._layout, endpoint.slot)
             if slot.branch_uid != branch_uid:
                 return False
-            if is_final(slot.start_blocked_by) or slot.bind_not_propagated:
+            if start_block(slot.start_blocked_by) != reported or slot.bind_not_propagated:
+                return True
+            if session.observe_server(self._layout, endpoint).missing_superuser:
                 return True
         return False

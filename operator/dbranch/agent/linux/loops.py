@@ -19,22 +19,32 @@ from typing import Final
 _CONTROL: Final = "/dev/loop-control"
 _MAJOR: Final = 7
 _CONTROL_DEVICE: Final = os.makedev(10, 237)
+_LOOP_SET_STATUS64: Final = 0x4C04
 _LOOP_GET_STATUS64: Final = 0x4C05
 _LOOP_CTL_GET_FREE: Final = 0x4C82
 # struct loop_info64: device, inode, rdevice, offset, sizelimit, number, encrypt type, key size, flags, ...
 _INFO: Final = struct.Struct("=QQQQQIIII64s64s32s2Q")
+_FLAGS: Final = 8
+_READ_ONLY: Final = 1
 _AUTOCLEAR: Final = 4
 
 
 @dataclass(frozen=True)
 class Loop:
-    """An attached loop device. `size` in bytes; `autoclear`: the kernel detaches it at its last close."""
+    """An attached loop device.
+
+    `size` in bytes; `autoclear`: the kernel detaches it at its last close. `offset`, `size_limit`: where in the file
+    the device begins, and how many bytes of it it shows at most (0: all), in bytes; `read_only`: it takes no writes.
+    """
 
     path: str
     device: int
     inode: int
     size: int
     autoclear: bool
+    offset: int = 0
+    size_limit: int = 0
+    read_only: bool = False
 
 
 def _ensure_node(path: str, device: int, file_type: int) -> str:
@@ -66,8 +76,25 @@ def _read(number: int) -> Loop | None:
         raise
     finally:
         os.close(handle)
-    fields = _INFO.unpack(info)
-    return Loop(f"/dev/loop{number}", fields[0], fields[1], size, bool(fields[8] & _AUTOCLEAR))
+    device, inode, _, offset, size_limit, *_, flags = _INFO.unpack(info)[: _FLAGS + 1]
+    autoclear, read_only = bool(flags & _AUTOCLEAR), bool(flags & _READ_ONLY)
+    return Loop(f"/dev/loop{number}", device, inode, size, autoclear, offset, size_limit, read_only)
+
+
+def clear_autoclear(path: str) -> None:
+    """Take back the detachment that `losetup -d` requested of a device in use: its last close no longer detaches it.
+
+    Raises OSError (ENXIO) if the device is detached already.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        info = bytearray(_INFO.size)
+        fcntl.ioctl(handle, _LOOP_GET_STATUS64, info, True)
+        fields = list(_INFO.unpack(info))
+        fields[_FLAGS] &= ~_AUTOCLEAR
+        fcntl.ioctl(handle, _LOOP_SET_STATUS64, _INFO.pack(*fields))
+    finally:
+        os.close(handle)
 
 
 def _attached() -> list[int]:

@@ -35,8 +35,8 @@ def await_released(device: str, timeout: float = 5.0) -> None:
     while btrfs.in_use(device):
         if time.monotonic() > deadline:
             raise Busy(
-                f"the filesystem on {device} is unmounted here and still held by another mount namespace; "
-                "it is neither detached nor deleted; it is tried again"
+                f"another mount namespace holds the filesystem on {device}; it is neither detached nor deleted; "
+                f"find the process on the node by grep -l {device} /proc/*/mountinfo"
             )
         time.sleep(_POLL_SECONDS)
 

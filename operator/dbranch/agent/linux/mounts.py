@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,12 @@ def read_mounts() -> tuple[Mount, ...]:
 def mounts_at(point: Path, mounts: tuple[Mount, ...] | None = None) -> tuple[Mount, ...]:
     """Return the mounts stacked at exactly this (absolute, link-free) path, the visible one last."""
     return tuple(m for m in (read_mounts() if mounts is None else mounts) if m.point == str(point))
+
+
+def mounts_of_device(device: str, mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:
+    """Return the mounts whose source is this device, by its path: btrfs shows a device number of its own."""
+    path = os.path.realpath(device)
+    return tuple(m for m in mounts if m.source.startswith("/dev/") and os.path.realpath(m.source) == path)
 
 
 def mount_containing(path: Path) -> Mount | None:

@@ -65,7 +65,7 @@ def ensure_pool(
     with held(layout.attach_lock, timeout=60):
         file = layout.image(project_uid)
         image.ensure_image(file, size, created=recorded_uuid is not None)
-        device = image.ensure_attached(file)
+        device = image.ensure_attached(file, layout.pool(project_uid))
         uuid = image.ensure_filesystem(file, device, recorded_uuid)
         mount.ensure_mounted(layout, project_uid, device)
         image.ensure_grown(file, device, layout.pool(project_uid), size)

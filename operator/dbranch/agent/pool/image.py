@@ -9,8 +9,16 @@ from typing import Final
 
 from dbranch.agent.linux import btrfs
 from dbranch.agent.linux.command import run
-from dbranch.agent.linux.loops import Loop, free_loop, loops_of, loops_of_deleted, loops_of_inode
+from dbranch.agent.linux.loops import (
+    Loop,
+    clear_autoclear,
+    free_loop,
+    loops_of,
+    loops_of_deleted,
+    loops_of_inode,
+)
 from dbranch.agent.linux.mounting import await_released
+from dbranch.agent.linux.mounts import mounts_at, mounts_of_device, read_mounts
 from dbranch.api.errors import Busy, CommandFailed, PoolDamaged, PoolLost, Unsafe
 from dbranch.runtime.logs import log_command
 
@@ -56,10 +64,12 @@ def ensure_image(file: Path, size: int, created: bool) -> None:
     sync_directory(file.parent)
 
 
-def ensure_attached(file: Path) -> str:
+def ensure_attached(file: Path, point: Path) -> str:
     """Attach the image to a loop device, or adopt the one that it has; return the device's path.
 
-    Call it under the attach lock. Raises Busy if the device is being detached, Unsafe if the image has two.
+    `point`: where the pool is, or will be, mounted. Call it under the attach lock. Raises Busy if the device is being
+    detached; Unsafe if the image has two devices, one that does not show the whole image, or none while another is
+    mounted at `point`.
     """
     for _ in range(_ATTACH_ATTEMPTS):
         loops = loops_of(file)
@@ -69,9 +79,16 @@ def ensure_attached(file: Path) -> str:
                 "nothing is mounted; detach all but the one in use with losetup -d"
             )
         if loops:
-            if loops[0].autoclear:
-                raise Busy(f"{loops[0].path} of {file} is being detached; it is tried again")
+            _adopt(loops[0], file)
             return loops[0].path
+        mounted = mounts_at(point)
+        if mounted:
+            # The image was deleted or replaced under its mount. A second device with the same filesystem would be
+            # taken for the first one by the kernel.
+            raise Unsafe(
+                f"{point} has {mounted[-1].source} mounted, which is not of {file}; nothing is attached; "
+                "bring the right file back, or stop the project"
+            )
         try:
             device = free_loop()
         except OSError as error:
@@ -86,6 +103,28 @@ def ensure_attached(file: Path) -> str:
             if "busy" not in error.output.lower():
                 raise
     raise Busy(f"no free loop device for {file}; it is tried again")
+
+
+def _adopt(loop: Loop, file: Path) -> None:
+    """Make sure that the device shows the whole image and stays; raise Unsafe or Busy otherwise."""
+    partial = (
+        ("read-only", loop.read_only),
+        (f"from byte {loop.offset} on", loop.offset),
+        (f"up to a size of {loop.size_limit} bytes", loop.size_limit),
+    )
+    limits = " and ".join(text for text, applies in partial if applies)
+    if limits:
+        raise Unsafe(
+            f"{loop.path} shows the image {limits}; nothing is mounted; run losetup -d {loop.path} on the node "
+            f"(image {file})"
+        )
+    if not loop.autoclear:
+        return
+    if not mounts_of_device(loop.path, read_mounts()):
+        raise Busy(f"{loop.path} of {file} is being detached; it is tried again")
+    # A person has detached it (`losetup -d`, `-D`) while it is mounted here, which only requests the detachment.
+    log_command("losetup", "--autoclear=off", loop.path)
+    clear_autoclear(loop.path)
 
 
 def ensure_filesystem(file: Path, device: str, recorded_uuid: str | None) -> str:

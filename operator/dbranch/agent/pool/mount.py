@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Final
 
 from dbranch.agent.layout import Layout
 from dbranch.agent.linux.command import run
 from dbranch.agent.linux.loops import loops_of, loops_of_deleted
 from dbranch.agent.linux.mounting import unmount
-from dbranch.agent.linux.mounts import Mount, mounts_at, read_mounts
+from dbranch.agent.linux.mounts import mounts_at, mounts_of_device, read_mounts
 from dbranch.api.errors import Busy, Unsafe
 
 _OPTIONS: Final = "nosuid,nodev,noexec,noatime,discard=async"
@@ -20,7 +19,7 @@ def ensure_mounted(layout: Layout, project_uid: str, device: str) -> None:
     point = layout.pool(project_uid)
     mounts = mounts_at(point)
     if mounts:
-        if len(mounts) > 1 or mounts[0].fstype != "btrfs" or not _same_device(mounts[0], device):
+        if len(mounts) > 1 or mounts[0].fstype != "btrfs" or not mounts_of_device(device, mounts):
             raise Unsafe(
                 f"{point} has {', '.join(m.source for m in mounts)} mounted, not {device}; "
                 "nothing is touched; unmount it"
@@ -30,11 +29,6 @@ def ensure_mounted(layout: Layout, project_uid: str, device: str) -> None:
     run(["mount", "-t", "btrfs", "-o", _OPTIONS, device, point])
     # Pods must not look in: each has its own branch bind-mounted into its slot.
     point.chmod(0o700)
-
-
-def _same_device(mount: Mount, device: str) -> bool:
-    # btrfs shows an anonymous device number, so only the path in mountinfo identifies it.
-    return os.path.realpath(mount.source) == os.path.realpath(device)
 
 
 def ensure_unmounted(layout: Layout, project_uid: str) -> None:

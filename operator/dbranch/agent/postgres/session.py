@@ -310,8 +310,8 @@ def has_rejected_settings(layout: Layout, endpoint: Endpoint) -> bool:
 class ServerFacts:
     """What a Postgres says of itself.
 
-    `version`: None if it does not accept connections; `starting`: it rejects them. `pending_settings`: the names of
-    the settings that need a restart. `loaded_at`: when it read its settings files last, as `time.time()` counts.
+    `version`: None if it does not accept connections; `starting`: it rejects them; `missing_superuser`: because it has
+    no role of the endpoint's user. `pending_settings`: the names of the settings that need a restart. `loaded_at`: when it read its settings files last, as `time.time()` counts.
     `passwords`: by role that exists, the version of its password as of `api.scram.version_of`, "" without one.
     """
 
@@ -319,6 +319,7 @@ class ServerFacts:
     starting: bool = False
     pending_settings: tuple[str, ...] = ()
     loaded_at: float = 0.0
+    missing_superuser: bool = False
     passwords: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -339,7 +340,8 @@ def observe_server(layout: Layout, endpoint: Endpoint, roles: Sequence[str] = ()
             loaded_at, pending = float(row[0]), tuple(str(row[1] or "").split())
     except NotAccepting as error:
         # A server that answers, and does not let the agent in, is starting or ending.
-        return ServerFacts(starting=bool(error.sqlstate))
+        missing_superuser = f'role "{endpoint.user}" does not exist' in str(error)
+        return ServerFacts(starting=bool(error.sqlstate), missing_superuser=missing_superuser)
     except (SqlFailed, IndexError, TypeError, ValueError):
         return ServerFacts()
     passwords = {role: str(hashed) for role, hashed in zip(roles, row[2:], strict=True) if hashed is not None}

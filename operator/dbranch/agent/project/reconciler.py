@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from dbranch.agent.context import NodeContext
+from dbranch.agent.held import HeldDeletions
 from dbranch.agent.layout import Layout
 from dbranch.agent.machine import MachineFacts, observe_machine
 from dbranch.agent.pool.effect import ensure_base, ensure_pool, ensure_pool_down, ensure_pool_removed
@@ -25,6 +26,7 @@ from dbranch.agent.status import (
     drop_insignificant,
     error_message,
     failed_pool_finding,
+    held_deletion_finding,
     size_fields,
 )
 from dbranch.agent.timing import (
@@ -48,7 +50,6 @@ from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Finding, Reason
-from dbranch.api.enums import DeletionPolicy
 from dbranch.api.errors import ApiError, Busy, ClusterUnreachable, DbranchError
 from dbranch.api.project import Project, parse_project
 from dbranch.kube.client import Cluster, object_path, path_of, project_path
@@ -86,6 +87,7 @@ class ProjectReconciler:
         self._trigger_warm = trigger_warm
         self._request_branch = request_branch
         self._backoff = Backoff(LONGEST_RETRY_SECONDS)
+        self._held = HeldDeletions()
         # By UID: when its pool was remounted, by time.monotonic().
         self._remounted_at: LimitedDict[str, float] = LimitedDict(_MAX_REMOUNTS)
 
@@ -255,30 +257,42 @@ class ProjectReconciler:
 
     def _remove(self, project: Project) -> Result:
         """Remove pods, slots and pool as far as they can be removed now; once nothing is left, the finalizer."""
-        retained = project.deletion_policy == DeletionPolicy.RETAIN
         if names.AGENT_FINALIZER not in project.finalizers:
             return GONE
         if names.CONTROLLER_FINALIZER in project.finalizers:
             return Result(CONTROLLER_FINALIZER_POLL_SECONDS)
-        if retained:
+        if project.keeps_pool:
             ensure_tombstone_withdrawn(self._layout, project.uid)
             self._ownership.record_deletion(project)
         else:
             ensure_tombstone(self._layout, project.uid, project.node.pool_uuid)
         if self._delete_pods(project):
             return Result(POD_DELETION_POLL_SECONDS)
-        for name in observe_project_slots(self._layout, project.uid):
-            slot.ensure_slot_removed(self._layout, name)
-        if retained:
-            ensure_pool_down(self._layout, project.uid)
-        else:
-            ensure_pool_removed(self._layout, project.uid)
+        try:
+            self._remove_pool(project)
+        except Busy as error:
+            logger.info("project %s/%s: %s", project.namespace, project.name, error)
+            delay, is_reported = self._held.hold(project.uid)
+            if is_reported:
+                finding = held_deletion_finding(error, f"project {project.name}")
+                self._write(project, {"deletion": finding.as_dict()})
+            return Result(delay)
+        self._held.forget(project.uid)
         self._trigger_warm(project)
         self._backoff.succeed(project.uid)
         remove_finalizer(self._cluster, object_path(project), project.uid, names.AGENT_FINALIZER)
-        if retained:
+        if project.keeps_pool:
             self._trigger_housekeeping()
         return Result(FINALIZER_REMOVED_CHECK_SECONDS)
+
+    def _remove_pool(self, project: Project) -> None:
+        """Remove the project's slots, and its pool unless it is to be retained. Raises Busy while they are in use."""
+        for name in observe_project_slots(self._layout, project.uid):
+            slot.ensure_slot_removed(self._layout, name)
+        if project.keeps_pool:
+            ensure_pool_down(self._layout, project.uid)
+        else:
+            ensure_pool_removed(self._layout, project.uid)
 
     def collect_usage_and_trash(self, namespace: str, name: str) -> Result:
         """Reconcile the project, which reports its usage, and destroy what is left in its pool's trash."""

@@ -11,13 +11,13 @@ from dbranch.agent.layout import Layout, is_slot, is_uid
 from dbranch.agent.linux.files import opened_directory, read_beneath
 from dbranch.agent.linux.mounts import Mount, mounts_at, read_mounts
 from dbranch.agent.slot.pod_status import PodFacts, pod_facts
+from dbranch.agent.slot.start_blocks import NO_BRANCH
 from dbranch.agent.timing import MOUNT_PROPAGATION_TIMEOUT_SECONDS
 from dbranch.api import names
 from dbranch.kube.client import Cluster, path_of
 
-# slot-start.sh writes into `run/start-blocked-by` why it does not start Postgres, this while it sees no branch.
+# slot-start.sh writes into `run/start-blocked-by` why it does not start Postgres.
 _START_BLOCKED_BY: Final = "start-blocked-by"
-NO_BRANCH: Final = "no branch"
 
 
 @dataclass(frozen=True)

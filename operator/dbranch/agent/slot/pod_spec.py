@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
+from dbranch.agent.slot.image_ref import digest_of, pinned
+from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.timing import (
     INITDB_GRACE_SECONDS,
     POSTGRES_GRACE_SECONDS,
@@ -50,29 +52,52 @@ _IMAGE_VOLUME_SIZE: Final = "1Mi"
 class SlotClass:
     """What makes two slots interchangeable: their pods have the same image, user ID, resources and pull secrets.
 
-    Those of root branches have a priority of their own besides.
+    `image`: as the spec has it. `image_id`: what that was when the project ran it first, empty before that. `is_root`:
+    those of root branches have a priority of their own.
     """
 
     image: str
     run_as_user: int
     resources: Mapping[str, Any]
     image_pull_secrets: tuple[str, ...] = ()
+    image_id: str = ""
     is_root: bool = False
+
+    @property
+    def pod_image(self) -> str:
+        """The image of the class's pods: by its digest, if it is known and can be pulled so."""
+        return pinned(self.image, self.image_id)
 
     @property
     def class_hash(self) -> str:
         """The value of the label LABEL_CLASS on the class's pods."""
-        shared = _hash(self.image, self.run_as_user, self.resources, self.image_pull_secrets)
+        return self._hash_of(self.pod_image)
+
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        """The labels of the pods that may be of this class: also of those from before the digest was known."""
+        return tuple(dict.fromkeys((self.class_hash, self._hash_of(self.image))))
+
+    def includes(self, pod: PodFacts) -> bool:
+        """True if the pod is of this class. One that was created by the tag is if it runs this very image."""
+        if pod.class_hash == self.class_hash:
+            return True
+        return pod.class_hash == self._hash_of(self.image) and self._is_image_id(pod.image_id)
+
+    def includes_apart_from_priority(self, pod: PodFacts) -> bool:
+        """True if the pod differs from this class at most in its priority, which one of release 0.1.0 does not have."""
+        return any(replace(self, is_root=is_root).includes(pod) for is_root in (False, True))
+
+    def has_image_of(self, pod: PodFacts) -> bool:
+        """True if the pod has this class's image, whatever else differs."""
+        return pod.image == self.pod_image or (pod.image == self.image and self._is_image_id(pod.image_id))
+
+    def _is_image_id(self, image_id: str | None) -> bool:
+        return not image_id or digest_of(image_id) == digest_of(self.image_id)
+
+    def _hash_of(self, image: str) -> str:
+        shared = _hash(image, self.run_as_user, self.resources, self.image_pull_secrets)
         return shared + _ROOT_SUFFIX if self.is_root else shared
-
-
-def same_apart_from_priority(class_hash: str, other: str) -> bool:
-    """True if the classes differ at most in their priority, which a pod of release 0.1.0 does not have.
-
-    >>> same_apart_from_priority("1f-root", "1f"), same_apart_from_priority("1f", "2e")
-    (True, False)
-    """
-    return class_hash.removesuffix(_ROOT_SUFFIX) == other.removesuffix(_ROOT_SUFFIX)
 
 
 def slot_class_of(project: Project, branch: Branch | None = None) -> SlotClass:
@@ -84,6 +109,8 @@ def slot_class_of(project: Project, branch: Branch | None = None) -> SlotClass:
         postgres.run_as_user,
         own_resources or postgres.resources,
         postgres.image_pull_secrets,
+        # An image that the spec has changed to is recorded anew when it runs first.
+        (project.node.image_id or "") if project.node.image == postgres.image else "",
         branch is not None and branch.is_root,
     )
 
@@ -149,7 +176,8 @@ def _slot_spec(
 ) -> dict[str, Any]:
     container = {
         "name": "postgres",
-        "image": slot_class.image,
+        "image": slot_class.pod_image,
+        "imagePullPolicy": "IfNotPresent",
         "command": ["sh", "-c", script],
         # For clients in the pod, and for Postgres as the client of itself.
         "env": [{"name": "PGHOST", "value": "/slot/run"}],
@@ -187,7 +215,8 @@ def initdb_pod(
     }
     container = {
         "name": "initdb",
-        "image": project.postgres.image,
+        "image": slot_class.pod_image,
+        "imagePullPolicy": "IfNotPresent",
         # What follows the script's name are its arguments.
         "command": ["sh", "-c", script, "initdb", *initdb.args],
         "env": [{"name": name, "value": value} for name, value in env.items()],

@@ -74,7 +74,7 @@ def pod_facts(body: Mapping[str, Any]) -> PodFacts:
         name=meta["name"],
         uid=meta.get("uid", ""),
         resource_version=meta.get("resourceVersion", ""),
-        image=next((c["image"] for c in spec.get("containers") or ()), ""),
+        image=next((c.get("image", "") for c in spec.get("containers") or ()), ""),
         class_hash=(meta.get("labels") or {}).get(names.LABEL_CLASS, ""),
         template_hash=annotations.get(names.TEMPLATE_HASH, ""),
         restarted_at=annotations.get(names.RESTARTED_AT),

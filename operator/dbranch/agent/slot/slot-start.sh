@@ -14,11 +14,12 @@ while :; do
   [ "$(stat -f -c %t $d)" = 9123683e ] || { blocked "data is not btrfs"; continue; }
   [ "$(stat -c %i:%u $d)" = 256:0 ] || { blocked "data is not a root-owned subvolume"; continue; }
   [ "$(stat -c %d $d)" != "$(stat -c %d /slot)" ] || { blocked "data is not a mount"; continue; }
-  [ "$(stat -c %u:%a $p)" = "$me:700" ] || { blocked "pgdata: owner or mode"; continue; }
+  own=$(stat -c %u:%a $p 2>/dev/null)
+  [ "$own" = "$me:700" ] || { blocked "pgdata is ${own:-missing}, not $me:700"; continue; }
   have=$(cat $p/PG_VERSION)
   [ "$have" = "$want" ] || { blocked "data is of PostgreSQL $have, image is $want"; continue; }
   # Postgres inherits the lock: a second one on this data never starts, also from another pod.
-  # A failed redirection of `exec` would end the shell.
+  # A redirection of `exec` that fails would end the shell.
   [ -r $d/lock ] || { blocked "no lock file"; continue; }
   exec 9<$d/lock
   flock -n 9 || { exec 9<&-; blocked "another container holds the lock"; continue; }

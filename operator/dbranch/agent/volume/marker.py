@@ -65,8 +65,9 @@ class Marker:
     max_prepared_transactions with which its prepared transactions can be recovered. `password`: the version
     of the passwords that it has, empty if unknown. `superuser`: the role that initdb made, empty in a marker of the
     first release (`observe.marker_at` reads it elsewhere). `initdb_settings`: what initdb wrote to its own
-    postgresql.conf; they stand below the user's parameters. `unknown`: keys that this release does not know, as they
-    were read; every rewrite keeps them.
+    postgresql.conf; they stand below the user's parameters. `image`: the digest of the image that its indexes are
+    known to be sorted by, empty if unknown. `unknown`: keys that this release does not know, as they were read; every
+    rewrite keeps them.
     """
 
     project_uid: str
@@ -82,6 +83,7 @@ class Marker:
     names: BranchNames = BranchNames()
     superuser: str = ""
     initdb_settings: Mapping[str, str] = field(default_factory=dict)
+    image: str = ""
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     def with_cleaned(self) -> Marker:
@@ -95,6 +97,10 @@ class Marker:
     def with_password_version(self, password: str) -> Marker:
         """Return the marker of the same branch with this version of the passwords."""
         return replace(self, password=password)
+
+    def with_image(self, digest: str) -> Marker:
+        """Return the marker of the same branch, sorted as the image with this digest sorts."""
+        return replace(self, image=digest)
 
     def reassigned_to(self, project_uid: str, owner_uid: str, branch: BranchNames) -> Marker:
         """Return the marker of the same data as the branch of another project; its role is the new owner's."""
@@ -131,6 +137,8 @@ def parse_marker(text: str) -> Marker | NewerMarker | None:
             return NewerMarker(version)
         if raw["kind"] != _OWNER_KIND:
             return NewerMarker(version, str(raw["kind"]))
+        if raw["role"] not in [*Role]:
+            return NewerMarker(version, f"role {raw['role']}")
         origin, branch = raw["origin"], raw["names"]
         marker = Marker(
             project_uid=str(raw["project_uid"]),
@@ -148,6 +156,7 @@ def parse_marker(text: str) -> Marker | NewerMarker | None:
             password=str(raw["password"]),
             # Markers of the first release say nothing: such a branch is opened once more.
             opened=bool(raw.get("opened", False)),
+            image=str(raw.get("image", "")),
             names=BranchNames(str(branch["namespace"]), str(branch["project"]), str(branch["branch"])),
             superuser=str(raw.get("superuser", "")),
             initdb_settings={str(k): str(v) for k, v in dict(raw.get("initdb_settings", {})).items()},

@@ -7,64 +7,91 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, Final
 
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot import pods
-from dbranch.agent.slot.pod_spec import SlotClass, template_hash, warm_pod
+from dbranch.agent.slot.pod_spec import SlotClass, slot_class_of, template_hash, warm_pod
 from dbranch.agent.slot.scripts import read_slot_start
 from dbranch.agent.timing import (
+    LONGEST_RETRY_SECONDS,
     NODE_FULL_SECONDS,
+    REJECTED_CLASS_RETRY_SECONDS,
     WARM_FAILED_RETRY_SECONDS,
     WARM_POD_DELETION_POLL_SECONDS,
     WARM_RESYNC_SECONDS,
     WARM_WAIT_IDLE_SECONDS,
 )
 from dbranch.agent.warm.observe import observe_scheduled_here, observe_warm_pods
-from dbranch.agent.warm.plan import WarmFacts, free_counts, plan_warm, warm_count
+from dbranch.agent.warm.plan import (
+    WarmFacts,
+    classes_in_use,
+    free_counts,
+    plan_warm,
+    rejection_finding,
+    warm_count,
+)
 from dbranch.api import names
-from dbranch.api.branch import Branch
+from dbranch.api.errors import ApiError, PodRejected
 from dbranch.api.project import Project
 from dbranch.kube.client import Cluster, path_of
 from dbranch.kube.status import patch_status
+from dbranch.runtime.backoff import Backoff
 from dbranch.runtime.logs import log_error
 from dbranch.runtime.result import Result
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_MAX_WARM_SLOTS: Final = 32
+
 
 class WarmReconciler:
-    """Keeps `limit` warm pods of each class in use.
+    """Keeps `limit` warm pods of each class in use, `maximum` of all classes.
 
-    The pods' state is always read from the API server. The projects and branches that may use them are those of
-    the last list, and those that were reconciled since.
+    The pods' state is always read from the API server. The projects that may use them are those of the last list, and
+    those that were reconciled since. A class whose pods the API server rejects holds no other one up.
     """
 
     def __init__(
-        self, cluster: Cluster, layout: Layout, context: NodeContext, limit: int, metrics: AgentMetrics
+        self,
+        cluster: Cluster,
+        layout: Layout,
+        context: NodeContext,
+        limit: int,
+        metrics: AgentMetrics,
+        maximum: int = DEFAULT_MAX_WARM_SLOTS,
     ) -> None:
-        self._cluster, self._layout, self._context, self._limit = cluster, layout, context, limit
-        self._metrics = metrics
+        self._cluster, self._layout, self._context = cluster, layout, context
+        self._limit, self._maximum, self._metrics = limit, maximum, metrics
         self._script = read_slot_start()
         self.template_hash = template_hash(context, layout, self._script)
         self._reconcile_lock, self._triggered = threading.Lock(), threading.Event()
         # Slots whose pods were deleted and whose directories are left.
         self._deleted_slots: set[str] = set()
         self._node_full_until = 0.0
-        # Projects and branches by UID; `_changed` are those that the next reconcile adds to `_scheduled_here`.
-        self._scheduled_here: dict[str, Project | Branch] = {}
-        self._changed: dict[str, Project | Branch] = {}
+        # Projects by UID; `_changed` are those that the next reconcile adds to `_scheduled_here`.
+        self._scheduled_here: dict[str, Project] = {}
+        self._changed: dict[str, Project] = {}
+        # By class hash: when a branch got a slot of the class last, by time.monotonic().
+        self._used_at: dict[str, float] = {}
         self._changed_lock = threading.Lock()
         self._listed_at = -WARM_RESYNC_SECONDS
-        # By UID: the count that was written into a project's status since the last list.
-        self._reported: dict[str, int | None] = {}
+        # By UID: the fields that were written into a project's status since the last list.
+        self._reported: dict[str, dict[str, Any]] = {}
+        # By class hash: why the API server rejects the class's pods.
+        self._rejected: dict[str, str] = {}
+        self._backoff = Backoff(LONGEST_RETRY_SECONDS)
 
-    def trigger(self, *changed: Project | Branch) -> None:
-        """Request a reconcile, with the projects and branches that have changed."""
+    def trigger(self, *changed: Project, is_used: bool = False) -> None:
+        """Request a reconcile, with the projects that have changed; `is_used`: a branch got a slot of their class."""
         with self._changed_lock:
             _add_newer(self._changed, changed)
+            if is_used:
+                self._used_at |= {slot_class_of(p).class_hash: time.monotonic() for p in changed}
         self._triggered.set()
 
     def yield_slots(self) -> None:
@@ -96,20 +123,20 @@ class WarmReconciler:
         """
         with self._reconcile_lock:
             facts = self._observe()
-            plan = plan_warm(self._limit, self.template_hash, facts)
+            plan = plan_warm(self._limit, self._maximum, self.template_hash, facts)
             if plan.delete:
                 # Never delete by what is remembered: another agent on this node may have seen newer objects.
                 facts = self._observe(relist=True)
-                plan = plan_warm(self._limit, self.template_hash, facts)
+                plan = plan_warm(self._limit, self._maximum, self.template_hash, facts)
             self._metrics.set_warm_slots(free_counts(self.template_hash, facts))
             for pod in plan.delete:
                 self._deleted_slots.add(pod.name)
                 pods.delete_warm_pod(self._cluster, self._context.namespace, pod)
-            for slot_class in plan.create:
-                self._create(slot_class)
+            created = [slot_class for slot_class in plan.create if self._create(slot_class)]
             self._remove_deleted_slots({warm.pod.name for warm in facts.warm_pods})
-            all_running = not plan.create and all(warm.pod.running for warm in facts.warm_pods)
-            if resync or (all_running and not self._deleted_slots):
+            all_running = not created and all(warm.pod.running for warm in facts.warm_pods)
+            is_rejected = len(created) < len(plan.create)
+            if resync or is_rejected or (all_running and not self._deleted_slots):
                 self._report(facts)
             return Result(WARM_POD_DELETION_POLL_SECONDS if self._deleted_slots else None)
 
@@ -123,19 +150,40 @@ class WarmReconciler:
             self._listed_at, self._reported = time.monotonic(), {}
         else:
             _add_newer(self._scheduled_here, changed.values())
+        projects, now = tuple(self._scheduled_here.values()), time.monotonic()
+        in_use = classes_in_use(projects)
+        with self._changed_lock:
+            self._used_at = {key: used for key, used in self._used_at.items() if key in in_use}
+            idle_seconds = {key: now - used for key, used in self._used_at.items()}
+        for class_hash in self._rejected.keys() - in_use.keys():
+            del self._rejected[class_hash]
+            self._backoff.succeed(class_hash)
+        not_tried = {key for key in self._rejected if self._backoff.remaining(key, None, now)}
         return WarmFacts(
-            tuple(item for item in self._scheduled_here.values() if isinstance(item, Project)),
-            tuple(item for item in self._scheduled_here.values() if isinstance(item, Branch)),
+            projects,
             observe_warm_pods(self._cluster, self._context),
-            time.monotonic() < self._node_full_until,
+            now < self._node_full_until,
+            idle_seconds,
+            dict(self._rejected),
+            frozenset(not_tried),
         )
 
-    def _create(self, slot_class: SlotClass) -> None:
-        """Create a slot's directory, then its pod; housekeeping deletes a directory without a pod after a crash."""
-        name = names.warm_slot_name(secrets.token_hex(8))
-        slot.ensure_slot(self._layout, name, slot_class.run_as_user)
-        pods.ensure_pod(self._cluster, warm_pod(self._context, self._layout, slot_class, name, self._script))
+    def _create(self, slot_class: SlotClass) -> bool:
+        """Create a slot and its pod; return False if the API server rejects the pods of this class."""
+        class_hash, name = slot_class.class_hash, names.warm_slot_name(secrets.token_hex(8))
+        body = warm_pod(self._context, self._layout, slot_class, name, self._script)
+        try:
+            pods.ensure_slot_with_pod(self._cluster, self._layout, slot_class.run_as_user, body)
+        except PodRejected as error:
+            logger.warning("class %s (image %s): %s", class_hash, slot_class.image, error)
+            # The name is another one at each try, and the message of a condition stays the same.
+            self._rejected[class_hash] = str(error).replace(f'"{name}" ', "").replace(name, "")
+            self._backoff.fail(class_hash, REJECTED_CLASS_RETRY_SECONDS, None, time.monotonic())
+            return False
         logger.info("slot %s is warm (image %s)", name, slot_class.image)
+        self._rejected.pop(class_hash, None)
+        self._backoff.succeed(class_hash)
+        return True
 
     def _remove_deleted_slots(self, warm_pod_names: set[str]) -> None:
         """Delete the directories whose pods are gone; keep one whose pod a branch claimed before its deletion."""
@@ -145,17 +193,29 @@ class WarmReconciler:
             self._deleted_slots.discard(name)
 
     def _report(self, facts: WarmFacts) -> None:
-        """Write status.node.warmSlots of each project whose count has changed."""
+        """Write status.node.warmSlots and .slots of each project for which they have changed."""
+        facts = replace(facts, rejected=dict(self._rejected))
         for project in facts.projects:
-            count = warm_count(self._limit, self.template_hash, facts, project)
-            reported = self._reported.get(project.uid, project.node.warm_slots)
-            if reported != count and not project.deleting:
-                patch_status(self._cluster, project, {"node": {"warmSlots": count}})
-                self._reported[project.uid] = count
+            rejection = rejection_finding(facts, project)
+            fields = {
+                "warmSlots": warm_count(self._limit, self.template_hash, facts, project),
+                "slots": rejection.as_dict() if rejection else None,
+            }
+            slots = project.node.slots
+            status = {"warmSlots": project.node.warm_slots, "slots": slots.as_dict() if slots else None}
+            if self._reported.get(project.uid, status) == fields or project.deleting:
+                continue
+            try:
+                patch_status(self._cluster, project, {"node": fields})
+            except ApiError as error:
+                # Gone, or written all the time: the others' report does not wait for it.
+                logger.info("project %s/%s: %s", project.namespace, project.name, error)
+                continue
+            self._reported[project.uid] = fields
 
 
-def _add_newer(objects: dict[str, Project | Branch], changed: Iterable[Project | Branch]) -> None:
-    """Add objects by UID, except those with an older spec than the existing one, which a slow reconcile has read."""
+def _add_newer(objects: dict[str, Project], changed: Iterable[Project]) -> None:
+    """Add projects by UID, except those with an older spec than the existing one, which a slow reconcile has read."""
     objects |= {
         item.uid: item
         for item in changed

@@ -13,7 +13,7 @@ from dbranch.api.enums import TargetState
 from dbranch.api.project import Project
 from dbranch.controller import timing
 from dbranch.controller.branch.status import branch_findings
-from dbranch.controller.conditions import phase_of, ready_finding, report_conditions
+from dbranch.controller.conditions import held_deletion_status, phase_of, ready_finding, report_conditions
 from dbranch.controller.routing import ProxyPod, laggards, target_of
 from dbranch.controller.scheduling import (
     Binding,
@@ -141,6 +141,12 @@ def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemoval:
         if target and (target.state != TargetState.DELETING or not obeyed):
             return waiting
     return BranchRemoval(True, status)
+
+
+def held_status(branch: Branch, now: str) -> Json:
+    """Return the changes to the status of a branch that its agent is deleting, if that says what holds it up."""
+    subject = f"branch {branch.name}"
+    return held_deletion_status(subject, branch.node.deletion, branch.status, branch.generation, now)
 
 
 def _blocked_finding(branch: Branch) -> Finding:

@@ -13,7 +13,7 @@ from dbranch.api.errors import NameTaken
 from dbranch.api.project import Project, parse_project
 from dbranch.api.secrets import secret_text
 from dbranch.controller import manifests, timing
-from dbranch.controller.branch.plan import BranchFacts, BranchPlan, plan_branch, plan_removal
+from dbranch.controller.branch.plan import BranchFacts, BranchPlan, held_status, plan_branch, plan_removal
 from dbranch.controller.cache import Cache
 from dbranch.controller.events import EmitEvent, emit_transition
 from dbranch.controller.failure import failure_finding
@@ -180,6 +180,9 @@ class BranchReconciler:
         release_if_abandoned(self._cluster, branch, facts.node)
         self._abandonment_refusals.report(branch, facts.node)
         if names.CONTROLLER_FINALIZER not in branch.finalizers:
+            held = held_status(branch, now_rfc3339())
+            if held:
+                patch_status(self._cluster, branch, held)
             return DONE
         removal = plan_removal(facts, seconds_since(branch.deleted), now_rfc3339())
         if any(branch.status.get(key) != value for key, value in removal.status.items()):

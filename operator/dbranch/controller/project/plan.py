@@ -11,7 +11,7 @@ from dbranch.api.branch import Branch
 from dbranch.api.conditions import Condition, Finding, Reason, find_condition
 from dbranch.api.project import Project, Target
 from dbranch.controller import manifests
-from dbranch.controller.conditions import phase_of, ready_finding, report_conditions
+from dbranch.controller.conditions import held_deletion_status, phase_of, ready_finding, report_conditions
 from dbranch.controller.manifests import Release
 from dbranch.controller.project.status import project_findings
 from dbranch.controller.routing import ProxyPod, plan_route, routed_finding, targets_of
@@ -139,6 +139,12 @@ def tls_finding(project: Project, secret: Mapping[str, Any] | None) -> Finding |
         text = f'Secret "{tls.secret_name}" has no {missing[0]}; the proxy offers no TLS; add it'
         return Finding(Reason.TLS_SECRET_INVALID, text)
     return None
+
+
+def held_status(project: Project, now: str) -> Json:
+    """Return the changes to the status of a project that its agent is deleting, if that says what holds it up."""
+    subject = f"project {project.name}"
+    return held_deletion_status(subject, project.node.deletion, project.status, project.generation, now)
 
 
 def _schedule(facts: ProjectFacts) -> tuple[Binding | None, Finding]:

@@ -24,6 +24,7 @@ from dbranch.controller.project.plan import (
     ProjectFacts,
     ProjectPlan,
     desired_objects,
+    held_status,
     moves_route,
     needs_root,
     plan_project,
@@ -180,6 +181,9 @@ class ProjectReconciler:
         release_if_abandoned(self._cluster, project, node)
         self._abandonment_refusals.report(project, node)
         if names.CONTROLLER_FINALIZER not in project.finalizers:
+            held = held_status(project, now_rfc3339())
+            if held:
+                patch_status(self._cluster, project, held)
             return DONE
         path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)
         remaining = [b for b in self._cluster.find(path) if b["spec"]["project"] == project.name]

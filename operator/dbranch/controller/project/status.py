@@ -44,4 +44,5 @@ def _postgres_finding(project: Project, route: Route | None, branches: Iterable[
     finding = postgres_finding(project, branch)
     if finding.done and not project.node.initialized:
         return Finding(Reason.PENDING, f"project {project.name} is not reported as initialized yet")
-    return finding
+    slots = project.node.slots
+    return slots if finding.done and slots and slots.done else finding

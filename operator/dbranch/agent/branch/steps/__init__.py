@@ -8,6 +8,7 @@ from dbranch.agent.branch.step import Step
 from dbranch.agent.branch.steps.bind import BIND
 from dbranch.agent.branch.steps.clean import CLEAN
 from dbranch.agent.branch.steps.credentials import CREDENTIALS
+from dbranch.agent.branch.steps.image import IMAGE
 from dbranch.agent.branch.steps.open_ import OPEN
 from dbranch.agent.branch.steps.pool import POOL
 from dbranch.agent.branch.steps.settings import SETTINGS
@@ -15,4 +16,4 @@ from dbranch.agent.branch.steps.slot import SLOT
 from dbranch.agent.branch.steps.start import START
 from dbranch.agent.branch.steps.volume import VOLUME
 
-STEPS: Final[tuple[Step, ...]] = (POOL, VOLUME, SLOT, BIND, START, CLEAN, CREDENTIALS, SETTINGS, OPEN)
+STEPS: Final[tuple[Step, ...]] = (POOL, VOLUME, SLOT, BIND, START, CLEAN, CREDENTIALS, SETTINGS, OPEN, IMAGE)

@@ -72,6 +72,7 @@ def ensure_snapshot(
             cleaned=False,
             prepared_floor=floor,
             password=source_marker.password,
+            image=source_marker.image,
             names=settings.names,
             superuser=source_marker.superuser,
             initdb_settings=source_marker.initdb_settings,
