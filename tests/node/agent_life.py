@@ -122,7 +122,13 @@ def is_converged(body: Json, project: Json | None, has_pods: bool) -> bool:
     observed = node.get("observedGeneration") == body["metadata"]["generation"]
     reason = (node.get("postgres") or {}).get("reason")
     if run:
-        return observed and reason in ("Accepting", "RestartPending", "WritesBraked", "ImageChanged", "ImageIncompatible")
+        return observed and reason in (
+            "Accepting",
+            "RestartPending",
+            "WritesBraked",
+            "ImageChanged",
+            "ImageIncompatible",
+        )
     return observed and reason == "Stopped" and not has_pods
 
 

@@ -279,7 +279,7 @@ WITH_POD = replace(MOUNTED, warm_pods=(), marker=marker(COPY), pods=(FREE,), bou
             Reason.IMAGE_INCOMPATIBLE,
         ),
         (replace(WITH_POD, start_blocked_by="no lock file"), Reason.START_BLOCKED),
-        (replace(WITH_POD, server_starting=True, missing_role=True), Reason.START_BLOCKED),
+        (replace(WITH_POD, server_starting=True, missing_superuser=True), Reason.START_BLOCKED),
     ],
     ids=lambda value: value.value if isinstance(value, Reason) else "",
 )

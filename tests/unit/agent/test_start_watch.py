@@ -78,7 +78,7 @@ def test_a_reason_that_is_gone_or_a_role_that_is_missing_is_reported_by_a_reconc
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert Watch(monkeypatch, None, BOUND).run("no lock file") == [("team", "shop-x")]
-    server = ServerFacts(starting=True, missing_role=True)
+    server = ServerFacts(starting=True, missing_superuser=True)
     assert Watch(monkeypatch, None, BOUND, server).run() == [("team", "shop-x")]
 
 

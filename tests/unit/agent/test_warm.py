@@ -38,8 +38,8 @@ from dbranch.agent.warm.plan import (
 )
 from dbranch.api import names
 from dbranch.api.branch import Branch
-from dbranch.api.errors import InvalidInput
 from dbranch.api.conditions import MESSAGE_LIMIT
+from dbranch.api.errors import InvalidInput
 from dbranch.api.project import Project, ProjectNode
 
 TEMPLATE, OLD_TEMPLATE = "template", "old-template"

@@ -149,6 +149,8 @@ def test_the_policy_of_a_project_that_is_made_during_the_sweep_stays(rig: Rig) -
     rig.api.before("delete", name, make_project)
     Sweeper(cast(Cluster, rig.api), RELEASE, rig.owned).sweep_policies()
     assert nodes_namespace(rig) == {name}
+
+
 HELD = Finding(Reason.WAITING_FOR_AGENT, "branch x is not deleted yet: /slots/a/data is busy")
 
 

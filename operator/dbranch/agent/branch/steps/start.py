@@ -29,7 +29,9 @@ def _plan(desired: Desired, facts: BranchFacts) -> Planned:
         finding = Finding(Reason.MOUNT_NOT_PROPAGATED, text)
         return Planned(finding=finding, retry_after=MOUNT_PROPAGATION_RETRY_SECONDS)
     if facts.missing_superuser:
-        return Planned(finding=_missing_superuser_finding(desired, facts), retry_after=MISSING_SUPERUSER_RETRY_SECONDS)
+        return Planned(
+            finding=_missing_superuser_finding(desired, facts), retry_after=MISSING_SUPERUSER_RETRY_SECONDS
+        )
     # A Postgres that ends because of a setting reads the corrected files at its next start.
     settings: tuple[Action, ...] = (WriteSettings(pod.name),) if facts.settings_outdated else ()
     return Planned(settings, finding=_starting_finding(pod, subject, block), awaits=pod.name)
