@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -27,6 +27,8 @@ class KeyedLocks:
         self._guard = threading.Lock()
         self._locks: defaultdict[tuple[str, str], threading.RLock] = defaultdict(threading.RLock)
         self._depth: defaultdict[tuple[str, str], int] = defaultdict(int)
+        # How many hold the lock or wait for it: a lock that nobody needs is forgotten.
+        self._users: Counter[tuple[str, str]] = Counter()
 
     @contextmanager
     def held(self, namespace: str, name: str) -> Iterator[None]:
@@ -34,14 +36,22 @@ class KeyedLocks:
         key = namespace, name
         with self._guard:
             lock = self._locks[key]
-        with lock:
-            is_outermost = self._depth[key] == 0
-            with self._held_across_processes(key) if is_outermost else nullcontext():
-                self._depth[key] += 1
-                try:
-                    yield
-                finally:
-                    self._depth[key] -= 1
+            self._users[key] += 1
+        try:
+            with lock:
+                is_outermost = self._depth[key] == 0
+                with self._held_across_processes(key) if is_outermost else nullcontext():
+                    self._depth[key] += 1
+                    try:
+                        yield
+                    finally:
+                        self._depth[key] -= 1
+        finally:
+            with self._guard:
+                self._users[key] -= 1
+                if not self._users[key]:
+                    del self._locks[key], self._users[key]
+                    self._depth.pop(key, None)
 
     @contextmanager
     def _held_across_processes(self, key: tuple[str, str]) -> Iterator[None]:
