@@ -170,7 +170,7 @@ class OwnedObjects:
             raise self._refused(desired, "updated", error) from error
 
     def _refused(self, manifest: Mapping[str, Any], done: str, error: ApiError) -> ApiError:
-        """Return what to raise for a rejected write: ObjectRefused, or the error itself if the object is not to blame."""
+        """Return what to raise for a rejected write: ObjectRefused, or the error itself if the object is not it."""
         if not is_refusal(error):
             return error
         self._on_refused(manifest["kind"])

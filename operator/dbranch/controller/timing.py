@@ -21,8 +21,8 @@ PROXIES_OBEY_TIMEOUT_SECONDS: Final = 30.0
 MAX_PROXY_ROLLOUTS: Final = 5
 PROXY_ROLLOUT_SECONDS: Final = 120.0
 PROXY_ROLLOUT_POLL_SECONDS: Final = 5.0
-# While a user's Secret is read every UNREADY_RESYNC_SECONDS, all that is made for the project is compared as rarely as
-# this.
+# While a user's Secret is read every UNREADY_RESYNC_SECONDS, all that is made for the project is compared as rarely
+# as this.
 DRIFT_CHECK_SECONDS: Final = 300.0
 # kopf calls a delete handler of an object that still exists so often; the work queue does the work.
 KOPF_DELETION_SECONDS: Final = 300.0

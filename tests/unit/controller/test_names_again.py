@@ -9,6 +9,7 @@ from tests.factories import branch, project
 from tests.unit.controller.rig import BRANCHES, SECRETS, Rig, conditions_of, message_of
 
 from dbranch.api import names
+from dbranch.api.errors import ApiError
 from dbranch.kube.client import path_of
 
 SERVICES = path_of("v1", "services", "team")
@@ -60,8 +61,6 @@ def test_a_foreign_object_stays_when_a_branch_of_its_name_goes(shop: Rig) -> Non
 
 
 def test_a_deletion_that_is_refused_holds_up_nothing(shop: Rig) -> None:
-    from dbranch.api.errors import ApiError
-
     shop.branch_up("x")
     shop.api.refuse("delete", "/services/", ApiError(403, "Forbidden", "a webhook denied it"))
     shop.api.delete(X)
@@ -139,7 +138,7 @@ def test_a_root_branch_whose_name_is_that_of_another_projects_branch_is_told(sho
 def test_who_has_a_name_is_told(shop: Rig) -> None:
     shop.put(branch("eu"))
     shop.run()
-    shop.put(project("shop-eu"))
+    shop.put(project("shop-eu").changed(metadata={"uid": "another"}))
     message = message_of(shop.reconcile_project("shop-eu"), "Routed")
     assert message.startswith("Service shop-eu in namespace team belongs to DBBranch shop-eu;")
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import base64
+from typing import cast
 
 import pytest
 from tests.factories import Json, branch, project
 from tests.unit.controller.rig import SECRETS, Rig, conditions_of, message_of
 
-from dbranch.api.errors import ApiError
+from dbranch.api.errors import ApiError, ObjectRefused
+from dbranch.api.scram import verifier_of
 from dbranch.api.secrets import secret_texts
-from dbranch.kube.client import path_of
+from dbranch.controller.metrics import ControllerMetrics
+from dbranch.controller.owned import OwnedObjects
+from dbranch.controller.stale import ProxyChange, stale
+from dbranch.kube.client import Cluster, path_of
 
 QUOTA = ApiError(
     403,
@@ -149,7 +154,54 @@ def test_a_refused_root_branch_is_named() -> None:
     assert rig.exists(DEPLOYMENT) and body["status"]["nodeName"]
 
 
+def test_why_no_pod_of_a_proxy_is_made_is_told(shop: Rig) -> None:
+    """A quota asks every container for limits: the Deployment is taken, and its pods are refused."""
+    shop.api.remove_pod(path_of("v1", "pods", "team", "p1"))
+    text = "failed quota: compute: must specify limits.cpu for: proxy"
+    for pod in ("shop-proxy-7d9f-abcde", "shop-proxy-7d9f-fghij"):
+        failure = {
+            "type": "ReplicaFailure",
+            "status": "True",
+            "reason": "FailedCreate",
+            "message": f'pods "{pod}" is forbidden: {text}',
+        }
+        shop.api.merge(f"{DEPLOYMENT}/status", {"status": {"conditions": [failure]}})
+        body = shop.reconcile_project()
+        assert conditions_of(body)["Routed"] == "ProxyNotReady"
+        assert f"is ready: {text}; the connection string" in message_of(body, "Routed")
+    # Another pod's name is no news, and what a change of another object makes of it is the same.
+    assert shop.writes_of(shop.reconcile_project) == []
+    assert stale([ProxyChange("team", "shop")], shop.cache()) == set()
+
+
+def test_what_was_refused_is_counted_by_kind(shop: Rig) -> None:
+    metrics = ControllerMetrics()
+    shop.owned = OwnedObjects(cast(Cluster, shop.api), metrics.refused)
+    refuse_writes(shop, "/services/", QUOTA)
+    for _ in range(2):
+        with pytest.raises(ObjectRefused):
+            shop.owned.apply(
+                "v1", "services", {"kind": "Service", "metadata": {"name": "a", "namespace": "team"}}
+            )
+    text = metrics.response().body.decode()
+    assert 'dbranch_controller_objects_refused_total{kind="Service"} 2.0' in text
+
+
 # People's Secrets.
+
+
+def test_a_users_secret_is_read_alone_while_nothing_else_may_have_changed(shop: Rig) -> None:
+    shop.secret("mine", password=encoded(b"pencil"))
+    shop.change_project(postgres={"passwordSecret": {"name": "mine"}})
+    shop.reconcile_project(bypass_cache=True)
+    shop.run()
+    shop.api.take_requests()
+    shop.reconcile_project(bypass_cache=True)
+    reads = [str(request) for request in shop.api.take_requests()]
+    assert "get secrets/mine" in reads and not [r for r in reads if "deployments" in r or "services" in r]
+    shop.api.merge(f"{SECRETS}/mine", {"data": {"password": encoded(b"pen")}})
+    shop.reconcile_project(bypass_cache=True)
+    assert secret_texts(shop.existing(f"{SECRETS}/shop-conn"))["password"] == "pen"
 
 
 @pytest.mark.parametrize(
@@ -180,8 +232,6 @@ def test_a_password_that_cannot_be_one_is_refused_with_words(shop: Rig, value: b
 
 
 def test_a_password_with_a_line_break_that_is_in_force_since_an_earlier_release_stays(shop: Rig) -> None:
-    from dbranch.api.scram import verifier_of
-
     shop.secret("mine", password=encoded(b"pencil\n"))
     verifier = path_of("v1", "secrets", "dbranch-nodes", "verifier-shop-uid")
     shop.api.merge(verifier, {"data": {"verifier": encoded(verifier_of("pencil\n", b"s" * 16).encode())}})

@@ -139,8 +139,8 @@ class ProjectReconciler:
             return Result(timing.REFUSED_RETRY_SECONDS, unfinished=True, longest=longest)
         if self._rollouts.is_running(_key(project)):
             return Result(timing.PROXY_ROLLOUT_POLL_SECONDS)
-        # The controller watches neither users' Secrets nor what has a name that it needs; and who waits for its turn to
-        # replace its proxies does not rely on the others alone.
+        # The controller watches neither users' Secrets nor what has a name that it needs; and who waits for its turn
+        # to replace its proxies does not rely on the others alone.
         if problem or project.postgres.password_secret or self._rollouts.is_waiting(_key(project)):
             return Result(timing.UNREADY_RESYNC_SECONDS)
         return DONE if plan.ready.done else Result(timing.UNREADY_RESYNC_SECONDS, unfinished=True)
