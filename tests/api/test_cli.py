@@ -453,7 +453,7 @@ def test_of_several_who_create_a_branch_at_once_exactly_one_made_it(shop: Team) 
     assert sum("created from main" in done.stdout for done in reused) == 1
 
 
-def test_a_name_that_is_another_projects_branch_is_told(team: Team) -> None:
+def test_a_name_that_is_another_projects_branch_is_reported(team: Team) -> None:
     team.project("eu")
     team.project("eu-west")
     team.apply("DBBranch", "eu-west-north", {"project": "eu", "source": "main"})

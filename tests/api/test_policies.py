@@ -495,7 +495,7 @@ def test_the_spec_of_what_is_being_deleted_cannot_be_changed(admin: Api, shop: S
 
 
 @pytest.mark.parametrize("name", ["shop--x", "shop--"])
-def test_a_branch_whose_name_can_be_no_label_is_refused(admin: Api, team: str, name: str) -> None:
+def test_a_branch_with_a_name_that_can_be_no_label_is_rejected(admin: Api, team: str, name: str) -> None:
     body = {
         "apiVersion": names.API_VERSION,
         "kind": names.BRANCH_KIND,

@@ -37,13 +37,13 @@ def refusal_finding(error: DbranchError, effect: str) -> Finding:
     return Finding(Reason.OBJECT_REFUSED, _message(subject, str(error), f"{effect}; it is tried again"))
 
 
-def _message(subject: str, sentence: str, rest: str) -> str:
-    """Return `<subject>: <sentence>; <rest>`, with the sentence cut so that the message is not."""
+def _message(subject: str, sentence: str, advice: str) -> str:
+    """Return `<subject>: <sentence>; <advice>`, with the sentence cut so that the message is not."""
     sentence = sentence_of(sentence)
-    room = MESSAGE_LIMIT - len(f"{subject}: ; {rest}")
+    room = MESSAGE_LIMIT - len(f"{subject}: ; {advice}")
     if len(sentence) > room:
         sentence = sentence[: room - 1] + "…"
-    return f"{subject}: {sentence}; {rest}"
+    return f"{subject}: {sentence}; {advice}"
 
 
 def sentence_of(text: str) -> str:

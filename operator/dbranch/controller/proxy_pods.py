@@ -21,13 +21,13 @@ _CREATE_REASONS: Final = frozenset(
 class ProxyPod:
     """A proxy's pod that exists, also while it is Terminating (then it is not `ready`).
 
-    `ended`: its container has ended and is restarted, if at all; a proxy reads the project before it serves.
+    `has_ended`: its container has ended and is restarted, if at all; a proxy reads the project before it serves.
     `trouble`: why it does not run, in words.
     """
 
     name: str
     ready: bool
-    ended: bool = False
+    has_ended: bool = False
     trouble: str | None = None
 
 

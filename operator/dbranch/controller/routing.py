@@ -68,7 +68,7 @@ def laggards(route: Route, pods: Iterable[ProxyPod], entries: Iterable[ProxyEntr
     as the last thing it did. A proxy reads the project before it serves, and writes its entry at once.
     """
     acknowledged = {entry.pod: entry.generation for entry in entries}
-    serving = (pod.name for pod in pods if not pod.ended and (pod.ready or pod.name in acknowledged))
+    serving = (pod.name for pod in pods if not pod.has_ended and (pod.ready or pod.name in acknowledged))
     return tuple(sorted(name for name in serving if acknowledged.get(name, -1) < route.generation))
 
 
@@ -116,12 +116,12 @@ def routed_finding(
 def no_proxy_finding(project: Project, cause: str | None) -> Finding:
     """Return the finding of Routed while no proxy is Ready. `cause`: in words, where it is known."""
     subject = f"no proxy of project {project.name} is ready"
-    rest = "; the connection string does not answer; see the Deployment's pods"
+    effect = "; the connection string does not answer; see the Deployment's pods"
     cause = f": {cause}" if cause else ""
-    room = MESSAGE_LIMIT - len(subject) - len(rest)
+    room = MESSAGE_LIMIT - len(subject) - len(effect)
     return Finding(
         Reason.PROXY_NOT_READY,
-        clip(subject + (cause if len(cause) <= room else cause[: room - 1] + "…") + rest),
+        clip(subject + (cause if len(cause) <= room else cause[: room - 1] + "…") + effect),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Final
 # Between two reconciles of an object that is not Ready; the delay grows from here. It does not grow where only a
 # reconcile finds out what a person has corrected: users' Secrets and objects of other owners are not watched.
 UNREADY_RESYNC_SECONDS: Final = 20.0
-# What the API server refuses is tried again after this time, which doubles up to the second one: nothing tells that a
+# What the API server refuses is tried again after this time, which doubles up to the second one: nothing says that a
 # quota was raised.
 REFUSED_RETRY_SECONDS: Final = 5.0
 REFUSED_LONGEST_RETRY_SECONDS: Final = 60.0

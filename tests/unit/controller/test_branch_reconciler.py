@@ -473,7 +473,7 @@ def test_no_copy_is_bound_to_a_source_that_was_let_go_of(shop: Rig) -> None:
     assert conditions_of(shop.reconcile_branch("y"))["Scheduled"] == "SourceNotFound"
 
 
-def test_a_copy_whose_source_was_deleted_before_it_was_taken_has_lost_nothing(shop: Rig) -> None:
+def test_a_copy_without_a_snapshot_loses_nothing_with_its_source(shop: Rig) -> None:
     lost = Finding(Reason.DATA_LOST, "source has no subvolume").as_dict()
     shop.put(branch("y", "x").bound().of("shop-x-uid").node(storage=lost))
     body = shop.reconcile_branch("y")

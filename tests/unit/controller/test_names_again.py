@@ -122,7 +122,7 @@ def test_a_remembered_object_that_was_replaced_by_anothers_is_left_alone(shop: R
     assert shop.existing(f"{SERVICES}/shop")["spec"]["mine"] == 1
 
 
-def test_a_root_branch_whose_name_is_that_of_another_projects_branch_is_told(shop: Rig) -> None:
+def test_a_root_branch_with_the_name_of_another_projects_branch_is_reported(shop: Rig) -> None:
     shop.put(branch("eu-main"))
     shop.put(project("shop-eu"))
     body = shop.reconcile_project("shop-eu")
@@ -135,7 +135,7 @@ def test_a_root_branch_whose_name_is_that_of_another_projects_branch_is_told(sho
     assert conditions_of(shop.reconcile_project("shop-eu"))["Routed"] == "BranchNotReady"
 
 
-def test_who_has_a_name_is_told(shop: Rig) -> None:
+def test_who_has_a_name_is_reported(shop: Rig) -> None:
     shop.put(branch("eu"))
     shop.run()
     shop.put(project("shop-eu").changed(metadata={"uid": "another"}))

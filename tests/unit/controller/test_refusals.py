@@ -31,7 +31,6 @@ IMMUTABLE = ApiError(
     "Invalid",
     'Secret "shop-conn" is invalid: data: Forbidden: field is immutable when `immutable` is set',
 )
-ENDED = path_of("v1", "services", "team", "shop-x")
 DEPLOYMENT = path_of("apps/v1", "deployments", "team", "shop-proxy")
 POLICY = path_of("networking.k8s.io/v1", "networkpolicies", "dbranch-nodes", "allow-team")
 
@@ -64,7 +63,7 @@ def test_a_service_that_a_quota_refuses_is_named_and_nothing_is_bound(shop: Rig)
     assert "; nothing is bound; " in message and len(message) <= 256
     assert "nodeName" not in body["status"] and "Stalled" not in conditions_of(body)
     assert shop.events == [("Warning", "ObjectRefused")]
-    # Nothing tells that the quota was raised: it is tried again, less and less often, and writes nothing.
+    # Nothing says that the quota was raised: it is tried again, less and less often, and writes nothing.
     assert shop.result.unfinished and shop.result.longest is not None and shop.result.longest <= 60
     assert [w for w in shop.writes_of(lambda: shop.reconcile_branch("x")) if "status" in w] == []
     shop.api.answer_again()
@@ -154,7 +153,7 @@ def test_a_refused_root_branch_is_named() -> None:
     assert rig.exists(DEPLOYMENT) and body["status"]["nodeName"]
 
 
-def test_why_no_pod_of_a_proxy_is_made_is_told(shop: Rig) -> None:
+def test_why_no_pod_of_a_proxy_is_made_is_reported(shop: Rig) -> None:
     """A quota asks every container for limits: the Deployment is taken, and its pods are refused."""
     shop.api.remove_pod(path_of("v1", "pods", "team", "p1"))
     text = "failed quota: compute: must specify limits.cpu for: proxy"
@@ -169,7 +168,7 @@ def test_why_no_pod_of_a_proxy_is_made_is_told(shop: Rig) -> None:
         body = shop.reconcile_project()
         assert conditions_of(body)["Routed"] == "ProxyNotReady"
         assert f"is ready: {text}; the connection string" in message_of(body, "Routed")
-    # Another pod's name is no news, and what a change of another object makes of it is the same.
+    # Another pod's name is no change, and what a change of another object makes of it is the same.
     assert shop.writes_of(shop.reconcile_project) == []
     assert stale([ProxyChange("team", "shop")], shop.cache()) == set()
 

@@ -155,7 +155,7 @@ UNSCHEDULABLE = {"type": "PodScheduled", "status": "False", "message": "0/1 node
         (CRASHED, "ends again and again"),
     ],
 )
-def test_why_no_proxy_runs_is_told(status: dict[str, object], words: str) -> None:
+def test_why_no_proxy_runs_is_reported(status: dict[str, object], words: str) -> None:
     pod = proxy_pod_of({"metadata": {"name": "b"}, "status": status})
     assert pod is not None
     finding = routed_finding(ON_MAIN, Route(4, "main"), targets_of(SHOP, [MAIN]), [pod])

@@ -154,8 +154,8 @@ def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemoval:
     if project and not project.deleting and not is_overdue:
         target = next((t for t in project.routes if t.branch == branch.name), None)
         route = project.route
-        ended = {pod.name for pod in facts.proxies if pod.ended}
-        entries = (entry for entry in project.proxies if entry.pod not in ended)
+        terminated = {pod.name for pod in facts.proxies if pod.has_ended}
+        entries = (entry for entry in project.proxies if entry.pod not in terminated)
         obeyed = not route or all(entry.generation >= route.generation for entry in entries)
         if target and (target.state != TargetState.DELETING or not obeyed):
             return waiting

@@ -17,7 +17,7 @@ from dbranch.controller.conditions import phase_of, ready_finding, report_condit
 from dbranch.controller.manifests import Release
 from dbranch.controller.project.status import project_findings
 from dbranch.controller.proxy_pods import ProxyPod
-from dbranch.controller.routing import plan_route, routed_finding, targets_of
+from dbranch.controller.routing import no_proxy_finding, plan_route, routed_finding, targets_of
 from dbranch.controller.scheduling import Binding, NodeFacts, bind_project, not_reporting_finding
 
 Json = dict[str, Any]
@@ -85,8 +85,10 @@ def reported_applied(project: Project) -> Applied:
     conditions = (Condition.ROUTED, Condition.READY)
     reported = [Finding.from_dict(find_condition(project.status, condition)) for condition in conditions]
     problem = next((finding for finding in reported if finding and finding.reason in _APPLY_REASONS), None)
-    no_proxy = reported[0] if reported[0] and reported[0].reason == Reason.PROXY_NOT_READY else None
-    return Applied(project.password_version, problem, no_proxy)
+    routed, default = reported[0], no_proxy_finding(project, None)
+    subject = default.message.partition(";")[0]
+    is_no_proxy = routed and routed.reason == default.reason and routed.message.startswith(subject)
+    return Applied(project.password_version, problem, routed if is_no_proxy else None)
 
 
 def moves_route(project: Project, branches: tuple[Branch, ...]) -> bool:
