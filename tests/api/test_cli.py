@@ -441,7 +441,7 @@ def test_connecting_commands_name_what_is_missing(shop: Team) -> None:
 
 def test_of_several_who_create_a_branch_at_once_exactly_one_made_it(shop: Team) -> None:
     def create(*options: str) -> subprocess.CompletedProcess[str]:
-        return shop.dbranch("create", "raced", "--source", "main", "--no-wait", *options)
+        return shop.dbranch("-p", "shop", "create", "raced", "--source", "main", "--no-wait", *options)
 
     with ThreadPoolExecutor(4) as executor:
         raced = list(executor.map(lambda _: create(), range(4)))

@@ -145,9 +145,8 @@ def test_an_immutable_secret_is_named(cluster: Cluster, team: str) -> None:
             cluster.merge(path_of("v1", "secrets", team, "shop-conn"), {"immutable": True})
         else:
             message = refused(lambda s=secret: owned.apply("v1", "secrets", s))  # type: ignore[misc]
-            assert message.startswith(
-                "Secret shop-conn cannot be updated: data: Forbidden: field is immutable"
-            )
+            assert message.startswith("Secret shop-conn cannot be updated: ")
+            assert "data: Forbidden: field is immutable when `immutable` is set" in message
 
 
 def test_a_field_that_is_left_out_goes_also_from_an_object_that_was_created(
