@@ -80,35 +80,18 @@ def create(
     from_branch = source or active_branch_of(project)
     live = invocation.store.find_branch(name, branch)
     if live is not None and if_exists == "fail":
-        raise Failure(
-            ExitCode.REFUSED,
-            "AlreadyExists",
-            f"branch {branch} already exists; see 'dbranch show {branch}',"
-            " or pass --if-exists reuse or --if-exists replace",
-        )
+        raise _already_exists(branch)
     if live is not None and if_exists == "replace":
         invocation.print_note(f"deleting branch {branch}")
         _delete_inactive(invocation, branch, live)
         wait_deleted(invocation.store, live, f"branch {branch}", timeout, quiet=not invocation.human_output)
         live = None
+    is_new = False
     if live is None:
         _require_source(invocation, from_branch)
         invocation.print_note(f"creating branch {branch} from {from_branch}")
-        live = invocation.store.apply(_manifest(invocation, branch, from_branch))
-        result = f"branch {branch} created from {from_branch}"
-    else:
-        existing_source = live["spec"].get("source")
-        if live["metadata"].get("deletionTimestamp"):
-            message = f"branch {branch} is being deleted; pass --if-exists replace to wait for that"
-            raise Failure(ExitCode.REFUSED, "Deleting", message)
-        if source and existing_source != source:
-            raise Failure(
-                ExitCode.REFUSED,
-                "OtherSource",
-                f"branch {branch} already exists with source {existing_source or 'none'}, not {source};"
-                " pass --if-exists replace to recreate it",
-            )
-        result = f"branch {branch} already exists, with source {existing_source or 'none'}"
+        live, is_new = _create_or_find(invocation, branch, from_branch, reuse=if_exists == "reuse")
+    result = f"branch {branch} created from {from_branch}" if is_new else _reuse(branch, live, source)
     if not no_wait:
         live = wait_for(
             invocation.store,
@@ -123,6 +106,50 @@ def create(
         use_branch(invocation, invocation.project(), live, force, timeout)
         result += "; active"
     invocation.print_result(result, live)
+
+
+def _create_or_find(invocation: Invocation, branch: str, source: str, reuse: bool) -> tuple[Body, bool]:
+    """Create the branch; return it, and True. Somebody else may be first: with `reuse` return theirs, and False."""
+    body = _manifest(invocation, branch, source)
+    try:
+        return invocation.store.create(body), True
+    except ApiError as error:
+        if error.reason != "AlreadyExists":
+            raise
+    existing = invocation.store.find(names.BRANCHES, body["metadata"]["name"])
+    owner = existing["spec"]["project"] if existing else invocation.project_name
+    if owner != invocation.project_name:
+        name = body["metadata"]["name"]
+        text = f"the name {name} is taken by a branch of project {owner}; choose another name"
+        raise Failure(ExitCode.REFUSED, "NameTaken", text)
+    if existing is None or not reuse:
+        raise _already_exists(branch)
+    return existing, False
+
+
+def _already_exists(branch: str) -> Failure:
+    return Failure(
+        ExitCode.REFUSED,
+        "AlreadyExists",
+        f"branch {branch} already exists; see 'dbranch show {branch}',"
+        " or pass --if-exists reuse or --if-exists replace",
+    )
+
+
+def _reuse(branch: str, live: Mapping[str, Any], source: str | None) -> str:
+    """Return the result for a branch that exists. Raise Failure if it is being deleted or has another source."""
+    existing_source = live["spec"].get("source")
+    if live["metadata"].get("deletionTimestamp"):
+        message = f"branch {branch} is being deleted; pass --if-exists replace to wait for that"
+        raise Failure(ExitCode.REFUSED, "Deleting", message)
+    if source and existing_source != source:
+        raise Failure(
+            ExitCode.REFUSED,
+            "OtherSource",
+            f"branch {branch} already exists with source {existing_source or 'none'}, not {source};"
+            " pass --if-exists replace to recreate it",
+        )
+    return f"branch {branch} already exists, with source {existing_source or 'none'}"
 
 
 def _manifest(invocation: Invocation, branch: str, source: str) -> Body:

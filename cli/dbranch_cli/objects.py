@@ -116,6 +116,18 @@ class Store:
             f"branch {branch} not found in project {project}{did_you_mean(branch, existing)}",
         )
 
+    def create(self, body: Mapping[str, Any]) -> Body:
+        """Create an object. Raise ApiError (409, AlreadyExists) if another request was first.
+
+        By POST: of several who create it at once exactly one does.
+        """
+        return self.connection.request(
+            "POST",
+            resource_path(plural_for(body["kind"]), self.namespace),
+            {"fieldManager": names.CLI_MANAGER, "fieldValidation": "Strict"},
+            dict(body),
+        )
+
     def apply(self, body: Mapping[str, Any], live: Mapping[str, Any] | None = None) -> Body:
         """Apply `body` by server-side apply, together with what this command line owns of `live` already."""
         kind, name = body["kind"], body["metadata"]["name"]

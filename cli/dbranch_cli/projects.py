@@ -107,7 +107,7 @@ def init(
             f"project {name} already exists in namespace {invocation.namespace};"
             f" make it the current one with 'dbranch set-default {name}'",
         )
-    live = invocation.store.apply(body)
+    live = invocation.store.create(body)
     set_current_project(invocation.kube_context.name, invocation.namespace, name)
     invocation.print_note(f"creating project {name} in namespace {invocation.namespace}, now the current one")
     result = f"project {name} created"

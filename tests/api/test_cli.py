@@ -437,3 +437,25 @@ def test_connecting_commands_name_what_is_missing(shop: Team) -> None:
     assert shop.succeeds("-p", "shop", "url") == "postgresql://u:p@h/d\n"
     assert "no proxy pod of project shop is Ready" in shop.fails(1, "-p", "shop", "start", "--port", "0")
     assert "did you mean feature-x?" in shop.fails(3, "-p", "shop", "psql", "feature-y")
+
+
+def test_of_several_who_create_a_branch_at_once_exactly_one_made_it(shop: Team) -> None:
+    def create(*options: str) -> subprocess.CompletedProcess[str]:
+        return shop.dbranch("-p", "shop", "create", "raced", "--source", "main", "--no-wait", *options)
+
+    with ThreadPoolExecutor(4) as executor:
+        raced = list(executor.map(lambda _: create(), range(4)))
+    assert sorted(done.returncode for done in raced) == [0, 6, 6, 6]
+    kubectl("-n", shop.name, "delete", "dbbranch", "shop-raced")
+    with ThreadPoolExecutor(4) as executor:
+        reused = list(executor.map(lambda _: create("--if-exists", "reuse"), range(4)))
+    assert [done.returncode for done in reused] == [0, 0, 0, 0]
+    assert sum("created from main" in done.stdout for done in reused) == 1
+
+
+def test_a_name_that_is_another_projects_branch_is_reported(team: Team) -> None:
+    team.project("eu")
+    team.project("eu-west")
+    team.apply("DBBranch", "eu-west-north", {"project": "eu", "source": "main"})
+    said = team.fails(6, "-p", "eu-west", "create", "north", "--source", "main", "--no-wait")
+    assert "the name eu-west-north is taken by a branch of project eu" in said

@@ -485,3 +485,32 @@ def test_the_garbage_collector_and_the_deletion_of_a_namespace_are_not_rejected(
     for account in ("generic-garbage-collector", "namespace-controller"):
         user = Api(f"system:serviceaccount:kube-system:{account}")
         user.allowed("DELETE", branch_path(shop.team, "shop-main"), dry=True)
+
+
+def test_the_spec_of_what_is_being_deleted_cannot_be_changed(admin: Api, shop: Shop) -> None:
+    """Else `kubectl apply` of a new state succeeds, and then there is nothing."""
+    branch = branch_path(shop.team, "shop-feature-x")
+    held = {"metadata": {"finalizers": ["example.com/wait"]}}
+    for path, change in ((branch, {"state": "Stopped"}), (shop.path, {"activeBranch": "feature-x"})):
+        admin.allowed("PATCH", path, held)
+        admin.eventually_allowed("DELETE", path)
+        message = admin.rejected("PATCH", path, {"spec": change})
+        assert "is being deleted; its spec cannot be changed any more" in message
+        # What the parts of dbranch and people write meanwhile.
+        admin.allowed("PATCH", path, {"metadata": {"annotations": {names.ABANDON_NODE: NODE}}})
+        admin.allowed("PATCH", f"{path}/status", {"status": {"phase": "Deleting"}})
+    admin.allowed("PATCH", shop.path, {"spec": {"deletionPolicy": "Retain"}}, dry=True)
+    for path in (branch, shop.path):
+        admin.allowed("PATCH", path, {"metadata": {"finalizers": []}})
+
+
+@pytest.mark.parametrize("name", ["shop--x", "shop--"])
+def test_a_branch_with_a_name_that_can_be_no_label_is_rejected(admin: Api, team: str, name: str) -> None:
+    body = {
+        "apiVersion": names.API_VERSION,
+        "kind": names.BRANCH_KIND,
+        "metadata": {"name": name},
+        "spec": {"project": "shop", "source": "main"},
+    }
+    message = admin.rejected("POST", path_of(names.API_VERSION, names.BRANCHES, team), body)
+    assert "letter" in message

@@ -129,6 +129,8 @@ class FakeApi:
         self._interruptions: list[_Interruption] = []
         self.requests: list[Request] = []
         self.clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+        # The family of the cluster's Service range, which a Service gets that asks for none.
+        self.ip_family = "IPv4"
 
     # What a test does.
 
@@ -398,6 +400,8 @@ class FakeApi:
         if match["plural"] in _WITH_GENERATION:
             generated["generation"] = 1
         created = copy.deepcopy(dict(body))
+        if match["plural"] == "services":
+            created["spec"] = {"ipFamilies": [self.ip_family], **(created.get("spec") or {})}
         created["metadata"] = {**generated, **created["metadata"], "resourceVersion": str(state.version)}
         state.objects[key] = created
         self._events.append(Event(state.version, key, None, created))
@@ -434,6 +438,8 @@ class FakeApi:
             if added:
                 text = f"metadata.finalizers: Forbidden: no new finalizers can be added: {sorted(added)}"
                 raise ApiError(422, "Invalid", text)
+        if match["plural"] == "endpointslices" and new.get("addressType") != old.get("addressType"):
+            raise ApiError(422, "Invalid", f"{key}: addressType: Invalid value: field is immutable")
         if new == old and not touched:
             return copy.deepcopy(old)
         if "generation" in kept and new.get("spec") != old.get("spec"):

@@ -332,6 +332,45 @@ def a_watch_begins_with_what_exists_and_goes_on_with_changes(server: Server, tea
     assert event() == ("DELETED", "new")
 
 
+def a_service_gets_an_ip_family_and_an_endpointslice_keeps_its_own(server: Server, team: str) -> None:
+    cluster = server.cluster
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "one", "namespace": team},
+        "spec": {"ports": [{"name": "postgres", "port": 5432, "protocol": "TCP"}]},
+    }
+    family = cluster.create(path_of("v1", "services", team), service)["spec"]["ipFamilies"][0]
+    assert family in ("IPv4", "IPv6")
+    slices = path_of("discovery.k8s.io/v1", "endpointslices", team)
+    endpoints = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": "one", "namespace": team},
+        "addressType": "IPv4",
+        "endpoints": [],
+        "ports": [],
+    }
+    cluster.create(slices, endpoints)
+    changed = status_and_reason(lambda: cluster.apply(f"{slices}/one", {**endpoints, "addressType": "IPv6"}))
+    assert changed == (422, "Invalid")
+    cluster.delete(f"{slices}/one")
+    cluster.create(slices, {**endpoints, "addressType": "IPv6"})
+
+
+def applying_replaces_a_selector_as_a_whole(server: Server, team: str) -> None:
+    cluster, path = server.cluster, path_of("v1", "services", team, "one")
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "one", "namespace": team},
+        "spec": {"selector": {"a": "1"}, "ports": [{"name": "postgres", "port": 5432, "protocol": "TCP"}]},
+    }
+    cluster.apply(path, service)
+    cluster.merge(path, {"spec": {"selector": {"b": "2"}}})
+    assert cluster.apply(path, service)["spec"]["selector"] == {"a": "1"}
+
+
 def times_are_the_servers(server: Server, team: str) -> None:
     created = server.cluster.create(config_maps(team), config_map(team))["metadata"]["creationTimestamp"]
     date = parsedate_to_datetime(server.date)
@@ -358,6 +397,8 @@ CONTRACT: tuple[Callable[[Server, str], None], ...] = (
     a_list_is_selected_by_labels,
     a_list_is_selected_by_the_node_also_over_all_namespaces,
     a_watch_begins_with_what_exists_and_goes_on_with_changes,
+    a_service_gets_an_ip_family_and_an_endpointslice_keeps_its_own,
+    applying_replaces_a_selector_as_a_whole,
     times_are_the_servers,
 )
 

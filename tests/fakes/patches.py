@@ -23,6 +23,9 @@ _MERGED_BY = {
     "volumes": "name",
 }
 
+# Maps that server-side apply replaces as a whole.
+_ATOMIC_MAPS = ("selector", "matchLabels")
+
 
 def merge_patch(old: Any, patch: Any) -> Any:
     """Return `old` after a JSON merge patch (RFC 7386)."""
@@ -99,7 +102,7 @@ def _patch_list(parent: list[Any], key: str, operation: Json) -> bool:
 
 def places(value: Any, place: Place = ()) -> Iterator[Place]:
     """Yield where the values of an applied object stand."""
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict) and value and not (place and _is_atomic(place[-1], value)):
         for key, inner in value.items():
             yield from places(inner, (*place, key))
     elif place and isinstance(value, list) and place[-1] in _MERGED_BY:
@@ -112,13 +115,18 @@ def places(value: Any, place: Place = ()) -> Iterator[Place]:
 
 def apply_patch(old: Any, applied: Any, name: str = "") -> Any:
     """Return `old` with the values of an applied object; what `applied` leaves out stays."""
-    if isinstance(old, dict) and isinstance(applied, Mapping):
+    if isinstance(old, dict) and isinstance(applied, Mapping) and not _is_atomic(name, applied):
         return {**old, **{key: apply_patch(old.get(key), value, key) for key, value in applied.items()}}
     key = _MERGED_BY.get(name)
     if key and isinstance(old, list) and isinstance(applied, list):
         by_key = {item[key]: item for item in old}
         return list({**by_key, **{a[key]: apply_patch(by_key.get(a[key]), a) for a in applied}}.values())
     return copy.deepcopy(applied)
+
+
+def _is_atomic(name: str, value: Mapping[str, Any]) -> bool:
+    """Return True for a Service's selector and the labels in one of a Deployment, which is itself no such map."""
+    return name in _ATOMIC_MAPS and "matchLabels" not in value
 
 
 def value_at(value: Any, place: Place) -> Any:

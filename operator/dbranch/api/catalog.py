@@ -97,11 +97,30 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         project=(_ROUTED,),
         branch=(_SCHEDULED,),
     ),
+    Reason.OBJECT_REFUSED: Entry(
+        "The API server refuses an object that is needed: a quota, an admission webhook, a policy, its validation. "
+        "The message has its sentence. All else goes on, a switch, too; it is tried again, at last every minute. A "
+        "project whose connection string works has it in Ready alone.",
+        "Do what the sentence asks for: raise the quota, correct the policy or the object.",
+        project=(_READY, _ROUTED),
+        branch=(_SCHEDULED,),
+    ),
+    Reason.WAITING_FOR_DELETION: Entry(
+        "An object that has a name that is needed is still being deleted.",
+        "See what holds it: its finalizers.",
+        project=(_READY, _ROUTED),
+        branch=(_SCHEDULED,),
+    ),
+    Reason.LIMIT_EXCEEDED: _branch(
+        _SCHEDULED,
+        "The project has as many branches as it can have; those that were made earlier are not affected.",
+        "Delete a branch that is not needed any more; or make another project.",
+    ),
     Reason.RECONCILE_FAILED: Entry(
-        "The API server rejected an object that is needed, or a value cannot be used; it is tried again, at last "
-        "every five minutes.",
+        "A value cannot be used, or the controller has met a fault of its own; it is tried again, at last every "
+        "five minutes.",
         "Correct what the message names; the controller's log has more.",
-        project=(_ROUTED,),
+        project=(_READY, _ROUTED),
         branch=(_SCHEDULED,),
     ),
     Reason.POOL_MOUNTED: _project(_STORAGE, "The project's pool is attached and mounted."),
@@ -162,6 +181,11 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         _STORAGE,
         "The source keeps data outside its subvolume (tablespace, link, nested subvolume); no copy of it is whole.",
         "Move the data into PGDATA; the message names the path.",
+    ),
+    Reason.SOURCE_DELETED: _branch(
+        _STORAGE,
+        "The source was deleted before the copy of it was taken; nothing that was stored is lost.",
+        "Delete the branch, and make it again from another source.",
     ),
     Reason.DATA_LOST: _branch(
         _STORAGE,
@@ -272,10 +296,16 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Not every proxy pod runs and obeys the route yet.",
         "See the pods of the Deployment <project>-proxy.",
     ),
-    Reason.SECRET_NOT_FOUND: _project(
-        _ROUTED,
-        "The Secret in spec.postgres.passwordSecret, or its key, does not exist.",
+    Reason.SECRET_NOT_FOUND: Entry(
+        "The Secret in spec.postgres.passwordSecret, or its key, does not exist; the password stays as it was.",
         "Make the Secret, or correct the name or key.",
+        project=(_READY, _ROUTED),
+    ),
+    Reason.SECRET_INVALID: Entry(
+        "The value in spec.postgres.passwordSecret cannot be a password: empty, not UTF-8, or with a line break at "
+        "its end (as `--from-file` of a file that an editor wrote has it); the password stays as it was.",
+        "Correct the value: `kubectl create secret generic NAME --from-literal=password=…`.",
+        project=(_READY, _ROUTED),
     ),
     Reason.TLS_SECRET_NOT_FOUND: _project(
         _ROUTED,
@@ -283,7 +313,9 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Make the Secret, or correct the name.",
     ),
     Reason.TLS_SECRET_INVALID: _project(
-        _ROUTED, "The TLS Secret does not hold tls.crt and tls.key.", "Make it of type kubernetes.io/tls."
+        _ROUTED,
+        "The TLS Secret does not hold tls.crt and tls.key in PEM.",
+        "Make it of type kubernetes.io/tls.",
     ),
     Reason.WAITING_FOR_AGENT: _both(
         _BLOCKED,

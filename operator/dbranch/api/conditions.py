@@ -49,6 +49,9 @@ class Reason(OpenEnum):
     SOURCE_NOT_FOUND = "SourceNotFound"
     SOURCE_NOT_READY = "SourceNotReady"
     NAME_TAKEN = "NameTaken"
+    OBJECT_REFUSED = "ObjectRefused"
+    WAITING_FOR_DELETION = "WaitingForDeletion"
+    LIMIT_EXCEEDED = "LimitExceeded"
     # StorageReady
     POOL_MOUNTED = "PoolMounted"
     POOL_LOW = "PoolLow"
@@ -67,6 +70,7 @@ class Reason(OpenEnum):
     SNAPSHOT_FAILED = "SnapshotFailed"
     INITDB_FAILED = "InitdbFailed"
     SOURCE_UNSAFE = "SourceUnsafe"
+    SOURCE_DELETED = "SourceDeleted"
     DATA_LOST = "DataLost"
     STORAGE_UNCLEAR = "StorageUnclear"
     # PostgresReady
@@ -93,6 +97,7 @@ class Reason(OpenEnum):
     BRANCH_DELETING = "BranchDeleting"
     PROXY_NOT_READY = "ProxyNotReady"
     SECRET_NOT_FOUND = "SecretNotFound"
+    SECRET_INVALID = "SecretInvalid"
     TLS_SECRET_NOT_FOUND = "TLSSecretNotFound"
     TLS_SECRET_INVALID = "TLSSecretInvalid"
     # DeletionBlocked
@@ -128,6 +133,7 @@ STALLED_REASONS = frozenset(
         Reason.POOL_DAMAGED,
         Reason.BTRFS_MISSING,
         Reason.SOURCE_UNSAFE,
+        Reason.SOURCE_DELETED,
         Reason.DATA_LOST,
         Reason.STORAGE_UNCLEAR,
         Reason.INVALID_PARAMETERS,
@@ -164,7 +170,10 @@ WARNING_REASONS = STALLED_REASONS | {
     Reason.POD_REJECTED,
     Reason.CRASH_LOOPING,
     Reason.BRANCH_NOT_FOUND,
+    Reason.OBJECT_REFUSED,
+    Reason.LIMIT_EXCEEDED,
     Reason.SECRET_NOT_FOUND,
+    Reason.SECRET_INVALID,
     Reason.TLS_SECRET_NOT_FOUND,
     Reason.TLS_SECRET_INVALID,
     Reason.RECONCILE_FAILED,

@@ -13,10 +13,12 @@ DbranchError
 ├── PodRejected         the API server rejects a pod that is needed
 ├── SlotTaken           a warm slot was claimed by another branch
 ├── NameTaken           an object that is not ours has the name that is needed
+├── BeingDeleted        an object that is being deleted has the name that is needed
 ├── NotAccepting        Postgres does not accept connections (yet)
 ├── SqlFailed           a statement of the agent failed, or its session
 ├── ClusterUnreachable  the API server did not answer
 └── ApiError            the API server rejected the request
+    └── ObjectRefused   it rejected an object that the controller applies
 """
 
 from __future__ import annotations
@@ -72,6 +74,10 @@ class NameTaken(DbranchError):
     """An object that is not ours has the name that is needed; it is left alone."""
 
 
+class BeingDeleted(DbranchError):
+    """An object that is being deleted has the name that is needed; it is waited for."""
+
+
 class NotAccepting(DbranchError):
     """Postgres does not accept connections on its socket (yet).
 
@@ -104,6 +110,17 @@ class ApiError(DbranchError):
     def __init__(self, status: int, reason: str, message: str) -> None:
         self.status, self.reason = status, reason
         super().__init__(message)
+
+
+class ObjectRefused(ApiError):
+    """The API server (a quota, an admission webhook, a policy, its validation) rejected an object.
+
+    `subject`: what was refused, as in "Service shop-x cannot be created"; the text is the server's sentence.
+    """
+
+    def __init__(self, subject: str, cause: ApiError) -> None:
+        self.subject = subject
+        super().__init__(cause.status, cause.reason, str(cause))
 
 
 class CommandFailed(DbranchError):

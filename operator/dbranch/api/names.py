@@ -50,10 +50,12 @@ CLI_MANAGER: Final = "dbranch-cli"
 PROXY_MANAGER_PREFIX: Final = "dbranch-proxy-"
 
 LABEL_NAME: Final = "app.kubernetes.io/name"
-LABEL_INSTANCE: Final = "app.kubernetes.io/instance"
 LABEL_COMPONENT: Final = "app.kubernetes.io/component"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 LABEL_PART_OF: Final = "app.kubernetes.io/part-of"
+# The Helm release. Not `app.kubernetes.io/instance`: Argo CD may track by that label, and prunes what carries it, has
+# no owner and does not stand in Git.
+LABEL_RELEASE: Final = f"{GROUP}/release"
 LABEL_NAMESPACE: Final = f"{GROUP}/namespace"
 LABEL_PROJECT: Final = f"{GROUP}/project"
 LABEL_BRANCH: Final = f"{GROUP}/branch"
@@ -77,17 +79,19 @@ POSTGRES_SERVICE_ACCOUNT: Final = "dbranch-postgres"
 
 MAX_PROJECT_LENGTH: Final = 30
 MAX_OBJECT_LENGTH: Final = 63
+# Of a project: what `status.routes` holds.
+MAX_BRANCHES: Final = 1000
 
 
-def labels(component: str, instance: str, **extra_labels: str) -> dict[str, str]:
+def labels(component: str, release: str, **extra_labels: str) -> dict[str, str]:
     """Return the labels of an object: Kubernetes' recommended ones and `extra_labels` by their full keys.
 
-    >>> labels("proxy", "shop")["app.kubernetes.io/component"]
+    >>> labels("proxy", "dbranch")["app.kubernetes.io/component"]
     'proxy'
     """
     return {
         LABEL_NAME: "dbranch",
-        LABEL_INSTANCE: instance,
+        LABEL_RELEASE: release,
         LABEL_COMPONENT: component,
         LABEL_MANAGED_BY: "dbranch",
         LABEL_PART_OF: "dbranch",

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project
 from dbranch.controller.nodes import AgentPod, NodeObject, node_facts
-from dbranch.controller.routing import ProxyPod
+from dbranch.controller.proxy_pods import ProxyPod
 from dbranch.controller.scheduling import NodeFacts, bytes_committed_to
 
 T = TypeVar("T")

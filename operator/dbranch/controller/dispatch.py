@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dbranch.api import names
+from dbranch.api.branch import Branch
+from dbranch.api.project import Project
 from dbranch.controller.branch.reconciler import BranchReconciler
 from dbranch.controller.cache import Cache
+from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.reconciler import ProjectReconciler
 from dbranch.runtime.initial_sync import InitialSync
 from dbranch.runtime.result import DONE, Key, Result
@@ -14,9 +17,14 @@ class Dispatcher:
     """Calls the reconcilers. `cache` is set by the first event, before which the work queue has no key."""
 
     def __init__(
-        self, projects: ProjectReconciler, branches: BranchReconciler, initial_sync: InitialSync
+        self,
+        projects: ProjectReconciler,
+        branches: BranchReconciler,
+        owned: OwnedObjects,
+        initial_sync: InitialSync,
     ) -> None:
-        self._projects, self._branches, self._initial_sync = projects, branches, initial_sync
+        self._projects, self._branches = projects, branches
+        self._owned, self._initial_sync = owned, initial_sync
         self.cache: Cache | None = None
 
     def reconcile(self, key: Key, resync: bool) -> Result:
@@ -28,6 +36,13 @@ class Dispatcher:
         result = self._branches.reconcile(key.namespace, key.name, self.cache, resync)
         self._initial_sync.mark_reconciled(key.namespace, key.name)
         return result
+
+    def forget(self, item: Project | Branch) -> None:
+        """Forget what is remembered of an object that is gone."""
+        self._owned.forget_owner(item.uid)
+        if isinstance(item, Project):
+            self._projects.forget(item)
+            self._branches.forget_project(item.uid)
 
     def report_failure(self, key: Key, error: Exception) -> None:
         """Report a reconcile that failed in a condition of the object."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from dbranch.api import names
 from dbranch.api.branch import Branch
@@ -16,6 +16,9 @@ from dbranch.api.conditions import (
     find_condition,
 )
 from dbranch.api.project import Project
+
+# The reason of an Event, of no condition: a generated password's Secret was gone, and another one is in force.
+PASSWORD_GENERATED: Final = "PasswordGenerated"
 
 # Called with the object, and the Event's type (Normal or Warning), reason and message.
 EmitEvent = Callable[[Project | Branch, str, str, str], None]

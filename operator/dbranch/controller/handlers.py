@@ -25,7 +25,8 @@ from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.nodes import AgentPod, NodeObject, agent_pod, node_object
 from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.reconciler import ProjectReconciler
-from dbranch.controller.routing import ProxyPod, proxy_pod_of
+from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of, switch_state
+from dbranch.controller.rollouts import Rollouts
 from dbranch.controller.stale import Change, NodeChange, PasswordChange, ProxyChange, key_of, stale
 from dbranch.controller.sweep import Sweeper
 from dbranch.kube.client import Cluster
@@ -70,6 +71,11 @@ class Work:
             asyncio.get_running_loop().call_soon(self._enqueue_stale, self._dispatcher.cache)
         self._changes.append(change)
 
+    def forget(self, item: Project | Branch) -> None:
+        """Reconcile an object no more that is gone, and forget what is remembered of it."""
+        self.queue.forget(key_of(item))
+        self._dispatcher.forget(item)
+
     def _enqueue_stale(self, cache: Cache) -> None:
         changes, self._changes = self._changes, []
         for key in stale(changes, cache):
@@ -84,10 +90,12 @@ def register(
     metrics: ControllerMetrics,
 ) -> None:
     """Register the indices and handlers. Each object is reconciled at least every `resync_seconds` or so."""
-    locks, owned, initial_sync = KeyedLocks(), OwnedObjects(cluster), InitialSync("branches")
-    projects = ProjectReconciler(cluster, release, owned, locks, metrics, emit_event)
+    locks, owned, initial_sync = KeyedLocks(), OwnedObjects(cluster, metrics.refused), InitialSync("branches")
+    rollouts = Rollouts()
+    projects = ProjectReconciler(cluster, release, owned, locks, metrics, emit_event, rollouts)
     branches = BranchReconciler(cluster, release, owned, locks, metrics, emit_event)
-    work = Work(Dispatcher(projects, branches, initial_sync), resync_seconds)
+    work = Work(Dispatcher(projects, branches, owned, initial_sync), resync_seconds)
+    rollouts.on_free = work.queue.add
     sweeper = Sweeper(cluster, release, owned)
     _register_startup(registry, owned, work, partial(sweeper.run, resync_seconds))
     _register_indices(registry, release.nodes_namespace)
@@ -185,9 +193,14 @@ def _register_objects(registry: kopf.OperatorRegistry, work: Work) -> None:
     @kopf.on.create(*_PROJECT, id="project", **options)
     @kopf.on.update(*_PROJECT, field="spec", id="project", **options)
     @kopf.on.field(*_PROJECT, field="status.node", id="project", **options)
-    @kopf.on.field(*_PROJECT, field="status.proxies", id="project", **options)
     async def on_project_change(body: kopf.Body, **kwargs: Any) -> None:
         work.request(parse_project(body), kwargs)
+
+    @kopf.on.field(*_PROJECT, field="status.proxies", id="project-proxies", **options)
+    async def on_proxies_change(old: Any, new: Any, body: kopf.Body, **kwargs: Any) -> None:
+        # They write the numbers of their sessions every few seconds.
+        if switch_state(old) != switch_state(new):
+            work.request(parse_project(body), kwargs)
 
     @kopf.on.resume(*_BRANCH, id="branch", **options)
     @kopf.on.create(*_BRANCH, id="branch", **options)
@@ -224,7 +237,7 @@ def _register_related(registry: kopf.OperatorRegistry, work: Work, initial_sync:
         branch = parse_branch(body)
         work.follow(kwargs, branch)
         if event["type"] == "DELETED":
-            work.queue.forget(key_of(branch))
+            work.forget(branch)
             initial_sync.mark_reconciled(branch.namespace, branch.object_name)
 
     @kopf.on.event(*_PROJECT, **options)
@@ -233,7 +246,7 @@ def _register_related(registry: kopf.OperatorRegistry, work: Work, initial_sync:
         project = parse_project(body)
         work.follow(kwargs, project)
         if event["type"] == "DELETED":
-            work.queue.forget(key_of(project))
+            work.forget(project)
 
     @kopf.on.field(*_PROJECT, field="status.passwordVersion", id="project-password", **options)
     async def on_password_change(namespace: Any, name: str, reason: Any, **kwargs: Any) -> None:

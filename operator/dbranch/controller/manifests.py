@@ -174,8 +174,13 @@ def branch_service(project: Project, branch: Branch, release: Release) -> Json:
     return _object("v1", "Service", _branch_metadata(project, branch, release, branch.object_name), spec=spec)
 
 
-def branch_endpoints(project: Project, branch: Branch, release: Release, reachable: bool) -> Json:
-    """Return the EndpointSlice of a branch's Service: its pod's address if `reachable`, and its Postgres' port."""
+def branch_endpoints(
+    project: Project, branch: Branch, release: Release, ip_family: str, reachable: bool
+) -> Json:
+    """Return the EndpointSlice of a branch's Service: its pod's address if `reachable`, and its Postgres' port.
+
+    `ip_family` is the Service's, IPv4 or IPv6: a slice's address type never changes.
+    """
     address = branch.node.address if reachable else None
     meta = _branch_metadata(project, branch, release, branch.object_name)
     meta["labels"] |= {
@@ -186,7 +191,7 @@ def branch_endpoints(project: Project, branch: Branch, release: Release, reachab
         "discovery.k8s.io/v1",
         "EndpointSlice",
         meta,
-        addressType="IPv6" if address and ":" in address else "IPv4",
+        addressType=ip_family,
         endpoints=[{"addresses": [address], "conditions": {"ready": True}}] if address else [],
         ports=[
             {"name": "postgres", "port": names.branch_port(branch.uid), "protocol": "TCP"},

@@ -41,6 +41,19 @@ class ControllerMetrics:
             registry=self._registry,
         )
 
+        self._refused = Counter(
+            "objects_refused_total",
+            "Objects that the API server refused (quota, admission, validation), by kind; each retry counts.",
+            ["kind"],
+            namespace="dbranch",
+            subsystem="controller",
+            registry=self._registry,
+        )
+
+    def refused(self, kind: str) -> None:
+        """Count an object of this kind that the API server refused."""
+        self._refused.labels(kind).inc()
+
     @contextmanager
     def reconcile(self, kind: str) -> Iterator[None]:
         """Count the reconcile of an object of this kind that runs within."""

@@ -4,40 +4,72 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from dbranch.api import names
-from dbranch.api.errors import ApiError, NameTaken
+from dbranch.api.errors import ApiError, BeingDeleted, NameTaken, ObjectRefused
+from dbranch.controller.failure import is_refusal
+from dbranch.controller.managed_fields import ownership_patch
 from dbranch.kube.client import Cluster, path_of
 from dbranch.runtime.limited import LimitedDict
 
+logger = logging.getLogger(__name__)
+
+Json = dict[str, Any]
 # Annotation: hash of the manifest that was applied last, so that an unchanged object costs one read and no write.
 _APPLIED_HASH: Final = f"{names.GROUP}/applied"
 # Some 300 bytes each: what ten thousand branches need. An object beyond that costs one read more.
 _MAX_REMEMBERED: Final = 40_000
+# What cannot be changed in place, so that the object is made anew.
+_IMMUTABLE: Final[Mapping[str, tuple[str, ...]]] = {
+    "EndpointSlice": ("addressType",),
+    "RoleBinding": ("roleRef",),
+}
+# Maps that the API server replaces as a whole: what others add to them is a change, too.
+_ATOMIC_MAPS: Final = frozenset({"selector", "matchLabels"})
+# An object that comes or goes between the look at it and the write is looked at once more.
+_MAX_ATTEMPTS: Final = 3
+
+
+class UpdateDeferred(Exception):
+    """An object exists and would be changed, and `may_update` does not allow it now."""
+
+
+@dataclass(frozen=True)
+class _Applied:
+    """What is remembered of an object: hash of its manifest, its UID or "", and its owners' UIDs."""
+
+    manifest_hash: str
+    uid: str = ""
+    owners: frozenset[str] = frozenset()
 
 
 class OwnedObjects:
     """Applies and deletes objects, and remembers which manifest was applied to which UID. Thread-safe."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
+    def __init__(self, cluster: Cluster, on_refused: Callable[[str], None] = lambda kind: None) -> None:
+        """`on_refused` is called with the kind of each object that the API server rejects."""
+        self._cluster, self._on_refused = cluster, on_refused
         self._guard = threading.Lock()
-        # By path: hash of the manifest, and the object's UID or "".
-        self._applied: LimitedDict[str, tuple[str, str]] = LimitedDict(_MAX_REMEMBERED)
+        self._applied: LimitedDict[str, _Applied] = LimitedDict(_MAX_REMEMBERED)
+        # The first IP family of each Service that was seen, by path.
+        self._ip_families: LimitedDict[str, str] = LimitedDict(_MAX_REMEMBERED)
 
     def preload(self, api: str, plural: str) -> None:
         """Remember what an earlier process applied of this resource in all namespaces, by one request."""
         for body in self._cluster.find(path_of(api, plural), labels=f"{names.LABEL_MANAGED_BY}=dbranch"):
             meta = body["metadata"]
             applied_hash = (meta.get("annotations") or {}).get(_APPLIED_HASH)
-            if applied_hash:
+            if applied_hash and not meta.get("deletionTimestamp"):
                 path = path_of(api, plural, meta["namespace"], meta["name"])
                 with self._guard:
                     # The hash covers our owner reference, too. Without a UID, the owner is checked before a write.
-                    self._applied.setdefault(path, (applied_hash, ""))
+                    self._applied.setdefault(path, _Applied(applied_hash, "", frozenset(owner_uids(body))))
+                self._see(path, body)
 
     def apply(
         self,
@@ -46,10 +78,15 @@ class OwnedObjects:
         manifest: Mapping[str, Any],
         bypass_cache: bool = False,
         probably_new: bool = False,
+        may_update: Callable[[Mapping[str, Any]], bool] = lambda existing: True,
     ) -> None:
-        """Make the object equal to its manifest. Raises NameTaken if another owner's object has its name.
+        """Make the object equal to its manifest.
 
         An object is ours if it has our owner reference's UID or, where the manifest has none, our managed-by label.
+        Raises NameTaken if another owner's object has its name, BeingDeleted if one that is being deleted has it,
+        ObjectRefused if the API server rejects it, UpdateDeferred if `may_update` of an object of ours that is not
+        remembered and differs returns False.
+
         `bypass_cache`: do not trust what is remembered, read the object. An object that is `probably_new`, or that is
         remembered, costs one request.
         """
@@ -57,48 +94,135 @@ class OwnedObjects:
         path = path_of(api, plural, meta["namespace"], meta["name"])
         manifest_hash = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:32]
         with self._guard:
-            applied_hash, uid = self._applied.get(path, ("", ""))
-        if applied_hash == manifest_hash and not bypass_cache:
+            remembered = self._applied.get(path, _Applied(""))
+        if remembered.owners != owner_uids(manifest):
+            # A project and a branch may need the same name.
+            remembered = _Applied("")
+        if remembered.manifest_hash == manifest_hash and not bypass_cache:
             return
-        annotated = {**meta, "annotations": {**(meta.get("annotations") or {}), _APPLIED_HASH: manifest_hash}}
-        existing: Mapping[str, Any] | None = None
-        try:
-            if probably_new:
-                collection = path_of(api, plural, meta["namespace"])
-                existing = self._cluster.create(collection, {**manifest, "metadata": annotated})
-            elif uid and not bypass_cache:
-                # With its UID, so that another object of that name is rejected.
-                existing = self._cluster.apply(path, {**manifest, "metadata": {**annotated, "uid": uid}})
-        except ApiError as error:
-            if error.status != 409:
-                raise
-        if existing is None:
+        annotations = {**(meta.get("annotations") or {}), _APPLIED_HASH: manifest_hash}
+        desired = {**manifest, "metadata": {**meta, "annotations": annotations}}
+        applied: Mapping[str, Any] | None = None
+        if probably_new:
+            applied = self._create(path, desired)
+        elif remembered.uid and not bypass_cache:
+            applied = self._apply_to(path, desired, remembered.uid)
+        for _ in range(_MAX_ATTEMPTS):
+            applied = applied or self._look_and_apply(path, desired, may_update)
+        if applied is None:
+            raise ApiError(409, "Conflict", f"{path} is written by others all the time")
+        if applied["metadata"].get("deletionTimestamp"):
+            self._forget(path)
+            raise BeingDeleted(f"{_subject(desired)} is still being deleted")
+        self._see(path, applied)
+        owners = frozenset(owner_uids(applied))
+        with self._guard:
+            self._applied[path] = _Applied(manifest_hash, applied["metadata"]["uid"], owners)
+
+    def _look_and_apply(
+        self, path: str, desired: Json, may_update: Callable[[Mapping[str, Any]], bool]
+    ) -> Mapping[str, Any] | None:
+        """Read the object, and create or apply it; None if others have created, written or deleted it meanwhile."""
+        existing = self._cluster.get(path)
+        if existing is not None and _is_garbage(existing, desired):
+            # The garbage collector may take seconds.
+            self._cluster.delete(path, uid=existing["metadata"]["uid"])
             existing = self._cluster.get(path)
-            if existing is not None and _is_garbage(existing, manifest):
-                # The garbage collector may take seconds.
+        if existing is not None and existing["metadata"].get("deletionTimestamp"):
+            return existing
+        if existing is not None:
+            _check_owner(existing, desired)
+            self._see(path, existing)
+            if _has(existing, desired):
+                return existing
+            if not may_update(existing):
+                raise UpdateDeferred
+            fixed_fields = _IMMUTABLE.get(desired["kind"], ())
+            if any(existing.get(field) != desired.get(field) for field in fixed_fields):
                 self._cluster.delete(path, uid=existing["metadata"]["uid"])
                 existing = None
-            if existing is not None:
-                _check_owner(existing, manifest)
-            desired = {**manifest, "metadata": annotated}
-            if existing is None or not _has(existing, desired):
-                existing = self._cluster.apply(path, desired)
+        if existing is None:
+            return self._create(path, desired)
+        patch = ownership_patch(existing, names.CONTROLLER_MANAGER)
+        try:
+            if patch:
+                self._cluster.json_patch(path, patch)
+            return self._cluster.apply(path, _with_uid(desired, existing["metadata"]["uid"]))
+        except ApiError as error:
+            if error.status in (404, 409):
+                return None
+            raise self._refused(desired, "updated", error) from error
+
+    def _create(self, path: str, desired: Json) -> Json | None:
+        """Create the object; None if it exists. By POST, so that nothing of another owner is changed."""
+        try:
+            return self._cluster.create(path.rpartition("/")[0], desired)
+        except ApiError as error:
+            if error.status == 409:
+                return None
+            raise self._refused(desired, "created", error) from error
+
+    def _apply_to(self, path: str, desired: Json, uid: str) -> Json | None:
+        """Apply the object with this UID; None if it is another now, or the API server rejects the change."""
+        try:
+            return self._cluster.apply(path, _with_uid(desired, uid))
+        except ApiError as error:
+            # Another UID is an invalid change; what else is invalid is found again behind a look at the object.
+            if error.status in (409, 422):
+                return None
+            raise self._refused(desired, "updated", error) from error
+
+    def _refused(self, manifest: Mapping[str, Any], done: str, error: ApiError) -> ApiError:
+        """Return what to raise for a rejected write: ObjectRefused, or the error itself if the object is not it."""
+        if not is_refusal(error):
+            return error
+        self._on_refused(manifest["kind"])
+        return ObjectRefused(f"{_subject(manifest)} cannot be {done}", error)
+
+    def _see(self, path: str, body: Mapping[str, Any]) -> None:
+        """Remember the IP family of a Service."""
+        spec = body.get("spec")
+        families = spec.get("ipFamilies") if isinstance(spec, Mapping) else None
+        if families:
+            with self._guard:
+                self._ip_families[path] = families[0]
+
+    def ip_family(self, namespace: str, service: str) -> str | None:
+        """Return the first IP family (IPv4 or IPv6) of a Service of ours that was seen; None of another."""
         with self._guard:
-            self._applied[path] = manifest_hash, existing["metadata"]["uid"]
+            return self._ip_families.get(path_of("v1", "services", namespace, service))
+
+    def forget_owner(self, uid: str) -> None:
+        """Forget the objects of an owner that is gone."""
+        with self._guard:
+            for path in [path for path, applied in self._applied.items() if uid in applied.owners]:
+                del self._applied[path]
+                self._ip_families.pop(path, None)
 
     def delete(self, api: str, plural: str, namespace: str, name: str, owner_uid: str | None = None) -> None:
-        """Delete an object; do nothing if it does not exist or, with `owner_uid`, has another owner."""
+        """Delete an object; do nothing if it does not exist or, with `owner_uid`, has another owner.
+
+        A deletion that the API server rejects is logged: what it was made for goes all the same.
+        """
         path = path_of(api, plural, namespace, name)
-        with self._guard:
-            self._applied.pop(path, None)
-        existing = self._cluster.get(path)
-        if existing is None or (owner_uid and owner_uid not in owner_uids(existing)):
-            return
+        uid = self._forget(path)
+        if not uid:
+            existing = self._cluster.get(path)
+            if existing is None or (owner_uid and owner_uid not in owner_uids(existing)):
+                return
+            uid = existing["metadata"]["uid"]
         try:
-            self._cluster.delete(path, uid=existing["metadata"]["uid"])
+            self._cluster.delete(path, uid=uid)
         except ApiError as error:
-            if error.status != 404:
+            if not is_refusal(error):
                 raise
+            logger.warning("%s is not deleted: %s", path, error)
+
+    def _forget(self, path: str) -> str:
+        """Forget the object; return its UID, "" if that was not known."""
+        with self._guard:
+            self._ip_families.pop(path, None)
+            return self._applied.pop(path, _Applied("")).uid
 
 
 def owner_uids(body: Mapping[str, Any]) -> set[str]:
@@ -106,10 +230,21 @@ def owner_uids(body: Mapping[str, Any]) -> set[str]:
     return {owner.get("uid", "") for owner in body["metadata"].get("ownerReferences") or ()}
 
 
-def _has(existing: Any, desired: Any) -> bool:
+def _with_uid(desired: Json, uid: str) -> Json:
+    """Return the manifest for this very object: another one of its name is rejected."""
+    return {**desired, "metadata": {**desired["metadata"], "uid": uid}}
+
+
+def _subject(manifest: Mapping[str, Any]) -> str:
+    return f"{manifest['kind']} {manifest['metadata']['name']}"
+
+
+def _has(existing: Any, desired: Any, is_atomic: bool = False) -> bool:
     """Return True if an object has all that a manifest says; the API server and others may have added to it."""
     if isinstance(desired, Mapping):
-        return isinstance(existing, Mapping) and all(_has(existing.get(k), v) for k, v in desired.items())
+        if not isinstance(existing, Mapping) or (is_atomic and existing.keys() != desired.keys()):
+            return False
+        return all(_has(existing.get(k), v, k in _ATOMIC_MAPS) for k, v in desired.items())
     if isinstance(desired, list):
         if not desired:
             return not existing
@@ -136,8 +271,8 @@ def _check_owner(existing: Mapping[str, Any], manifest: Mapping[str, Any]) -> No
     managed_by_us = labels.get(names.LABEL_MANAGED_BY) == "dbranch"
     ours = bool(expected & owner_uids(existing)) if expected else managed_by_us
     if not ours:
-        meta = manifest["metadata"]
+        owners = " and ".join(f"{kind} {name}" for _, kind, name in _owner_names(existing))
         raise NameTaken(
-            f"{manifest['kind']} {meta['name']} in namespace {meta['namespace']} belongs to somebody else; "
-            "it is left alone; delete or rename it"
+            f"{_subject(manifest)} in namespace {manifest['metadata']['namespace']} belongs to "
+            f"{owners or 'somebody else'}; it is left alone; delete or rename it"
         )

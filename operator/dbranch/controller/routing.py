@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final
 
+from dbranch.api import names
 from dbranch.api.branch import Branch, should_run
-from dbranch.api.conditions import Finding, Reason, is_ready
+from dbranch.api.conditions import MESSAGE_LIMIT, Finding, Reason, clip
 from dbranch.api.enums import TargetState
 from dbranch.api.project import Project, ProxyEntry, Route, Target
+from dbranch.controller.proxy_pods import ProxyPod
+
+# Which targets of too many are left out last.
+_LEFT_OUT_LAST: Final = (TargetState.READY, TargetState.STARTING, TargetState.DELETING, TargetState.STOPPED)
 
 
 def target_of(project: Project, branch: Branch) -> Target | None:
-    """Return a branch's entry in `status.routes`; None if the branch is not bound yet."""
-    if branch.deleting:
-        return Target(branch.name, TargetState.DELETING)
+    """Return a branch's entry in `status.routes`; None if the branch is not bound, and so never had one."""
     if branch.node_name is None:
         return None
+    if branch.deleting:
+        return Target(branch.name, TargetState.DELETING)
     if not should_run(project, branch):
         return Target(branch.name, TargetState.STOPPED)
     node = branch.node
@@ -27,9 +31,16 @@ def target_of(project: Project, branch: Branch) -> Target | None:
 
 
 def targets_of(project: Project, branches: Iterable[Branch]) -> tuple[Target, ...]:
-    """Return `status.routes`, sorted by branch."""
-    targets = (target_of(project, branch) for branch in branches)
-    return tuple(sorted((target for target in targets if target), key=lambda target: target.branch))
+    """Return `status.routes`, sorted by branch.
+
+    No more than fit: stopped branches are left out first, of which a proxy needs to know nothing to serve the others.
+    """
+    targets = [target for branch in branches if (target := target_of(project, branch))]
+    if len(targets) > names.MAX_BRANCHES:
+        routed = {project.active_branch, project.route.branch if project.route else project.active_branch}
+        targets.sort(key=lambda t: (t.branch not in routed, _LEFT_OUT_LAST.index(t.state), t.branch))
+        del targets[names.MAX_BRANCHES :]
+    return tuple(sorted(targets, key=lambda target: target.branch))
 
 
 def plan_route(project: Project, targets: Sequence[Target]) -> Route | None:
@@ -50,26 +61,15 @@ def plan_route(project: Project, targets: Sequence[Target]) -> Route | None:
     return current
 
 
-@dataclass(frozen=True)
-class ProxyPod:
-    """A proxy's pod that exists, also while it is Terminating (then it is not `ready`)."""
-
-    name: str
-    ready: bool
-
-
-def proxy_pod_of(body: Mapping[str, Any]) -> ProxyPod | None:
-    """Parse a proxy's pod; None if its containers have ended for good."""
-    meta = body["metadata"]
-    if (body.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
-        return None
-    return ProxyPod(meta["name"], is_ready(body) and not meta.get("deletionTimestamp"))
-
-
 def laggards(route: Route, pods: Iterable[ProxyPod], entries: Iterable[ProxyEntry]) -> tuple[str, ...]:
-    """Return the names of the proxy pods that have not acknowledged the route in `status.proxies`."""
+    """Return the names of the proxy pods that may obey an older route, as far as `status.proxies` knows.
+
+    A pod that has no entry and is not Ready serves nobody: its container has not run yet, or has taken its entry away
+    as the last thing it did. A proxy reads the project before it serves, and writes its entry at once.
+    """
     acknowledged = {entry.pod: entry.generation for entry in entries}
-    return tuple(sorted(pod.name for pod in pods if acknowledged.get(pod.name, -1) < route.generation))
+    serving = (pod.name for pod in pods if not pod.has_ended and (pod.ready or pod.name in acknowledged))
+    return tuple(sorted(name for name in serving if acknowledged.get(name, -1) < route.generation))
 
 
 def routed_finding(
@@ -96,21 +96,33 @@ def routed_finding(
     entries = {entry.pod: entry for entry in project.proxies}
     late = laggards(route, pods, project.proxies)
     if not any(pod.ready for pod in pods):
-        return Finding(
-            Reason.PROXY_NOT_READY,
-            f"no proxy of project {project.name} is ready; the connection string does not answer; "
-            "see the pods of its Deployment",
-        )
+        trouble = next((pod.trouble for pod in pods if pod.trouble), None)
+        return no_proxy_finding(project, trouble)
     if late:
+        is_ready = any(pod.ready for pod in pods if pod.name == late[0])
+        command = f"kubectl delete pod {late[0]} -n {project.namespace} --force"
         return Finding(
             Reason.PROXY_NOT_READY,
             f"proxy {late[0]} has not taken the route to {active_branch} yet; "
-            "a session may still reach another branch",
+            "a session may still reach another branch"
+            + ("" if is_ready else f"; if its node is lost: {command}"),
         )
     if any(entries[pod.name].draining for pod in pods if pod.name in entries):
         text = f"new sessions reach {active_branch}; sessions on other branches drain or are kept"
         return Finding(Reason.DRAINING, text)
     return Finding(Reason.ROUTED, f"every new session reaches {active_branch}")
+
+
+def no_proxy_finding(project: Project, cause: str | None) -> Finding:
+    """Return the finding of Routed while no proxy is Ready. `cause`: in words, where it is known."""
+    subject = f"no proxy of project {project.name} is ready"
+    effect = "; the connection string does not answer; see the Deployment's pods"
+    cause = f": {cause}" if cause else ""
+    room = MESSAGE_LIMIT - len(subject) - len(effect)
+    return Finding(
+        Reason.PROXY_NOT_READY,
+        clip(subject + (cause if len(cause) <= room else cause[: room - 1] + "…") + effect),
+    )
 
 
 def _not_moved_finding(project: Project, state: TargetState | None, effect: str) -> Finding:

@@ -141,6 +141,10 @@ def bind_branch(project: Project | None, branch: Branch, siblings: Iterable[Bran
     if project.node_name is None:
         text = f"project {project.name} is bound to no node yet; nothing is made"
         return Finding(Reason.PROJECT_NOT_READY, text)
+    siblings = tuple(siblings)
+    if _is_too_many(branch, siblings):
+        text = f"project {project.name} has {names.MAX_BRANCHES} branches already; branch {branch.name} is not made"
+        return Finding(Reason.LIMIT_EXCEEDED, f"{text}; delete one that is not needed any more")
     if branch.is_root:
         return Binding(project.node_name)
     sources = {b.name: b for b in siblings if not b.deleting and b.uid != branch.uid}
@@ -158,3 +162,13 @@ def bind_branch(project: Project | None, branch: Branch, siblings: Iterable[Bran
             f'source "{branch.source}" of project {project.name} is not stored yet; nothing was made',
         )
     return Binding(project.node_name, source.uid)
+
+
+def _is_too_many(branch: Branch, siblings: Iterable[Branch]) -> bool:
+    """Return True if as many branches as a project can have are bound, or were created before this one."""
+
+    def turn(item: Branch) -> tuple[bool, str, str]:
+        return item.node_name is None, item.created or "", item.object_name
+
+    earlier = sum(1 for sibling in siblings if sibling.uid != branch.uid and turn(sibling) < turn(branch))
+    return earlier >= names.MAX_BRANCHES

@@ -49,7 +49,12 @@ class PasswordChange:
 
 
 # What only a reconcile finds out about a branch; Scheduled carries it.
-_PROBLEMS = (Reason.NAME_TAKEN, Reason.RECONCILE_FAILED)
+_PROBLEMS = (
+    Reason.NAME_TAKEN,
+    Reason.OBJECT_REFUSED,
+    Reason.WAITING_FOR_DELETION,
+    Reason.RECONCILE_FAILED,
+)
 
 Change = Project | Branch | NodeChange | ProxyChange | PasswordChange
 
@@ -127,10 +132,8 @@ def _related(changes: Sequence[Change], own: set[Key], reads: _Reads) -> Iterato
 
 def _has_failed(item: Project | Branch) -> bool:
     """Return True if the last reconcile failed: what has changed may be what it failed for."""
-    conditions = (
-        find_condition(item.status, Condition.SCHEDULED),
-        find_condition(item.status, Condition.ROUTED),
-    )
+    types = (Condition.SCHEDULED, Condition.ROUTED, Condition.READY)
+    conditions = [find_condition(item.status, condition_type) for condition_type in types]
     failed = any(c and c.get("reason") == Reason.RECONCILE_FAILED.value for c in conditions)
     return failed and not item.deleting
 

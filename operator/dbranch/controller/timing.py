@@ -7,9 +7,22 @@ from typing import Final
 # Between two reconciles of an object that is not Ready; the delay grows from here. It does not grow where only a
 # reconcile finds out what a person has corrected: users' Secrets and objects of other owners are not watched.
 UNREADY_RESYNC_SECONDS: Final = 20.0
+# What the API server refuses is tried again after this time, which doubles up to the second one: nothing says that a
+# quota was raised.
+REFUSED_RETRY_SECONDS: Final = 5.0
+REFUSED_LONGEST_RETRY_SECONDS: Final = 60.0
+# A source that is gone is in the cache for so long at most.
+SOURCE_GONE_RETRY_SECONDS: Final = 1.0
 # Deletions wait for events: of branches, of copies, of proxies. This is for an event that was lost.
 DELETION_RESYNC_SECONDS: Final = 60.0
 # Proxies that do not answer are not waited for any longer; their sessions end with Postgres.
 PROXIES_OBEY_TIMEOUT_SECONDS: Final = 30.0
+# So many projects' proxies are replaced at once after an upgrade, each for at most so long, and looked at meanwhile.
+MAX_PROXY_ROLLOUTS: Final = 5
+PROXY_ROLLOUT_SECONDS: Final = 120.0
+PROXY_ROLLOUT_POLL_SECONDS: Final = 5.0
+# While a user's Secret is read every UNREADY_RESYNC_SECONDS, all that is made for the project is compared as rarely
+# as this.
+DRIFT_CHECK_SECONDS: Final = 300.0
 # kopf calls a delete handler of an object that still exists so often; the work queue does the work.
 KOPF_DELETION_SECONDS: Final = 300.0

@@ -68,7 +68,8 @@ def object_path(item: Project | Branch, sub: str = "") -> str:
 class Cluster:
     """The API server, as one field manager. Thread-safe.
 
-    Every method raises ClusterUnreachable if no answer came (or HTTP 5xx or 429), and ApiError with the server's
+    Every method raises ClusterUnreachable if no answer came (or HTTP 5xx or 429, but not for an admission webhook's
+    want of an answer), and ApiError with the server's
     status, reason and message if it rejected the request.
     """
 
@@ -232,6 +233,8 @@ def _raise(method: str, path: str, answer: Any) -> None:
     except ValueError:
         status = {"message": text[:500]}
     message = status.get("message") or f"HTTP {answer.status}"
-    if answer.status >= 500 or answer.status == 429:
+    # A webhook that does not answer is no API server that does not: all but that one object goes on.
+    by_webhook = answer.status == 500 and "failed calling webhook" in message
+    if (answer.status >= 500 and not by_webhook) or answer.status == 429:
         raise ClusterUnreachable(f"{method} {path}: HTTP {answer.status}: {message}")
     raise ApiError(answer.status, status.get("reason", ""), message)

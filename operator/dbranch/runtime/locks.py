@@ -26,7 +26,7 @@ class KeyedLocks:
         self._directory = directory
         self._guard = threading.Lock()
         self._locks: defaultdict[tuple[str, str], threading.RLock] = defaultdict(threading.RLock)
-        # How many hold a lock or wait for it, and how often its holder has taken it.
+        # How many hold a lock or wait for it (one that nobody needs is forgotten), and how often its holder took it.
         self._users: Counter[tuple[str, str]] = Counter()
         self._depth: Counter[tuple[str, str]] = Counter()
 

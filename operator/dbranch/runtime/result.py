@@ -19,13 +19,14 @@ class Result:
     """When an object is to be reconciled if no event comes before.
 
     `requeue_after`: seconds; None: at the next resync, if there is one. `unfinished`: something is missing that no
-    event may announce, so the delay grows from `requeue_after` to five minutes. `gone`: never, since the object does
-    not exist.
+    event may announce, so the delay grows from `requeue_after` to `longest` (None: five minutes). `gone`: never,
+    since the object does not exist.
     """
 
     requeue_after: float | None = None
     unfinished: bool = False
     gone: bool = False
+    longest: float | None = None
 
 
 DONE, GONE = Result(), Result(gone=True)

@@ -230,7 +230,7 @@ class WorkQueue:
             return None, True
         if result.unfinished:
             first = result.requeue_after or self._first_retry_seconds
-            return delay_after(attempts + 1, first, _LONGEST_RETRY_SECONDS), False
+            return delay_after(attempts + 1, first, result.longest or _LONGEST_RETRY_SECONDS), False
         if result.requeue_after is not None:
             return result.requeue_after, True
         return self._resync_seconds * (1 + _RESYNC_JITTER * random.uniform(-1, 1)), True

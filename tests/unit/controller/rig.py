@@ -34,7 +34,7 @@ from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.reconciler import ProjectReconciler
-from dbranch.controller.routing import ProxyPod, proxy_pod_of
+from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of
 from dbranch.kube.client import Cluster, branch_path, path_of, project_path
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import DONE

@@ -87,10 +87,41 @@ def test_the_endpoints_follow_postgres(shop: Rig) -> None:
     shop.reconcile_branch("x")
     assert addresses(shop, "x") == []
     shop.change_branch("x", state="Running")
-    shop.agent_reports(branch("x").accepting("fd00::9"))
+    shop.agent_reports(branch("x").accepting("10.0.0.10"))
     shop.reconcile_branch("x")
-    assert addresses(shop, "x") == ["fd00::9"]
-    assert shop.existing(f"{SLICES}/shop-x")["addressType"] == "IPv6"
+    assert addresses(shop, "x") == ["10.0.0.10"]
+
+
+def test_endpoints_have_the_family_of_their_service_from_the_beginning() -> None:
+    rig = Rig()
+    rig.api.ip_family = "IPv6"
+    rig.ready()
+    rig.branch_up("x", "fd00::9")
+    assert rig.existing(f"{SLICES}/shop-x")["addressType"] == "IPv6" and addresses(rig, "x") == ["fd00::9"]
+    for state, expected in (("Stopped", []), ("Running", ["fd00::9"])):
+        rig.change_branch("x", state=state)
+        # A controller that starts knows the family by its list of all Services.
+        rig.start()
+        rig.owned.preload("v1", "services")
+        assert rig.writes_of(lambda: rig.reconcile_branch("x"))
+        assert addresses(rig, "x") == expected
+        assert rig.existing(f"{SLICES}/shop-x")["addressType"] == "IPv6"
+
+
+def test_endpoints_of_the_wrong_family_that_an_earlier_release_made_are_made_anew() -> None:
+    rig = Rig()
+    rig.api.ip_family = "IPv6"
+    rig.put(project().bound().up(), branch().bound().stored())
+    rig.put(branch("x").bound().stored())
+    rig.run()
+    made = rig.existing(f"{SLICES}/shop-x")
+    rig.api.delete(f"{SLICES}/shop-x")
+    rig.api.put(SLICES, {**made, "addressType": "IPv4"})
+    rig.start()
+    rig.agent_reports(branch("x").accepting("fd00::9"))
+    body = rig.reconcile_branch("x", bypass_cache=True)
+    assert conditions_of(body)["Ready"] == "Available"
+    assert rig.existing(f"{SLICES}/shop-x")["addressType"] == "IPv6" and addresses(rig, "x") == ["fd00::9"]
 
 
 def test_a_branch_that_has_nothing_to_do_writes_nothing(shop: Rig) -> None:
@@ -383,3 +414,68 @@ def test_the_endpointslice_of_another_owner_stays(shop: Rig) -> None:
     shop.put(branch("x").deleting())
     assert shop.remove_branch("x")
     assert shop.exists(f"{SLICES}/shop-x")
+
+
+def test_a_copy_that_cannot_be_made_does_not_hold_its_source(shop: Rig) -> None:
+    """A source is deleted to free the space that the copy waits for."""
+    shop.branch_up("x")
+    for name, reason in (("full", Reason.POOL_FULL), ("unsafe", Reason.SOURCE_UNSAFE)):
+        shop.put(branch(name, "x"))
+        shop.reconcile_branch(name)
+        shop.agent_reports(branch(name).node(storage=Finding(reason, "no").as_dict()))
+    shop.api.delete(f"{BRANCHES}/shop-x")
+    shop.reconcile_project()
+    shop.proxies_obey()
+    assert shop.remove_branch("x")
+
+
+def test_a_stopped_project_makes_no_copy_that_would_hold_a_source(shop: Rig) -> None:
+    shop.branch_up("x")
+    shop.put(branch("y", "x"))
+    shop.reconcile_branch("y")
+    shop.change_project(state="Stopped")
+    shop.api.delete(f"{BRANCHES}/shop-x")
+    shop.reconcile_project()
+    shop.proxies_obey()
+    assert shop.remove_branch("x")
+
+
+def test_the_copy_that_holds_a_deletion_is_named(shop: Rig) -> None:
+    shop.put(branch("x").bound().accepting().deleting(seconds=60))
+    shop.put(branch("y", "x").bound().of("shop-x-uid"))
+    assert not shop.remove_branch("x")
+    assert "waits for branch y" in message_of(shop.branch("x"), "DeletionBlocked")
+
+
+def test_a_copy_that_was_bound_a_moment_ago_holds_its_source(shop: Rig) -> None:
+    """The cache of the source's removal does not have it yet."""
+    shop.branch_up("x")
+    shop.api.delete(f"{BRANCHES}/shop-x")
+    shop.reconcile_project()
+    shop.proxies_obey()
+    cache = shop.cache()
+    shop.put(branch("y", "x").bound().of("shop-x-uid"))
+    shop.branches.reconcile("team", "shop-x", cache)
+    assert names.CONTROLLER_FINALIZER in shop.branch("x")["metadata"]["finalizers"]
+
+
+def test_no_copy_is_bound_to_a_source_that_was_let_go_of(shop: Rig) -> None:
+    """The cache of the copy's reconcile does not know of the deletion yet."""
+    shop.branch_up("x")
+    shop.put(branch("y", "x"))
+    cache = shop.cache()
+    shop.api.delete(f"{BRANCHES}/shop-x")
+    shop.reconcile_project()
+    shop.proxies_obey()
+    assert shop.remove_branch("x")
+    result = shop.branches.reconcile("team", "shop-y", cache)
+    assert "sourceUID" not in (shop.branch("y").get("status") or {}) and result.requeue_after
+    assert conditions_of(shop.reconcile_branch("y"))["Scheduled"] == "SourceNotFound"
+
+
+def test_a_copy_without_a_snapshot_loses_nothing_with_its_source(shop: Rig) -> None:
+    lost = Finding(Reason.DATA_LOST, "source has no subvolume").as_dict()
+    shop.put(branch("y", "x").bound().of("shop-x-uid").node(storage=lost))
+    body = shop.reconcile_branch("y")
+    assert conditions_of(body)["Ready"] == conditions_of(body)["Stalled"] == "SourceDeleted"
+    assert "nothing is lost" in message_of(body, "Ready")

@@ -145,3 +145,25 @@ def test_an_object_of_ours_that_exists_though_it_is_probably_new_is_applied() ->
         and cluster.existing
         and cluster.existing["spec"] == "b"
     )
+
+
+def test_nothing_is_remembered_of_an_owner_that_is_gone() -> None:
+    cluster = FakeCluster()
+    owned = OwnedObjects(cast(Cluster, cluster))
+    apply(owned, "a", probably_new=True)
+    owned.forget_owner("mine")
+    assert not owned._applied and not owned._ip_families
+    # What is not remembered is read.
+    cluster.take_requests()
+    apply(owned, "a")
+    assert cluster.take_requests() == ["get"]
+
+
+def test_what_is_remembered_of_another_owner_is_not_believed() -> None:
+    """A project and a branch may need the same name: the UID that is known is that of the other one's object."""
+    cluster = FakeCluster()
+    owned = OwnedObjects(cast(Cluster, cluster))
+    owned.apply("v1", "services", service("a", "the branch"))
+    with pytest.raises(NameTaken):
+        apply(owned, "b")
+    assert cluster.existing and cluster.existing["spec"] == "a"

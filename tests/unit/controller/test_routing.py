@@ -9,8 +9,8 @@ import pytest
 from dbranch.api.branch import Branch, BranchNode
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.project import Project, ProxyEntry, Route, Target
+from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of
 from dbranch.controller.routing import (
-    ProxyPod,
     laggards,
     plan_route,
     routed_finding,
@@ -82,7 +82,7 @@ def test_routed_is_true_only_when_every_existing_proxy_obeys() -> None:
     finding = routed_finding(late, route, ready, pods)
     assert not finding.done and "b" in finding.message and laggards(route, pods, late.proxies) == ("b",)
     silent = replace(ON_MAIN, proxies=(ProxyEntry("a", 4),))
-    assert laggards(route, pods, silent.proxies) == ("b",)
+    assert laggards(route, [ProxyPod("a", True), ProxyPod("b", True)], silent.proxies) == ("b",)
     assert routed_finding(both, route, ready, [ProxyPod("b", False)]).reason == Reason.PROXY_NOT_READY
     assert routed_finding(both, route, ready, []).reason == Reason.PROXY_NOT_READY
 
@@ -103,3 +103,74 @@ def test_a_switch_that_cannot_happen_reports_why_and_that_the_old_route_stays(
     targets = [Target("main", "Ready", "a", 1), *([Target("x", state)] if state else [])]
     finding = routed_finding(switching, plan_route(switching, targets), targets, [ProxyPod("a", True)])
     assert finding.reason == reason and "still reach main" in finding.message
+
+
+NEW = {"phase": "Pending", "conditions": [{"type": "Ready", "status": "False"}]}
+STARTED = {**NEW, "phase": "Running", "containerStatuses": [{"state": {"running": {}}}]}
+CRASHED = {
+    **STARTED,
+    "containerStatuses": [
+        {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": {}}}
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "entry", "holds"),
+    [
+        (NEW, None, False),
+        (STARTED, None, False),
+        # It runs, or its container has just ended: what it has written says what it obeys.
+        (STARTED, 3, True),
+        (STARTED, 4, False),
+        (CRASHED, 3, False),
+    ],
+    ids=["never ran", "created after the route", "older route", "obeys", "ended"],
+)
+def test_only_a_proxy_that_may_obey_an_older_route_holds_a_switch(
+    status: dict[str, object], entry: int | None, holds: bool
+) -> None:
+    pod = proxy_pod_of({"metadata": {"name": "b"}, "status": status})
+    assert pod is not None
+    entries = (ProxyEntry("a", 4), *([ProxyEntry("b", entry)] if entry is not None else ()))
+    project = replace(ON_MAIN, proxies=entries)
+    finding = routed_finding(project, Route(4, "main"), targets_of(SHOP, [MAIN]), [ProxyPod("a", True), pod])
+    assert finding.done != holds
+
+
+def test_a_proxy_that_does_not_answer_is_named_with_the_command_that_helps() -> None:
+    late = replace(ON_MAIN, proxies=(ProxyEntry("a", 4), ProxyEntry("b", 3)))
+    pods = [ProxyPod("a", True), ProxyPod("b", False)]
+    message = routed_finding(late, Route(4, "main"), targets_of(SHOP, [MAIN]), pods).message
+    assert message.endswith("if its node is lost: kubectl delete pod b -n team --force")
+
+
+WAITING = {"state": {"waiting": {"reason": "ImagePullBackOff"}}, "image": "registry/proxy:1"}
+UNSCHEDULABLE = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available: 1 cordoned."}
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ({"containerStatuses": [WAITING]}, "cannot pull the image registry/proxy:1"),
+        ({"conditions": [UNSCHEDULABLE]}, "0/1 nodes are available"),
+        (CRASHED, "ends again and again"),
+    ],
+)
+def test_why_no_proxy_runs_is_reported(status: dict[str, object], words: str) -> None:
+    pod = proxy_pod_of({"metadata": {"name": "b"}, "status": status})
+    assert pod is not None
+    finding = routed_finding(ON_MAIN, Route(4, "main"), targets_of(SHOP, [MAIN]), [pod])
+    assert finding.reason == Reason.PROXY_NOT_READY and words in finding.message
+    assert "the connection string does not answer" in finding.message
+
+
+def test_more_branches_than_fit_leave_out_stopped_ones_first() -> None:
+    stopped = [replace(COPY, object_name=f"shop-a{i}", state="Stopped") for i in range(1200)]
+    targets = targets_of(ON_MAIN, [*stopped, COPY, MAIN])
+    assert len(targets) == 1000 and {"main", "x"} <= {target.branch for target in targets}
+    assert list(targets) == sorted(targets, key=lambda target: target.branch)
+
+
+def test_a_branch_that_was_never_bound_is_in_no_route_when_it_is_deleted() -> None:
+    assert target_of(SHOP, replace(COPY, node_name=None, deleted="2026-01-01T00:00:00Z")) is None

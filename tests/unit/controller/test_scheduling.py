@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -120,3 +121,21 @@ def test_a_node_is_abandoned_only_if_it_is_gone_or_a_person_says_so() -> None:
     away = NodeFacts("n1", ready=False, has_agent=True)
     assert not is_abandoned(away, {}) and not is_abandoned(away, {names.ABANDON_NODE: "n2"})
     assert is_abandoned(away, {names.ABANDON_NODE: "n1"})
+
+
+def test_the_branch_that_is_too_many_is_refused_by_the_order_of_their_creation() -> None:
+    def numbered(number: int, **fields: Any) -> Branch:
+        return replace(
+            COPY, uid=f"u{number}", object_name=f"shop-b{number:04}", created="2026-01-01T00:00:00Z", **fields
+        )
+
+    waiting = [numbered(i) for i in range(1001)]
+    everyone = [MAIN, *waiting]
+    assert isinstance(bind_branch(BOUND, waiting[998], everyone), Binding)
+    for last in (waiting[999], waiting[1000]):
+        finding = bind_branch(BOUND, last, everyone)
+        assert isinstance(finding, Finding) and finding.reason == Reason.LIMIT_EXCEEDED
+        assert f"branch {last.name} is not made" in finding.message
+    # One that is bound keeps its place, whenever it was created.
+    bound = [replace(item, node_name="n1") for item in waiting[1:1000]]
+    assert isinstance(bind_branch(BOUND, waiting[0], [MAIN, *bound, waiting[0]]), Finding)

@@ -134,12 +134,12 @@ def test_a_project_goes_with_its_branches(running: Running) -> None:
     wait_until(lambda: running.project()["metadata"]["finalizers"] == [names.AGENT_FINALIZER])
 
 
-def test_a_reconcile_that_fails_ends_in_a_condition_and_is_tried_again(running: Running) -> None:
+def test_what_is_refused_ends_in_a_condition_and_is_tried_again(running: Running) -> None:
     running.bring_up()
     for verb in ("create", "apply"):
         running.api.refuse(verb, "/services/shop-x", ApiError(403, "Forbidden", "quota exceeded"))
     running.api.create(BRANCHES, unfinished(branch("x").body()))
-    wait_until(lambda: running.has(X, "Scheduled", "ReconcileFailed"))
+    wait_until(lambda: running.has(X, "Scheduled", "ObjectRefused"))
     running.api.answer_again()
     wait_until(lambda: running.has(X, "Scheduled", "Bound"))
 
@@ -160,3 +160,18 @@ def test_a_controller_that_starts_writes_nothing_and_goes_on_with_deletions(dire
         writes = rig.api.take_writes()
         assert {"delete endpointslices/shop-x", "merge dbbranches/shop-x"} <= set(writes)
         assert not any(write.endswith("shop-x/status") for write in writes)
+
+
+def test_the_numbers_of_sessions_wake_nobody(running: Running) -> None:
+    running.bring_up()
+    running.api.take_requests()
+    reads = f"{PROJECTS}/shop"
+    for sessions in range(1, 6):
+        running.proxy_obeys(sessions=sessions)
+    # An event behind them: by then theirs have been handled.
+    running.api.create(BRANCHES, unfinished(branch("x").body()))
+    wait_until(lambda: running.has(X, "Scheduled", "Bound"))
+    wait_until(lambda: running.project()["status"]["branches"] == 2)
+    reconciles = [r for r in running.api.take_requests() if r.verb == "find" and "/pods" in r.path]
+    # The project lists its proxies at each reconcile: for the new branch, not for each number.
+    assert len(reconciles) < 5, reads

@@ -52,8 +52,8 @@ _IMAGE_VOLUME_SIZE: Final = "1Mi"
 class SlotClass:
     """What makes two slots interchangeable: their pods have the same image, user ID, resources and pull secrets.
 
-    `image`: as the spec has it. `image_id`: what that was when the project ran it first, empty before that. `is_root`:
-    those of root branches have a priority of their own.
+    `image`: as the spec has it. `image_id`: what that was when the project ran it first, empty before that.
+    `is_root`: those of root branches have a priority of their own.
     """
 
     image: str
@@ -85,7 +85,7 @@ class SlotClass:
         return pod.class_hash == self._hash_of(self.image) and self._is_image_id(pod.image_id)
 
     def includes_apart_from_priority(self, pod: PodFacts) -> bool:
-        """True if the pod differs from this class at most in its priority, which one of release 0.1.0 does not have."""
+        """True if the pod is of this class but for its priority, which one of release 0.1.0 does not have."""
         return any(replace(self, is_root=is_root).includes(pod) for is_root in (False, True))
 
     def has_image_of(self, pod: PodFacts) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from dbranch.api import names
 from dbranch.api.branch import Branch
@@ -14,7 +14,8 @@ from dbranch.api.project import Project
 from dbranch.controller import timing
 from dbranch.controller.branch.status import branch_findings
 from dbranch.controller.conditions import held_deletion_status, phase_of, ready_finding, report_conditions
-from dbranch.controller.routing import ProxyPod, laggards, target_of
+from dbranch.controller.proxy_pods import ProxyPod
+from dbranch.controller.routing import laggards, target_of
 from dbranch.controller.scheduling import (
     Binding,
     NodeFacts,
@@ -24,6 +25,20 @@ from dbranch.controller.scheduling import (
 )
 
 Json = dict[str, Any]
+
+# No snapshot is taken before somebody has done something about it.
+_NO_PROGRESS_REASONS: Final = frozenset(
+    {
+        Reason.POOL_FULL,
+        Reason.NODE_DISK_LOW,
+        Reason.POOL_LOST,
+        Reason.POOL_DAMAGED,
+        Reason.BTRFS_MISSING,
+        Reason.SOURCE_UNSAFE,
+        Reason.DATA_LOST,
+        Reason.STORAGE_UNCLEAR,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -124,20 +139,24 @@ def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemoval:
     remaining = timing.PROXIES_OBEY_TIMEOUT_SECONDS - seconds
     is_overdue = remaining < 0
     ready = Finding(Reason.DELETING, f"branch {branch.name} is being deleted")
-    blocked = [(Condition.DELETION_BLOCKED, _blocked_finding(branch))] if is_overdue else []
+    abandoned = facts.node is not None and is_abandoned(facts.node, branch.annotations)
+    copies = [] if abandoned else [s.name for s in facts.siblings if _awaits_snapshot_of(branch, s, project)]
+    is_blocked = is_overdue and bool(copies)
+    blocked = [(Condition.DELETION_BLOCKED, _blocked_finding(branch, min(copies)))] if is_blocked else []
     previous = branch.status.get("conditions") or ()
     status: Json = {
         "conditions": report_conditions(previous, blocked, ready, branch.generation, now),
         "phase": phase_of(ready),
     }
     waiting = BranchRemoval(False, status, None if is_overdue else remaining + 1)
-    abandoned = facts.node is not None and is_abandoned(facts.node, branch.annotations)
-    if not abandoned and any(_awaits_snapshot_of(branch, sibling) for sibling in facts.siblings):
+    if copies:
         return waiting
     if project and not project.deleting and not is_overdue:
         target = next((t for t in project.routes if t.branch == branch.name), None)
         route = project.route
-        obeyed = not route or all(p.generation >= route.generation for p in project.proxies)
+        terminated = {pod.name for pod in facts.proxies if pod.has_ended}
+        entries = (entry for entry in project.proxies if entry.pod not in terminated)
+        obeyed = not route or all(entry.generation >= route.generation for entry in entries)
         if target and (target.state != TargetState.DELETING or not obeyed):
             return waiting
     return BranchRemoval(True, status)
@@ -149,11 +168,21 @@ def held_status(branch: Branch, now: str) -> Json:
     return held_deletion_status(subject, branch.node.deletion, branch.status, branch.generation, now)
 
 
-def _blocked_finding(branch: Branch) -> Finding:
-    text = f"branch {branch.name} waits for a branch that is being made of it; it ends by itself"
-    return Finding(Reason.WAITING_FOR_AGENT, text)
+def _blocked_finding(branch: Branch, copy: str) -> Finding:
+    text = f"branch {branch.name} waits for branch {copy}, which is being made of it"
+    return Finding(
+        Reason.WAITING_FOR_AGENT, f"{text}; it goes on when that is stored; or delete branch {copy}"
+    )
 
 
-def _awaits_snapshot_of(source: Branch, branch: Branch) -> bool:
-    """Return True if `branch` is bound to `source` and its snapshot has not been taken yet."""
-    return branch.source_uid == source.uid and branch.node.snapshot_time is None and not branch.deleting
+def _awaits_snapshot_of(source: Branch, branch: Branch, project: Project | None) -> bool:
+    """Return True if `branch` is bound to `source`, and its snapshot is still to be taken and can be.
+
+    A copy that waits for space may wait for the very space that the deletion frees.
+    """
+    if branch.source_uid != source.uid or branch.node.snapshot_time is not None or branch.deleting:
+        return False
+    storage = branch.node.storage
+    return (
+        project is not None and project.running and not (storage and storage.reason in _NO_PROGRESS_REASONS)
+    )

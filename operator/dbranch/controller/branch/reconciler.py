@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Finding, Reason
-from dbranch.api.errors import NameTaken
+from dbranch.api.errors import BeingDeleted, InvalidInput, NameTaken, ObjectRefused
 from dbranch.api.project import Project, parse_project
 from dbranch.api.secrets import secret_text
 from dbranch.controller import manifests, timing
 from dbranch.controller.branch.plan import BranchFacts, BranchPlan, held_status, plan_branch, plan_removal
+from dbranch.controller.branch.sources import Sources
 from dbranch.controller.cache import Cache
 from dbranch.controller.events import EmitEvent, emit_transition
-from dbranch.controller.failure import failure_finding
+from dbranch.controller.failure import failure_finding, refusal_finding
 from dbranch.controller.finalizers import AbandonmentRefusals, release_if_abandoned
 from dbranch.controller.manifests import Credentials, Release
 from dbranch.controller.metrics import ControllerMetrics
@@ -52,6 +54,11 @@ class BranchReconciler:
         self._abandonment_refusals = AbandonmentRefusals(emit_event)
         # By project UID: the password's version and the credentials with that password.
         self._credentials: LimitedDict[str, tuple[str, Credentials]] = LimitedDict(_MAX_CREDENTIALS)
+        self._sources = Sources()
+
+    def forget_project(self, uid: str) -> None:
+        """Forget the credentials of a project that is gone."""
+        self._credentials.pop(uid, None)
 
     def reconcile(self, namespace: str, name: str, cache: Cache, bypass_cache: bool = False) -> Result:
         """Reconcile a branch, also one that is being deleted. `bypass_cache`: read again what is remembered."""
@@ -72,8 +79,12 @@ class BranchReconciler:
                 plan = plan_branch(facts, now_rfc3339())
                 self._report(facts.branch, plan)
             else:
+                with self._sources.held(plan.binding.source_uid) as may_be_used:
+                    if not may_be_used:
+                        # The cache still has it.
+                        return Result(timing.SOURCE_GONE_RETRY_SECONDS)
+                    written = self._report(facts.branch, plan)
                 # Behind the binding: the agent works meanwhile.
-                written = self._report(facts.branch, plan)
                 facts = replace(facts, branch=written, node=cache.node(plan.binding.node))
                 facts = self._with_access(facts, plan, bypass_cache, is_new)
                 plan = plan_branch(facts, now_rfc3339())
@@ -81,6 +92,9 @@ class BranchReconciler:
                     self._report(written, plan)
             if plan.ready.done:
                 return DONE
+            if facts.problem and facts.problem.reason in (Reason.OBJECT_REFUSED, Reason.WAITING_FOR_DELETION):
+                longest = timing.REFUSED_LONGEST_RETRY_SECONDS
+                return Result(timing.REFUSED_RETRY_SECONDS, unfinished=True, longest=longest)
             # The controller does not watch what has a name that it needs.
             return Result(timing.UNREADY_RESYNC_SECONDS, unfinished=facts.problem is None)
 
@@ -105,43 +119,47 @@ class BranchReconciler:
         return parse_branch(written)
 
     def _apply_service(self, facts: BranchFacts, bypass_cache: bool, is_new: bool) -> Finding | None:
-        """Apply the Service; return the finding of Scheduled if its name is taken by another owner's object."""
+        """Apply the Service; return the finding of Scheduled if that cannot be."""
         if facts.project is None:
             return None
         branch = facts.branch
         service = manifests.branch_service(facts.project, branch, self._release)
-        try:
-            self._owned.apply("v1", "services", service, bypass_cache, probably_new=is_new)
-        except NameTaken as error:
-            return Finding(Reason.NAME_TAKEN, str(error))
-        return None
+        effect = "nothing is bound" if branch.node_name is None else "the Service stays as it was"
+        return _problem_of(
+            lambda: self._owned.apply("v1", "services", service, bypass_cache, probably_new=is_new), effect
+        )
 
     def _with_access(
         self, facts: BranchFacts, plan: BranchPlan, bypass_cache: bool, is_new: bool
     ) -> BranchFacts:
         """Apply the EndpointSlice and the connection Secret, so that they exist before the branch is Ready.
 
-        Not if another owner has the Service: the EndpointSlice would send its sessions to the branch.
+        The EndpointSlice not if another owner has the Service: it would send that one's sessions to the branch.
         """
-        if facts.project is None or facts.problem:
+        project, branch = facts.project, facts.branch
+        if project is None or (branch.node_name is None and facts.problem):
             return facts
-        try:
-            self._apply_access(facts.project, facts.branch, plan.reachable, bypass_cache, is_new)
-        except NameTaken as error:
-            return replace(facts, problem=Finding(Reason.NAME_TAKEN, str(error)))
-        return facts
-
-    def _apply_access(
-        self, project: Project, branch: Branch, reachable: bool, bypass_cache: bool, is_new: bool
-    ) -> None:
-        endpoints = manifests.branch_endpoints(project, branch, self._release, reachable)
-        self._owned.apply(
-            "discovery.k8s.io/v1", "endpointslices", endpoints, bypass_cache, probably_new=is_new
-        )
+        problems = [facts.problem]
+        ip_family = self._owned.ip_family(branch.namespace, branch.object_name)
+        if ip_family and (facts.problem is None or facts.problem.reason == Reason.OBJECT_REFUSED):
+            endpoints = manifests.branch_endpoints(project, branch, self._release, ip_family, plan.reachable)
+            api = "discovery.k8s.io/v1"
+            problems.append(
+                _problem_of(
+                    lambda: self._owned.apply(api, "endpointslices", endpoints, bypass_cache, is_new),
+                    "the Service does not lead to the branch",
+                )
+            )
         credentials = self._project_credentials(project, bypass_cache)
         if credentials:
             secret = manifests.conn_secret(project, self._release, credentials, branch)
-            self._owned.apply("v1", "secrets", secret, bypass_cache, probably_new=is_new)
+            problems.append(
+                _problem_of(
+                    lambda: self._owned.apply("v1", "secrets", secret, bypass_cache, is_new),
+                    "it stays as it was",
+                )
+            )
+        return replace(facts, problem=next(filter(None, problems), None))
 
     def _project_credentials(self, project: Project, bypass_cache: bool) -> Credentials | None:
         """Read the project's connection Secret, once for each password; None while the project has none."""
@@ -152,7 +170,11 @@ class BranchReconciler:
         body = self._cluster.get(path)
         if body is None or project.uid not in owner_uids(body):
             return None
-        password = secret_text(body, "password")
+        try:
+            password = secret_text(body, "password")
+        except InvalidInput:
+            # The project's reconcile puts it right.
+            return None
         if password is None:
             return None
         credentials = Credentials(project.postgres.user, password, project.postgres.database)
@@ -171,7 +193,7 @@ class BranchReconciler:
             self._report(facts.branch, plan_branch(facts, now_rfc3339()))
 
     def _remove(self, facts: BranchFacts) -> Result:
-        """Report the deletion; in its end delete the EndpointSlice and let go of the branch.
+        """Report the deletion; in its end delete what was made for the branch, and let go of it.
 
         Until then snapshots of the branch are awaited, or a proxy does not obey the route that excludes it yet: an
         event of those leads here again.
@@ -184,13 +206,41 @@ class BranchReconciler:
             if held:
                 patch_status(self._cluster, branch, held)
             return DONE
-        removal = plan_removal(facts, seconds_since(branch.deleted), now_rfc3339())
+        with self._sources.held(branch.uid):
+            removal = plan_removal(facts, seconds_since(branch.deleted), now_rfc3339())
+            if removal.done:
+                # A copy that was bound a moment ago may not be in the cache yet; none is bound behind this.
+                siblings = self._list_siblings(branch)
+                removal = plan_removal(
+                    replace(facts, siblings=siblings), seconds_since(branch.deleted), now_rfc3339()
+                )
+            if removal.done:
+                self._sources.close(branch.uid)
         if any(branch.status.get(key) != value for key, value in removal.status.items()):
             patch_status(self._cluster, branch, removal.status)
         if not removal.done:
             return Result(removal.requeue_after or timing.DELETION_RESYNC_SECONDS)
-        self._owned.delete(
-            "discovery.k8s.io/v1", "endpointslices", branch.namespace, branch.object_name, branch.uid
-        )
+        namespace, name = branch.namespace, branch.object_name
+        for api, plural, owned_name in (
+            ("discovery.k8s.io/v1", "endpointslices", name),
+            ("v1", "services", name),
+            ("v1", "secrets", names.conn_secret_name(name)),
+        ):
+            self._owned.delete(api, plural, namespace, owned_name, branch.uid)
         remove_finalizer(self._cluster, object_path(branch), branch.uid, names.CONTROLLER_FINALIZER)
         return DONE
+
+    def _list_siblings(self, branch: Branch) -> tuple[Branch, ...]:
+        """List the branches of the project uncached."""
+        path = path_of(names.API_VERSION, names.BRANCHES, branch.namespace)
+        bodies = self._cluster.find(path, fields=f"spec.project={branch.project}")
+        return tuple(map(parse_branch, bodies))
+
+
+def _problem_of(apply: Callable[[], None], effect: str) -> Finding | None:
+    """Call `apply`; return the finding of Scheduled if the object could not be applied, with the `effect` of that."""
+    try:
+        apply()
+    except (NameTaken, BeingDeleted, ObjectRefused) as error:
+        return refusal_finding(error, effect)
+    return None

@@ -18,6 +18,12 @@ def branch_findings(project: Project | None, branch: Branch, scheduled: Finding)
             Reason.PENDING, f"{subject} waits for the agent of node {branch.node_name}"
         )
         postgres = postgres_finding(project, branch)
+        if storage.reason == Reason.DATA_LOST and branch.node.snapshot_time is None and not branch.is_root:
+            # It was never stored: what is missing is its source.
+            text = f"the source of {subject} was deleted before the copy was taken; nothing is lost"
+            storage = postgres = Finding(
+                Reason.SOURCE_DELETED, f"{text}; delete it and make it from another source"
+            )
     return [
         (Condition.SCHEDULED, scheduled),
         (Condition.STORAGE_READY, storage),

@@ -8,34 +8,47 @@ from typing import Any
 
 from dbranch.api import names
 from dbranch.api.branch import Branch
-from dbranch.api.conditions import Condition, Finding, Reason, find_condition
+from dbranch.api.conditions import STALLED_REASONS, Condition, Finding, Reason, find_condition
+from dbranch.api.errors import InvalidInput
 from dbranch.api.project import Project, Target
+from dbranch.api.secrets import secret_text
 from dbranch.controller import manifests
 from dbranch.controller.conditions import held_deletion_status, phase_of, ready_finding, report_conditions
 from dbranch.controller.manifests import Release
 from dbranch.controller.project.status import project_findings
-from dbranch.controller.routing import ProxyPod, plan_route, routed_finding, targets_of
+from dbranch.controller.proxy_pods import ProxyPod
+from dbranch.controller.routing import no_proxy_finding, plan_route, routed_finding, targets_of
 from dbranch.controller.scheduling import Binding, NodeFacts, bind_project, not_reporting_finding
 
 Json = dict[str, Any]
-# What is found only when the project's objects are applied; Routed carries it.
-_APPLY_REASONS = frozenset(
+# What is found only when the project's objects are applied. Routed carries it, or Ready alone if the connection
+# string works nevertheless: who waits for a switch waits for Routed.
+_BESIDE_THE_ROUTE = frozenset(
     {
-        Reason.NAME_TAKEN,
+        Reason.OBJECT_REFUSED,
+        Reason.WAITING_FOR_DELETION,
         Reason.RECONCILE_FAILED,
         Reason.SECRET_NOT_FOUND,
-        Reason.TLS_SECRET_NOT_FOUND,
-        Reason.TLS_SECRET_INVALID,
+        Reason.SECRET_INVALID,
     }
 )
+_APPLY_REASONS = _BESIDE_THE_ROUTE | {
+    Reason.NAME_TAKEN,
+    Reason.TLS_SECRET_NOT_FOUND,
+    Reason.TLS_SECRET_INVALID,
+}
 
 
 @dataclass(frozen=True)
 class Applied:
-    """What came of applying the project's objects: the password's version, and what prevents that it is reached."""
+    """What came of applying the project's objects.
+
+    `problem`: what could not be applied; `no_proxy`: why no pod of a proxy exists.
+    """
 
     password_version: str | None = None
     problem: Finding | None = None
+    no_proxy: Finding | None = None
 
 
 @dataclass(frozen=True)
@@ -69,11 +82,13 @@ class ProjectPlan:
 
 def reported_applied(project: Project) -> Applied:
     """Return what came of applying the project's objects the last time, as its status has it."""
-    routed = find_condition(project.status, Condition.ROUTED)
-    problem = Finding.from_dict(routed)
-    return Applied(
-        project.password_version, problem if problem and problem.reason in _APPLY_REASONS else None
-    )
+    conditions = (Condition.ROUTED, Condition.READY)
+    reported = [Finding.from_dict(find_condition(project.status, condition)) for condition in conditions]
+    problem = next((finding for finding in reported if finding and finding.reason in _APPLY_REASONS), None)
+    routed, default = reported[0], no_proxy_finding(project, None)
+    subject = default.message.partition(";")[0]
+    is_no_proxy = routed and routed.reason == default.reason and routed.message.startswith(subject)
+    return Applied(project.password_version, problem, routed if is_no_proxy else None)
 
 
 def moves_route(project: Project, branches: tuple[Branch, ...]) -> bool:
@@ -87,12 +102,17 @@ def plan_project(facts: ProjectFacts, now: str) -> ProjectPlan:
     binding, scheduled = _schedule(facts)
     targets = targets_of(project, branches)
     route = plan_route(project, targets)
-    routed = facts.applied.problem or routed_finding(
-        project, route, targets, facts.proxies, _unbound(branches)
-    )
+    routed = routed_finding(project, route, targets, facts.proxies, _unbound(branches))
+    if routed.reason == Reason.PROXY_NOT_READY and not facts.proxies:
+        routed = facts.applied.no_proxy or routed
+    problem = facts.applied.problem
+    if problem and not (routed.done and problem.reason in _BESIDE_THE_ROUTE):
+        routed = problem
     findings = project_findings(project, scheduled, routed, route, branches)
     host = names.service_host(project.name, project.namespace)
     ready = ready_finding(findings, f"project {project.name} answers at {host}")
+    if problem and (ready.done or problem.reason in STALLED_REASONS):
+        ready = problem
     previous = project.status.get("conditions") or ()
     status: Json = {"nodeName": binding.node} if binding else {}
     status |= {
@@ -134,10 +154,11 @@ def tls_finding(project: Project, secret: Mapping[str, Any] | None) -> Finding |
     if secret is None:
         text = f'Secret "{tls.secret_name}" does not exist; the proxy offers no TLS; create it'
         return Finding(Reason.TLS_SECRET_NOT_FOUND, text)
-    missing = [key for key in ("tls.crt", "tls.key") if not (secret.get("data") or {}).get(key)]
-    if missing:
-        text = f'Secret "{tls.secret_name}" has no {missing[0]}; the proxy offers no TLS; add it'
-        return Finding(Reason.TLS_SECRET_INVALID, text)
+    for key, begin in (("tls.crt", "-----BEGIN CERTIFICATE-----"), ("tls.key", " PRIVATE KEY-----")):
+        fault = _pem_fault(secret, key, begin)
+        if fault:
+            text = f'Secret "{tls.secret_name}" {fault}; a proxy that starts offers no TLS; correct it'
+            return Finding(Reason.TLS_SECRET_INVALID, text)
     return None
 
 
@@ -145,6 +166,16 @@ def held_status(project: Project, now: str) -> Json:
     """Return the changes to the status of a project that its agent is deleting, if that says what holds it up."""
     subject = f"project {project.name}"
     return held_deletion_status(subject, project.node.deletion, project.status, project.generation, now)
+
+
+def _pem_fault(secret: Mapping[str, Any], key: str, begin: str) -> str | None:
+    try:
+        text = secret_text(secret, key)
+    except InvalidInput:
+        text = "not UTF-8"
+    if not text:
+        return f"has no {key}"
+    return None if begin in text else f"holds no PEM in {key}"
 
 
 def _schedule(facts: ProjectFacts) -> tuple[Binding | None, Finding]:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from dbranch.api import names
-from dbranch.api.conditions import Finding, Reason
-from dbranch.api.errors import ApiError, NameTaken
+from dbranch.api.conditions import Condition, Finding, Reason, find_condition
+from dbranch.api.errors import ApiError, BeingDeleted, NameTaken, ObjectRefused
 from dbranch.api.project import Project, parse_project
 from dbranch.controller import manifests, timing
 from dbranch.controller.cache import Cache
 from dbranch.controller.credentials import CredentialSecrets
 from dbranch.controller.events import EmitEvent, emit_transition
-from dbranch.controller.failure import failure_finding
+from dbranch.controller.failure import failure_finding, is_refusal, refusal_finding
 from dbranch.controller.finalizers import AbandonmentRefusals, release_if_abandoned
 from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics
-from dbranch.controller.owned import OwnedObjects
+from dbranch.controller.owned import OwnedObjects, UpdateDeferred
 from dbranch.controller.project.plan import (
     Applied,
     ProjectFacts,
@@ -31,15 +33,28 @@ from dbranch.controller.project.plan import (
     reported_applied,
     tls_finding,
 )
-from dbranch.controller.routing import ProxyPod, proxy_pod_of
+from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of, refused_pods
+from dbranch.controller.rollouts import Rollouts, is_rolled_out
+from dbranch.controller.routing import no_proxy_finding
 from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import now_rfc3339
 from dbranch.runtime.finalizers import remove_finalizer
 from dbranch.runtime.locks import KeyedLocks
-from dbranch.runtime.result import DONE, GONE, Result
+from dbranch.runtime.result import DONE, GONE, Key, Result
 
 logger = logging.getLogger(__name__)
+
+# What follows if an object of this kind is refused, and what is not applied if one has another owner: a Role or an
+# account of somebody else's is given nothing, and gives nothing.
+_EFFECTS: Final[Mapping[str, str]] = {
+    "Service": "the connection string stays as it was",
+    "NetworkPolicy": "clients may not reach Postgres",
+}
+_NEEDS: Final[Mapping[str, frozenset[str]]] = {
+    "RoleBinding": frozenset({"ServiceAccount", "Role"}),
+    "Deployment": frozenset({"ServiceAccount"}),
+}
 
 # A reconcile starts over if others (the proxies, by their entries) have written the object meanwhile.
 _MAX_ATTEMPTS = 8
@@ -56,11 +71,21 @@ class ProjectReconciler:
         locks: KeyedLocks,
         metrics: ControllerMetrics,
         emit_event: EmitEvent,
+        rollouts: Rollouts | None = None,
     ) -> None:
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
         self._metrics, self._emit_event = metrics, emit_event
         self._abandonment_refusals = AbandonmentRefusals(emit_event)
-        self._credential_secrets = CredentialSecrets(cluster, release, owned)
+        self._credential_secrets = CredentialSecrets(cluster, release, owned, emit_event)
+        self._rollouts = rollouts or Rollouts()
+        # By project UID: when all that is made for it was last compared with what is there.
+        self._checked: dict[str, float] = {}
+
+    def forget(self, project: Project) -> None:
+        """Forget a project that is gone."""
+        self._credential_secrets.forget(project)
+        self._checked.pop(project.uid, None)
+        self._rollouts.end(_key(project))
 
     def reconcile(self, namespace: str, name: str, cache: Cache, bypass_cache: bool = False) -> Result:
         """Reconcile a project, also one that is being deleted. `bypass_cache`: read again what is remembered."""
@@ -93,21 +118,32 @@ class ProjectReconciler:
     def _reconcile_once(self, body: dict[str, Any], cache: Cache, bypass_cache: bool) -> Result:
         facts = self._observe(parse_project(body), cache)
         project, version = facts.project, body["metadata"]["resourceVersion"]
-        if needs_root(facts.branches):
-            self._create_root(project)
+        root_problem = self._create_root(project) if needs_root(facts.branches) else None
         if project.status.get("conditions") and moves_route(project, facts.branches):
             # A switch waits for no other object. What comes of these is taken as it was.
             plan = plan_project(facts, now_rfc3339())
             body = self._report(project, plan, version) or body
             project, version = parse_project(body), body["metadata"]["resourceVersion"]
             facts = replace(facts, node=cache.node(project.node_name) if project.node_name else None)
-        facts = replace(facts, project=project, applied=self._apply_objects(project, bypass_cache))
+        applied = self._apply_objects(project, facts.proxies, bypass_cache)
+        applied = replace(applied, problem=root_problem or applied.problem)
+        facts = replace(facts, project=project, applied=applied)
         plan = plan_project(facts, now_rfc3339())
         self._report(project, plan, version)
         for pod in plan.gone:
             self._delete_entry(project, pod)
-        # The controller watches neither users' Secrets nor what has a name that it needs.
-        if facts.applied.problem or project.postgres.password_secret:
+        return self._result(project, plan, facts.applied.problem)
+
+    def _result(self, project: Project, plan: ProjectPlan, problem: Finding | None) -> Result:
+        """Return when to reconcile the project without an event."""
+        if problem and problem.reason in (Reason.OBJECT_REFUSED, Reason.WAITING_FOR_DELETION):
+            longest = timing.REFUSED_LONGEST_RETRY_SECONDS
+            return Result(timing.REFUSED_RETRY_SECONDS, unfinished=True, longest=longest)
+        if self._rollouts.is_running(_key(project)):
+            return Result(timing.PROXY_ROLLOUT_POLL_SECONDS)
+        # The controller watches neither users' Secrets nor what has a name that it needs; and who waits for its turn
+        # to replace its proxies does not rely on the others alone.
+        if problem or project.postgres.password_secret or self._rollouts.is_waiting(_key(project)):
             return Result(timing.UNREADY_RESYNC_SECONDS)
         return DONE if plan.ready.done else Result(timing.UNREADY_RESYNC_SECONDS, unfinished=True)
 
@@ -133,27 +169,85 @@ class ProjectReconciler:
         emit_transition(project, plan.ready, plan.status["conditions"], self._emit_event)
         return written
 
-    def _create_root(self, project: Project) -> None:
+    def _create_root(self, project: Project) -> Finding | None:
+        """Create the root branch; return the finding of Routed if that cannot be."""
         path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)
+        manifest = manifests.root_branch(project)
+        name = manifest["metadata"]["name"]
         try:
-            self._cluster.create(path, manifests.root_branch(project))
+            self._cluster.create(path, manifest)
         except ApiError as error:
+            if is_refusal(error):
+                self._metrics.refused(names.BRANCH_KIND)
+                subject = f"{names.BRANCH_KIND} {name} cannot be created"
+                return refusal_finding(ObjectRefused(subject, error), "no database is made")
             if error.reason != "AlreadyExists":
                 raise
+        else:
+            return None
+        existing = self._cluster.get(branch_path(project.namespace, name))
+        owner = existing["spec"]["project"] if existing else project.name
+        if owner == project.name:
+            return None
+        text = (
+            f"{names.BRANCH_KIND} {name}, the root of project {project.name}, is a branch of project {owner}"
+        )
+        return Finding(Reason.NAME_TAKEN, f"{text}; no database is made; delete one of the two")
 
-    def _apply_objects(self, project: Project, bypass_cache: bool) -> Applied:
-        """Apply all that the project is reached by."""
-        try:
-            for api, plural, manifest in desired_objects(project, self._release):
-                self._owned.apply(api, plural, manifest, bypass_cache)
-            version = self._credential_secrets.apply(project, bypass_cache)
-        except NameTaken as error:
-            return Applied(project.password_version, Finding(Reason.NAME_TAKEN, str(error)))
-        if isinstance(version, Finding):
-            return Applied(project.password_version, version)
+    def _apply_objects(self, project: Project, proxies: tuple[ProxyPod, ...], bypass_cache: bool) -> Applied:
+        """Apply all that the project is reached by; what is refused holds up only what depends on it."""
+        bypass_objects = bypass_cache and self._is_check_due(project)
+        problems: list[Finding] = []
+        foreign: set[str] = set()
+        for api, plural, manifest in desired_objects(project, self._release):
+            kind = manifest["kind"]
+            if foreign & _NEEDS.get(kind, frozenset()):
+                continue
+            try:
+                self._owned.apply(
+                    api, plural, manifest, bypass_objects, may_update=self._may_update(project, kind)
+                )
+            except UpdateDeferred:
+                logger.info("%s/%s: its proxies are replaced later", project.namespace, project.name)
+            except (NameTaken, BeingDeleted, ObjectRefused) as error:
+                foreign |= {kind} if isinstance(error, NameTaken) else set()
+                problems.append(refusal_finding(error, _EFFECTS.get(kind, "the proxies stay as they were")))
+        version = self._credential_secrets.apply(project, bypass_cache)
+        problems += [version] if isinstance(version, Finding) else []
         tls = project.proxy.tls
         secret = path_of("v1", "secrets", project.namespace, tls.secret_name) if tls else None
-        return Applied(version, tls_finding(project, self._cluster.get(secret) if secret else None))
+        problem = tls_finding(project, self._cluster.get(secret) if secret else None)
+        problems += [problem] if problem else []
+        deployment = self._look_at_rollout(project, proxies)
+        no_proxy = no_proxy_finding(project, refused_pods(deployment)) if not proxies else None
+        in_force = project.password_version if isinstance(version, Finding) else version
+        return Applied(in_force, problems[0] if problems else None, no_proxy)
+
+    def _is_check_due(self, project: Project) -> bool:
+        """Return True if all objects are to be compared, not only the password: that is read much more often."""
+        now = time.monotonic()
+        last = self._checked.get(project.uid)
+        healthy = find_condition(project.status, Condition.READY) or {}
+        polls_secret = healthy.get("status") == "True" and project.postgres.password_secret is not None
+        if polls_secret and last is not None and now - last < timing.DRIFT_CHECK_SECONDS:
+            return False
+        self._checked[project.uid] = now
+        return True
+
+    def _may_update(self, project: Project, kind: str) -> Callable[[Mapping[str, Any]], bool]:
+        """Return whether an object that differs may be updated: the proxies of a few projects at once."""
+        return lambda existing: kind != "Deployment" or self._rollouts.begin(_key(project))
+
+    def _look_at_rollout(self, project: Project, proxies: tuple[ProxyPod, ...]) -> dict[str, Any] | None:
+        """Read the proxies' Deployment while they are replaced, or none exists, and say when the former has ended."""
+        is_running = self._rollouts.is_running(_key(project))
+        if not is_running and (proxies or not project.status.get("conditions")):
+            return None
+        path = path_of("apps/v1", "deployments", project.namespace, names.proxy_name(project.name))
+        deployment = self._cluster.get(path)
+        if is_running and is_rolled_out(deployment):
+            self._rollouts.end(_key(project))
+        return deployment
 
     def _list_proxy_pods(self, project: Project) -> tuple[ProxyPod, ...]:
         """List the project's proxy pods uncached: one that the watch has not delivered yet counts, too."""
@@ -173,7 +267,7 @@ class ProjectReconciler:
         self._cluster.apply(path, body, names.PROXY_MANAGER_PREFIX + pod)
 
     def _remove(self, project: Project, cache: Cache) -> Result:
-        """Delete the project's branches, then its objects in the nodes' namespace; let go of it in the end.
+        """Delete the project's branches, then what was made for it; let go of it in the end.
 
         The event of the last branch's deletion leads here again.
         """
@@ -193,6 +287,10 @@ class ProjectReconciler:
                 self._cluster.delete(branch_path(meta["namespace"], meta["name"]), uid=meta["uid"])
         if remaining:
             return Result(timing.DELETION_RESYNC_SECONDS)
+        for api, plural, manifest in reversed(desired_objects(project, self._release)):
+            if manifest["metadata"]["namespace"] == project.namespace:
+                name = manifest["metadata"]["name"]
+                self._owned.delete(api, plural, project.namespace, name, project.uid)
         self._credential_secrets.delete(project)
         # The last project of a namespace takes the NetworkPolicy along. One that is being deleted needs it no more.
         others = (p for p in cache.all_projects() if p.namespace == project.namespace and not p.deleting)
@@ -201,6 +299,10 @@ class ProjectReconciler:
             self._owned.delete("networking.k8s.io/v1", "networkpolicies", nodes_namespace, name)
         remove_finalizer(self._cluster, object_path(project), project.uid, names.CONTROLLER_FINALIZER)
         return DONE
+
+
+def _key(project: Project) -> Key:
+    return Key(names.PROJECT_KIND, project.namespace, project.name)
 
 
 def _pods_with_entries(project: Project) -> tuple[ProxyPod, ...]:
