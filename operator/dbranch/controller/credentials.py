@@ -53,7 +53,7 @@ class _Passwords:
         return joined_version(*verifiers)
 
     @property
-    def known(self) -> _Passwords:
+    def remembered(self) -> _Passwords:
         """The same passwords, none of them new any more."""
         superuser = replace(self.superuser, is_new=False) if self.superuser else None
         return _Passwords(replace(self.application, is_new=False), superuser)
@@ -92,7 +92,7 @@ class CredentialSecrets:
         except (NameTaken, BeingDeleted, ObjectRefused) as error:
             return refusal_finding(error, _UNCHANGED)
         # Remembered only once written: a generated password that was not would be another one the next time.
-        self._passwords[project.uid] = passwords.known
+        self._passwords[project.uid] = passwords.remembered
         self._emit_generated(project, passwords)
         return passwords.version
 

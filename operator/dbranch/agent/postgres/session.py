@@ -311,9 +311,9 @@ class ServerFacts:
     """What a Postgres says of itself.
 
     `version`: None if it does not accept connections; `starting`: it rejects them; `missing_superuser`: because it
-    has no role of the endpoint's user. `pending_settings`: the names of the settings that need a restart. `loaded_at`:
-    when it read its settings files last, as `time.time()` counts. `passwords`: by role that exists, the version of its
-    password as of `api.scram.version_of`, "" without one.
+    has no role of the endpoint's user. `pending_settings`: the names of the settings that need a restart.
+    `loaded_at`: when it read its settings files last, as `time.time()` counts. `passwords`: by role that exists, the
+    version of its password as of `api.scram.version_of`, "" without one.
     """
 
     version: str | None = None
@@ -346,9 +346,7 @@ def observe_server(layout: Layout, endpoint: Endpoint, roles: Sequence[str] = ()
     except (SqlFailed, IndexError, TypeError, ValueError):
         return ServerFacts()
     passwords = {role: str(hashed) for role, hashed in zip(roles, row[2:], strict=True) if hashed is not None}
-    return ServerFacts(
-        version, pending_settings=pending, loaded_at=loaded_at, passwords=passwords
-    )
+    return ServerFacts(version, pending_settings=pending, loaded_at=loaded_at, passwords=passwords)
 
 
 def _version_of(session: Session) -> str | None:
