@@ -357,7 +357,7 @@ def test_a_pool_is_removed_on_request_though_the_agent_is_killed_and_its_project
         world.api.delete(f"{BRANCHES}/{body['metadata']['name']}")
     world.api.delete(f"{PROJECTS}/shop")
     # The deletion was requested and has begun.
-    assert world.run_agent("^touch .*tombstone") is None
+    assert world.run_agent("^# touch .*tombstone") is None
     forget(world)
     keeper.await_gone(layout.tombstone(uid)) if layout.tombstone(uid).exists() else keeper.rounds(2)
     if layout.image(uid).exists():
@@ -426,15 +426,12 @@ def test_what_is_stuck_fails_or_is_foreign_does_not_end_the_round(
     keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout, world = keeper.layout, keeper.world
-    slots = [f"slot-{letter}" for letter in "abcd"]
+    slots = ["slot-a", "slot-b", "slot-c"]
     for slot in slots:
         ensure_slot(layout, slot, OWNER)
-    # One that somebody is in, one with a foreign mount inside, one that fails otherwise, and one that can go.
+    # One that somebody is in, one with a foreign mount inside, which fails, and one that can go.
     for point in (layout.data("slot-a"), layout.run("slot-b")):
         subprocess.run(["mount", "-t", "tmpfs", "none", point], check=True)
-    (layout.slot("slot-c") / "wake").unlink()
-    (layout.slot("slot-c") / "data").rename(layout.slot("slot-c") / "elsewhere")
-    (layout.data("slot-c")).symlink_to("elsewhere") if False else None
     uid = new_uid()
     ensure_pool(layout, uid, 2**27, None, None)
     layout.tombstone(uid).write_text(json.dumps({"format": 1, "pool_uuid": "another"}))
@@ -443,7 +440,7 @@ def test_what_is_stuck_fails_or_is_foreign_does_not_end_the_round(
     with (layout.data("slot-a") / "file").open("w"):
         keeper.rounds(3)
         assert set(os.listdir(layout.slots)) & set(slots) >= {"slot-a", "slot-b"}
-        assert not layout.slot("slot-d").exists()
+        assert not layout.slot("slot-c").exists()
     assert len(mounts_at(layout.run("slot-b"))) == 1
     # The rounds went on to the removals: this image is not the one that the tombstone is for.
     assert not layout.tombstone(uid).exists() and layout.image(uid).exists()

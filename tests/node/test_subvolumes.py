@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from tests.node.agent_life import BRANCHES, NODE, PROJECTS
+from tests.node.agent_life import BRANCHES, NODE
 from tests.node.machine import Node
 from tests.node.world import World
 
 from dbranch.agent.context import NodeContext
-from dbranch.agent.housekeeping import sweep_orphans
+from dbranch.agent.housekeeping.isolation import Isolation
+from dbranch.agent.housekeeping.sweep import Sweeper
 from dbranch.agent.layout import MARKER, SubvolumeKind, SubvolumeName
 from dbranch.agent.linux import btrfs
+from dbranch.agent.timing import ORPHAN_ROUNDS
 from dbranch.agent.volume import effect as subvolume
 from dbranch.agent.volume.marker import Marker, NewerMarker
 from dbranch.agent.volume.observe import observe_subvolumes
@@ -183,7 +185,7 @@ def test_an_agent_older_than_the_data_of_a_branch(world: World) -> None:
     world.assert_consistent(project, running=1, stored=1)
 
 
-def test_the_sweep_takes_every_kind_of_an_orphan_and_nothing_of_a_newer_release(
+def test_the_sweep_takes_what_was_being_made_and_nothing_of_a_newer_release(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     project = world.make_project()
@@ -196,19 +198,18 @@ def test_the_sweep_takes_every_kind_of_an_orphan_and_nothing_of_a_newer_release(
     (make(node, newer, None, project) / MARKER).write_text('{"format": 3}')
     make(node, newer, SubvolumeKind.NEW, project)
     make(node, of_newer_kind, NEWER_KIND, project)
-    sweep_orphans(cluster, layout, CONTEXT, 3600.0)
-    assert orphan in observe_subvolumes(layout, project).owners and layout.orphan_marker(orphan).exists()
+    sweeper = Sweeper(cluster, layout, CONTEXT, Isolation())
+    for _ in range(ORPHAN_ROUNDS - 1):
+        sweeper.sweep()
+    assert observe_subvolumes(layout, project).owners_of(SubvolumeKind.INIT) == (orphan,)
     for _ in range(2):
-        sweep_orphans(cluster, layout, CONTEXT, -1.0)
+        sweeper.sweep()
     facts = observe_subvolumes(layout, project)
-    assert facts.owners == {root, newer} and isinstance(facts.branches[root], Marker)
+    # What is made for a restore is left to the restore.
+    assert facts.owners_of(SubvolumeKind.RESTORE) == (orphan,) and facts.owners_of(SubvolumeKind.INIT) == ()
+    assert facts.owners == {root, newer, orphan} and isinstance(facts.branches[root], Marker)
     assert {str(name) for name in facts.of_newer_release} == {newer, f".future-{of_newer_kind}"}
     assert facts.owners_of(SubvolumeKind.NEW) == (newer,)
-    assert not layout.orphan_marker(orphan).exists() and not layout.orphan_marker(newer).exists()
     # Once each, however often it is swept.
     assert len([text for text in caplog.messages if "written by a newer release" in text]) == 2
-    # A pool without its project stays as long as it holds such.
-    world.api.merge(f"{PROJECTS}/shop", {"metadata": {"finalizers": []}})
-    world.api.delete(f"{PROJECTS}/shop")
-    sweep_orphans(cluster, layout, CONTEXT, -1.0)
-    assert layout.image(project).exists() and not layout.orphan_marker(project).exists()
+    assert sweeper.orphans == {}

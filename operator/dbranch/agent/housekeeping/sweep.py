@@ -148,6 +148,9 @@ class Sweeper:
                 )
                 ensure_temporaries_destroyed(self._layout, item.pool_uid, item.owner_uid)
             case Fate.KEEP if item.is_pool:
+                if observe_subvolumes(self._layout, item.pool_uid).branches:
+                    # Once it is down this cannot be seen.
+                    ensure_initialized_recorded(self._layout, item.pool_uid)
                 ensure_pool_down(self._layout, item.pool_uid)
 
     def _holds_data(self, pool_uid: str) -> bool:
