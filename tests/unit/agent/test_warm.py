@@ -225,7 +225,7 @@ def test_a_claimed_pod_equals_one_created_for_the_branch() -> None:
     manifest = warm_pod(CONTEXT, LAYOUT, slot_class_of(SHOP, branch), "s", "true")
     assert names.LABEL_BRANCH_UID not in manifest["metadata"]["labels"]
     patch = claim_patch(SHOP, branch, "uid")
-    assert [operation["value"] for operation in patch if operation["op"] == "test"] == ["uid", None]
+    assert [operation["value"] for operation in patch if operation["op"] == "test"] == ["uid", None, None]
     for operation in patch:
         if operation["op"] == "add":
             _, _, field, key = operation["path"].split("/")
