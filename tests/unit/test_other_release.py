@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from dbranch.agent.pool.retained import Retained, parse_retained, render_retained
+from dbranch.agent.pool.record import NewerRecord, PoolRecord, parse_record, render_record
 from tests import factories
 from tests.unit.agent.branch_model import COPY, ROOMY, marker
 from tests.unit.controller.rig import Rig
@@ -238,7 +238,7 @@ def test_no_reader_of_a_pod_or_node_stops(body: Json) -> None:
 
 
 MARKER = json.loads(render_marker(marker(COPY)))
-RETAINED = json.loads(render_retained(Retained("p", "u", "team", "shop")))
+RECORD = PoolRecord("p", "u", "team", "shop")
 
 
 def test_a_marker_with_new_keys_is_read() -> None:
@@ -254,9 +254,11 @@ def test_a_marker_of_a_newer_kind_is_left_alone(change: Json) -> None:
     assert isinstance(parse_marker(json.dumps({**MARKER, **change})), NewerMarker)
 
 
-def test_a_record_of_a_retained_pool_with_new_keys_is_read() -> None:
-    record = parse_retained(json.dumps({**RETAINED, "format": 7, "cluster": {"uid": "c"}}))
-    assert record == Retained("p", "u", "team", "shop")
+def test_a_record_of_a_pool_with_new_keys_is_read_and_one_of_a_newer_format_left_alone() -> None:
+    body = json.loads(render_record(RECORD))
+    record = parse_record(json.dumps({**body, "aNewKey": {"uid": "c"}}))
+    assert isinstance(record, PoolRecord) and json.loads(render_record(record))["aNewKey"] == {"uid": "c"}
+    assert parse_record(json.dumps({**body, "format": 99})) == NewerRecord(99)
 
 
 def test_a_branch_that_a_newer_agent_serves_stays_in_service() -> None:

@@ -268,6 +268,8 @@ def test_a_script_that_sees_no_branch_yet_is_starting() -> None:
 
 def test_a_postgres_without_the_agents_role_is_reported() -> None:
     refusing = running(PROJECT, COPY, server_version=None, server_starting=True, missing_superuser=True)
+    assert refusing.marker
+    refusing = replace(refusing, marker=replace(refusing.marker, superuser="postgres"))
     plan = plan_branch(PROJECT, COPY, refusing)
     assert plan.postgres and plan.postgres.reason == Reason.START_BLOCKED and plan.retry_after
     assert 'has no role "postgres"' in plan.postgres.message

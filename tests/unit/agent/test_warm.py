@@ -20,7 +20,6 @@ from dbranch.agent.slot.pod_spec import (
     branch_pod,
     claim_patch,
     initdb_pod,
-    same_apart_from_priority,
     slot_class_of,
     template_hash,
     warm_pod,
@@ -299,8 +298,9 @@ def test_every_directory_that_a_pod_can_write_has_a_limit() -> None:
 def test_roots_have_a_priority_of_their_own_and_no_warm_slots() -> None:
     root, copy = slot_class_of(SHOP, MAIN), slot_class_of(SHOP, COPY)
     assert root.class_hash != copy.class_hash == slot_class_of(SHOP).class_hash
-    assert same_apart_from_priority(root.class_hash, copy.class_hash)
-    assert not same_apart_from_priority(root.class_hash, LARGE_HASH)
+    of_first_release = PodFacts("s", class_hash=copy.class_hash)
+    assert root.includes_apart_from_priority(of_first_release) and not root.includes(of_first_release)
+    assert not root.includes_apart_from_priority(replace(of_first_release, class_hash=LARGE_HASH))
     pods = [branch_pod(LIMITED, LAYOUT, SHOP, branch, "s", "true")["spec"] for branch in (MAIN, COPY)]
     assert [pod["priorityClassName"] for pod in pods] == ["roots", "copies"]
     assert initdb_pod(LIMITED, LAYOUT, SHOP, MAIN, "true")["spec"]["priorityClassName"] == "roots"
