@@ -19,9 +19,10 @@ from dbranch.agent.pool.ballast import (
     observe_ballast,
 )
 from dbranch.agent.pool.braking import BrakeChange, Writer, plan_brake
+from dbranch.agent.pool.effect import ensure_trimmed
 from dbranch.agent.pool.space import watermarks_of
 from dbranch.agent.slot.observe import observe_bind_mounts
-from dbranch.agent.timing import SPACE_POLL_SECONDS
+from dbranch.agent.timing import SPACE_POLL_SECONDS, TRIM_INTERVAL_SECONDS
 from dbranch.agent.volume.brake import Brake, ensure_brake, observe_brakes
 from dbranch.agent.volume.marker import Marker, Role
 from dbranch.agent.volume.observe import observe_marker
@@ -59,6 +60,8 @@ class SpaceWatch:
         self._metrics, self._request = metrics, request
         # By the branch's UID. Without an earlier sample nobody is a writer, so a restart only takes one poll longer.
         self._samples: dict[str, _Sample] = {}
+        # By time.monotonic().
+        self._trim_at = 0.0
 
     def run(self, beat: Callable[[], None]) -> None:
         """Check for ever; `beat` is called in each round."""
@@ -89,10 +92,18 @@ class SpaceWatch:
             writers: list[Writer] = []
         else:
             writers = self._sample()
+            self._trim()
         change = plan_brake(watermarks, free, writers, brakes)
         if change:
             self._apply(change, free)
         return change
+
+    def _trim(self) -> None:
+        """Give back what deletions have freed in the pools."""
+        if time.monotonic() >= self._trim_at:
+            for pool in self._pools():
+                ensure_trimmed(self._layout, pool)
+            self._trim_at = time.monotonic() + TRIM_INTERVAL_SECONDS
 
     def _sample(self) -> list[Writer]:
         """Return the branches that run, with their growth since the last sample."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dbranch.agent.volume.marker import Role
@@ -34,3 +36,10 @@ def test_a_value_cannot_forge_a_line_that_the_start_script_reads() -> None:
     forged = {"application_name": "x\n# Set in a copy: fsync=off"}
     text = render_postgresql_conf(Settings("postgres", 20000, forged), Role.ROOT)
     assert not any(line.startswith("# Set in a copy") for line in text.splitlines())
+
+
+def test_a_brake_beats_what_the_spec_says_of_read_only_transactions() -> None:
+    settings = Settings("postgres", 20000, {"default_transaction_read_only": "off"}, read_only=True)
+    assert "default_transaction_read_only = 'on'\n" in render_postgresql_conf(settings, Role.COPY)
+    settings = replace(settings, read_only=False)
+    assert "default_transaction_read_only = 'off'\n" in render_postgresql_conf(settings, Role.COPY)
