@@ -62,6 +62,8 @@ class SpaceWatch:
         self._samples: dict[str, _Sample] = {}
         # By time.monotonic().
         self._trim_at = 0.0
+        # By pool: the bytes that the last trim left it beyond its use, as copies of metadata.
+        self._untrimmed: dict[str, int] = {}
 
     def run(self, beat: Callable[[], None]) -> None:
         """Check for ever; `beat` is called in each round."""
@@ -101,8 +103,10 @@ class SpaceWatch:
     def _trim(self) -> None:
         """Give back what deletions have freed in the pools."""
         if time.monotonic() >= self._trim_at:
-            for pool in self._pools():
-                ensure_trimmed(self._layout, pool)
+            pools = self._pools()
+            self._untrimmed = {
+                pool: ensure_trimmed(self._layout, pool, self._untrimmed.get(pool, 0)) for pool in pools
+            }
             self._trim_at = time.monotonic() + TRIM_INTERVAL_SECONDS
 
     def _sample(self) -> list[Writer]:
@@ -127,7 +131,9 @@ class SpaceWatch:
         self._samples[uid] = _Sample(now, sizes.unique_bytes, image_bytes)
         if previous is None:
             return 0.0
-        return (sizes.unique_bytes - previous.branch_bytes) / max(now - previous.time, 0.001)
+        # What others shared with it becomes its own when they are deleted: only what the image has grown by is new.
+        grown = min(sizes.unique_bytes - previous.branch_bytes, image_bytes - previous.image_bytes)
+        return max(0, grown) / max(now - previous.time, 0.001)
 
     def _is_root(self, pool: str, uid: str) -> bool:
         marker = observe_marker(self._layout, pool, uid)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Final
 
 from dbranch.agent.layout import Layout
-from dbranch.agent.linux.syscalls import trim
+from dbranch.agent.linux.syscalls import syncfs, trim
 from dbranch.agent.pool import image, mount
 from dbranch.agent.pool.observe import observe_pool
 from dbranch.api.errors import PoolLost
 from dbranch.runtime.file_lock import held
 from dbranch.runtime.logs import log_command
 
-# Free in a pool and not discarded: below this it is not worth a trim. Copies of metadata take some that is not counted.
+# Free in a pool and not discarded: below this it is not worth a trim.
 _TRIMMED_BYTES: Final = 64 * 2**20
 
 
@@ -73,18 +73,29 @@ def ensure_pool(
         return uuid
 
 
-def ensure_trimmed(layout: Layout, project_uid: str) -> None:
-    """Give back to the node's disk at once what is free in the pool; no-op if it is little, or not mounted.
+def ensure_trimmed(layout: Layout, project_uid: str, left: int = 0) -> int:
+    """Give back to the node's disk at once what is free in the pool; return the bytes that it keeps beyond its use.
 
-    By itself btrfs discards what a deletion freed within half a minute or more (tried: 40 s for 3 GiB), in which kubelet
-    evicts every pod of a node whose disk is short.
+    `left`: what the last call returned; without much more than that nothing is done. By itself btrfs destroys a
+    subvolume and discards its blocks within a minute or so (tried: 40 s for 3 GiB), in which kubelet evicts every pod
+    of a node whose disk is short.
     """
+    point, facts = layout.pool(project_uid), observe_pool(layout, project_uid)
+    if not facts.mounted or facts.read_only:
+        return left
+    # The destruction goes on behind a commit.
+    syncfs(point)
+    unused = _unused_bytes(layout, project_uid)
+    if unused > left + _TRIMMED_BYTES:
+        log_command("fstrim", point)
+        trim(point)
+        unused = _unused_bytes(layout, project_uid)
+    return unused
+
+
+def _unused_bytes(layout: Layout, project_uid: str) -> int:
     facts = observe_pool(layout, project_uid)
-    if not facts.mounted or facts.read_only or facts.allocated_bytes is None or facts.used_bytes is None:
-        return
-    if facts.allocated_bytes - facts.used_bytes > _TRIMMED_BYTES:
-        log_command("fstrim", layout.pool(project_uid))
-        trim(layout.pool(project_uid))
+    return max(0, (facts.allocated_bytes or 0) - (facts.used_bytes or 0))
 
 
 def ensure_pool_down(layout: Layout, project_uid: str) -> None:
