@@ -19,9 +19,10 @@ from dbranch.agent.pool.ballast import (
     observe_ballast,
 )
 from dbranch.agent.pool.braking import BrakeChange, Writer, plan_brake
+from dbranch.agent.pool.effect import ensure_trimmed
 from dbranch.agent.pool.space import watermarks_of
 from dbranch.agent.slot.observe import observe_bind_mounts
-from dbranch.agent.timing import SPACE_POLL_SECONDS
+from dbranch.agent.timing import SPACE_POLL_SECONDS, TRIM_INTERVAL_SECONDS
 from dbranch.agent.volume.brake import Brake, ensure_brake, observe_brakes
 from dbranch.agent.volume.marker import Marker, Role
 from dbranch.agent.volume.observe import observe_marker
@@ -59,6 +60,10 @@ class SpaceWatch:
         self._metrics, self._request = metrics, request
         # By the branch's UID. Without an earlier sample nobody is a writer, so a restart only takes one poll longer.
         self._samples: dict[str, _Sample] = {}
+        # By time.monotonic().
+        self._trim_at = 0.0
+        # By pool: the bytes that the last trim left it beyond its use, as copies of metadata.
+        self._untrimmed: dict[str, int] = {}
 
     def run(self, beat: Callable[[], None]) -> None:
         """Check for ever; `beat` is called in each round."""
@@ -89,10 +94,20 @@ class SpaceWatch:
             writers: list[Writer] = []
         else:
             writers = self._sample()
+            self._trim()
         change = plan_brake(watermarks, free, writers, brakes)
         if change:
             self._apply(change, free)
         return change
+
+    def _trim(self) -> None:
+        """Give back what deletions have freed in the pools."""
+        if time.monotonic() >= self._trim_at:
+            pools = self._pools()
+            self._untrimmed = {
+                pool: ensure_trimmed(self._layout, pool, self._untrimmed.get(pool, 0)) for pool in pools
+            }
+            self._trim_at = time.monotonic() + TRIM_INTERVAL_SECONDS
 
     def _sample(self) -> list[Writer]:
         """Return the branches that run, with their growth since the last sample."""
@@ -116,7 +131,9 @@ class SpaceWatch:
         self._samples[uid] = _Sample(now, sizes.unique_bytes, image_bytes)
         if previous is None:
             return 0.0
-        return (sizes.unique_bytes - previous.branch_bytes) / max(now - previous.time, 0.001)
+        # What others shared with it becomes its own when they are deleted: only what the image has grown by is new.
+        grown = min(sizes.unique_bytes - previous.branch_bytes, image_bytes - previous.image_bytes)
+        return max(0, grown) / max(now - previous.time, 0.001)
 
     def _is_root(self, pool: str, uid: str) -> bool:
         marker = observe_marker(self._layout, pool, uid)

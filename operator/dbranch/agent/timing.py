@@ -109,6 +109,8 @@ OWN_POD_WATCH_RETRY_SECONDS: Final = 5.0
 
 # The free bytes of the node's disk: what a writer can take until it is noticed.
 SPACE_POLL_SECONDS: Final = 1.0
+# While the disk is short. btrfs destroys a deleted subvolume in the background.
+TRIM_INTERVAL_SECONDS: Final = 3.0
 # Kubelet's configuration is read once, when the agent starts.
 KUBELET_TIMEOUT_SECONDS: Final = 5.0
 

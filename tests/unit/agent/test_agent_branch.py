@@ -25,6 +25,7 @@ from dbranch.agent.branch.actions import (
     Claim,
     CreateInitdbArea,
     DeletePod,
+    RemoveSlot,
     TakeSnapshot,
     WriteSettings,
 )
@@ -34,6 +35,7 @@ from dbranch.agent.branch.steps import STEPS
 from dbranch.agent.pool.space import Space
 from dbranch.agent.slot.pod_spec import slot_class_of
 from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.agent.volume.brake import Brake
 from dbranch.api import names
 from dbranch.api.branch import Branch, BranchNode
 from dbranch.api.conditions import MESSAGE_LIMIT, Finding, Reason
@@ -205,6 +207,27 @@ def test_changes_that_need_a_restart_are_named_and_postgres_runs_on() -> None:
         assert plan.postgres and plan.postgres.reason == Reason.RESTART_PENDING
         assert words in plan.postgres.message and "dbranch restart x" in plan.postgres.message
         assert not any(isinstance(a, DeletePod) for a in plan.actions)
+
+
+def test_a_branch_with_a_brake_runs_read_only_or_not_at_all() -> None:
+    facts = running(PROJECT, COPY, brake=Brake.READ_ONLY, pending_settings=("shared_buffers",))
+    plan = plan_branch(PROJECT, COPY, facts)
+    assert not any(isinstance(action, DeletePod) for action in plan.actions)
+    assert plan.postgres and plan.postgres.reason == Reason.WRITES_BRAKED
+    assert plan.postgres.done and len(plan.postgres.message) <= MESSAGE_LIMIT
+    facts = replace(facts, brake=Brake.STOPPED)
+    plan = plan_branch(PROJECT, COPY, facts)
+    assert plan.actions == tuple(map(DeletePod, facts.pods))
+    assert plan.storage.reason == Reason.STORED
+    assert plan.postgres and plan.postgres.reason == Reason.WRITER_STOPPED and not plan.postgres.done
+    assert len(plan.postgres.message) <= MESSAGE_LIMIT
+    # Its slot goes after its pod, nothing starts, and the spec comes first.
+    assert plan_branch(PROJECT, COPY, replace(facts, pods=())).actions == (RemoveSlot("s"),)
+    stopped = plan_branch(PROJECT, replace(COPY, state="Stopped"), facts)
+    assert stopped.postgres and stopped.postgres.reason == Reason.STOPPED
+    # A branch that is not stored yet grows nothing.
+    assert plan_branch(PROJECT, COPY, BranchFacts(True, ROOMY, brake=Brake.STOPPED)).actions
+    assert plan_branch(PROJECT, COPY, replace(facts, pods=(), bound_slots=(), brake=None)).actions
 
 
 def test_a_requested_restart_happens_once() -> None:

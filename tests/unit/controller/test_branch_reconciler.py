@@ -47,6 +47,17 @@ def addresses(rig: Rig, name: str) -> list[str]:
     return [address for endpoint in endpoints for address in endpoint["addresses"]]
 
 
+def test_a_condition_that_is_true_and_a_warning_has_an_event_of_its_own(shop: Rig) -> None:
+    shop.branch_up("x")
+    shop.events.clear()
+    braked = Finding(Reason.WRITES_BRAKED, "the disk is almost full").as_dict()
+    for _ in range(2):
+        shop.agent_reports(branch("x").accepting("10.0.0.9").node(postgres=braked))
+        shop.run()
+    assert shop.events == [("Warning", "WritesBraked")]
+    assert conditions_of(shop.branch("x"))["Ready"] == "Available"
+
+
 # Created.
 
 

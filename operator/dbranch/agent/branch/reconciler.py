@@ -189,6 +189,7 @@ class BranchReconciler:
         facts = self._observe(desired, tried)
         plan = plan_branch(project, branch, facts)
         timer.record("observe")
+        self._start_watcher.keep_only(branch, plan.awaits)
         tried |= {action.pod.name for action in plan.actions if isinstance(action, Claim)}
         outcome = Outcome(facts.marker, timer)
         changes_pods = any(isinstance(action, Claim | CreatePod | DeletePod) for action in plan.actions)

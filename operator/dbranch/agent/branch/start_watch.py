@@ -55,6 +55,13 @@ class StartWatcher:
         args = (key, branch.uid, endpoint, blocked_by, stop)
         threading.Thread(target=self._run, args=args, daemon=True, name=endpoint.slot).start()
 
+    def keep_only(self, branch: Branch, slot: str | None) -> None:
+        """Stop the branch's thread unless it waits in this slot: in a slot whose pod is gone it holds the mount."""
+        with self._changed:
+            existing = self._threads.get((branch.namespace, branch.object_name))
+        if existing and existing[0] != slot:
+            self.stop(branch)
+
     def stop(self, branch: Branch) -> None:
         """Stop the branch's thread, if there is one."""
         with self._changed:

@@ -1,6 +1,6 @@
-"""System calls that Python does not offer: openat2, renameat2, syncfs, mount, and the immutable flag of a file.
+"""System calls that Python does not offer: openat2, renameat2, syncfs, mount, fstrim, and the immutable flag.
 
-Sources: openat2(2), renameat2(2), syncfs(2), mount(2), ioctl_iflags(2). openat2 has one number everywhere.
+Sources: openat2(2), renameat2(2), syncfs(2), mount(2), fstrim(8), ioctl_iflags(2). openat2 has one number everywhere.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _AT_FDCWD: Final = -100
 _MS_NOSUID: Final = 2
 _MS_NODEV: Final = 4
 _MS_NOEXEC: Final = 8
+
+_FITRIM: Final = 0xC0185879
 
 _FS_IOC_GETFLAGS: Final = 0x80086601
 _FS_IOC_SETFLAGS: Final = 0x40086602
@@ -83,6 +85,16 @@ def syncfs(path: Path) -> None:
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _check(_libc.syncfs(directory), path)
+    finally:
+        os.close(directory)
+
+
+def trim(point: Path) -> None:
+    """Discard what is free in the filesystem mounted at `point`, now, so that a sparse image under it shrinks."""
+    whole = struct.pack("=QQQ", 0, 2**64 - 1, 0)
+    directory = os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(directory, _FITRIM, bytearray(whole), True)
     finally:
         os.close(directory)
 
