@@ -204,6 +204,7 @@ class Proxy:
         """Return the body of `/metrics`."""
 
         async def now() -> str:
+            self.switchboard.metrics.take_snapshot()
             text: bytes = self.switchboard.metrics.text()
             return text.decode()
 
