@@ -273,9 +273,9 @@ def test_a_batch_of_asyncpg_ends_whole(make_proxy: MakeProxy, ends: psycopg.Conn
             return str(error.sqlstate)
         return "done"
 
-    ended = asyncio.run(work())
+    outcome = asyncio.run(work())
     # asyncpg reports a FATAL that no ReadyForQuery follows as 08003.
-    assert (ended, rows(ends)) in {("57P01", 0), ("08003", 0), ("done", 500)}
+    assert (outcome, rows(ends)) in {("57P01", 0), ("08003", 0), ("done", 500)}
 
 
 def test_a_burst_of_notifications_does_not_hide_that_sessions_rest(

@@ -16,8 +16,9 @@ _HEADER_BYTES: Final = 5
 _ERROR: Final = b"E"
 # What Postgres reports of a cancel, and of a client's side that was shut down within COPY or a message.
 _CAUSED_BY_END: Final = {sqlstate.QUERY_CANCELED, sqlstate.CONNECTION_FAILURE, sqlstate.PROTOCOL_VIOLATION}
-# ReadyForQuery, and what may come at any time: they say nothing about what a statement has done.
-_WITHOUT_RESULT: Final = b"Z" + wire.ASYNCHRONOUS_TYPES
+# ReadyForQuery, what may come at any time, and what comes before the first ReadyForQuery (Authentication,
+# BackendKeyData, NegotiateProtocolVersion): they say nothing about what a statement has done.
+_WITHOUT_RESULT: Final = b"ZRKv" + wire.ASYNCHRONOUS_TYPES
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,14 @@ class CancelledReplies:
     result follows. Those the farewell stands for, so that the client reads one error, which says why.
     """
 
-    __slots__ = ("_framer", "_held", "_partial", "_sent_of_header")
+    __slots__ = ("_framer", "_held", "_logging_in", "_partial", "_sent_of_header")
 
-    def __init__(self, framer: MessageFramer) -> None:
-        """`framer` has followed all bytes that the client was sent so far."""
+    def __init__(self, framer: MessageFramer, logging_in: bool = False) -> None:
+        """`framer` has followed all bytes that the client was sent so far.
+
+        `logging_in`: the client is not let in yet, and is not, unless it has sent a request ahead.
+        """
+        self._logging_in = logging_in
         self._framer = framer
         self._sent_of_header = len(framer.partial_header)
         # What is held back: complete messages, and one that may be added to them once it is complete.
@@ -120,7 +125,8 @@ class CancelledReplies:
         if piece.begins and self._sent_of_header:
             data, self._sent_of_header = data[self._sent_of_header :], 0
             return data
-        may_be_held = piece.message_type == _ERROR or (self._held and piece.message_type in _WITHOUT_RESULT)
+        holds = self._held or self._logging_in
+        may_be_held = piece.message_type == _ERROR or (holds and piece.message_type in _WITHOUT_RESULT)
         if self._partial is not None or (piece.begins and may_be_held):
             return self._filter_whole(piece.message_type, (self._partial or b"") + data, piece.ends)
         return self._release(data)
@@ -138,5 +144,5 @@ class CancelledReplies:
 
     def _release(self, data: bytes) -> bytes:
         """Return `data` after what was held back."""
-        held, self._held = self._held, b""
+        held, self._held, self._logging_in = self._held, b"", False
         return held + data

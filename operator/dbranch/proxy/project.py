@@ -59,7 +59,8 @@ def read_project(body: Mapping[str, Any]) -> ProxyProject:
         on_switch=read(proxy, "onSwitch", _known_on_switch, Proxy.on_switch),
         drain_timeout=read(proxy, "drainTimeout", parse_seconds, Proxy.drain_timeout),
         start_timeout=read(proxy, "startTimeout", parse_seconds, Proxy.start_timeout),
-        tls_required=bool(tls) and tls.get("mode") == TlsMode.REQUIRED,
+        # A mode of a newer release is hardly laxer than Optional.
+        tls_required=bool(tls) and tls.get("mode", TlsMode.OPTIONAL) != TlsMode.OPTIONAL,
         handshake_timeout=read(proxy, "handshakeTimeout", parse_seconds, Proxy.handshake_timeout),
         proxy_protocol=proxy.get("proxyProtocol") == ProxyProtocol.REQUIRED,
         limits=ProxyLimits(

@@ -13,12 +13,12 @@ from typing import cast
 
 from dbranch.proxy import sqlstate, timing, wire
 from dbranch.proxy.cancel import Canceller
-from dbranch.proxy.ending import Ending
 from dbranch.proxy.framing import MessageFramer
 from dbranch.proxy.refusals import clip_field
 from dbranch.proxy.routes import Backend, Drain, End, Fate, Reject, Stay, Table, decide_fate, is_still_routed
 from dbranch.proxy.sockets import close_after_writing, peer_host
 from dbranch.proxy.switchboard import Switchboard
+from dbranch.proxy.teardown import Teardown
 
 log = logging.getLogger("dbranch.session")
 
@@ -30,7 +30,7 @@ class Session:
     backend: set while `server` is in use.
     pending_answer: set until the backend's first byte; its result is None, or why the backend is not used.
     greeting: set until the backend's first ReadyForQuery.
-    ending: set once the end has begun that the proxy wants; the client is sent why when the backend has closed.
+    teardown: set once the end has begun that the proxy wants; the client is sent why when the backend has closed.
     tail: the backend's last bytes.
     partial_message: set while an asynchronous message on an idle session is unfinished.
     reply_bytes: bytes of the backend since the client's last bytes.
@@ -49,7 +49,7 @@ class Session:
         self.backend: Backend | None = None
         self.greeting: wire.Greeting | None = None
         self.pending_answer: asyncio.Future[str | None] | None = None
-        self.ending: Ending | None = None
+        self.teardown: Teardown | None = None
         self.parameters: dict[str, str] = {}
         self.tail = b""
         self.partial_message: MessageFramer | None = None
@@ -91,10 +91,10 @@ class Session:
                 self._withdraw_from_backend()
             return
         fate = decide_fate(table, self.backend, greeted=self.greeting is None)
-        if self.ending:
+        if self.teardown:
             # It cannot stay any more, but what it still runs may have to stop now.
             if isinstance(fate, End):
-                self.ending.stop()
+                self.teardown.stop()
         elif not (self.switchboard.shutting_down and isinstance(fate, Stay)):
             self._apply_fate(fate)
 
@@ -130,21 +130,21 @@ class Session:
         """Reroute (and so reject) a session without a backend's answer; drain any other one without a limit."""
         if self.pending_answer:
             self._withdraw_from_backend()
-        elif self.backend and not self.draining and not self.end_reason and not self.ending:
+        elif self.backend and not self.draining and not self.end_reason and not self.teardown:
             message = "terminating connection: the proxy is stopping"
             self._apply_fate(Drain(timing.SHUTDOWN_DRAIN_SECONDS, message, "Connect again."))
 
     # Ends
 
     def end(self, message: str, hint: str = "") -> None:
-        """Cancel what the session runs, and send FATAL 57P01 when its backend has closed (`Ending`)."""
+        """Cancel what the session runs, and send FATAL 57P01 when its backend has closed (`Teardown`)."""
         if self.end_reason:
             return
         if not self.backend or self.pending_answer:
             self.finish("terminated", wire.build_fatal_error(sqlstate.ADMIN_SHUTDOWN, message, hint))
             return
-        if self.ending:
-            self.ending.stop()
+        if self.teardown:
+            self.teardown.stop()
             return
         seems_at_rest = self._status() is not None
         self._begin_end("terminated", message, hint).stop(immediately=not seems_at_rest)
@@ -157,26 +157,26 @@ class Session:
         if (
             isinstance(self._fate, Drain)
             and self._status() == "I"
-            and not self.ending
+            and not self.teardown
             and not self.end_reason
         ):
             self._begin_end("drained", self._fate.message, self._fate.hint)
 
-    def _begin_end(self, reason: str, message: str, hint: str) -> Ending:
+    def _begin_end(self, reason: str, message: str, hint: str) -> Teardown:
         assert self.backend
         self.awaiting_end = False
         unconfirmed_hint = (
             f'What ran last may have gone on, and committed on branch "{self.backend.branch}": '
             "check before you repeat it."
         )
-        self.ending = Ending(
+        self.teardown = Teardown(
             self,
             reason,
             wire.build_fatal_error(sqlstate.ADMIN_SHUTDOWN, message, hint),
             wire.build_fatal_error(sqlstate.ADMIN_SHUTDOWN, message, unconfirmed_hint),
         )
-        self.ending.begin()
-        return self.ending
+        self.teardown.begin()
+        return self.teardown
 
     def is_at_boundary(self) -> bool:
         """Return True if the backend's bytes so far end with a complete message."""
@@ -201,7 +201,7 @@ class Session:
     def finish(self, reason: str, farewell: bytes = b"") -> None:
         """Close both sides, the client's after `farewell`, and log the session's line; no-op if it has ended.
 
-        A backend that still runs is sent what the client had sent, as without a proxy; but not if it is `ending`.
+        A backend that still runs is sent what the client had sent, as without a proxy; but not if it is `teardown`.
         """
         if self.end_reason:
             return
@@ -215,8 +215,8 @@ class Session:
             self.client.close()
         else:
             close_after_writing(self.client)
-        if self.ending:
-            self.ending.close()
+        if self.teardown:
+            self.teardown.close()
         elif self.server:
             self.server.close()
         if self.pending_answer and not self.pending_answer.done():

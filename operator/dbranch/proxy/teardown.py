@@ -34,23 +34,23 @@ class _Detached(asyncio.Protocol):
     """Protocol of the transport whose connection another transport has taken over."""
 
 
-class _EndingClient(asyncio.Protocol):
+class _TeardownClient(asyncio.Protocol):
     """The client's side: what it sends is dropped."""
 
-    def __init__(self, ending: Ending) -> None:
-        self._ending = ending
+    def __init__(self, teardown: Teardown) -> None:
+        self._teardown = teardown
 
     def eof_received(self) -> bool:
-        return self._ending.session.client.can_write_eof()
+        return self._teardown.session.client.can_write_eof()
 
     def pause_writing(self) -> None:
-        self._ending.pause_reading()
+        self._teardown.pause_reading()
 
     def resume_writing(self) -> None:
-        self._ending.resume_reading()
+        self._teardown.resume_reading()
 
 
-class Ending(asyncio.Protocol):
+class Teardown(asyncio.Protocol):
     """The backend's side of a session that ends.
 
     `reason` is the session's `end_reason` if the end is confirmed; `farewell` the ErrorResponse that the client
@@ -76,7 +76,9 @@ class Ending(asyncio.Protocol):
         assert session.server
         if not session.greeting:
             self._follow(session.partial_message)
-        session.client.set_protocol(_EndingClient(self))
+        elif session.greeting.is_at_boundary:
+            self._replies = CancelledReplies(MessageFramer(), logging_in=True)
+        session.client.set_protocol(_TeardownClient(self))
         session.client.resume_reading()
         if session.server.is_closing():
             session.server.set_protocol(self)
