@@ -78,6 +78,8 @@ def switch(proxy: Proxy) -> None:
 def test_more_busy_sessions_than_cancels_at_once(
     proxy: Proxy, ends: psycopg.Connection[Any], threads: ThreadPoolExecutor
 ) -> None:
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
     clients = list(threads.map(lambda _: proxy.connect(), range(150)))
     for client in clients:
         client.pgconn.send_query(b"INSERT INTO ends SELECT FROM pg_sleep(5)")
@@ -91,7 +93,8 @@ def test_more_busy_sessions_than_cancels_at_once(
         assert error_fields(data)["C"] == "57P01" and INSERT_DONE not in data
         client.close()
     assert rows(ends) == 0
-    assert proxy.counts() == (0, 0)
+    wait_until(lambda: not proxy.switchboard.sessions)
+    wait_until(lambda: len(list(descriptors.iterdir())) < before + 10)
     assert "dbranch_proxy_ended_unconfirmed_total 0.0" in proxy.metrics()
 
 

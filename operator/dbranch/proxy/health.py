@@ -36,14 +36,17 @@ class HealthServer:
         )
 
     def _make_protocol(self) -> Any:
-        server = self._runner.server
-        assert server
-        connections = server.connections
-        if len(connections) >= MAX_CONNECTIONS:
-            connections[0].force_close()
-            if connections[0].transport:
-                connections[0].transport.abort()
-        return server()
+        assert self._runner.server
+        # The server counts a connection once it is made, which comes after this call.
+        asyncio.get_running_loop().call_soon(self._crowd_out)
+        return self._runner.server()
+
+    def _crowd_out(self) -> None:
+        """Close the oldest connections if there are too many; they stay in the list until they are lost."""
+        connections = self._runner.server.connections if self._runner.server else []
+        for connection in connections[: max(len(connections) - MAX_CONNECTIONS, 0)]:
+            if connection.transport:
+                connection.transport.abort()
 
     async def close(self) -> None:
         if self._server:

@@ -43,6 +43,10 @@ class _TeardownClient(asyncio.Protocol):
     def eof_received(self) -> bool:
         return self._teardown.session.client.can_write_eof()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        # Nobody is left to be sent anything; the backend is read to its end all the same.
+        self._teardown.resume_reading()
+
     def pause_writing(self) -> None:
         self._teardown.pause_reading()
 
@@ -63,7 +67,9 @@ class Teardown(asyncio.Protocol):
         self._loop = session.loop
         self._transport: asyncio.Transport | None = None
         self._replies: CancelledReplies | None = None
-        self._stopping = self._paused = self._discarding = self._discarded = False
+        self._stopping = self._paused = False
+        # The client had its time to read; what it did not is dropped; something was.
+        self._may_discard = self._discarding = self._discarded = False
         self._cancel_in_flight = False
         self._cancel_delay = timing.MIN_CANCEL_INTERVAL_SECONDS
         self._cancel_timer: asyncio.TimerHandle | None = None
@@ -188,8 +194,10 @@ class Teardown(asyncio.Protocol):
             self._follow(None)
 
     def pause_reading(self) -> None:
-        """Stop reading the backend, since the client does not read."""
-        if self._transport and not self._discarding:
+        """Stop reading the backend, since the client does not read; or read and drop, if it had its time."""
+        if self._may_discard:
+            self._discarding = True
+        elif self._transport:
             self._paused = True
             self._transport.pause_reading()
 
@@ -200,7 +208,8 @@ class Teardown(asyncio.Protocol):
 
     def _discard(self) -> None:
         """Read the backend whether or not the client reads: while it sends, it does not see a cancel."""
-        if self._paused or self.session.client.get_write_buffer_size() > MAX_WRITE_BUFFER_BYTES:
+        self._may_discard = True
+        if self._paused:
             self._discarding = True
             self.resume_reading()
 
