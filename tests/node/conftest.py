@@ -52,7 +52,7 @@ def world(node: Node) -> Iterator[World]:
 
 @pytest.fixture(scope="session")
 def main() -> Iterator[Backend]:
-    with running_backend("main") as backend:
+    with running_backend("main", max_connections=200) as backend:
         yield backend
 
 

@@ -186,7 +186,9 @@ class Proxy:
             for session in self.switchboard.sessions:
                 # A client that is not logged in yet can only reach the active branch.
                 if session.backend and session.greeting and not session.backend.requested:
-                    assert session.end_reason or session.backend.branch == self.table.active
+                    assert (
+                        session.end_reason or session.teardown or session.backend.branch == self.table.active
+                    )
 
         self._call(now())
 
@@ -204,6 +206,7 @@ class Proxy:
         """Return the body of `/metrics`."""
 
         async def now() -> str:
+            self.switchboard.metrics.take_snapshot()
             text: bytes = self.switchboard.metrics.text()
             return text.decode()
 

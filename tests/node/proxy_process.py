@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -131,7 +132,9 @@ def answer(handler: BaseHTTPRequestHandler, body: Json) -> None:
 class ProxyProcess:
     """A process of `dbranch-server proxy` for a FakeProject."""
 
-    def __init__(self, project: FakeProject, log: Path, **variables: str) -> None:
+    def __init__(
+        self, project: FakeProject, log: Path, stderr_is_unread: bool = False, **variables: str
+    ) -> None:
         self.project, self.port, self.health, self.log = project, free_port(), free_port(), log
         env = {
             "PATH": os.environ["PATH"],
@@ -147,8 +150,14 @@ class ProxyProcess:
         }
         with log.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dbranch.main", "proxy"], env=env, stdout=out, stderr=out
+                [sys.executable, "-m", "dbranch.main", "proxy"],
+                env=env,
+                stdout=out,
+                stderr=subprocess.PIPE if stderr_is_unread else out,
             )
+        if self.process.stderr:
+            # The smallest buffer that a pipe can have: some twenty lines.
+            fcntl.fcntl(self.process.stderr, fcntl.F_SETPIPE_SZ, 4096)
         wait_until(lambda: self.get("readyz")[0] == 200, 20)
 
     def get(self, path: str) -> tuple[int, str]:
@@ -182,15 +191,21 @@ class ProxyProcess:
 
 @contextmanager
 def proxy_process(
-    backends: list[Backend], log: Path, proxy: Json | None = None, **variables: str
+    backends: list[Backend],
+    log: Path,
+    proxy: Json | None = None,
+    stderr_is_unread: bool = False,
+    **variables: str,
 ) -> Iterator[ProxyProcess]:
     """Run a proxy process and its FakeProject; both end with the block."""
     project = FakeProject(backends, proxy or {})
     try:
-        running = ProxyProcess(project, log, **variables)
+        running = ProxyProcess(project, log, stderr_is_unread, **variables)
         try:
             yield running
         finally:
             running.stop(signal.SIGKILL)
+            if running.process.stderr:
+                running.process.stderr.close()
     finally:
         project.close()

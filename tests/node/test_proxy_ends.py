@@ -26,7 +26,7 @@ from tests.node.proxy_talk import build_message, fatal_message, read_all
 
 from dbranch.api.project import Target
 from dbranch.proxy import cancel, wire
-from dbranch.proxy.cancel import MAX_CANCELS_IN_FLIGHT
+from dbranch.proxy.cancel import MAX_GUESSES_IN_FLIGHT_PER_BACKEND
 
 
 def test_a_cancel_reaches_its_backend(proxy: Proxy, threads: ThreadPoolExecutor) -> None:
@@ -78,12 +78,12 @@ def session_of(proxy: Proxy, connection: psycopg.Connection[Any]) -> Any:
 
 
 def test_a_flood_of_cancels_is_bounded(make_proxy: MakeProxy) -> None:
-    """All keys are unknown and the backend does not close: at most MAX_CANCELS_IN_FLIGHT connections are open."""
+    """All keys are unknown and the backend does not close: at most MAX_GUESSES_IN_FLIGHT_PER_BACKEND are open."""
     proxy = make_proxy()
     with socket.create_server(("127.0.0.1", 0), backlog=1000) as silent:
         mute = Target("mute", "Ready", "127.0.0.1", silent.getsockname()[1])
         proxy.apply(targets={"mute": mute}, active="mute")
-        socks = [proxy.raw() for _ in range(MAX_CANCELS_IN_FLIGHT + 100)]
+        socks = [proxy.raw() for _ in range(MAX_GUESSES_IN_FLIGHT_PER_BACKEND + 100)]
         for i, sock in enumerate(socks):
             sock.sendall(wire.build_cancel_request(struct.pack("!II", i, i)))
         # Requests beyond the limit are closed at once, the others wait for the backend's close.
@@ -99,7 +99,7 @@ def test_a_flood_of_cancels_is_bounded(make_proxy: MakeProxy) -> None:
         with contextlib.suppress(TimeoutError):
             while True:
                 accepted.append(silent.accept()[0])
-        assert len(accepted) == MAX_CANCELS_IN_FLIGHT
+        assert len(accepted) == MAX_GUESSES_IN_FLIGHT_PER_BACKEND
         for sock in accepted + socks:
             sock.close()
     assert 'dbranch_proxy_cancels_total{result="dropped"} 100.0' in proxy.metrics()

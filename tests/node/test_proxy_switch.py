@@ -28,7 +28,7 @@ def test_terminate_ends_sessions_with_57p01(proxy: Proxy) -> None:
     with proxy.connect() as idle, proxy.connect() as open_:
         open_.execute("BEGIN")
         proxy.apply(active="feature-x")
-        assert proxy.counts() == (0, 0)
+        wait_until(lambda: proxy.counts() == (0, 0))
         for connection in (idle, open_):
             message = fatal_message(connection)
             assert message.startswith("57P01")
@@ -98,7 +98,7 @@ def test_drain_finishes_a_transaction(make_proxy: MakeProxy, main: Backend) -> N
         busy.execute("COMMIT")
         assert fatal_message(busy).startswith("57P01")
         assert direct.execute("SELECT count(*) FROM drained").fetchone() == (2,)
-        assert proxy.counts() == (0, 0)
+        wait_until(lambda: proxy.counts() == (0, 0))
 
 
 def test_drain_lets_a_running_statement_finish(make_proxy: MakeProxy, threads: ThreadPoolExecutor) -> None:
@@ -119,7 +119,7 @@ def test_drain_ends_after_drain_timeout(make_proxy: MakeProxy) -> None:
     connection.execute("BEGIN")
     proxy.apply(active="feature-x")
     time.sleep(1)
-    assert proxy.counts() == (0, 0)
+    wait_until(lambda: proxy.counts() == (0, 0))
     assert fatal_message(connection).startswith("57P01")
 
 
@@ -160,7 +160,7 @@ def test_many_notifications_do_not_hide_that_a_session_is_idle(proxy: Proxy, mai
             direct.execute("SELECT pg_notify('channel_1', %s)", [f"{i} " + "x" * 100])
         time.sleep(0.3)
         proxy.apply(active="feature-x")
-        assert proxy.counts() == (0, 0)
+        wait_until(lambda: proxy.counts() == (0, 0))
         assert fatal_message(listener).startswith("57P01")
 
 

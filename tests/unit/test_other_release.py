@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from dbranch.agent.pool.record import NewerRecord, PoolRecord, parse_record, render_record
 from tests import factories
 from tests.unit.agent.branch_model import COPY, ROOMY, marker
 from tests.unit.controller.rig import Rig
 
 from dbranch.agent.branch.facts import BranchFacts
 from dbranch.agent.branch.plan import plan_branch as plan_branch_on_node
+from dbranch.agent.pool.record import NewerRecord, PoolRecord, parse_record, render_record
 from dbranch.agent.slot.pod_status import pod_facts, pod_finding
 from dbranch.agent.volume.marker import Marker, NewerMarker, parse_marker, render_marker
 from dbranch.api import names

@@ -208,6 +208,8 @@ def parse_seconds(text: str | int | float) -> float:
     """
     if isinstance(text, int | float):
         return float(text)
+    if not isinstance(text, str):
+        raise InvalidInput(f"{text!r} is not a duration; write it as 500ms, 60s or 2m")
     remaining, total = text, 0.0
     while remaining:
         digits = len(remaining) - len(remaining.lstrip("0123456789."))

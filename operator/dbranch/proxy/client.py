@@ -11,6 +11,7 @@ from dbranch.proxy import sqlstate, timing, wire
 from dbranch.proxy.cancel import Canceller
 from dbranch.proxy.connecting import connect
 from dbranch.proxy.proxy_protocol import Header, InvalidHeader, read_header
+from dbranch.proxy.refusals import clip_field
 from dbranch.proxy.relay import ClientPipe
 from dbranch.proxy.routes import Reject, cancel_candidates, check_session_limits
 from dbranch.proxy.session import Session
@@ -155,9 +156,13 @@ class ClientStart(asyncio.Protocol):
         self._leave_starting()
         self.switchboard.metrics.count_rejection(rejection.reason)
         end = f"rejected {rejection.sqlstate}: {rejection.message}"
-        log.info("connection", extra={"fields": {"client": self.peer, "end": end}})
+        self._log_refusal(end)
         self.transport.write(wire.build_fatal_error(rejection.sqlstate, rejection.message, rejection.hint))
         close_after_writing(self.transport)
+
+    def _log_refusal(self, end: str) -> None:
+        fields = {"client": self.peer, "end": clip_field(end)}
+        self.switchboard.refusals.log(log, "connection", peer_host(self.peer), self.loop.time(), fields)
 
     # TLS
 
@@ -169,11 +174,7 @@ class ClientStart(asyncio.Protocol):
         """Begin the TLS handshake. `client_hello`: what was already read of it (direct TLS), or empty."""
         self.transport.pause_reading()
         self._in_tls_handshake = True
-        self._task = self.loop.create_task(self._tls_handshake(context, direct=bool(client_hello)))
-        if client_hello:
-            # It has to reach the TLS layer after that layer's connection_made, which start_tls queues in the
-            # loop's next step.
-            self.loop.call_soon(self.loop.call_soon, self._replay, self.transport, client_hello)
+        self._task = self.loop.create_task(self._tls_handshake(context, client_hello))
 
     def _replay(self, transport: asyncio.Transport, client_hello: bytes) -> None:
         """Feed the TLS layer with bytes that were read before it was there."""
@@ -188,31 +189,45 @@ class ClientStart(asyncio.Protocol):
             tls_layer.buffer_updated(len(part))
             position += len(part)
 
-    async def _tls_handshake(self, context: ssl.SSLContext, direct: bool) -> None:
+    async def _tls_handshake(self, context: ssl.SSLContext, client_hello: bytes) -> None:
+        metrics = self.switchboard.metrics
         try:
-            transport = await self.loop.start_tls(
-                self.transport,
-                self,
-                context,
-                server_side=True,
-                ssl_handshake_timeout=self._handshake_seconds,
-            )
+            async with self.switchboard.handshakes.turn():
+                if self.transport.is_closing():
+                    self._leave_starting()
+                    metrics.count_handshake("lost")
+                    return
+                if client_hello:
+                    # It has to reach the TLS layer after that layer's connection_made, which start_tls queues
+                    # in the loop's next step.
+                    self.loop.call_soon(self.loop.call_soon, self._replay, self.transport, client_hello)
+                transport = await self.loop.start_tls(
+                    self.transport,
+                    self,
+                    context,
+                    server_side=True,
+                    ssl_handshake_timeout=self._handshake_seconds,
+                )
         except (OSError, ssl.SSLError, asyncio.CancelledError) as error:
-            log.info("connection", extra={"fields": {"client": self.peer, "end": f"TLS failed: {error}"}})
+            metrics.count_handshake("failed")
+            self._log_refusal(f"TLS failed: {error}")
             if self in self.switchboard.starting:
-                self.switchboard.metrics.count_rejection("tls")
+                metrics.count_rejection("tls")
             self._leave_starting()
             self.transport.abort()
             return
         if transport is None or self.transport.is_closing():
             # The connection was lost meanwhile, and no callback says so.
+            metrics.count_handshake("lost")
             self._leave_starting()
             return
+        metrics.count_handshake("done")
         self._task, self._in_tls_handshake = None, False
         self.encrypted = True
         self.transport = transport
         self.transport.set_write_buffer_limits(high=MAX_WRITE_BUFFER_BYTES)
         self.startup_parser.set_encrypted()
+        direct = bool(client_hello)
         if direct and transport.get_extra_info("ssl_object").selected_alpn_protocol() != ALPN:
             message = f'direct TLS needs the ALPN protocol "{ALPN}"'
             self._reject(Reject(sqlstate.PROTOCOL_VIOLATION, message, reason="tls"))
@@ -229,13 +244,11 @@ class ClientStart(asyncio.Protocol):
         switchboard = self.switchboard
         owner, table = switchboard.cancel_keys.get(key), switchboard.table
         if owner and owner.backend:
-            backends = [owner.backend]
-        elif table:
-            branches = tuple(switchboard.sessions_by_branch)
-            backends = cancel_candidates(table, branches, _MAX_CANCEL_CANDIDATES)
+            task = self.canceller.send_own(owner.backend, packet)
         else:
-            backends = []
-        task = self.canceller.send(backends, packet, guessed=owner is None)
+            branches = tuple(switchboard.sessions_by_branch)
+            backends = cancel_candidates(table, branches, _MAX_CANCEL_CANDIDATES) if table else []
+            task = self.canceller.send_guesses(backends, packet)
         switchboard.metrics.count_cancel("dropped" if not task else "own" if owner else "tried")
         if task:
             # The client takes the close as "done", so it has to come after the backend's.
@@ -249,7 +262,9 @@ class ClientStart(asyncio.Protocol):
         self._leave_starting()
         switchboard, table = self.switchboard, self.switchboard.table
         assert table, "the proxy serves before it has read its project"
-        if table.tls_required and not self.encrypted:
+        # A pod that was made before spec.proxy.tls has no certificate's mount: until the rollout has replaced it,
+        # it accepts what it accepted before.
+        if table.tls_required and switchboard.certificate and not self.encrypted:
             message = f"project {table.project} accepts only TLS connections"
             hint = "Connect with sslmode=require."
             self._reject(Reject(sqlstate.INVALID_AUTHORIZATION, message, hint, reason="tls_required"))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 from dbranch.proxy import sqlstate, timing, wire
+from dbranch.proxy.knock import Gate
 from dbranch.proxy.relay import ServerStart
 from dbranch.proxy.routes import Backend, Dial, Reject, Wait, check_branch_limit, decide
 from dbranch.proxy.session import Session
@@ -29,7 +31,7 @@ async def connect(session: Session, startup: wire.StartupMessage, hand_over: Cal
             )
             session.reject(stopping)
             return
-        wait_seconds = seconds_left
+        gate: Gate | None = None
         decision = decide(table, startup.branch)
         if isinstance(decision, Dial) and decision.branch != session.counted_branch:
             branch_sessions = switchboard.sessions_by_branch[decision.branch]
@@ -42,26 +44,34 @@ async def connect(session: Session, startup: wire.StartupMessage, hand_over: Cal
                 awaited = decision.awaited
             case Dial():
                 session.count_under(decision.branch)
-                timeout = max(seconds_left, timing.DIAL_RETRY_SECONDS)
-                failure = await _try_backend(session, startup, decision, timeout, hand_over)
-                if failure is None:
-                    switchboard.metrics.observe_connect_wait(loop.time() - started_at)
-                    return
-                if failure:
-                    awaited = f'branch "{decision.branch}" of project {table.project} ({failure})'
-                wait_seconds = timing.DIAL_RETRY_SECONDS if failure else 0.0
+                gate = switchboard.gates.at(decision.address, decision.port)
+                if gate.enter():
+                    timeout = max(seconds_left, timing.MIN_DIAL_SECONDS)
+                    failure: str | None = ""
+                    try:
+                        failure = await _try_backend(session, startup, decision, timeout, hand_over)
+                    finally:
+                        gate.leave(failure)
+                    if failure is None:
+                        switchboard.metrics.observe_connect_wait(loop.time() - started_at)
+                        return
+                    if not failure:
+                        continue
+                reason = gate.failure or "many sessions are being connected"
+                awaited = f'branch "{decision.branch}" of project {table.project} ({reason})'
+        seconds_left = started_at + table.start_timeout - loop.time()
         if seconds_left <= 0:
             message = f"waited {table.start_timeout:g} s for {awaited}"
             session.reject(
                 Reject(sqlstate.CANNOT_CONNECT_NOW, message, "Try again later.", reason="start_timeout")
             )
             return
-        if wait_seconds:
-            try:
-                async with asyncio.timeout(min(wait_seconds, seconds_left)):
+        if gate:
+            await gate.wait(seconds_left)
+        else:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds_left):
                     await change_event.wait()
-            except TimeoutError:
-                pass
 
 
 async def _try_backend(

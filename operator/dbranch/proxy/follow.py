@@ -17,9 +17,10 @@ import aiohttp
 
 from dbranch.api import names
 from dbranch.api.errors import ClusterUnreachable, InvalidInput
-from dbranch.api.project import ProxyEntry, parse_project
+from dbranch.api.project import ProxyEntry
 from dbranch.proxy import timing
-from dbranch.proxy.routes import Table, build_table
+from dbranch.proxy.project import ProxyProject, read_project
+from dbranch.proxy.routes import Table
 from dbranch.proxy.switchboard import Switchboard
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,10 @@ log = logging.getLogger(__name__)
 _MAX_EVENT_BYTES: Final = 8 * 2**20
 
 
-# Called after a table was put in force, with `status.proxies` of the DBProject that it was built from.
-OnApplied = Callable[[tuple[ProxyEntry, ...]], None]
+Json = dict[str, Any]
+
+# Called after a table was put in force, with the pods that have an entry in `status.proxies` of its DBProject.
+OnApplied = Callable[[frozenset[str]], None]
 
 
 class WatchExpired(Exception):
@@ -81,14 +84,18 @@ class ProjectClient:
         if self._http:
             await self._http.close()
 
-    async def list(self) -> tuple[dict[str, Any] | None, str]:
+    async def list(self) -> tuple[Json | None, str]:
         """Return the DBProject, or None if it does not exist, and the resourceVersion to watch from."""
-        body = await self._request_json("GET", self._path, params=self._field_selector())
+        text = await self._request("GET", self._path, params=self._field_selector())
+        try:
+            body = await asyncio.to_thread(json.loads, text)
+        except ValueError as error:
+            raise ClusterUnreachable(f"GET {self._path}: {error}") from error
         items = body.get("items") or []
         return (items[0] if items else None), body["metadata"]["resourceVersion"]
 
-    async def watch(self, resource_version: str) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield the watch events after `resource_version` until the server ends the watch."""
+    async def watch(self, resource_version: str) -> AsyncGenerator[bytes, None]:
+        """Yield the watch events after `resource_version`, as JSON, until the server ends the watch."""
         seconds = timing.WATCH_TIMEOUT_SECONDS + random.randrange(timing.WATCH_JITTER_SECONDS)
         params = self._field_selector() | {
             "watch": "1",
@@ -110,7 +117,7 @@ class ProjectClient:
                     if len(partial_line) > _MAX_EVENT_BYTES:
                         raise ClusterUnreachable(f"a watch event is larger than {_MAX_EVENT_BYTES} bytes")
                     for line in filter(None, lines):
-                        yield json.loads(line)
+                        yield line
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ClusterUnreachable(f"watch: {error or type(error).__name__}") from error
 
@@ -134,7 +141,7 @@ class ProjectClient:
             else []
         )
         project, namespace = self._proxy_pod.project, self._proxy_pod.namespace
-        await self._request_json(
+        await self._request(
             "PATCH",
             f"{self._path}/{project}/status",
             params={"fieldManager": names.PROXY_MANAGER_PREFIX + self._proxy_pod.pod, "force": "true"},
@@ -157,10 +164,10 @@ class ProjectClient:
             self._http = aiohttp.ClientSession(connector=self._api.connector())
         return self._http
 
-    async def _request_json(
+    async def _request(
         self, method: str, path: str, headers: dict[str, str] | None = None, **options: Any
-    ) -> dict[str, Any]:
-        """Send a request with aiohttp `options` and return the JSON object of its response."""
+    ) -> bytes:
+        """Send a request with aiohttp `options` and return its response's body."""
         timeout = aiohttp.ClientTimeout(total=timing.API_REQUEST_TIMEOUT_SECONDS)
         try:
             async with self._session().request(
@@ -171,8 +178,7 @@ class ProjectClient:
                 **options,
             ) as response:
                 await _raise_for_status(response)
-                body: dict[str, Any] = await response.json()
-                return body
+                return await response.read()
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ClusterUnreachable(f"{method} {path}: {error or type(error).__name__}") from error
 
@@ -211,27 +217,24 @@ async def follow(
     While the API server is unreachable the table stays as it is.
     """
     loop, backoff = asyncio.get_running_loop(), Backoff()
+    applier = _Applier(proxy_pod, switchboard, on_applied)
     # Empty: list before the next watch.
     resource_version = ""
     while True:
         try:
             if not resource_version:
                 body, resource_version = await client.list()
-                _apply(switchboard, proxy_pod, body, on_applied)
+                applier.apply(await asyncio.to_thread(_read, body))
                 backoff.reset()
             watch_started_at = loop.time()
             async with contextlib.aclosing(client.watch(resource_version)) as events:
-                async for event in events:
-                    body = event["object"]
-                    if event["type"] == "ERROR":
-                        if body.get("code") == 410:
-                            raise WatchExpired(body.get("message", ""))
-                        raise ClusterUnreachable(f"watch: {body.get('message', body)}")
-                    resource_version = body["metadata"]["resourceVersion"]
+                async for line in events:
+                    # A project with many branches takes milliseconds to read.
+                    event = await asyncio.to_thread(_read_event, line)
+                    resource_version = event.resource_version
                     backoff.reset()
-                    if event["type"] != "BOOKMARK":
-                        deleted = event["type"] == "DELETED"
-                        _apply(switchboard, proxy_pod, None if deleted else body, on_applied)
+                    if event.project:
+                        applier.apply(event.project)
             if loop.time() - watch_started_at < timing.MIN_WATCH_SECONDS:
                 await backoff.sleep()
         except WatchExpired:
@@ -247,28 +250,80 @@ async def follow(
             await backoff.sleep()
 
 
-def _apply(
-    switchboard: Switchboard, proxy_pod: ProxyPod, body: dict[str, Any] | None, on_applied: OnApplied
-) -> None:
-    """Put the table of a DBProject in force (None: deleted); log and ignore one that is invalid or older."""
+@dataclass(frozen=True)
+class _Deleted:
+    """The DBProject does not exist (any more)."""
+
+
+@dataclass(frozen=True)
+class _Invalid:
+    """The DBProject cannot be read."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Event:
+    """A watch event. `project` is None for a bookmark."""
+
+    resource_version: str
+    project: ProxyProject | _Deleted | _Invalid | None = None
+
+
+def _read_event(line: bytes) -> _Event:
+    """Read a watch event. Raise WatchExpired or ClusterUnreachable if it reports an error, or is none."""
     try:
-        project = parse_project(body) if body else None
-        table = build_table(project) if project else Table(proxy_pod.project, deleted=True)
-    except (InvalidInput, KeyError, TypeError, ValueError) as error:
-        log.error(
-            "project %s/%s: invalid (%r); the current routes stay in force",
-            proxy_pod.namespace,
-            proxy_pod.project,
-            error,
-        )
-        return
-    previous = switchboard.table
-    if not switchboard.apply(table):
-        log.warning("route generation %d is older than the one in force; ignored", table.generation)
-        return
-    if previous is None or (previous.generation, previous.active) != (table.generation, table.active):
-        log.info("route generation %d: branch %s", table.generation, table.active)
-    on_applied(project.proxies if project else ())
+        event: Json = json.loads(line)
+        kind, body = event["type"], event["object"]
+        if kind == "ERROR":
+            if body.get("code") == 410:
+                raise WatchExpired(body.get("message", ""))
+            raise ClusterUnreachable(f"watch: {body.get('message', body)}")
+        version: str = body["metadata"]["resourceVersion"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ClusterUnreachable(f"watch: {error!r}") from error
+    if kind == "BOOKMARK":
+        return _Event(version)
+    return _Event(version, _read(None if kind == "DELETED" else body))
+
+
+def _read(body: Json | None) -> ProxyProject | _Deleted | _Invalid:
+    if body is None:
+        return _Deleted()
+    try:
+        return read_project(body)
+    except InvalidInput as error:
+        return _Invalid(str(error))
+
+
+class _Applier:
+    """Puts what was read of the DBProject in force; logs and ignores what is invalid or older."""
+
+    def __init__(self, proxy_pod: ProxyPod, switchboard: Switchboard, on_applied: OnApplied) -> None:
+        self._proxy_pod, self._switchboard, self._on_applied = proxy_pod, switchboard, on_applied
+        self._logged_problems: tuple[str, ...] = ()
+
+    def apply(self, project: ProxyProject | _Deleted | _Invalid) -> None:
+        pod = self._proxy_pod
+        match project:
+            case _Invalid(reason):
+                message = "project %s/%s: %s; the current routes stay in force"
+                log.error(message, pod.namespace, pod.project, reason)
+                return
+            case _Deleted():
+                table, pods, problems = Table(pod.project, deleted=True), frozenset[str](), tuple[str, ...]()
+            case ProxyProject(table, pods, problems):
+                pass
+        if problems and problems != self._logged_problems:
+            log.warning("project %s/%s: %s", pod.namespace, pod.project, "; ".join(problems[:5]))
+        self._logged_problems = problems
+        previous = self._switchboard.table
+        if not self._switchboard.apply(table):
+            log.warning("route generation %d is older than the one in force; ignored", table.generation)
+            return
+        if previous is None or (previous.generation, previous.active) != (table.generation, table.active):
+            log.info("route generation %d: branch %s", table.generation, table.active)
+        self._on_applied(pods)
 
 
 class EntryWriter:
@@ -285,9 +340,9 @@ class EntryWriter:
         self._wake = asyncio.Event()
         switchboard.on_drained = self._wake.set
 
-    def on_applied(self, entries: tuple[ProxyEntry, ...]) -> None:
+    def on_applied(self, entry_pods: frozenset[str]) -> None:
         """Check for a new generation, and whether this pod's entry is missing from `status.proxies`."""
-        if all(e.pod != self._proxy_pod.pod for e in entries):
+        if self._proxy_pod.pod not in entry_pods:
             self._written = None
         self._wake.set()
 

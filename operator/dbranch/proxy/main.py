@@ -17,15 +17,16 @@ import uvloop
 
 from dbranch.api import names
 from dbranch.api.errors import InvalidInput
-from dbranch.api.project import ProxyEntry
 from dbranch.proxy import timing
 from dbranch.proxy.cancel import Canceller
 from dbranch.proxy.client import ClientStart
 from dbranch.proxy.follow import ApiServer, EntryWriter, ProjectClient, ProxyPod, follow
-from dbranch.proxy.health import serve_health
+from dbranch.proxy.health import HealthServer
+from dbranch.proxy.metrics import Metrics
 from dbranch.proxy.sockets import LISTEN_BACKLOG, listening_socket
 from dbranch.proxy.switchboard import Switchboard
 from dbranch.proxy.tls import Certificate
+from dbranch.runtime.log_queue import QueuedLines
 from dbranch.runtime.logs import start_logging
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def read_settings(env: Mapping[str, str]) -> ProxySettings:
     )
 
 
-async def serve(settings: ProxySettings) -> None:
+async def serve(settings: ProxySettings, log_lines: QueuedLines) -> None:
     """Read the DBProject, then serve its sessions until SIGTERM or SIGINT.
 
     Raise the error of a background task that has failed: the process then ends, and kubelet restarts it.
@@ -92,6 +93,7 @@ async def serve(settings: ProxySettings) -> None:
         loop.add_signal_handler(signum, stop.set)
     proxy_pod = settings.proxy_pod
     switchboard = Switchboard(Certificate(settings.tls_dir) if settings.tls_dir else None)
+    switchboard.metrics.dropped_log_lines = lambda: log_lines.dropped
     canceller = Canceller()
     client = ProjectClient(settings.api, proxy_pod)
     writer = EntryWriter(client, proxy_pod, switchboard)
@@ -102,13 +104,18 @@ async def serve(settings: ProxySettings) -> None:
             return "stopping"
         return "" if servers else "the project has not been read yet"
 
-    def on_applied(entries: tuple[ProxyEntry, ...]) -> None:
+    def on_applied(entry_pods: frozenset[str]) -> None:
         table_read.set()
-        writer.on_applied(entries)
+        writer.on_applied(entry_pods)
 
-    health = await serve_health(settings.health_port, not_ready_reason, switchboard.metrics.text)
+    health = HealthServer(not_ready_reason, switchboard.metrics)
+    await health.start(settings.health_port)
     following = loop.create_task(follow(client, proxy_pod, switchboard, on_applied))
-    tasks: list[asyncio.Task[None]] = [following, loop.create_task(writer.run())]
+    tasks: list[asyncio.Task[None]] = [
+        following,
+        loop.create_task(writer.run()),
+        loop.create_task(measure_loop_lag(switchboard.metrics)),
+    ]
     stopped: asyncio.Task[bool] = loop.create_task(stop.wait())
     try:
         await asyncio.wait(
@@ -142,7 +149,16 @@ async def serve(settings: ProxySettings) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
         await writer.remove_entry()
         await client.close()
-        await health.cleanup()
+        await health.close()
+
+
+async def measure_loop_lag(metrics: Metrics) -> None:
+    """Observe once a second how much later than asked for the event loop goes on."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + timing.LOOP_LAG_INTERVAL_SECONDS
+        await asyncio.sleep(timing.LOOP_LAG_INTERVAL_SECONDS)
+        metrics.observe_loop_lag(max(loop.time() - due, 0.0))
 
 
 async def drain_sessions(switchboard: Switchboard, grace_seconds: float) -> None:
@@ -171,13 +187,15 @@ def raise_file_limit() -> None:
 
 
 def main() -> None:
-    start_logging(os.environ)
+    log_lines = QueuedLines(sys.stderr)
+    start_logging(os.environ, log_lines)
+    sys.setswitchinterval(timing.THREAD_SWITCH_SECONDS)
     try:
         settings = read_settings(os.environ)
     except InvalidInput as error:
         sys.exit(f"dbranch-server proxy: {error}")
     raise_file_limit()
-    uvloop.run(serve(settings))
+    uvloop.run(serve(settings, log_lines))
 
 
 if __name__ == "__main__":

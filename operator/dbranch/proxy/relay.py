@@ -45,7 +45,7 @@ class ServerStart(asyncio.Protocol):
         greeting = session.greeting
         assert greeting
         greeting.feed(data)
-        if greeting.key and not session.has_cancel_key:
+        if greeting.key and not session.cancel_key:
             session.register_cancel_key(greeting.key)
         if greeting.ready:
             session.finish_greeting()

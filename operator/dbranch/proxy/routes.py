@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dbranch.api import names
-from dbranch.api.enums import OnSwitch, ProxyProtocol, TargetState, TlsMode
-from dbranch.api.project import Project, ProxyLimits, Target
+from dbranch.api.enums import OnSwitch, TargetState
+from dbranch.api.project import ProxyLimits, Target
 from dbranch.proxy import sqlstate
 
 
@@ -105,24 +105,6 @@ class Drain:
 
 
 Fate = Stay | End | Drain
-
-
-def build_table(project: Project) -> Table:
-    """Return the routing table of a DBProject."""
-    return Table(
-        project=project.name,
-        uid=project.uid,
-        generation=project.route.generation if project.route else 0,
-        active=project.route.branch if project.route else None,
-        targets={t.branch: t for t in project.routes},
-        on_switch=project.proxy.on_switch,
-        drain_timeout=project.proxy.drain_timeout,
-        start_timeout=project.proxy.start_timeout,
-        tls_required=project.proxy.tls is not None and project.proxy.tls.mode == TlsMode.REQUIRED,
-        handshake_timeout=project.proxy.handshake_timeout,
-        proxy_protocol=project.proxy.proxy_protocol == ProxyProtocol.REQUIRED,
-        limits=project.proxy.limits,
-    )
 
 
 def may_replace(current: Table | None, table: Table) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 from dbranch.proxy import timing
 
@@ -26,22 +26,27 @@ _TCP_OPTIONS: Final = (
 # Unsent bytes to a slow peer from which on the other side of the session is no longer read.
 MAX_WRITE_BUFFER_BYTES: Final = 128 * 1024
 LISTEN_BACKLOG: Final = 1024
+# Connections that were sent an error and have not closed yet.
+MAX_LINGERING: Final = 1000
 
 
-def listening_socket(port: int) -> socket.socket:
-    """Return a socket that listens on `port` of every IPv6 and IPv4 address.
-
-    Accepted sockets inherit its TCP options.
-    """
+def create_listener(port: int) -> socket.socket:
+    """Return a socket that listens on `port` of every IPv6 and IPv4 address."""
     try:
         sock = socket.create_server(
             ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=LISTEN_BACKLOG
         )
     except (OSError, ValueError):
         sock = socket.create_server(("0.0.0.0", port), backlog=LISTEN_BACKLOG)
+    sock.setblocking(False)
+    return sock
+
+
+def listening_socket(port: int) -> socket.socket:
+    """Return a listener for clients, whose accepted sockets inherit its TCP options."""
+    sock = create_listener(port)
     for level, option, value in _TCP_OPTIONS:
         sock.setsockopt(level, option, value)
-    sock.setblocking(False)
     return sock
 
 
@@ -84,14 +89,23 @@ class _Lingering(asyncio.Protocol):
     """Reads and discards until the peer closes, or aborts after LINGER_SECONDS.
 
     Closing with bytes unread would send a reset, which makes the peer lose what it has not read yet: the
-    ErrorResponse.
+    ErrorResponse. At most MAX_LINGERING connections do so; for one more, the oldest is aborted.
     """
 
+    _all: ClassVar[dict[_Lingering, None]] = {}
+
     def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
         self._timer = asyncio.get_running_loop().call_later(timing.LINGER_SECONDS, transport.abort)
+        if len(self._all) >= MAX_LINGERING:
+            oldest = next(iter(self._all))
+            del self._all[oldest]
+            oldest._transport.abort()
+        self._all[self] = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
+        self._all.pop(self, None)
 
 
 def close_after_writing(transport: asyncio.Transport) -> None:

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from dbranch.api.project import BranchSessions
+from dbranch.proxy.knock import Gates
 from dbranch.proxy.metrics import MeasuredSession, Metrics
+from dbranch.proxy.refusals import RefusalLog
 from dbranch.proxy.routes import Table, may_replace
 from dbranch.proxy.sockets import peer_host
-from dbranch.proxy.tls import Certificate
+from dbranch.proxy.tls import Certificate, HandshakeQueue
 
 # Connections without a complete startup packet; for one more, crowd out the oldest.
 MAX_STARTING_CONNECTIONS: Final = 1000
@@ -54,6 +56,9 @@ class Switchboard:
         self.sessions_by_address: Counter[str] = Counter()
         self.sessions_by_branch: Counter[str] = Counter()
         self.cancel_keys: dict[bytes, RoutedSession] = {}
+        self.gates = Gates()
+        self.refusals = RefusalLog()
+        self.handshakes = HandshakeQueue()
         self.shutting_down = False
         # Called when the last draining session has ended.
         self.on_drained: Callable[[], None] | None = None
@@ -164,6 +169,8 @@ class Switchboard:
             session.end(message, "Connect again.")
 
     def _notify_change(self) -> None:
+        targets = self.table.targets.values() if self.table else ()
+        self.gates.on_change({(t.address, t.port) for t in targets if t.address and t.port})
         event, self._changed = self._changed, asyncio.Event()
         event.set()
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Final
 
 from dbranch.proxy import timing
 
 log = logging.getLogger(__name__)
 
-ALPN = "postgresql"
+ALPN: Final = "postgresql"
+# A handshake takes 1 to 2 ms of the event loop. No more than this many are open at once, and one begins every
+# MIN_HANDSHAKE_SPACING_SECONDS (timing.py), so that sessions keep more than half of the processor.
+MAX_HANDSHAKES_AT_ONCE: Final = 16
 
 
 class Certificate:
@@ -57,3 +64,23 @@ class Certificate:
             log.error("certificate %s does not load (%s); %s", self._files[0], error, effect)
         else:
             self._context = context
+
+
+class HandshakeQueue:
+    """Turns for TLS handshakes: MAX_HANDSHAKES_AT_ONCE of them, each a little after the one before."""
+
+    def __init__(self) -> None:
+        self._slots = asyncio.Semaphore(MAX_HANDSHAKES_AT_ONCE)
+        # When the next one may begin (loop time).
+        self._next_start = 0.0
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for a turn, which lasts as long as the context. The client's time limit covers the wait."""
+        loop = asyncio.get_running_loop()
+        async with self._slots:
+            start = max(self._next_start, loop.time())
+            self._next_start = start + timing.MIN_HANDSHAKE_SPACING_SECONDS
+            if start > loop.time():
+                await asyncio.sleep(start - loop.time())
+            yield

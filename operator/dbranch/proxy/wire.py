@@ -339,16 +339,6 @@ def _after_ready_for_query(tail: bytes) -> tuple[str, bytes] | None:
     return (chr(tail[start + 5]), bytes(message_types)) if position == len(tail) else None
 
 
-def is_only_asynchronous(data: bytes) -> bool:
-    """Return True if `data`, which starts at a message boundary, is complete asynchronous messages only."""
-    position = 0
-    while position < len(data):
-        if data[position] not in ASYNCHRONOUS_TYPES or len(data) < position + 5:
-            return False
-        position += 1 + max(int.from_bytes(data[position + 1 : position + 5], "big"), 4)
-    return position == len(data)
-
-
 def ends_with_fatal_error(tail: bytes) -> bool:
     """Return True if a backend's last bytes are its own ErrorResponse with severity FATAL or PANIC."""
     return tail.endswith(b"\x00\x00") and (b"VFATAL\x00" in tail or b"VPANIC\x00" in tail)

@@ -36,12 +36,15 @@ class LineFormatter(logging.Formatter):
         return " ".join([when, record.levelname, record.name, text, *pairs])
 
 
-def start_logging(env: Mapping[str, str]) -> None:
-    """Log level INFO and above to standard error, as the environment's DBRANCH_LOG_FORMAT says: json or plain."""
+def start_logging(env: Mapping[str, str], handler: logging.Handler | None = None) -> None:
+    """Log level INFO and above to standard error, as the environment's DBRANCH_LOG_FORMAT says: json or plain.
+
+    `handler` takes the place of one that writes at once and waits while nobody reads.
+    """
     # No line shows thread, process or source location, so logging need not look them up.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
-    handler = logging.StreamHandler(sys.stderr)
+    handler = handler or logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter(env.get("DBRANCH_LOG_FORMAT", "plain") == "json"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 

@@ -88,6 +88,8 @@ def test_until_a_branch_is_opened_only_the_agent_is_let_in() -> None:
         for kind in ("local", "host")
         for database in ("all", "replication")
     ]
+
+
 def test_a_brake_beats_what_the_spec_says_of_read_only_transactions() -> None:
     settings = Settings(20000, {"default_transaction_read_only": "off"}, read_only=True)
     assert "default_transaction_read_only = 'on'\n" in render_postgresql_conf(settings, Role.COPY)

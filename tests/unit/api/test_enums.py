@@ -12,7 +12,8 @@ import yaml
 
 from dbranch.api import enums
 from dbranch.api.project import parse_project
-from dbranch.proxy.routes import Wait, build_table, decide
+from dbranch.proxy.project import read_project
+from dbranch.proxy.routes import Wait, decide
 
 CRDS = Path(__file__).parents[3] / "crds"
 # Path of a field below the schema (`[]`: of a list's items) -> the enum that the code has of it.
@@ -76,4 +77,4 @@ def test_values_of_a_newer_release_stop_no_reader() -> None:
     assert (
         project.node.storage and project.node.storage.reason == "PoolMoved" and not project.node.storage.done
     )
-    assert isinstance(decide(build_table(project), "main"), Wait)
+    assert isinstance(decide(read_project(body).table, "main"), Wait)

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from dbranch.api.project import ProxyLimits, Target, parse_project
+from dbranch.api.project import ProxyLimits, Target
+from dbranch.proxy.project import read_project
 from dbranch.proxy.routes import (
     Backend,
     Dial,
@@ -14,7 +15,6 @@ from dbranch.proxy.routes import (
     Stay,
     Table,
     Wait,
-    build_table,
     cancel_candidates,
     check_branch_limit,
     check_session_limits,
@@ -41,7 +41,7 @@ TABLE = Table(
 
 
 def test_the_table_of_a_project() -> None:
-    project = parse_project(
+    project = read_project(
         {
             "metadata": {"name": "shop", "uid": "u"},
             "spec": {
@@ -62,7 +62,7 @@ def test_the_table_of_a_project() -> None:
         }
     )
     main = {"main": Target("main", "Ready", "10.0.0.1", 1)}
-    assert build_table(project) == Table(
+    assert project.table == Table(
         "shop",
         "u",
         7,
@@ -79,7 +79,7 @@ def test_the_table_of_a_project() -> None:
 
 
 def test_a_project_without_a_route_waits() -> None:
-    table = build_table(parse_project({"metadata": {"name": "shop"}, "spec": {}}))
+    table = read_project({"metadata": {"name": "shop"}, "spec": {}}).table
     assert decide(table, None) == Wait("project shop to have an active branch")
 
 

@@ -217,18 +217,3 @@ def test_a_first_error_is_held_back_until_it_is_complete() -> None:
     assert [wire.first_error_sqlstate(sent[:n]) for n in (1, 4, 20, len(sent) - 1)] == [""] * 4
     assert wire.first_error_sqlstate(READY) is None
     assert wire.first_error_sqlstate(b"E" + struct.pack("!I", wire.MAX_HELD_ERROR_BYTES + 1)) is None
-
-
-@pytest.mark.parametrize(
-    "data, only",
-    [
-        (message(b"A", b"1234chan\0\0"), True),
-        (message(b"A", b"1234chan\0\0") + message(b"S", b"a\0b\0") + message(b"N", b"\0"), True),
-        (message(b"A", b"1234chan\0\0")[:-1], False),
-        (b"A\0\0", False),
-        (message(b"N", b"\0") + READY, False),
-        (ROW, False),
-    ],
-)
-def test_asynchronous_messages_are_recognized(data: bytes, only: bool) -> None:
-    assert wire.is_only_asynchronous(data) is only

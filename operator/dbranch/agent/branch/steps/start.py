@@ -60,7 +60,9 @@ def _incompatible_finding(desired: Desired, block: StartBlock) -> Finding:
 
 
 def _missing_superuser_finding(desired: Desired, facts: BranchFacts) -> Finding:
-    role = f'role "{facts.marker.superuser}"' if facts.marker and facts.marker.superuser else "superuser's role"
+    role = (
+        f'role "{facts.marker.superuser}"' if facts.marker and facts.marker.superuser else "superuser's role"
+    )
     text = (
         f"Postgres of {desired.subject} runs and has no {role}, by which dbranch works in it; nothing is "
         "changed in it; give the superuser that name again"
