@@ -26,7 +26,7 @@ from dbranch.api.branch import parse_branch
 from dbranch.api.conditions import Condition, Finding, Reason
 from dbranch.api.project import parse_project
 from dbranch.controller.nodes import agent_pod, node_object
-from dbranch.controller.routing import proxy_pod_of
+from dbranch.controller.proxy_pods import proxy_pod_of
 from dbranch.controller.stale import key_of, stale
 from dbranch.proxy.routes import Backend, build_table, cancel_candidates, decide, decide_fate
 from dbranch_cli import view
