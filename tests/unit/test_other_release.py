@@ -28,7 +28,8 @@ from dbranch.api.project import parse_project
 from dbranch.controller.nodes import agent_pod, node_object
 from dbranch.controller.proxy_pods import proxy_pod_of
 from dbranch.controller.stale import key_of, stale
-from dbranch.proxy.routes import Backend, build_table, cancel_candidates, decide, decide_fate
+from dbranch.proxy.project import read_project
+from dbranch.proxy.routes import Backend, cancel_candidates, decide, decide_fate
 from dbranch_cli import view
 
 Json = dict[str, Any]
@@ -198,7 +199,7 @@ def read_project_and_branch(project: Json, branch: Json) -> None:
     rig.branches.reconcile(factories.NAMESPACE, "shop-x", cache)
     assert key_of(parsed) and key_of(item)
     # The proxy.
-    table = build_table(parsed)
+    table = read_project(project).table
     for requested in (None, "main", "x"):
         decide(table, requested)
     decide_fate(table, Backend("main", "10.0.0.1", 20001, requested=False))
