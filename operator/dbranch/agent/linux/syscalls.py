@@ -1,7 +1,7 @@
 """System calls that Python does not offer: openat2, renameat2, syncfs, mount, fstrim, and the immutable flag.
 
-Sources: openat2(2), renameat2(2), syncfs(2), mount(2), fstrim(8), ioctl_iflags(2). The numbers are those of x86_64 and
-aarch64.
+Sources: openat2(2), renameat2(2), syncfs(2), mount(2), fstrim(8), ioctl_iflags(2). The numbers are those of x86_64
+and aarch64.
 """
 
 from __future__ import annotations
