@@ -86,7 +86,7 @@ def test_a_reconcile_before_the_delay_has_passed_waits_for_postgres_anew(
 
 
 def test_a_watch_ends_with_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It holds the mount of the slot, which could never be removed else: the pod is gone, so nothing accepts there."""
+    """It holds the mount of the slot, and nothing will accept there any more once the pod is gone."""
     watch = Watch(monkeypatch, None, BOUND)
     watch.watcher.start(COPY, ENDPOINT)
     watch.watcher.keep_only(COPY, ENDPOINT.slot)
