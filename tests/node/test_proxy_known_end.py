@@ -46,12 +46,14 @@ def rows(direct: psycopg.Connection[Any]) -> int:
     return count
 
 
-def raw_socket(connection: psycopg.Connection[Any]) -> socket.socket:
-    """Return libpq's own socket, to send and read messages by hand."""
-    sock = socket.socket(fileno=os.dup(connection.pgconn.socket))
-    sock.setblocking(True)
-    sock.settimeout(20)
-    return sock
+@contextlib.contextmanager
+def raw_socket(connection: psycopg.Connection[Any]) -> Iterator[socket.socket]:
+    """Yield libpq's own socket, to send and read messages by hand; close the connection behind it."""
+    with socket.socket(fileno=os.dup(connection.pgconn.socket)) as sock:
+        sock.setblocking(True)
+        sock.settimeout(20)
+        yield sock
+    connection.close()
 
 
 def query(sql: bytes) -> bytes:

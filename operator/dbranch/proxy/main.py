@@ -20,9 +20,10 @@ from dbranch.api.errors import InvalidInput
 from dbranch.proxy import timing
 from dbranch.proxy.cancel import Canceller
 from dbranch.proxy.client import ClientStart
-from dbranch.proxy.follow import ApiServer, EntryWriter, ProjectClient, ProxyPod, follow
+from dbranch.proxy.follow import EntryWriter, follow
 from dbranch.proxy.health import HealthServer
 from dbranch.proxy.metrics import Metrics
+from dbranch.proxy.project_client import ApiServer, ProjectClient, ProxyPod
 from dbranch.proxy.sockets import LISTEN_BACKLOG, listening_socket
 from dbranch.proxy.switchboard import Switchboard
 from dbranch.proxy.tls import Certificate
@@ -39,8 +40,8 @@ class ProxySettings:
     """The settings from the environment.
 
     After SIGTERM the proxy takes new connections for `withdraw_seconds`, until the cluster's nodes have removed
-    this pod from the Service; then sessions have `grace_seconds` to end. Their sum has to stay below the pod's
-    termination grace period (30 s).
+    this pod from the Service; then sessions have `grace_seconds` to end by themselves. Their sum and
+    SHUTDOWN_END_SECONDS have to stay below the pod's termination grace period (30 s).
     """
 
     proxy_pod: ProxyPod
