@@ -167,7 +167,7 @@ def nodes_namespace_option() -> Callable[[Any], Any]:
 
 @click.group(cls=CommandGroup)
 def orphan() -> None:
-    """For administrators: list, delete or give away data on the nodes that no project or branch names."""
+    """List, delete or give away data that no object names. For administrators."""
 
 
 @orphan.command("list", cls=Command)

@@ -13,7 +13,9 @@ from dbranch.agent.linux.mounts import read_mounts
 def without_sizes(value: Any) -> Any:
     """Return objects without byte counts: Postgres writes a little by itself, and others use the disk, too."""
     if isinstance(value, dict):
-        kept = {key: item for key, item in value.items() if not key.endswith(("Bytes", "Size"))}
+        # A write of a size changes the object's version.
+        ignored = ("Bytes", "Size", "resourceVersion")
+        kept = {key: item for key, item in value.items() if not key.endswith(ignored)}
         return {key: without_sizes(item) for key, item in kept.items()}
     return [without_sizes(item) for item in value] if isinstance(value, list) else value
 

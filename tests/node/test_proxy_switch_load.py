@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from tests.node.proxy_backend import Backend, MakeProxy, Proxy, branch_of
+from tests.node.proxy_backend import Backend, MakeProxy, Proxy, branch_of, wait_until
 from tests.node.proxy_talk import environment
 
 SWITCHES = 20
@@ -131,6 +131,8 @@ def test_twenty_switches_under_load(
     workers = [threading.Thread(target=w.run) for w in (load, new_sessions)]
     for worker in workers:
         worker.start()
+    with main.direct() as direct:
+        wait_until(lambda: direct.execute("SELECT EXISTS (SELECT FROM seen)").fetchone() == (True,), 30)
     switched_at: list[float] = []
     for i in range(SWITCHES):
         time.sleep(0.3)
@@ -151,7 +153,7 @@ def test_twenty_switches_under_load(
             ids.append({i for i, _ in rows})
     assert not ids[0] & ids[1], "a transaction on two branches"
     committed = len(ids[0]) + len(ids[1])
-    assert committed > 300
+    assert committed > 100
     assert new_sessions.wrong == []
     # How long no session was let in after each switch. The limits allow for a busy machine.
     gaps = [min(t for t in new_sessions.logged_in_at if t >= switch) - switch for switch in switched_at]

@@ -24,11 +24,13 @@ from dbranch.agent.volume.marker import Marker, NewerMarker, parse_marker, rende
 from dbranch.api import names
 from dbranch.api.branch import parse_branch
 from dbranch.api.conditions import Condition, Finding, Reason
+from dbranch.api.errors import InvalidInput
 from dbranch.api.project import parse_project
 from dbranch.controller.nodes import agent_pod, node_object
 from dbranch.controller.proxy_pods import proxy_pod_of
 from dbranch.controller.stale import key_of, stale
-from dbranch.proxy.routes import Backend, build_table, cancel_candidates, decide, decide_fate
+from dbranch.proxy.project import read_project
+from dbranch.proxy.routes import Backend, cancel_candidates, decide, decide_fate
 from dbranch_cli import view
 
 Json = dict[str, Any]
@@ -198,11 +200,7 @@ def read_project_and_branch(project: Json, branch: Json) -> None:
     rig.branches.reconcile(factories.NAMESPACE, "shop-x", cache)
     assert key_of(parsed) and key_of(item)
     # The proxy.
-    table = build_table(parsed)
-    for requested in (None, "main", "x"):
-        decide(table, requested)
-    decide_fate(table, Backend("main", "10.0.0.1", 20001, requested=False))
-    cancel_candidates(table, ["main"], 3)
+    read_routes(project)
     # The agent, of what it reported itself.
     facts = BranchFacts(True, ROOMY, marker(COPY))
     plan = plan_branch_on_node(parsed, item, facts)
@@ -213,6 +211,19 @@ def read_project_and_branch(project: Json, branch: Json) -> None:
     view.project_table([project], "shop", wide=True)
     view.branch_block(branch, active=True, events=[])
     view.branch_tree(project, [branch])
+
+
+def read_routes(project: Json) -> None:
+    try:
+        table = read_project(project).table
+    except InvalidInput:
+        # Without these the proxy keeps the routes that it has.
+        assert not {"branch", "generation"} <= project["status"]["route"].keys()
+        return
+    for requested in (None, "main", "x"):
+        decide(table, requested)
+    decide_fate(table, Backend("main", "10.0.0.1", 20001, requested=False))
+    cancel_candidates(table, ["main"], 3)
 
 
 def test_no_reader_of_a_project_stops() -> None:

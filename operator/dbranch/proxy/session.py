@@ -238,10 +238,10 @@ class Session:
             "bytes_out": self.bytes_out,
             "end": self.end_reason,
         }
-        if self.backend and not self.greeting:
+        if self.backend:
             log.info("session", extra={"fields": fields})
         else:
-            # Postgres has not let the client in.
+            # No branch has answered.
             refusals = self.switchboard.refusals
             refusals.log(log, "session", peer_host(self.peer), self.loop.time(), fields)
 

@@ -108,3 +108,13 @@ def test_a_reconcile_before_the_delay_has_passed_waits_for_postgres_anew(
     assert watch.run() == []
     monkeypatch.setattr(start_watch.session, "await_accepting", lambda *_: "17.6")
     assert watch.run() == [("team", "shop-x")]
+
+
+def test_a_watch_ends_with_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds the mount of the slot, and nothing will accept there any more once the pod is gone."""
+    watch = Watch(monkeypatch, None, BOUND)
+    watch.watcher.start(COPY, ENDPOINT)
+    watch.watcher.keep_only(COPY, ENDPOINT.slot)
+    assert not watch.watcher.wait_idle(0.05)
+    watch.watcher.keep_only(COPY, None)
+    assert watch.watcher.wait_idle(10) and watch.requests == []

@@ -305,8 +305,7 @@ def test_roots_have_a_priority_of_their_own_and_no_warm_slots() -> None:
     assert [pod["priorityClassName"] for pod in pods] == ["roots", "copies"]
     assert initdb_pod(LIMITED, LAYOUT, SHOP, MAIN, "true")["spec"]["priorityClassName"] == "roots"
     assert "priorityClassName" not in branch_pod(CONTEXT, LAYOUT, SHOP, MAIN, "s", "true")["spec"]
-    large_root = replace(MAIN, resources={"requests": {"cpu": "2"}})
-    assert plan_warm(1, TEMPLATE, warm_facts(branches=(large_root,))).create == (MAIN_CLASS,)
+    assert plan_warm(1, 9, TEMPLATE, warm_facts()).create == (MAIN_CLASS,)
 
 
 def test_warm_slots_are_replaced_when_the_defaults_change() -> None:

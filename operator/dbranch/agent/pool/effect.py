@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from dbranch.agent.layout import Layout
-from dbranch.agent.linux.syscalls import syncfs, trim
+from dbranch.agent.linux.btrfs import sync_and_clean
+from dbranch.agent.linux.syscalls import trim
 from dbranch.agent.pool import image, mount
 from dbranch.agent.pool.observe import observe_pool
 from dbranch.agent.pool.records import ensure_record_removed, understood_record
@@ -93,8 +94,7 @@ def ensure_trimmed(layout: Layout, project_uid: str, left: int = 0) -> int:
     point, facts = layout.pool(project_uid), observe_pool(layout, project_uid)
     if not facts.mounted or facts.read_only:
         return left
-    # The destruction goes on behind a commit.
-    syncfs(point)
+    sync_and_clean(point)
     unused = _unused_bytes(layout, project_uid)
     if unused > left + _TRIMMED_BYTES:
         log_command("fstrim", point)

@@ -69,6 +69,8 @@ class Session:
     """
 
     def __init__(self, layout: Layout, endpoint: Endpoint, database: str, seconds: float) -> None:
+        # Its start is no part of the session's time.
+        session_processes.ensure_started()
         self._endpoint, self.deadline, self.failed = endpoint, _deadline(seconds), False
         request = {
             "seconds": seconds + SQL_WATCHDOG_EXTRA_SECONDS,
