@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import pwd
@@ -120,15 +121,20 @@ class Node:
         args: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Run a pod's script as its container does, unprivileged, with `/slot` replaced by the slot's directory.
+        """Run a pod's script as its container does, unprivileged, with `/slot` replaced by a way to the slot.
 
+        That is a descriptor, as a pod's is a mount: on the node itself nobody but root gets into `slots`.
         `environment`: of the pod's container, over that of the tests' default project.
         """
         verifiers = self.layout.base / "verifier"
         verifiers.mkdir(exist_ok=True)
         (verifiers / "verifier").write_text(VERIFIERS[APP])
         (verifiers / "superuser").write_text(VERIFIERS[USER])
-        directory = str(self.layout.slot(name))
+        opened = os.open(self.layout.slot(name), os.O_PATH | os.O_DIRECTORY)
+        # Beyond the numbers that the scripts use themselves.
+        handle = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, 100)
+        os.close(opened)
+        directory = f"/proc/self/fd/{handle}"
         script = text.replace("/verifier/", f"{verifiers}/").replace("/slot", directory)
         # A pod has addresses of its own; here the ports of other tests' branches may be the same.
         script = script.replace("listen_addresses='*'", f"listen_addresses={self.address_of(name)}")
@@ -152,7 +158,9 @@ class Node:
             stdout=subprocess.DEVNULL,
             stderr=(self.layout.base / f"{name}.log").open("ab"),
             cwd="/",
+            pass_fds=[handle],
         )
+        os.close(handle)
         self.running[name] = process
         return process
 

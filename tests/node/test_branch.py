@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from tests.node.machine import OWNER, Node, children_of, owner_session, stopped
 
+from dbranch.agent.layout import LOCK
 from dbranch.agent.postgres import session
 from dbranch.agent.postgres.cleaning import Cleaned, ensure_cleaned
 from dbranch.agent.postgres.opening import ensure_opened
@@ -23,6 +24,7 @@ from dbranch.agent.volume.marker import Marker, Role
 from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.agent.volume.sizes import observe_sizes
 from dbranch.api.errors import Busy, DataLost, InvalidInput, NotAccepting, SourceUnsafe, SqlFailed
+from dbranch.runtime.file_lock import is_unlocked
 
 
 def sql(node: Node, endpoint: Endpoint, query: str, database: str = "postgres") -> list[tuple[object, ...]]:
@@ -251,3 +253,22 @@ def test_forced_parameters_are_rejected(up: Node) -> None:
     with pytest.raises(InvalidInput, match="fsync"):
         up.create_copy(branch, fsync="off")
     assert set(observe_subvolumes(up.layout, up.project).branches) == {branch}
+
+
+def test_a_lock_that_a_tenant_lets_go_protects_its_data_no_less(main: tuple[Node, str, Endpoint]) -> None:
+    node, branch, endpoint = main
+    lock = node.layout.branch(node.project, branch) / LOCK
+    assert not is_unlocked(lock)
+    with owner_session(node.layout, endpoint) as connection:
+        connection.execute("copy (select 1) to program 'flock --unlock 9'")
+    assert is_unlocked(lock)
+    # What it cannot undo is its slot's bind: with that neither is the data destroyed nor a second Postgres started.
+    with pytest.raises(Busy, match=f"in use at {node.layout.data(endpoint.slot)}"):
+        subvolume.ensure_trashed(node.layout, node.project, branch)
+    with pytest.raises(Busy):
+        slot.ensure_unbound(node.layout, endpoint.slot)
+    slot.ensure_slot(node.layout, "slot-b", OWNER)
+    with pytest.raises(Busy, match="is bound at"):
+        slot.ensure_bound(node.layout, "slot-b", node.project, branch)
+    with owner_session(node.layout, endpoint) as connection:
+        assert connection.execute("select 1").fetchall() == [(1,)]

@@ -12,6 +12,7 @@ import pytest
 from tests.node.machine import APP, PASSWORDS, USER, VERIFIERS, Node, new_uid
 from tests.node.majors import BOUNDARIES, programs_of
 
+from dbranch.agent.layout import INITDB_DONE
 from dbranch.agent.postgres import session
 from dbranch.agent.postgres.cleaning import Cleaned, ensure_cleaned
 from dbranch.agent.postgres.opening import ensure_opened
@@ -107,6 +108,24 @@ def test_another_major_version_is_refused_before_initdb(up: Node, tmp_path: Path
     assert up.run_initdb(branch) == 1
     assert f"PostgreSQL {major} is not supported" in up.stderr_of(f"initdb-{up.project}")
     assert not list((up.layout.initdb_area(up.project, branch) / "pgdata").iterdir())
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"DBRANCH_DATABASE": "template1"},
+        {"DBRANCH_DATABASE": "d" * 32 + '"'},
+        {"DBRANCH_USER": "pg_owner"},
+    ],
+    ids=["a database that exists", "a statement that is none", "a role that is refused"],
+)
+def test_an_initdb_with_a_failing_statement_is_not_done(up: Node, environment: dict[str, str]) -> None:
+    branch = new_uid()
+    assert up.run_initdb(branch, **environment) != 0
+    assert not (up.layout.initdb_area(up.project, branch) / "pgdata" / INITDB_DONE).exists()
+    assert "ERROR:" in up.stderr_of(f"initdb-{up.project}") or "FATAL:" in up.stderr_of(
+        f"initdb-{up.project}"
+    )
 
 
 def test_the_options_of_initdb_are_those_of_the_project(up: Node) -> None:

@@ -6,19 +6,24 @@ import os
 import shutil
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from tests.node.machine import OWNER, SIZE, Node
+from tests.node.machine import AS_TENANT, OWNER, SIZE, Node, new_uid
 
 from dbranch.agent.linux.loops import loops_of
 from dbranch.agent.linux.mounts import mounts_at
 from dbranch.agent.machine import observe_machine
 from dbranch.agent.pool import effect as pool
+from dbranch.agent.pool import mount
 from dbranch.agent.pool.observe import observe_pool, observe_pools
 from dbranch.agent.pool.tombstone import ensure_tombstone
 from dbranch.agent.slot import effect as slot
 from dbranch.api.errors import Busy, CommandFailed, DbranchError, PoolDamaged, PoolLost
+from dbranch.runtime.file_lock import held_temporary
 
 
 def remove_pool(node: Node) -> None:
@@ -166,3 +171,51 @@ def test_a_copied_image_never_mixes_with_the_other(node: Node) -> None:
         (node.layout.pool(copy.project) / "theirs").write_text("")
     assert observe_pool(node.layout, node.project).mounted
     assert not (node.layout.pool(node.project) / "theirs").exists()
+
+
+def test_a_slow_mount_holds_up_no_other_project(
+    node: Node, monkeypatch: pytest.MonkeyPatch, threads: ThreadPoolExecutor
+) -> None:
+    other = replace(node, project=new_uid())
+    mounting, go_on = threading.Event(), threading.Event()
+    run_command = mount.run
+
+    def replay_log(argv: list[object]) -> str:
+        if str(node.project) in str(argv[-1]):
+            mounting.set()
+            assert go_on.wait(30)
+        return run_command(argv)
+
+    monkeypatch.setattr(mount, "run", replay_log)
+    slow = threads.submit(node.ensure_pool)
+    try:
+        assert mounting.wait(30)
+        other_pool = threads.submit(other.ensure_pool)
+        other_pool.result(20)
+        pool.ensure_pool_down(node.layout, other.project)
+        # The same pool is not touched meanwhile.
+        with (
+            pytest.raises(Busy),
+            held_temporary(node.layout.pool_lock(node.project), timeout=0),
+        ):
+            pass
+    finally:
+        go_on.set()
+    slow.result(30)
+    assert observe_pool(node.layout, node.project).mounted
+    assert list(node.layout.locks.iterdir()) == []
+
+
+def test_nobody_on_the_node_gets_into_a_slot(node: Node) -> None:
+    slot.ensure_slot(node.layout, "slot-a", OWNER)
+    # As release 0.1.0 made it.
+    node.layout.slots.chmod(0o711)
+    paths = node.layout.wake("slot-a"), node.layout.run("slot-a"), node.layout.data("slot-a")
+    assert all(tenant_reaches(path) for path in paths)
+    pool.ensure_base(node.layout)
+    assert not any(tenant_reaches(path) for path in paths)
+
+
+def tenant_reaches(path: Path) -> bool:
+    """True if a user of the node with the user ID of a Postgres pod reaches the path."""
+    return subprocess.run([*AS_TENANT, "test", "-e", path], check=False).returncode == 0

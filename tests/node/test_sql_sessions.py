@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
+import os
+import signal
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.node.machine import AS_TENANT, OWNER, Node
+from tests.node.machine import AS_TENANT, OWNER, Node, children_of
 
 from dbranch.agent.postgres import session
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.slot import effect as slot
-from dbranch.api.errors import DbranchError
+from dbranch.api.errors import DbranchError, SqlFailed
 
 HOSTILE = "slot-hostile"
 PORT = 5999
@@ -26,13 +28,10 @@ FAKE = Path(__file__).with_name("fake_postgres.py")
 
 @contextmanager
 def tenant_process(node: Node, script: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a Python script as the tenant, beneath the hostile slot's `run`, once it has printed a line."""
-    run = node.layout.run(HOSTILE)
-    copy = run / script.name
-    shutil.copy(script, copy)
-    copy.chmod(0o644)
-    argv = [*AS_TENANT, "/usr/bin/python3", script.name, *arguments]
-    with subprocess.Popen(argv, cwd=run, stdout=subprocess.PIPE, text=True) as process:
+    """Run a Python script as the tenant, in the hostile slot's `run`, once it has printed a line."""
+    # Python would open a file by its whole path, which the tenant cannot.
+    argv = [*AS_TENANT, "/usr/bin/python3", "-c", script.read_text(), *arguments]
+    with subprocess.Popen(argv, cwd=node.layout.run(HOSTILE), stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout and process.stdout.readline()
             yield process
@@ -121,3 +120,33 @@ def test_other_sessions_go_on_beside_a_flood(up: Node) -> None:
         assert session.read_server_version(up.layout, endpoint)
         flood.join()
         assert session.read_server_version(up.layout, endpoint)
+
+
+def test_the_end_of_the_process_that_starts_sessions_is_survived(up: Node) -> None:
+    endpoint = up.start_postgres(up.create_root())
+    processes = session.session_processes
+    first = processes.ensure_started()
+    with session.connect(up.layout, endpoint) as running:
+        os.kill(first, signal.SIGKILL)
+        # A session that runs has a process of its own, and goes on.
+        assert running.value("select 1") == 1
+        with session.connect(up.layout, endpoint, "template1") as beside:
+            assert beside.value("select 2") == 2
+    second = processes.ensure_started()
+    assert second != first
+    for _ in range(3):
+        assert session.read_server_version(up.layout, endpoint)
+    assert processes.ensure_started() == second
+
+
+def test_a_session_whose_process_is_killed_fails_alone(up: Node) -> None:
+    endpoint = up.start_postgres(up.create_root())
+    with ThreadPoolExecutor(1) as threads, session.connect(up.layout, endpoint, seconds=60) as victim:
+        before = set(children_of(session.session_processes.ensure_started()))
+        pending = threads.submit(victim.execute, "select pg_catalog.pg_sleep(60)")
+        for process in before:
+            os.kill(process, signal.SIGKILL)
+        with pytest.raises(SqlFailed, match=r"has ended|reset by peer|Broken pipe"):
+            pending.result(30)
+    assert session.read_server_version(up.layout, endpoint)
+    assert session.read_server_version(up.layout, endpoint)

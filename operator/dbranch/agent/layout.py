@@ -116,7 +116,7 @@ class Layout:
 
     @property
     def pools(self) -> Path:
-        """The image files, and the lock under which loop devices are attached. Root's alone."""
+        """The image files and their records. Root's alone."""
         return self.base / "pools"
 
     @property
@@ -125,6 +125,7 @@ class Layout:
 
     @property
     def slots(self) -> Path:
+        """The slots. Root's alone: a pod gets its own by a mount, and needs no way to it on the node."""
         return self.base / "slots"
 
     @property
@@ -134,7 +135,12 @@ class Layout:
 
     @property
     def attach_lock(self) -> Path:
+        """The lock under which a free loop device is taken. Held for nothing that takes long: it is all projects'."""
         return self.pools / ".lock"
+
+    def pool_lock(self, project_uid: str) -> Path:
+        """The lock, a temporary file, under which a pool is brought up, taken down, adopted or removed."""
+        return self.locks / checked_uid(project_uid)
 
     @property
     def slots_lock(self) -> Path:
@@ -143,7 +149,7 @@ class Layout:
 
     @property
     def locks(self) -> Path:
-        """The locks of objects that are being reconciled. Root's alone."""
+        """The locks of objects that are being reconciled, and of pools. Root's alone."""
         return self.base / "locks"
 
     @property

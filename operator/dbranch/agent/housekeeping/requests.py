@@ -23,7 +23,7 @@ from dbranch.api import names
 from dbranch.api.errors import Busy, DbranchError, InvalidInput
 from dbranch.api.orphans import Orphan, OrphanKind
 from dbranch.kube.client import Cluster, path_of
-from dbranch.runtime.file_lock import held
+from dbranch.runtime.file_lock import held_temporary
 from dbranch.runtime.logs import log_error
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Obedience:
 
     def _delete_pool(self, uid: str) -> None:
         # The filesystem that is there now is what was shown, whatever the record says.
-        with held(self._layout.attach_lock, timeout=60):
+        with held_temporary(self._layout.pool_lock(uid), timeout=60):
             ensure_tombstone(self._layout, uid, superblock_uuid(self._layout.image(uid)))
         logger.warning("pool %s is removed on request", uid)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 import uuid as uuids
 from pathlib import Path
 from typing import Final
@@ -17,7 +18,7 @@ from dbranch.agent.pool.observe import observe_pool
 from dbranch.agent.pool.records import ensure_record_removed, understood_record
 from dbranch.agent.pool.tombstone import ensure_tombstone_withdrawn, names_image, read_tombstone
 from dbranch.api.errors import PoolLost
-from dbranch.runtime.file_lock import held
+from dbranch.runtime.file_lock import held, held_temporary
 from dbranch.runtime.logs import log_command
 
 logger = logging.getLogger(__name__)
@@ -28,16 +29,20 @@ _TRIMMED_BYTES: Final = 64 * 2**20
 def ensure_base(layout: Layout) -> str:
     """Create the directories below the base directory, and return the machine ID, generated once and kept there.
 
+    Directories of an earlier release, which let others into `slots`, get the modes of new ones.
     A node that was reinstalled under its name, or a base directory whose disk is not mounted yet, has another ID.
     """
+    layout.base.mkdir(mode=0o711, parents=True, exist_ok=True)
     for directory, mode in (
-        (layout.base, 0o711),
         (layout.pools, 0o700),
         (layout.mounts, 0o711),
-        (layout.slots, 0o711),
+        # With a way to it everybody could read a branch's marker, and a user with the tenant's ID its data.
+        (layout.slots, 0o700),
         (layout.locks, 0o700),
     ):
-        directory.mkdir(mode=mode, parents=True, exist_ok=True)
+        directory.mkdir(mode=mode, exist_ok=True)
+        if stat.S_IMODE(directory.stat().st_mode) != mode:
+            directory.chmod(mode)
     with held(layout.attach_lock):
         if layout.machine_id.exists():
             return layout.machine_id.read_text().strip()
@@ -68,10 +73,11 @@ def ensure_pool(
             f"pool of project {project_uid} was created on the disk {recorded_machine_id}, this is {machine_id}; "
             f"nothing is created again; mount the disk that holds {layout.base}, or delete the project"
         )
-    with held(layout.attach_lock, timeout=60):
+    with held_temporary(layout.pool_lock(project_uid), timeout=60):
         file = layout.image(project_uid)
         image.ensure_image(file, size, created=recorded_uuid is not None)
-        device = image.ensure_attached(file, layout.pool(project_uid))
+        with held(layout.attach_lock, timeout=60):
+            device = image.ensure_attached(file, layout.pool(project_uid))
         uuid = image.ensure_filesystem(file, device, recorded_uuid)
         mount.ensure_mounted(layout, project_uid, device)
         image.ensure_grown(file, device, layout.pool(project_uid), size)
@@ -108,7 +114,7 @@ def ensure_pool_down(layout: Layout, project_uid: str) -> None:
     Raises Busy, naming what holds it, while a slot or another mount namespace uses it.
     """
     file = layout.image(project_uid)
-    with held(layout.attach_lock, timeout=60):
+    with held_temporary(layout.pool_lock(project_uid), timeout=60):
         mount.ensure_unmounted(layout, project_uid)
         image.ensure_detached(file)
         _remove_mount_point(layout.pool(project_uid))
@@ -130,7 +136,7 @@ def ensure_pool_removed(layout: Layout, project_uid: str) -> None:
     understood_record(layout, project_uid)
     ensure_pool_down(layout, project_uid)
     file = layout.image(project_uid)
-    with held(layout.attach_lock, timeout=60):
+    with held_temporary(layout.pool_lock(project_uid), timeout=60):
         image.ensure_detached(file)
         if not names_image(layout, project_uid, tombstone):
             logger.warning("%s holds another filesystem than the pool to be removed; it is left alone", file)

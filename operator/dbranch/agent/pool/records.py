@@ -11,7 +11,7 @@ from dbranch.agent.linux.syscalls import rename_new
 from dbranch.agent.pool.image import sync_directory
 from dbranch.agent.pool.record import NewerRecord, PoolRecord, parse_record, render_record
 from dbranch.api.errors import PoolLost, StorageUnclear
-from dbranch.runtime.file_lock import held
+from dbranch.runtime.file_lock import held, held_temporary
 from dbranch.runtime.logs import log_command
 
 
@@ -80,7 +80,10 @@ def ensure_pool_adopted(layout: Layout, old: PoolRecord, new: PoolRecord) -> Non
 
     The old record is left: until the new project's status names the pool, this is done again from it.
     """
-    with held(layout.attach_lock, timeout=60):
+    with (
+        held_temporary(layout.pool_lock(old.project_uid), timeout=60),
+        held_temporary(layout.pool_lock(new.project_uid), timeout=60),
+    ):
         old_image, new_image = layout.image(old.project_uid), layout.image(new.project_uid)
         if layout.tombstone(old.project_uid).exists():
             raise PoolLost(f"pool {old.project_uid} is being removed; nothing is adopted")

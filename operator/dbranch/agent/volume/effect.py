@@ -178,7 +178,11 @@ def _branch_on_mounted_pool(layout: Layout, project_uid: str, branch_uid: str) -
 
 
 def check_unused(subvolume: Path, layout: Layout) -> None:
-    """Raise Busy while the subvolume is bind-mounted into a slot of this node or a Postgres holds its lock."""
+    """Raise Busy while the subvolume is bind-mounted into a slot of this node or a Postgres holds its lock.
+
+    The bind is what counts: no tenant can undo it, and no unmount succeeds while a process uses it. The lock is
+    asked only besides: every program that a Postgres starts inherits it, and can let it go.
+    """
     devices = {mount.device for mount in mounts_at(subvolume.parent)}
     for mount in read_mounts():
         if mount.device in devices and mount.root == f"/{subvolume.name}":
