@@ -53,7 +53,7 @@ def ensure_initdb_promoted(
         return marker_of(branch)
     marker = read_marker(area)
     with opened_directory(area, PGDATA) as pgdata:
-        done = read_beneath(pgdata, INITDB_DONE, limit=1)
+        done = read_beneath(pgdata, INITDB_DONE, limit=64)
     if done is None:
         if marker is None:
             raise Busy(f"initdb in {area} is not done; it is tried again")
