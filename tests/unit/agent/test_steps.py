@@ -24,11 +24,12 @@ from dbranch.agent.branch.actions import (
     TakeSnapshot,
     WriteSettings,
 )
-from dbranch.agent.branch.facts import Answer, BranchFacts, Desired
+from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.branch.plan import plan_branch
 from dbranch.agent.branch.step import Planned, Step
 from dbranch.agent.branch.steps import STEPS
 from dbranch.agent.pool.space import Space
+from dbranch.agent.postgres.answer import Answer
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.api import names
 from dbranch.api.branch import BranchNode
@@ -214,7 +215,7 @@ def test_after_a_pod_that_failed_the_next_one_waits() -> None:
 
 def test_what_postgres_answers() -> None:
     assert BOUND.answer is Answer.NO_ANSWER
-    assert replace(BOUND, server_starting=True).answer is Answer.STARTING
+    assert replace(BOUND, refusal=Answer.STARTING).answer is Answer.STARTING
     assert ACCEPTS.answer is Answer.ACCEPTS
 
 
