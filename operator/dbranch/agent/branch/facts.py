@@ -88,8 +88,9 @@ class BranchFacts:
     need a restart. `rejected_settings`: what it does not take of its settings files. `settings_outdated`: its
     settings files are not as the spec asks, or Postgres has not loaded them yet.
     `outdated_collations`: what the running image sorts otherwise than the one that built the indexes; None unless the
-    marker records another image than the pod's. `passwords_differ`: a role has another password than the project's Secrets say. `missing_role`: the application's,
-    if Postgres does not have it. `brake`: what it may not do, since it fills the node's disk.
+    marker records another image than the pod's. `passwords_differ`: a role has another password than the project's
+    Secrets say. `missing_role`: the application's, if Postgres does not have it. `brake`: what it may not do, since
+    it fills the node's disk.
     """
 
     pool_mounted: bool

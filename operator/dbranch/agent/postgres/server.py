@@ -14,7 +14,10 @@ from dbranch.api.errors import NotAccepting, SqlFailed
 # Characters of the line of a setting that is rejected.
 _LINE_LENGTH: Final = 120
 _LOADED_AT: Final = "extract(epoch from pg_catalog.pg_conf_load_time())::float8"
-_PENDING: Final = "(select pg_catalog.string_agg(name, ' ' order by name) from pg_catalog.pg_settings where pending_restart)"
+_PENDING: Final = (
+    "(select pg_catalog.string_agg(name, ' ' order by name)"
+    " from pg_catalog.pg_settings where pending_restart)"
+)
 # A setting that waits for a restart has an error there, too: that it could not be applied. Values that somebody gave
 # by ALTER SYSTEM may be secrets.
 _REJECTED: Final = (
