@@ -125,6 +125,7 @@ def is_converged(body: Json, project: Json | None, has_pods: bool) -> bool:
         return observed and reason in (
             "Accepting",
             "RestartPending",
+            "SettingsRejected",
             "WritesBraked",
             "ImageChanged",
             "ImageIncompatible",

@@ -142,8 +142,10 @@ def test_a_parameter_that_postgres_does_not_know_disturbs_nothing_that_runs(worl
     configure(world, parameters={"work_mem": "7MB", "no_such_setting": "1"})
     for branch in ("main", "copy"):
         assert (
-            postgres_status(world, branch)[0] == "Accepting" and setting(world, branch, "work_mem") != "7MB"
+            postgres_status(world, branch)[0] == "SettingsRejected"
+            and setting(world, branch, "work_mem") != "7MB"
         )
+        assert "no_such_setting = 1 (unrecognized" in postgres_status(world, branch)[1]
     # A copy whose Postgres does not take its settings any more is opened all the same.
     files = world.node.layout.branch(project, world.uid("copy"))
     marker = json.loads((files / "marker.json").read_text())
@@ -153,6 +155,12 @@ def test_a_parameter_that_postgres_does_not_know_disturbs_nothing_that_runs(worl
     configure(world, parameters={"work_mem": "7MB", "no_such_setting": None})
     for branch in ("main", "copy"):
         assert setting(world, branch, "work_mem") == "7MB"
+        assert postgres_status(world, branch)[0] == "Accepting"
+    # One that dbranch itself rejects: what runs is not taken out of service.
+    world.api.merge(f"{PROJECTS}/shop", {"spec": {"postgres": {"parameters": {"port": "1"}}}})
+    world.run_rounds()
+    assert postgres_status(world, "main")[0] == "SettingsRejected"
+    assert world.branch("main")["status"]["node"]["address"]
 
 
 def test_a_branch_of_the_first_release_is_opened_once_more_and_never_closed(world: World) -> None:

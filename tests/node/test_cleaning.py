@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -9,10 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.node.machine import Node, owner_session, postgres_directory
+from tests.node.machine import VERIFIERS, Node, owner_session, postgres_directory
+from tests.node.majors import programs_of
 
 from dbranch.agent.postgres import session
 from dbranch.agent.postgres.cleaning import Cleaned, ensure_cleaned
+from dbranch.agent.postgres.opening import ensure_opened
+from dbranch.agent.postgres.password import ensure_passwords
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.slot.scripts import read_slot_start
 from dbranch.agent.volume.observe import observe_subvolumes
@@ -272,3 +276,50 @@ def test_a_database_that_does_not_allow_connections_is_cleaned_too(up: Node) -> 
     assert ensure_cleaned(up.layout, up.project, copy, branch) == Cleaned(1, 1)
     allowed = "select datallowconn from pg_database where datname = 'closed'"
     assert sql(up, branch, allowed, database="postgres") == [(False,)]
+
+
+# What a tenant may have made the default of every session, the agent's too.
+HOSTILE_SETTINGS = (
+    "alter system set default_transaction_read_only = on",
+    "alter role postgres set default_transaction_read_only = on",
+    "alter database dbranch set default_transaction_read_only = on",
+    "alter role postgres set search_path = hidden, pg_catalog",
+    "alter role postgres set statement_timeout = '1ms'",
+    "alter role postgres set lock_timeout = '1ms'",
+    "alter role postgres set role = plain",
+    "alter role postgres set client_encoding = latin1",
+    "alter role postgres set session_preload_libraries = 'auto_explain'",
+    "alter role postgres set row_security = off",
+    "alter role postgres set default_transaction_isolation = serializable",
+)
+HIDING_OBJECTS = (
+    "create schema hidden",
+    "create view hidden.pg_subscription as select 1 as nothing where false",
+    "create view hidden.pg_prepared_xacts as select 1 as nothing where false",
+    "create function hidden.current_database() returns name language sql as $$ select 'other'::name $$",
+)
+
+
+def test_a_copy_of_a_hostile_source_with_a_subscription_of_a_plain_role_is_cleaned_and_opened(up: Node) -> None:
+    up.programs = programs_of(17)
+    try:
+        source = up.create_root(max_prepared_transactions="5", wal_level="logical")
+        main = up.start_postgres(source)
+        sql(
+            *(up, main, "create role plain login", "grant pg_create_subscription to plain"),
+            *("grant create on database dbranch to plain", "set role plain"),
+            "create subscription s connection 'host=h password=p dbname=d' publication p with (connect = false)",
+            *("reset role", "create table item ()", "begin", "create table t ()", "prepare transaction 'half'"),
+        )
+        sql(up, main, *HIDING_OBJECTS)
+        for statement in HOSTILE_SETTINGS[1:]:
+            sql(up, main, "set default_transaction_read_only = off", "reset role", statement)
+        sql(up, main, "set default_transaction_read_only = off", "reset role", HOSTILE_SETTINGS[0])
+        copy = up.create_copy(source)
+        branch = up.start_postgres(copy)
+        assert ensure_cleaned(up.layout, up.project, copy, branch) == Cleaned(1, 1)
+        marker = ensure_passwords(up.layout, up.project, copy, branch, VERIFIERS)
+        assert marker.password and ensure_opened(up.layout, up.project, copy, branch).opened
+    finally:
+        up.tear_down()
+        shutil.rmtree(up.programs.parents[1])

@@ -17,6 +17,7 @@ from dbranch.agent.postgres import session
 from dbranch.agent.postgres.cleaning import Cleaned, ensure_cleaned
 from dbranch.agent.postgres.opening import ensure_opened
 from dbranch.agent.postgres.password import ensure_passwords
+from dbranch.agent.postgres.server import observe_server
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.volume.effect import ensure_settings, marker_of
 from dbranch.agent.volume.settings import render_ident
@@ -88,9 +89,9 @@ def be_a_root_and_a_copy(node: Node, major: int) -> None:
         assert one(app, "select count(*) from item") == 1 and one(app, "show work_mem") == "7MB"
         app.execute("alter role app password 'of the dump'")
     versions = {role: version_of(verifier) for role, verifier in VERIFIERS.items()}
-    assert session.observe_server(node.layout, branch, list(versions)).passwords != versions
+    assert observe_server(node.layout, branch, list(versions)).passwords != versions
     ensure_passwords(node.layout, node.project, copy, branch, VERIFIERS)
-    assert session.observe_server(node.layout, branch, list(versions)).passwords == versions
+    assert observe_server(node.layout, branch, list(versions)).passwords == versions
     ensure_settings(node.layout, node.project, copy, node.settings(copy, work_mem="9MB"))
     assert session.reload(node.layout, branch)
     with connect(node, branch) as app:

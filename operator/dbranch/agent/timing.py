@@ -32,6 +32,9 @@ PREVIOUS_POD_POLL_SECONDS: Final = 1.0
 MOUNT_PROPAGATION_RETRY_SECONDS: Final = 30.0
 # A Postgres without the role of the agent's sessions, in a pool that was adopted with another user.
 MISSING_SUPERUSER_RETRY_SECONDS: Final = 30.0
+# A Postgres that served users and does not answer the agent is asked again, and after so long is reported.
+UNANSWERED_RETRY_SECONDS: Final = 5.0
+UNANSWERED_SECONDS: Final = 30.0
 # After a bind, the time in which the script in the slot has to see the branch; it looks every two seconds.
 MOUNT_PROPAGATION_TIMEOUT_SECONDS: Final = 5.0
 # After Postgres has reloaded its settings, which of them need a restart is known.

@@ -203,6 +203,29 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Postgres accepts connections, without the settings in the message: they take effect at its next start.",
         "Run `dbranch restart BRANCH` when it suits.",
     ),
+    Reason.SETTINGS_REJECTED: _both(
+        _POSTGRES,
+        "Postgres accepts connections and does not take a parameter; it would not start with it, so "
+        "`dbranch restart` refuses.",
+        "Correct the parameter in the message, in spec.postgres.parameters or by ALTER SYSTEM RESET.",
+    ),
+    Reason.SESSION_FAILED: _both(
+        _POSTGRES,
+        "Postgres accepts connections; dbranch's own session in it is refused or fails, so new settings and "
+        "passwords wait; it is tried again.",
+        "Do what the server's line in the message asks for; too many clients: end sessions, raise max_connections.",
+    ),
+    Reason.NOT_ANSWERING: _both(
+        _POSTGRES,
+        "Postgres runs and has not answered dbranch several times; sessions go on, and new ones still reach it.",
+        "See the load and the log of its pod (status.node.pod); `dbranch restart BRANCH` if it hangs.",
+    ),
+    Reason.CLEANING_FAILED: _both(
+        _POSTGRES,
+        "What the copy must not keep of its source (subscriptions, prepared transactions) cannot be removed, so it "
+        "admits nobody; it is tried again.",
+        "See the server's line in the message; correct it in the source and make the branch again.",
+    ),
     Reason.WRITES_BRAKED: _both(
         _POSTGRES,
         "The node's disk is almost full and the branch fills it: Postgres accepts connections, with "

@@ -76,6 +76,10 @@ class Reason(OpenEnum):
     # PostgresReady
     ACCEPTING = "Accepting"
     RESTART_PENDING = "RestartPending"
+    SETTINGS_REJECTED = "SettingsRejected"
+    SESSION_FAILED = "SessionFailed"
+    NOT_ANSWERING = "NotAnswering"
+    CLEANING_FAILED = "CleaningFailed"
     WRITES_BRAKED = "WritesBraked"
     WRITER_STOPPED = "WriterStopped"
     WARM_SLOTS_REJECTED = "WarmSlotsRejected"
@@ -114,6 +118,8 @@ TRUE_REASONS = frozenset(
         Reason.STORED,
         Reason.ACCEPTING,
         Reason.RESTART_PENDING,
+        Reason.SETTINGS_REJECTED,
+        Reason.SESSION_FAILED,
         Reason.WRITES_BRAKED,
         Reason.WARM_SLOTS_REJECTED,
         Reason.IMAGE_CHANGED,
@@ -146,6 +152,9 @@ _ADMITTING_REASONS = frozenset(
     {
         Reason.ACCEPTING,
         Reason.RESTART_PENDING,
+        Reason.SETTINGS_REJECTED,
+        Reason.SESSION_FAILED,
+        Reason.NOT_ANSWERING,
         Reason.ROLE_NOT_FOUND,
         Reason.WRITES_BRAKED,
         Reason.IMAGE_CHANGED,
@@ -162,6 +171,10 @@ WARNING_REASONS = STALLED_REASONS | {
     Reason.NODE_DISK_LOW,
     Reason.WRITES_BRAKED,
     Reason.WRITER_STOPPED,
+    Reason.SETTINGS_REJECTED,
+    Reason.SESSION_FAILED,
+    Reason.NOT_ANSWERING,
+    Reason.CLEANING_FAILED,
     Reason.MOUNT_NOT_PROPAGATED,
     Reason.START_BLOCKED,
     Reason.SNAPSHOT_FAILED,

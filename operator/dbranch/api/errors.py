@@ -81,11 +81,12 @@ class BeingDeleted(DbranchError):
 class NotAccepting(DbranchError):
     """Postgres does not accept connections on its socket (yet).
 
-    `sqlstate`: of the error with which a server rejected the session; empty if no server answered.
+    `sqlstate`: of the error with which a server rejected the session; empty if no server answered. `no_server`: it
+    is known that none listens.
     """
 
-    def __init__(self, message: str, sqlstate: str = "") -> None:
-        self.sqlstate = sqlstate
+    def __init__(self, message: str, sqlstate: str = "", no_server: bool = False) -> None:
+        self.sqlstate, self.no_server = sqlstate, no_server
         super().__init__(message)
 
 

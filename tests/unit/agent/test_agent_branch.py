@@ -33,6 +33,7 @@ from dbranch.agent.branch.facts import BranchFacts
 from dbranch.agent.branch.plan import plan_branch
 from dbranch.agent.branch.steps import STEPS
 from dbranch.agent.pool.space import Space
+from dbranch.agent.postgres.answer import Answer
 from dbranch.agent.slot.pod_spec import slot_class_of
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.volume.brake import Brake
@@ -290,7 +291,7 @@ def test_a_script_that_sees_no_branch_yet_is_starting() -> None:
 
 
 def test_a_postgres_without_the_agents_role_is_reported() -> None:
-    refusing = running(PROJECT, COPY, server_version=None, server_starting=True, missing_superuser=True)
+    refusing = running(PROJECT, COPY, server_version=None, refusal=Answer.REFUSES, missing_superuser=True)
     assert refusing.marker
     refusing = replace(refusing, marker=replace(refusing.marker, superuser="postgres"))
     plan = plan_branch(PROJECT, COPY, refusing)

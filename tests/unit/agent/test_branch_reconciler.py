@@ -31,6 +31,7 @@ from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.pool.space import Space
+from dbranch.agent.postgres.answer import Answer
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.timing import BRANCH_RESYNC_SECONDS
 from dbranch.agent.volume.marker import NewerMarker
@@ -279,7 +280,7 @@ WITH_POD = replace(MOUNTED, warm_pods=(), marker=marker(COPY), pods=(FREE,), bou
             Reason.IMAGE_INCOMPATIBLE,
         ),
         (replace(WITH_POD, start_blocked_by="no lock file"), Reason.START_BLOCKED),
-        (replace(WITH_POD, server_starting=True, missing_superuser=True), Reason.START_BLOCKED),
+        (replace(WITH_POD, refusal=Answer.REFUSES, missing_superuser=True), Reason.START_BLOCKED),
     ],
     ids=lambda value: value.value if isinstance(value, Reason) else "",
 )

@@ -11,7 +11,8 @@ from tests.unit.agent.branch_model import COPY
 from dbranch.agent.branch import start_watch
 from dbranch.agent.branch.start_watch import StartWatcher
 from dbranch.agent.layout import Layout
-from dbranch.agent.postgres.session import Endpoint, ServerFacts
+from dbranch.agent.postgres.answer import Answer, ServerFacts
+from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.slot.observe import SlotFacts
 
 ENDPOINT = Endpoint("slot-a", 20001, "postgres", 17)
@@ -38,7 +39,7 @@ class Watch:
         monkeypatch.setattr(start_watch.session, "await_accepting", await_accepting)
         monkeypatch.setattr(start_watch, "observe_slot", lambda *_: slot)
 
-        monkeypatch.setattr(start_watch.session, "observe_server", lambda *_: server)
+        monkeypatch.setattr(start_watch, "observe_server", lambda *_: server)
 
     def run(self, blocked_by: str | None = None) -> list[tuple[str, str]]:
         self.watcher.start(COPY, ENDPOINT, blocked_by)
@@ -78,7 +79,7 @@ def test_a_reason_that_is_gone_or_a_role_that_is_missing_is_reported_by_a_reconc
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert Watch(monkeypatch, None, BOUND).run("no lock file") == [("team", "shop-x")]
-    server = ServerFacts(starting=True, missing_superuser=True)
+    server = ServerFacts(answer=Answer.REFUSES, missing_superuser=True)
     assert Watch(monkeypatch, None, BOUND, server).run() == [("team", "shop-x")]
 
 

@@ -24,11 +24,12 @@ from dbranch.agent.branch.actions import (
     TakeSnapshot,
     WriteSettings,
 )
-from dbranch.agent.branch.facts import Answer, BranchFacts, Desired
+from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.branch.plan import plan_branch
 from dbranch.agent.branch.step import Planned, Step
 from dbranch.agent.branch.steps import STEPS
 from dbranch.agent.pool.space import Space
+from dbranch.agent.postgres.answer import Answer
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.api import names
 from dbranch.api.branch import BranchNode
@@ -212,9 +213,41 @@ def test_after_a_pod_that_failed_the_next_one_waits() -> None:
     assert plan("slot", replace(gone, backoff_seconds={"volume": 20.0})).actions == (Claim(FREE),)
 
 
+SERVED = replace(BOUND, marker=OPENED.marker, was_serving=True)
+REPORTED = Finding(Reason.RESTART_PENDING, "as before")
+SERVING = replace(COPY, node=BranchNode(postgres=REPORTED, pod="slot-a", address="10.0.0.9"))
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        (SERVED, REPORTED.reason),
+        (replace(SERVED, unanswered_long=True), Reason.NOT_ANSWERING),
+        (replace(SERVED, refusal=Answer.REFUSES, was_serving=False), Reason.SESSION_FAILED),
+        (replace(SERVED, refusal=Answer.REFUSES, missing_superuser=True), Reason.SESSION_FAILED),
+        (
+            replace(SERVED, refusal=Answer.REFUSES, missing_superuser=True, was_serving=False),
+            Reason.START_BLOCKED,
+        ),
+        (replace(SERVED, refusal=Answer.STARTING), Reason.RECOVERING),
+        (replace(SERVED, was_serving=False), Reason.RECOVERING),
+        (replace(SERVED, pods=(replace(POD, running=False),)), Reason.WAITING_FOR_SLOT),
+        (replace(BOUND, refusal=Answer.REFUSES), Reason.START_BLOCKED),
+    ],
+)
+def test_a_postgres_that_is_not_asked_is_not_one_that_is_down(facts: BranchFacts, reason: Reason) -> None:
+    facts = replace(facts, settings_outdated=True, passwords_differ=True)
+    planned = BY_NAME["start"].plan(Desired(PROJECT, SERVING), facts)
+    assert planned.finding and planned.finding.reason == reason
+    assert planned.finding.admits == facts.serves
+    if facts.serves:
+        # Nothing is planned that has to be done in it.
+        assert planned.actions == () and planned.retry_after and planned.awaits is None
+
+
 def test_what_postgres_answers() -> None:
     assert BOUND.answer is Answer.NO_ANSWER
-    assert replace(BOUND, server_starting=True).answer is Answer.STARTING
+    assert replace(BOUND, refusal=Answer.STARTING).answer is Answer.STARTING
     assert ACCEPTS.answer is Answer.ACCEPTS
 
 

@@ -24,6 +24,7 @@ from dbranch.agent.branch.actions import (
     WriteSettings,
 )
 from dbranch.agent.branch.facts import Desired
+from dbranch.agent.branch.observe import endpoint_of
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.pool.records import ensure_initialized_recorded
@@ -70,12 +71,6 @@ class Outcome:
     has_new_pod: bool = False
     claimed_pod: PodFacts | None = None
     reloaded: bool = False
-
-
-def endpoint_of(desired: Desired, slot_name: str, marker: Marker) -> Endpoint:
-    """Return how to reach the branch's Postgres in a slot."""
-    port = names.branch_port(desired.branch.uid)
-    return Endpoint(slot_name, port, marker.superuser, marker.major)
 
 
 class BranchEffects:
@@ -200,7 +195,8 @@ class BranchEffects:
         marker = subvolume.read_marker(self._layout.branch(desired.project.uid, source_uid))
         for name in observe_branch_slots(self._layout, source_uid, None):
             if marker:
-                endpoint = Endpoint(name, names.branch_port(source_uid), marker.superuser, marker.major)
+                port, database = names.branch_port(source_uid), desired.project.postgres.database
+                endpoint = Endpoint(name, port, marker.superuser, marker.major, database)
                 if not session.checkpoint(self._layout, endpoint, CHECKPOINT_TIMEOUT_SECONDS):
                     logger.info(
                         "source %s: no CHECKPOINT; the branch replays more WAL at its start", source_uid

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from dbranch.agent.pool.space import Space
+from dbranch.agent.postgres.answer import Answer
 from dbranch.agent.slot.pod_spec import SlotClass, slot_class_of
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.volume.brake import Brake
@@ -16,14 +16,6 @@ from dbranch.api import names
 from dbranch.api.branch import Branch, should_run
 from dbranch.api.conditions import Finding
 from dbranch.api.project import Project
-
-
-class Answer(StrEnum):
-    """What the Postgres in the bound slot answers to the agent."""
-
-    ACCEPTS = "accepts"
-    STARTING = "starting"
-    NO_ANSWER = "no answer"
 
 
 @dataclass(frozen=True)
@@ -89,13 +81,16 @@ class BranchFacts:
     `bound_slots`: the slots in which its subvolume or initdb area is bound. `start_blocked_by`: why the script in
     the bound slot does not start Postgres; `bind_not_propagated`: the script does not see what is bound there.
 
-    `server_version`: of the Postgres that accepts connections in the bound slot, None while none does;
-    `server_starting`: a server rejects connections there; `missing_superuser`: since it has no role for the agent.
-    `pending_settings`: the names of its settings that need a restart. `settings_outdated`: its settings files are not
-    as the spec asks, or Postgres has not loaded them yet. `outdated_collations`: what the running image sorts
-    otherwise than the one that built the indexes; None unless the marker records another image than the pod's.
-    `passwords_differ`: a role has another password than the project's Secrets say. `missing_role`: the application's,
-    if Postgres does not have it. `brake`: what it may not do, since it fills the node's disk.
+    `server_version`: of the Postgres in the bound slot that accepted the agent's session, None if none did; then
+    `refusal` says what it does instead, `server_error` why, and `missing_superuser` that it has no role for the
+    agent. `was_serving`: users reached the Postgres in this pod's container when it was asked last;
+    `unanswered_long`: it has not answered several times since. `pending_settings`: the names of its settings that
+    need a restart. `rejected_settings`: what it does not take of its settings files. `settings_outdated`: its
+    settings files are not as the spec asks, or Postgres has not loaded them yet.
+    `outdated_collations`: what the running image sorts otherwise than the one that built the indexes; None unless the
+    marker records another image than the pod's. `passwords_differ`: a role has another password than the project's
+    Secrets say. `missing_role`: the application's, if Postgres does not have it. `brake`: what it may not do, since
+    it fills the node's disk.
     """
 
     pool_mounted: bool
@@ -114,7 +109,11 @@ class BranchFacts:
     newer: NewerMarker | None = None
     source_problem: Finding | None = None
     backoff_seconds: Mapping[str, float] = field(default_factory=dict)
-    server_starting: bool = False
+    refusal: Answer = Answer.NO_ANSWER
+    server_error: str = ""
+    was_serving: bool = False
+    unanswered_long: bool = False
+    rejected_settings: tuple[str, ...] = ()
     missing_superuser: bool = False
     outdated_collations: tuple[str, ...] | None = None
     settings_outdated: bool = False
@@ -125,9 +124,23 @@ class BranchFacts:
     @property
     def answer(self) -> Answer:
         """What Postgres answers."""
-        if self.server_version:
-            return Answer.ACCEPTS
-        return Answer.STARTING if self.server_starting else Answer.NO_ANSWER
+        return Answer.ACCEPTS if self.server_version else self.refusal
+
+    @property
+    def serves(self) -> bool:
+        """True if users reach its Postgres as far as is known: a look that failed does not say that it is down."""
+        pod = self.live_pod
+        if pod is None or self.marker is None or not self.marker.opened:
+            return False
+        if self.answer is Answer.ACCEPTS:
+            return True
+        if not pod.running or self.start_blocked_by or self.bind_not_propagated:
+            return False
+        refuses = self.answer is Answer.REFUSES
+        # One without the agent's role may be of a pool that was adopted just now, with another user.
+        if refuses and not self.missing_superuser:
+            return True
+        return self.was_serving and (refuses or self.answer is Answer.NO_ANSWER)
 
     @property
     def live_pod(self) -> PodFacts | None:

@@ -16,8 +16,10 @@ from dbranch.agent.pool.observe import observe_pool
 from dbranch.agent.pool.record import PoolRecord
 from dbranch.agent.pool.records import read_record
 from dbranch.agent.pool.space import Space
+from dbranch.agent.postgres.answer import ServerFacts
 from dbranch.agent.postgres.collations import outdated_collations
-from dbranch.agent.postgres.session import Endpoint, ServerFacts, observe_server
+from dbranch.agent.postgres.server import observe_server
+from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.slot.image_ref import digest_of
 from dbranch.agent.slot.observe import observe_branch_slots, observe_pods, observe_slot
 from dbranch.agent.slot.pod_status import PodFacts
@@ -111,13 +113,18 @@ def _source_problem(layout: Layout, desired: Desired, source_uid: str) -> Findin
     return None
 
 
+def endpoint_of(desired: Desired, slot: str, marker: Marker) -> Endpoint:
+    """Return how to reach the branch's Postgres in a slot."""
+    port, database = names.branch_port(desired.branch.uid), desired.project.postgres.database
+    return Endpoint(slot, port, marker.superuser, marker.major, database)
+
+
 def observe_postgres(layout: Layout, desired: Desired, facts: BranchFacts) -> BranchFacts:
     """Return the facts with what the Postgres in the bound slot answers, and whether its settings are loaded."""
     project, branch, pod = desired.project, desired.branch, facts.live_pod
     if pod is None or pod.name not in facts.bound_slots or facts.marker is None:
         return facts
-    port, superuser = names.branch_port(branch.uid), facts.marker.superuser
-    roles, endpoint = desired.roles(superuser), Endpoint(pod.name, port, superuser, facts.marker.major)
+    roles, endpoint = desired.roles(facts.marker.superuser), endpoint_of(desired, pod.name, facts.marker)
     server = observe_server(layout, endpoint, roles)
     outdated = settings_outdated(layout, project.uid, branch.uid, desired.settings)
     if server.version and not outdated:
@@ -127,12 +134,14 @@ def observe_postgres(layout: Layout, desired: Desired, facts: BranchFacts) -> Br
     return replace(
         facts,
         server_version=server.version,
-        server_starting=server.starting,
+        refusal=server.answer,
+        server_error=server.error,
         missing_superuser=server.missing_superuser,
         outdated_collations=_outdated_collations(layout, endpoint, pod, facts.marker)
         if server.version
         else None,
         pending_settings=server.pending_settings,
+        rejected_settings=server.rejected_settings,
         settings_outdated=outdated,
         **_password_facts(desired, server, roles),
     )

@@ -151,6 +151,12 @@ def _accepting_finding(desired: Desired, facts: BranchFacts) -> Finding:
             f"not answer; create the role: dbranch psql {branch.name} --superuser"
         )
         return Finding(Reason.ROLE_NOT_FOUND, text)
+    if facts.rejected_settings:
+        text = (
+            f"Postgres of {subject} does not take {', '.join(facts.rejected_settings)}; it runs on and "
+            "would not start with that; correct spec.postgres.parameters, or ALTER SYSTEM RESET"
+        )
+        return Finding(Reason.SETTINGS_REJECTED, text)
     if facts.brake:
         text = (
             f"{subject} accepts connections; its transactions are read-only: the node's disk is almost full and this "

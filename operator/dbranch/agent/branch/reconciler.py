@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 from dbranch.agent.branch.actions import Claim, CreatePod, DeletePod
+from dbranch.agent.branch.answers import AnswerMemory
 from dbranch.agent.branch.backoffs import BranchBackoffs
-from dbranch.agent.branch.effect import BranchEffects, Outcome, endpoint_of
+from dbranch.agent.branch.effect import BranchEffects, Outcome
 from dbranch.agent.branch.facts import BranchFacts, Desired
-from dbranch.agent.branch.observe import observe_branch, observe_postgres, observe_started
+from dbranch.agent.branch.observe import endpoint_of, observe_branch, observe_postgres, observe_started
 from dbranch.agent.branch.plan import BranchPlan, plan_branch
 from dbranch.agent.branch.removal import BranchRemoval
 from dbranch.agent.branch.report import (
@@ -27,6 +28,7 @@ from dbranch.agent.held import HeldDeletions
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics, SlotOrigin
 from dbranch.agent.postgres import session
+from dbranch.agent.postgres.answer import Answer
 from dbranch.agent.slot.image_ref import digest_of
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.status import (
@@ -87,7 +89,7 @@ class BranchReconciler:
         self._effects = BranchEffects(cluster, layout, context)
         self._start_watcher = StartWatcher(layout, request)
         self._removal = BranchRemoval(cluster, layout, context, warm)
-        self._backoffs = BranchBackoffs()
+        self._backoffs, self._answers = BranchBackoffs(), AnswerMemory()
         self._held = HeldDeletions()
         # By UID: the timers of reconciles whose Postgres is starting, and the origins of their slots.
         self._starts: LimitedDict[str, tuple[StepTimer, SlotOrigin]] = LimitedDict(_MAX_STARTS)
@@ -147,6 +149,7 @@ class BranchReconciler:
             return result
         self._held.forget(branch.uid)
         self._backoffs.succeed(branch)
+        self._answers.forget(branch.uid)
         self._starts.pop(branch.uid, None)
         remove_finalizer(self._cluster, object_path(branch), branch.uid, names.AGENT_FINALIZER)
         return Result(FINALIZER_REMOVED_CHECK_SECONDS)
@@ -220,7 +223,7 @@ class BranchReconciler:
         untried = tuple(pod for pod in facts.warm_pods if pod.name not in tried)
         backoff_seconds = self._backoffs.remaining(desired)
         facts = replace(facts, warm_pods=untried, backoff_seconds=backoff_seconds)
-        return observe_postgres(self._layout, desired, facts)
+        return self._answers.judged(desired, observe_postgres(self._layout, desired, facts))
 
     def _apply(self, desired: Desired, plan: BranchPlan, outcome: Outcome) -> Exception | None:
         """Apply the actions; return the exception that ended them, if one did. Raises SlotTaken."""
@@ -250,7 +253,8 @@ class BranchReconciler:
         has_no_address = opened is not None and not opened.address
         if has_no_address:
             # The API server does not have it yet. Until then nobody can be sent there, and the status stays as it is.
-            facts, postgres = replace(facts, server_version=None), still_starting_finding(desired)
+            facts = replace(facts, server_version=None, refusal=Answer.STARTING)
+            postgres = still_starting_finding(desired)
         node = node_fields(desired, facts, marker, outcome.slot, storage, postgres)
         if marker and marker.role is Role.ROOT and not desired.project.node.initialized:
             initialized = {"initialized": True, "superuser": marker.superuser}
@@ -266,7 +270,7 @@ class BranchReconciler:
         if image_pod:
             self._record_image(desired, image_pod)
         self._write(desired.branch, node)
-        if opened and not has_no_address and postgres and postgres.admits:
+        if opened and facts.server_version and postgres and postgres.admits:
             self._report_start(desired, facts, outcome)
         if starting_slot and marker:
             endpoint = endpoint_of(desired, starting_slot, marker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from dbranch.agent.branch.facts import BranchFacts, Desired
@@ -10,7 +11,7 @@ from dbranch.agent.status import error_message, failed_postgres_finding, failed_
 from dbranch.agent.volume.marker import Marker
 from dbranch.api import names
 from dbranch.api.conditions import Finding, Reason
-from dbranch.api.errors import InvalidInput
+from dbranch.api.errors import InvalidInput, NotAccepting, SqlFailed
 
 
 def node_fields(
@@ -39,9 +40,8 @@ def node_fields(
 
 
 def serving_pod(facts: BranchFacts, marker: Marker | None) -> PodFacts | None:
-    """Return the pod whose Postgres is open to users and accepts connections, if there is one."""
-    is_open = bool(facts.server_version) and marker is not None and marker.opened
-    return facts.live_pod if is_open else None
+    """Return the pod whose Postgres users reach, as far as is known, if there is one."""
+    return facts.live_pod if replace(facts, marker=marker).serves else None
 
 
 def _endpoint_fields(
@@ -50,6 +50,7 @@ def _endpoint_fields(
     """Return slot, pod, address and port; the address is None unless Postgres accepts users' connections."""
     port = names.branch_port(desired.branch.uid)
     pod = serving_pod(facts, marker)
+    major = marker.major if marker else ""
     if pod:
         return {
             "slot": pod.name,
@@ -57,7 +58,8 @@ def _endpoint_fields(
             "address": pod.address,
             "port": port,
             "imageID": pod.image_id,
-            "postgresVersion": facts.server_version,
+            # One that was not asked now may have a later one than was reported; its next answer says so.
+            "postgresVersion": facts.server_version or desired.branch.node.postgres_version or f"{major}",
             "restartedAt": pod.restarted_at,
         }
     name = slot or (facts.live_pod.name if facts.live_pod else None)
@@ -72,9 +74,15 @@ def failed_findings(
     """Return the findings about storage (`storage` if the branch is stored) and Postgres after an action failed."""
     if marker is None:
         return failed_storage_finding(error, desired.subject), None
+    message = error_message(error, desired.subject)
+    if serving_pod(facts, marker):
+        rejected = isinstance(error, InvalidInput)
+        return storage, Finding(Reason.SETTINGS_REJECTED if rejected else Reason.SESSION_FAILED, message)
     if facts.server_version and not marker.opened and not isinstance(error, InvalidInput):
         # Postgres runs, and is not ready for users.
-        return storage, Finding(Reason.RECOVERING, error_message(error, desired.subject))
+        said = isinstance(error, SqlFailed) or (isinstance(error, NotAccepting) and bool(error.sqlstate))
+        is_cleaning = said and not marker.cleaned
+        return storage, Finding(Reason.CLEANING_FAILED if is_cleaning else Reason.RECOVERING, message)
     return storage, failed_postgres_finding(error, desired.subject)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from dbranch.agent.layout import Layout
 from dbranch.agent.postgres import session
+from dbranch.agent.postgres.answer import Answer
+from dbranch.agent.postgres.server import observe_server
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.slot.observe import observe_slot
 from dbranch.agent.slot.start_blocks import start_block
@@ -119,6 +121,6 @@ class StartWatcher:
                 return False
             if start_block(slot.start_blocked_by) != reported or slot.bind_not_propagated:
                 return True
-            if session.observe_server(self._layout, endpoint).missing_superuser:
+            if observe_server(self._layout, endpoint).answer is Answer.REFUSES:
                 return True
         return False

@@ -21,8 +21,9 @@ from dbranch.agent.volume.marker import Marker
 from dbranch.api.errors import DataLost
 from dbranch.runtime.logs import log_command
 
-# With the source's connection, DROP SUBSCRIPTION would drop the source's replication slot at the publisher.
-_UNREACHABLE_CONNINFO = "host=/nonexistent port=1 dbname=nowhere"
+# With the source's connection, DROP SUBSCRIPTION would drop the source's replication slot at the publisher. That of
+# an owner who is no superuser needs a password.
+_UNREACHABLE_CONNINFO = "host=/nonexistent port=1 dbname=nowhere password=none"
 # A tenant may have made any number of them, and a session's answers are bounded.
 _BATCH: Final = 100
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from dbranch.agent.layout import PGDATA, Layout
@@ -30,6 +30,7 @@ from dbranch.agent.timing import (
 )
 from dbranch.api.conditions import printable
 from dbranch.api.errors import NotAccepting, SqlFailed
+from dbranch.runtime.limited import LimitedDict
 
 # Characters of a server's text in a message.
 _TEXT_LIMIT: Final = 200
@@ -48,17 +49,26 @@ _OPTIONS_SINCE: Final = (
     (17, {"transaction_timeout": "0", "event_triggers": "off"}),
 )
 
+# For what concerns the whole server: the first that there is. The SQLSTATEs if there is none, or it is closed.
+_DATABASES: Final = ("postgres", "template1")
+_WITHOUT_DATABASE: Final = ("3D000", "55000")
+_MAX_REMEMBERED: Final = 1000
+
 Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """How to reach a branch's Postgres: its slot, the port in the socket's name, the superuser, the major version."""
+    """How to reach a branch's Postgres: its slot, the port in the socket's name, the superuser, the major version.
+
+    `database`: the application's, in which the agent works if there is no other.
+    """
 
     slot: str
     port: int
     user: str
     major: int
+    database: str = ""
 
 
 class Session:
@@ -184,6 +194,8 @@ class _Shared(threading.local):
 
 
 _shared = _Shared()
+# The database that was the first to admit a session, by Postgres, where it is another one than the first.
+_databases: LimitedDict[Endpoint, str] = LimitedDict(_MAX_REMEMBERED)
 
 
 @contextmanager
@@ -200,18 +212,23 @@ def shared_connections() -> Iterator[None]:
 
 @contextmanager
 def connect(
-    layout: Layout, endpoint: Endpoint, database: str = "postgres", seconds: float = SQL_TIMEOUT_SECONDS
+    layout: Layout, endpoint: Endpoint, database: str | None = None, seconds: float = SQL_TIMEOUT_SECONDS
 ) -> Iterator[Session]:
     """Open a session in autocommit; all that is done in the context may take `seconds`.
 
-    Raises NotAccepting if no server accepts connections (yet).
+    `database` None: any, for what concerns the whole server. Raises NotAccepting if no server accepts connections
+    (yet).
     """
-    is_default = (database, seconds) == ("postgres", SQL_TIMEOUT_SECONDS)
+    is_default = (database, seconds) == (None, SQL_TIMEOUT_SECONDS)
     shared = _shared.sessions if is_default else None
     # Taken out of those that are shared: a session within a session has a connection of its own.
     session = shared.pop(endpoint, None) if shared else None
     if session is None:
-        session = Session(layout, endpoint, database, seconds)
+        session = (
+            Session(layout, endpoint, database, seconds)
+            if database
+            else _connect_anywhere(layout, endpoint, seconds)
+        )
     else:
         session.deadline = _deadline(seconds)
     finished = False
@@ -223,6 +240,23 @@ def connect(
             shared[endpoint] = session
         else:
             session.close()
+
+
+def _connect_anywhere(layout: Layout, endpoint: Endpoint, seconds: float) -> Session:
+    """Open a session in a database that exists and admits it: a tenant may drop or close any."""
+    remembered = _databases.get(endpoint, _DATABASES[0])
+    candidates = [name for name in dict.fromkeys((remembered, *_DATABASES, endpoint.database)) if name]
+    for database in candidates:
+        try:
+            session = Session(layout, endpoint, database, seconds)
+        except NotAccepting as error:
+            if error.sqlstate not in _WITHOUT_DATABASE or database == candidates[-1]:
+                raise
+            continue
+        if database != remembered:
+            _databases[endpoint] = database
+        return session
+    raise AssertionError("no database was tried")
 
 
 def await_accepting(layout: Layout, endpoint: Endpoint, seconds: float) -> str | None:
@@ -267,7 +301,7 @@ def read_server_version(layout: Layout, endpoint: Endpoint) -> str | None:
     """Return the `server_version`, or None if Postgres does not accept connections."""
     try:
         with connect(layout, endpoint) as session:
-            return _version_of(session)
+            return version_of(session)
     except (NotAccepting, SqlFailed):
         return None
 
@@ -308,50 +342,8 @@ def has_rejected_settings(layout: Layout, endpoint: Endpoint) -> bool:
         return bool(session.value(query))
 
 
-@dataclass(frozen=True)
-class ServerFacts:
-    """What a Postgres says of itself.
-
-    `version`: None if it does not accept connections; `starting`: it rejects them; `missing_superuser`: because it
-    has no role of the endpoint's user. `pending_settings`: the names of the settings that need a restart.
-    `loaded_at`: when it read its settings files last, as `time.time()` counts. `passwords`: by role that exists, the
-    version of its password as of `api.scram.version_of`, "" without one.
-    """
-
-    version: str | None = None
-    starting: bool = False
-    pending_settings: tuple[str, ...] = ()
-    loaded_at: float = 0.0
-    missing_superuser: bool = False
-    passwords: Mapping[str, str] = field(default_factory=dict)
-
-
-def observe_server(layout: Layout, endpoint: Endpoint, roles: Sequence[str] = ()) -> ServerFacts:
-    """Ask the Postgres in a slot, in one session; `roles`: those whose passwords are compared."""
-    query = (
-        "select extract(epoch from pg_catalog.pg_conf_load_time())::float8,"
-        " (select pg_catalog.string_agg(name, ' ' order by name)"
-        " from pg_catalog.pg_settings where pending_restart)"
-    ) + len(roles) * (
-        ", (select coalesce(left(encode(sha256(convert_to(rolpassword, 'UTF8')), 'hex'), 16), '')"
-        " from pg_catalog.pg_authid where rolname = %s)"
-    )
-    try:
-        with connect(layout, endpoint) as session:
-            version = _version_of(session)
-            row = session.execute(query, roles, columns=2 + len(roles))[0]
-            loaded_at, pending = float(row[0]), tuple(str(row[1] or "").split())
-    except NotAccepting as error:
-        # A server that answers, and does not let the agent in, is starting or ending.
-        missing_superuser = f'role "{endpoint.user}" does not exist' in str(error)
-        return ServerFacts(starting=bool(error.sqlstate), missing_superuser=missing_superuser)
-    except (SqlFailed, IndexError, TypeError, ValueError):
-        return ServerFacts()
-    passwords = {role: str(hashed) for role, hashed in zip(roles, row[2:], strict=True) if hashed is not None}
-    return ServerFacts(version, pending_settings=pending, loaded_at=loaded_at, passwords=passwords)
-
-
-def _version_of(session: Session) -> str | None:
+def version_of(session: Session) -> str | None:
+    """Return the session's `server_version` ("17.6"); None if the server says nothing."""
     # The server sends it while the session starts: no query is needed. Debian appends its package:
     # "17.6 (Debian 17.6-1.pgdg13+1)".
     return session.server_version.split()[0] if session.server_version else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -26,12 +27,15 @@ def connect_slot(layout: Layout, slot: str, port: int, seconds: float) -> socket
             checked = openat2(run, name, os.O_PATH | os.O_NOFOLLOW)
         try:
             if not stat.S_ISSOCK(os.fstat(checked).st_mode):
-                raise NotAccepting(f"{name} in slot {slot} is not a socket")
+                raise NotAccepting(f"{name} in slot {slot} is not a socket", no_server=True)
             return _connect(f"/proc/self/fd/{checked}", seconds)
         finally:
             os.close(checked)
     except OSError as error:
-        raise NotAccepting(f"slot {slot} has no socket that accepts ({error.strerror})") from error
+        # A full backlog is a server's that is slow.
+        no_server = error.errno in (errno.ENOENT, errno.ECONNREFUSED)
+        text = f"slot {slot} has no socket that accepts ({error.strerror})"
+        raise NotAccepting(text, no_server=no_server) from error
 
 
 def _connect(path: str, seconds: float) -> socket.socket:

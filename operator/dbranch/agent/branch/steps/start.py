@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dbranch.agent.branch.actions import Action, WriteSettings
-from dbranch.agent.branch.facts import Answer, BranchFacts, Desired
+from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.branch.step import Planned, Step, runs
+from dbranch.agent.postgres.answer import Answer
 from dbranch.agent.slot.pod_status import PodFacts, pod_finding
 from dbranch.agent.slot.start_blocks import StartBlock, start_block
-from dbranch.agent.timing import MISSING_SUPERUSER_RETRY_SECONDS, MOUNT_PROPAGATION_RETRY_SECONDS
+from dbranch.agent.timing import (
+    MISSING_SUPERUSER_RETRY_SECONDS,
+    MOUNT_PROPAGATION_RETRY_SECONDS,
+    UNANSWERED_RETRY_SECONDS,
+)
 from dbranch.api.conditions import Condition, Finding, Reason
 
 
@@ -18,6 +23,9 @@ def _done(desired: Desired, facts: BranchFacts) -> bool:
 def _plan(desired: Desired, facts: BranchFacts) -> Planned:
     subject, pod = desired.subject, facts.live_pod
     assert pod is not None
+    if facts.serves:
+        # Nothing is done in it until it can be asked.
+        return Planned(finding=_unasked_finding(desired, facts), retry_after=UNANSWERED_RETRY_SECONDS)
     block = start_block(facts.start_blocked_by)
     if block and block.is_version:
         return Planned(finding=_incompatible_finding(desired, block))
@@ -32,9 +40,37 @@ def _plan(desired: Desired, facts: BranchFacts) -> Planned:
         return Planned(
             finding=_missing_superuser_finding(desired, facts), retry_after=MISSING_SUPERUSER_RETRY_SECONDS
         )
+    if facts.answer is Answer.REFUSES and pod.running:
+        return Planned(finding=_refusal_finding(desired, facts), retry_after=UNANSWERED_RETRY_SECONDS)
     # A Postgres that ends because of a setting reads the corrected files at its next start.
     settings: tuple[Action, ...] = (WriteSettings(pod.name),) if facts.settings_outdated else ()
     return Planned(settings, finding=_starting_finding(pod, subject, block), awaits=pod.name)
+
+
+def _unasked_finding(desired: Desired, facts: BranchFacts) -> Finding:
+    """Return what is said of a Postgres that serves users and was not asked: nothing new, until that lasts."""
+    reported = desired.branch.node.postgres
+    if facts.answer is Answer.REFUSES:
+        text = (
+            f"Postgres of {desired.subject} accepts connections and refuses dbranch's ({facts.server_error}); "
+            "settings and passwords wait; end sessions or see its log"
+        )
+        return Finding(Reason.SESSION_FAILED, text)
+    if facts.unanswered_long or reported is None:
+        text = (
+            f"Postgres of {desired.subject} runs and does not answer ({facts.server_error}); its address stays; "
+            "see the log and the load of its pod, or restart the branch"
+        )
+        return Finding(Reason.NOT_ANSWERING, text)
+    return reported
+
+
+def _refusal_finding(desired: Desired, facts: BranchFacts) -> Finding:
+    text = (
+        f"Postgres of {desired.subject} runs and refuses dbranch's sessions ({facts.server_error}); it admits "
+        "nobody; see its log"
+    )
+    return Finding(Reason.START_BLOCKED, text)
 
 
 def _starting_finding(pod: PodFacts, subject: str, block: StartBlock | None) -> Finding:
