@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,7 @@ def policies_of(chart: list[Json]) -> list[Json]:
 
 @pytest.mark.parametrize("allowed", [[], ["monitoring"], ["a", "b"]])
 def test_nobody_but_the_allowed_namespaces_reaches_controller_and_agents(allowed: list[str]) -> None:
-    values = "{" + ",".join(allowed) + "}" if allowed else "null"
-    policies = policies_of(rendered("--set", f"metrics.allowedNamespaces={values}"))
+    policies = policies_of(rendered("--set-json", f"metrics.allowedNamespaces={json.dumps(allowed)}"))
     metrics: set[tuple[str, int | None]] = {(namespace, 8081) for namespace in allowed}
     of_pods = admitted(policies)
     assert of_pods["controller"] == of_pods["agent"] == metrics

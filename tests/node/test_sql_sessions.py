@@ -139,7 +139,7 @@ def test_the_end_of_the_process_that_starts_sessions_is_survived(up: Node) -> No
     assert processes.ensure_started() == second
 
 
-def test_a_session_whose_process_is_killed_fails_alone(up: Node) -> None:
+def test_a_session_fails_alone_if_its_process_is_killed(up: Node) -> None:
     endpoint = up.start_postgres(up.create_root())
     with ThreadPoolExecutor(1) as threads, session.connect(up.layout, endpoint, seconds=60) as victim:
         before = set(children_of(session.session_processes.ensure_started()))
