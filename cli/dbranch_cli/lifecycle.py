@@ -10,7 +10,7 @@ import click
 
 from dbranch.api import names
 from dbranch.api.branch import parse_branch, should_run
-from dbranch.api.conditions import Condition
+from dbranch.api.conditions import Condition, Reason, find_condition
 from dbranch.api.enums import OnSwitch, State
 from dbranch.api.project import parse_project
 from dbranch_cli.failure import ExitCode, Failure
@@ -168,15 +168,18 @@ def resume(
 
 @click.command(cls=Command)
 @click.argument("branch", type=BranchName())
+@click.option("--force", is_flag=True, help="Restart although Postgres does not take a setting.")
 @no_wait_option()
 @timeout_option("2m")
 @click.pass_obj
-def restart(invocation: Invocation, branch: str, no_wait: bool, timeout: float) -> None:
+def restart(invocation: Invocation, branch: str, force: bool, no_wait: bool, timeout: float) -> None:
     """Restart a branch. Its Postgres applies changed settings, resources and images."""
     live = invocation.branch(branch)
     if not should_run(parse_project(invocation.project()), parse_branch(live)):
         message = f"branch {branch} is stopped; it applies all changes when it is resumed"
         raise Failure(ExitCode.REFUSED, "Stopped", message)
+    if not force:
+        check_restart(live)
     restarted_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     live = invocation.store.request_restart(live, restarted_at)
     if not no_wait:
@@ -189,6 +192,14 @@ def restart(invocation: Invocation, branch: str, no_wait: bool, timeout: float) 
             quiet=not invocation.human_output,
         )
     invocation.print_result(f"branch {branch} is {'being restarted' if no_wait else 'Ready'}", live)
+
+
+def check_restart(live: Mapping[str, Any]) -> None:
+    """Raise Failure if the branch's Postgres would not start again with the settings that it has now."""
+    condition = find_condition(live.get("status"), Condition.POSTGRES_READY)
+    if condition and condition["reason"] == Reason.SETTINGS_REJECTED:
+        message = f"{condition['message']}; --force restarts it all the same"
+        raise Failure(ExitCode.REFUSED, Reason.SETTINGS_REJECTED, message)
 
 
 def _select_object(

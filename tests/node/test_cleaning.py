@@ -23,6 +23,7 @@ from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.agent.volume.origins.snapshot import ensure_snapshot
 from dbranch.api import names
 from dbranch.api.errors import SourceUnsafe
+from dbranch.api.parameters import NEWEST_MAJOR
 
 
 def sql(node: Node, endpoint: Endpoint, *queries: str, database: str = "dbranch") -> list[tuple[object, ...]]:
@@ -289,6 +290,7 @@ HOSTILE_SETTINGS = (
     "alter role postgres set role = plain",
     "alter role postgres set client_encoding = latin1",
     "alter role postgres set session_preload_libraries = 'auto_explain'",
+    "alter role postgres set transaction_timeout = '1ms'",
     "alter role postgres set row_security = off",
     "alter role postgres set default_transaction_isolation = serializable",
 )
@@ -297,11 +299,19 @@ HIDING_OBJECTS = (
     "create view hidden.pg_subscription as select 1 as nothing where false",
     "create view hidden.pg_prepared_xacts as select 1 as nothing where false",
     "create function hidden.current_database() returns name language sql as $$ select 'other'::name $$",
+    "create function stops() returns event_trigger language plpgsql as $$ begin"
+    " if current_setting('application_name') = 'dbranch-agent' then raise 'stopped'; end if; end $$",
+    "create event trigger at_login on login execute function stops()",
+    "create event trigger at_statements on ddl_command_start execute function stops()",
+    "alter event trigger at_login enable always",
+    "alter event trigger at_statements enable always",
 )
 
 
-def test_a_copy_of_a_hostile_source_with_a_subscription_of_a_plain_role_is_cleaned_and_opened(up: Node) -> None:
-    up.programs = programs_of(17)
+def test_a_copy_of_a_hostile_source_with_a_subscription_of_a_plain_role_is_cleaned_and_opened(
+    up: Node,
+) -> None:
+    up.programs = programs_of(NEWEST_MAJOR)
     try:
         source = up.create_root(max_prepared_transactions="5", wal_level="logical")
         main = up.start_postgres(source)
@@ -309,12 +319,18 @@ def test_a_copy_of_a_hostile_source_with_a_subscription_of_a_plain_role_is_clean
             *(up, main, "create role plain login", "grant pg_create_subscription to plain"),
             *("grant create on database dbranch to plain", "set role plain"),
             "create subscription s connection 'host=h password=p dbname=d' publication p with (connect = false)",
-            *("reset role", "create table item ()", "begin", "create table t ()", "prepare transaction 'half'"),
+            *(
+                "reset role",
+                "create table item ()",
+                "begin",
+                "create table t ()",
+                "prepare transaction 'half'",
+            ),
         )
         sql(up, main, *HIDING_OBJECTS)
         for statement in HOSTILE_SETTINGS[1:]:
-            sql(up, main, "set default_transaction_read_only = off", "reset role", statement)
-        sql(up, main, "set default_transaction_read_only = off", "reset role", HOSTILE_SETTINGS[0])
+            sql(up, main, "set default_transaction_read_only = off", "set role none", statement)
+        sql(up, main, "set default_transaction_read_only = off", "set role none", HOSTILE_SETTINGS[0])
         copy = up.create_copy(source)
         branch = up.start_postgres(copy)
         assert ensure_cleaned(up.layout, up.project, copy, branch) == Cleaned(1, 1)

@@ -49,9 +49,9 @@ class AnswerMemory:
             self._unanswered.pop(uid, None)
             return replace(facts, was_serving=was_serving)
         now = time.monotonic()
-        looks, since = self._unanswered.get(uid, (0, now))
-        self._unanswered[uid] = looks + 1, since
-        is_long = looks + 1 >= _UNANSWERED_LOOKS and now - since >= UNANSWERED_SECONDS
+        count, since = self._unanswered.get(uid, (0, now))
+        self._unanswered[uid] = count + 1, since
+        is_long = count + 1 >= _UNANSWERED_LOOKS and now - since >= UNANSWERED_SECONDS
         return replace(facts, was_serving=was_serving, unanswered_long=is_long)
 
     def forget(self, branch_uid: str) -> None:
