@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.cluster import KUBECTL_TIMEOUT, TIMEOUT_SECONDS, Cluster, Namespace, Project, eventually, run
+from tests.e2e.cluster import KUBECTL_TIMEOUT, Cluster, Namespace, Project, eventually, run
 
 
 @pytest.fixture(scope="module")
@@ -228,12 +228,11 @@ def test_projects_of_a_deleted_node_can_be_deleted_and_its_pools_are_kept_on_ret
     def pools() -> list[str]:
         return cluster.names_in("pools/*", node)
 
-    # Ten rounds of housekeeping, and what a busy machine adds.
+    cluster.install("--set", "agent.housekeepingInterval=2s")
     listed = ("orphan", "list", "-o", "name")
     eventually(
         "the deleted project's pool is shown as an orphan",
         lambda: uid in team.dbranch(*listed).text.split(),
-        TIMEOUT_SECONDS + 11 * 60,
     )
     assert f"pools/{uid}.img" in pools()
     team.dbranch("orphan", "delete", uid, "--yes")

@@ -29,6 +29,7 @@ from dbranch.agent.space_watch import SpaceWatch
 from dbranch.agent.warm.reconciler import DEFAULT_MAX_WARM_SLOTS
 from dbranch.api import names
 from dbranch.api.errors import DbranchError, InvalidInput
+from dbranch.api.project import parse_seconds
 from dbranch.api.quantity import parse_bytes
 from dbranch.kube.client import Cluster, path_of
 from dbranch.runtime.heartbeats import Heartbeats
@@ -96,7 +97,8 @@ def main() -> None:
     ballast = parse_bytes(os.environ.get("DBRANCH_BALLAST", "0"))
     space = SpaceWatch(layout, context, ballast, dispatcher.metrics, dispatcher.request_branch)
     heartbeats, pod = Heartbeats(), os.environ["DBRANCH_POD_NAME"]
-    housekeeping = Housekeeping(cluster, layout, context, pod, dispatcher.metrics)
+    interval = parse_seconds(os.environ.get("DBRANCH_HOUSEKEEPING_INTERVAL", "60s"))
+    housekeeping = Housekeeping(cluster, layout, context, pod, dispatcher.metrics, interval)
     dispatcher.on_pool_retained = housekeeping.trigger
     loops: dict[str, Callable[[Callable[[], None]], None]] = {
         "pod watch": partial(watch_pods, cluster, context, dispatcher.warm, dispatcher.request_branch),

@@ -102,6 +102,8 @@ MEASURE_SECONDS: Final = 60.0
 
 # Sweeps of the node.
 HOUSEKEEPING_INTERVAL_SECONDS: Final = 60.0
+# Well below the time after which a loop that does not come round is taken for stuck.
+LONGEST_HOUSEKEEPING_INTERVAL_SECONDS: Final = 300.0
 # Consecutive rounds of this process in which no object named something, before that counts. No clock plays a part.
 ORPHAN_ROUNDS: Final = 10
 # A slot's directory is created before its pod, which follows within a few requests.

@@ -18,7 +18,7 @@ from dbranch.agent.layout import Layout
 from dbranch.agent.machine import observe_machine
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.status import free_bytes_differ
-from dbranch.agent.timing import HOUSEKEEPING_INTERVAL_SECONDS
+from dbranch.agent.timing import HOUSEKEEPING_INTERVAL_SECONDS, LONGEST_HOUSEKEEPING_INTERVAL_SECONDS
 from dbranch.api import names
 from dbranch.api.errors import Busy
 from dbranch.api.orphans import Orphan, OrphanKind, parse_published, render_published
@@ -34,11 +34,18 @@ _MAX_ADOPTABLE: Final = 700
 
 
 class Housekeeping:
-    """Publishes and sweeps. `pod`: the name of the agent's own."""
+    """Publishes and sweeps. `pod`: the name of the agent's own; `interval`: seconds between two rounds."""
 
     def __init__(
-        self, cluster: Cluster, layout: Layout, context: NodeContext, pod: str, metrics: AgentMetrics
+        self,
+        cluster: Cluster,
+        layout: Layout,
+        context: NodeContext,
+        pod: str,
+        metrics: AgentMetrics,
+        interval: float = HOUSEKEEPING_INTERVAL_SECONDS,
     ) -> None:
+        self._interval = min(interval, LONGEST_HOUSEKEEPING_INTERVAL_SECONDS)
         self._cluster, self._layout, self._context, self._metrics = cluster, layout, context, metrics
         self._pod = pod
         self._pod_path = path_of("v1", "pods", context.namespace, pod)
@@ -58,7 +65,7 @@ class Housekeeping:
         while True:
             beat()
             self.round()
-            deadline = time.monotonic() + HOUSEKEEPING_INTERVAL_SECONDS
+            deadline = time.monotonic() + self._interval
             while (left := deadline - time.monotonic()) > 0 and self._triggered.wait(left):
                 beat()
                 self._triggered.clear()
