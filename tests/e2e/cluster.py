@@ -213,11 +213,10 @@ class Cluster:
         """
         warm = self.warm_slots()
         files = self.names_in("pools/* mnt/* slots/*")
+        mounts = self.on_node("awk '$5 ~ /dbranch\\/(mnt|slots)/ {print $5}' /proc/self/mountinfo").split()
         return {
             "files": [path for path in files if path not in {f"slots/{slot}" for slot in warm}],
-            "mounts": self.on_node(
-                "awk '$5 ~ /dbranch\\/(mnt|slots)/ {print $5}' /proc/self/mountinfo"
-            ).split(),
+            "mounts": [point for point in mounts if not any(f"/slots/{slot}/" in point for slot in warm)],
             # The kernel reports the path of an image as the agent's container sees it.
             "loops": self.on_node("cat /sys/block/loop*/loop/backing_file 2>/dev/null || true").split(),
             "pods": self.kubectl(
