@@ -3,7 +3,8 @@
     python -m tests.node.agent_process API-FILE BASE-DIRECTORY KILL-AT [ROUNDS]
 
 An effect is a command or system call that is about to happen (the interpreter's audit hooks and the log of commands
-report it), or a write to the API that has just happened. KILL-AT is one of:
+report it), a statement that changes something in a Postgres or makes it reload and is about to be sent, or a write to
+the API that has just happened. KILL-AT is one of:
 
 * n: SIGKILL at the n-th effect; 0: never.
 * a regular expression: SIGKILL after the first effect that matches, before the next one.
@@ -37,6 +38,7 @@ from dbranch.agent.housekeeping.sweep import Sweeper
 from dbranch.agent.layout import Layout
 from dbranch.agent.linux.privileges import AGENT_CAPABILITIES, drop_capabilities
 from dbranch.agent.metrics import AgentMetrics
+from dbranch.agent.postgres.session import Session
 from dbranch.api import names
 from dbranch.api.errors import Busy, DbranchError
 from dbranch.kube.client import Cluster, path_of
@@ -100,6 +102,21 @@ def is_effect(event: str, args: tuple[Any, ...], base: str) -> bool:
     if event in _CREATING_CALLS:
         return not os.path.lexists(path)
     return event in _CHANGING_CALLS and not str(path).startswith("/proc/")
+
+
+_CHANGING_SQL = re.compile(r"pg_reload_conf|^(alter|drop|rollback|checkpoint)\b")
+
+
+def count_statements(counter: EffectCounter) -> None:
+    """Count the statements of this process' sessions that change something as effects."""
+    execute = Session.execute
+
+    def counted(session: Session, sql: str, *args: Any, **options: Any) -> Any:
+        if _CHANGING_SQL.search(sql):
+            counter.count(f"SQL: {sql}")
+        return execute(session, sql, *args, **options)
+
+    Session.execute = counted  # type: ignore[method-assign]
 
 
 class CountingApi(FakeApi):
@@ -240,5 +257,6 @@ def main() -> None:
     drop_capabilities(AGENT_CAPABILITIES)
     # After the imports: files that they compile and cache are no effects.
     sys.addaudithook(hook)
+    count_statements(counter)
     Agent(CountingApi(file, counter), base).run(rounds)
     print("\n".join(counter.effects))

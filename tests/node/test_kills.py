@@ -23,6 +23,7 @@ def test_creation_and_deletion_of_a_project(world: World, soak: bool) -> None:
         def check() -> None:
             world.assert_consistent(project, running=1, stored=1)
             assert world.sql("main", "select count(*) from pg_database where datname = 'dbranch'") == [(1,)]
+            world.log_in("main")
             world.api.delete(f"{BRANCHES}/shop-main")
             world.run_agent()
             world.api.delete(f"{PROJECTS}/shop")
@@ -56,6 +57,7 @@ def test_creation_changes_and_deletion_of_a_branch(world: World, soak: bool) -> 
         def check() -> None:
             world.assert_consistent(project, running=2, stored=2)
             assert world.sql(f"b{kill_at}", "select count(*) from item") == [(1000,)]
+            world.log_in(f"b{kill_at}")
             world.sql(f"b{kill_at}", "insert into item values (0)")
             world.api.delete(f"{BRANCHES}/shop-b{kill_at}")
             world.run_agent()
@@ -81,6 +83,7 @@ def test_creation_changes_and_deletion_of_a_branch(world: World, soak: bool) -> 
         def check() -> None:
             world.assert_consistent(project, running=2, stored=2)
             assert world.sql("kept", "select count(*) from item") == [(1001,)]
+            world.log_in("kept")
 
         return check
 
@@ -138,6 +141,7 @@ def test_stop_resume_and_deletion_of_a_project_with_branches(world: World, soak:
             # Those that ran, and no others.
             world.assert_consistent(project, running=2, stored=3)
             assert world.sql("b", "select count(*) from item") == [(1000,)]
+            world.log_in("b")
 
         return check
 

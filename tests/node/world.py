@@ -13,9 +13,10 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 from tests.fakes.api import FakeApi, Json
 from tests.node.agent_life import BRANCHES, NAMESPACE, NAMESPACES, NODE, PODS, PROJECTS, WARM
-from tests.node.machine import OWNER, USER, Node, owner_session
+from tests.node.machine import APP, OWNER, PASSWORDS, USER, Node, owner_session
 
 from dbranch.agent.linux.loops import loops_of
 from dbranch.agent.linux.mounts import read_mounts
@@ -237,6 +238,18 @@ class World:
 
     def patch_spec(self, name: str, **spec: object) -> None:
         self.api.merge(f"{BRANCHES}/{self.name}-{name}", {"spec": spec})
+
+    def log_in(self, name: str) -> None:
+        """Log in as the application does, by TCP and with its password."""
+        node = self.branch(name)["status"]["node"]
+        with psycopg.connect(
+            host=self.node.address_of(node["pod"]),
+            port=node["port"],
+            user=APP,
+            password=PASSWORDS[APP],
+            dbname="dbranch",
+        ) as connection:
+            assert connection.execute("select current_user").fetchall() == [(APP,)]
 
     def sql(self, name: str, query: str) -> list[tuple[object, ...]]:
         node = self.branch(name)["status"]["node"]
