@@ -103,7 +103,10 @@ class Gates:
         return len(self._gates)
 
     def at(self, address: str, port: int) -> Gate:
-        return self._gates.setdefault((address, port), Gate())
+        gate = self._gates.get((address, port))
+        if gate is None:
+            gate = self._gates[address, port] = Gate()
+        return gate
 
     def on_change(self, addresses: Collection[Address]) -> None:
         """Forget the gates of backends that are not in `addresses`, and let everybody decide again."""
