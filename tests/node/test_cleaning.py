@@ -328,9 +328,8 @@ def test_a_copy_of_a_hostile_source_with_a_subscription_of_a_plain_role_is_clean
             ),
         )
         sql(up, main, *HIDING_OBJECTS)
-        for statement in HOSTILE_SETTINGS[1:]:
-            sql(up, main, "set default_transaction_read_only = off", "set role none", statement)
-        sql(up, main, "set default_transaction_read_only = off", "set role none", HOSTILE_SETTINGS[0])
+        # In one session: the next ones have them.
+        sql(up, main, *HOSTILE_SETTINGS)
         copy = up.create_copy(source)
         branch = up.start_postgres(copy)
         assert ensure_cleaned(up.layout, up.project, copy, branch) == Cleaned(1, 1)

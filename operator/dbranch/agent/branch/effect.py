@@ -32,6 +32,7 @@ from dbranch.agent.postgres import session
 from dbranch.agent.postgres.cleaning import ensure_cleaned
 from dbranch.agent.postgres.opening import ensure_opened
 from dbranch.agent.postgres.password import ensure_passwords
+from dbranch.agent.postgres.server import observe_server
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot import pods
@@ -61,7 +62,7 @@ class Outcome:
 
     `marker`: of the branch, as it is now. `stored`: it was stored just now, with the settings that it should have.
     `slot`: the slot that was bound or created last. `has_new_pod`: the branch got a pod, `claimed_pod` if it was
-    a warm one. `reloaded`: Postgres has read its settings again.
+    a warm one. `reloaded`: Postgres has read its settings again; if it has not, `rejected_settings` says why.
     """
 
     marker: Marker | None
@@ -71,6 +72,7 @@ class Outcome:
     has_new_pod: bool = False
     claimed_pod: PodFacts | None = None
     reloaded: bool = False
+    rejected_settings: tuple[str, ...] = ()
 
 
 class BranchEffects:
@@ -172,6 +174,8 @@ class BranchEffects:
             case WriteSettings():
                 subvolume.ensure_settings(layout, project.uid, branch.uid, desired.settings)
                 outcome.reloaded = self._reload(endpoint)
+                if not outcome.reloaded:
+                    outcome.rejected_settings = observe_server(layout, endpoint).rejected_settings
             case Open():
                 outcome.marker = ensure_opened(layout, project.uid, branch.uid, endpoint)
             case RecordImage(_, digest):

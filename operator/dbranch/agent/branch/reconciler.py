@@ -207,6 +207,16 @@ class BranchReconciler:
                 facts = observe_started(self._layout, desired, facts, outcome.claimed_pod, version)
                 plan = plan_branch(project, branch, facts)
                 error = self._apply(desired, plan, outcome)
+        if outcome.rejected_settings and not error:
+            # Postgres has not loaded what was written just now.
+            rejecting = replace(
+                facts,
+                marker=outcome.marker,
+                rejected_settings=outcome.rejected_settings,
+                settings_outdated=False,
+                passwords_differ=False,
+            )
+            plan = replace(plan, postgres=plan_branch(project, branch, rejecting).postgres)
         result = self._report(desired, facts, plan, outcome, error)
         if changes_pods or branch.node.observed_generation != branch.generation:
             self._warm.trigger(project, is_used=gets_pod and not branch.resources)
