@@ -197,7 +197,8 @@ def test_after_a_switch_no_connection_reaches_the_old_branch(
 
     clients = [threads.submit(client) for _ in range(6)]
     for i in range(30):
-        time.sleep(0.1)
+        enough = len(reached) + 5
+        wait_until(lambda enough=enough: len(reached) >= enough, 30)  # type: ignore[misc]
         branch = ("feature-x", "main")[i % 2]
         proxy.apply(active=branch)
         in_force.append(branch)
