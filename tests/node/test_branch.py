@@ -86,7 +86,7 @@ def test_the_sessions_of_a_reconcile_share_a_connection(main: tuple[Node, str, E
     eventually(lambda: sql_default(node, endpoint, count) == 1)
 
 
-def sql_default(node: Node, endpoint: Endpoint, query: str, database: str = "postgres") -> object:
+def sql_default(node: Node, endpoint: Endpoint, query: str, database: str | None = None) -> object:
     """Return the first value, in a session with the agent's ordinary time limit."""
     with session.connect(node.layout, endpoint, database) as connection:
         return connection.value(query)
