@@ -31,13 +31,18 @@ MIB = 2**20
 CONTEXT = NodeContext("here", "node-uid", "dbranch-nodes", "dbranch")
 
 
-def fill(world: World, branch: str, limit: int) -> int:
-    """Insert up to `limit` rows of an incompressible mebibyte, each committed; return how many were acknowledged."""
+def fill(world: World, branch: str, limit: int, defies: bool = False) -> int:
+    """Insert up to `limit` rows of an incompressible mebibyte, each committed; return how many were acknowledged.
+
+    `defies`: as a superuser who asks for more than read-only transactions.
+    """
     node = world.branch(branch)["status"]["node"]
     endpoint = Endpoint(node["slot"], node["port"], "postgres", 15)
     acknowledged = 0
     try:
         with owner_session(world.node.layout, endpoint) as connection:
+            if defies:
+                connection.execute("set default_transaction_read_only = off")
             connection.execute("create table if not exists filler (id serial primary key, data bytea)")
             connection.execute("alter table filler alter data set storage external")
             for _ in range(limit):
@@ -231,11 +236,10 @@ def test_the_writer_that_fills_the_disk_is_braked_then_stopped_and_goes_on_with_
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
             insert_as_user(world, "copy", 1)
         insert_as_user(world, "main", 1)
-        # The agent itself is not braked, and here plays who asks for more than read-only transactions.
         leave_free(90 * MIB)
         defied = watch()
         assert defied.check() is None
-        assert fill(world, "copy", 20) == 20
+        assert fill(world, "copy", 20, defies=True) == 20
         leave_free(60 * MIB)
         assert defied.check() == BrakeChange(copy, Brake.STOPPED)
         assert observe_ballast(node.layout) == 0
