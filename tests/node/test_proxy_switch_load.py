@@ -145,12 +145,14 @@ def test_twenty_switches_under_load(
     for i in range(SWITCHES):
         time.sleep(0.3)
         branch = ("feature-x", "main")[i % 2]
-        rows, logins = count_seen(backends[branch]), len(new_sessions.logged_in_at)
+        rows, sessions_before = count_seen(backends[branch]), len(new_sessions.logged_in_at)
         proxy.apply(active=branch)
         in_force.append(branch)
         switched_at.append(time.monotonic())
         # On a busy machine, too, clients reach each branch and commit there before the next switch.
-        wait_until(lambda logins=logins: len(new_sessions.logged_in_at) > logins + 3, 30)  # type: ignore[misc]
+        wait_until(
+            lambda sessions_before=sessions_before: len(new_sessions.logged_in_at) > sessions_before + 3, 30
+        )  # type: ignore[misc]
         if on_switch != "Keep":
             wait_until(lambda b=branch, rows=rows: count_seen(backends[b]) > rows + 12, 30)  # type: ignore[misc]
     stop.set()
