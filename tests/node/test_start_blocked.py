@@ -113,7 +113,7 @@ def test_a_pool_that_is_adopted_with_another_user_is_reported(world: World) -> N
     world.delete_project()
     adopting = world.for_project("again")
     adopting.make_project(storage={"adopt": project})
-    world.api.merge(f"{PROJECTS}/again", {"spec": {"postgres": {"user": "app"}}})
+    world.api.merge(f"{PROJECTS}/again", {"spec": {"postgres": {"user": "another"}}})
     with reconciling(world):
-        message = await_postgres(adopting, "main", "StartBlocked")
-    assert 'has no role "app"' in message and "spec.postgres.user" in message
+        message = await_postgres(adopting, "main", "RoleNotFound")
+    assert "has no role another" in message and "spec.postgres.user" in message
