@@ -7,9 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.node.machine import APP, PASSWORDS, USER, Node, postgres_directory
+from tests.node.machine import APP, PASSWORDS, USER, Node, owner_session, postgres_directory
 
-from dbranch.agent.postgres import session
 from dbranch.agent.postgres.session import Endpoint
 from dbranch_cli.failure import Failure
 from dbranch_cli.load import archive_script, psql_arguments
@@ -79,7 +78,7 @@ def load(server: tuple[Node, Endpoint], script: str | bytes, transaction: bool =
 
 
 def rows(server: tuple[Node, Endpoint], query: str) -> list[tuple[object, ...]]:
-    with session.connect(server[0].layout, server[1], "dbranch", seconds=30) as connection:
+    with owner_session(server[0].layout, server[1], "dbranch") as connection:
         return connection.execute(query.encode()).fetchall()
 
 

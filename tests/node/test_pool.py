@@ -22,7 +22,7 @@ from dbranch.agent.pool import mount
 from dbranch.agent.pool.observe import observe_pool, observe_pools
 from dbranch.agent.pool.tombstone import ensure_tombstone
 from dbranch.agent.slot import effect as slot
-from dbranch.api.errors import Busy, CommandFailed, DbranchError, PoolDamaged, PoolLost
+from dbranch.api.errors import Busy, CommandFailed, DbranchError, PoolDamaged, PoolLost, Unsafe
 from dbranch.runtime.file_lock import held_temporary
 
 
@@ -123,7 +123,7 @@ def test_a_foreign_mount_at_the_place_of_a_pool_is_left_alone(up: Node) -> None:
     pool.ensure_pool_down(layout, up.project)
     point.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "none", point], check=True)
-    with pytest.raises(Busy, match="none mounted, which is not the pool"):
+    with pytest.raises(Unsafe, match="none mounted, which is not the pool"):
         pool.ensure_pool_down(layout, up.project)
     assert len(mounts_at(point)) == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.node.machine import OWNER, Node, owner_session, postgres_directory
+from tests.node.machine import OWNER, Node, owner_session, postgres_directory, unmount
 from tests.node.test_sql_sessions import resident_peak
 from tests.node.test_tenant import as_tenant
 
@@ -94,8 +95,17 @@ def test_a_damaged_pg_control_makes_no_copy(
     node.create_copy(branch)
 
 
+def run_of_first_release(node: Node, name: str) -> Path:
+    """Make a slot with a `run` as release 0.1.0 made it: no filesystem of its own, so any number of files."""
+    slot.ensure_slot(node.layout, name, OWNER)
+    run = node.layout.run(name)
+    unmount(str(run))
+    os.chown(run, OWNER, OWNER)
+    return run
+
+
 def test_a_run_directory_of_many_names_costs_little(node: Node) -> None:
-    slot.ensure_slot(node.layout, "slot-x", OWNER)
+    run_of_first_release(node, "slot-x")
     script = f"for i in range({NAMES}): open(f'n{{i:0200}}', 'w').close()"
     as_tenant(script, node.layout.run("slot-x"))
     resident_peak()
@@ -133,8 +143,7 @@ def test_a_tree_is_walked_in_bounded_memory_and_time(
 
 
 def test_emptying_a_directory_ends_and_goes_on_at_the_next_call(node: Node) -> None:
-    slot.ensure_slot(node.layout, "slot-x", OWNER)
-    run = node.layout.run("slot-x")
+    run = run_of_first_release(node, "slot-x")
     as_tenant("os.mkdir('in')\nfor i in range(5000): os.mknod(f'{i}'); os.mknod(f'in/{i}')", run)
     with opened_directory(run) as top:
         with pytest.raises(Busy, match="it is tried again"):

@@ -15,7 +15,7 @@ from dbranch.agent.linux.files import opened_directory, remove_at
 from dbranch.agent.linux.mounts import mounts_at, read_mounts
 from dbranch.agent.linux.syscalls import set_immutable
 from dbranch.agent.timing import SLOT_EMPTYING_TIMEOUT_SECONDS
-from dbranch.api.errors import Busy, DataLost
+from dbranch.api.errors import Busy, DataLost, Unsafe
 from dbranch.runtime.file_lock import held
 from dbranch.runtime.logs import log_command
 
@@ -126,12 +126,17 @@ def ensure_unbound(layout: Layout, slot: str) -> None:
 
 
 def ensure_slot_removed(layout: Layout, slot: str) -> None:
-    """Unbind the slot, unmount its `run` and delete its directory. Otherwise as `ensure_unbound`."""
+    """Unbind the slot, unmount its `run` and delete its directory. Otherwise as `ensure_unbound`.
+
+    Raises Unsafe if something of somebody else is mounted at `run`: it stays, and so does the slot.
+    """
     ensure_unbound(layout, slot)
-    directory, data = layout.slot(slot), layout.data(slot)
+    directory, data, run = layout.slot(slot), layout.data(slot), layout.run(slot)
     with held(layout.slots_lock):
-        while mounts_at(layout.run(slot)):
-            mounting.unmount(layout.run(slot))
+        while mounts := mounts_at(run):
+            if (mounts[-1].fstype, mounts[-1].source) != ("tmpfs", "tmpfs"):
+                raise Unsafe(f"{run} has {mounts[-1].source} mounted; it is left alone; unmount it")
+            mounting.unmount(run)
     if not directory.exists():
         return
     if data.exists():
