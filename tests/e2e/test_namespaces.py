@@ -54,5 +54,5 @@ def test_the_password_of_the_users_own_secret(team: Namespace) -> None:
     )
     team.wait_ready("dbproject", "given")
     assert team.secret("given-conn")["password"] == "s3cret/with:odd@signs"
-    assert given.sql("select current_user, current_database()") == "postgres|dbranch"
+    assert given.sql("select current_user, current_database()") == "app|dbranch"
     given.discard()

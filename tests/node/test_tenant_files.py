@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,14 @@ def test_a_run_directory_of_many_names_costs_little(node: Node) -> None:
     resident_peak()
     before = resident_peak()
     assert observe_slot(node.layout, "slot-x").exists and observe_slots(node.layout) == ("slot-x",)
-    assert longest_standstill(lambda: slot.ensure_slot_removed(node.layout, "slot-x")) < 2
+
+    def remove() -> None:
+        # It ends after some seconds, and goes on at the next call.
+        while observe_slots(node.layout):
+            with suppress(Busy):
+                slot.ensure_slot_removed(node.layout, "slot-x")
+
+    assert longest_standstill(remove) < 2
     assert observe_slots(node.layout) == ()
     assert resident_peak() - before < 8 * 2**20
 
