@@ -259,21 +259,23 @@ class World:
             cursor = connection.execute(query.encode())
             return cursor.fetchall() if cursor.description else []
 
-    def assert_consistent(self, project: str, running: int, stored: int) -> None:
+    def assert_consistent(self, project: str, running: int, stored: int, warm_have_run: bool = True) -> None:
         """Assert that the node has what the project needs, and nothing else.
 
         That is one loop device, one mount, a `run` in memory for each slot, `running` bind mounts and branches with
-        one pod each, `stored` subvolumes, none that is unfinished, WARM warm pods, and no slot without a pod.
+        one pod each, `stored` subvolumes, none that is unfinished, WARM warm pods, and no slot without a pod. Without
+        `warm_have_run` a warm slot may get its `run` only when it is claimed.
         """
         layout = self.node.layout
         assert len(loops_of(layout.image(project))) == 1
         points = [mount.point for mount in read_mounts() if mount.point.startswith(f"{layout.base}/")]
         assert points.count(str(layout.pool(project))) == 1
         # Each slot has its `run` in memory, warm ones, too.
-        assert sorted(point for point in points if point.endswith("/run")) == [
-            str(layout.run(name)) for name in observe_slots(layout)
-        ]
-        assert len(points) == 1 + running + len(observe_slots(layout)), points
+        runs = {point for point in points if point.endswith("/run")}
+        warm_slots = {pod["metadata"]["name"] for pod in self.warm_pods()} if not warm_have_run else set()
+        expected = {str(layout.run(name)) for name in observe_slots(layout)}
+        assert expected - {str(layout.run(name)) for name in warm_slots} <= runs <= expected
+        assert len(points) == 1 + running + len(runs), points
         branch_uids = [pod["metadata"]["labels"][names.LABEL_BRANCH_UID] for pod in self.pods()]
         assert len(branch_uids) == running == len(set(branch_uids))
         assert len(self.warm_pods()) == WARM

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,9 +90,25 @@ def observe_slot(layout: Layout, slot: str) -> SlotFacts:
         project_uid=pools.get(top.device),
         branch_uid=name if is_uid(name) and top.device in pools else None,
         start_blocked_by=start_blocked_by,
-        bind_not_propagated=start_blocked_by == NO_BRANCH
-        and _report_delay(layout, slot) > MOUNT_PROPAGATION_TIMEOUT_SECONDS,
+        bind_not_propagated=_is_run_unseen(layout, slot, mounts)
+        or (
+            start_blocked_by == NO_BRANCH and _report_delay(layout, slot) > MOUNT_PROPAGATION_TIMEOUT_SECONDS
+        ),
     )
+
+
+def _is_run_unseen(layout: Layout, slot: str, mounts: tuple[Mount, ...]) -> bool:
+    """Return True if the script, seconds after the bind, has written nothing to the filesystem mounted at `run`.
+
+    It writes there before it looks for a branch: then its pod does not see that mount either.
+    """
+    if not mounts_at(layout.run(slot), mounts):
+        return False
+    try:
+        waited = time.time() - layout.wake(slot).lstat().st_mtime
+        return waited > 2 * MOUNT_PROPAGATION_TIMEOUT_SECONDS and not any(layout.run(slot).iterdir())
+    except OSError:
+        return False
 
 
 def _report_delay(layout: Layout, slot: str) -> float:

@@ -9,6 +9,8 @@ say() { [ "$1" = "$last" ] || { last=$1; echo "slot: $1" >&2; }; }
 nap() { sleep "$1" & wait $!; }
 blocked() { say "start blocked by: $1"; echo "$1" >/slot/run/start-blocked-by; nap 1; }
 while :; do
+  # The agent sees by it that what it mounts reaches the pod.
+  : >/slot/run/seen
   # The agent opens and closes `wake` after a bind; the time limit is for a wake-up that was missed.
   [ -e $d/marker.json ] || { say "no branch"; echo "no branch" >/slot/run/start-blocked-by; timeout 2 cat /slot/wake >/dev/null 2>&1 & wait $!; continue; }
   [ "$(stat -f -c %t $d)" = 9123683e ] || { blocked "data is not btrfs"; continue; }
