@@ -8,7 +8,7 @@ from typing import Final
 
 from dbranch.agent.linux import btrfs
 from dbranch.agent.linux.command import run
-from dbranch.agent.linux.mounts import mounts_at
+from dbranch.agent.linux.mounts import Mount, mounts_at
 from dbranch.agent.linux.syscalls import mount_tmpfs
 from dbranch.api.errors import Busy, CommandFailed
 from dbranch.runtime.logs import log_command
@@ -44,6 +44,11 @@ def await_released(device: str, timeout: float = 5.0) -> None:
 def bind_mount(source: Path, point: Path) -> None:
     """Mount `source` at `point` as well. The caller has checked that nothing is mounted there: bind mounts stack."""
     run(["mount", "--bind", source, point])
+
+
+def is_memory(mount: Mount) -> bool:
+    """Return True for what `mount_memory` mounted."""
+    return (mount.fstype, mount.source) == ("tmpfs", "tmpfs")
 
 
 def mount_memory(point: Path, size: int, inodes: int, owner: int) -> None:

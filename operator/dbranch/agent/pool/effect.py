@@ -141,10 +141,7 @@ def ensure_pool_removed(layout: Layout, project_uid: str) -> None:
         if not names_image(layout, project_uid, tombstone):
             logger.warning("%s holds another filesystem than the pool to be removed; it is left alone", file)
         else:
-            if file.exists():
-                log_command("rm", file)
-                file.unlink()
-                image.sync_directory(layout.pools)
+            image.ensure_file_removed(file)
             ensure_record_removed(layout, project_uid)
         ensure_tombstone_withdrawn(layout, project_uid)
 

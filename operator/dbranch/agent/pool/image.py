@@ -40,6 +40,14 @@ def sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
+def ensure_file_removed(file: Path) -> None:
+    """Remove a file beside the images, durably; no-op without it."""
+    if file.exists():
+        log_command("rm", file)
+        file.unlink()
+        sync_directory(file.parent)
+
+
 def ensure_image(file: Path, size: int, created: bool) -> None:
     """Create the sparse image file, at least MINIMUM_BYTES large; no-op if it exists.
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from dbranch.agent.layout import Layout, is_uid
 from dbranch.agent.linux.files import write_atomically
 from dbranch.agent.linux.syscalls import rename_new
-from dbranch.agent.pool.image import sync_directory
+from dbranch.agent.pool.image import ensure_file_removed, sync_directory
 from dbranch.agent.pool.record import NewerRecord, PoolRecord, parse_record, render_record
 from dbranch.api.errors import PoolLost, StorageUnclear
 from dbranch.runtime.file_lock import held, held_temporary
@@ -45,8 +45,7 @@ def ensure_recorded(
         current = understood_record(layout, project_uid)
         changed = change(current)
         if changed != current:
-            write_atomically(layout.record(project_uid), render_record(changed), mode=0o600)
-            sync_directory(layout.pools)
+            _write(layout, project_uid, changed)
         return changed
 
 
@@ -55,10 +54,12 @@ def ensure_initialized_recorded(layout: Layout, project_uid: str) -> None:
     with held(layout.records_lock):
         record = understood_record(layout, project_uid)
         if record and not record.initialized:
-            write_atomically(
-                layout.record(project_uid), render_record(replace(record, initialized=True)), mode=0o600
-            )
-            sync_directory(layout.pools)
+            _write(layout, project_uid, replace(record, initialized=True))
+
+
+def _write(layout: Layout, project_uid: str, record: PoolRecord) -> None:
+    write_atomically(layout.record(project_uid), render_record(record), mode=0o600)
+    sync_directory(layout.pools)
 
 
 def observe_records(layout: Layout) -> tuple[str, ...]:
@@ -68,11 +69,7 @@ def observe_records(layout: Layout) -> tuple[str, ...]:
 
 def ensure_record_removed(layout: Layout, project_uid: str) -> None:
     """Remove the record of a pool that is gone, or that another project has adopted."""
-    record = layout.record(project_uid)
-    if record.exists():
-        log_command("rm", record)
-        record.unlink()
-        sync_directory(layout.pools)
+    ensure_file_removed(layout.record(project_uid))
 
 
 def ensure_pool_adopted(layout: Layout, old: PoolRecord, new: PoolRecord) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from dbranch.agent.layout import Layout, is_uid
 from dbranch.agent.linux.btrfs import superblock_uuid
 from dbranch.agent.linux.files import write_atomically
-from dbranch.agent.pool.image import sync_directory
+from dbranch.agent.pool.image import ensure_file_removed, sync_directory
 from dbranch.agent.pool.records import understood_record
 from dbranch.api.errors import StorageUnclear
 from dbranch.runtime.logs import log_command
@@ -69,11 +69,7 @@ def ensure_tombstone(layout: Layout, project_uid: str, pool_uuid: str | None = N
 
 def ensure_tombstone_withdrawn(layout: Layout, project_uid: str) -> None:
     """Remove the tombstone: last of a removal, or of a pool that is wanted after all."""
-    path = layout.tombstone(project_uid)
-    if path.exists():
-        log_command("rm", path)
-        path.unlink()
-        sync_directory(layout.pools)
+    ensure_file_removed(layout.tombstone(project_uid))
 
 
 def names_image(layout: Layout, project_uid: str, tombstone: Tombstone) -> bool:

@@ -134,7 +134,7 @@ def ensure_slot_removed(layout: Layout, slot: str) -> None:
     directory, data, run = layout.slot(slot), layout.data(slot), layout.run(slot)
     with held(layout.slots_lock):
         while mounts := mounts_at(run):
-            if (mounts[-1].fstype, mounts[-1].source) != ("tmpfs", "tmpfs"):
+            if not mounting.is_memory(mounts[-1]):
                 raise Unsafe(f"{run} has {mounts[-1].source} mounted; it is left alone; unmount it")
             mounting.unmount(run)
     if not directory.exists():

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dbranch.agent.layout import INITDB_DONE, MARKER, PG_IDENT, PGDATA, Layout, SubvolumeKind, SubvolumeName
+from dbranch.agent.layout import MARKER, PG_IDENT, Layout, SubvolumeKind, SubvolumeName
 from dbranch.agent.linux.btrfs import is_subvolume
-from dbranch.agent.linux.files import opened_directory, read_beneath
 from dbranch.agent.linux.mounts import mounts_at
 from dbranch.agent.volume.marker import Marker, NewerMarker, parse_marker
 from dbranch.agent.volume.settings import superuser_in
+from dbranch.agent.volume.tenant import superuser_of_initdb
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,8 @@ def observe_initdb_done(layout: Layout, project_uid: str, branch_uid: str) -> bo
     """Return True if `initdb.sh` has made everything in the root branch's area."""
     area = layout.initdb_area(project_uid, branch_uid)
     try:
-        with opened_directory(area, PGDATA) as pgdata:
-            # The first release left it empty. It is also empty when the script is cut off: then it runs again.
-            done = bool((read_beneath(pgdata, INITDB_DONE, limit=64) or "").strip())
+        # The first release left no name. There is none either when the script is cut off: then it runs again.
+        done = bool(superuser_of_initdb(area))
     except OSError:
         return False
     # The promotion writes the marker, removes the script's own file, and renames last.

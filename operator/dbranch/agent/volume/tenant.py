@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from dbranch.agent.layout import PGDATA
+from dbranch.agent.layout import INITDB_DONE, PGDATA
 from dbranch.agent.linux import btrfs
 from dbranch.agent.linux.files import (
     empty_directory,
@@ -42,6 +42,8 @@ _STALE_FILES: Final = (
 _REPLICATION_SLOTS: Final = "pg_replslot"
 # Characters of a path in a message.
 _PATH_LIMIT: Final = 160
+# A role's name has 63 bytes at most; a line break ends it.
+_NAME_LIMIT: Final = 64
 
 
 def major_of(subvolume: Path) -> int | None:
@@ -52,6 +54,16 @@ def major_of(subvolume: Path) -> int | None:
     except OSError:
         return None
     return int(text) if text and text.strip().isdigit() else None
+
+
+def superuser_of_initdb(area: Path) -> str | None:
+    """Return the superuser that `initdb.sh` leaves when it is done: None before, "" if the script was cut off.
+
+    Raises OSError if the area holds no PGDATA.
+    """
+    with opened_directory(area, PGDATA) as pgdata:
+        name = read_beneath(pgdata, INITDB_DONE, limit=_NAME_LIMIT)
+    return None if name is None else name.strip()
 
 
 def initdb_settings_of(subvolume: Path) -> dict[str, str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dbranch.agent.layout import INITDB_DONE, PGDATA, Layout
+from dbranch.agent.layout import INITDB_DONE, Layout
 from dbranch.agent.linux import btrfs
-from dbranch.agent.linux.files import opened_directory, read_beneath
 from dbranch.agent.volume import tenant
 from dbranch.agent.volume.effect import (
     check_unused,
@@ -52,14 +51,12 @@ def ensure_initdb_promoted(
     if branch.exists():
         return marker_of(branch)
     marker = read_marker(area)
-    with opened_directory(area, PGDATA) as pgdata:
-        done = read_beneath(pgdata, INITDB_DONE, limit=64)
-    if done is None:
+    superuser = tenant.superuser_of_initdb(area)
+    if superuser is None:
         if marker is None:
             raise Busy(f"initdb in {area} is not done; it is tried again")
     else:
         major = tenant.major_of(area)
-        superuser = done.strip()
         if major is None or not superuser:
             raise Unsafe(
                 f"initdb left no whole database in {area}; nothing is used; check spec.postgres.image"
