@@ -127,7 +127,7 @@ def test_a_truncated_image(world: World, other: World) -> None:
     reason, message = storage_finding(world)
     # Writes behind its end may have made it longer since.
     assert reason == "PoolDamaged" and "its filesystem 268435456: its end is lost" in message
-    assert file.stat().st_size == 128 * 2**20, "the lost part was replaced by zeros"
+    assert file.stat().st_size < 268435456, "the lost part was replaced by zeros"
     set_state(world, "Stopped")
     world.run_rounds()
     set_state(world, "Running")
