@@ -74,6 +74,24 @@ def await_accepting(world: World, branch: str) -> None:
     raise AssertionError(f"not recovered: {world.branch(branch)['status']} {storage_finding(world)}")
 
 
+def fill_all_but(free: int, ballast: Path) -> None:
+    """Write the file until its filesystem has at most so many bytes free.
+
+    btrfs counts as free what was deleted since the last commit, and may refuse it to a write until then.
+    """
+    refusals = 0
+    with ballast.open("wb", buffering=0) as file:
+        while (left := os.statvfs(ballast.parent)).f_bavail * left.f_frsize > free:
+            try:
+                file.write(os.urandom(MIB // 4))
+                os.fsync(file.fileno())
+            except OSError as error:
+                refusals += 1
+                if error.errno != errno.ENOSPC or refusals == 20:
+                    raise
+                os.sync()
+
+
 def test_a_full_pool(world: World) -> None:
     project = world.make_project(storage={"size": "512Mi"})
     world.run_agent()
@@ -89,11 +107,7 @@ def test_a_full_pool(world: World) -> None:
     await_accepting(world, "main")
     world.run_agent()
     # The space that its Postgres freed when it ended is taken by another file.
-    free = 62 * MIB
-    with ballast.open("wb") as file:
-        while (left := os.statvfs(ballast.parent)).f_bavail * left.f_frsize > free:
-            file.write(os.urandom(MIB))
-            os.fsync(file.fileno())
+    fill_all_but(62 * MIB, ballast)
     world.make_branch("late", "main")
     world.run_rounds()
     reason, message = storage_finding(world, "late")
