@@ -7,7 +7,7 @@ import logging
 from dbranch.agent.layout import Layout
 from dbranch.agent.status import changed_fields, drop_insignificant, size_fields
 from dbranch.agent.volume.sizes import observe_sizes
-from dbranch.api.branch import Branch
+from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.project import Project
 from dbranch.kube.client import Cluster, branch_path
 from dbranch.kube.status import patch_status
@@ -29,4 +29,4 @@ def patch_sizes(cluster: Cluster, layout: Layout, project: Project, branch: Bran
     sizes = size_fields("logical", measured.logical_bytes) | size_fields("unique", measured.unique_bytes)
     changed = changed_fields(current, drop_insignificant(current, sizes))
     if changed:
-        patch_status(cluster, branch, {"node": changed})
+        patch_status(cluster, parse_branch(body), {"node": changed})
