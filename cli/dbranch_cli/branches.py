@@ -1,4 +1,4 @@
-"""The commands on branches: create, list, tree, show, wait, delete."""
+"""The commands on branches: create, show, wait, delete."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dbranch_cli.options import (
     timeout_option,
     yes_option,
 )
-from dbranch_cli.view import branch_block, branch_table, branch_tree
+from dbranch_cli.view import branch_block
 from dbranch_cli.waiting import Goal, has_condition, is_stopped, wait_deleted, wait_for
 
 # After a switch the policy that protects the active branch still reads the project as it was: the API server's cache
@@ -168,24 +168,6 @@ def _require_source(invocation: Invocation, source: str) -> None:
             f'source "{source}" does not exist in project {invocation.project_name}; nothing was created'
             + did_you_mean(source, existing),
         )
-
-
-@click.command("list", cls=Command)
-@click.pass_obj
-def list_branches(invocation: Invocation) -> None:
-    """List the branches with their states and sizes."""
-    project = invocation.project()
-    branches = invocation.store.branches(invocation.project_name)
-    invocation.print_result(branch_table(project, branches, invocation.output == "wide"), branches)
-
-
-@click.command(cls=Command)
-@click.pass_obj
-def tree(invocation: Invocation) -> None:
-    """Show the branches as a tree, each below its source."""
-    project = invocation.project()
-    branches = invocation.store.branches(invocation.project_name)
-    invocation.print_result(branch_tree(project, branches), branches)
 
 
 @click.command(cls=Command)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pykube
 import requests
+from urllib3.exceptions import ReadTimeoutError
 
 from dbranch.api import names
 from dbranch.api.errors import ApiError, ClusterUnreachable
@@ -58,6 +59,24 @@ class Connection:
         except requests.RequestException as error:
             raise self._unreachable(error) from error
 
+    def lines(self, path: str, params: Mapping[str, str], silence_seconds: float) -> Iterator[str]:
+        """Yield the lines of a text as they come. Ends with the text, or when nothing came for so many seconds."""
+        try:
+            with self._send("GET", path, params, None, "", silence_seconds, stream=True) as response:
+                partial = b""
+                # None: as it comes, not when a chunk is full.
+                for chunk in response.iter_content(None):
+                    *lines, partial = (partial + chunk).split(b"\n")
+                    for line in lines:
+                        yield line.decode("utf-8", "replace")
+                if partial:
+                    yield partial.decode("utf-8", "replace")
+        except requests.ConnectionError as error:
+            if not _is_timeout(error):
+                raise self._unreachable(error) from error
+        except requests.RequestException as error:
+            raise self._unreachable(error) from error
+
     def _send(
         self,
         method: str,
@@ -91,6 +110,12 @@ class Connection:
             f" (context {self.kube_context.name} of {self.kube_context.source});"
             " check that the cluster is up and the context is the right one"
         )
+
+
+def _is_timeout(error: BaseException) -> bool:
+    return isinstance(error, requests.Timeout) or any(
+        isinstance(cause, ReadTimeoutError) for cause in error.args
+    )
 
 
 def root_cause(error: BaseException) -> str:

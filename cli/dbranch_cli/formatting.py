@@ -57,3 +57,12 @@ def format_size(node_status: Mapping[str, Any], prefix: str) -> str:
         return str(node_status[f"{prefix}Size"])
     count = node_status.get(f"{prefix}Bytes")
     return "-" if count is None else format_bytes(int(count))
+
+
+def escape_controls(text: str) -> str:
+    """Return a text whose control characters, but for tabs, do nothing on a terminal.
+
+    >>> print(escape_controls("a\x1b[2Jb\tc"))
+    a\\x1b[2Jb	c
+    """
+    return "".join(c if c == "\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)

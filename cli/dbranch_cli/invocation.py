@@ -85,6 +85,11 @@ class Invocation:
     def project_name(self) -> str:
         return self._project_selection[0]
 
+    @property
+    def project_named_by(self) -> str:
+        """What named the project: an option, a variable, a file, or that it is the only one."""
+        return self._project_selection[1]
+
     def project(self) -> Body:
         """Get the selected project. Raise Failure if it does not exist."""
         name, set_by = self._project_selection

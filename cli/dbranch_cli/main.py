@@ -11,7 +11,18 @@ from pathlib import Path
 import click
 
 from dbranch.api.errors import DbranchError
-from dbranch_cli import branches, completion, connect, lifecycle, load, orphans, projects
+from dbranch_cli import (
+    branches,
+    completion,
+    connect,
+    doctor,
+    lifecycle,
+    listing,
+    load,
+    logs,
+    orphans,
+    projects,
+)
 from dbranch_cli.failure import ExitCode, Failure, failure_from
 from dbranch_cli.invocation import Invocation
 from dbranch_cli.options import CommandGroup
@@ -51,10 +62,11 @@ for _command in (
     projects.init,
     branches.create,
     lifecycle.use,
-    branches.list_branches,
+    listing.list_branches,
     projects.status,
     branches.show,
-    branches.tree,
+    listing.tree,
+    logs.logs,
     connect.psql,
     connect.url,
     connect.start,
@@ -67,6 +79,8 @@ for _command in (
     projects.delete_project,
     projects.projects,
     projects.set_default,
+    projects.current,
+    doctor.doctor,
     orphans.orphan,
     completion.completion,
 ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dbranch.api import names
@@ -53,6 +53,19 @@ def desired_branch_of(project: Mapping[str, Any]) -> str:
     return str(project["spec"].get("activeBranch") or names.ROOT_BRANCH)
 
 
+def sorted_branches(project: str, branches: Iterable[Body]) -> list[Body]:
+    """Return a project's branches in order: the root branch, then the others by age."""
+    root = names.branch_object_name(project, names.ROOT_BRANCH)
+    return sorted(
+        branches,
+        key=lambda b: (
+            b["metadata"]["name"] != root,
+            b["metadata"].get("creationTimestamp", ""),
+            b["metadata"]["name"],
+        ),
+    )
+
+
 class Store:
     """The objects of one namespace."""
 
@@ -87,15 +100,7 @@ class Store:
 
     def branches(self, project: str) -> list[Body]:
         """Return a project's branches: the root branch, then the others by age."""
-        branches = self._list(names.BRANCHES, fieldSelector=f"spec.project={project}")
-        return sorted(
-            branches,
-            key=lambda b: (
-                b["metadata"]["name"] != names.branch_object_name(project, names.ROOT_BRANCH),
-                b["metadata"].get("creationTimestamp", ""),
-                b["metadata"]["name"],
-            ),
-        )
+        return sorted_branches(project, self._list(names.BRANCHES, fieldSelector=f"spec.project={project}"))
 
     def find_branch(self, project: str, branch: str) -> Body | None:
         """Return a branch, or None if it does not exist."""

@@ -35,8 +35,11 @@ def superuser_option() -> Callable[[Any], Any]:
     )
 
 
-def common_options() -> list[click.Option]:
-    """Return the options of every command; those after the command override those before it."""
+def common_options(outputs: Sequence[str] = ()) -> list[click.Option]:
+    """Return the options of every command; those after the command override those before it.
+
+    `outputs`: output formats of this command beside the common ones.
+    """
 
     def option(*declarations: str, field: str, **attributes: Any) -> click.Option:
         callback = _store_in_invocation(field)
@@ -64,17 +67,24 @@ def common_options() -> list[click.Option]:
             help="Path of the kubeconfig; default: KUBECONFIG, else ~/.kube/config.",
         ),
         option("-p", "--project", field="project_option", metavar="NAME", help="Project."),
-        option("-o", "--output", field="output", type=click.Choice(OUTPUTS), help="Output format."),
+        option(
+            "-o", "--output", field="output", type=click.Choice([*OUTPUTS, *outputs]), help="Output format."
+        ),
     ]
 
 
 class Command(click.Command):
-    """A command with the common options. With `passthrough` it keeps the arguments after `--`."""
+    """A command with the common options. With `passthrough` it keeps the arguments after `--`.
 
-    def __init__(self, *args: Any, passthrough: bool = False, **kwargs: Any) -> None:
+    `outputs`: output formats beside the common ones.
+    """
+
+    def __init__(
+        self, *args: Any, passthrough: bool = False, outputs: Sequence[str] = (), **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.passthrough = passthrough
-        self.params.extend(common_options())
+        self.params.extend(common_options(outputs))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if self.passthrough and "--" in args:
@@ -196,4 +206,14 @@ def dry_run_option() -> Callable[[Any], Any]:
         type=click.Choice(["none", "client"]),
         default="none",
         help="With `client`, print the manifest (YAML, or JSON with -o json) and write nothing.",
+    )
+
+
+def nodes_namespace_option() -> Callable[[Any], Any]:
+    return click.option(
+        "--nodes-namespace",
+        default="dbranch-nodes",
+        show_default=True,
+        metavar="NAME",
+        help="Namespace of the agents (nodesNamespace.name of the Helm chart).",
     )

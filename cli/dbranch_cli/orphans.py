@@ -6,7 +6,7 @@ The agents publish it on their own pods, and are asked there: who may patch pods
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +19,14 @@ from dbranch_cli.connection import Connection
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.formatting import format_table
 from dbranch_cli.invocation import Invocation, format_objects
-from dbranch_cli.options import Command, CommandGroup, no_wait_option, timeout_option, yes_option
+from dbranch_cli.options import (
+    Command,
+    CommandGroup,
+    no_wait_option,
+    nodes_namespace_option,
+    timeout_option,
+    yes_option,
+)
 
 _AGENTS: Final = f"{names.LABEL_NAME}=dbranch,{names.LABEL_COMPONENT}={names.COMPONENT_AGENT}"
 _MERGE: Final = "application/merge-patch+json"
@@ -153,16 +160,6 @@ def orphan_table(located: Sequence[LocatedOrphan], wide: bool) -> str:
         for f in located
     ]
     return format_table(header, rows)
-
-
-def nodes_namespace_option() -> Callable[[Any], Any]:
-    return click.option(
-        "--nodes-namespace",
-        default="dbranch-nodes",
-        show_default=True,
-        metavar="NAME",
-        help="Namespace of the agents (nodesNamespace.name of the Helm chart).",
-    )
 
 
 @click.group(cls=CommandGroup)

@@ -15,7 +15,7 @@ from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.formatting import format_count
 from dbranch_cli.invocation import Invocation, format_objects
 from dbranch_cli.naming import check_project_name, list_names, suggest_name
-from dbranch_cli.objects import branch_name_of, manifest
+from dbranch_cli.objects import active_branch_of, branch_name_of, manifest
 from dbranch_cli.options import (
     Command,
     ProjectName,
@@ -208,6 +208,21 @@ def set_default(invocation: Invocation, name: str) -> None:
     set_current_project(context, namespace, name)
     text = f"project {name} is the current one (context {context}, namespace {namespace})"
     invocation.print_result(text, body)
+
+
+@click.command(cls=Command)
+@click.pass_obj
+def current(invocation: Invocation) -> None:
+    """Print the current project and its active branch.
+
+    As shop/feature-x, for prompts and scripts. What named the project stands on standard error.
+    """
+    project = invocation.project()
+    invocation.print_note(
+        f"project {project['metadata']['name']} of namespace {invocation.namespace},"
+        f" context {invocation.kube_context.name}; named by {invocation.project_named_by}"
+    )
+    invocation.print_result(f"{project['metadata']['name']}/{active_branch_of(project)}", project)
 
 
 @click.command("delete-project", cls=Command)

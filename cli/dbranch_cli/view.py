@@ -41,26 +41,33 @@ def problem_of(body: Json) -> tuple[str, str] | None:
     return str(ready["reason"]), str(ready.get("message", ""))
 
 
+def branch_header(wide: bool) -> list[str]:
+    """Return the columns of `dbranch list`; `wide` adds some."""
+    header = ["ACTIVE", "BRANCH", "SOURCE", "STATE", "SIZE", "UNIQUE", "AGE"]
+    return header + (["REASON", "NODE", "MESSAGE"] if wide else [])
+
+
+def branch_row(project: Json, body: Json, wide: bool, now: datetime | None = None) -> list[str]:
+    """Return a branch's row in the table of `dbranch list`."""
+    status = body.get("status") or {}
+    node, ready = status.get("node") or {}, find_condition(status, Condition.READY) or {}
+    row = [
+        "*" if branch_name_of(body) == active_branch_of(project) else "",
+        branch_name_of(body),
+        body["spec"].get("source") or "-",
+        state_of(body),
+        format_size(node, "logical"),
+        format_size(node, "unique"),
+        format_age(body["metadata"].get("creationTimestamp"), now),
+    ]
+    if wide:
+        row += [ready.get("reason") or "-", status.get("nodeName") or "-", ready.get("message") or ""]
+    return row
+
+
 def branch_table(project: Json, branches: Sequence[Json], wide: bool, now: datetime | None = None) -> str:
     """Return the table of `dbranch list`; `wide` adds columns."""
-    header = ["ACTIVE", "BRANCH", "SOURCE", "STATE", "SIZE", "UNIQUE", "AGE"]
-    rows = []
-    for body in branches:
-        status = body.get("status") or {}
-        node, ready = status.get("node") or {}, find_condition(status, Condition.READY) or {}
-        row = [
-            "*" if branch_name_of(body) == active_branch_of(project) else "",
-            branch_name_of(body),
-            body["spec"].get("source") or "-",
-            state_of(body),
-            format_size(node, "logical"),
-            format_size(node, "unique"),
-            format_age(body["metadata"].get("creationTimestamp"), now),
-        ]
-        if wide:
-            row += [ready.get("reason") or "-", status.get("nodeName") or "-", ready.get("message") or ""]
-        rows.append(row)
-    return format_table(header + (["REASON", "NODE", "MESSAGE"] if wide else []), rows)
+    return format_table(branch_header(wide), [branch_row(project, body, wide, now) for body in branches])
 
 
 def project_table(

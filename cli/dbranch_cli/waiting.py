@@ -16,10 +16,11 @@ from typing import Any
 
 from dbranch.api.conditions import Condition, Reason, find_condition
 from dbranch.api.enums import ConditionStatus
-from dbranch.api.errors import ApiError, ClusterUnreachable, DbranchError
+from dbranch.api.errors import DbranchError
 from dbranch_cli.colors import colorize
 from dbranch_cli.failure import ExitCode, Failure
-from dbranch_cli.objects import Body, Store, plural_for, resource_path
+from dbranch_cli.objects import Body, Store, plural_for
+from dbranch_cli.watching import follow
 
 _SHOWN_CONDITIONS = (
     Condition.SCHEDULED,
@@ -28,10 +29,7 @@ _SHOWN_CONDITIONS = (
     Condition.ROUTED,
     Condition.DELETION_BLOCKED,
 )
-_WATCH_SECONDS = 300
 _REDRAW_SECONDS = 0.2
-_MAX_RECONNECTS = 5
-_RECONNECT_DELAY_SECONDS = 0.5  # times the number of failures so far
 _CLEAR_LINE = "\r\x1b[K"
 
 Goal = Callable[[Mapping[str, Any]], bool]
@@ -237,7 +235,7 @@ def _watch_versions(
     """Yield each version of exactly this object until the time-out; None, as the last, if it is deleted."""
     deadline = time.monotonic() + timeout
     versions: queue.SimpleQueue[Body | _WatchFailed | None] = queue.SimpleQueue()
-    threading.Thread(target=_list_and_watch, args=(store, dict(live), versions), daemon=True).start()
+    threading.Thread(target=_put_versions, args=(store, dict(live), versions), daemon=True).start()
     while (remaining := deadline - time.monotonic()) > 0:
         try:
             version = versions.get(timeout=min(remaining, _REDRAW_SECONDS))
@@ -251,45 +249,16 @@ def _watch_versions(
             return
 
 
-def _list_and_watch(
-    store: Store, live: Body, versions: queue.SimpleQueue[Body | _WatchFailed | None]
-) -> None:
-    """Put each version of the object into the queue: list, then watch, and list again if the watch ends.
-
-    Runs in its own thread.
-    """
-    path = resource_path(plural_for(live["kind"]), store.namespace)
+def _put_versions(store: Store, live: Body, versions: queue.SimpleQueue[Body | _WatchFailed | None]) -> None:
+    """Put each version of the object into the queue; None, as the last, if it is gone. Runs in its own thread."""
     name, uid = live["metadata"]["name"], live["metadata"]["uid"]
     selector = {"fieldSelector": f"metadata.name={name}"}
-    failures = 0
-    while True:
-        try:
-            listed = store.connection.get(path, **selector)
-            failures = 0
-            same_uid = [item for item in listed["items"] if item["metadata"]["uid"] == uid]
-            versions.put(same_uid[0] if same_uid else None)
-            if not same_uid:
+    try:
+        for change in follow(store, plural_for(live["kind"]), selector, existing=[live]):
+            if change.body["metadata"]["uid"] != uid:
+                continue
+            versions.put(None if change.deleted else change.body)
+            if change.deleted:
                 return
-            from_version = {"resourceVersion": listed["metadata"]["resourceVersion"]}
-            for event in store.connection.watch(path, {**selector, **from_version}, _WATCH_SECONDS):
-                if event["type"] == "ERROR":
-                    break  # the resourceVersion is too old: list again
-                body = event["object"]
-                if event["type"] == "BOOKMARK" or body["metadata"].get("uid") != uid:
-                    continue
-                versions.put(None if event["type"] == "DELETED" else body)
-                if event["type"] == "DELETED":
-                    return
-        except ClusterUnreachable as error:
-            failures += 1
-            if failures > _MAX_RECONNECTS:
-                versions.put(_WatchFailed(error))
-                return
-            time.sleep(_RECONNECT_DELAY_SECONDS * failures)
-        except (ApiError, DbranchError) as error:
-            versions.put(_WatchFailed(error))
-            return
-        except (ValueError, KeyError) as error:
-            failure = ClusterUnreachable(f"cannot parse the API server's watch: {error!r}")
-            versions.put(_WatchFailed(failure))
-            return
+    except DbranchError as error:
+        versions.put(_WatchFailed(error))
