@@ -1,6 +1,8 @@
 """Deletion of a branch, a project, a namespace; afterwards the node holds what it held before the project."""
 
-from __future__ import re
+from __future__ import annotations
+
+import re
 from collections import Counter
 
 from tests.e2e.cluster import KUBECTL_TIMEOUT, NODES, POSTGRES_IMAGE, Cluster, Namespace, Project, eventually
