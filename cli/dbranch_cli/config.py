@@ -14,8 +14,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dbranch_cli.failure import ExitCode, Failure
 
 
@@ -38,6 +36,8 @@ def current_project(context: str, namespace: str) -> str | None:
 
 def set_current_project(context: str, namespace: str, project: str | None) -> None:
     """Set the current project of a context and namespace, or unset it (None). Replaces the file atomically."""
+    import yaml
+
     config = _read_config()
     if not isinstance(config.get("current"), dict):
         config["current"] = {}
@@ -70,6 +70,8 @@ def set_current_project(context: str, namespace: str, project: str | None) -> No
 
 
 def _read_config() -> dict[str, Any]:
+    import yaml
+
     path = config_path()
     try:
         loaded = yaml.safe_load(path.read_text())

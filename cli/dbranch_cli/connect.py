@@ -11,7 +11,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
 import click
@@ -19,12 +19,18 @@ import click
 from dbranch.api import names
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.formatting import format_table
-from dbranch_cli.forward import PodPort, PortForward, ready_proxy_pod, require_permission
 from dbranch_cli.invocation import Invocation
 from dbranch_cli.objects import active_branch_of, branch_name_of
-from dbranch_cli.options import BranchName, Command, passthrough_arguments, superuser_option
+from dbranch_cli.options import (
+    BranchName,
+    Command,
+    nodes_namespace_option,
+    passthrough_arguments,
+    superuser_option,
+)
 
-_DEFAULT_NODES_NAMESPACE = "dbranch-nodes"
+if TYPE_CHECKING:
+    from dbranch_cli.forward import PodPort
 
 
 @click.command(cls=Command)
@@ -38,16 +44,12 @@ _DEFAULT_NODES_NAMESPACE = "dbranch-nodes"
 @click.option(
     "--branches", is_flag=True, help="Also forward a port to each branch, on the ports after --port."
 )
-@click.option(
-    "--nodes-namespace",
-    envvar="DBRANCH_NODES_NAMESPACE",
-    default=_DEFAULT_NODES_NAMESPACE,
-    show_default=True,
-    help="Namespace of the Postgres pods, for --branches.",
-)
+@nodes_namespace_option()
 @click.pass_obj
 def start(invocation: Invocation, port: int, branches: bool, nodes_namespace: str) -> None:
     """Forward a local port to the active branch. It follows each switch, until interrupted."""
+    from dbranch_cli.forward import PortForward, ready_proxy_pod, require_permission
+
     project = invocation.project()
     connection, name = invocation.store.connection, invocation.project_name
     require_permission(connection, invocation.namespace)
@@ -75,6 +77,8 @@ def start(invocation: Invocation, port: int, branches: bool, nodes_namespace: st
 
 def _branch_pod_resolver(invocation: Invocation, branch: str, nodes_namespace: str) -> Callable[[], PodPort]:
     """Return a function that looks up a branch's Postgres pod, which may change between two connections."""
+
+    from dbranch_cli.forward import PodPort
 
     def find_pod() -> PodPort:
         node = (invocation.branch(branch).get("status") or {}).get("node") or {}
@@ -115,6 +119,8 @@ def run_client(
 
     `stdin` is this process's (None), a file, or chunks of bytes. `quiet` discards its standard output.
     """
+    from dbranch_cli.forward import PortForward, ready_proxy_pod, require_permission
+
     require_client(program)
     if branch:
         invocation.branch(branch)

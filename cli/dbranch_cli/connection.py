@@ -16,7 +16,6 @@ from dbranch_cli.kubeconfig import KubeContext
 
 _CONNECT_TIMEOUT_SECONDS, _READ_TIMEOUT_SECONDS = 10.0, 60.0
 _WATCH_CHUNK_BYTES = 65536
-APPLY_CONTENT_TYPE = "application/apply-patch+yaml"
 
 
 class Connection:

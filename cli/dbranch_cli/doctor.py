@@ -6,24 +6,24 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from importlib import metadata
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
-import yaml
 
 from dbranch.api import names
 from dbranch.api.errors import ApiError
 from dbranch.api.orphans import parse_published
 from dbranch_cli import diagnosis
 from dbranch_cli.colors import colorize
-from dbranch_cli.connection import Connection
 from dbranch_cli.diagnosis import Finding, Severity
 from dbranch_cli.failure import ExitCode
 from dbranch_cli.formatting import escape_controls, format_count
 from dbranch_cli.invocation import Invocation
 from dbranch_cli.objects import Body
 from dbranch_cli.options import Command
+
+if TYPE_CHECKING:
+    from dbranch_cli.connection import Connection
 
 _COLORS: Final = {
     Severity.OK: "green",
@@ -129,6 +129,8 @@ class _Examination:
 
 
 def _client_version() -> str:
+    from importlib import metadata
+
     try:
         return metadata.version("dbranch")
     except metadata.PackageNotFoundError:
@@ -137,6 +139,8 @@ def _client_version() -> str:
 
 def _print(invocation: Invocation, findings: list[Finding]) -> None:
     if invocation.output in ("json", "yaml"):
+        import yaml
+
         body: dict[str, Any] = {"findings": [finding.as_dict() for finding in findings]}
         click.echo(
             json.dumps(body, indent=2)

@@ -9,19 +9,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import yaml
 
 from dbranch.api import names
 from dbranch_cli.config import config_path, current_project
-from dbranch_cli.connection import Connection
 from dbranch_cli.failure import ExitCode, Failure
-from dbranch_cli.kubeconfig import KubeContext, load_kube_context
 from dbranch_cli.naming import check_branch_name
 from dbranch_cli.objects import Body, Store
 
+if TYPE_CHECKING:
+    from dbranch_cli.kubeconfig import KubeContext
+
+# What reads YAML or speaks with a server is imported where it is used: --help and completion need neither, and they
+# are to answer at once.
 PROJECT_FILE = ".dbranch"
 
 
@@ -37,10 +39,14 @@ class Invocation:
 
     @cached_property
     def kube_context(self) -> KubeContext:
+        from dbranch_cli.kubeconfig import load_kube_context
+
         return load_kube_context(self.kubeconfig_option, self.context_option, self.namespace_option)
 
     @cached_property
     def store(self) -> Store:
+        from dbranch_cli.connection import Connection
+
         return Store(Connection(self.kube_context), self.kube_context.namespace)
 
     @property
@@ -132,6 +138,8 @@ def find_project_file(directory: Path) -> tuple[str, str] | None:
 
     The file holds the bare name, or `project: NAME`.
     """
+    import yaml
+
     for parent in (directory, *directory.parents):
         path = parent / PROJECT_FILE
         if path.is_file():
@@ -159,6 +167,8 @@ def format_objects(body: Mapping[str, Any] | Sequence[Mapping[str, Any]], output
     )
     if output == "json":
         return json.dumps(printed, indent=2)
+    import yaml
+
     return str(yaml.safe_dump(printed, sort_keys=False)).rstrip()
 
 

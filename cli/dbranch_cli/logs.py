@@ -7,18 +7,20 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from dbranch.api.conditions import Condition, find_condition
 from dbranch.api.errors import ApiError, ClusterUnreachable
-from dbranch_cli.connection import Connection
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.formatting import escape_controls
 from dbranch_cli.invocation import Invocation
 from dbranch_cli.objects import active_branch_of
 from dbranch_cli.options import BranchName, Command, Duration, nodes_namespace_option
+
+if TYPE_CHECKING:
+    from dbranch_cli.connection import Connection
 
 _CONTAINER: Final = "postgres"
 _POLL_SECONDS: Final = 1.0

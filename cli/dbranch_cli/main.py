@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import click
@@ -30,6 +29,8 @@ from dbranch_cli.options import CommandGroup
 
 def _print_version(context: click.Context, _: click.Parameter, requested: bool) -> None:
     if requested and not context.resilient_parsing:
+        from importlib import metadata
+
         try:
             click.echo(f"dbranch {metadata.version('dbranch')}")
         except metadata.PackageNotFoundError:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dbranch.api import names
 from dbranch.api.errors import ApiError
 from dbranch.api.secrets import secret_texts
-from dbranch_cli.connection import APPLY_CONTENT_TYPE, Connection
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.naming import did_you_mean
 from dbranch_cli.ownership import gitops_manager, merge_maps, owned_fields
 
+if TYPE_CHECKING:
+    from dbranch_cli.connection import Connection
+
 Body = dict[str, Any]
+_APPLY = "application/apply-patch+yaml"
 
 
 def resource_path(plural: str, namespace: str, name: str | None = None) -> str:
@@ -146,7 +149,7 @@ class Store:
             resource_path(plural_for(kind), self.namespace, name),
             {"fieldManager": names.CLI_MANAGER, "force": "true", "fieldValidation": "Strict"},
             applied,
-            APPLY_CONTENT_TYPE,
+            _APPLY,
         )
 
     def set_field(self, live: Mapping[str, Any], field: str, value: str, force: bool) -> Body:

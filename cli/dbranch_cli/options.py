@@ -212,8 +212,9 @@ def dry_run_option() -> Callable[[Any], Any]:
 def nodes_namespace_option() -> Callable[[Any], Any]:
     return click.option(
         "--nodes-namespace",
+        envvar="DBRANCH_NODES_NAMESPACE",
         default="dbranch-nodes",
         show_default=True,
         metavar="NAME",
-        help="Namespace of the agents (nodesNamespace.name of the Helm chart).",
+        help="Namespace of agents and Postgres pods (nodesNamespace.name of the chart).",
     )

@@ -8,14 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from dbranch.api import names
 from dbranch.api.errors import ApiError
 from dbranch.api.orphans import Orphan, OrphanKind, parse_published
-from dbranch_cli.connection import Connection
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.formatting import format_table
 from dbranch_cli.invocation import Invocation, format_objects
@@ -27,6 +26,9 @@ from dbranch_cli.options import (
     timeout_option,
     yes_option,
 )
+
+if TYPE_CHECKING:
+    from dbranch_cli.connection import Connection
 
 _AGENTS: Final = f"{names.LABEL_NAME}=dbranch,{names.LABEL_COMPONENT}={names.COMPONENT_AGENT}"
 _MERGE: Final = "application/merge-patch+json"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import requests
@@ -141,3 +143,14 @@ def test_each_command_has_a_help_text_that_begins_with_a_summary(
     assert exit_code_of(command, "--help") == 0
     assert (entry.cli.commands[command].help or "").split("\n")[0].split(".")[0] in capsys.readouterr().out
     assert not entry.cli.commands[command].get_short_help_str(60).endswith("...")
+
+
+def test_what_takes_long_to_import_is_not_imported_for_help_and_completion() -> None:
+    def imported(modules: str) -> set[str]:
+        program = f"import sys, {modules}; print(*sys.modules)"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        return {*done.stdout.split()}
+
+    # Beside what the environment's own start imports.
+    added = imported("dbranch_cli.main") - imported("click")
+    assert not added & {"pykube", "requests", "urllib3", "websocket", "yaml", "ssl", "importlib.metadata"}
