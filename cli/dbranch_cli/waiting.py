@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dbranch.api.catalog import CATALOG
 from dbranch.api.conditions import Condition, Reason, find_condition
 from dbranch.api.enums import ConditionStatus
 from dbranch.api.errors import DbranchError
@@ -42,6 +43,12 @@ def current_condition(body: Mapping[str, Any], condition_type: Condition) -> dic
     if condition is None or int(condition.get("observedGeneration", generation)) < generation:
         return None
     return condition
+
+
+def _remedy_of(condition: Mapping[str, Any]) -> str:
+    """Return what to do about a condition, or an empty string if it heals by itself."""
+    entry = CATALOG.get(Reason(condition["reason"]))
+    return entry.remedy if entry and condition["status"] == ConditionStatus.FALSE else ""
 
 
 def has_condition(condition_type: Condition, status: str = ConditionStatus.TRUE) -> Goal:
@@ -129,7 +136,8 @@ class ConditionPrinter:
             )
             state = f"{condition['status']} {condition['reason']}"
             changed = state != self.printed.get(condition_type)
-            if changed and (done or not self.live):
+            # What somebody has to mend is said at once, not when the time is over.
+            if changed and (done or not self.live or _remedy_of(condition)):
                 self._print_line(condition_type, condition, done)
             if done and changed:
                 self.previous_done_at = time.monotonic()
@@ -156,8 +164,10 @@ class ConditionPrinter:
         if self.quiet:
             return
         seconds = time.monotonic() - self.started_at[condition_type]
-        sign = colorize("✓", "green", sys.stderr) if done and self.live else ("+" if done else "-")
-        detail = f"{seconds:5.1f} s" if self.live else str(condition.get("message", ""))
+        sign = "+" if done else "-"
+        if self.live:
+            sign = colorize("✓", "green", sys.stderr) if done else colorize("!", "yellow", sys.stderr)
+        detail = f"{seconds:5.1f} s" if self.live and done else str(condition.get("message", ""))
         clear = _CLEAR_LINE if self.live else ""
         line = f"{clear}{sign} {condition_type:<15} {condition['reason']:<20} {detail}"
         sys.stderr.write(line.rstrip() + "\n")

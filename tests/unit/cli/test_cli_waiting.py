@@ -1,0 +1,60 @@
+"""What a command prints while it waits."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+
+from dbranch_cli.waiting import ConditionPrinter
+
+
+def body(**reasons: tuple[str, str]) -> dict[str, Any]:
+    conditions = [
+        {"type": kind, "status": status, "reason": reason, "message": f"about {reason}"}
+        for kind, (status, reason) in reasons.items()
+    ]
+    return {"metadata": {"generation": 1}, "status": {"conditions": conditions}}
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    del capsys  # which replaces standard error first
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+def lines_of(text: str) -> list[str]:
+    """Return the lines that stay on a terminal: what follows the last time that a line was cleared."""
+    return [line.split("\x1b[K")[-1] for line in text.split("\n")[:-1]]
+
+
+@pytest.mark.usefixtures("terminal")
+def test_what_somebody_has_to_mend_is_printed_at_once_and_once(capsys: pytest.CaptureFixture[str]) -> None:
+    printer = ConditionPrinter()
+    printer.print_changes(body(Scheduled=("True", "Bound"), PostgresReady=("False", "ImagePullFailed")))
+    printer.print_changes(body(Scheduled=("True", "Bound"), PostgresReady=("False", "ImagePullFailed")))
+    lines = lines_of(capsys.readouterr().err)
+    assert [line.split()[:3] for line in lines] == [
+        ["✓", "Scheduled", "Bound"],
+        ["!", "PostgresReady", "ImagePullFailed"],
+    ]
+    assert lines[1].endswith("about ImagePullFailed")
+
+
+@pytest.mark.usefixtures("terminal")
+def test_what_is_under_way_stays_on_the_line_that_is_drawn_again(capsys: pytest.CaptureFixture[str]) -> None:
+    ConditionPrinter().print_changes(body(StorageReady=("Unknown", "Snapshotting")))
+    text = capsys.readouterr().err
+    assert lines_of(text) == [] and "… StorageReady    Snapshotting" in text
+
+
+def test_elsewhere_each_change_is_a_line_with_its_message(capsys: pytest.CaptureFixture[str]) -> None:
+    printer = ConditionPrinter()
+    printer.print_changes(body(StorageReady=("Unknown", "Snapshotting")))
+    printer.print_changes(body(StorageReady=("True", "Stored")))
+    assert capsys.readouterr().err.splitlines() == [
+        "- StorageReady    Snapshotting         about Snapshotting",
+        "+ StorageReady    Stored               about Stored",
+    ]
