@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
@@ -18,11 +17,11 @@ def body(**reasons: tuple[str, str]) -> dict[str, Any]:
     return {"metadata": {"generation": 1}, "status": {"conditions": conditions}}
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    del capsys  # which replaces standard error first
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> ConditionPrinter:
     monkeypatch.setenv("NO_COLOR", "1")
+    printer = ConditionPrinter()
+    printer.live = True
+    return printer
 
 
 def lines_of(text: str) -> list[str]:
@@ -30,9 +29,10 @@ def lines_of(text: str) -> list[str]:
     return [line.split("\x1b[K")[-1] for line in text.split("\n")[:-1]]
 
 
-@pytest.mark.usefixtures("terminal")
-def test_what_somebody_has_to_mend_is_printed_at_once_and_once(capsys: pytest.CaptureFixture[str]) -> None:
-    printer = ConditionPrinter()
+def test_what_somebody_has_to_mend_is_printed_at_once_and_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printer = on_a_terminal(monkeypatch)
     printer.print_changes(body(Scheduled=("True", "Bound"), PostgresReady=("False", "ImagePullFailed")))
     printer.print_changes(body(Scheduled=("True", "Bound"), PostgresReady=("False", "ImagePullFailed")))
     lines = lines_of(capsys.readouterr().err)
@@ -43,9 +43,10 @@ def test_what_somebody_has_to_mend_is_printed_at_once_and_once(capsys: pytest.Ca
     assert lines[1].endswith("about ImagePullFailed")
 
 
-@pytest.mark.usefixtures("terminal")
-def test_what_is_under_way_stays_on_the_line_that_is_drawn_again(capsys: pytest.CaptureFixture[str]) -> None:
-    ConditionPrinter().print_changes(body(StorageReady=("Unknown", "Snapshotting")))
+def test_what_is_under_way_stays_on_the_line_that_is_drawn_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_a_terminal(monkeypatch).print_changes(body(StorageReady=("Unknown", "Snapshotting")))
     text = capsys.readouterr().err
     assert lines_of(text) == [] and "… StorageReady    Snapshotting" in text
 
