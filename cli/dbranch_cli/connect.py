@@ -11,7 +11,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Final
 from urllib.parse import quote, urlencode
 
 import click
@@ -31,6 +31,40 @@ from dbranch_cli.options import (
 
 if TYPE_CHECKING:
     from dbranch_cli.forward import PodPort
+
+# Variables of libpq (https://www.postgresql.org/docs/current/libpq-envars.html) that choose a server, and say how it
+# and the client prove who they are: those of production would lead there, or make the connection to localhost fail.
+# Those that say how the session is to be (PGOPTIONS, PGAPPNAME, PGCLIENTENCODING, …) stay.
+_OTHER_SERVERS_VARIABLES: Final = frozenset(
+    {
+        "PGCHANNELBINDING",
+        "PGGSSDELEGATION",
+        "PGGSSENCMODE",
+        "PGGSSLIB",
+        "PGHOSTADDR",
+        "PGKRBSRVNAME",
+        "PGLOADBALANCEHOSTS",
+        "PGPASSFILE",
+        "PGREQUIREAUTH",
+        "PGREQUIREPEER",
+        "PGREQUIRESSL",
+        "PGSERVICE",
+        "PGSERVICEFILE",
+        "PGSSLCERT",
+        "PGSSLCERTMODE",
+        "PGSSLCOMPRESSION",
+        "PGSSLCRL",
+        "PGSSLCRLDIR",
+        "PGSSLKEY",
+        "PGSSLMAXPROTOCOLVERSION",
+        "PGSSLMINPROTOCOLVERSION",
+        "PGSSLMODE",
+        "PGSSLNEGOTIATION",
+        "PGSSLROOTCERT",
+        "PGSSLSNI",
+        "PGTARGETSESSIONATTRS",
+    }
+)
 
 
 @click.command(cls=Command)
@@ -129,6 +163,9 @@ def run_client(
     secret = invocation.store.superuser_secret(name) if superuser else invocation.store.secret(name)
     require_permission(connection, invocation.namespace)
     ready_proxy_pod(connection, project)
+    ignored = sorted(_OTHER_SERVERS_VARIABLES & os.environ.keys())
+    if ignored:
+        invocation.print_note(f"ignored, since they are for another server: {', '.join(ignored)}")
     forward = PortForward(connection, lambda: ready_proxy_pod(connection, project), 0)
     chunks = stdin if isinstance(stdin, Iterator) and not hasattr(stdin, "fileno") else None
     try:
@@ -139,9 +176,14 @@ def run_client(
                 stdin=subprocess.PIPE if chunks is not None else stdin,  # type: ignore[arg-type]
                 stdout=subprocess.DEVNULL if quiet else None,
             )
-            if chunks is not None:
-                write_stdin(client, chunks)
-            code = client.wait()
+            try:
+                if chunks is not None:
+                    write_stdin(client, chunks)
+                code = client.wait()
+            except BaseException:
+                client.terminate()
+                client.wait()
+                raise
     finally:
         forward.close()
     if code and forward.failure:
@@ -163,8 +205,11 @@ def require_client(program: str) -> None:
 def client_environment(
     base: Mapping[str, str], secret: Mapping[str, str], port: int, branch: str | None
 ) -> dict[str, str]:
-    """Return libpq's variables for a local port; the proxy routes to `branch` by the startup option."""
-    env = {key: value for key, value in base.items() if key not in ("PGHOSTADDR", "PGSERVICE")}
+    """Return libpq's variables for a local port; the proxy routes to `branch` by the startup option.
+
+    Those of `base` that choose another server or say how it is trusted are left out.
+    """
+    env = {key: value for key, value in base.items() if key not in _OTHER_SERVERS_VARIABLES}
     env |= {
         "PGHOST": "127.0.0.1",
         "PGPORT": str(port),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from http import HTTPStatus
 from typing import Any
 
 import pykube
 import requests
+from urllib3 import HTTPHeaderDict
 from urllib3.exceptions import ReadTimeoutError
 
 from dbranch.api import names
@@ -24,7 +26,14 @@ class Connection:
     def __init__(self, kube_context: KubeContext) -> None:
         self.kube_context = kube_context
         self.client = pykube.HTTPClient(kube_context.config)
-        self.client.session.headers["User-Agent"] = "dbranch-cli"
+        session = self.client.session
+        session.headers["User-Agent"] = "dbranch-cli"
+        if kube_context.impersonation:
+            session.auth = self._impersonate
+        if kube_context.proxy:
+            session.proxies = {"http": kube_context.proxy, "https": kube_context.proxy}
+            # Neither HTTPS_PROXY nor NO_PROXY is asked, as kubectl does not.
+            session.trust_env = False
 
     @property
     def server(self) -> str:
@@ -86,6 +95,30 @@ class Connection:
         read_timeout_seconds: float,
         stream: bool = False,
     ) -> requests.Response:
+        renewal = self.kube_context.renewal
+        if renewal:
+            renewal.renew_expired()
+        generation = renewal.generation if renewal else 0
+        response = self._send_once(method, path, params, body, content_type, read_timeout_seconds, stream)
+        if response.status_code == HTTPStatus.UNAUTHORIZED and renewal:
+            response.close()
+            renewal.renew(generation)
+            response = self._send_once(method, path, params, body, content_type, read_timeout_seconds, stream)
+        if response.status_code >= 400:
+            with response:
+                raise api_error_from(response)
+        return response
+
+    def _send_once(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None,
+        body: Mapping[str, Any] | None,
+        content_type: str,
+        read_timeout_seconds: float,
+        stream: bool,
+    ) -> requests.Response:
         try:
             response: requests.Response = self.client.session.request(
                 method,
@@ -98,10 +131,15 @@ class Connection:
             )
         except requests.RequestException as error:
             raise self._unreachable(error) from error
-        if response.status_code >= 400:
-            with response:
-                raise api_error_from(response)
         return response
+
+    def _impersonate(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Add the headers of impersonation, one for each group: requests' own headers hold one of a name."""
+        headers = HTTPHeaderDict({name: _as_text(value) for name, value in request.headers.items()})
+        for name, value in self.kube_context.impersonation:
+            headers.add(name, value)
+        request.headers = headers  # type: ignore[assignment]
+        return request
 
     def _unreachable(self, error: Exception) -> ClusterUnreachable:
         return ClusterUnreachable(
@@ -109,6 +147,11 @@ class Connection:
             f" (context {self.kube_context.name} of {self.kube_context.source});"
             " check that the cluster is up and the context is the right one"
         )
+
+
+def _as_text(value: str | bytes) -> str:
+    """Return a header's value as text (RFC 9110: ISO 8859-1)."""
+    return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
 def _is_timeout(error: BaseException) -> bool:

@@ -10,23 +10,24 @@ from dbranch.api.quantity import format_bytes
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as aligned columns two spaces apart, without trailing spaces.
+    """Return rows as aligned columns two spaces apart, without trailing spaces; control characters are escaped.
 
     >>> print(format_table(["A", "NAME"], [["", "x"]]))
     A  NAME
        x
     """
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    table = [[escape_controls(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (header, *rows)
+        for row in table
     )
 
 
 def format_fields(pairs: Sequence[tuple[str, str]]) -> str:
-    """Return lines `Key   value` with aligned values."""
+    """Return lines `Key   value` with aligned values; control characters are escaped."""
     width = max(len(key) for key, _ in pairs)
-    return "\n".join(f"{key.ljust(width)}  {value}".rstrip() for key, value in pairs)
+    return "\n".join(f"{key.ljust(width)}  {escape_controls(value)}".rstrip() for key, value in pairs)
 
 
 def format_count(count: int, noun: str) -> str:

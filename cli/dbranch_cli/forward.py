@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import websocket
 
@@ -32,6 +35,8 @@ _CHUNK_BYTES = 1 << 16
 _CONNECT_TIMEOUT_SECONDS = 30.0
 _CLOSE_TIMEOUT_SECONDS = 1
 _SENDER_JOIN_SECONDS = 2
+_ACCEPT_RETRY_SECONDS = 0.2
+_FREE_PORT_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
@@ -118,8 +123,14 @@ class PortForward:
         while True:
             try:
                 client, _ = listening.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if listening.fileno() < 0 or error.errno in (errno.EBADF, errno.EINVAL):
+                    return  # closed
+                # Too many open files, or a client that is gone already: the next one is served.
+                if self.print_note:
+                    self.print_note(f"cannot accept a connection: {error.strerror}")
+                time.sleep(_ACCEPT_RETRY_SECONDS)
+                continue
             threading.Thread(target=self._forward, args=(client,), daemon=True).start()
 
     def _forward(self, client: socket.socket) -> None:
@@ -139,22 +150,55 @@ class PortForward:
 
 
 def _listen(port: int) -> list[socket.socket]:
-    """Listen on localhost: on IPv4, and on IPv6 if this machine has it."""
+    """Listen on localhost: on IPv4, and on IPv6 if this machine has it. Raises Failure.
+
+    On both or not at all: whoever listens on the other would get the password of a client that tries both.
+    """
+    for _ in range(_FREE_PORT_ATTEMPTS):
+        ipv4 = _listen_on("127.0.0.1", port, socket.AF_INET)
+        assert ipv4 is not None
+        bound_port = int(ipv4.getsockname()[1])
+        try:
+            ipv6 = _listen_on("::1", bound_port, socket.AF_INET6)
+        except Failure:
+            ipv4.close()
+            if port:
+                raise
+            continue  # of a free port of IPv4 the IPv6 one may be taken
+        return [ipv4, ipv6] if ipv6 else [ipv4]
+    raise Failure(ExitCode.OTHER, "PortTaken", "no port is free on both 127.0.0.1 and ::1")
+
+
+def _listen_on(address: str, port: int, family: socket.AddressFamily) -> socket.socket | None:
+    """Listen on an address; return None if this machine has no IPv6. Raises Failure."""
     try:
-        ipv4 = socket.create_server(("127.0.0.1", port))
+        return socket.create_server((address, port), family=family)
     except OSError as error:
+        if family == socket.AF_INET6 and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            return None
         reason = os.strerror(error.errno or 0)
-        message = f"cannot listen on localhost:{port}: {reason}; choose another port with --port"
+        shown = f"[{address}]" if family == socket.AF_INET6 else address
+        message = f"cannot listen on {shown}:{port}: {reason}; choose another port with --port"
         raise Failure(ExitCode.OTHER, "PortTaken", message) from error
-    bound_port = ipv4.getsockname()[1]
-    ipv6: list[socket.socket] = []
-    with contextlib.suppress(OSError):
-        ipv6.append(socket.create_server(("::1", bound_port), family=socket.AF_INET6))
-    return [ipv4, *ipv6]
 
 
 def open_websocket(connection: Connection, target: PodPort) -> websocket.WebSocket:
     """Open the websocket to a pod's port. Raise Failure, ClusterUnreachable or ApiError if that fails."""
+    renewal = connection.kube_context.renewal
+    if renewal is None:
+        return _open_websocket_once(connection, target)
+    renewal.renew_expired()
+    generation = renewal.generation
+    try:
+        return _open_websocket_once(connection, target)
+    except ApiError as error:
+        if error.status != HTTPStatus.UNAUTHORIZED:
+            raise
+    renewal.renew(generation)
+    return _open_websocket_once(connection, target)
+
+
+def _open_websocket_once(connection: Connection, target: PodPort) -> websocket.WebSocket:
     base = urlsplit(connection.server)
     url = (
         f"{'wss' if base.scheme == 'https' else 'ws'}://{base.netloc}{base.path.rstrip('/')}"
@@ -165,7 +209,11 @@ def open_websocket(connection: Connection, target: PodPort) -> websocket.WebSock
         return websocket.create_connection(
             url,
             timeout=_CONNECT_TIMEOUT_SECONDS,
-            header=_authorization_header(config.user),
+            header=[
+                *_authorization_header(config.user),
+                *(f"{name}: {value}" for name, value in connection.kube_context.impersonation),
+            ],
+            **_proxy_options(connection.kube_context.proxy),
             subprotocols=["v4.channel.k8s.io"],
             sslopt=_tls_options(config),
             enable_multithread=True,
@@ -196,6 +244,21 @@ def _authorization_header(user: Mapping[str, Any]) -> list[str]:
         credentials = base64.b64encode(f"{user['username']}:{user['password']}".encode()).decode()
         return [f"Authorization: Basic {credentials}"]
     return []
+
+
+def _proxy_options(proxy: str) -> dict[str, Any]:
+    """Return the options of the HTTP proxy that the cluster is reached through, if there is one."""
+    if not proxy:
+        return {}
+    url = urlsplit(proxy)
+    auth = (unquote(url.username), unquote(url.password or "")) if url.username else None
+    return {
+        "http_proxy_host": url.hostname,
+        "http_proxy_port": url.port or 80,
+        "http_proxy_auth": auth,
+        "http_no_proxy": [""],
+        "proxy_type": "http",
+    }
 
 
 def _tls_options(config: Any) -> dict[str, Any]:

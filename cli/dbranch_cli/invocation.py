@@ -16,6 +16,7 @@ import click
 from dbranch.api import names
 from dbranch_cli.config import config_path, current_project
 from dbranch_cli.failure import ExitCode, Failure
+from dbranch_cli.formatting import escape_controls
 from dbranch_cli.naming import check_branch_name
 from dbranch_cli.objects import Body, Store
 
@@ -113,7 +114,7 @@ class Invocation:
     def print_note(self, text: str) -> None:
         """Print a line to standard error if the output is for people."""
         if self.human_output:
-            click.echo(text, err=True)
+            click.echo(escape_controls(text), err=True)
 
     def print_result(self, text: str, body: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Print the command's result to standard output: `text` for people, else the objects."""

@@ -1,19 +1,17 @@
 """The selected context of a kubeconfig, by kubectl's rules, as a configuration for pykube.
 
 Certificates and keys embedded in the kubeconfig are written to a directory that only this user can
-read, which is removed when the command ends. Exec plugins (`client.authentication.k8s.io`) are run here.
+read, which is removed when the command ends.
 """
 
 from __future__ import annotations
 
 import atexit
 import base64
-import json
 import os
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,24 +19,29 @@ from typing import Any
 import pykube
 import yaml
 
+from dbranch_cli.credentials import Renewal, impersonation_headers, read_token_file, run_exec_plugin
 from dbranch_cli.failure import ExitCode, Failure
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _FILE_FIELDS = ("certificate-authority", "client-certificate", "client-key")
-_EXEC_PLUGIN_TIMEOUT_SECONDS = 120
 
 
 @dataclass(frozen=True)
 class KubeContext:
     """A kubeconfig's context.
 
-    `config` is for pykube, `name` the context's name, `source` the files (or else) that it was read from.
+    `config` is for pykube, `name` the context's name, `source` the files (or else) that it was read from. `renewal`:
+    how the user's credential is renewed, if it can be; `impersonation`: headers of every request; `proxy`: the URL of
+    the HTTP proxy that the cluster is reached through.
     """
 
     config: Any
     name: str
     namespace: str
     source: str
+    renewal: Renewal | None = None
+    impersonation: Sequence[tuple[str, str]] = ()
+    proxy: str = ""
 
 
 def load_kube_context(kubeconfig: str | None, context: str | None, namespace: str | None) -> KubeContext:
@@ -84,7 +87,10 @@ def load_kube_context(kubeconfig: str | None, context: str | None, namespace: st
 
 def _in_cluster_context(namespace: str | None) -> KubeContext:
     config = pykube.KubeConfig.from_service_account(str(_SERVICE_ACCOUNT))
-    return KubeContext(config, "in-cluster", namespace or config.namespace, "this pod's service account")
+    source, token = "this pod's service account", _SERVICE_ACCOUNT / "token"
+    renewal = Renewal(lambda: read_token_file(token), lambda fields: _replace_credential(config, fields))
+    renewal.expires = renewal.load().expires
+    return KubeContext(config, "in-cluster", namespace or config.namespace, source, renewal)
 
 
 def _merge_kubeconfigs(paths: list[Path]) -> dict[str, Any]:
@@ -113,16 +119,20 @@ def _resolve_relative_paths(entry: dict[str, Any], directory: Path) -> None:
     for key in (*_FILE_FIELDS, "tokenFile"):
         if entry.get(key):
             entry[key] = str(directory / Path(entry[key]).expanduser())
+    command = (entry.get("exec") or {}).get("command") or ""
+    if os.sep in command:
+        entry["exec"]["command"] = str(directory / command)
 
 
 def _build_context(doc: dict[str, Any], name: str, namespace: str, source: str) -> KubeContext:
     selected = next(entry["context"] for entry in doc["contexts"] if entry["name"] == name)
     cluster = _find_entry(doc["clusters"], selected.get("cluster"), "cluster", source)
     user = _find_entry(doc["users"], selected["user"], "user", source) if selected.get("user") else {}
-    if user.get("tokenFile") and not user.get("token"):
-        user["token"] = Path(user["tokenFile"]).read_text().strip()
-    if user.get("exec"):
-        user.update(_run_exec_plugin(user.pop("exec"), cluster))
+    renewal = _renewal_of(user, cluster)
+    if renewal:
+        credential = renewal.load()
+        renewal.expires = credential.expires
+        user.update(credential.fields)
     for entry in (cluster, user):
         _write_key_files(entry)
     config = pykube.KubeConfig(
@@ -133,7 +143,34 @@ def _build_context(doc: dict[str, Any], name: str, namespace: str, source: str) 
             "current-context": name,
         }
     )
-    return KubeContext(config, name, namespace, source)
+    if renewal:
+        renewal.apply = lambda fields: _replace_credential(config, fields)
+    impersonation, proxy = impersonation_headers(user), str(cluster.get("proxy-url") or "")
+    if proxy and not proxy.startswith("http://"):
+        message = f"{source}: proxy-url {proxy} of the cluster is not supported; use an http:// proxy"
+        raise Failure(ExitCode.USAGE, "InvalidInput", message)
+    return KubeContext(config, name, namespace, source, renewal, impersonation, proxy)
+
+
+def _renewal_of(user: dict[str, Any], cluster: Mapping[str, Any]) -> Renewal | None:
+    """Return how the user's credential is renewed, if it comes from an exec plugin or a file."""
+    plugin = user.pop("exec", None)
+    if plugin:
+        return Renewal(lambda: run_exec_plugin(plugin, cluster))
+    if user.get("tokenFile") and not user.get("token"):
+        path = Path(user["tokenFile"])
+        return Renewal(lambda: read_token_file(path))
+    return None
+
+
+def _replace_credential(config: Any, fields: Mapping[str, str]) -> None:
+    """Put a new credential where pykube takes it from for each request."""
+    renewed: dict[str, Any] = dict(fields)
+    _write_key_files(renewed)
+    for key in _FILE_FIELDS:
+        if key in renewed:
+            renewed[key] = pykube.config.BytesOrFile(filename=renewed[key])
+    config.user.update(renewed)
 
 
 def _find_entry(entries: list[dict[str, Any]], name: str | None, field: str, source: str) -> dict[str, Any]:
@@ -143,40 +180,6 @@ def _find_entry(entries: list[dict[str, Any]], name: str | None, field: str, sou
             return dict(entry.get(field) or {})
     message = f'{source} has no {field} "{name}", which its context refers to'
     raise Failure(ExitCode.OTHER, "BadKubeconfig", message)
-
-
-def _run_exec_plugin(plugin: Mapping[str, Any], cluster: Mapping[str, Any]) -> dict[str, str]:
-    """Run an exec plugin and return the user's fields: a token, or a client certificate and its key.
-
-    Raise Failure with FORBIDDEN if the plugin is not installed or fails.
-    """
-    version = plugin.get("apiVersion", "client.authentication.k8s.io/v1")
-    info: dict[str, Any] = {"apiVersion": version, "kind": "ExecCredential", "spec": {"interactive": False}}
-    if plugin.get("provideClusterInfo"):
-        info["spec"]["cluster"] = {"server": cluster.get("server", "")}
-        if cluster.get("certificate-authority-data"):
-            info["spec"]["cluster"]["certificate-authority-data"] = cluster["certificate-authority-data"]
-    env = {**os.environ, "KUBERNETES_EXEC_INFO": json.dumps(info)}
-    env.update({entry["name"]: entry["value"] for entry in plugin.get("env") or ()})
-    argv = [plugin["command"], *(plugin.get("args") or ())]
-    try:
-        completed = subprocess.run(
-            argv, env=env, stdout=subprocess.PIPE, check=True, timeout=_EXEC_PLUGIN_TIMEOUT_SECONDS
-        )
-        status = json.loads(completed.stdout)["status"]
-    except FileNotFoundError as error:
-        hint = f": {plugin['installHint'].strip()}" if plugin.get("installHint") else ""
-        message = f"the kubeconfig's exec plugin {argv[0]} is not installed{hint}"
-        raise Failure(ExitCode.FORBIDDEN, "NotLoggedIn", message) from error
-    except (subprocess.SubprocessError, OSError, ValueError, KeyError) as error:
-        message = f"the kubeconfig's exec plugin {' '.join(argv)} failed: {error}"
-        raise Failure(ExitCode.FORBIDDEN, "NotLoggedIn", message) from error
-    if status.get("token"):
-        return {"token": status["token"]}
-    return {
-        "client-certificate-data": base64.b64encode(status["clientCertificateData"].encode()).decode(),
-        "client-key-data": base64.b64encode(status["clientKeyData"].encode()).decode(),
-    }
 
 
 def _write_key_files(entry: dict[str, Any]) -> None:

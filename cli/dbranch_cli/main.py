@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from dbranch_cli import (
     projects,
 )
 from dbranch_cli.failure import ExitCode, Failure, failure_from
+from dbranch_cli.formatting import escape_controls
 from dbranch_cli.invocation import Invocation
 from dbranch_cli.options import CommandGroup
 
@@ -91,6 +93,7 @@ cli.aliases.update({"ls": "list", "rm": "delete", "port-forward": "start"})
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command and exit with its code; docs/cli.md lists the codes."""
+    _exit_on_signals()
     arguments = sys.argv[1:] if argv is None else argv
     program = Path(sys.argv[0]).name
     prog_name = "kubectl dbranch" if program.startswith("kubectl-") else "dbranch"
@@ -116,12 +119,24 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _exit_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end the process in order: private files are removed, a psql that runs is ended."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # nohup(1) has it ignored, and it stays so.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, end)
+
+
 def _print_failure(failure: Failure, arguments: list[str]) -> int:
     """Print a failure to standard error, as JSON with `-o json`, and return its exit code."""
     if wants_json(arguments):
         click.echo(json.dumps(failure.as_dict()), err=True)
     else:
-        click.echo(f"dbranch: {failure}", err=True)
+        click.echo(f"dbranch: {escape_controls(str(failure))}", err=True)
     return failure.code
 
 

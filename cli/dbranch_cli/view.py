@@ -10,7 +10,14 @@ from typing import Any
 from dbranch.api import names
 from dbranch.api.conditions import Condition, Reason, find_condition, is_condition_true
 from dbranch.api.enums import ConditionStatus, Protection
-from dbranch_cli.formatting import format_age, format_count, format_fields, format_size, format_table
+from dbranch_cli.formatting import (
+    escape_controls,
+    format_age,
+    format_count,
+    format_fields,
+    format_size,
+    format_table,
+)
 from dbranch_cli.objects import active_branch_of, branch_name_of, event_time
 
 Json = Mapping[str, Any]
@@ -125,7 +132,7 @@ def status_block(project: Json, branches: Sequence[Json], context: str, wide: bo
     for body in branches:
         problem = problem_of(body)
         if problem:
-            lines.append(f"! {branch_name_of(body)}  {problem[0]}: {problem[1]}")
+            lines.append(escape_controls(f"! {branch_name_of(body)}  {problem[0]}: {problem[1]}"))
     return "\n".join(lines)
 
 
@@ -246,7 +253,7 @@ def branch_tree(project: Json, branches: Sequence[Json]) -> str:
         state = state_of(body)
         labels += [state] if state != "Ready" else []
         labels += [f"(source {source} is deleted)"] if source and source not in by_name else []
-        lines.append(f"{indent}{name}{''.join(f'  {label}' for label in labels)}")
+        lines.append(escape_controls(f"{indent}{name}{''.join(f'  {label}' for label in labels)}"))
         names_below = children.get(name, [])
         for index, child in enumerate(names_below):
             last = index == len(names_below) - 1

@@ -20,6 +20,7 @@ from dbranch.api.enums import ConditionStatus
 from dbranch.api.errors import DbranchError
 from dbranch_cli.colors import colorize
 from dbranch_cli.failure import ExitCode, Failure
+from dbranch_cli.formatting import escape_controls
 from dbranch_cli.objects import Body, Store, plural_for
 from dbranch_cli.watching import follow
 
@@ -169,7 +170,7 @@ class ConditionPrinter:
             sign = colorize("✓", "green", sys.stderr) if done else colorize("!", "yellow", sys.stderr)
         detail = f"{seconds:5.1f} s" if self.live and done else str(condition.get("message", ""))
         clear = _CLEAR_LINE if self.live else ""
-        line = f"{clear}{sign} {condition_type:<15} {condition['reason']:<20} {detail}"
+        line = f"{clear}{sign} {condition_type:<15} {condition['reason']:<20} {escape_controls(detail)}"
         sys.stderr.write(line.rstrip() + "\n")
         sys.stderr.flush()
 

@@ -57,6 +57,8 @@ def test_the_environment_of_psql() -> None:
         "PGPASSWORD": SECRET["password"],
         "PGDATABASE": "dbranch",
     }
+    production = {"PGSSLMODE": "verify-full", "PGTARGETSESSIONATTRS": "read-write", "PGSERVICEFILE": "f"}
+    assert not client_environment(production, SECRET, 1, None).keys() & production.keys()
     named = client_environment({"PGOPTIONS": "-c work_mem=8MB"}, SECRET, 1, "feature-x")
     assert named["PGOPTIONS"] == "-c work_mem=8MB -c dbranch.branch=feature-x"
 

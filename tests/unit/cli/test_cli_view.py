@@ -231,3 +231,18 @@ def test_counts_and_empty_tables() -> None:
         "2 branches",
     )
     assert format_table(["A", "B"], []) == "A  B"
+
+
+def test_what_others_wrote_does_nothing_on_a_terminal() -> None:
+    evil = "\x1b]52;c;cm0gLXJm\x07\nROOT"
+    project = {**PROJECT, "spec": {**PROJECT["spec"], "postgres": {"image": evil}}}
+    event = {"metadata": {}, "type": evil, "reason": evil, "message": evil}
+    bad = branch("x", "main", "2030-01-13T11:00:00Z", conditions=[condition("Ready", "False", "Evil", evil)])
+    for text in (
+        status_block(project, [bad], "k3s"),
+        branch_block(bad, False, [event], NOW),
+        branch_table(project, [bad], True, NOW),
+        branch_tree(project, [branch("y", evil, "2030-01-13T11:00:00Z")]),
+    ):
+        assert "\\x1b]52" in text and "\nROOT" not in text
+        assert all(c == "\n" or c.isprintable() for c in text)
