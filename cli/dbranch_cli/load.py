@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import secrets
 import subprocess
 import sys
@@ -12,21 +10,21 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
 import click
 
 from dbranch.api.quantity import format_bytes
 from dbranch_cli.connect import require_client, run_client, write_stdin
+from dbranch_cli.dump_stream import DamagedDump, Dump
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.invocation import Invocation
 from dbranch_cli.load_role import LoadRole
 from dbranch_cli.objects import active_branch_of
 from dbranch_cli.options import BranchName, Command, passthrough_arguments
 
-_PREFIX_BYTES, _CHUNK_BYTES = 512, 1 << 18
+_CHUNK_BYTES = 1 << 18
 _PROGRESS_INTERVAL_SECONDS = 0.5
-_GZIP_MAGIC = b"\x1f\x8b"
 # The dump's roles may not exist here: whoever loads it owns everything.
 _FOR_ANY_ROLE = ("--no-owner", "--no-privileges")
 _PSQL = ("-X", "-q", "-v", "ON_ERROR_STOP=1")
@@ -44,8 +42,9 @@ _PSQL = ("-X", "-q", "-v", "ON_ERROR_STOP=1")
 def load(context: click.Context, file: str, branch: str | None, no_transaction: bool) -> None:
     """Load a dump into a branch (default: the active one).
 
-    Formats: SQL, gzipped SQL, pg_dump's custom, directory and tar format. The format is detected. The superuser
-    loads it in one transaction; what the dump gives no owner belongs to the application's role.
+    Formats: SQL, pg_dump's custom, directory and tar format; unpacked are gzip, zstd, xz, bzip2 and UTF-16. The
+    format is detected. The superuser loads it in one transaction; what the dump gives no owner belongs to the
+    application's role.
     """
     invocation: Invocation = context.obj
     target = branch or active_branch_of(invocation.project())
@@ -60,18 +59,23 @@ def load(context: click.Context, file: str, branch: str | None, no_transaction: 
         return
     with ExitStack() as stack:
         source: IO[bytes] = stack.enter_context(_open_file(file)) if file != "-" else sys.stdin.buffer
-        prefix = read_prefix(source)
-        if prefix.startswith(_GZIP_MAGIC):
-            source = cast(IO[bytes], gzip.GzipFile(fileobj=PrefixedStream(prefix, source)))
-            prefix = read_prefix(source)
-        if not prefix:
-            raise Failure(ExitCode.USAGE, "EmptyDump", f"{_display_name(file)} is empty; nothing was loaded")
-        program, chunks = program_for(prefix), _read_chunks(prefix, source, invocation)
-        if program == "pg_restore":
-            code = _load_archive(invocation, branch, arguments, chunks, role, no_transaction)
-        else:
-            arguments = [*psql_arguments(role, not no_transaction), *arguments]
-            code = run_client(invocation, "psql", arguments, branch, chunks, quiet=True, superuser=True)
+        try:
+            dump = Dump(source)
+            if not dump.prefix:
+                message = f"{_display_name(file)} is empty; nothing was loaded"
+                raise Failure(ExitCode.USAGE, "EmptyDump", message)
+            if dump.packing:
+                invocation.print_note(f"{_display_name(file)} is {dump.packing}")
+            program, chunks = program_for(dump.prefix), _read_chunks(dump, invocation)
+            if program == "pg_restore":
+                code = _load_archive(invocation, branch, arguments, chunks, role, no_transaction)
+            else:
+                arguments = [*psql_arguments(role, not no_transaction), *arguments]
+                code = run_client(invocation, "psql", arguments, branch, chunks, quiet=True, superuser=True)
+        except DamagedDump as error:
+            loaded = "what stands before that may be loaded" if no_transaction else "nothing was loaded"
+            message = f"cannot load {_display_name(file)}: {error}; {loaded}"
+            raise Failure(ExitCode.OTHER, "DamagedDump", message) from error
     _print_outcome(invocation, code, program, file, target)
 
 
@@ -180,38 +184,10 @@ def _feed(
         errors.append(error)
 
 
-def read_prefix(source: IO[bytes]) -> bytes:
-    """Read the first 512 bytes, or fewer at the end of the stream; a pipe may return them in pieces."""
-    prefix = b""
-    while len(prefix) < _PREFIX_BYTES and (piece := source.read(_PREFIX_BYTES - len(prefix))):
-        prefix += piece
-    return prefix
-
-
-class PrefixedStream(io.RawIOBase):
-    """A stream of bytes that were read already, followed by what remains of another stream."""
-
-    def __init__(self, prefix: bytes, remainder: IO[bytes]) -> None:
-        super().__init__()
-        self.prefix, self.remainder = prefix, remainder
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        if self.prefix:
-            if size < 0:
-                taken, self.prefix = self.prefix, b""
-                return taken + self.remainder.read()
-            taken, self.prefix = self.prefix[:size], self.prefix[size:]
-            return taken
-        return self.remainder.read(size)
-
-
-def _read_chunks(prefix: bytes, source: IO[bytes], invocation: Invocation) -> Iterator[bytes]:
+def _read_chunks(dump: Dump, invocation: Invocation) -> Iterator[bytes]:
     """Yield the whole dump in chunks and show the progress on a terminal."""
     live = sys.stderr.isatty() and invocation.human_output
-    started, count, chunk, shown_at = time.monotonic(), 0, prefix, 0.0
+    started, count, chunk, shown_at = time.monotonic(), 0, dump.prefix, 0.0
     while chunk:
         yield chunk
         count += len(chunk)
@@ -219,7 +195,7 @@ def _read_chunks(prefix: bytes, source: IO[bytes], invocation: Invocation) -> It
             shown_at = time.monotonic()
             sys.stderr.write(f"\r\x1b[K… {format_bytes(count)} read, {shown_at - started:.0f} s")
             sys.stderr.flush()
-        chunk = source.read(_CHUNK_BYTES)
+        chunk = dump.read(_CHUNK_BYTES)
     if live and shown_at:
         sys.stderr.write("\r\x1b[K")
         sys.stderr.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shlex
 from typing import Any
@@ -13,7 +12,7 @@ from dbranch.api.conditions import Condition
 from dbranch_cli.branches import parse_goal
 from dbranch_cli.connect import as_superuser, client_environment, format_connection
 from dbranch_cli.failure import Failure
-from dbranch_cli.load import PrefixedStream, program_for, psql_arguments, read_prefix
+from dbranch_cli.load import program_for, psql_arguments
 from dbranch_cli.load_role import LoadRole
 from dbranch_cli.projects import project_spec
 from dbranch_cli.waiting import current_condition, has_condition, is_routed, is_stopped, last_reason
@@ -85,21 +84,6 @@ def test_a_dump_is_loaded_in_one_transaction_by_default() -> None:
     # The dump is between what makes the role and what takes it away.
     dump = arguments.index("-f")
     assert 'create role "loader" superuser nologin' in arguments[dump - 2] and "drop role" in arguments[-1]
-
-
-def test_a_prefix_that_arrives_in_pieces() -> None:
-    class Slow(io.BytesIO):
-        def read(self, size: int | None = -1) -> bytes:
-            return super().read(min(size or 1, 7))
-
-    source = Slow(bytes(range(256)) * 4)
-    prefix = read_prefix(source)
-    assert len(prefix) == 512
-    joined = PrefixedStream(prefix, source)
-    read = b""
-    while piece := joined.read(100):
-        read += piece
-    assert read == bytes(range(256)) * 4
 
 
 def test_the_spec_that_init_applies() -> None:
