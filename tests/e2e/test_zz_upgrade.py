@@ -1,4 +1,4 @@
-"""The upgrade from the last release, with its chart, CRDs and image, while branches run.
+"""The upgrade from the last release, with its chart, CRDs and image, while branches run; its parts beside new ones.
 
 Its name makes it the last file to run: it installs the older release in place of the current one and upgrades it.
 """
@@ -14,6 +14,7 @@ from tests.e2e.cluster import (
     KUBECTL_TIMEOUT,
     NODES,
     RELEASE,
+    SERVER_IMAGE,
     SYSTEM,
     Cluster,
     Namespace,
@@ -23,6 +24,8 @@ from tests.e2e.cluster import (
 from tests.e2e.conftest import make_item
 
 pytestmark = pytest.mark.calm
+
+RELEASE_IMAGE = os.environ["DBRANCH_RELEASE_IMAGE"]
 
 
 def delete_projects_of_tests(cluster: Cluster) -> None:
@@ -39,7 +42,7 @@ def install_release(cluster: Cluster) -> None:
     cluster.helm("uninstall", RELEASE, "-n", SYSTEM, "--wait", "--ignore-not-found", "--timeout", "5m")
     agents = ("get", "pods", "-n", NODES, "-l", "app.kubernetes.io/component=agent", "-o", "name")
     eventually("no agent of the current version is left", lambda: not cluster.kubectl(*agents).text)
-    repository, tag = os.environ["DBRANCH_RELEASE_IMAGE"].rsplit(":", 1)
+    repository, tag = RELEASE_IMAGE.rsplit(":", 1)
     cluster.helm(
         *("install", RELEASE, os.environ["DBRANCH_RELEASE_CHART"], "--namespace", SYSTEM),
         *("--create-namespace", "--wait", "--timeout", "5m"),
@@ -80,3 +83,60 @@ def test_an_upgrade_from_the_last_release_keeps_every_branch_running(
     assert shop.sql("select name from item where id = 1", "older") == "changed"
     other_team.dbranch("-p", "shop", "delete", "older", "--yes")
     assert shop.sql("select name from item where id = 1") == "changed"
+
+
+def set_images(cluster: Cluster, controller: str, others: str) -> None:
+    """Run the controller with one image, agents and (later) proxies with another, under the installed chart."""
+    proxies = {"name": "DBRANCH_SERVER_IMAGE", "value": others}
+    for namespace, workload, container in (
+        (
+            SYSTEM,
+            "deployment/dbranch-controller",
+            {"name": "controller", "image": controller, "env": [proxies]},
+        ),
+        (NODES, "daemonset/dbranch-agent", {"name": "agent", "image": others}),
+    ):
+        patch = {"spec": {"template": {"spec": {"containers": [container]}}}}
+        cluster.kubectl("patch", "-n", namespace, workload, "-p", json.dumps(patch))
+    for namespace, workload in (
+        (SYSTEM, "deployment/dbranch-controller"),
+        (NODES, "daemonset/dbranch-agent"),
+    ):
+        cluster.kubectl("rollout", "status", "-n", namespace, workload, KUBECTL_TIMEOUT)
+
+
+def test_parts_of_the_last_release_work_beside_those_of_this_one(
+    cluster: Cluster, other_team: Namespace
+) -> None:
+    """As in an upgrade, whose pods are replaced one after the other. Its CRDs and policies come first."""
+    delete_projects_of_tests(cluster)
+    mixed = Project(other_team, "mixed")
+    set_images(cluster, controller=SERVER_IMAGE, others=RELEASE_IMAGE)
+    mixed.make()
+    make_item(mixed)
+    use_a_branch(mixed, RELEASE_IMAGE)
+    set_images(cluster, controller=RELEASE_IMAGE, others=SERVER_IMAGE)
+    use_a_branch(mixed, SERVER_IMAGE)
+    mixed.delete()
+
+
+def use_a_branch(project: Project, proxy_image: str) -> None:
+    """Make a branch, switch to it, stop and resume it, switch back and delete it; proxies run with `proxy_image`."""
+    team, name = project.team, f"{project.name}-proxy"
+
+    def image() -> str:
+        containers = team.get("deployment", name)["spec"]["template"]["spec"]["containers"]
+        return str(containers[0]["image"])
+
+    eventually(f"the proxies are to run with {proxy_image}", lambda: image() == proxy_image)
+    team.kubectl("rollout", "status", f"deployment/{name}", KUBECTL_TIMEOUT)
+    project.branch("copy")
+    project.sql("update item set name = 'changed' where id = 1", "copy")
+    project.use("copy")
+    assert project.sql("select name from item where id = 1") == "changed"
+    team.dbranch("-p", project.name, "stop", "copy")
+    team.dbranch("-p", project.name, "resume", "copy")
+    assert project.sql("select name from item where id = 1") == "changed"
+    project.use("main")
+    assert project.sql("select name from item where id = 1") == "first"
+    project.delete("copy")

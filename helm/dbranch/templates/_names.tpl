@@ -13,3 +13,13 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- define "dbranch.agentUser" -}}
 system:serviceaccount:{{ .Values.nodesNamespace.name }}:dbranch-agent
 {{- end }}
+
+{{- /* Fail if the values are those of an older release (helm upgrade --reuse-values): its defaults then stand in place of
+this chart's, and whole sections are missing. Each template includes this first: Helm renders them in no order. */}}
+{{- define "dbranch.checkValues" -}}
+{{- range $section := list "metrics" "postgres" }}
+{{- if not (hasKey $.Values $section) }}
+{{- fail (printf "the value %q of this release is missing, as with --reuse-values from an older one; nothing was changed; run helm upgrade with --reset-then-reuse-values" $section) }}
+{{- end }}
+{{- end }}
+{{- end }}

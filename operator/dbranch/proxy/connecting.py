@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from dbranch.proxy import sqlstate, timing, wire
 from dbranch.proxy.knock import Gate
+from dbranch.proxy.proxy_protocol import format_peer
 from dbranch.proxy.relay import ServerStart
 from dbranch.proxy.routes import Backend, Dial, Reject, Wait, check_branch_limit, decide
 from dbranch.proxy.session import Session
@@ -91,7 +92,7 @@ async def _try_backend(
         async with asyncio.timeout(min(timeout, timing.DIAL_TIMEOUT_SECONDS)):
             await dial(server, decision.address, decision.port)
     except OSError as error:
-        return f"{decision.address}:{decision.port}: {error.strerror or 'no answer'}"
+        return f"{format_peer(decision.address, decision.port)}: {error.strerror or 'no answer'}"
     # Nothing is awaited from here until the startup packet is sent, so this table is the one in force.
     table = switchboard.table
     rerouted = not table or decide(table, startup.branch) != decision

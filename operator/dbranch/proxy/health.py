@@ -10,7 +10,8 @@ from aiohttp import web
 
 from dbranch.proxy import timing
 from dbranch.proxy.metrics import CONTENT_TYPE, Metrics
-from dbranch.proxy.sockets import LISTEN_BACKLOG, create_listener
+from dbranch.proxy.sockets import LISTEN_BACKLOG
+from dbranch.runtime.listening import create_listener
 
 # Open connections; for one more, the oldest is closed: whoever can reach the port can hold them open.
 MAX_CONNECTIONS: Final = 64
@@ -32,7 +33,7 @@ class HealthServer:
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            self._make_protocol, sock=create_listener(port), backlog=LISTEN_BACKLOG
+            self._make_protocol, sock=create_listener(port, LISTEN_BACKLOG), backlog=LISTEN_BACKLOG
         )
 
     def _make_protocol(self) -> Any:

@@ -11,6 +11,7 @@ import socket
 from typing import Any, ClassVar, Final, TypeVar
 
 from dbranch.proxy import timing
+from dbranch.runtime.listening import create_listener
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
@@ -30,21 +31,9 @@ LISTEN_BACKLOG: Final = 1024
 MAX_LINGERING: Final = 1000
 
 
-def create_listener(port: int) -> socket.socket:
-    """Return a socket that listens on `port` of every IPv6 and IPv4 address."""
-    try:
-        sock = socket.create_server(
-            ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=LISTEN_BACKLOG
-        )
-    except (OSError, ValueError):
-        sock = socket.create_server(("0.0.0.0", port), backlog=LISTEN_BACKLOG)
-    sock.setblocking(False)
-    return sock
-
-
 def listening_socket(port: int) -> socket.socket:
     """Return a listener for clients, whose accepted sockets inherit its TCP options."""
-    sock = create_listener(port)
+    sock = create_listener(port, LISTEN_BACKLOG)
     for level, option, value in _TCP_OPTIONS:
         sock.setsockopt(level, option, value)
     return sock

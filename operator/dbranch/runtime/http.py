@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
 from dbranch.api.errors import Busy
+from dbranch.runtime.listening import create_listener
 
 # Connections at a time, each with a thread.
 CONNECTIONS_LIMIT: Final = 16
@@ -41,7 +42,11 @@ class BoundedServer(ThreadingHTTPServer):
         self._changed = threading.Condition()
         # In the order in which they were accepted, and when.
         self._open: dict[socket.socket, float] = {}
-        super().__init__(("", port), handler)
+        super().__init__(("", port), handler, bind_and_activate=False)
+        # The base class makes a socket for IPv4 only.
+        self.socket.close()
+        self.socket = create_listener(port, self.request_queue_size)
+        self.server_address = self.socket.getsockname()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Make room, and handle the request in a thread. Raises Busy if there is no room in time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -59,8 +60,21 @@ def requeue_after(seconds: float | None, reason: str) -> None:
         raise kopf.TemporaryError(reason, delay=seconds)
 
 
+def liveness_endpoint(pod_address: str) -> str:
+    """Return where kopf answers kubelet's liveness probe: on all addresses of the IP family that kubelet asks.
+
+    >>> liveness_endpoint("10.244.0.7"), liveness_endpoint("fd00:10:244::7")
+    ('http://0.0.0.0:8080/healthz', 'http://[::]:8080/healthz')
+    """
+    # asyncio makes a socket of IPv6 for that family alone, so there is none for both.
+    return f"http://{'[::]' if ':' in pod_address else '0.0.0.0'}:8080/healthz"
+
+
 def serve(registry: kopf.OperatorRegistry, identity: str) -> None:
-    """Run the handlers until the process is terminated; answer kubelet's liveness probe on :8080/healthz."""
+    """Run the handlers until the process is terminated; answer kubelet's liveness probe on :8080/healthz.
+
+    DBRANCH_POD_IP is the address at which kubelet asks; without it that is one of IPv4.
+    """
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     kopf.run(
         registry=registry,
@@ -69,5 +83,5 @@ def serve(registry: kopf.OperatorRegistry, identity: str) -> None:
         clusterwide=True,
         # By default kopf looks up the name of the user, which need not exist in a container.
         identity=cast(Any, identity),
-        liveness_endpoint="http://0.0.0.0:8080/healthz",
+        liveness_endpoint=liveness_endpoint(os.environ.get("DBRANCH_POD_IP", "")),
     )

@@ -166,11 +166,6 @@ class WorkQueue:
             return f"{len(self._ready)} objects wait, and no reconcile has begun for {_STUCK_SECONDS:.0f} s"
         return None
 
-    def delay_of(self, key: Key) -> float | None:
-        """Return the seconds until the object is reconciled without an event; None if it is not known."""
-        entry = self._entries.get(key)
-        return None if entry is None or entry.due is None else entry.due - time.monotonic()
-
     def _start(self) -> None:
         """Start reconciles while there are workers; of namespaces with as many running, the first request wins."""
         while self._running.total() < self._workers:

@@ -36,6 +36,15 @@ def test_a_path_is_answered_by_its_function_each_time_anew() -> None:
         assert refused.value.code == 503 and refused.value.read() == b"not now"
 
 
+def test_both_ip_families_are_served() -> None:
+    """Kubelet and Prometheus ask at the pod's address, which is of IPv6 where the cluster's first family is that."""
+    with serving({"/readyz": lambda: Response(b"ready")}) as url:
+        hosts = ["127.0.0.1", "[::1]"] if socket.has_dualstack_ipv6() else ["127.0.0.1"]
+        for host in hosts:
+            with urllib.request.urlopen(url.replace("127.0.0.1", host) + "/readyz", timeout=30) as answer:
+                assert answer.read() == b"ready"
+
+
 def test_another_path_is_not_found_and_names_those_that_are() -> None:
     with serving({"/readyz": lambda: Response(b""), "/metrics": lambda: Response(b"")}) as url:
         with pytest.raises(urllib.error.HTTPError) as missing:

@@ -27,13 +27,12 @@ from dbranch.agent.context import NodeContext
 from dbranch.agent.held import HeldDeletions
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics, SlotOrigin
+from dbranch.agent.node_status import patch_node
 from dbranch.agent.postgres import session
 from dbranch.agent.postgres.answer import Answer
 from dbranch.agent.slot.image_ref import digest_of
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.status import (
-    changed_fields,
-    drop_insignificant,
     failed_postgres_finding,
     failed_storage_finding,
     held_deletion_finding,
@@ -345,9 +344,4 @@ class BranchReconciler:
         log_error(logger, error, f"branch {desired.branch.namespace}/{desired.branch.object_name}")
 
     def _write(self, branch: Branch, node: dict[str, Any]) -> None:
-        """Write the fields of `status.node` that have changed; None removes one."""
-        current = branch.status.get("node") or {}
-        changed = changed_fields(current, drop_insignificant(current, node))
-        changed = {key: value for key, value in changed.items() if value is not None or key in current}
-        if changed:
-            patch_status(self._cluster, branch, {"node": changed})
+        patch_node(self._cluster, branch, node)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 
 from dbranch.agent.layout import Layout
-from dbranch.agent.status import changed_fields, drop_insignificant, size_fields
+from dbranch.agent.node_status import patch_node
+from dbranch.agent.status import size_fields
 from dbranch.agent.volume.sizes import observe_sizes
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.project import Project
 from dbranch.kube.client import Cluster, branch_path
-from dbranch.kube.status import patch_status
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +25,5 @@ def patch_sizes(cluster: Cluster, layout: Layout, project: Project, branch: Bran
     body = cluster.get(branch_path(branch.namespace, branch.object_name))
     if measured is None or body is None or body["metadata"]["uid"] != branch.uid:
         return
-    current = (body.get("status") or {}).get("node") or {}
     sizes = size_fields("logical", measured.logical_bytes) | size_fields("unique", measured.unique_bytes)
-    changed = changed_fields(current, drop_insignificant(current, sizes))
-    if changed:
-        patch_status(cluster, parse_branch(body), {"node": changed})
+    patch_node(cluster, parse_branch(body), sizes)

@@ -12,6 +12,7 @@ from dbranch.agent.context import NodeContext
 from dbranch.agent.held import HeldDeletions
 from dbranch.agent.layout import Layout
 from dbranch.agent.machine import MachineFacts, observe_machine
+from dbranch.agent.node_status import patch_node
 from dbranch.agent.pool.effect import ensure_base, ensure_pool, ensure_pool_down, ensure_pool_removed
 from dbranch.agent.pool.observe import PoolFacts, observe_pool
 from dbranch.agent.pool.records import ensure_record_removed
@@ -22,8 +23,6 @@ from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot import pods
 from dbranch.agent.slot.observe import observe_pods, observe_project_slots
 from dbranch.agent.status import (
-    changed_fields,
-    drop_insignificant,
     error_message,
     failed_pool_finding,
     held_deletion_finding,
@@ -53,7 +52,6 @@ from dbranch.api.conditions import Finding, Reason
 from dbranch.api.errors import ApiError, Busy, ClusterUnreachable, DbranchError
 from dbranch.api.project import Project, parse_project
 from dbranch.kube.client import Cluster, object_path, path_of, project_path
-from dbranch.kube.status import patch_status
 from dbranch.runtime.backoff import Backoff
 from dbranch.runtime.finalizers import remove_finalizer
 from dbranch.runtime.limited import LimitedDict
@@ -250,10 +248,7 @@ class ProjectReconciler:
                 self._request_branch(branch)
 
     def _write(self, project: Project, node: dict[str, Any]) -> None:
-        current = project.status.get("node") or {}
-        changed = changed_fields(current, drop_insignificant(current, node))
-        if changed:
-            patch_status(self._cluster, project, {"node": changed})
+        patch_node(self._cluster, project, node)
 
     def _remove(self, project: Project) -> Result:
         """Remove pods, slots and pool as far as they can be removed now; once nothing is left, the finalizer."""
