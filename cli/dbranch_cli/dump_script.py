@@ -24,6 +24,11 @@ _TOKEN: Final = re.compile(
 _ROUTINE_TOKEN: Final = re.compile(
     _TOKEN.pattern + rb"|(?<![\w$\x80-\xff])(?i:begin|case|end)(?![\w$\x80-\xff])"
 )
+# For lines of INSERTs, which are most of such a dump: literals, what is left if a line has more than them, and the
+# literals that a backslash does not end.
+_LITERAL: Final = re.compile(rb"'[^']*'|\"[^\"]*\"")
+_NO_LITERAL: Final = re.compile(rb"['\"$\\]|--|/\*")
+_ESCAPE_LITERAL: Final = re.compile(rb"[eE]'")
 _COMMENT: Final = re.compile(rb"/\*|\*/")
 _QUOTE: Final = re.compile(rb"'")
 _ESCAPED_QUOTE: Final = re.compile(rb"\\.|'", re.DOTALL)
@@ -116,6 +121,8 @@ class Script:
         return b"".join(passed)
 
     def _read_line(self, line: bytes) -> bytes:
+        if self._read_plain(line):
+            return line
         position, self._start, self._edits = 0, None, []
         while position < len(line):
             if self._comment_depth:
@@ -137,6 +144,29 @@ class Script:
         for start, end, text in reversed(self._edits):
             line = line[:start] + text + line[end:]
         return line
+
+    def _read_plain(self, line: bytes) -> bool:
+        """Read a line of words and literals, at most with the end of an INSERT; return False if it has more."""
+        if self._until is not None or self._comment_depth or self._is_routine or self._escapes:
+            return False
+        if b"\\" in line and _ESCAPE_LITERAL.search(line):
+            return False
+        code = _LITERAL.sub(b"", line)
+        if _NO_LITERAL.search(code):
+            return False
+        statement = self._beginning or code.lstrip()
+        parentheses = self._parentheses + code.count(b"(") - code.count(b")")
+        if b";" in code:
+            is_insert = statement[:6].lower() == b"insert"
+            if not is_insert or parentheses or code.find(b";") != len(code.rstrip()) - 1:
+                return False
+            self._beginning = b""
+        elif statement[:6].lower() == b"create":
+            return False
+        else:
+            self._keep(code, 0)
+        self._parentheses = max(0, parentheses)
+        return True
 
     def _take(self, line: bytes, match: re.Match[bytes]) -> bool:
         """Take a token; return False if the line has nothing more for it."""

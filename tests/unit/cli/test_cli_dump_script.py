@@ -160,13 +160,52 @@ TOKENS = st.sampled_from(
 )
 
 
+ROWS = r"""
+INSERT INTO "T;" (a, "b""c") VALUES (1, 'it''s; commit;', E'a\';');
+insert into t values
+	(1, 'a;', null),
+	(2, '-- /* $$', 'x\');
+insert into t values (1, '
+rollback;');
+insert into t select f(1; 2);
+"""
+
+
+def test_lines_of_inserts() -> None:
+    text = ROWS.replace("f(1; 2)", "f(1)")
+    assert load(text) == text
+    with pytest.raises(UnsafeScript, match="line 9: COMMIT"):
+        load(text + "rollback to x; commit\\g\n")
+    with pytest.raises(UnsafeScript, match="line 2: ROLLBACK"):
+        load("insert into t values (1, 'a');\nrollback;\n")
+    with pytest.raises(UnsafeScript, match="line 1: ROLLBACK"):
+        load("insert into t values (1, 'a'); rollback;\n")
+
+
+def test_reading_lines_of_inserts_at_once_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [HARMLESS, ROWS, ROWS + "copy t from stdin;\n", "begin;\n" + ROWS]
+    at_once = [outcome_of(text) for text in texts]
+    monkeypatch.setattr(Script, "_read_plain", lambda *_: False)
+    assert [outcome_of(text) for text in texts] == at_once
+
+
+def outcome_of(text: str, size: int = 64) -> tuple[str, str]:
+    try:
+        return "", load(text, size=size)
+    except DamagedDump as error:
+        return str(error), ""
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.lists(TOKENS, max_size=30).map("".join), st.integers(1, 9))
 def test_pieces_make_no_difference(text: str, size: int) -> None:
-    def outcome(chunk: int) -> tuple[str, str]:
-        try:
-            return "", load(text, size=chunk)
-        except DamagedDump as error:
-            return str(error), ""
+    assert outcome_of(text, size) == outcome_of(text, len(text) + 1)
 
-    assert outcome(size) == outcome(len(text) + 1)
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(TOKENS, max_size=30).map("".join))
+def test_lines_read_at_once_make_no_difference(text: str) -> None:
+    at_once = outcome_of(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Script, "_read_plain", lambda *_: False)
+        assert outcome_of(text) == at_once
