@@ -16,8 +16,10 @@ import click
 
 from dbranch.api.quantity import format_bytes
 from dbranch_cli.connect import require_client, run_client, write_stdin
+from dbranch_cli.dump_script import Script, UnsafeScript
 from dbranch_cli.dump_stream import DamagedDump, Dump
 from dbranch_cli.failure import ExitCode, Failure
+from dbranch_cli.formatting import format_count
 from dbranch_cli.invocation import Invocation
 from dbranch_cli.load_role import LoadRole
 from dbranch_cli.objects import active_branch_of
@@ -66,16 +68,20 @@ def load(context: click.Context, file: str, branch: str | None, no_transaction: 
                 raise Failure(ExitCode.USAGE, "EmptyDump", message)
             if dump.packing:
                 invocation.print_note(f"{_display_name(file)} is {dump.packing}")
-            program, chunks = program_for(dump.prefix), _read_chunks(dump, invocation)
-            if program == "pg_restore":
-                code = _load_archive(invocation, branch, arguments, chunks, role, no_transaction)
+            program = program_for(dump.prefix)
+            chunks = _read_chunks(dump, invocation)
+            if program == "psql":
+                code = _load_script(invocation, branch, arguments, chunks, role, no_transaction)
+            elif no_transaction and file != "-" and not dump.packing:
+                # As a file, not a pipe: that is what --jobs needs.
+                code = _load_archive(invocation, branch, [*arguments, file], None, role, no_transaction)
             else:
-                arguments = [*psql_arguments(role, not no_transaction), *arguments]
-                code = run_client(invocation, "psql", arguments, branch, chunks, quiet=True, superuser=True)
+                code = _load_archive(invocation, branch, arguments, chunks, role, no_transaction)
         except DamagedDump as error:
             loaded = "what stands before that may be loaded" if no_transaction else "nothing was loaded"
             message = f"cannot load {_display_name(file)}: {error}; {loaded}"
-            raise Failure(ExitCode.OTHER, "DamagedDump", message) from error
+            exit_code = ExitCode.REFUSED if isinstance(error, UnsafeScript) else ExitCode.OTHER
+            raise Failure(exit_code, type(error).__name__, message) from error
     _print_outcome(invocation, code, program, file, target)
 
 
@@ -85,6 +91,26 @@ def load_role(invocation: Invocation) -> LoadRole | None:
     owner = invocation.store.secret(project)["username"]
     superuser = invocation.store.superuser_secret(project)["username"]
     return None if owner == superuser else LoadRole(f"dbranch_load_{secrets.token_hex(4)}", owner, superuser)
+
+
+def _load_script(
+    invocation: Invocation,
+    branch: str | None,
+    arguments: list[str],
+    chunks: Iterator[bytes],
+    role: LoadRole | None,
+    no_transaction: bool,
+) -> int:
+    script = Script(atomic=not no_transaction)
+    arguments = [*psql_arguments(role, not no_transaction), *arguments]
+    passed = script.pass_on(chunks)
+    code = run_client(invocation, "psql", arguments, branch, passed, quiet=True, superuser=True)
+    if script.left_out and not code:
+        commands = format_count(script.left_out, "command")
+        invocation.print_note(
+            f"left out, since it is loaded in one transaction: {commands} that begin or end one"
+        )
+    return code
 
 
 def _load_archive(
@@ -97,7 +123,7 @@ def _load_archive(
 ) -> int:
     """Load a dump of pg_dump that is no script: from chunks, or from a directory that `arguments` end with."""
     if not no_transaction:
-        script = archive_script(arguments, chunks)
+        script = Script(atomic=True).pass_on(archive_script(arguments, chunks))
         return run_client(
             invocation, "psql", psql_arguments(role, True), branch, script, True, superuser=True
         )

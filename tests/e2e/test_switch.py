@@ -164,3 +164,13 @@ def test_dbranch_psql_and_url_and_load(two_branches: Project) -> None:
         "-p", "shop", "load", "-", "feature-x", stdin="create tabel oops (n int);", check=False
     )
     assert broken.code != 0 and "syntax error" in broken.err
+    for script, words in (
+        ("create table half (n int);\nbegin;\ncommit;\nrollback;\n", "line 4: ROLLBACK"),
+        ("create table half (n int);\ncopy half from stdin;\n1\n", "cut off"),
+    ):
+        refused = team.dbranch("-p", "shop", "load", "-", "feature-x", stdin=script, check=False)
+        assert refused.code != 0 and words in refused.err and "nothing was loaded" in refused.err
+        assert two_branches.sql("select to_regclass('half') is null", "feature-x") == "t"
+    script = "begin;\ncreate table whole (n int);\ncommit;\n"
+    team.dbranch("-p", "shop", "load", "-", "feature-x", stdin=script)
+    assert two_branches.sql("select to_regclass('whole') is null", "feature-x") == "f"
