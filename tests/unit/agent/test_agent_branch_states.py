@@ -71,7 +71,9 @@ def markers(draw: st.DrawFn, branch: Branch) -> Marker:
     """Generate the marker of a branch between any two of its steps; the first release knew no `opened`."""
     stored = marker(branch, cleaned=branch.is_root or draw(st.booleans()))
     password = draw(st.sampled_from(["", VERSION, "v0"]))
-    return replace(stored, password=password, opened=stored.cleaned and draw(st.booleans()))
+    reset = draw(st.sampled_from(["", RESTARTED_AT, "2025-01-01T00:00:00Z"]))
+    opened = stored.cleaned and draw(st.booleans())
+    return replace(stored, password=password, opened=opened, alter_system_reset=reset)
 
 
 @st.composite
@@ -105,7 +107,9 @@ def cases(draw: st.DrawFn) -> Case:
     branch = replace(
         branch,
         state=draw(st.sampled_from(["Running", "Stopped"])),
-        annotations={names.RESTARTED_AT: RESTARTED_AT} if draw(st.booleans()) else {},
+        annotations=dict.fromkeys(
+            draw(st.sets(st.sampled_from([names.RESTARTED_AT, names.ALTER_SYSTEM_RESET_AT]))), RESTARTED_AT
+        ),
         node=BranchNode(slot=draw(st.none() | SLOTS)),
     )
     if draw(st.booleans()):

@@ -46,12 +46,23 @@ def answer_of(error: NotAccepting | SqlFailed) -> Answer:
 
 
 @dataclass(frozen=True)
+class RejectedSetting:
+    """What a Postgres does not take of its settings files: one line, without a value of ALTER SYSTEM.
+
+    `altered`: ALTER SYSTEM has set it; else spec.postgres.parameters has.
+    """
+
+    text: str
+    altered: bool = False
+
+
+@dataclass(frozen=True)
 class ServerFacts:
     """What a Postgres says of itself.
 
     `version`: None unless it accepts the agent's session; then `answer` says what it does instead, and `error` why,
     in one line. `missing_superuser`: it has no role of the endpoint's user. `pending_settings`: the names of the
-    settings that need a restart. `rejected_settings`: what it does not take of its settings files, a line each.
+    settings that need a restart. `rejected_settings`: what it does not take of its settings files.
     `loaded_at`: when it read its settings files last, as `time.time()` counts. `passwords`: by role that exists, the
     version of its password as of `api.scram.version_of`, "" without one.
     """
@@ -60,7 +71,7 @@ class ServerFacts:
     answer: Answer = Answer.NO_ANSWER
     error: str = ""
     pending_settings: tuple[str, ...] = ()
-    rejected_settings: tuple[str, ...] = ()
+    rejected_settings: tuple[RejectedSetting, ...] = ()
     loaded_at: float = 0.0
     missing_superuser: bool = False
     passwords: Mapping[str, str] = field(default_factory=dict)
