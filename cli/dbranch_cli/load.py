@@ -54,20 +54,25 @@ def load(context: click.Context, file: str, branch: str | None, no_transaction: 
         if not Path(file, "toc.dat").is_file():
             message = f"directory {file} is not a dump of pg_dump: it has no toc.dat"
             raise Failure(ExitCode.USAGE, "InvalidInput", message)
-        arguments.append(file)
+        arguments.append(str(Path(file).absolute()))
         code = _load_archive(invocation, branch, arguments, None, role, no_transaction)
         _print_outcome(invocation, code, "pg_restore", file, target)
         return
     with ExitStack() as stack:
         source: IO[bytes] = stack.enter_context(_open_file(file)) if file != "-" else sys.stdin.buffer
         prefix = read_prefix(source)
+        # In an archive that it opens itself pg_restore can seek, which --jobs needs.
+        is_seekable = file != "-" and Path(file).is_file()
         if prefix.startswith(_GZIP_MAGIC):
             source = cast(IO[bytes], gzip.GzipFile(fileobj=PrefixedStream(prefix, source)))
-            prefix = read_prefix(source)
+            prefix, is_seekable = read_prefix(source), False
         if not prefix:
             raise Failure(ExitCode.USAGE, "EmptyDump", f"{_display_name(file)} is empty; nothing was loaded")
-        program, chunks = program_for(prefix), _read_chunks(prefix, source, invocation)
+        program = program_for(prefix)
+        chunks: Iterator[bytes] | None = _read_chunks(prefix, source, invocation)
         if program == "pg_restore":
+            if no_transaction and is_seekable:
+                arguments, chunks = [*arguments, str(Path(file).absolute())], None
             code = _load_archive(invocation, branch, arguments, chunks, role, no_transaction)
         else:
             arguments = [*psql_arguments(role, not no_transaction), *arguments]
@@ -91,7 +96,7 @@ def _load_archive(
     role: LoadRole | None,
     no_transaction: bool,
 ) -> int:
-    """Load a dump of pg_dump that is no script: from chunks, or from a directory that `arguments` end with."""
+    """Load a dump of pg_dump that is no script: from chunks, or from the path that `arguments` end with."""
     if not no_transaction:
         script = archive_script(arguments, chunks)
         return run_client(

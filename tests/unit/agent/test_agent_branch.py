@@ -264,9 +264,11 @@ def test_what_alter_system_broke_is_said_with_the_command_that_undoes_it(branch:
         ((altered, own), "correct spec.postgres.parameters"),
     ):
         facts = replace(running(PROJECT, branch), rejected_settings=rejected)
-        found = plan_branch(PROJECT, branch, facts).postgres
-        assert found and found.reason == Reason.SETTINGS_REJECTED and found.message.endswith(f"; {advice}")
-        assert len(found.message) <= MESSAGE_LIMIT, found.message
+        finding = plan_branch(PROJECT, branch, facts).postgres
+        assert (
+            finding and finding.reason == Reason.SETTINGS_REJECTED and finding.message.endswith(f"; {advice}")
+        )
+        assert len(finding.message) <= MESSAGE_LIMIT, finding.message
 
 
 @pytest.mark.parametrize("branch", [COPY, LONGEST], ids=["short", "longest"])
@@ -292,11 +294,11 @@ def test_a_postgres_that_does_not_start_is_said_with_the_way_back(
     up = running(PROJECT, branch, server_version=None)
     pod = replace(up.pods[0], running=False, reason="CrashLoopBackOff", last_termination_message=line)
     facts = replace(up, pods=(pod,))
-    found = plan_branch(PROJECT, branch, facts).postgres
-    assert found and found.reason == reason and "--reset" not in found.message
-    found = plan_branch(PROJECT, branch, replace(facts, altered=True)).postgres
-    assert found and found.reason == reason and len(found.message) <= MESSAGE_LIMIT
-    assert found.message.endswith(f"{advice}dbranch restart {branch.name} --reset-alter-system")
+    finding = plan_branch(PROJECT, branch, facts).postgres
+    assert finding and finding.reason == reason and "--reset" not in finding.message
+    finding = plan_branch(PROJECT, branch, replace(facts, altered=True)).postgres
+    assert finding and finding.reason == reason and len(finding.message) <= MESSAGE_LIMIT
+    assert finding.message.endswith(f"{advice}dbranch restart {branch.name} --reset-alter-system")
 
 
 def test_an_image_of_another_major_version_is_not_started_until_the_image_changes() -> None:

@@ -154,8 +154,8 @@ def test_alter_system_is_undone_once_for_each_request_and_beside_no_postgres() -
         OPENED, marker=replace(marker(COPY), password=VERSION, opened=True, alter_system_reset="1")
     )
     assert plan_branch(PROJECT, RESETTING, served).actions == ()
-    again = replace(COPY, annotations={names.ALTER_SYSTEM_RESET_AT: "2"})
-    assert plan_branch(PROJECT, again, served).actions == (DeletePod(POD),)
+    asked_anew = replace(COPY, annotations={names.ALTER_SYSTEM_RESET_AT: "2"})
+    assert plan_branch(PROJECT, asked_anew, served).actions == (DeletePod(POD),)
     # Without the annotation nothing is asked; with a value of any length the same is compared that is recorded.
     assert plan_branch(PROJECT, COPY, served).actions == ()
     long = Desired(PROJECT, replace(COPY, annotations={names.ALTER_SYSTEM_RESET_AT: "1" * 10**5}))

@@ -93,7 +93,7 @@ class BranchFacts:
 
     `server_version`: of the Postgres in the bound slot that accepted the agent's session, None if none did; then
     `refusal` says what it does instead, `server_error` why, and `missing_superuser` that it has no role for the
-    agent. `was_serving`: users reached the Postgres in this pod's container when it was asked last;
+    agent to log in. `was_serving`: users reached the Postgres in this pod's container when it was asked last;
     `unanswered_long`: it has not answered several times since. `pending_settings`: the names of its settings that
     need a restart. `rejected_settings`: what it does not take of its settings files. `altered`: it does not accept
     the agent's session, and ALTER SYSTEM has set something in it. `settings_outdated`: its

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from dbranch.agent.layout import Layout
-from dbranch.agent.postgres.answer import Answer, RejectedSetting, ServerFacts, answer_of
+from dbranch.agent.postgres.answer import Answer, RejectedSetting, ServerFacts, answer_of, is_role_missing
 from dbranch.agent.postgres.session import Endpoint, connect, version_of
 from dbranch.api.conditions import printable
 from dbranch.api.errors import NotAccepting, SqlFailed
@@ -46,8 +46,7 @@ def observe_server(layout: Layout, endpoint: Endpoint, roles: Sequence[str] = ()
             rejected = tuple(map(_rejected_setting, str(row[2] or "").splitlines()[:3]))
     except (NotAccepting, SqlFailed) as error:
         text = str(error).removeprefix(f"Postgres in slot {endpoint.slot}: ")
-        missing_superuser = f'role "{endpoint.user}" does not exist' in text
-        return ServerFacts(answer=answer_of(error), error=text, missing_superuser=missing_superuser)
+        return ServerFacts(answer=answer_of(error), error=text, missing_superuser=is_role_missing(error))
     except (IndexError, TypeError, ValueError):
         return ServerFacts(error="it answers something else than a Postgres")
     passwords = {role: str(hashed) for role, hashed in zip(roles, row[3:], strict=True) if hashed is not None}

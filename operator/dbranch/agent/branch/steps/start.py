@@ -103,8 +103,8 @@ def _missing_superuser_finding(desired: Desired, facts: BranchFacts) -> Finding:
         f'role "{facts.marker.superuser}"' if facts.marker and facts.marker.superuser else "superuser's role"
     )
     text = (
-        f"Postgres of {desired.subject} runs and has no {role}, by which dbranch works in it; nothing is "
-        "changed in it; give the superuser that name again"
+        f"Postgres of {desired.subject} runs and has no {role} with LOGIN, by which dbranch works in it; nothing is "
+        "changed in it; give the superuser that name and LOGIN again"
     )
     return Finding(Reason.START_BLOCKED, text)
 
