@@ -150,7 +150,7 @@ def test_a_copy_that_cannot_be_cleaned_says_why_and_admits_nobody(world: World) 
             # It is tried again, and needs no other branch once the cause is gone.
             node = world.branch("x")["status"]["node"]
             endpoint = Endpoint(node["pod"], node["port"], USER, OLDEST_MAJOR)
-            with owner_session(world.node.layout, endpoint, "dbranch") as superuser:
+            with owner_session(world.node.layout, endpoint) as superuser:
                 superuser.execute("drop event trigger guard")
             await_postgres(world, "x", "Accepting")
         assert world.sql("x", "select count(*) from pg_subscription") == [(0,)]

@@ -27,6 +27,7 @@ from dbranch.agent.branch.actions import (
 )
 from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.branch.plan import plan_branch
+from dbranch.agent.branch.report import node_fields
 from dbranch.agent.branch.step import Planned, Step
 from dbranch.agent.branch.steps import STEPS
 from dbranch.agent.pool.space import Space
@@ -301,3 +302,16 @@ def test_a_change_of_what_is_asked_for_is_another_version() -> None:
         assert other.version != desired.version
     # What the agent itself has written is none.
     assert Desired(PROJECT, replace(COPY, node=BranchNode(slot="s"))).version == desired.version
+
+
+def test_the_requests_that_the_status_repeats_fit_its_fields() -> None:
+    long = "1" * 1000
+    pod = replace(POD, restarted_at=long, address="10.0.0.9")
+    desired = Desired(PROJECT, replace(COPY, annotations={names.ALTER_SYSTEM_RESET_AT: long}))
+    marker_after = marker(COPY).with_opened().with_alter_system_reset(desired.alter_system_reset_at)
+    stored = Finding(Reason.STORED, "stored")
+    node = node_fields(desired, replace(OPENED, pods=(pod,)), marker_after, None, stored, stored)
+    assert node["restartedAt"] == node["alterSystemResetAt"] == "1" * 64
+    # Without a request there is nothing to repeat.
+    node = node_fields(Desired(PROJECT, COPY), OPENED, OPENED.marker, None, stored, stored)
+    assert node["restartedAt"] is node["alterSystemResetAt"] is None
