@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -166,38 +166,68 @@ def resume(
     invocation.print_result(f"{object_text} is {'being started' if no_wait else 'Ready'}", live)
 
 
+# At the end of a condition's message: what to do next.
+_RESET_OPTION: Final = "--reset-alter-system"
+
+
 @click.command(cls=Command)
 @click.argument("branch", type=BranchName())
 @click.option("--force", is_flag=True, help="Restart although Postgres does not take a setting.")
+@click.option(
+    _RESET_OPTION,
+    is_flag=True,
+    help="Undo what ALTER SYSTEM has set, also if Postgres does not start with it.",
+)
 @no_wait_option()
 @timeout_option("2m")
 @click.pass_obj
-def restart(invocation: Invocation, branch: str, force: bool, no_wait: bool, timeout: float) -> None:
-    """Restart a branch. Its Postgres applies changed settings, resources and images."""
+def restart(
+    invocation: Invocation,
+    branch: str,
+    force: bool,
+    reset_alter_system: bool,
+    no_wait: bool,
+    timeout: float,
+) -> None:
+    """Restart a branch. Its Postgres applies changed settings, resources and images.
+
+    With --reset-alter-system it starts without what ALTER SYSTEM has set; that stays in PGDATA as
+    postgresql.auto.conf.before-reset, which replaces one of an earlier reset.
+    """
     live = invocation.branch(branch)
     if not should_run(parse_project(invocation.project()), parse_branch(live)):
-        message = f"branch {branch} is stopped; it applies all changes when it is resumed"
+        message = (
+            f"branch {branch} is stopped; start it first with 'dbranch resume {branch}'"
+            if reset_alter_system
+            else f"branch {branch} is stopped; it applies all changes when it is resumed"
+        )
         raise Failure(ExitCode.REFUSED, "Stopped", message)
     if not force:
-        check_restart(live)
+        check_restart(live, reset_alter_system)
     restarted_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    live = invocation.store.request_restart(live, restarted_at)
+    before, live = live, invocation.store.request_restart(live, restarted_at, reset_alter_system)
     if not no_wait:
         live = wait_for(
             invocation.store,
             live,
-            is_restarted(restarted_at),
+            is_restarted(restarted_at, reset_alter_system),
             f"branch {branch} is Ready",
             timeout,
             quiet=not invocation.human_output,
+            since=before,
         )
     invocation.print_result(f"branch {branch} is {'being restarted' if no_wait else 'Ready'}", live)
 
 
-def check_restart(live: Mapping[str, Any]) -> None:
-    """Raise Failure if the branch's Postgres would not start again with the settings that it has now."""
+def check_restart(live: Mapping[str, Any], reset_alter_system: bool = False) -> None:
+    """Raise Failure if the branch's Postgres would not start again with the settings that it has now.
+
+    With `reset_alter_system` it would, if that is the step that the condition names.
+    """
     condition = find_condition(live.get("status"), Condition.POSTGRES_READY)
     if condition and condition["reason"] == Reason.SETTINGS_REJECTED:
+        if reset_alter_system and condition["message"].endswith(_RESET_OPTION):
+            return
         message = f"{condition['message']}; --force restarts it all the same"
         raise Failure(ExitCode.REFUSED, Reason.SETTINGS_REJECTED, message)
 

@@ -55,7 +55,7 @@ def load(context: click.Context, file: str, branch: str | None, no_transaction: 
         if not Path(file, "toc.dat").is_file():
             message = f"directory {file} is not a dump of pg_dump: it has no toc.dat"
             raise Failure(ExitCode.USAGE, "InvalidInput", message)
-        arguments.append(file)
+        arguments.append(str(Path(file).absolute()))
         code = _load_archive(invocation, branch, arguments, None, role, no_transaction)
         _print_outcome(invocation, code, "pg_restore", file, target)
         return
@@ -72,9 +72,10 @@ def load(context: click.Context, file: str, branch: str | None, no_transaction: 
             chunks = _read_chunks(dump, invocation)
             if program == "psql":
                 code = _load_script(invocation, branch, arguments, chunks, role, no_transaction)
-            elif no_transaction and file != "-" and not dump.packing:
-                # As a file, not a pipe: that is what --jobs needs.
-                code = _load_archive(invocation, branch, [*arguments, file], None, role, no_transaction)
+            elif no_transaction and file != "-" and Path(file).is_file() and not dump.packing:
+                # In an archive that it opens itself pg_restore can seek, which --jobs needs.
+                arguments = [*arguments, str(Path(file).absolute())]
+                code = _load_archive(invocation, branch, arguments, None, role, no_transaction)
             else:
                 code = _load_archive(invocation, branch, arguments, chunks, role, no_transaction)
         except DamagedDump as error:
@@ -121,7 +122,7 @@ def _load_archive(
     role: LoadRole | None,
     no_transaction: bool,
 ) -> int:
-    """Load a dump of pg_dump that is no script: from chunks, or from a directory that `arguments` end with."""
+    """Load a dump of pg_dump that is no script: from chunks, or from the path that `arguments` end with."""
     if not no_transaction:
         script = Script(atomic=True).pass_on(archive_script(arguments, chunks))
         return run_client(

@@ -141,9 +141,15 @@ class Store:
         kind, name = body["kind"], body["metadata"]["name"]
         applied = dict(body)
         if live is not None:
-            applied = {**merge_maps({"spec": owned_fields(live).get("spec") or {}}, body)}
+            owned = owned_fields(live)
+            # A request in an annotation stays, too: it may not have been obeyed yet.
+            annotations = (owned.get("metadata") or {}).get("annotations") or {}
+            kept = {"spec": owned.get("spec") or {}} | (
+                {"metadata": {"annotations": annotations}} if annotations else {}
+            )
+            applied = merge_maps(kept, body)
             # The UID: an object that was recreated under this name is another database.
-            applied["metadata"] = {**body["metadata"], "uid": live["metadata"]["uid"]}
+            applied["metadata"] = {**applied["metadata"], "uid": live["metadata"]["uid"]}
         return self.connection.request(
             "PATCH",
             resource_path(plural_for(kind), self.namespace, name),
@@ -165,11 +171,16 @@ class Store:
             )
         return self.apply(manifest(kind, self.namespace, name, {field: value}), live)
 
-    def request_restart(self, live: Mapping[str, Any], restarted_at: str) -> Body:
-        """Request one restart of a branch's Postgres. `restarted_at`: RFC 3339, another one for each restart."""
+    def request_restart(self, live: Mapping[str, Any], restarted_at: str, reset_alter_system: bool) -> Body:
+        """Request one restart of a branch's Postgres, also without what ALTER SYSTEM has set in it.
+
+        `restarted_at`: RFC 3339, another one for each restart.
+        """
         name = live["metadata"]["name"]
         body = manifest(live["kind"], self.namespace, name, {})
         body["metadata"]["annotations"] = {names.RESTARTED_AT: restarted_at}
+        if reset_alter_system:
+            body["metadata"]["annotations"][names.ALTER_SYSTEM_RESET_AT] = restarted_at
         return self.apply(body, live)
 
     def delete(self, live: Mapping[str, Any]) -> None:

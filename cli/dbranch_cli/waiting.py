@@ -68,12 +68,13 @@ def is_stopped(body: Mapping[str, Any]) -> bool:
     return condition is not None and condition["reason"] == Reason.STOPPED
 
 
-def is_restarted(restarted_at: str) -> Goal:
-    """Return a goal: the branch is Ready with a Postgres that was started for this restart."""
+def is_restarted(restarted_at: str, reset_alter_system: bool = False) -> Goal:
+    """Return a goal: the branch is Ready with a Postgres that was started for this restart, and reset for it."""
 
     def check(body: Mapping[str, Any]) -> bool:
         node = (body.get("status") or {}).get("node") or {}
-        return node.get("restartedAt") == restarted_at and has_condition(Condition.READY)(body)
+        is_reset = not reset_alter_system or node.get("alterSystemResetAt") == restarted_at
+        return is_reset and node.get("restartedAt") == restarted_at and has_condition(Condition.READY)(body)
 
     return check
 
@@ -184,13 +185,16 @@ def wait_for(
     *,
     primary: Condition | None = None,
     quiet: bool = False,
+    since: Mapping[str, Any] | None = None,
 ) -> Body:
     """Return the object once it meets the goal.
 
     `goal_text` is the goal in messages ("branch x is Ready"), `primary` the condition that a time-out quotes,
     `timeout` in seconds. Raise Failure with TIMED_OUT and the last reason, STALLED, or NOT_FOUND if the object
-    is deleted meanwhile.
+    is deleted meanwhile. `since`: the object before a request that changes no spec: what it was stalled by then is no
+    answer to the request, until it has changed.
     """
+    before = current_condition(since, Condition.STALLED) if since else None
     printer, last = ConditionPrinter(quiet), dict(live)
     try:
         for body in _watch_versions(store, live, timeout, printer):
@@ -202,7 +206,9 @@ def wait_for(
             if goal(body):
                 return body
             stalled = current_condition(body, Condition.STALLED)
-            if stalled is not None and stalled["status"] == ConditionStatus.TRUE:
+            if stalled != before:
+                before = None
+            if stalled is not None and stalled["status"] == ConditionStatus.TRUE and before is None:
                 message = f"{stalled['reason']}: {stalled['message']}"
                 raise Failure(ExitCode.STALLED, stalled["reason"], message)
     finally:

@@ -47,6 +47,24 @@ def test_parameters_apply_at_once_or_after_a_restart(changing: Project) -> None:
     assert changing.sql("select name from item where id = 1") == "first"
 
 
+def test_what_postgres_does_not_start_with_is_undone_by_a_restart(changing: Project) -> None:
+    team = changing.team
+    changing.branch("broken")
+    superuser = ("-p", "changing", "psql", "broken", "--superuser", "--", "-XAtqc")
+    team.dbranch(*superuser, "copy (select 'no_such_parameter = 1') to program 'cat >postgresql.auto.conf'")
+    team.dbranch("-p", "changing", "restart", "broken", "--no-wait", "--force")
+    broken = team.wait_reason("dbbranch", "changing-broken", "PostgresReady", "InvalidParameters")
+    command = "dbranch restart broken --reset-alter-system"
+    assert broken["message"].endswith(f"; run {command}"), broken
+    team.wait_stalled("dbbranch", "changing-broken")
+    # It waits for its own restart, not for what has stalled the branch before.
+    team.dbranch("-p", "changing", *command.split()[1:])
+    assert changing.sql("select name from item where id = 1", "broken") == "first"
+    kept = team.dbranch(*superuser, "select pg_read_file('postgresql.auto.conf.before-reset')")
+    assert "no_such_parameter" in kept.text
+    changing.discard("broken")
+
+
 def owner_secret(password: str) -> dict[str, object]:
     """Return the manifest of a Secret `owner` that holds the password."""
     data = {"password": base64.b64encode(password.encode()).decode()}

@@ -12,6 +12,7 @@ from tests.node.world import SAMPLED_KILLS, World
 
 from dbranch.agent.linux.loops import loops_of
 from dbranch.agent.linux.mounts import read_mounts
+from dbranch.api import names
 
 MIB = 2**20
 
@@ -111,6 +112,42 @@ def test_creation_changes_and_deletion_of_a_branch(world: World, soak: bool) -> 
     print(f"{effects} effects, {world.kills} kills")
     assert world.kills >= len(effects) and all(count > 2 for count in effects.values()), effects
     assert world.sql("main", "select count(*) from item") == [(1000,)]
+
+
+def test_undoing_what_alter_system_has_set(world: World, soak: bool) -> None:
+    project = world.make_project()
+    world.run_agent()
+    pgdata = world.node.layout.branch(project, world.uid("main")) / "pgdata"
+    requests = iter(range(10000))
+
+    def undo(kill_at: int) -> Callable[[], None]:
+        work_mem = f"{next(requests) + 100}MB"
+        world.sql("main", f"alter system set work_mem = '{work_mem}'")
+        annotation = {names.ALTER_SYSTEM_RESET_AT: f"request {work_mem}"}
+        world.api.merge(f"{BRANCHES}/shop-main", {"metadata": {"annotations": annotation}})
+
+        def check() -> None:
+            world.assert_consistent(project, running=1, stored=1)
+            world.log_in("main")
+            assert world.sql("main", "show work_mem") == [("4MB",)]
+            # However often it was begun, nothing of what was set is lost.
+            assert work_mem in (pgdata / "postgresql.auto.conf.before-reset").read_text()
+
+        return check
+
+    # Between any two effects of the reset itself, whatever else is drawn.
+    for effect in (
+        "mv .*auto.conf",
+        "os.rename 'postgresql.auto.conf'",
+        "open .*/.marker.json.new",
+        "os.rename .*marker",
+    ):
+        check = undo(0)
+        assert world.run_agent(effect) is None
+        world.run_agent()
+        check()
+    if soak:
+        print(f"reset: {world.kill_at_each_effect(undo, soak)} effects, {world.kills} kills")
 
 
 def test_stop_resume_and_deletion_of_a_project_with_branches(world: World, soak: bool) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pytest
 from tests.node.machine import APP, PASSWORDS, USER, Node, owner_session, postgres_directory
 
 from dbranch.agent.postgres.session import Endpoint
+from dbranch_cli import load as loading
+from dbranch_cli.connect import write_stdin
 from dbranch_cli.failure import Failure
 from dbranch_cli.load import archive_script, psql_arguments
 from dbranch_cli.load_role import LoadRole
@@ -65,16 +70,21 @@ def server(up: Node) -> tuple[Node, Endpoint]:
 
 def load(server: tuple[Node, Endpoint], script: str | bytes, transaction: bool = True) -> int:
     """Load a script as the command line does; return psql's exit code."""
-    node, endpoint = server
-    environment = {
-        **{"PGHOST": node.address_of(endpoint.slot), "PGPORT": str(endpoint.port), "PGUSER": USER},
-        **{"PGPASSWORD": PASSWORDS[USER], "PGDATABASE": "dbranch"},
-    }
     text = script.encode() if isinstance(script, str) else script
     arguments = ["psql", *psql_arguments(ROLE, transaction)]
     return subprocess.run(
-        arguments, input=text, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, check=False
+        arguments, input=text, env=environment_of(server), stdout=subprocess.DEVNULL, check=False
     ).returncode
+
+
+def environment_of(server: tuple[Node, Endpoint]) -> dict[str, str]:
+    """Return the environment in which a client connects as the superuser."""
+    node, endpoint = server
+    return {
+        **os.environ,
+        **{"PGHOST": node.address_of(endpoint.slot), "PGPORT": str(endpoint.port), "PGUSER": USER},
+        **{"PGPASSWORD": PASSWORDS[USER], "PGDATABASE": "dbranch"},
+    }
 
 
 def rows(server: tuple[Node, Endpoint], query: str) -> list[tuple[object, ...]]:
@@ -131,3 +141,84 @@ def test_an_archive_that_is_cut_off_is_not_loaded(server: tuple[Node, Endpoint],
     assert b"COPY public.item" in script and b"OWNER TO" not in script
     with pytest.raises(Failure, match="nothing was loaded"):
         list(archive_script([], iter([dump[: len(dump) // 2]])))
+
+
+@pytest.fixture
+def command_line(server: tuple[Node, Endpoint], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return `dbranch load`; its clients connect to the server itself, without a port-forward."""
+
+    def run_client(
+        invocation: Any,
+        program: str,
+        arguments: Sequence[str],
+        branch: str | None,
+        stdin: IO[bytes] | Iterator[bytes] | None = None,
+        quiet: bool = False,
+        superuser: bool = False,
+    ) -> int:
+        assert superuser
+        chunks = stdin if isinstance(stdin, Iterator) and not hasattr(stdin, "fileno") else None
+        client = subprocess.Popen(
+            [postgres_directory() / program, *arguments],
+            env=environment_of(server),
+            stdin=subprocess.PIPE if chunks is not None else subprocess.DEVNULL,
+        )
+        if chunks is not None:
+            write_stdin(client, chunks)
+        return client.wait()
+
+    monkeypatch.setattr(loading, "run_client", run_client)
+    monkeypatch.setattr(loading, "load_role", lambda invocation: ROLE)
+    invocation = SimpleNamespace(
+        project=lambda: {"spec": {"activeBranch": "main"}}, human_output=False, print_note=lambda text: None
+    )
+    return lambda *args: loading.load.main([*map(str, args)], obj=invocation, standalone_mode=False)
+
+
+def dump_to(server: tuple[Node, Endpoint], path: Path, *options: str) -> Path:
+    """Dump the database into an archive, and drop what it holds."""
+    source = "create extension dblink; create table item as select n from generate_series(1, 1000) n;"
+    assert load(server, f"{source} create table other (id serial); insert into other values (7);") == 0
+    command = [postgres_directory() / "pg_dump", *options, "--file", path, "dbranch"]
+    subprocess.run(command, env=environment_of(server), check=True)
+    assert load(server, "drop extension dblink; drop table item, other;") == 0
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        (["-Fc"], []),
+        (["-Ft"], []),
+        (["-Fd"], []),
+        # Jobs need an archive in which they can seek.
+        (["-Fc"], ["--", "--jobs", "2"]),
+        (["-Fd"], ["--", "--jobs", "2"]),
+    ],
+    ids=["custom", "tar", "directory", "custom-jobs", "directory-jobs"],
+)
+def test_an_archive_without_a_transaction_is_loaded_for_the_application_too(
+    server: tuple[Node, Endpoint], command_line: Any, tmp_path: Path, options: list[str], arguments: list[str]
+) -> None:
+    archive = dump_to(server, tmp_path / "archive", *options)
+    command_line(archive, "--no-transaction", *arguments)
+    assert rows(server, "select count(*) from item") == [(1000,)]
+    assert rows(server, "select id from other") == [(7,)]
+    owners = dict(rows(server, OWNED))
+    assert {owners["table public.item"], owners["sequence public.other_id_seq"]} == {APP}
+    assert rows(server, "select pg_get_userbyid(extowner) from pg_extension where extname = 'dblink'") == [
+        (USER,)
+    ]
+    assert rows(server, LEFT) == []
+
+
+def test_an_archive_that_fails_without_a_transaction_leaves_no_role_and_says_so(
+    server: tuple[Node, Endpoint], command_line: Any, tmp_path: Path
+) -> None:
+    archive = dump_to(server, tmp_path / "archive", "-Fc")
+    assert load(server, "create table other (theirs int);") == 0
+    with pytest.raises(Failure, match="pg_restore failed with exit code 1"):
+        command_line(archive, "--no-transaction")
+    # What was loaded before that stays, and belongs to the application.
+    assert dict(rows(server, OWNED))["table public.item"] == APP
+    assert rows(server, LEFT) == []

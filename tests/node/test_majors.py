@@ -73,6 +73,7 @@ def be_a_root_and_a_copy(node: Node, major: int) -> None:
         login = f"dbname=dbranch user=app password=''{PASSWORDS[APP]}''"
         query = f"select u from dblink('{login}', 'select current_user::text') as t (u text)"
         assert one(superuser, query) == APP
+        assert one(app, reach_by_foreign_server(superuser, "main")) == "main"
         superuser.execute("set password_encryption = md5")
         superuser.execute("create role old login replication password 'secret'")
         superuser.execute("begin; create table half (); prepare transaction 'half'")
@@ -87,6 +88,9 @@ def be_a_root_and_a_copy(node: Node, major: int) -> None:
     ensure_opened(node.layout, node.project, copy, branch)
     with connect(node, branch) as app:
         assert one(app, "select count(*) from item") == 1 and one(app, "show work_mem") == "7MB"
+        # In a copy, too, what names no host is the branch itself.
+        app.execute("update place set name = 'copy'")
+        assert one(app, "select name from far") == "copy"
         app.execute("alter role app password 'of the dump'")
     versions = {role: version_of(verifier) for role, verifier in VERIFIERS.items()}
     assert observe_server(node.layout, branch, list(versions)).passwords != versions
@@ -96,6 +100,19 @@ def be_a_root_and_a_copy(node: Node, major: int) -> None:
     assert session.reload(node.layout, branch)
     with connect(node, branch) as app:
         assert one(app, "show work_mem") == "9MB"
+
+
+def reach_by_foreign_server(superuser: psycopg.Connection[Any], name: str) -> str:
+    """Make a table of this one row and a foreign server without a host that has it; return the query by that."""
+    superuser.execute(
+        f"create extension postgres_fdw; create table place as select '{name}' as name;"
+        "alter table place owner to app;"
+        "create server here foreign data wrapper postgres_fdw options (dbname 'dbranch');"
+        f"create user mapping for app server here options (user 'app', password '{PASSWORDS[APP]}');"
+        "create foreign table far (name text) server here options (table_name 'place');"
+        "alter foreign table far owner to app"
+    )
+    return "select name from far"
 
 
 @pytest.mark.parametrize("major", [OLDEST_MAJOR - 1, NEWEST_MAJOR + 1])

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 from tests.node.agent_life import PODS, PROJECTS
-from tests.node.machine import OWNER
+from tests.node.machine import OWNER, USER, owner_session
+from tests.node.majors import programs_of
 from tests.node.world import World
+
+from dbranch.agent.postgres.session import Endpoint
+from dbranch.api.parameters import OLDEST_MAJOR
 
 
 def postgres(world: World, branch: str) -> tuple[str, str]:
@@ -117,3 +123,42 @@ def test_a_pool_that_is_adopted_with_another_user_is_reported(world: World) -> N
     with reconciling(world):
         message = await_postgres(adopting, "main", "RoleNotFound")
     assert "has no role another" in message and "spec.postgres.user" in message
+
+
+def test_a_copy_that_cannot_be_cleaned_says_why_and_admits_nobody(world: World) -> None:
+    # From PostgreSQL 17 on no event trigger of the source's fires in the agent's sessions.
+    world.node.programs = programs_of(OLDEST_MAJOR)
+    try:
+        project = world.make_project()
+        world.run_agent()
+        world.sql(
+            "main",
+            "create subscription s connection 'host=/nowhere' publication p with (connect = false);"
+            "create function refuse() returns event_trigger language plpgsql as"
+            " $$ begin raise 'only by a change request'; end $$;"
+            "create event trigger guard on ddl_command_start when tag in ('ALTER SUBSCRIPTION', 'DROP SUBSCRIPTION')"
+            " execute function refuse()",
+        )
+        world.make_branch("x", "main")
+        with reconciling(world):
+            message = await_postgres(world, "x", "CleaningFailed")
+            assert "only by a change request" in message
+            assert world.branch("x")["status"]["node"].get("address") is None
+            with pytest.raises(psycopg.OperationalError, match=r"no pg_hba\.conf entry"):
+                world.log_in("x")
+            assert '"cleaned": false' in marker_text(world, project, "x")
+            # It is tried again, and needs no other branch once the cause is gone.
+            node = world.branch("x")["status"]["node"]
+            endpoint = Endpoint(node["pod"], node["port"], USER, OLDEST_MAJOR)
+            with owner_session(world.node.layout, endpoint) as superuser:
+                superuser.execute("drop event trigger guard")
+            await_postgres(world, "x", "Accepting")
+        assert world.sql("x", "select count(*) from pg_subscription") == [(0,)]
+        world.log_in("x")
+    finally:
+        world.node.tear_down()
+        shutil.rmtree(world.node.programs.parents[1])
+
+
+def marker_text(world: World, project: str, branch: str) -> str:
+    return (world.node.layout.branch(project, world.uid(branch)) / "marker.json").read_text()

@@ -69,10 +69,12 @@ class Kubelet(threading.Thread):
             elif pod["spec"]["restartPolicy"] == "Always":
                 self._run(pod)
                 restarts = pod["status"]["containerStatuses"][0]["restartCount"] + 1
-                self._write_status(
-                    path,
-                    {"containerStatuses": [{**_RUNNING, "imageID": self.image_id, "restartCount": restarts}]},
-                )
+                status = {**_RUNNING, "imageID": self.image_id, "restartCount": restarts}
+                if process.returncode:
+                    # As terminationMessagePolicy FallbackToLogsOnError has it.
+                    message = self._node.stderr_of(name)[-2048:]
+                    status["lastState"] = {"terminated": {"message": message}}
+                self._write_status(path, {"containerStatuses": [status]})
             elif pod["status"]["phase"] == "Running":
                 self._write_status(path, {"phase": "Failed" if process.returncode else "Succeeded"})
         elif process is None:

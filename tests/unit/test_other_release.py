@@ -55,6 +55,7 @@ _WORDS = frozenset(
             names.AGENT_HOST_FREE,
             names.AGENT_RETAINED,
             names.RESTARTED_AT,
+            names.ALTER_SYSTEM_RESET_AT,
             names.TEMPLATE_HASH,
             names.LABEL_CLASS,
         ),
@@ -111,7 +112,7 @@ BRANCH = (
     )
     .reported(Condition.READY, Reason.AVAILABLE)
     .reported(Condition.SCHEDULED, Reason.BOUND)
-    .annotated(**{names.RESTARTED_AT: "2026-01-01T00:00:00Z"})
+    .annotated(**dict.fromkeys((names.RESTARTED_AT, names.ALTER_SYSTEM_RESET_AT), "2026-01-01T00:00:00Z"))
     .body()
 )
 POD: Json = {

@@ -16,6 +16,7 @@ from dbranch.runtime.kopf_settings import configure_kopf, login, requeue_after
 _PROJECT: Any = (names.GROUP, names.VERSION, names.PROJECTS)
 _BRANCH: Any = (names.GROUP, names.VERSION, names.BRANCHES)
 _RESTARTED_AT: Any = ("metadata", "annotations", names.RESTARTED_AT)
+_ALTER_SYSTEM_RESET_AT: Any = ("metadata", "annotations", names.ALTER_SYSTEM_RESET_AT)
 _REQUESTED_AT: Any = ("metadata", "annotations", names.AGENT_REQUESTED_AT)
 
 
@@ -65,6 +66,7 @@ def register(
     @kopf.on.update(*_BRANCH, field="spec", id="branch", **options)
     @kopf.on.field(*_BRANCH, field=_REQUESTED_AT, id="branch", **options)
     @kopf.on.field(*_BRANCH, field=_RESTARTED_AT, id="branch", **options)
+    @kopf.on.field(*_BRANCH, field=_ALTER_SYSTEM_RESET_AT, id="branch", **options)
     async def branch(namespace: Any, name: str, **_: Any) -> None:
         dispatcher.request_branch(namespace, name)
 

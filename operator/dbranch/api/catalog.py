@@ -207,7 +207,8 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         _POSTGRES,
         "Postgres accepts connections and does not take a parameter; it would not start with it, so "
         "`dbranch restart` refuses.",
-        "Correct the parameter in the message, in spec.postgres.parameters or by ALTER SYSTEM RESET.",
+        "Correct the parameter in the message, in spec.postgres.parameters; what ALTER SYSTEM has set, by `dbranch "
+        "restart BRANCH --reset-alter-system` or ALTER SYSTEM RESET.",
     ),
     Reason.SESSION_FAILED: _both(
         _POSTGRES,
@@ -275,12 +276,14 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
     Reason.CRASH_LOOPING: _both(
         _POSTGRES,
         "Postgres ends again and again.",
-        "See the log of its pod in the nodes' namespace (status.node.pod); the message holds its last line.",
+        "See the log of its pod in the nodes' namespace (status.node.pod); the message holds its last line. If ALTER "
+        "SYSTEM did it: `dbranch restart BRANCH --reset-alter-system`.",
     ),
     Reason.INVALID_PARAMETERS: _both(
         _POSTGRES,
         "Postgres does not take a parameter.",
-        "Correct spec.postgres.parameters; the message names it.",
+        "Correct spec.postgres.parameters; the message names it. Of postgresql.auto.conf: `dbranch restart BRANCH "
+        "--reset-alter-system`.",
     ),
     Reason.IMAGE_INCOMPATIBLE: Entry(
         "The image is of another major version of PostgreSQL than the data, or of one that is not supported.",

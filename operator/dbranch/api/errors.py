@@ -82,22 +82,23 @@ class NotAccepting(DbranchError):
     """Postgres does not accept connections on its socket (yet).
 
     `sqlstate`: of the error with which a server rejected the session; empty if no server answered. `no_server`: it
-    is known that none listens.
+    is known that none listens. `routine`: the function of the server's source that rejected it.
     """
 
-    def __init__(self, message: str, sqlstate: str = "", no_server: bool = False) -> None:
-        self.sqlstate, self.no_server = sqlstate, no_server
+    def __init__(self, message: str, sqlstate: str = "", no_server: bool = False, routine: str = "") -> None:
+        self.sqlstate, self.no_server, self.routine = sqlstate, no_server, routine
         super().__init__(message)
 
 
 class SqlFailed(DbranchError):
     """A statement of the agent failed, or the session did before it was done.
 
-    `sqlstate`: of the server's error; empty if the session ended, took too long or was no Postgres'.
+    `sqlstate`: of the server's error; empty if the session ended, took too long or was no Postgres'. `routine`: the
+    function of its source that reported it, if that ended the session.
     """
 
-    def __init__(self, message: str, sqlstate: str = "") -> None:
-        self.sqlstate = sqlstate
+    def __init__(self, message: str, sqlstate: str = "", routine: str = "") -> None:
+        self.sqlstate, self.routine = sqlstate, routine
         super().__init__(message)
 
 

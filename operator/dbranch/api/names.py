@@ -31,6 +31,11 @@ AGENT_REQUESTED_AT: Final = f"{AGENT_PREFIX}/requestedAt"
 AGENT_HOST_FREE: Final = f"{AGENT_PREFIX}/host-free-bytes"
 # Written on a DBBranch by a person or `dbranch restart`: its Postgres restarts once for each value (RFC 3339).
 RESTARTED_AT: Final = f"{GROUP}/restartedAt"
+# Written on a DBBranch by a person or `dbranch restart --reset-alter-system`: its Postgres restarts without what
+# ALTER SYSTEM has set, once for each value (RFC 3339).
+ALTER_SYSTEM_RESET_AT: Final = f"{GROUP}/alterSystemResetAt"
+# Characters of the value of either, as `status.node` repeats it.
+MAX_TIME_LENGTH: Final = 64
 # On an agent's own pod: the UIDs of projects that do not exist and whose pools on its node can be adopted, separated
 # by commas.
 AGENT_RETAINED: Final = f"{AGENT_PREFIX}/retained"

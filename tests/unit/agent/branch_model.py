@@ -18,6 +18,7 @@ from dbranch.agent.branch.actions import (
     PromoteInitdb,
     RecordImage,
     RemoveSlot,
+    ResetAlterSystem,
     SetPasswords,
     TakeSnapshot,
     WriteSettings,
@@ -112,6 +113,10 @@ def apply(branch: Branch, facts: BranchFacts, action: Action) -> BranchFacts:
         case Adopt():
             assert facts.marker is None
             return replace(facts, marker=marker(branch), retained_uid=None)
+        case ResetAlterSystem(requested_at):
+            assert facts.marker is not None and not facts.bound_slots, "a reset beside a Postgres"
+            assert facts.marker.alter_system_reset != requested_at, "a second reset for one request"
+            return replace(facts, marker=facts.marker.with_alter_system_reset(requested_at), altered=False)
         case Bind(slot):
             assert facts.marker is not None and not facts.bound_slots, "two binds of one branch"
             assert slot in {p.name for p in pods}, "a bind without a pod"

@@ -33,7 +33,7 @@ from dbranch.agent.branch.facts import BranchFacts
 from dbranch.agent.branch.plan import plan_branch
 from dbranch.agent.branch.steps import STEPS
 from dbranch.agent.pool.space import Space
-from dbranch.agent.postgres.answer import Answer
+from dbranch.agent.postgres.answer import Answer, RejectedSetting
 from dbranch.agent.slot.pod_spec import slot_class_of
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.volume.brake import Brake
@@ -69,7 +69,11 @@ def test_a_creation_that_is_cut_off_anywhere_ends_running() -> None:
 def test_every_step_is_planned_from_every_cut_in_which_it_is_not_done() -> None:
     warm = (PodFacts("warm-1", "w1", running=True),)
     reached: set[str] = set()
-    for project, branch, free in ((NEW, ROOT, ()), (PROJECT, COPY, ()), (PROJECT, COPY, warm)):
+    resetting = replace(COPY, annotations={names.ALTER_SYSTEM_RESET_AT: "1"})
+    for project, branch, free in (
+        *((NEW, ROOT, ()), (PROJECT, COPY, ())),
+        *((PROJECT, COPY, warm), (PROJECT, resetting, warm)),
+    ):
         for state in every_cut(project, branch, *free):
             compared = [replace(state, outdated_collations=())] if state.server_version else []
             outdated, unmounted = replace(state, settings_outdated=True), replace(state, pool_mounted=False)
@@ -242,6 +246,59 @@ def test_a_requested_restart_happens_once() -> None:
     assert after.postgres and after.postgres.reason == Reason.ACCEPTING
     # Removing the annotation requests nothing.
     assert not any(isinstance(a, DeletePod) for a in plan_branch(PROJECT, COPY, done).actions)
+
+
+LONGEST = replace(COPY, object_name=f"shop-{'x' * 58}")
+
+
+@pytest.mark.parametrize("branch", [COPY, LONGEST], ids=["short", "longest"])
+def test_what_alter_system_broke_is_said_with_the_command_that_undoes_it(branch: Branch) -> None:
+    command = f"dbranch restart {branch.name} --reset-alter-system"
+    altered = RejectedSetting("max_connections of ALTER SYSTEM (" + "e" * 80, altered=True)
+    own = RejectedSetting("work_mem = many (invalid value)")
+    # One step at a time: a restart with a wrong value in the spec would end it.
+    for rejected, advice in (
+        ((altered,), f"run {command}"),
+        ((altered,) * 3, f"run {command}"),
+        ((own,), "correct spec.postgres.parameters"),
+        ((altered, own), "correct spec.postgres.parameters"),
+    ):
+        facts = replace(running(PROJECT, branch), rejected_settings=rejected)
+        finding = plan_branch(PROJECT, branch, facts).postgres
+        assert (
+            finding and finding.reason == Reason.SETTINGS_REJECTED and finding.message.endswith(f"; {advice}")
+        )
+        assert len(finding.message) <= MESSAGE_LIMIT, finding.message
+
+
+@pytest.mark.parametrize("branch", [COPY, LONGEST], ids=["short", "longest"])
+@pytest.mark.parametrize(
+    ("line", "reason", "advice"),
+    [
+        ('FATAL:  could not access file "nonexistent"', Reason.CRASH_LOOPING, "; if it is by ALTER SYSTEM: "),
+        (
+            'FATAL:  configuration file "/slot/data/pgdata/postgresql.auto.conf" contains errors',
+            Reason.INVALID_PARAMETERS,
+            "run ",
+        ),
+        (
+            'FATAL:  configuration file "/slot/data/postgresql.conf" contains errors',
+            Reason.INVALID_PARAMETERS,
+            "correct spec.postgres.parameters, or undo ALTER SYSTEM: ",
+        ),
+    ],
+)
+def test_a_postgres_that_does_not_start_is_said_with_the_way_back(
+    branch: Branch, line: str, reason: Reason, advice: str
+) -> None:
+    up = running(PROJECT, branch, server_version=None)
+    pod = replace(up.pods[0], running=False, reason="CrashLoopBackOff", last_termination_message=line)
+    facts = replace(up, pods=(pod,))
+    finding = plan_branch(PROJECT, branch, facts).postgres
+    assert finding and finding.reason == reason and "--reset" not in finding.message
+    finding = plan_branch(PROJECT, branch, replace(facts, altered=True)).postgres
+    assert finding and finding.reason == reason and len(finding.message) <= MESSAGE_LIMIT
+    assert finding.message.endswith(f"{advice}dbranch restart {branch.name} --reset-alter-system")
 
 
 def test_an_image_of_another_major_version_is_not_started_until_the_image_changes() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.unit.agent.branch_model import (
     COPY,
@@ -40,6 +40,12 @@ from dbranch.api.project import Project
 # Complete reconciles until convergence: a pod terminates, is gone, a new one, its bind, its Postgres, and one more.
 RECONCILES = 8
 RESTARTED_AT = "2026-01-01T00:00:00Z"
+# Neither the time of one example nor of its making is a fault: the machine may be busy.
+BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+REQUESTS: tuple[tuple[str, ...], ...] = (
+    *((), (names.RESTARTED_AT,), (names.ALTER_SYSTEM_RESET_AT,)),
+    (names.RESTARTED_AT, names.ALTER_SYSTEM_RESET_AT),
+)
 SLOTS = st.sampled_from(["slot-a", "slot-b", "slot-c"])
 
 
@@ -71,7 +77,9 @@ def markers(draw: st.DrawFn, branch: Branch) -> Marker:
     """Generate the marker of a branch between any two of its steps; the first release knew no `opened`."""
     stored = marker(branch, cleaned=branch.is_root or draw(st.booleans()))
     password = draw(st.sampled_from(["", VERSION, "v0"]))
-    return replace(stored, password=password, opened=stored.cleaned and draw(st.booleans()))
+    reset = draw(st.sampled_from(["", RESTARTED_AT, "2025-01-01T00:00:00Z"]))
+    opened = stored.cleaned and draw(st.booleans())
+    return replace(stored, password=password, opened=opened, alter_system_reset=reset)
 
 
 @st.composite
@@ -105,7 +113,7 @@ def cases(draw: st.DrawFn) -> Case:
     branch = replace(
         branch,
         state=draw(st.sampled_from(["Running", "Stopped"])),
-        annotations={names.RESTARTED_AT: RESTARTED_AT} if draw(st.booleans()) else {},
+        annotations=dict.fromkeys(draw(st.sampled_from(REQUESTS)), RESTARTED_AT),
         node=BranchNode(slot=draw(st.none() | SLOTS)),
     )
     if draw(st.booleans()):
@@ -159,7 +167,7 @@ HANDED_OVER = Case(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(BUSY, max_examples=400)
 @example(case=HANDED_OVER, cuts=[])
 @given(case=cases(), cuts=st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=6))
 def test_every_state_converges(case: Case, cuts: list[tuple[int, bool]]) -> None:
@@ -189,6 +197,7 @@ def test_every_state_converges(case: Case, cuts: list[tuple[int, bool]]) -> None
         assert len(final.pods) == len(final.bound_slots) == int(runs), facts
 
 
+@settings(BUSY)
 @given(case=cases())
 def test_a_plan_is_deterministic_and_its_actions_are_in_order(case: Case) -> None:
     """No pod gets a branch before it is stored, no slot is removed while its pod exists: `apply` asserts that."""
@@ -197,6 +206,7 @@ def test_a_plan_is_deterministic_and_its_actions_are_in_order(case: Case) -> Non
     reconcile(case, case.facts)
 
 
+@settings(BUSY)
 @given(case=cases())
 def test_without_a_pool_nothing_starts_and_a_stopped_branch_stops(case: Case) -> None:
     facts = replace(case.facts, pool_mounted=False)

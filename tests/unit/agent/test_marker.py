@@ -79,6 +79,7 @@ def test_what_a_marker_says_on_disk() -> None:
         "superuser": "postgres",
         "initdb_settings": {"timezone": "Etc/UTC"},
         "image": "",
+        "alter_system_reset": "",
     }
 
 
@@ -92,13 +93,15 @@ def merged(marker: Marker, unknown: dict[str, object]) -> str:
 def test_every_rewrite_keeps_the_keys_that_this_release_does_not_know() -> None:
     marker = parse_marker(merged(COPY, UNKNOWN))
     assert isinstance(marker, Marker)
-    rewritten = marker.with_cleaned().with_password_version("v2")
+    rewritten = marker.with_cleaned().with_password_version("v2").with_alter_system_reset(TAKEN)
     rewritten = rewritten.reassigned_to("q-uid", "y-uid", BranchNames("team", "other", "main"))
     raw = json.loads(render_marker(rewritten))
     assert raw["lineage"] == ["a", "b"] and raw["quiet"] == {"since": TAKEN}
     assert raw["origin"] == {"kind": "branch", "uid": "r-uid", "time": TAKEN, "generation": 3}
     assert raw["names"] == {"namespace": "team", "project": "other", "branch": "main", "cluster": "c"}
     assert (raw["cleaned"], raw["password"], raw["owner_uid"]) == (True, "v2", "y-uid")
+    # Who adopts the data with the request of then does not ask again.
+    assert raw["alter_system_reset"] == TAKEN and parse_marker(render_marker(rewritten)) == rewritten
     # Its role is that of its owner now, not of where its data came from.
     assert raw["role"] == "root"
 

@@ -20,12 +20,14 @@ from dbranch.agent.branch.actions import (
     Open,
     PromoteInitdb,
     RecordImage,
+    ResetAlterSystem,
     SetPasswords,
     TakeSnapshot,
     WriteSettings,
 )
 from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.branch.plan import plan_branch
+from dbranch.agent.branch.report import node_fields
 from dbranch.agent.branch.step import Planned, Step
 from dbranch.agent.branch.steps import STEPS
 from dbranch.agent.pool.space import Space
@@ -57,11 +59,11 @@ COMPARED = replace(OPENED, pods=(replace(POD, image_id="sha256:b"),), outdated_c
 
 def test_the_order_of_the_steps_is_that_of_their_conditions() -> None:
     assert [*BY_NAME] == [
-        *("pool", "volume", "slot", "bind", "start"),
+        *("pool", "volume", "slot", "reset", "bind", "start"),
         *("clean", "credentials", "settings", "open", "image"),
     ]
     conditions = [step.condition for step in STEPS]
-    assert conditions == [Condition.STORAGE_READY] * 2 + [Condition.POSTGRES_READY] * 8
+    assert conditions == [Condition.STORAGE_READY] * 2 + [Condition.POSTGRES_READY] * 9
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
@@ -124,6 +126,43 @@ def test_what_a_step_plans(name: str, facts: BranchFacts, actions: tuple[Action,
 
 def plan(name: str, facts: BranchFacts) -> Planned:
     return BY_NAME[name].plan(Desired(PROJECT, COPY), facts)
+
+
+RESETTING = replace(COPY, annotations={names.ALTER_SYSTEM_RESET_AT: "1"})
+
+
+def test_alter_system_is_undone_once_for_each_request_and_beside_no_postgres() -> None:
+    step, desired = BY_NAME["reset"], Desired(PROJECT, RESETTING)
+    assert step.done(Desired(PROJECT, COPY), BOUND) and not step.done(desired, WITH_POD)
+    planned = step.plan(desired, WITH_POD)
+    assert planned.actions == (ResetAlterSystem("1"),) and planned.then
+    assert step.done(desired, planned.then)
+    # Before the bind, which starts Postgres: of a new branch, too, since its source may have been broken.
+    assert plan_branch(PROJECT, RESETTING, replace(MOUNTED, warm_pods=(FREE,))).actions == (
+        *(Claim(FREE), TakeSnapshot("r-uid")),
+        *(ResetAlterSystem("1"), Bind("warm-1")),
+    )
+    # The pod that has the branch bound goes first, whatever its Postgres does.
+    for facts in (
+        BOUND,
+        OPENED,
+        replace(BOUND, pods=(replace(POD, running=False, reason="CrashLoopBackOff"),)),
+    ):
+        waits = plan_branch(PROJECT, RESETTING, facts)
+        assert waits.actions == (DeletePod(facts.pods[0]),)
+        assert waits.postgres and waits.postgres.reason == Reason.WAITING_FOR_SLOT
+    served = replace(
+        OPENED, marker=replace(marker(COPY), password=VERSION, opened=True, alter_system_reset="1")
+    )
+    assert plan_branch(PROJECT, RESETTING, served).actions == ()
+    asked_anew = replace(COPY, annotations={names.ALTER_SYSTEM_RESET_AT: "2"})
+    assert plan_branch(PROJECT, asked_anew, served).actions == (DeletePod(POD),)
+    # Without the annotation nothing is asked; with a value of any length the same is compared that is recorded.
+    assert plan_branch(PROJECT, COPY, served).actions == ()
+    long = Desired(PROJECT, replace(COPY, annotations={names.ALTER_SYSTEM_RESET_AT: "1" * 10**5}))
+    planned = step.plan(long, WITH_POD)
+    assert planned.then and step.done(long, planned.then)
+    assert planned.then.marker and len(planned.then.marker.alter_system_reset) == 64
 
 
 def test_consecutive_steps_are_joined_up_to_what_has_to_be_waited_for() -> None:
@@ -258,7 +297,21 @@ def test_a_change_of_what_is_asked_for_is_another_version() -> None:
         Desired(PROJECT, replace(COPY, generation=2)),
         Desired(PROJECT, replace(COPY, annotations={names.AGENT_REQUESTED_AT: "1"})),
         Desired(PROJECT, replace(COPY, annotations={names.RESTARTED_AT: "1"})),
+        Desired(PROJECT, replace(COPY, annotations={names.ALTER_SYSTEM_RESET_AT: "1"})),
     ):
         assert other.version != desired.version
     # What the agent itself has written is none.
     assert Desired(PROJECT, replace(COPY, node=BranchNode(slot="s"))).version == desired.version
+
+
+def test_the_requests_that_the_status_repeats_fit_its_fields() -> None:
+    long = "1" * 1000
+    pod = replace(POD, restarted_at=long, address="10.0.0.9")
+    desired = Desired(PROJECT, replace(COPY, annotations={names.ALTER_SYSTEM_RESET_AT: long}))
+    marker_after = marker(COPY).with_opened().with_alter_system_reset(desired.alter_system_reset_at)
+    stored = Finding(Reason.STORED, "stored")
+    node = node_fields(desired, replace(OPENED, pods=(pod,)), marker_after, None, stored, stored)
+    assert node["restartedAt"] == node["alterSystemResetAt"] == "1" * 64
+    # Without a request there is nothing to repeat.
+    node = node_fields(Desired(PROJECT, COPY), OPENED, OPENED.marker, None, stored, stored)
+    assert node["restartedAt"] is node["alterSystemResetAt"] is None

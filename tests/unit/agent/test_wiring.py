@@ -103,7 +103,7 @@ def test_changes_that_matter_request_reconciles(running: Running) -> None:
     running.api.merge(project_path(NAMESPACE, "shop"), {"spec": {"state": "Stopped"}})
     wait_until(lambda: "shop" in running.seen)
     assert running.take_seen() == ["shop-x", "shop"]
-    for annotation in (names.AGENT_REQUESTED_AT, names.RESTARTED_AT):
+    for annotation in (names.AGENT_REQUESTED_AT, names.RESTARTED_AT, names.ALTER_SYSTEM_RESET_AT):
         running.api.merge(branch_path(NAMESPACE, "shop-x"), {"metadata": {"annotations": {annotation: "1"}}})
         wait_until(lambda: running.take_seen() == ["shop-x"])
 

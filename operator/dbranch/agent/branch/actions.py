@@ -69,6 +69,13 @@ class CreatePod:
 
 
 @dataclass(frozen=True)
+class ResetAlterSystem:
+    """Undo what ALTER SYSTEM has set, while no slot has the branch bound, and record the request in the marker."""
+
+    requested_at: str
+
+
+@dataclass(frozen=True)
 class Bind:
     """Write the settings files, then bind the branch's subvolume into a slot, whose script starts Postgres."""
 
@@ -121,6 +128,7 @@ Action = (
     | Adopt
     | Claim
     | CreatePod
+    | ResetAlterSystem
     | Bind
     | Clean
     | SetPasswords

@@ -19,6 +19,7 @@ from dbranch.agent.branch.actions import (
     PromoteInitdb,
     RecordImage,
     RemoveSlot,
+    ResetAlterSystem,
     SetPasswords,
     TakeSnapshot,
     WriteSettings,
@@ -29,6 +30,7 @@ from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.pool.records import ensure_initialized_recorded
 from dbranch.agent.postgres import session
+from dbranch.agent.postgres.answer import RejectedSetting
 from dbranch.agent.postgres.cleaning import ensure_cleaned
 from dbranch.agent.postgres.opening import ensure_opened
 from dbranch.agent.postgres.password import ensure_passwords
@@ -42,6 +44,7 @@ from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.slot.scripts import read_initdb, read_slot_start
 from dbranch.agent.timing import CHECKPOINT_TIMEOUT_SECONDS
 from dbranch.agent.volume import effect as subvolume
+from dbranch.agent.volume.alter_system import ensure_alter_system_reset
 from dbranch.agent.volume.marker import Marker
 from dbranch.agent.volume.origins.adopt import ensure_branch_adopted
 from dbranch.agent.volume.origins.initdb import ensure_initdb_area, ensure_initdb_promoted
@@ -72,7 +75,7 @@ class Outcome:
     has_new_pod: bool = False
     claimed_pod: PodFacts | None = None
     reloaded: bool = False
-    rejected_settings: tuple[str, ...] = ()
+    rejected_settings: tuple[RejectedSetting, ...] = ()
 
 
 class BranchEffects:
@@ -91,6 +94,10 @@ class BranchEffects:
             case CreateInitdbArea() | PromoteInitdb() | TakeSnapshot() | Adopt():
                 self._apply_to_volume(desired, action, outcome)
                 outcome.stored = outcome.marker is not None
+            case ResetAlterSystem(requested_at):
+                outcome.marker = ensure_alter_system_reset(
+                    self._layout, desired.project.uid, desired.branch.uid, requested_at
+                )
             case _:
                 self._apply_to_slot(desired, action, outcome)
         outcome.timer.record(type(action).__name__)

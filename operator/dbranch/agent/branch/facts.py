@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dbranch.agent.pool.space import Space
-from dbranch.agent.postgres.answer import Answer
+from dbranch.agent.postgres.answer import Answer, RejectedSetting
 from dbranch.agent.slot.pod_spec import SlotClass, slot_class_of
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.volume.brake import Brake
@@ -36,6 +36,11 @@ class Desired:
         return should_run(self.project, self.branch)
 
     @property
+    def reset_command(self) -> str:
+        """The command that undoes what ALTER SYSTEM has set, in messages."""
+        return f"dbranch restart {self.branch.name} --reset-alter-system"
+
+    @property
     def slot_class(self) -> SlotClass:
         """The class that the branch's slot is to have."""
         return slot_class_of(self.project, self.branch)
@@ -51,6 +56,11 @@ class Desired:
             frozenset(branch.parameters),
         )
 
+    @property
+    def alter_system_reset_at(self) -> str:
+        """The request to undo ALTER SYSTEM, cut to what its status field holds; empty if there is none."""
+        return self.branch.annotations.get(names.ALTER_SYSTEM_RESET_AT, "")[: names.MAX_TIME_LENGTH]
+
     def roles(self, superuser: str) -> tuple[str, ...]:
         """The roles whose passwords are the project's, in the order of its password's version.
 
@@ -62,8 +72,8 @@ class Desired:
     def version(self) -> tuple[object, ...]:
         """What changes whenever somebody asks for something else, or for another try."""
         annotations = self.branch.annotations
-        requests = (annotations.get(names.AGENT_REQUESTED_AT), annotations.get(names.RESTARTED_AT))
-        return self.branch.generation, self.project.generation, *requests
+        requests = (names.AGENT_REQUESTED_AT, names.RESTARTED_AT, names.ALTER_SYSTEM_RESET_AT)
+        return self.branch.generation, self.project.generation, *map(annotations.get, requests)
 
 
 @dataclass(frozen=True)
@@ -83,9 +93,10 @@ class BranchFacts:
 
     `server_version`: of the Postgres in the bound slot that accepted the agent's session, None if none did; then
     `refusal` says what it does instead, `server_error` why, and `missing_superuser` that it has no role for the
-    agent. `was_serving`: users reached the Postgres in this pod's container when it was asked last;
+    agent to log in. `was_serving`: users reached the Postgres in this pod's container when it was asked last;
     `unanswered_long`: it has not answered several times since. `pending_settings`: the names of its settings that
-    need a restart. `rejected_settings`: what it does not take of its settings files. `settings_outdated`: its
+    need a restart. `rejected_settings`: what it does not take of its settings files. `altered`: it does not accept
+    the agent's session, and ALTER SYSTEM has set something in it. `settings_outdated`: its
     settings files are not as the spec asks, or Postgres has not loaded them yet.
     `outdated_collations`: what the running image sorts otherwise than the one that built the indexes; None unless the
     marker records another image than the pod's. `passwords_differ`: a role has another password than the project's
@@ -113,7 +124,8 @@ class BranchFacts:
     server_error: str = ""
     was_serving: bool = False
     unanswered_long: bool = False
-    rejected_settings: tuple[str, ...] = ()
+    rejected_settings: tuple[RejectedSetting, ...] = ()
+    altered: bool = False
     missing_superuser: bool = False
     outdated_collations: tuple[str, ...] | None = None
     settings_outdated: bool = False

@@ -24,6 +24,7 @@ from dbranch.agent.slot.image_ref import digest_of
 from dbranch.agent.slot.observe import observe_branch_slots, observe_pods, observe_slot
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.status import failed_storage_finding
+from dbranch.agent.volume.alter_system import has_altered_settings
 from dbranch.agent.volume.brake import observe_brake
 from dbranch.agent.volume.effect import settings_outdated, settings_written_at
 from dbranch.agent.volume.marker import Marker, NewerMarker
@@ -143,6 +144,7 @@ def observe_postgres(layout: Layout, desired: Desired, facts: BranchFacts) -> Br
         pending_settings=server.pending_settings,
         rejected_settings=server.rejected_settings,
         settings_outdated=outdated,
+        altered=not server.version and has_altered_settings(layout, project.uid, branch.uid),
         **_password_facts(desired, server, roles),
     )
 

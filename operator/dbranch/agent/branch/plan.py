@@ -143,6 +143,20 @@ def _image_finding(desired: Desired, facts: BranchFacts, pod: PodFacts) -> Findi
     return Finding(Reason.IMAGE_CHANGED, f"{fact[: MESSAGE_LIMIT - len(text)]}{text}")
 
 
+def _rejected_finding(desired: Desired, facts: BranchFacts) -> Finding:
+    """Return which settings Postgres does not take; the advice is a restart only if that helps by itself."""
+    by_reset = all(setting.altered for setting in facts.rejected_settings)
+    advice = f"run {desired.reset_command}" if by_reset else "correct spec.postgres.parameters"
+    fact, effect = (
+        f"Postgres of {desired.subject} does not take ",
+        "; it runs on and would not start with that; ",
+    )
+    shown = ", ".join(setting.text for setting in facts.rejected_settings)
+    room = MESSAGE_LIMIT - len(fact) - len(effect) - len(advice)
+    shown = shown if len(shown) <= room else f"{shown[: room - 1]}…"
+    return Finding(Reason.SETTINGS_REJECTED, f"{fact}{shown}{effect}{advice}")
+
+
 def _accepting_finding(desired: Desired, facts: BranchFacts) -> Finding:
     branch, subject = desired.branch, desired.subject
     if facts.missing_role:
@@ -152,11 +166,7 @@ def _accepting_finding(desired: Desired, facts: BranchFacts) -> Finding:
         )
         return Finding(Reason.ROLE_NOT_FOUND, text)
     if facts.rejected_settings:
-        text = (
-            f"Postgres of {subject} does not take {', '.join(facts.rejected_settings)}; it runs on and "
-            "would not start with that; correct spec.postgres.parameters, or ALTER SYSTEM RESET"
-        )
-        return Finding(Reason.SETTINGS_REJECTED, text)
+        return _rejected_finding(desired, facts)
     if facts.brake:
         text = (
             f"{subject} accepts connections; its transactions are read-only: the node's disk is almost full and this "

@@ -44,10 +44,21 @@ def waits_for_old_image(pod: PodFacts, project: Project) -> bool:
     return other_image and not pod.running and not pod.terminated and pod.restarts == 0
 
 
+def reset_is_due(desired: Desired, facts: BranchFacts) -> bool:
+    """True if a request to undo ALTER SYSTEM was not obeyed yet in the branch's data."""
+    requested_at = desired.alter_system_reset_at
+    return bool(requested_at) and facts.marker is not None and facts.marker.alter_system_reset != requested_at
+
+
 def _must_be_replaced(pod: PodFacts, desired: Desired, facts: BranchFacts) -> bool:
-    """True if a restart was requested that the pod does not serve, or if its Postgres cannot start."""
+    """True if a restart was requested that the pod does not serve, or if its Postgres cannot start.
+
+    Only without a Postgres ALTER SYSTEM can be undone, so the pod that has the branch bound goes for that.
+    """
     restarted_at = desired.branch.annotations.get(names.RESTARTED_AT)
     if restarted_at and pod.restarted_at != restarted_at:
+        return True
+    if reset_is_due(desired, facts) and pod.name in facts.bound_slots:
         return True
     blocked = facts.start_blocked_by is not None
     return waits_for_old_image(pod, desired.project) or (blocked and has_other_class(pod, desired))

@@ -36,6 +36,7 @@ def node_fields(
         node["postgres"] = postgres.as_dict()
     if marker:
         node |= {"sourceUID": marker.origin.uid, "snapshotTime": marker.snapshot_time}
+        node |= {"alterSystemResetAt": marker.alter_system_reset or None}
     return node
 
 
@@ -60,7 +61,7 @@ def _endpoint_fields(
             "imageID": pod.image_id,
             # One that was not asked now may have a later one than was reported; its next answer says so.
             "postgresVersion": facts.server_version or desired.branch.node.postgres_version or f"{major}",
-            "restartedAt": pod.restarted_at,
+            "restartedAt": (pod.restarted_at or "")[: names.MAX_TIME_LENGTH] or None,
         }
     name = slot or (facts.live_pod.name if facts.live_pod else None)
     fields: dict[str, Any] = {"pod": name, "address": None, "port": port}

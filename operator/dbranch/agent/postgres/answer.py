@@ -13,6 +13,9 @@ from dbranch.api.errors import NotAccepting, SqlFailed
 # closed. Source: https://www.postgresql.org/docs/current/errcodes-appendix.html.
 _REFUSED_STATES: Final = ("53300", "3D000", "55000")
 _AUTHORIZATION_CLASS: Final = "28"
+# invalid_authorization_specification, of the function that looks up the session's role: there is none, or it has no
+# LOGIN. The text of the error is in the server's language. Source: miscinit.c, 14 to 18.
+_NO_ROLE: Final = ("28000", "InitializeSessionUserId")
 # Starting up, shutting down, in recovery.
 _NOT_NOW_CLASS: Final = "57P"
 
@@ -45,13 +48,35 @@ def answer_of(error: NotAccepting | SqlFailed) -> Answer:
     return Answer.REFUSES if refused or (state and isinstance(error, SqlFailed)) else Answer.NO_ANSWER
 
 
+def is_role_missing(error: NotAccepting | SqlFailed) -> bool:
+    """True if the server has no role of the session's user that may log in.
+
+    >>> is_role_missing(NotAccepting("Rolle »postgres« existiert nicht", "28000", routine="InitializeSessionUserId"))
+    True
+    >>> is_role_missing(NotAccepting('role "postgres" does not exist', "28000", routine="ClientAuthentication"))
+    False
+    """
+    return (error.sqlstate, error.routine) == _NO_ROLE
+
+
+@dataclass(frozen=True)
+class RejectedSetting:
+    """What a Postgres does not take of its settings files: one line, without a value of ALTER SYSTEM.
+
+    `altered`: ALTER SYSTEM has set it; else spec.postgres.parameters has.
+    """
+
+    text: str
+    altered: bool = False
+
+
 @dataclass(frozen=True)
 class ServerFacts:
     """What a Postgres says of itself.
 
     `version`: None unless it accepts the agent's session; then `answer` says what it does instead, and `error` why,
-    in one line. `missing_superuser`: it has no role of the endpoint's user. `pending_settings`: the names of the
-    settings that need a restart. `rejected_settings`: what it does not take of its settings files, a line each.
+    in one line. `missing_superuser`: it has no role of the endpoint's user that may log in. `pending_settings`: the
+    names of the settings that need a restart. `rejected_settings`: what it does not take of its settings files.
     `loaded_at`: when it read its settings files last, as `time.time()` counts. `passwords`: by role that exists, the
     version of its password as of `api.scram.version_of`, "" without one.
     """
@@ -60,7 +85,7 @@ class ServerFacts:
     answer: Answer = Answer.NO_ANSWER
     error: str = ""
     pending_settings: tuple[str, ...] = ()
-    rejected_settings: tuple[str, ...] = ()
+    rejected_settings: tuple[RejectedSetting, ...] = ()
     loaded_at: float = 0.0
     missing_superuser: bool = False
     passwords: Mapping[str, str] = field(default_factory=dict)

@@ -98,7 +98,7 @@ class Session:
             started = self._receive("started")
         except SqlFailed as error:
             self.close()
-            raise NotAccepting(str(error), error.sqlstate) from error
+            raise NotAccepting(str(error), error.sqlstate, routine=error.routine) from error
         version = started.get("server_version") if isinstance(started, dict) else None
         self.server_version = _clean(version) if version else None
 
@@ -149,15 +149,15 @@ class Session:
             return answer[key]
         sqlstate = _clean(answer.get("sqlstate", ""))
         if "failed" in answer:
-            raise self._failure(_clean(answer["failed"]), sqlstate)
+            raise self._failure(_clean(answer["failed"]), sqlstate, _clean(answer.get("routine", "")))
         raise self._error(_clean(answer.get("message", "")), sqlstate)
 
-    def _failure(self, text: str, sqlstate: str = "") -> SqlFailed:
+    def _failure(self, text: str, sqlstate: str = "", routine: str = "") -> SqlFailed:
         self.failed = True
-        return self._error(text, sqlstate)
+        return self._error(text, sqlstate, routine)
 
-    def _error(self, text: str, sqlstate: str) -> SqlFailed:
-        return SqlFailed(f"Postgres in slot {self._endpoint.slot}: {text}", sqlstate)
+    def _error(self, text: str, sqlstate: str, routine: str = "") -> SqlFailed:
+        return SqlFailed(f"Postgres in slot {self._endpoint.slot}: {text}", sqlstate, routine)
 
     def _remaining(self) -> float:
         return max(0.001, self.deadline - time.monotonic())

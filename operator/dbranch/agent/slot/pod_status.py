@@ -27,6 +27,7 @@ _PARAMETER_ERRORS: Final = (
     "invalid value for parameter",
     "contains errors",
 )
+_ALTERED_SETTINGS: Final = "postgresql.auto.conf"
 _LABELS_WITH_DATA: Final = ("DETAIL:", "STATEMENT:", "CONTEXT:", "HINT:", "QUERY:", "LOG:")
 _TERMINATION_MESSAGE_LIMIT: Final = 160
 
@@ -106,8 +107,11 @@ def _one_line(text: str) -> str:
     return (errors or lines or [""])[-1][:_TERMINATION_MESSAGE_LIMIT]
 
 
-def pod_finding(pod: PodFacts, subject: str) -> Finding | None:
-    """Return why the branch `subject` cannot start in this pod; None if nothing is wrong with the pod."""
+def pod_finding(pod: PodFacts, subject: str, reset_command: str = "") -> Finding | None:
+    """Return why the branch `subject` cannot start in this pod; None if nothing is wrong with the pod.
+
+    `reset_command`: what undoes ALTER SYSTEM, if that has set something: then it may be the cause.
+    """
     if pod.reason in _PULL_REASONS:
         text = f"{subject}: cannot pull {pod.image} ({pod.message or pod.reason}); Postgres is not started; "
         return Finding(
@@ -121,10 +125,20 @@ def pod_finding(pod: PodFacts, subject: str) -> Finding | None:
     last_message = pod.last_termination_message
     if any(error in last_message for error in _PARAMETER_ERRORS):
         text = f"{subject}: Postgres rejects its parameters ({last_message}); it does not start; "
-        return Finding(Reason.INVALID_PARAMETERS, _with_advice(text, "correct spec.postgres.parameters"))
+        advice = "correct spec.postgres.parameters"
+        if reset_command:
+            # Postgres names the file: a value that it does not take makes the whole file invalid.
+            is_altered = _ALTERED_SETTINGS in last_message
+            advice = (
+                f"run {reset_command}" if is_altered else f"{advice}, or undo ALTER SYSTEM: {reset_command}"
+            )
+        return Finding(Reason.INVALID_PARAMETERS, _with_advice(text, advice))
     if pod.reason == "CrashLoopBackOff":
         text = f"{subject}: Postgres exits again and again ({last_message or 'no message'}); "
-        return Finding(Reason.CRASH_LOOPING, _with_advice(text, f"see the log of pod {pod.name}"))
+        advice = f"see the log of pod {pod.name}"
+        if reset_command:
+            advice = f"{advice}; if it is by ALTER SYSTEM: {reset_command}"
+        return Finding(Reason.CRASH_LOOPING, _with_advice(text, advice))
     return None
 
 

@@ -66,8 +66,9 @@ class Marker:
     of the passwords that it has, empty if unknown. `superuser`: the role that initdb made, empty in a marker of the
     first release (`observe.marker_at` reads it elsewhere). `initdb_settings`: what initdb wrote to its own
     postgresql.conf; they stand below the user's parameters. `image`: the digest of the image that its indexes are
-    known to be sorted by, empty if unknown. `unknown`: keys that this release does not know, as they were read; every
-    rewrite keeps them.
+    known to be sorted by, empty if unknown. `alter_system_reset`: the request to undo ALTER SYSTEM that was obeyed
+    last, empty before the first. `unknown`: keys that this release does not know, as they were read; every rewrite
+    keeps them.
     """
 
     project_uid: str
@@ -84,6 +85,7 @@ class Marker:
     superuser: str = ""
     initdb_settings: Mapping[str, str] = field(default_factory=dict)
     image: str = ""
+    alter_system_reset: str = ""
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     def with_cleaned(self) -> Marker:
@@ -101,6 +103,10 @@ class Marker:
     def with_image(self, digest: str) -> Marker:
         """Return the marker of the same branch, sorted as the image with this digest sorts."""
         return replace(self, image=digest)
+
+    def with_alter_system_reset(self, requested_at: str) -> Marker:
+        """Return the marker of the same branch, in which ALTER SYSTEM was undone as this request asks."""
+        return replace(self, alter_system_reset=requested_at)
 
     def reassigned_to(self, project_uid: str, owner_uid: str, branch: BranchNames) -> Marker:
         """Return the marker of the same data as the branch of another project; its role is the new owner's."""
@@ -157,6 +163,7 @@ def parse_marker(text: str) -> Marker | NewerMarker | None:
             # Markers of the first release say nothing: such a branch is opened once more.
             opened=bool(raw.get("opened", False)),
             image=str(raw.get("image", "")),
+            alter_system_reset=str(raw.get("alter_system_reset", "")),
             names=BranchNames(str(branch["namespace"]), str(branch["project"]), str(branch["branch"])),
             superuser=str(raw.get("superuser", "")),
             initdb_settings={str(k): str(v) for k, v in dict(raw.get("initdb_settings", {})).items()},

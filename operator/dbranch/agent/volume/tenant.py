@@ -17,6 +17,7 @@ from dbranch.agent.linux.files import (
     opened_directory,
     read_beneath,
     read_bytes_beneath,
+    remove_at,
     walk_beneath,
 )
 from dbranch.agent.linux.syscalls import RESOLVE_BENEATH, openat2
@@ -40,6 +41,9 @@ _STALE_FILES: Final = (
     "tablespace_map.old",
 )
 _REPLICATION_SLOTS: Final = "pg_replslot"
+# What ALTER SYSTEM writes, and the name that it has once it was undone.
+_ALTERED_SETTINGS: Final = "postgresql.auto.conf"
+_MOVED_SETTINGS: Final = "postgresql.auto.conf.before-reset"
 # Characters of a path in a message.
 _PATH_LIMIT: Final = 160
 # A role's name has 63 bytes at most; a line break ends it.
@@ -166,6 +170,43 @@ def ensure_cleaned_offline(subvolume: Path) -> None:
             empty_directory(slots)
         finally:
             os.close(slots)
+
+
+def has_altered_settings(subvolume: Path) -> bool:
+    """True if ALTER SYSTEM has set something, or something else than a file has the name of what it writes.
+
+    Raises OSError if the subvolume holds no PGDATA.
+    """
+    with opened_directory(subvolume, PGDATA) as pgdata:
+        text = read_beneath(pgdata, _ALTERED_SETTINGS)
+        if text is None:
+            return _exists_at(pgdata, _ALTERED_SETTINGS)
+    lines = (line.strip() for line in text.splitlines())
+    return any(line and not line.startswith("#") for line in lines)
+
+
+def ensure_altered_settings_moved(subvolume: Path) -> None:
+    """Move what ALTER SYSTEM has set out of Postgres' sight, whatever has its name, durably; nothing is followed.
+
+    It stays beside its place, as one file: that of an earlier call goes once there is another to be moved.
+    """
+    with opened_directory(subvolume, PGDATA) as pgdata:
+        if _exists_at(pgdata, _ALTERED_SETTINGS):
+            if _exists_at(pgdata, _MOVED_SETTINGS):
+                remove_at(pgdata, _MOVED_SETTINGS)
+            path = subvolume / PGDATA
+            log_command("mv", path / _ALTERED_SETTINGS, path / _MOVED_SETTINGS)
+            os.rename(_ALTERED_SETTINGS, _MOVED_SETTINGS, src_dir_fd=pgdata, dst_dir_fd=pgdata)
+        # Also after a call that was cut off behind the rename.
+        os.fsync(pgdata)
+
+
+def _exists_at(directory: int, name: str) -> bool:
+    try:
+        os.lstat(name, dir_fd=directory)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def make_pgdata(subvolume: Path, owner: int) -> None:

@@ -11,9 +11,13 @@ from dbranch.agent.branch.steps.credentials import CREDENTIALS
 from dbranch.agent.branch.steps.image import IMAGE
 from dbranch.agent.branch.steps.open_ import OPEN
 from dbranch.agent.branch.steps.pool import POOL
+from dbranch.agent.branch.steps.reset import RESET
 from dbranch.agent.branch.steps.settings import SETTINGS
 from dbranch.agent.branch.steps.slot import SLOT
 from dbranch.agent.branch.steps.start import START
 from dbranch.agent.branch.steps.volume import VOLUME
 
-STEPS: Final[tuple[Step, ...]] = (POOL, VOLUME, SLOT, BIND, START, CLEAN, CREDENTIALS, SETTINGS, OPEN, IMAGE)
+STEPS: Final[tuple[Step, ...]] = (
+    *(POOL, VOLUME, SLOT, RESET, BIND, START),
+    *(CLEAN, CREDENTIALS, SETTINGS, OPEN, IMAGE),
+)

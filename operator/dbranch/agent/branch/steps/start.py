@@ -44,7 +44,7 @@ def _plan(desired: Desired, facts: BranchFacts) -> Planned:
         return Planned(finding=_refusal_finding(desired, facts), retry_after=UNANSWERED_RETRY_SECONDS)
     # A Postgres that ends because of a setting reads the corrected files at its next start.
     settings: tuple[Action, ...] = (WriteSettings(pod.name),) if facts.settings_outdated else ()
-    return Planned(settings, finding=_starting_finding(pod, subject, block), awaits=pod.name)
+    return Planned(settings, finding=_starting_finding(desired, facts, pod, block), awaits=pod.name)
 
 
 def _unasked_finding(desired: Desired, facts: BranchFacts) -> Finding:
@@ -73,8 +73,11 @@ def _refusal_finding(desired: Desired, facts: BranchFacts) -> Finding:
     return Finding(Reason.START_BLOCKED, text)
 
 
-def _starting_finding(pod: PodFacts, subject: str, block: StartBlock | None) -> Finding:
-    problem = pod_finding(pod, subject)
+def _starting_finding(
+    desired: Desired, facts: BranchFacts, pod: PodFacts, block: StartBlock | None
+) -> Finding:
+    subject = desired.subject
+    problem = pod_finding(pod, subject, desired.reset_command if facts.altered else "")
     if problem:
         return problem
     if not pod.running:
@@ -100,8 +103,8 @@ def _missing_superuser_finding(desired: Desired, facts: BranchFacts) -> Finding:
         f'role "{facts.marker.superuser}"' if facts.marker and facts.marker.superuser else "superuser's role"
     )
     text = (
-        f"Postgres of {desired.subject} runs and has no {role}, by which dbranch works in it; nothing is "
-        "changed in it; give the superuser that name again"
+        f"Postgres of {desired.subject} runs and has no {role} with LOGIN, by which dbranch works in it; nothing is "
+        "changed in it; give the superuser that name and LOGIN again"
     )
     return Finding(Reason.START_BLOCKED, text)
 

@@ -47,7 +47,7 @@ def run_session(server: socket.socket, agent: socket.socket, request: dict[str, 
                 except FrameError as error:
                     raise ProtocolError(f"an answer that is {error}") from error
         except ServerError as error:
-            failed = {"failed": error.message, "sqlstate": error.sqlstate}
+            failed = {"failed": error.message, "sqlstate": error.sqlstate, "routine": error.routine}
             send_frame(agent, failed)
         except ProtocolError as error:
             send_frame(agent, {"failed": str(error)})

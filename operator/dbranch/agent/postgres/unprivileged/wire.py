@@ -16,8 +16,9 @@ from typing import Any, Final
 _MESSAGE_LIMIT: Final = 256 * 1024
 _ANSWER_LIMIT: Final = 1024 * 1024
 _CELLS_LIMIT: Final = 50_000
-# Characters of an error's text.
+# Characters of an error's text, and of the name of a function.
 _TEXT_LIMIT: Final = 400
+_NAME_LIMIT: Final = 64
 _PROTOCOL: Final = 3 << 16
 _BOOL, _INTEGERS, _FLOATS = 16, frozenset({20, 21, 23, 26}), frozenset({700, 701})
 
@@ -25,11 +26,14 @@ Row = list[Any]
 
 
 class ServerError(Exception):
-    """The server's own error: whether it ends the session, the SQLSTATE, the primary message."""
+    """The server's own error: whether it ends the session, the SQLSTATE, the primary message.
 
-    def __init__(self, fatal: bool, sqlstate: str, message: str) -> None:
+    `routine`: the function of the server's source that reports it; unlike the message it is in no language.
+    """
+
+    def __init__(self, fatal: bool, sqlstate: str, message: str, routine: str = "") -> None:
         super().__init__(message)
-        self.fatal, self.sqlstate, self.message = fatal, sqlstate, message
+        self.fatal, self.sqlstate, self.message, self.routine = fatal, sqlstate, message, routine
 
 
 class ProtocolError(Exception):
@@ -204,4 +208,5 @@ def _error_of(body: bytes) -> ServerError:
     fields = {field[:1]: decode(field[1 : 4 * _TEXT_LIMIT]) for field in body.split(b"\0", 64)[:64] if field}
     severity = fields.get(b"V") or fields.get(b"S", "")
     message = fields.get(b"M", "no message")[:_TEXT_LIMIT]
-    return ServerError(severity in ("FATAL", "PANIC"), fields.get(b"C", "")[:5], message)
+    routine = fields.get(b"R", "")[:_NAME_LIMIT]
+    return ServerError(severity in ("FATAL", "PANIC"), fields.get(b"C", "")[:5], message, routine)
