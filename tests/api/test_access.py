@@ -128,7 +128,9 @@ def test_what_is_added_to_the_clusters_roles_is_chosen(
     roles = [body for body in rendered(*options) if body["kind"] == "ClusterRole"]
     prefix = re.compile("^rbac.authorization.k8s.io/aggregate-to-")
     added = {
-        role["metadata"]["name"]: {prefix.sub("", key) for key in role["metadata"]["labels"] if prefix.match(key)}
+        role["metadata"]["name"]: {
+            prefix.sub("", key) for key in role["metadata"]["labels"] if prefix.match(key)
+        }
         for role in roles
     }
     assert {name: to for name, to in added.items() if to} == expected

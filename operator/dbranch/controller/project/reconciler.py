@@ -18,6 +18,7 @@ from dbranch.controller.credentials import CredentialSecrets
 from dbranch.controller.events import EmitEvent, emit_transition
 from dbranch.controller.failure import failure_finding, is_refusal, refusal_finding
 from dbranch.controller.finalizers import AbandonmentRefusals, release_if_abandoned
+from dbranch.controller.foreign_owners import ForeignOwners
 from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects, UpdateDeferred
@@ -76,6 +77,7 @@ class ProjectReconciler:
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
         self._metrics, self._emit_event = metrics, emit_event
         self._abandonment_refusals = AbandonmentRefusals(emit_event)
+        self._foreign_owners = ForeignOwners(emit_event)
         self._credential_secrets = CredentialSecrets(cluster, release, owned, emit_event)
         self._rollouts = rollouts or Rollouts()
         # By project UID: when all that is made for it was last compared with what is there.
@@ -117,6 +119,7 @@ class ProjectReconciler:
 
     def _reconcile_once(self, body: dict[str, Any], cache: Cache, bypass_cache: bool) -> Result:
         facts = self._observe(parse_project(body), cache)
+        self._foreign_owners.report(facts.project)
         project, version = facts.project, body["metadata"]["resourceVersion"]
         root_problem = self._create_root(project) if needs_root(facts.branches) else None
         if project.status.get("conditions") and moves_route(project, facts.branches):
