@@ -146,3 +146,44 @@ def test_a_developer_switches_and_branches_and_makes_no_project(admin: Api, shop
     assert "is forbidden" in developer.rejected("POST", projects, other)
     assert "is forbidden" in developer.rejected("DELETE", shop.path)
     Api(bind(admin, shop.team, "dbranch-admin")).allowed("POST", projects, other, dry=True)
+
+
+def test_a_password_is_taken_only_from_a_secret_that_one_may_read(admin: Api, team: str) -> None:
+    """The controller reads it for whoever names it, and an image of his own gets a verifier of it."""
+    user = bind(admin, team, "dbranch-admin")
+    person = Api(user)
+    projects = path_of(names.API_VERSION, names.PROJECTS, team)
+    kind = {"apiVersion": names.API_VERSION, "kind": names.PROJECT_KIND}
+
+    def postgres(name: str, secret: Json) -> Json:
+        return {**kind, "metadata": {"name": name}, "spec": {"postgres": {"passwordSecret": secret}}}
+
+    person.allowed("POST", projects, {**kind, "metadata": {"name": "plain"}, "spec": {}})
+    text = f"you may not read Secret theirs in namespace {team}"
+    assert text in person.rejected("POST", projects, postgres("shop", {"name": "theirs"}))
+    change: Json = {"spec": {"postgres": {"passwordSecret": {"name": "theirs"}}}}
+    assert text in person.rejected("PATCH", f"{projects}/plain", change)
+    # One that is there already concerns only who changes it.
+    admin.allowed("POST", projects, postgres("shop", {"name": "theirs"}))
+    person.allowed("PATCH", f"{projects}/shop", {"spec": {"activeBranch": "x"}}, dry=True)
+    person.allowed("PATCH", f"{projects}/shop", {"spec": {"postgres": {"passwordSecret": None}}}, dry=True)
+    another_key: Json = {"spec": {"postgres": {"passwordSecret": {"key": "token"}}}}
+    assert text in person.rejected("PATCH", f"{projects}/shop", another_key)
+    # The right to that one Secret is enough.
+    role = {
+        "apiVersion": RBAC,
+        "kind": "Role",
+        "metadata": {"name": "mine"},
+        "rules": [{"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["mine"], "verbs": ["get"]}],
+    }
+    binding = {
+        "apiVersion": RBAC,
+        "kind": "RoleBinding",
+        "metadata": {"name": "mine"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "mine"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
+    }
+    admin.allowed("POST", path_of(RBAC, "roles", team), role)
+    admin.allowed("POST", path_of(RBAC, "rolebindings", team), binding)
+    person.eventually_allowed("POST", projects, postgres("new", {"name": "mine"}), dry=True)
+    assert text in person.rejected("POST", projects, postgres("new", {"name": "theirs"}))
