@@ -5,6 +5,7 @@ The controller does not run: its account is impersonated, and sends what the con
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -42,6 +43,17 @@ def objects_of(shop: Shop) -> dict[str, tuple[str, str, Json]]:
         ("v1", "secrets", manifests.superuser_secret(project, RELEASE, CREDENTIALS)),
         ("v1", "secrets", manifests.conn_secret(project, RELEASE, CREDENTIALS, branch)),
         ("v1", "secrets", manifests.verifier_secret(project, RELEASE, "SCRAM-SHA-256$x")),
+        (
+            "v1",
+            "secrets",
+            manifests.pull_secret(
+                project,
+                RELEASE,
+                "registry",
+                "kubernetes.io/dockerconfigjson",
+                {".dockerconfigjson": base64.b64encode(b'{"auths": {}}').decode()},
+            ),
+        ),
         ("v1", "services", manifests.branch_service(project, branch, RELEASE)),
         (
             "discovery.k8s.io/v1",
@@ -91,6 +103,11 @@ CHANGES: dict[str, tuple[str, Callable[[Json], object], str]] = {
             o.update(type="kubernetes.io/service-account-token"),
             o["metadata"].update(annotations={"kubernetes.io/service-account.name": "default"}),
         ),
+        "an account's token",
+    ),
+    "a-pull-secret": (
+        "Secret",
+        lambda o: o.update(type="kubernetes.io/dockerconfigjson", data={".dockerconfigjson": "e30="}),
         "an account's token",
     ),
     "external-ip": (
@@ -170,7 +187,10 @@ def test_the_controller_makes_nothing_else(controller: Api, shop: Shop, change: 
 def test_the_controller_makes_no_object_of_a_project_elsewhere(
     controller: Api, shop: Shop, namespace: str
 ) -> None:
-    texts = {"kube-system": "namespaces of Kubernetes itself", NODES: "only verifiers and the policies"}
+    texts = {
+        "kube-system": "namespaces of Kubernetes itself",
+        NODES: "only verifiers, copies of pull secrets",
+    }
     for api, plural, body in objects_of(shop).values():
         moved = {**body, "metadata": {**body["metadata"], "namespace": namespace}}
         # RBAC itself refuses a RoleBinding to a Role that does not exist there.
