@@ -31,9 +31,11 @@ VERBS: dict[str, tuple[str, ...]] = {
 
 
 def documented() -> dict[tuple[str, str, str], bool]:
-    """Return the table of docs/access.md: (role, resource, verb) -> whether it is allowed."""
+    """Return the first table of docs/access.md: (role, resource, verb) -> whether it is allowed."""
     lines = (Path(__file__).parents[2] / "docs" / "access.md").read_text().splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    begin = next(number for number, line in enumerate(lines) if line.startswith("| resource | verbs |"))
+    of_table = itertools.takewhile(lambda line: line.startswith("|"), lines[begin:])
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in of_table]
     (_, _, *roles), *body = [row for row in rows if not set(row[0]) <= {"-"}]
     assert tuple(roles) == ROLES
     table: dict[tuple[str, str, str], bool] = {}
