@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import subprocess
 from pathlib import Path
@@ -77,7 +78,7 @@ def admitted(policies: list[Json]) -> dict[str, set[tuple[str, int | None]] | No
 
 
 def sources_of(spec: Json) -> set[tuple[str, int | None]]:
-    assert spec["policyTypes"] == ["Ingress"]
+    assert "Ingress" in spec["policyTypes"]
     sources = set()
     for rule in spec.get("ingress", []):
         # An empty list of sources, or of labels, would be everybody.
@@ -114,3 +115,144 @@ def test_a_postgres_pod_admits_nobody_but_its_projects_namespace() -> None:
     }
     # Clients may be anywhere.
     assert after["proxy"] is None
+
+
+def egress_values(**egress: Any) -> tuple[str, str]:
+    return "--set-json", f"postgres.egress={json.dumps(egress)}"
+
+
+def egress_of(chart: list[Json]) -> dict[str, list[Json] | None]:
+    """Return for each pod the egress rules that hold for it; None: it may connect to everything."""
+    result: dict[str, list[Json] | None] = {}
+    for pod, (namespace, labels) in pods(chart).items():
+        specs = [
+            policy["spec"]
+            for policy in policies_of(chart)
+            if policy["metadata"]["namespace"] == namespace
+            and is_selected(labels, policy["spec"]["podSelector"])
+            and "Egress" in policy["spec"]["policyTypes"]
+        ]
+        result[pod] = [rule for spec in specs for rule in spec.get("egress", [])] if specs else None
+    return result
+
+
+def reaches(rules: list[Json] | None, address: str, port: int = 443) -> bool:
+    """True if a rule of the list lets a pod connect to an address outside of the cluster's pods."""
+    if rules is None:
+        return True
+    ip = ipaddress.ip_address(address)
+    for rule in rules:
+        # An empty list of destinations would be all.
+        assert rule["to"]
+        if rule.get("ports") and port not in [entry["port"] for entry in rule["ports"]]:
+            continue
+        blocks = [peer["ipBlock"] for peer in rule["to"] if "ipBlock" in peer]
+        for block in blocks:
+            excepted = any(ip in ipaddress.ip_network(part) for part in block.get("except", []))
+            if ip in ipaddress.ip_network(block["cidr"]) and not excepted:
+                return True
+    return False
+
+
+API_SERVER = ["10.96.0.1/32", "192.0.2.7/32", "fd00:10::1/128"]
+NEVER = ["169.254.169.254", "169.254.0.1", "fe80::1", "10.96.0.1", "192.0.2.7", "fd00:10::1"]
+
+
+def test_a_postgres_pod_connects_to_nothing_by_default() -> None:
+    of_pods = egress_of(rendered())
+    assert of_pods["warm"] == of_pods["branch"] == of_pods["initdb"] == []
+    # Controller, agents and proxies speak with the API server.
+    assert of_pods["controller"] is of_pods["agent"] is of_pods["proxy"] is None
+
+
+@pytest.mark.parametrize(
+    ("cidr", "reached"),
+    [
+        ("0.0.0.0/0", "203.0.113.9"),
+        ("128.0.0.0/1", "203.0.113.9"),
+        ("160.0.0.0/3", "170.1.1.1"),
+        ("169.0.0.0/8", "169.253.255.255"),
+        ("169.254.0.0/15", "169.255.0.1"),
+        ("10.0.0.0/8", "10.96.0.2"),
+        ("10.96.0.0/31", "10.96.0.0"),
+        ("192.0.2.0/24", "192.0.2.8"),
+        ("203.0.113.9/32", "203.0.113.9"),
+        ("::/0", "2001:db8::1"),
+        ("2001:db8::/32", "2001:db8::1"),
+        ("2000::/3", "2001:db8::1"),
+    ],
+)
+def test_what_is_allowed_is_reached_less_what_never_is(cidr: str, reached: str) -> None:
+    api_server = [block for block in API_SERVER if ":" not in block or cidr != "2000::/3"]
+    options = egress_values(allow=[{"cidr": cidr, "ports": [443]}], apiServer=api_server)
+    rules = egress_of(rendered(*options))["branch"]
+    assert reaches(rules, reached) and not reaches(rules, reached, port=22)
+    assert [address for address in NEVER if reaches(rules, address)] == []
+    for block in [peer["ipBlock"] for rule in rules or () for peer in rule["to"]]:
+        for part in block.get("except", []):
+            # The API server takes only what lies in the block.
+            outer, inner = ipaddress.ip_network(block["cidr"], strict=False), ipaddress.ip_network(part)
+            assert outer.version == inner.version and outer.prefixlen < inner.prefixlen
+            assert inner.network_address in outer
+
+
+@pytest.mark.parametrize(
+    ("egress", "message"),
+    [
+        ({"allow": [{"cidr": "169.254.169.254/32"}], "apiServer": API_SERVER}, "never allowed"),
+        ({"allow": [{"cidr": "10.96.0.1/32"}], "apiServer": API_SERVER}, "never allowed"),
+        ({"allow": [{"cidr": "10.0.0.0/8"}]}, "needs postgres.egress.apiServer"),
+        ({"allow": [{"cidr": "fd00:10::/32"}], "apiServer": API_SERVER}, "may contain the API server"),
+        ({"allow": [{"cidr": "fe80::/10"}], "apiServer": API_SERVER}, "cidr"),
+        ({"allow": [{"cidr": "fc00::/6"}], "apiServer": API_SERVER}, "cidr"),
+        ({"allow": [{"cidr": "10.0.0.0"}], "apiServer": API_SERVER}, "cidr"),
+        ({"allow": [{"cidr": "010.0.0.0/8"}], "apiServer": API_SERVER}, "cidr"),
+        ({"allow": [{}]}, "cidr"),
+    ],
+)
+def test_what_can_never_be_allowed_fails_the_installation(egress: Json, message: str) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as raised:
+        rendered(*egress_values(**egress))
+    assert message in raised.value.stderr
+
+
+def test_the_rules_of_egress_as_they_are_installed() -> None:
+    """The golden manifest: a kind cluster's network enforces no policies, so this is all that is tested."""
+    options = egress_values(
+        allow=[{"cidr": "0.0.0.0/0", "ports": [5432]}],
+        apiServer=API_SERVER,
+        namespaces=["warehouse"],
+        dns=True,
+    )
+    (policy,) = [
+        p for p in policies_of(rendered(*options)) if p["metadata"]["name"] == "dbranch-default-deny"
+    ]
+    name = "kubernetes.io/metadata.name"
+    assert policy["metadata"]["namespace"] == NODES
+    assert policy["spec"] == {
+        "podSelector": {"matchExpressions": [{"key": "dbranch.io/slot", "operator": "Exists"}]},
+        "policyTypes": ["Ingress", "Egress"],
+        "egress": [
+            {
+                "to": [
+                    {
+                        "ipBlock": {
+                            "cidr": "0.0.0.0/0",
+                            "except": ["169.254.0.0/16", "10.96.0.1/32", "192.0.2.7/32"],
+                        }
+                    }
+                ],
+                "ports": [{"protocol": "TCP", "port": 5432}],
+            },
+            {"to": [{"namespaceSelector": {"matchLabels": {name: "warehouse"}}}]},
+            {
+                "to": [
+                    {
+                        "namespaceSelector": {"matchLabels": {name: "kube-system"}},
+                        "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+                    }
+                ],
+                "ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}],
+            },
+        ],
+    }

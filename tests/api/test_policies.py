@@ -481,10 +481,33 @@ def test_the_branches_of_a_project_that_is_being_deleted_can_be_deleted(admin: A
     admin.allowed("PATCH", shop.path, {"metadata": {"finalizers": []}})
 
 
-def test_the_garbage_collector_and_the_deletion_of_a_namespace_are_not_rejected(shop: Shop) -> None:
-    for account in ("generic-garbage-collector", "namespace-controller"):
-        user = Api(f"system:serviceaccount:kube-system:{account}")
-        user.allowed("DELETE", branch_path(shop.team, "shop-main"), dry=True)
+def test_the_deletion_of_a_namespace_is_not_rejected(shop: Shop) -> None:
+    user = Api("system:serviceaccount:kube-system:namespace-controller")
+    user.allowed("DELETE", branch_path(shop.team, "shop-main"), dry=True)
+
+
+def test_the_garbage_collector_deletes_no_active_branch(admin: Api, shop: Shop) -> None:
+    """A branch with an ownerReference to something that is deleted, whoever wrote it."""
+    owners = path_of("v1", "configmaps", shop.team)
+    owner = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "pr-1"}}
+    uid = admin.allowed("POST", owners, owner)["metadata"]["uid"]
+    reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "pr-1", "uid": uid}
+    shop.write_spec({"activeBranch": "feature-x"})
+    collector = Api("system:serviceaccount:kube-system:generic-garbage-collector")
+    branch = branch_path(shop.team, "shop-feature-x")
+    collector.eventually_rejected("feature-x is the active branch", "DELETE", branch)
+    collector.eventually_rejected("main is the root", "DELETE", branch_path(shop.team, "shop-main"))
+    collector.eventually_rejected("kept is protected", "DELETE", branch_path(shop.team, "shop-kept"))
+    # The real collector tries again, and takes the branch once it is not active any more.
+    admin.allowed("PATCH", branch, {"metadata": {"ownerReferences": [reference]}})
+    admin.allowed("DELETE", f"{owners}/pr-1")
+    collector.eventually_rejected("feature-x is the active branch", "DELETE", branch)
+    assert "deletionTimestamp" not in admin.allowed("GET", branch)["metadata"]
+    shop.write_spec({"activeBranch": "main"})
+    _repeat(
+        lambda: admin.request("GET", branch),
+        lambda status, body: status == 404 or "deletionTimestamp" in body["metadata"],
+    )
 
 
 def test_the_spec_of_what_is_being_deleted_cannot_be_changed(admin: Api, shop: Shop) -> None:

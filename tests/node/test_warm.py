@@ -127,7 +127,8 @@ def test_warm_pods_are_replaced_for_another_image_or_resources_and_deleted_with_
     spec = shop.warm_pods()[0]["spec"]
     assert spec["containers"][0]["image"] == "postgres:another"
     assert spec["containers"][0]["resources"] == {"requests": {"cpu": "10m"}}
-    assert spec["imagePullSecrets"] == [{"name": "registry"}]
+    uid = shop.api.get(f"{PROJECTS}/shop")["metadata"]["uid"]
+    assert spec["imagePullSecrets"] == [{"name": names.pull_secret_name(uid, "registry")}]
     assert postgres_status(shop, "main")[0] == "RestartPending"
     # A branch with a class of its own has no warm pod kept for it.
     before = uids(shop.warm_pods())

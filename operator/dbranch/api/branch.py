@@ -9,6 +9,7 @@ from typing import Any
 from dbranch.api import names
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.enums import Protection, State
+from dbranch.api.owners import foreign_owners
 from dbranch.api.project import Project
 
 
@@ -50,6 +51,7 @@ class Branch:
     finalizers: tuple[str, ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
     created: str | None = None
+    foreign_owners: tuple[str, ...] = ()
     state: State = State.RUNNING
     protection: Protection = Protection.DISABLED
     parameters: Mapping[str, str] = field(default_factory=dict)
@@ -99,6 +101,7 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
         finalizers=tuple(meta.get("finalizers") or ()),
         annotations=dict(meta.get("annotations") or {}),
         created=meta.get("creationTimestamp"),
+        foreign_owners=foreign_owners(meta),
         state=State(spec.get("state", Branch.state)),
         protection=Protection(spec.get("protection", Branch.protection)),
         parameters=dict(postgres.get("parameters") or {}),

@@ -333,6 +333,12 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Correct the value: `kubectl create secret generic NAME --from-literal=password=…`.",
         project=(_READY, _ROUTED),
     ),
+    Reason.PULL_SECRET_NOT_FOUND: Entry(
+        "A Secret in spec.postgres.imagePullSecrets does not exist in the project's namespace, or is none for "
+        "pulling images; an image that is on the node already is used without it.",
+        "Make it: `kubectl create secret docker-registry NAME …`, or correct the name.",
+        project=(_READY, _ROUTED),
+    ),
     Reason.TLS_SECRET_NOT_FOUND: _project(
         _ROUTED,
         "The Secret in spec.proxy.tls.secretName does not exist.",

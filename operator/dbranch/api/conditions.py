@@ -102,6 +102,7 @@ class Reason(OpenEnum):
     PROXY_NOT_READY = "ProxyNotReady"
     SECRET_NOT_FOUND = "SecretNotFound"
     SECRET_INVALID = "SecretInvalid"
+    PULL_SECRET_NOT_FOUND = "PullSecretNotFound"
     TLS_SECRET_NOT_FOUND = "TLSSecretNotFound"
     TLS_SECRET_INVALID = "TLSSecretInvalid"
     # DeletionBlocked
@@ -187,6 +188,7 @@ WARNING_REASONS = STALLED_REASONS | {
     Reason.LIMIT_EXCEEDED,
     Reason.SECRET_NOT_FOUND,
     Reason.SECRET_INVALID,
+    Reason.PULL_SECRET_NOT_FOUND,
     Reason.TLS_SECRET_NOT_FOUND,
     Reason.TLS_SECRET_INVALID,
     Reason.RECONCILE_FAILED,

@@ -68,6 +68,8 @@ LABEL_PROJECT_UID: Final = f"{GROUP}/project-uid"
 LABEL_BRANCH_UID: Final = f"{GROUP}/branch-uid"
 LABEL_SLOT: Final = f"{GROUP}/slot"
 LABEL_CLASS: Final = f"{GROUP}/class"
+# On the copies of pull secrets in the nodes' namespace: "copy".
+LABEL_PULL_SECRET: Final = f"{GROUP}/pull-secret"
 # On a slot's pod: hash of its template without its class, so that a new release replaces warm slots.
 TEMPLATE_HASH: Final = f"{AGENT_PREFIX}/template-hash"
 
@@ -146,6 +148,15 @@ def verifier_secret_name(project_uid: str) -> str:
     Its keys: `verifier` of the application's role, `superuser` where the superuser is another role.
     """
     return f"verifier-{project_uid}"
+
+
+def pull_secret_name(project_uid: str, name: str) -> str:
+    """Return the name, in the nodes' namespace, of the copy of a project's pull secret of this name.
+
+    >>> pull_secret_name("u", "registry")
+    'pull-u-872491a3'
+    """
+    return f"pull-{project_uid}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def initdb_pod_name(project_uid: str) -> str:

@@ -20,6 +20,7 @@ from dbranch.api.enums import (
     TlsMode,
 )
 from dbranch.api.errors import InvalidInput
+from dbranch.api.owners import foreign_owners
 from dbranch.api.quantity import parse_bytes
 
 
@@ -162,6 +163,7 @@ class Project:
     deleting: bool = False
     finalizers: tuple[str, ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
+    foreign_owners: tuple[str, ...] = ()
     active_branch: str = names.ROOT_BRANCH
     state: State = State.RUNNING
     protection: Protection = Protection.DISABLED
@@ -265,6 +267,7 @@ def parse_project(body: Mapping[str, Any]) -> Project:
         deleting=bool(meta.get("deletionTimestamp")),
         finalizers=tuple(meta.get("finalizers") or ()),
         annotations=dict(meta.get("annotations") or {}),
+        foreign_owners=foreign_owners(meta),
         active_branch=spec.get("activeBranch") or names.ROOT_BRANCH,
         state=State(spec.get("state", base.state)),
         protection=Protection(spec.get("protection", base.protection)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -143,6 +144,29 @@ def verifier_secret(
     verifiers = {"verifier": verifier, "superuser": superuser_verifier}
     data = {key: base64.b64encode(text.encode()).decode() for key, text in verifiers.items() if text}
     return _object("v1", "Secret", meta, type="Opaque", data=data)
+
+
+def pull_secret(
+    project: Project, release: Release, name: str, secret_type: str, data: Mapping[str, str]
+) -> Json:
+    """Return the copy of a project's pull secret in the nodes' namespace, where its Postgres pods are.
+
+    `name`: in the project's namespace; `data`: in base64, what kubelet reads of it.
+    """
+    meta = {
+        "name": names.pull_secret_name(project.uid, name),
+        "namespace": release.nodes_namespace,
+        "labels": names.labels(
+            names.COMPONENT_POSTGRES,
+            release.name,
+            **{
+                names.LABEL_NAMESPACE: project.namespace,
+                names.LABEL_PROJECT: project.name,
+                names.LABEL_PULL_SECRET: "copy",
+            },
+        ),
+    }
+    return _object("v1", "Secret", meta, type=secret_type, data=dict(data))
 
 
 def allow_policy(namespace: str, release: Release) -> Json:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from dbranch.api import names
+from dbranch.api.project import parse_project
 from dbranch.controller import manifests
 from dbranch.controller.manifests import Release
 from dbranch.controller.owned import OwnedObjects
@@ -20,7 +21,7 @@ _POLICIES: Final = ("networking.k8s.io/v1", "networkpolicies")
 
 
 class Sweeper:
-    """Sweeps verifiers and NetworkPolicies. All lists are uncached."""
+    """Sweeps verifiers, pull secrets and NetworkPolicies. All lists are uncached."""
 
     def __init__(self, cluster: Cluster, release: Release, owned: OwnedObjects) -> None:
         self._cluster, self._release, self._owned = cluster, release, owned
@@ -28,7 +29,7 @@ class Sweeper:
     def run(self, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
         """Sweep for ever, every so many seconds."""
         while True:
-            for sweep in (self.sweep_verifiers, self.sweep_policies):
+            for sweep in (self.sweep_verifiers, self.sweep_pull_secrets, self.sweep_policies):
                 try:
                     sweep()
                 except Exception as error:  # noqa: BLE001 - the next round tries it again
@@ -46,6 +47,27 @@ class Sweeper:
             if name == names.verifier_secret_name(uid) and uid not in projects:
                 logger.warning("verifier %s has no DBProject; it is deleted", name)
                 self._owned.delete("v1", "secrets", self._release.nodes_namespace, name)
+
+    def sweep_pull_secrets(self) -> None:
+        """Delete the copies of pull secrets that no project names (any more).
+
+        A project names a Secret before that is copied, so one that no later list of projects names is not needed.
+        """
+        nodes_namespace = self._release.nodes_namespace
+        labels = f"{names.LABEL_MANAGED_BY}=dbranch,{names.LABEL_PULL_SECRET}"
+        copies = self._cluster.find(path_of("v1", "secrets", nodes_namespace), labels=labels)
+        projects = map(parse_project, self._projects() if copies else ())
+        needed = {
+            names.pull_secret_name(project.uid, name)
+            for project in projects
+            for name in project.postgres.image_pull_secrets
+        }
+        for name in sorted(body["metadata"]["name"] for body in copies):
+            if name not in needed:
+                logger.warning(
+                    "no DBProject names the pull secret of which %s is a copy; it is deleted", name
+                )
+                self._owned.delete("v1", "secrets", nodes_namespace, name)
 
     def sweep_policies(self) -> None:
         """Delete the policies that admit namespaces without a project.

@@ -242,6 +242,9 @@ def test_what_changes_the_class_and_what_the_template() -> None:
         assert slot_class_of(replace(SHOP, postgres=postgres), COPY).class_hash != MAIN_HASH
     other_project, other_branch = replace(SHOP, name="other", uid="o-uid"), replace(COPY, uid="o")
     assert slot_class_of(other_project, other_branch).class_hash == MAIN_HASH
+    # A pull secret is its project's: a slot whose image it pulled is no other project's.
+    private = replace(SHOP, postgres=replace(SHOP.postgres, image_pull_secrets=("registry",)))
+    assert slot_class_of(private).class_hash != slot_class_of(replace(private, uid="o-uid")).class_hash
     assert template_hash(CONTEXT, LAYOUT, "true") != template_hash(CONTEXT, LAYOUT, "false")
     manifest = warm_pod(CONTEXT, LAYOUT, MAIN_CLASS, "s", "true")
     assert manifest["metadata"]["annotations"] == {

@@ -85,6 +85,29 @@ def test_a_node_that_is_ready_is_not_abandoned_and_an_event_says_so_once(rig: Ri
     assert names.AGENT_FINALIZER not in finalizers(rig)
 
 
+def test_an_owner_that_is_not_dbranchs_is_named_by_an_event_once(rig: Rig) -> None:
+    """The garbage collector deletes with it, and asks nobody."""
+    owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "pr-1", "uid": "u"}
+    ours = {"apiVersion": names.API_VERSION, "kind": names.PROJECT_KIND, "name": "shop", "uid": "v"}
+    owned = {"metadata": {"ownerReferences": [owner, ours]}}
+    rig.put(project().changed(**owned), branch("x").changed(**owned))
+    rig.put(branch("y").changed(metadata={"ownerReferences": [ours]}))
+    rig.run()
+    for _ in range(2):
+        rig.reconcile_project(bypass_cache=True)
+        rig.reconcile_branch("x", bypass_cache=True)
+        rig.reconcile_branch("y", bypass_cache=True)
+    assert rig.events.count(("Warning", "ForeignOwner")) == 2
+    # Another owner is named, too; and a deletion says whom the branch belonged to.
+    rig.api.merge(X, {"metadata": {"ownerReferences": [{**owner, "name": "pr-2"}]}})
+    rig.reconcile_branch("x")
+    assert rig.events.count(("Warning", "ForeignOwner")) == 3
+    rig.api.merge(X, {"metadata": {"finalizers": [names.CONTROLLER_FINALIZER, "example.com/wait"]}})
+    rig.api.delete(X)
+    rig.remove_branch("x")
+    assert message_of(rig.branch("x"), "Ready") == "branch x is being deleted; it is owned by ConfigMap pr-2"
+
+
 def test_a_project_is_released_too(rig: Rig) -> None:
     going = project().bound("lost").deleting()
     rig.put(going)

@@ -108,7 +108,8 @@ def slot_class_of(project: Project, branch: Branch | None = None) -> SlotClass:
         postgres.image,
         postgres.run_as_user,
         own_resources or postgres.resources,
-        postgres.image_pull_secrets,
+        # Of the project's own: two of one name in two namespaces are not the same, nor are their slots.
+        tuple(names.pull_secret_name(project.uid, name) for name in postgres.image_pull_secrets),
         # An image that the spec has changed to is recorded anew when it runs first.
         (project.node.image_id or "") if project.node.image == postgres.image else "",
         branch is not None and branch.is_root,

@@ -138,7 +138,7 @@ def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemoval:
     branch, project = facts.branch, facts.project
     remaining = timing.PROXIES_OBEY_TIMEOUT_SECONDS - seconds
     is_overdue = remaining < 0
-    ready = Finding(Reason.DELETING, f"branch {branch.name} is being deleted")
+    ready = Finding(Reason.DELETING, _deleting_text(branch))
     abandoned = facts.node is not None and is_abandoned(facts.node, branch.annotations)
     copies = [] if abandoned else [s.name for s in facts.siblings if _awaits_snapshot_of(branch, s, project)]
     is_blocked = is_overdue and bool(copies)
@@ -166,6 +166,12 @@ def held_status(branch: Branch, now: str) -> Json:
     """Return the changes to the status of a branch that its agent is deleting, if that says what holds it up."""
     subject = f"branch {branch.name}"
     return held_deletion_status(subject, branch.node.deletion, branch.status, branch.generation, now)
+
+
+def _deleting_text(branch: Branch) -> str:
+    """Say that the branch is being deleted, and with what: the garbage collector asks nobody."""
+    owners = " and ".join(branch.foreign_owners)
+    return f"branch {branch.name} is being deleted" + (f"; it is owned by {owners}" if owners else "")
 
 
 def _blocked_finding(branch: Branch, copy: str) -> Finding:

@@ -20,6 +20,7 @@ from dbranch.controller.cache import Cache
 from dbranch.controller.events import EmitEvent, emit_transition
 from dbranch.controller.failure import failure_finding, refusal_finding
 from dbranch.controller.finalizers import AbandonmentRefusals, release_if_abandoned
+from dbranch.controller.foreign_owners import ForeignOwners
 from dbranch.controller.manifests import Credentials, Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects, owner_uids
@@ -52,6 +53,7 @@ class BranchReconciler:
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
         self._metrics, self._emit_event = metrics, emit_event
         self._abandonment_refusals = AbandonmentRefusals(emit_event)
+        self._foreign_owners = ForeignOwners(emit_event)
         # By project UID: the password's version and the credentials with that password.
         self._credentials: LimitedDict[str, tuple[str, Credentials]] = LimitedDict(_MAX_CREDENTIALS)
         self._sources = Sources()
@@ -67,6 +69,7 @@ class BranchReconciler:
             if body is None:
                 return GONE
             facts = self._observe(parse_branch(body), cache)
+            self._foreign_owners.report(facts.branch)
             if facts.branch.deleting:
                 return self._remove(facts)
             # Nothing has been applied for it before its first report.

@@ -30,6 +30,7 @@ _BESIDE_THE_ROUTE = frozenset(
         Reason.RECONCILE_FAILED,
         Reason.SECRET_NOT_FOUND,
         Reason.SECRET_INVALID,
+        Reason.PULL_SECRET_NOT_FOUND,
     }
 )
 _APPLY_REASONS = _BESIDE_THE_ROUTE | {

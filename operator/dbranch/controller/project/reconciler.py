@@ -18,6 +18,7 @@ from dbranch.controller.credentials import CredentialSecrets
 from dbranch.controller.events import EmitEvent, emit_transition
 from dbranch.controller.failure import failure_finding, is_refusal, refusal_finding
 from dbranch.controller.finalizers import AbandonmentRefusals, release_if_abandoned
+from dbranch.controller.foreign_owners import ForeignOwners
 from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects, UpdateDeferred
@@ -34,6 +35,7 @@ from dbranch.controller.project.plan import (
     tls_finding,
 )
 from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of, refused_pods
+from dbranch.controller.pull_secrets import PullSecrets
 from dbranch.controller.rollouts import Rollouts, is_rolled_out
 from dbranch.controller.routing import no_proxy_finding
 from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path
@@ -76,7 +78,9 @@ class ProjectReconciler:
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
         self._metrics, self._emit_event = metrics, emit_event
         self._abandonment_refusals = AbandonmentRefusals(emit_event)
+        self._foreign_owners = ForeignOwners(emit_event)
         self._credential_secrets = CredentialSecrets(cluster, release, owned, emit_event)
+        self._pull_secrets = PullSecrets(cluster, release, owned)
         self._rollouts = rollouts or Rollouts()
         # By project UID: when all that is made for it was last compared with what is there.
         self._checked: dict[str, float] = {}
@@ -117,6 +121,7 @@ class ProjectReconciler:
 
     def _reconcile_once(self, body: dict[str, Any], cache: Cache, bypass_cache: bool) -> Result:
         facts = self._observe(parse_project(body), cache)
+        self._foreign_owners.report(facts.project)
         project, version = facts.project, body["metadata"]["resourceVersion"]
         root_problem = self._create_root(project) if needs_root(facts.branches) else None
         if project.status.get("conditions") and moves_route(project, facts.branches):
@@ -214,6 +219,8 @@ class ProjectReconciler:
                 problems.append(refusal_finding(error, _EFFECTS.get(kind, "the proxies stay as they were")))
         version = self._credential_secrets.apply(project, bypass_cache)
         problems += [version] if isinstance(version, Finding) else []
+        pull_problem = self._pull_secrets.apply(project, bypass_cache)
+        problems += [pull_problem] if pull_problem else []
         tls = project.proxy.tls
         secret = path_of("v1", "secrets", project.namespace, tls.secret_name) if tls else None
         problem = tls_finding(project, self._cluster.get(secret) if secret else None)
@@ -292,6 +299,7 @@ class ProjectReconciler:
                 name = manifest["metadata"]["name"]
                 self._owned.delete(api, plural, project.namespace, name, project.uid)
         self._credential_secrets.delete(project)
+        self._pull_secrets.delete(project)
         # The last project of a namespace takes the NetworkPolicy along. One that is being deleted needs it no more.
         others = (p for p in cache.all_projects() if p.namespace == project.namespace and not p.deleting)
         if not any(other.uid != project.uid for other in others):
