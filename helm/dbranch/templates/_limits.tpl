@@ -31,9 +31,10 @@ postgres.defaultResources.limits.{{ $name }}: {{ include "dbranch.limitText" (ge
 {{- end }}
 {{- end }}
 
-{{- /* CEL: the limit of this name for the request's namespace; "" for none. */}}
+{{- /* CEL: the limit of this name for the request's namespace; "" for none, of a list *. */}}
 {{- define "dbranch.limit" -}}
-variables.data[?(request.namespace + '.{{ . }}')].or(variables.data[?'{{ . }}']).orValue('')
+{{- $none := has . (list "images" "nodeSelectors" "extendedResources") | ternary "*" "" -}}
+variables.data[?(request.namespace + '.{{ . }}')].or(variables.data[?'{{ . }}']).orValue('{{ $none }}')
 {{- end }}
 
 {{- /* CEL: the end of a message: the limit, its value, and who can raise it. */}}
@@ -84,7 +85,7 @@ quantity(string({{ .one }})).compareTo(quantity(string({{ .other }}))) > 0
     variables.data[?'postgres.defaultResources.limits.{{ $limit }}'].orValue('')
 {{- end }}
 - name: {{ $limit }}Request
-  expression: string(variables.requests[?'{{ $name }}'].orValue('0'))
+  expression: "'{{ $name }}' in variables.requests ? string(variables.requests['{{ $name }}']) : '0'"
 - name: {{ $limit }}RequestExceeds
   expression: variables.{{ $limit }} != '' && {{ include "dbranch.isMore" (dict "one" (print "variables." $limit "Request") "other" (print "variables." $limit)) }}
 - name: {{ $limit }}LimitExceeds

@@ -162,6 +162,7 @@ class Project:
     deleting: bool = False
     finalizers: tuple[str, ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
+    created: str | None = None
     active_branch: str = names.ROOT_BRANCH
     state: State = State.RUNNING
     protection: Protection = Protection.DISABLED
@@ -265,6 +266,7 @@ def parse_project(body: Mapping[str, Any]) -> Project:
         deleting=bool(meta.get("deletionTimestamp")),
         finalizers=tuple(meta.get("finalizers") or ()),
         annotations=dict(meta.get("annotations") or {}),
+        created=meta.get("creationTimestamp"),
         active_branch=spec.get("activeBranch") or names.ROOT_BRANCH,
         state=State(spec.get("state", base.state)),
         protection=Protection(spec.get("protection", base.protection)),
