@@ -359,7 +359,8 @@ def test_by_default_nothing_is_limited(admin: Api, team: str) -> None:
         everything = merged(everything, case.beyond)
     projects = path_of(names.API_VERSION, names.PROJECTS, team)
     admin.allowed("POST", projects, project("shop", everything), dry=True)
-    data = next(body["data"] for body in rendered() if body["metadata"]["name"] == "dbranch-limits")
+    chart = rendered()
+    data = next(body["data"] for body in chart if body["metadata"]["name"] == "dbranch-limits")
     limits = Limits(data).of(team)
     assert [*exceeded_by_project(parse_project(project("shop", everything)), limits)] == []
     assert limits.count("projects") is None and limits.count("branches") is None
@@ -392,6 +393,19 @@ def test_an_empty_list_allows_nothing_and_an_exception_takes_the_place_of_a_limi
         admin.eventually_rejected("no params found", "POST", limited.projects, project("shop", {}))
     finally:
         limited.end()
+
+
+def test_the_controller_counts_by_the_same_data() -> None:
+    chart = rendered("--set-json", f"limits={json.dumps({'projects': 3, 'namespaces': {'team': VALUES}})}")
+    data = next(body["data"] for body in chart if body["metadata"]["name"] == "dbranch-limits")
+    deployment = next(body for body in chart if body["kind"] == "Deployment")
+    environment = {
+        variable["name"]: variable.get("value")
+        for variable in deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    }
+    limits = Limits.parse(environment["DBRANCH_LIMITS"])
+    assert limits == Limits(data)
+    assert limits.of("other").count("projects") == 3 and limits.of("team").text("memory") == "2Gi"
 
 
 def audit_annotations() -> list[tuple[str, str, str]]:

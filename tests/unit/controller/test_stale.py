@@ -378,3 +378,28 @@ def test_every_branchs_secret_follows_the_projects_password(shop: Rig) -> None:
 def test_who_has_reported_nothing_yet_is_reconciled_by_its_own_creation(shop: Rig) -> None:
     shop.put(branch("x"))
     assert stale_after(shop, parse_branch(shop.branch("x"))) == set()
+
+
+def test_who_has_no_place_follows_the_branches_of_other_projects() -> None:
+    rig = Rig(branches="2").ready()
+    rig.branch_up("x")
+    rig.put(project("other"))
+    rig.run()
+    assert conditions_of(rig.branch("main", "other"))["Scheduled"] == "LimitExceeded"
+    x = parse_branch(rig.branch("x"))
+    assert stale_after(rig, x) == set()
+    rig.api.delete(f"{BRANCHES}/shop-x")
+    rig.api.merge(f"{BRANCHES}/shop-x", {"metadata": {"finalizers": []}})
+    assert "other-main" in stale_after(rig, x)
+
+
+def test_who_has_no_place_follows_the_other_projects() -> None:
+    rig = Rig(projects="1").ready()
+    rig.put(project("late"))
+    rig.run()
+    assert conditions_of(rig.project("late"))["Scheduled"] == "LimitExceeded"
+    shop = parse_project(rig.project())
+    assert stale_after(rig, shop) == set()
+    rig.api.delete(SHOP)
+    rig.api.merge(SHOP, {"metadata": {"finalizers": []}})
+    assert "late" in stale_after(rig, shop)
