@@ -129,7 +129,7 @@ def _related(changes: Sequence[Change], own: set[Key], reads: _Reads) -> Iterato
         for item in items:
             if item.node_name in nodes or (item.node_name is None and isinstance(item, Project)):
                 yield item
-    pass
+    yield from _displaced(changes, reads)
     # By project; True if more than single branches of it have changed.
     projects: dict[tuple[str, str], bool] = {}
     for change in changes:
