@@ -55,6 +55,12 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
     ),
     Reason.DELETING: _both(_READY, "It is being deleted; no new session reaches it."),
     Reason.BOUND: _both(_SCHEDULED, "It is bound to a node; the binding never changes."),
+    Reason.ABOVE_LIMIT: _both(
+        _SCHEDULED,
+        "It is bound to a node, and exceeds a limit of its namespace that was set later; it goes on as it is, and "
+        "can be changed as long as it exceeds the limit by no more than now.",
+        "Lower or delete what the message names, or ask a cluster administrator to raise the limit (docs/limits.md).",
+    ),
     Reason.NO_ELIGIBLE_NODE: _project(
         _SCHEDULED,
         "No node with a ready agent may hold the project: labels, taints, free space, or no agent at all.",
@@ -111,10 +117,13 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         project=(_READY, _ROUTED),
         branch=(_SCHEDULED,),
     ),
-    Reason.LIMIT_EXCEEDED: _branch(
-        _SCHEDULED,
-        "The project has as many branches as it can have; those that were made earlier are not affected.",
-        "Delete a branch that is not needed any more; or make another project.",
+    Reason.LIMIT_EXCEEDED: Entry(
+        "The namespace has as many projects or branches as a limit allows, or the project has 1000 branches; nothing "
+        "is made, and those that were made earlier are not affected. A project whose root branch is refused says so "
+        "in PostgresReady.",
+        "Delete what is not needed any more, or ask a cluster administrator to raise the limit (docs/limits.md).",
+        project=(_SCHEDULED, _POSTGRES),
+        branch=(_SCHEDULED,),
     ),
     Reason.RECONCILE_FAILED: Entry(
         "A value cannot be used, or the controller has met a fault of its own; it is tried again, at last every "

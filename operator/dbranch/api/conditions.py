@@ -40,6 +40,7 @@ class Reason(OpenEnum):
     RECONCILE_FAILED = "ReconcileFailed"
     # Scheduled
     BOUND = "Bound"
+    ABOVE_LIMIT = "AboveLimit"
     NO_ELIGIBLE_NODE = "NoEligibleNode"
     NODE_NOT_READY = "NodeNotReady"
     AGENT_NOT_REPORTING = "AgentNotReporting"
@@ -114,6 +115,7 @@ TRUE_REASONS = frozenset(
     {
         Reason.AVAILABLE,
         Reason.BOUND,
+        Reason.ABOVE_LIMIT,
         Reason.POOL_MOUNTED,
         Reason.POOL_LOW,
         Reason.STORED,
@@ -186,6 +188,7 @@ WARNING_REASONS = STALLED_REASONS | {
     Reason.BRANCH_NOT_FOUND,
     Reason.OBJECT_REFUSED,
     Reason.LIMIT_EXCEEDED,
+    Reason.ABOVE_LIMIT,
     Reason.SECRET_NOT_FOUND,
     Reason.SECRET_INVALID,
     Reason.PULL_SECRET_NOT_FOUND,

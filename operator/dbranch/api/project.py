@@ -164,6 +164,7 @@ class Project:
     finalizers: tuple[str, ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
     foreign_owners: tuple[str, ...] = ()
+    created: str | None = None
     active_branch: str = names.ROOT_BRANCH
     state: State = State.RUNNING
     protection: Protection = Protection.DISABLED
@@ -268,6 +269,7 @@ def parse_project(body: Mapping[str, Any]) -> Project:
         finalizers=tuple(meta.get("finalizers") or ()),
         annotations=dict(meta.get("annotations") or {}),
         foreign_owners=foreign_owners(meta),
+        created=meta.get("creationTimestamp"),
         active_branch=spec.get("activeBranch") or names.ROOT_BRANCH,
         state=State(spec.get("state", base.state)),
         protection=Protection(spec.get("protection", base.protection)),

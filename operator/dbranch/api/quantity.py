@@ -31,11 +31,11 @@ _SUFFIX: dict[str, Decimal] = {
 }
 
 
-def parse_bytes(text: str | int) -> int:
-    """Parse a quantity into bytes, rounded up as the API server does. Raises InvalidInput.
+def parse_quantity(text: str | int) -> Decimal:
+    """Parse a quantity: a CPU count, bytes or any other amount. Raises InvalidInput.
 
-    >>> parse_bytes("10Gi")
-    10737418240
+    >>> parse_quantity("500m")
+    Decimal('0.500')
     """
     match = _PATTERN.match(str(text))
     if match is None:
@@ -43,12 +43,19 @@ def parse_bytes(text: str | int) -> int:
     number, suffix = match.groups()
     try:
         if suffix[:1] in ("e", "E") and len(suffix) > 1 and suffix != "Ei":
-            value = Decimal(number + suffix)
-        else:
-            value = Decimal(number) * _SUFFIX[suffix]
+            return Decimal(number + suffix)
+        return Decimal(number) * _SUFFIX[suffix]
     except (ArithmeticError, KeyError) as error:
         raise InvalidInput(f"{text!r} is not a quantity; write it as 512Mi, 10Gi or 2Ti") from error
-    return int(value.to_integral_value(rounding=ROUND_CEILING))
+
+
+def parse_bytes(text: str | int) -> int:
+    """Parse a quantity into bytes, rounded up as the API server does. Raises InvalidInput.
+
+    >>> parse_bytes("10Gi")
+    10737418240
+    """
+    return int(parse_quantity(text).to_integral_value(rounding=ROUND_CEILING))
 
 
 def format_bytes(count: int) -> str:

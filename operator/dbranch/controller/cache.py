@@ -59,6 +59,14 @@ class Cache:
         projects: list[Project] = _values(self.projects, (namespace, name))
         return projects[0] if projects else None
 
+    def projects_in(self, namespace: str) -> list[Project]:
+        return [project for project in self.all_projects() if project.namespace == namespace]
+
+    def branches_in(self, namespace: str) -> list[Branch]:
+        """Return the branches of all projects of a namespace."""
+        keys = _stable_read(lambda: [key for key in self.branches if key[0] == namespace])
+        return [branch for key in keys for branch in _values(self.branches, key)]
+
     def all_projects(self) -> list[Project]:
         keys = _stable_read(lambda: list(self.projects))
         return [project for key in keys for project in _values(self.projects, key)]

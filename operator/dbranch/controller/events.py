@@ -15,10 +15,20 @@ from dbranch.api.conditions import (
     Reason,
     find_condition,
 )
+from dbranch.api.enums import OnSwitch
 from dbranch.api.project import Project
 
 # The reason of an Event, of no condition: a generated password's Secret was gone, and another one is in force.
 PASSWORD_GENERATED: Final = "PasswordGenerated"
+# Likewise: the route of a project leads to another branch.
+SWITCHED: Final = "Switched"
+
+# What becomes of the sessions on the old branch, by spec.proxy.onSwitch.
+_FATES: Final[Mapping[OnSwitch, str]] = {
+    OnSwitch.TERMINATE: "are ended",
+    OnSwitch.DRAIN: "end with their transactions",
+    OnSwitch.KEEP: "stay until they close",
+}
 
 # Called with the object, and the Event's type (Normal or Warning), reason and message.
 EmitEvent = Callable[[Project | Branch, str, str, str], None]
@@ -38,6 +48,25 @@ def emit_transition(
         reason = Reason(condition["reason"])
         if reason in WARNING_REASONS & TRUE_REASONS and _is_new(item, Condition(condition["type"]), reason):
             emit_event(item, "Warning", reason.value, condition["message"])
+
+
+def emit_switch(project: Project, route: Mapping[str, Any] | None, emit_event: EmitEvent) -> None:
+    """Emit an Event about the project if its route leads to another branch than before.
+
+    `route`: as it was written; `project`: as before. The sessions are those that its proxies have reported.
+    """
+    if route is None or project.route is None or route["branch"] == project.route.branch:
+        return
+    old = project.route.branch
+    reported = [entry for pod in project.proxies for entry in pod.branches if entry.branch == old]
+    count = sum(entry.sessions + entry.draining for entry in reported)
+    sessions = f"{count} session{'' if count == 1 else 's'} on {old}"
+    fate = _FATES.get(project.proxy.on_switch, "end")
+    text = (
+        f"new sessions of project {project.name} reach {route['branch']}, no longer {old} "
+        f"(generation {route['generation']}); {sessions} {fate}, as far as the proxies have reported"
+    )
+    emit_event(project, "Normal", SWITCHED, text)
 
 
 def _is_new(item: Project | Branch, condition: Condition, reason: Reason) -> bool:

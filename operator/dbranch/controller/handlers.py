@@ -20,6 +20,7 @@ from dbranch.controller.branch.reconciler import BranchReconciler
 from dbranch.controller.cache import Cache
 from dbranch.controller.dispatch import Dispatcher
 from dbranch.controller.events import reference_of
+from dbranch.controller.limits import Limits
 from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.nodes import AgentPod, NodeObject, agent_pod, node_object
@@ -54,8 +55,8 @@ _MEASURED_FIELDS = (
 class Work:
     """The work queue, and the cache that its reconciles read."""
 
-    def __init__(self, dispatcher: Dispatcher, resync_seconds: float) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, dispatcher: Dispatcher, resync_seconds: float, limits: Limits) -> None:
+        self._dispatcher, self._limits = dispatcher, limits
         self.queue = WorkQueue(dispatcher.reconcile, resync_seconds, dispatcher.report_failure)
         self._changes: list[Change] = []
 
@@ -78,7 +79,7 @@ class Work:
 
     def _enqueue_stale(self, cache: Cache) -> None:
         changes, self._changes = self._changes, []
-        for key in stale(changes, cache):
+        for key in stale(changes, cache, self._limits):
             self.queue.add(key)
 
 
@@ -88,13 +89,14 @@ def register(
     release: Release,
     resync_seconds: float,
     metrics: ControllerMetrics,
+    limits: Limits | None = None,
 ) -> None:
     """Register the indices and handlers. Each object is reconciled at least every `resync_seconds` or so."""
     locks, owned, initial_sync = KeyedLocks(), OwnedObjects(cluster, metrics.refused), InitialSync("branches")
-    rollouts = Rollouts()
-    projects = ProjectReconciler(cluster, release, owned, locks, metrics, emit_event, rollouts)
-    branches = BranchReconciler(cluster, release, owned, locks, metrics, emit_event)
-    work = Work(Dispatcher(projects, branches, owned, initial_sync), resync_seconds)
+    rollouts, limits = Rollouts(), limits or Limits()
+    projects = ProjectReconciler(cluster, release, owned, locks, metrics, emit_event, rollouts, limits)
+    branches = BranchReconciler(cluster, release, owned, locks, metrics, emit_event, limits)
+    work = Work(Dispatcher(projects, branches, owned, initial_sync), resync_seconds, limits)
     rollouts.on_free = work.queue.add
     sweeper = Sweeper(cluster, release, owned)
     _register_startup(registry, owned, work, partial(sweeper.run, resync_seconds))

@@ -12,6 +12,7 @@ from dbranch.api import names
 from dbranch.api.errors import DbranchError, InvalidInput
 from dbranch.api.project import parse_seconds
 from dbranch.controller.handlers import register
+from dbranch.controller.limits import Limits
 from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.kube.client import Cluster
@@ -46,11 +47,12 @@ def main() -> None:
     try:
         release = release_of(os.environ)
         resync_seconds = parse_seconds(os.environ.get("DBRANCH_RESYNC_PERIOD", "5m"))
+        limits = Limits.parse(os.environ.get("DBRANCH_LIMITS", ""))
         cluster = Cluster(names.CONTROLLER_MANAGER)
     except DbranchError as error:
         raise SystemExit(f"dbranch-server controller: {error}") from error
     registry = kopf.OperatorRegistry()
     metrics = ControllerMetrics()
     serve_http(_METRICS_PORT, {"/metrics": metrics.response})
-    register(registry, cluster, release, resync_seconds, metrics)
+    register(registry, cluster, release, resync_seconds, metrics, limits)
     serve(registry, names.CONTROLLER_MANAGER)

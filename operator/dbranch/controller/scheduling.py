@@ -10,6 +10,7 @@ from dbranch.api.branch import Branch
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.project import Project
 from dbranch.api.quantity import format_bytes
+from dbranch.controller.limits import turn
 
 # Free bytes that a node's disk must have for a new project: with less, the first writes fill it at once.
 MIN_FREE_BYTES = 512 * 2**20
@@ -166,9 +167,6 @@ def bind_branch(project: Project | None, branch: Branch, siblings: Iterable[Bran
 
 def _is_too_many(branch: Branch, siblings: Iterable[Branch]) -> bool:
     """Return True if as many branches as a project can have are bound, or were created before this one."""
-
-    def turn(item: Branch) -> tuple[bool, str, str]:
-        return item.node_name is None, item.created or "", item.object_name
 
     earlier = sum(1 for sibling in siblings if sibling.uid != branch.uid and turn(sibling) < turn(branch))
     return earlier >= names.MAX_BRANCHES

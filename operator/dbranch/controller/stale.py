@@ -18,6 +18,7 @@ from dbranch.api.project import Project
 from dbranch.controller.branch import plan as branch_plan
 from dbranch.controller.branch.plan import BranchFacts, plan_branch, plan_removal
 from dbranch.controller.cache import Cache
+from dbranch.controller.limits import Limits, excess
 from dbranch.controller.project import plan as project_plan
 from dbranch.controller.project.plan import ProjectFacts, plan_project, reported_applied
 from dbranch.controller.scheduling import needs_release
@@ -56,6 +57,9 @@ _PROBLEMS = (
     Reason.RECONCILE_FAILED,
 )
 
+# What Scheduled says of those behind a limit.
+_PLACELESS = (Reason.LIMIT_EXCEEDED, Reason.ABOVE_LIMIT)
+
 Change = Project | Branch | NodeChange | ProxyChange | PasswordChange
 
 
@@ -69,22 +73,37 @@ def key_of(item: Project | Branch) -> Key:
 class _Reads:
     """The cache, read once for all who are planned again together."""
 
-    def __init__(self, cache: Cache) -> None:
-        self.cache = cache
+    def __init__(self, cache: Cache, limits: Limits) -> None:
+        self.cache, self.limits = cache, limits
         self.project = functools.cache(cache.project)
         self.branches_of = functools.cache(cache.branches_of)
         self.proxies_of = functools.cache(cache.proxies_of)
         self.node = functools.cache(cache.node)
         self.all_nodes = functools.cache(lambda: tuple(cache.all_nodes()))
+        self.excess_projects = functools.cache(self._excess_projects)
+        self.excess_branches = functools.cache(self._excess_branches)
+
+    def is_excess(self, item: Project | Branch) -> bool:
+        """Return True if the object comes behind the number that its namespace may have."""
+        is_project = isinstance(item, Project)
+        return item.uid in (self.excess_projects if is_project else self.excess_branches)(item.namespace)
+
+    def _excess_projects(self, namespace: str) -> frozenset[str]:
+        limit = self.limits.of(namespace).count("projects")
+        return frozenset() if limit is None else excess(self.cache.projects_in(namespace), limit)
+
+    def _excess_branches(self, namespace: str) -> frozenset[str]:
+        limit = self.limits.of(namespace).count("branches")
+        return frozenset() if limit is None else excess(self.cache.branches_in(namespace), limit)
 
 
-def stale(changes: Sequence[Change], cache: Cache) -> set[Key]:
+def stale(changes: Sequence[Change], cache: Cache, limits: Limits | None = None) -> set[Key]:
     """Return the keys of those who would now report something else, or whose deletion can go on.
 
     The cache has the changes already; of an object that is gone, `changes` has what it was. Who has reported nothing
     yet is left out: its own creation is a request for its first reconcile.
     """
-    now, reads = now_rfc3339(), _Reads(cache)
+    now, reads = now_rfc3339(), _Reads(cache, limits or Limits())
     own = {key_of(change) for change in changes if isinstance(change, Project | Branch)}
     candidates = {key_of(item): item for item in _related(changes, own, reads)}
     outdated = {
@@ -110,6 +129,7 @@ def _related(changes: Sequence[Change], own: set[Key], reads: _Reads) -> Iterato
         for item in items:
             if item.node_name in nodes or (item.node_name is None and isinstance(item, Project)):
                 yield item
+    yield from _displaced(changes, reads)
     # By project; True if more than single branches of it have changed.
     projects: dict[tuple[str, str], bool] = {}
     for change in changes:
@@ -128,6 +148,24 @@ def _related(changes: Sequence[Change], own: set[Key], reads: _Reads) -> Iterato
             # A branch that is bound depends on no sibling, unless it is to go.
             if concerns_all or branch.node_name is None or branch.deleting or key_of(branch) in own:
                 yield branch
+
+
+def _displaced(changes: Sequence[Change], reads: _Reads) -> Iterator[Project | Branch]:
+    """Yield those of a namespace who may have got a place in it, or lost it, by what came, went or was bound."""
+    projects = {change.namespace for change in changes if isinstance(change, Project)}
+    branches = {change.namespace for change in changes if isinstance(change, Branch)}
+    items: list[Project | Branch] = []
+    for namespace in projects:
+        if reads.limits.of(namespace).count("projects") is not None:
+            items += reads.cache.projects_in(namespace)
+    for namespace in branches:
+        if reads.limits.of(namespace).count("branches") is not None:
+            items += reads.cache.branches_in(namespace)
+    for item in items:
+        scheduled = Finding.from_dict(find_condition(item.status, Condition.SCHEDULED))
+        has_no_place = scheduled is not None and scheduled.reason in _PLACELESS
+        if has_no_place or reads.is_excess(item):
+            yield item
 
 
 def _has_failed(item: Project | Branch) -> bool:
@@ -182,6 +220,8 @@ def _project_facts(project: Project, reads: _Reads) -> ProjectFacts:
         () if project.node_name else reads.all_nodes(),
         reads.proxies_of(project.uid),
         reported_applied(project),
+        reads.limits.of(project.namespace),
+        reads.is_excess(project),
     )
 
 
@@ -196,4 +236,6 @@ def _branch_facts(branch: Branch, reads: _Reads) -> BranchFacts:
         reads.node(branch.node_name) if branch.node_name else None,
         reads.proxies_of(project.uid) if project else (),
         scheduled if scheduled and scheduled.reason in _PROBLEMS else None,
+        reads.limits.of(branch.namespace),
+        reads.is_excess(branch),
     )

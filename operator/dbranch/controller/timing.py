@@ -13,6 +13,8 @@ REFUSED_RETRY_SECONDS: Final = 5.0
 REFUSED_LONGEST_RETRY_SECONDS: Final = 60.0
 # A source that is gone is in the cache for so long at most.
 SOURCE_GONE_RETRY_SECONDS: Final = 1.0
+# And for so long it may not have who has the last place of a namespace.
+PLACE_TAKEN_RETRY_SECONDS: Final = 1.0
 # Deletions wait for events: of branches, of copies, of proxies. This is for an event that was lost.
 DELETION_RESYNC_SECONDS: Final = 60.0
 # Proxies that do not answer are not waited for any longer; their sessions end with Postgres.

@@ -30,6 +30,7 @@ from dbranch.api.project import Project, parse_project
 from dbranch.controller import nodes
 from dbranch.controller.branch.reconciler import BranchReconciler
 from dbranch.controller.cache import Cache
+from dbranch.controller.limits import Limits
 from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects
@@ -64,12 +65,15 @@ def message_of(body: Json, condition_type: str) -> str:
 class Rig:
     """A controller over a fake API server, with one node and its agent.
 
-    `events`: (type, reason) as emitted; `result`: of the last reconcile.
+    `limits`: as in the ConfigMap; `events`: (type, reason) as emitted, and `event_texts` their messages; `result`:
+    of the last reconcile.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, **limits: str) -> None:
+        self.limits = Limits(limits)
         self.api = FakeApi()
         self.events: list[tuple[str, str]] = []
+        self.event_texts: list[str] = []
         self.result = DONE
         self.api.put(NODES, node())
         self.api.put(AGENTS, agent_pod())
@@ -79,8 +83,12 @@ class Rig:
         """Start the controller's process (once more): what it remembers is gone."""
         cluster, locks, metrics = cast(Cluster, self.api), KeyedLocks(), ControllerMetrics()
         self.owned = OwnedObjects(cluster)
-        self.projects = ProjectReconciler(cluster, RELEASE, self.owned, locks, metrics, self.emit)
-        self.branches = BranchReconciler(cluster, RELEASE, self.owned, locks, metrics, self.emit)
+        self.projects = ProjectReconciler(
+            cluster, RELEASE, self.owned, locks, metrics, self.emit, limits=self.limits
+        )
+        self.branches = BranchReconciler(
+            cluster, RELEASE, self.owned, locks, metrics, self.emit, limits=self.limits
+        )
 
     # Objects.
 
@@ -151,6 +159,7 @@ class Rig:
 
     def emit(self, item: Project | Branch, event_type: str, reason: str, message: str) -> None:
         self.events.append((event_type, reason))
+        self.event_texts.append(message)
 
     def reconcile_project(self, name: str = "shop", bypass_cache: bool = False) -> Json:
         """Reconcile the project; return it."""

@@ -20,6 +20,7 @@ from dbranch.api import names
 from dbranch.api.branch import parse_branch
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.project import parse_project
+from dbranch.controller.limits import Limits
 from dbranch.controller.stale import Change, NodeChange, PasswordChange, ProxyChange, stale
 from dbranch.kube.client import branch_path, project_path
 from dbranch.runtime.result import Key
@@ -32,8 +33,8 @@ _MAX_EVENTS = 400
 class Follower(Rig):
     """A controller that reconciles only what events lead to, as the wiring does."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **limits: str) -> None:
+        super().__init__(**limits)
         self._position = len(self.api._events)
 
     def requested(self) -> set[Key]:
@@ -43,9 +44,9 @@ class Follower(Rig):
         for _, path, old, new in events:
             change = change_of(path, new or old or {})
             if change is not None:
-                keys |= stale([change], self.cache())
+                keys |= stale([change], self.cache(), self.limits)
             if path == SHOP and at(old, "status.passwordVersion") != at(new, "status.passwordVersion"):
-                keys |= stale([PasswordChange(NAMESPACE, "shop")], self.cache())
+                keys |= stale([PasswordChange(NAMESPACE, "shop")], self.cache(), self.limits)
             keys |= set(own_requests(path, old, new))
         return keys
 
@@ -230,14 +231,24 @@ def any_unreported(rig: Rig) -> bool:
 HISTORIES = st.lists(HAPPENINGS, max_size=8)
 
 
-@given(starts_ready=st.booleans(), history=HISTORIES, change=HAPPENINGS)
+# Of a namespace with two branches at most, the project's image is none that is allowed.
+LIMITS = st.sampled_from([{}, {"branches": "2", "images": "postgres:18"}, {"projects": "0"}])
+
+
+@given(starts_ready=st.booleans(), limits=LIMITS, history=HISTORIES, change=HAPPENINGS)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_nobody_who_would_report_something_else_is_left_out(
-    starts_ready: bool, history: list[Any], change: Any
+    starts_ready: bool, limits: Json, history: list[Any], change: Any
 ) -> None:
-    rig = Follower()
+    rig = Follower(**limits)
     if starts_ready:
+        rig.limits = Limits()
+        rig.start()
         rig.ready()
+        # They are set later, with which the controller starts again.
+        rig.limits = Limits(limits)
+        rig.start()
+        rig.run()
     for act, arguments in history:
         act(rig, *arguments)
         rig.follow()
@@ -273,7 +284,7 @@ def shop() -> Rig:
 
 
 def stale_after(rig: Rig, *changes: Change) -> set[str]:
-    return {key.name for key in stale(changes, rig.cache())}
+    return {key.name for key in stale(changes, rig.cache(), rig.limits)}
 
 
 def test_without_a_change_nobody_is_stale(shop: Rig) -> None:
@@ -367,3 +378,28 @@ def test_every_branchs_secret_follows_the_projects_password(shop: Rig) -> None:
 def test_who_has_reported_nothing_yet_is_reconciled_by_its_own_creation(shop: Rig) -> None:
     shop.put(branch("x"))
     assert stale_after(shop, parse_branch(shop.branch("x"))) == set()
+
+
+def test_who_has_no_place_follows_the_branches_of_other_projects() -> None:
+    rig = Rig(branches="2").ready()
+    rig.branch_up("x")
+    rig.put(project("other"))
+    rig.run()
+    assert conditions_of(rig.branch("main", "other"))["Scheduled"] == "LimitExceeded"
+    x = parse_branch(rig.branch("x"))
+    assert stale_after(rig, x) == set()
+    rig.api.delete(f"{BRANCHES}/shop-x")
+    rig.api.merge(f"{BRANCHES}/shop-x", {"metadata": {"finalizers": []}})
+    assert "other-main" in stale_after(rig, x)
+
+
+def test_who_has_no_place_follows_the_other_projects() -> None:
+    rig = Rig(projects="1").ready()
+    rig.put(project("late"))
+    rig.run()
+    assert conditions_of(rig.project("late"))["Scheduled"] == "LimitExceeded"
+    shop = parse_project(rig.project())
+    assert stale_after(rig, shop) == set()
+    rig.api.delete(SHOP)
+    rig.api.merge(SHOP, {"metadata": {"finalizers": []}})
+    assert "late" in stale_after(rig, shop)

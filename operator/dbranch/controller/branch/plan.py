@@ -14,6 +14,7 @@ from dbranch.api.project import Project
 from dbranch.controller import timing
 from dbranch.controller.branch.status import branch_findings
 from dbranch.controller.conditions import held_deletion_status, phase_of, ready_finding, report_conditions
+from dbranch.controller.limits import NO_LIMITS, NamespaceLimits, above_finding, refused_finding
 from dbranch.controller.proxy_pods import ProxyPod
 from dbranch.controller.routing import laggards, target_of
 from dbranch.controller.scheduling import (
@@ -46,7 +47,8 @@ class BranchFacts:
     """What a branch's reconcile knows.
 
     `siblings`: all branches of the project, also this one; `node`: the one that the branch is bound to; `proxies`:
-    the pods of the project's proxy; `problem`: why its objects could not be applied.
+    the pods of the project's proxy; `problem`: why its objects could not be applied. `limits`: of its namespace;
+    `is_excess`: it comes behind the number of branches that they allow.
     """
 
     branch: Branch
@@ -55,6 +57,13 @@ class BranchFacts:
     node: NodeFacts | None = None
     proxies: tuple[ProxyPod, ...] = ()
     problem: Finding | None = None
+    limits: NamespaceLimits = NO_LIMITS
+    is_excess: bool = False
+
+    @property
+    def is_refused(self) -> bool:
+        """True if the branch gets no place in its namespace, so nothing is made for it."""
+        return self.is_excess and self.branch.node_name is None
 
 
 @dataclass(frozen=True)
@@ -106,14 +115,15 @@ def _schedule(facts: BranchFacts) -> tuple[Binding | None, Finding]:
     """Return a new binding, and the finding of Scheduled."""
     branch = facts.branch
     if branch.node_name is None:
-        if facts.problem:
-            return None, facts.problem
+        if facts.problem or facts.is_refused:
+            return None, facts.problem or refused_finding(branch, facts.limits)
         binding = bind_branch(facts.project, branch, facts.siblings)
         if isinstance(binding, Finding):
             return None, binding
         return binding, _bound_finding(branch, binding.node)
     not_reporting = not_reporting_finding(facts.node or NodeFacts(branch.node_name, exists=False))
-    return None, facts.problem or not_reporting or _bound_finding(branch, branch.node_name)
+    warning = above_finding(branch, facts.limits, facts.is_excess)
+    return None, facts.problem or not_reporting or warning or _bound_finding(branch, branch.node_name)
 
 
 def _bound_finding(branch: Branch, node: str) -> Finding:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from dbranch.api import names
@@ -21,9 +22,11 @@ from dbranch.controller.events import EmitEvent, emit_transition
 from dbranch.controller.failure import failure_finding, refusal_finding
 from dbranch.controller.finalizers import AbandonmentRefusals, release_if_abandoned
 from dbranch.controller.foreign_owners import ForeignOwners
+from dbranch.controller.limits import Limits
 from dbranch.controller.manifests import Credentials, Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects, owner_uids
+from dbranch.controller.places import Places
 from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import now_rfc3339, seconds_since
@@ -49,6 +52,7 @@ class BranchReconciler:
         locks: KeyedLocks,
         metrics: ControllerMetrics,
         emit_event: EmitEvent,
+        limits: Limits | None = None,
     ) -> None:
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
         self._metrics, self._emit_event = metrics, emit_event
@@ -57,6 +61,8 @@ class BranchReconciler:
         # By project UID: the password's version and the credentials with that password.
         self._credentials: LimitedDict[str, tuple[str, Credentials]] = LimitedDict(_MAX_CREDENTIALS)
         self._sources = Sources()
+        self._limits = limits or Limits()
+        self._places = Places(self._limits, "branches")
 
     def forget_project(self, uid: str) -> None:
         """Forget the credentials of a project that is gone."""
@@ -72,6 +78,9 @@ class BranchReconciler:
             self._foreign_owners.report(facts.branch)
             if facts.branch.deleting:
                 return self._remove(facts)
+            if facts.is_refused:
+                self._report(facts.branch, plan_branch(facts, now_rfc3339()))
+                return Result(timing.UNREADY_RESYNC_SECONDS, unfinished=True)
             # Nothing has been applied for it before its first report.
             is_new = not facts.branch.status.get("conditions")
             # Before the binding: if the Service's name is taken, the agent must make nothing.
@@ -86,7 +95,10 @@ class BranchReconciler:
                     if not may_be_used:
                         # The cache still has it.
                         return Result(timing.SOURCE_GONE_RETRY_SECONDS)
-                    written = self._report(facts.branch, plan)
+                    in_namespace = partial(cache.branches_in, namespace)
+                    if not self._places.take(facts.branch, in_namespace):
+                        return Result(timing.PLACE_TAKEN_RETRY_SECONDS)
+                    written = self._bind(facts.branch, plan)
                 # Behind the binding: the agent works meanwhile.
                 facts = replace(facts, branch=written, node=cache.node(plan.binding.node))
                 facts = self._with_access(facts, plan, bypass_cache, is_new)
@@ -101,6 +113,14 @@ class BranchReconciler:
             # The controller does not watch what has a name that it needs.
             return Result(timing.UNREADY_RESYNC_SECONDS, unfinished=facts.problem is None)
 
+    def _bind(self, branch: Branch, plan: BranchPlan) -> Branch:
+        """Write the binding; return the branch as it is now."""
+        try:
+            return self._report(branch, plan)
+        except Exception:
+            self._places.release(branch)
+            raise
+
     def _observe(self, branch: Branch, cache: Cache) -> BranchFacts:
         body = self._cluster.get(project_path(branch.namespace, branch.project))
         project = parse_project(body) if body else None
@@ -110,6 +130,8 @@ class BranchReconciler:
             cache.branches_of(branch.namespace, branch.project),
             cache.node(branch.node_name) if branch.node_name else None,
             cache.proxies_of(project.uid) if project else (),
+            limits=self._limits.of(branch.namespace),
+            is_excess=self._places.is_excess(branch, partial(cache.branches_in, branch.namespace)),
         )
 
     def _report(self, branch: Branch, plan: BranchPlan) -> Branch:

@@ -14,6 +14,7 @@ from dbranch.api.project import Project, Target
 from dbranch.api.secrets import secret_text
 from dbranch.controller import manifests
 from dbranch.controller.conditions import held_deletion_status, phase_of, ready_finding, report_conditions
+from dbranch.controller.limits import NO_LIMITS, NamespaceLimits, above_finding, refused_finding
 from dbranch.controller.manifests import Release
 from dbranch.controller.project.status import project_findings
 from dbranch.controller.proxy_pods import ProxyPod
@@ -57,7 +58,8 @@ class ProjectFacts:
     """What a project's reconcile knows.
 
     `node`: the one that the project is bound to; `candidates`: all nodes, if it is bound to none yet; `proxies`: the
-    pods of its proxy.
+    pods of its proxy. `limits`: of its namespace; `is_excess`: it comes behind the number of projects that they
+    allow.
     """
 
     project: Project
@@ -66,6 +68,13 @@ class ProjectFacts:
     candidates: tuple[NodeFacts, ...] = ()
     proxies: tuple[ProxyPod, ...] = ()
     applied: Applied = Applied()
+    limits: NamespaceLimits = NO_LIMITS
+    is_excess: bool = False
+
+    @property
+    def is_refused(self) -> bool:
+        """True if the project gets no place in its namespace, so nothing is made for it."""
+        return self.is_excess and self.project.node_name is None
 
 
 @dataclass(frozen=True)
@@ -182,13 +191,16 @@ def _pem_fault(secret: Mapping[str, Any], key: str, begin: str) -> str | None:
 def _schedule(facts: ProjectFacts) -> tuple[Binding | None, Finding]:
     """Return a new binding, and the finding of Scheduled."""
     project = facts.project
+    if facts.is_refused:
+        return None, refused_finding(project, facts.limits)
     if project.node_name is None:
         binding = bind_project(project, facts.candidates)
         if isinstance(binding, Finding):
             return None, binding
         return binding, _bound_finding(project, binding.node)
     not_reporting = not_reporting_finding(facts.node or NodeFacts(project.node_name, exists=False))
-    return None, not_reporting or _bound_finding(project, project.node_name)
+    warning = above_finding(project, facts.limits, facts.is_excess)
+    return None, not_reporting or warning or _bound_finding(project, project.node_name)
 
 
 def _bound_finding(project: Project, node: str) -> Finding:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from dbranch.api import names
@@ -15,13 +16,15 @@ from dbranch.api.project import Project, parse_project
 from dbranch.controller import manifests, timing
 from dbranch.controller.cache import Cache
 from dbranch.controller.credentials import CredentialSecrets
-from dbranch.controller.events import EmitEvent, emit_transition
+from dbranch.controller.events import EmitEvent, emit_switch, emit_transition
 from dbranch.controller.failure import failure_finding, is_refusal, refusal_finding
 from dbranch.controller.finalizers import AbandonmentRefusals, release_if_abandoned
 from dbranch.controller.foreign_owners import ForeignOwners
+from dbranch.controller.limits import Limits
 from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects, UpdateDeferred
+from dbranch.controller.places import Places
 from dbranch.controller.project.plan import (
     Applied,
     ProjectFacts,
@@ -38,6 +41,7 @@ from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of, refused_pods
 from dbranch.controller.pull_secrets import PullSecrets
 from dbranch.controller.rollouts import Rollouts, is_rolled_out
 from dbranch.controller.routing import no_proxy_finding
+from dbranch.controller.scheduling import Binding, bind_project
 from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import now_rfc3339
@@ -74,6 +78,7 @@ class ProjectReconciler:
         metrics: ControllerMetrics,
         emit_event: EmitEvent,
         rollouts: Rollouts | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
         self._metrics, self._emit_event = metrics, emit_event
@@ -82,6 +87,8 @@ class ProjectReconciler:
         self._credential_secrets = CredentialSecrets(cluster, release, owned, emit_event)
         self._pull_secrets = PullSecrets(cluster, release, owned)
         self._rollouts = rollouts or Rollouts()
+        self._limits = limits or Limits()
+        self._places = Places(self._limits, "projects")
         # By project UID: when all that is made for it was last compared with what is there.
         self._checked: dict[str, float] = {}
 
@@ -122,6 +129,28 @@ class ProjectReconciler:
     def _reconcile_once(self, body: dict[str, Any], cache: Cache, bypass_cache: bool) -> Result:
         facts = self._observe(parse_project(body), cache)
         self._foreign_owners.report(facts.project)
+        version = body["metadata"]["resourceVersion"]
+        if facts.is_refused:
+            facts = replace(facts, applied=Applied())
+            self._report(facts.project, plan_project(facts, now_rfc3339()), version)
+            return Result(timing.UNREADY_RESYNC_SECONDS, unfinished=True)
+        if facts.project.node_name is not None:
+            return self._apply_and_report(facts, body, cache, bypass_cache)
+        # Who waits for a node holds no place.
+        is_binding = isinstance(bind_project(facts.project, facts.candidates), Binding)
+        in_namespace = partial(cache.projects_in, facts.project.namespace)
+        if is_binding and not self._places.take(facts.project, in_namespace):
+            return Result(timing.PLACE_TAKEN_RETRY_SECONDS)
+        try:
+            return self._apply_and_report(facts, body, cache, bypass_cache)
+        except Exception:
+            self._places.release(facts.project)
+            raise
+
+    def _apply_and_report(
+        self, facts: ProjectFacts, body: dict[str, Any], cache: Cache, bypass_cache: bool
+    ) -> Result:
+        """Apply what the project needs, and report; a switch first."""
         project, version = facts.project, body["metadata"]["resourceVersion"]
         root_problem = self._create_root(project) if needs_root(facts.branches) else None
         if project.status.get("conditions") and moves_route(project, facts.branches):
@@ -163,6 +192,8 @@ class ProjectReconciler:
             () if project.node_name else tuple(cache.all_nodes()),
             proxies or self._list_proxy_pods(project),
             reported_applied(project),
+            self._limits.of(project.namespace),
+            self._places.is_excess(project, partial(cache.projects_in, project.namespace)),
         )
 
     def _report(self, project: Project, plan: ProjectPlan, version: str) -> dict[str, Any] | None:
@@ -172,6 +203,7 @@ class ProjectReconciler:
             return None
         written = patch_status(self._cluster, project, changes, version)
         emit_transition(project, plan.ready, plan.status["conditions"], self._emit_event)
+        emit_switch(project, plan.status.get("route"), self._emit_event)
         return written
 
     def _create_root(self, project: Project) -> Finding | None:

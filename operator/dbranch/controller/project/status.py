@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dbranch.api.branch import Branch
-from dbranch.api.conditions import Condition, Finding, Reason
+from dbranch.api.conditions import Condition, Finding, Reason, find_condition
 from dbranch.api.project import Project, Route
 from dbranch.controller.branch.status import postgres_finding
 from dbranch.controller.conditions import Findings
@@ -41,6 +41,9 @@ def _postgres_finding(project: Project, route: Route | None, branches: Iterable[
     branch = next((b for b in branches if b.name == name), None)
     if branch is None:
         return Finding(Reason.PENDING, f"branch {name} of project {project.name} does not exist yet")
+    scheduled = Finding.from_dict(find_condition(branch.status, Condition.SCHEDULED))
+    if branch.node_name is None and scheduled and scheduled.reason == Reason.LIMIT_EXCEEDED:
+        return scheduled
     finding = postgres_finding(project, branch)
     if finding.done and not project.node.initialized:
         return Finding(Reason.PENDING, f"project {project.name} is not reported as initialized yet")
