@@ -17,8 +17,8 @@ import pytest
 from tests.node.proxy_backend import USER, Backend, MakeProxy, Proxy, branch_of, trusting_context, wait_until
 from tests.node.proxy_talk import build_startup, connect_error, error_fields, read_all
 
-from dbranch.api.project import ProxyLimits, Target
-from dbranch.proxy import switchboard
+from dbranch.api.project import Target
+from dbranch.api.proxy_spec import ProxyLimits
 
 V2_HEADER_START = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11"
 
@@ -123,22 +123,6 @@ def test_a_login_among_five_hundred_silent_connections(make_proxy: MakeProxy) ->
             with proxy.connect() as connection:
                 assert branch_of(connection) == "main"
             assert time.monotonic() - started_at < 1
-    wait_until(lambda: not proxy.switchboard.starting)
-
-
-def test_the_oldest_of_too_many_silent_connections_is_closed(
-    make_proxy: MakeProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(switchboard, "MAX_STARTING_CONNECTIONS", 50)
-    proxy = make_proxy()
-    with ExitStack() as stack:
-        socks = [stack.enter_context(proxy.raw()) for _ in range(80)]
-        wait_until(lambda: len(proxy.switchboard.starting) == 50)
-        assert read_all(socks[0]) == b""
-        with proxy.connect() as connection:
-            assert branch_of(connection) == "main"
-        socks[-1].sendall(build_startup({"user": USER, "database": "postgres"}))
-        assert socks[-1].recv(1) == b"R"
     wait_until(lambda: not proxy.switchboard.starting)
 
 

@@ -218,6 +218,18 @@ class OwnedObjects:
                 raise
             logger.warning("%s is not deleted: %s", path, error)
 
+    def ensure_absent(
+        self, api: str, plural: str, namespace: str, name: str, owner_uid: str, bypass_cache: bool = False
+    ) -> None:
+        """Delete an object of this owner as `delete` does; one request at first, none while that is remembered."""
+        path, absent = path_of(api, plural, namespace, name), _Applied("", "", frozenset({owner_uid}))
+        with self._guard:
+            if self._applied.get(path) == absent and not bypass_cache:
+                return
+        self.delete(api, plural, namespace, name, owner_uid)
+        with self._guard:
+            self._applied[path] = absent
+
     def _forget(self, path: str) -> str:
         """Forget the object; return its UID, "" if that was not known."""
         with self._guard:

@@ -6,8 +6,6 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -16,9 +14,6 @@ from dbranch.proxy import timing
 log = logging.getLogger(__name__)
 
 ALPN: Final = "postgresql"
-# A handshake takes 1 to 2 ms of the event loop. No more than this many are open at once, and one begins every
-# MIN_HANDSHAKE_SPACING_SECONDS (timing.py), so that sessions keep more than half of the processor.
-MAX_HANDSHAKES_AT_ONCE: Final = 16
 
 
 class Certificate:
@@ -67,20 +62,21 @@ class Certificate:
 
 
 class HandshakeQueue:
-    """Turns for TLS handshakes: MAX_HANDSHAKES_AT_ONCE of them, each a little after the one before."""
+    """Turns for TLS handshakes, in the order of their ClientHellos: one begins every MIN_HANDSHAKE_SPACING_SECONDS.
+
+    A handshake that has begun holds up no other one, however long its client takes.
+    """
 
     def __init__(self) -> None:
-        self._slots = asyncio.Semaphore(MAX_HANDSHAKES_AT_ONCE)
+        # Who leaves while it waits leaves the queue.
+        self._queue = asyncio.Lock()
         # When the next one may begin (loop time).
         self._next_start = 0.0
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait for a turn, which lasts as long as the context. The client's time limit covers the wait."""
+    async def wait_turn(self) -> None:
+        """Wait until a handshake may begin. The client's time limit covers the wait."""
         loop = asyncio.get_running_loop()
-        async with self._slots:
-            start = max(self._next_start, loop.time())
-            self._next_start = start + timing.MIN_HANDSHAKE_SPACING_SECONDS
-            if start > loop.time():
-                await asyncio.sleep(start - loop.time())
-            yield
+        async with self._queue:
+            if self._next_start > loop.time():
+                await asyncio.sleep(self._next_start - loop.time())
+            self._next_start = loop.time() + timing.MIN_HANDSHAKE_SPACING_SECONDS

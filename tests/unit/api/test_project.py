@@ -9,7 +9,8 @@ import yaml
 
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Finding, Reason
-from dbranch.api.project import BranchSessions, Project, ProxyEntry, ProxyLimits, Route, Target, parse_project
+from dbranch.api.project import BranchSessions, Project, ProxyEntry, Route, Target, parse_project
+from dbranch.api.proxy_spec import ProxyLimits
 
 
 def test_a_bare_project_has_the_defaults() -> None:
