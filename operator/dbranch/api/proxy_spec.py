@@ -78,7 +78,7 @@ class ProxyPods:
     def parse(cls, text: str) -> ProxyPods:
         """Parse the JSON of the chart's values `proxy`. Raises InvalidInput if it has another form."""
         try:
-            return parse_proxy_pods(json.loads(text or "{}"))
+            return parse_proxy_pods(json.loads(text or "null") or {})
         except (ValueError, AttributeError, TypeError) as error:
             raise InvalidInput(f"the chart's values proxy cannot be used: {text!r}") from error
 

@@ -41,8 +41,11 @@ class ProxyChange:
 
 
 @dataclass(frozen=True)
-class PasswordChange:
-    """A project's `status.passwordVersion` has changed: the connection Secrets of its branches are outdated."""
+class ConnectionChange:
+    """What the connection Secrets of a project's branches hold has changed: they are outdated.
+
+    `status.passwordVersion`, or where clients outside of the cluster connect to.
+    """
 
     namespace: str
     project: str
@@ -56,7 +59,7 @@ _PROBLEMS = (
     Reason.RECONCILE_FAILED,
 )
 
-Change = Project | Branch | NodeChange | ProxyChange | PasswordChange
+Change = Project | Branch | NodeChange | ProxyChange | ConnectionChange
 
 
 def key_of(item: Project | Branch) -> Key:
@@ -90,7 +93,7 @@ def stale(changes: Sequence[Change], cache: Cache) -> set[Key]:
     outdated = {
         key_of(branch)
         for change in changes
-        if isinstance(change, PasswordChange)
+        if isinstance(change, ConnectionChange)
         for branch in reads.branches_of(change.namespace, change.project)
         if not branch.deleting
     }
@@ -118,7 +121,7 @@ def _related(changes: Sequence[Change], own: set[Key], reads: _Reads) -> Iterato
                 projects.setdefault((change.namespace, change.project), False)
             case Project():
                 projects[change.namespace, change.name] = True
-            case ProxyChange(namespace, name) | PasswordChange(namespace, name):
+            case ProxyChange(namespace, name) | ConnectionChange(namespace, name):
                 projects[namespace, name] = True
     for (namespace, name), concerns_all in projects.items():
         project = reads.project(namespace, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from dbranch.proxy import sqlstate, timing, wire
 from dbranch.proxy.cancel import Canceller
@@ -30,7 +30,7 @@ from dbranch.proxy.sockets import (
     peer_of,
 )
 from dbranch.proxy.switchboard import Switchboard
-from dbranch.proxy.tls import ALPN
+from dbranch.proxy.tls import ALPN, accept_tls
 
 log = logging.getLogger(__name__)
 
@@ -224,19 +224,6 @@ class ClientStart(asyncio.Protocol):
         self._in_tls_handshake = True
         self._task = self.loop.create_task(self._tls_handshake(context, client_hello, direct))
 
-    def _replay(self, transport: asyncio.Transport, client_hello: bytes) -> None:
-        """Feed the TLS layer with bytes that were read before it was there."""
-        tls_layer: Any = transport.get_protocol()
-        if tls_layer is self:
-            return
-        position = 0
-        while position < len(client_hello):
-            buffer = tls_layer.get_buffer(len(client_hello) - position)
-            part = client_hello[position : position + len(buffer)]
-            buffer[: len(part)] = part
-            tls_layer.buffer_updated(len(part))
-            position += len(part)
-
     async def _tls_handshake(self, context: ssl.SSLContext, client_hello: bytes, direct: bool) -> None:
         metrics = self.switchboard.metrics
         try:
@@ -245,16 +232,7 @@ class ClientStart(asyncio.Protocol):
                 self._leave_starting()
                 metrics.count_handshake("lost")
                 return
-            # It has to reach the TLS layer after that layer's connection_made, which start_tls queues in the
-            # loop's next step.
-            self.loop.call_soon(self.loop.call_soon, self._replay, self.transport, client_hello)
-            transport = await self.loop.start_tls(
-                self.transport,
-                self,
-                context,
-                server_side=True,
-                ssl_handshake_timeout=self._handshake_seconds,
-            )
+            transport = await accept_tls(self.transport, self, context, client_hello, self._handshake_seconds)
         except (OSError, ssl.SSLError, asyncio.CancelledError) as error:
             metrics.count_handshake("failed")
             self._log_refusal(f"TLS failed: {error}")

@@ -231,8 +231,8 @@ def expects_header(table: Table, host: str) -> bool:
     """
     if not table.proxy_protocol or table.trusted_proxies is None:
         return table.proxy_protocol
-    address = ipaddress.ip_address(host.strip("[]"))
-    return any(address in network for network in table.trusted_proxies)
+    address = ipaddress.ip_address(host.strip("[]")) if host else None
+    return address is not None and any(address in network for network in table.trusted_proxies)
 
 
 def is_still_routed(table: Table, backend: Backend) -> bool:

@@ -7,7 +7,7 @@ import logging
 import ssl
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from dbranch.proxy import timing
 
@@ -80,3 +80,34 @@ class HandshakeQueue:
             if self._next_start > loop.time():
                 await asyncio.sleep(self._next_start - loop.time())
             self._next_start = loop.time() + timing.MIN_HANDSHAKE_SPACING_SECONDS
+
+
+async def accept_tls(
+    transport: asyncio.Transport,
+    protocol: asyncio.Protocol,
+    context: ssl.SSLContext,
+    client_hello: bytes,
+    timeout: float,
+) -> asyncio.Transport | None:
+    """Take the server's part in a handshake of which `client_hello` was read already; None if the client has left.
+
+    Raises OSError or SSLError if it fails, or is not over after `timeout` seconds.
+    """
+    loop = asyncio.get_running_loop()
+    # The bytes have to reach the TLS layer after its connection_made, which start_tls queues in the loop's next step.
+    loop.call_soon(loop.call_soon, _replay, transport, protocol, client_hello)
+    return await loop.start_tls(transport, protocol, context, server_side=True, ssl_handshake_timeout=timeout)
+
+
+def _replay(transport: asyncio.Transport, protocol: asyncio.Protocol, client_hello: bytes) -> None:
+    """Feed the TLS layer with bytes that were read before it was there."""
+    tls_layer: Any = transport.get_protocol()
+    if tls_layer is protocol:
+        return
+    position = 0
+    while position < len(client_hello):
+        buffer = tls_layer.get_buffer(len(client_hello) - position)
+        part = client_hello[position : position + len(buffer)]
+        buffer[: len(part)] = part
+        tls_layer.buffer_updated(len(part))
+        position += len(part)
