@@ -46,8 +46,11 @@ def fitted(other_team: Namespace) -> Project:
     team.apply(QUOTA)
     eventually("the quota counts", lambda: team.get("resourcequota", "limited").get("status", {}).get("hard"))
     team.apply(project.manifest(proxy={"replicas": 2}))
-    condition = team.wait_reason("dbproject", project.name, "Routed", "ProxyNotReady")
-    assert "quota" in condition["message"] and "limits" in condition["message"]
+    team.wait_reason("dbproject", project.name, "Routed", "ProxyNotReady")
+    eventually(
+        "the quota's sentence",
+        lambda: "must specify limits.cpu" in team.condition("dbproject", project.name, "Routed")["message"],
+    )
     project.patch(
         proxy={
             "resources": {"limits": {"cpu": "500m", "memory": "128Mi"}},
@@ -96,9 +99,14 @@ def test_a_drain_leaves_a_proxy_and_the_budget_goes_with_the_second_one(fitted: 
         "the budget has counted the pods",
         lambda: team.get("pdb", "fitted-proxy").get("status", {}).get("currentHealthy") == 2,
     )
-    assert evict(team, pods[0]) == ""
-    # As long as the evicted one has no successor.
-    assert "disruption budget" in evict(team, pods[1])
+    node = team.get("pod", pods[0])["spec"]["nodeName"]
+    # No node for the successor of the first one.
+    team.cluster.kubectl("cordon", node)
+    try:
+        assert evict(team, pods[0]) == ""
+        assert "disruption budget" in evict(team, pods[1])
+    finally:
+        team.cluster.kubectl("uncordon", node)
     team.kubectl("rollout", "status", "deployment/fitted-proxy", KUBECTL_TIMEOUT)
     fitted.patch(proxy={"replicas": 1})
     eventually("no budget", lambda: not team.exists("pdb", "fitted-proxy"))
