@@ -9,7 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from dbranch.api.errors import DbranchError, InvalidInput
-from dbranch.api.project import parse_seconds
+from dbranch.api.quantity import parse_seconds
 from dbranch_cli.invocation import Invocation
 from dbranch_cli.naming import did_you_mean
 from dbranch_cli.objects import branch_name_of

@@ -15,7 +15,8 @@ from tests import factories
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.slot.pod_spec import branch_pod, initdb_pod, slot_class_of, warm_pod
-from dbranch.controller.manifests import Release, allow_policy, proxy_deployment
+from dbranch.controller.manifests import Release, allow_policy
+from dbranch.controller.proxy_manifests import proxy_deployment
 
 Json = dict[str, Any]
 ROOT = Path(__file__).parents[2]

@@ -171,6 +171,22 @@ def test_a_field_that_is_left_out_goes_also_from_an_object_that_was_created(
         cluster.delete(path)
 
 
+def test_a_field_that_is_left_out_goes_from_what_the_same_process_created(
+    cluster: Cluster, team: str
+) -> None:
+    owned = OwnedObjects(cluster)
+    path = path_of("v1", "configmaps", team, "mine")
+    with_key = config_map(team, data={"a": "1", "external-host": "db.example.com"})
+    with_key["metadata"]["annotations"] = {"example.com/pool": "one"}
+    for probably_new in (True, False):
+        owned.apply("v1", "configmaps", with_key, probably_new=probably_new)
+        owned.apply("v1", "configmaps", config_map(team))
+        body = cluster.get(path)
+        assert body and body["data"] == {"a": "1"}
+        assert "example.com/pool" not in body["metadata"]["annotations"]
+        owned.delete("v1", "configmaps", team, "mine")
+
+
 def test_what_another_owner_has_is_left_alone(cluster: Cluster, team: str) -> None:
     owned, path = OwnedObjects(cluster), path_of("v1", "services", team, "shop-x")
     owned.apply("v1", "services", service(team))

@@ -25,7 +25,8 @@ from dbranch.agent.slot.pod_spec import branch_pod, claim_patch, initdb_pod, slo
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.project import Project, parse_project
-from dbranch.controller.manifests import Release, proxy_access
+from dbranch.controller.manifests import Release
+from dbranch.controller.proxy_manifests import proxy_access
 from dbranch.kube.client import branch_path, path_of, project_path
 
 Json = dict[str, Any]

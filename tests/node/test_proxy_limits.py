@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import socket
 import ssl
@@ -17,8 +18,9 @@ import pytest
 from tests.node.proxy_backend import USER, Backend, MakeProxy, Proxy, branch_of, trusting_context, wait_until
 from tests.node.proxy_talk import build_startup, connect_error, error_fields, read_all
 
-from dbranch.api.project import ProxyLimits, Target
-from dbranch.proxy import switchboard
+from dbranch.api.project import Target
+from dbranch.api.proxy_spec import ProxyLimits
+from dbranch.proxy.routes import Network
 
 V2_HEADER_START = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11"
 
@@ -126,22 +128,6 @@ def test_a_login_among_five_hundred_silent_connections(make_proxy: MakeProxy) ->
     wait_until(lambda: not proxy.switchboard.starting)
 
 
-def test_the_oldest_of_too_many_silent_connections_is_closed(
-    make_proxy: MakeProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(switchboard, "MAX_STARTING_CONNECTIONS", 50)
-    proxy = make_proxy()
-    with ExitStack() as stack:
-        socks = [stack.enter_context(proxy.raw()) for _ in range(80)]
-        wait_until(lambda: len(proxy.switchboard.starting) == 50)
-        assert read_all(socks[0]) == b""
-        with proxy.connect() as connection:
-            assert branch_of(connection) == "main"
-        socks[-1].sendall(build_startup({"user": USER, "database": "postgres"}))
-        assert socks[-1].recv(1) == b"R"
-    wait_until(lambda: not proxy.switchboard.starting)
-
-
 # The PROXY protocol
 
 
@@ -228,6 +214,46 @@ def test_a_connection_without_a_required_header_is_rejected(make_proxy: MakeProx
     with proxy.raw() as sock:
         sock.sendall(v2_header())
         assert error_fields(read_all(sock))["C"] == "08P01"
+
+
+def networks(*texts: str) -> tuple[Network, ...]:
+    return tuple(map(ipaddress.ip_network, texts))
+
+
+def test_a_trusted_load_balancer_sends_a_header_and_is_believed(
+    make_proxy: MakeProxy, host_address: str
+) -> None:
+    trusted = networks("203.0.113.0/24", "2001:db8::/32", f"{host_address}/32")
+    proxy = make_proxy(proxy_protocol=True, trusted_proxies=trusted)
+    with socket.create_connection((host_address, proxy.port), timeout=20) as sock:
+        sock.sendall(v2_header() + build_startup({"user": USER, "database": "postgres"}))
+        assert sock.recv(1) == b"R"
+        assert [s.peer for s in proxy.switchboard.sessions] == ["198.51.100.7:40000"]
+    with socket.create_connection((host_address, proxy.port), timeout=20) as sock:
+        sock.sendall(build_startup({"user": USER}))
+        assert "requires one" in error_fields(read_all(sock))["M"]
+
+
+def test_anybody_else_sends_no_header_and_is_not_believed(
+    make_proxy: MakeProxy, host_address: str, tls: Path
+) -> None:
+    """Nor does a client of the cluster need one, which uses the Service beside the load balancer."""
+    trusted = networks("203.0.113.0/24", "2001:db8::/32")
+    proxy = make_proxy(
+        tls, proxy_protocol=True, trusted_proxies=trusted, limits=ProxyLimits(sessions_per_address=1)
+    )
+    with proxy.connect(host=host_address, sslmode="require", gssencmode="disable") as connection:
+        assert branch_of(connection) == "main"
+        assert proxy.switchboard.sessions_by_address == {host_address: 1}
+        for sent in (v2_header(), b"PROXY TCP4 198.51.100.7 10.0.0.1 40000 5432\r\n", b"P", b"\r"):
+            with socket.create_connection((host_address, proxy.port), timeout=20) as sock:
+                sock.sendall(sent + build_startup({"user": USER}))
+                fields = error_fields(read_all(sock))
+            assert (
+                fields["C"] == "08P01"
+                and f"{host_address} is not in spec.proxy.trustedProxies" in fields["M"]
+            )
+    assert metric(proxy, 'dbranch_proxy_rejections_total{reason="proxy_protocol"}') == 4
 
 
 def test_a_header_that_is_not_expected_is_rejected(proxy: Proxy, host_address: str) -> None:

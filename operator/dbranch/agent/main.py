@@ -29,8 +29,7 @@ from dbranch.agent.space_watch import SpaceWatch
 from dbranch.agent.warm.reconciler import DEFAULT_MAX_WARM_SLOTS
 from dbranch.api import names
 from dbranch.api.errors import DbranchError, InvalidInput
-from dbranch.api.project import parse_seconds
-from dbranch.api.quantity import parse_bytes
+from dbranch.api.quantity import parse_bytes, parse_seconds
 from dbranch.kube.client import Cluster, path_of
 from dbranch.runtime.heartbeats import Heartbeats
 from dbranch.runtime.kopf_settings import serve

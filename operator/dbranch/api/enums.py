@@ -68,6 +68,13 @@ class ServiceType(OpenEnum):
     LOAD_BALANCER = "LoadBalancer"
 
 
+class ExternalTrafficPolicy(OpenEnum):
+    """`spec.proxy.service.externalTrafficPolicy` of a project."""
+
+    CLUSTER = "Cluster"
+    LOCAL = "Local"
+
+
 class OnSwitch(OpenEnum):
     """`spec.proxy.onSwitch` of a project."""
 

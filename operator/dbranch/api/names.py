@@ -78,6 +78,8 @@ COMPONENT_PROXY: Final = "proxy"
 COMPONENT_POSTGRES: Final = "postgres"
 
 POSTGRES_PORT: Final = 5432
+# The startup parameter, and setting in `options`, by which a session names its branch.
+BRANCH_PARAMETER: Final = "dbranch.branch"
 # The role that initdb makes.
 SUPERUSER: Final = "postgres"
 

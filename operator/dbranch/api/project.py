@@ -11,16 +11,13 @@ from dbranch.api.conditions import Finding
 from dbranch.api.enums import (
     DeletionPolicy,
     LocaleProvider,
-    OnSwitch,
     Protection,
-    ProxyProtocol,
-    ServiceType,
     State,
     TargetState,
-    TlsMode,
 )
 from dbranch.api.errors import InvalidInput
 from dbranch.api.owners import foreign_owners
+from dbranch.api.proxy_spec import Proxy, parse_proxy
 from dbranch.api.quantity import parse_bytes
 
 
@@ -56,37 +53,6 @@ class Postgres:
     parameters: Mapping[str, str] = field(default_factory=dict)
     resources: Mapping[str, Any] = field(default_factory=dict)
     image_pull_secrets: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Tls:
-    secret_name: str
-    mode: TlsMode = TlsMode.OPTIONAL
-
-
-@dataclass(frozen=True)
-class ProxyLimits:
-    """`spec.proxy.limits`: how many sessions each proxy pod admits; None: no limit."""
-
-    sessions: int = 1000
-    sessions_per_address: int | None = None
-    sessions_per_branch: int | None = None
-
-
-@dataclass(frozen=True)
-class Proxy:
-    """`spec.proxy`. Timeouts are in seconds."""
-
-    replicas: int = 1
-    port: int = names.POSTGRES_PORT
-    service_type: ServiceType = ServiceType.CLUSTER_IP
-    on_switch: OnSwitch = OnSwitch.TERMINATE
-    drain_timeout: float = 60.0
-    start_timeout: float = 30.0
-    handshake_timeout: float = 30.0
-    proxy_protocol: ProxyProtocol = ProxyProtocol.DISABLED
-    limits: ProxyLimits = field(default_factory=ProxyLimits)
-    tls: Tls | None = None
 
 
 @dataclass(frozen=True)
@@ -203,42 +169,7 @@ class Project:
         return self.deletion_policy != DeletionPolicy.DELETE
 
 
-def parse_seconds(text: str | int | float) -> float:
-    """Parse a duration: `60s`, `2m`, `1m30s`, `500ms` or a plain number of seconds. Raises InvalidInput.
-
-    >>> parse_seconds("1m30s"), parse_seconds("500ms")
-    (90.0, 0.5)
-    """
-    if isinstance(text, int | float):
-        return float(text)
-    if not isinstance(text, str):
-        raise InvalidInput(f"{text!r} is not a duration; write it as 500ms, 60s or 2m")
-    remaining, total = text, 0.0
-    while remaining:
-        digits = len(remaining) - len(remaining.lstrip("0123456789."))
-        number, tail = remaining[:digits], remaining[digits:]
-        unit = next((u for u in ("ms", "s", "m", "h") if tail.startswith(u)), "")
-        if unit == "m" and tail.startswith("ms"):
-            unit = "ms"
-        if not number or (not unit and (tail or total)):
-            raise InvalidInput(f"{text!r} is not a duration; write it as 500ms, 60s or 2m")
-        try:
-            total += float(number) * {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}[unit]
-        except ValueError as error:
-            raise InvalidInput(f"{text!r} is not a duration; write it as 500ms, 60s or 2m") from error
-        remaining = tail[len(unit) :]
-    return total
-
-
 _ROUTE: Final = ("generation", "branch")
-
-
-def _seconds(text: str | int | float | None, default: float) -> float:
-    """Parse a duration; `default` for none, and for one in a form that only a newer release knows."""
-    try:
-        return default if text is None else parse_seconds(text)
-    except InvalidInput:
-        return default
 
 
 def _bytes(text: str | int | None, default: int) -> int:
@@ -256,8 +187,8 @@ def parse_project(body: Mapping[str, Any]) -> Project:
     release needs of them are left out.
     """
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
-    raw_pg, storage, proxy = (spec.get(k) or {} for k in ("postgres", "storage", "proxy"))
-    secret, tls, route = raw_pg.get("passwordSecret"), proxy.get("tls"), status.get("route")
+    raw_pg, storage = (spec.get(k) or {} for k in ("postgres", "storage"))
+    secret, route = raw_pg.get("passwordSecret"), status.get("route")
     base = Project("", "", "")
     return Project(
         namespace=meta.get("namespace", ""),
@@ -290,18 +221,7 @@ def parse_project(body: Mapping[str, Any]) -> Project:
         size=_bytes(storage.get("size"), base.size),
         node_selector=dict(storage.get("nodeSelector") or {}),
         adopt=storage.get("adopt"),
-        proxy=Proxy(
-            replicas=int(proxy.get("replicas", base.proxy.replicas)),
-            port=int(proxy.get("port", base.proxy.port)),
-            service_type=ServiceType(proxy.get("serviceType", base.proxy.service_type)),
-            on_switch=OnSwitch(proxy.get("onSwitch", base.proxy.on_switch)),
-            drain_timeout=_seconds(proxy.get("drainTimeout"), base.proxy.drain_timeout),
-            start_timeout=_seconds(proxy.get("startTimeout"), base.proxy.start_timeout),
-            handshake_timeout=_seconds(proxy.get("handshakeTimeout"), base.proxy.handshake_timeout),
-            proxy_protocol=ProxyProtocol(proxy.get("proxyProtocol", base.proxy.proxy_protocol)),
-            limits=_parse_limits(proxy.get("limits") or {}),
-            tls=Tls(tls.get("secretName", ""), TlsMode(tls.get("mode", Tls.mode))) if tls else None,
-        ),
+        proxy=parse_proxy(spec.get("proxy") or {}),
         node_name=status.get("nodeName"),
         host=status.get("host"),
         password_version=status.get("passwordVersion"),
@@ -334,14 +254,6 @@ def _parse_entry(raw: Mapping[str, Any]) -> ProxyEntry:
 def _parse_initdb(raw: Mapping[str, Any]) -> Initdb:
     provider = LocaleProvider(raw["provider"]) if raw.get("provider") else None
     return Initdb(raw.get("locale"), raw.get("encoding"), provider, tuple(raw.get("args") or ()))
-
-
-def _parse_limits(raw: Mapping[str, Any]) -> ProxyLimits:
-    return ProxyLimits(
-        sessions=int(raw.get("sessions", ProxyLimits.sessions)),
-        sessions_per_address=raw.get("sessionsPerAddress"),
-        sessions_per_branch=raw.get("sessionsPerBranch"),
-    )
 
 
 def _parse_node(raw: Mapping[str, Any]) -> ProjectNode:

@@ -73,3 +73,30 @@ def format_bytes(count: int) -> str:
         value, suffix = value / 1024, suffixes.pop(0)
     text = f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
     return text.removesuffix(".0") + suffix
+
+
+def parse_seconds(text: str | int | float) -> float:
+    """Parse a duration: `60s`, `2m`, `1m30s`, `500ms` or a plain number of seconds. Raises InvalidInput.
+
+    >>> parse_seconds("1m30s"), parse_seconds("500ms")
+    (90.0, 0.5)
+    """
+    if isinstance(text, int | float):
+        return float(text)
+    if not isinstance(text, str):
+        raise InvalidInput(f"{text!r} is not a duration; write it as 500ms, 60s or 2m")
+    remaining, total = text, 0.0
+    while remaining:
+        digits = len(remaining) - len(remaining.lstrip("0123456789."))
+        number, tail = remaining[:digits], remaining[digits:]
+        unit = next((u for u in ("ms", "s", "m", "h") if tail.startswith(u)), "")
+        if unit == "m" and tail.startswith("ms"):
+            unit = "ms"
+        if not number or (not unit and (tail or total)):
+            raise InvalidInput(f"{text!r} is not a duration; write it as 500ms, 60s or 2m")
+        try:
+            total += float(number) * {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}[unit]
+        except ValueError as error:
+            raise InvalidInput(f"{text!r} is not a duration; write it as 500ms, 60s or 2m") from error
+        remaining = tail[len(unit) :]
+    return total

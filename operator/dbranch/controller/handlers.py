@@ -28,7 +28,7 @@ from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.reconciler import ProjectReconciler
 from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of, switch_state
 from dbranch.controller.rollouts import Rollouts
-from dbranch.controller.stale import Change, NodeChange, PasswordChange, ProxyChange, key_of, stale
+from dbranch.controller.stale import Change, ConnectionChange, NodeChange, ProxyChange, key_of, stale
 from dbranch.controller.sweep import Sweeper
 from dbranch.kube.client import Cluster
 from dbranch.runtime.initial_sync import InitialSync
@@ -251,10 +251,13 @@ def _register_related(registry: kopf.OperatorRegistry, work: Work, initial_sync:
             work.forget(project)
 
     @kopf.on.field(*_PROJECT, field="status.passwordVersion", id="project-password", **options)
-    async def on_password_change(namespace: Any, name: str, reason: Any, **kwargs: Any) -> None:
+    @kopf.on.field(*_PROJECT, field="spec.proxy.externalHost", id="project-external-host", **options)
+    @kopf.on.field(*_PROJECT, field="spec.proxy.externalPort", id="project-external-port", **options)
+    @kopf.on.field(*_PROJECT, field="spec.proxy.port", id="project-port", **options)
+    async def on_connection_change(namespace: Any, name: str, reason: Any, **kwargs: Any) -> None:
         # A new project has no password yet: this one is only new to this process, which reconciles every branch.
         if reason != "create":
-            work.follow(kwargs, PasswordChange(namespace, name))
+            work.follow(kwargs, ConnectionChange(namespace, name))
 
     @kopf.on.event("v1", "pods", labels={names.LABEL_COMPONENT: names.COMPONENT_PROXY}, **options)
     async def on_proxy_event(namespace: Any, labels: kopf.Labels, **kwargs: Any) -> None:

@@ -10,7 +10,8 @@ import kopf
 
 from dbranch.api import names
 from dbranch.api.errors import DbranchError, InvalidInput
-from dbranch.api.project import parse_seconds
+from dbranch.api.proxy_spec import ProxyPods
+from dbranch.api.quantity import parse_seconds
 from dbranch.controller.handlers import register
 from dbranch.controller.limits import Limits
 from dbranch.controller.manifests import Release
@@ -26,7 +27,7 @@ _METRICS_PORT = 8081
 
 
 def release_of(environment: Mapping[str, str]) -> Release:
-    """Read the Helm release from the environment. Raises InvalidInput with the names of missing variables."""
+    """Read the Helm release from the environment. Raises InvalidInput that names what is missing or wrong."""
     missing = [k for k in ("DBRANCH_NODES_NAMESPACE", "DBRANCH_SERVER_IMAGE") if not environment.get(k)]
     if missing:
         raise InvalidInput(
@@ -38,6 +39,7 @@ def release_of(environment: Mapping[str, str]) -> Release:
         server_image=environment["DBRANCH_SERVER_IMAGE"],
         pull_policy=environment.get("DBRANCH_IMAGE_PULL_POLICY", "IfNotPresent"),
         log_format=environment.get("DBRANCH_LOG_FORMAT", "plain"),
+        proxy_pods=ProxyPods.parse(environment.get("DBRANCH_PROXY_PODS", "")),
     )
 
 

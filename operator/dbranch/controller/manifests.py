@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -12,26 +12,24 @@ from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.enums import ServiceType
 from dbranch.api.project import Project
+from dbranch.api.proxy_spec import ProxyPods
 
 Json = dict[str, Any]
-
-# By convention, where Prometheus finds a pod's metrics.
-_PROMETHEUS_ANNOTATIONS: Json = {
-    "prometheus.io/scrape": "true",
-    "prometheus.io/port": "8080",
-    "prometheus.io/path": "/metrics",
-}
 
 
 @dataclass(frozen=True)
 class Release:
-    """The Helm release, as the chart passes it to the controller: names, and how the proxies run."""
+    """The Helm release, as the chart passes it to the controller: names, and how the proxies run.
+
+    `proxy_pods`: what a proxy's pods get where their project does not ask for something else.
+    """
 
     name: str
     nodes_namespace: str
     server_image: str
     pull_policy: str = "IfNotPresent"
     log_format: str = "plain"
+    proxy_pods: ProxyPods = field(default_factory=ProxyPods)
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,8 @@ def _owner_reference(kind: str, name: str, uid: str) -> Json:
     }
 
 
-def _metadata(project: Project, release: Release, component: str, name: str) -> Json:
+def project_metadata(project: Project, release: Release, component: str, name: str) -> Json:
+    """Return the metadata of an object that goes with the project."""
     return {
         "name": name,
         "namespace": project.namespace,
@@ -68,7 +67,7 @@ def _metadata(project: Project, release: Release, component: str, name: str) -> 
 
 
 def _branch_metadata(project: Project, branch: Branch, release: Release, name: str) -> Json:
-    meta = _metadata(project, release, names.COMPONENT_POSTGRES, name)
+    meta = project_metadata(project, release, names.COMPONENT_POSTGRES, name)
     meta["labels"] |= {names.LABEL_BRANCH: branch.name, names.LABEL_BRANCH_UID: branch.uid}
     meta["ownerReferences"] = [_owner_reference(names.BRANCH_KIND, branch.object_name, branch.uid)]
     return meta
@@ -90,35 +89,60 @@ def conn_secret(
 ) -> Json:
     """Return the connection Secret of a project (`branch` None) or of one branch, for `envFrom` and for people."""
     if branch is None:
-        meta = _metadata(project, release, names.COMPONENT_PROXY, names.conn_secret_name(project.name))
+        meta = project_metadata(project, release, names.COMPONENT_PROXY, names.conn_secret_name(project.name))
         return _credentials_secret(meta, project, credentials, project.name, project.proxy.port)
     name = branch.object_name
     meta = _branch_metadata(project, branch, release, names.conn_secret_name(name))
-    return _credentials_secret(meta, project, credentials, name, names.POSTGRES_PORT)
+    return _credentials_secret(meta, project, credentials, name, names.POSTGRES_PORT, branch)
 
 
 def superuser_secret(project: Project, release: Release, credentials: Credentials) -> Json:
     """Return the project's Secret with the superuser's connection, for people and `dbranch load`."""
-    meta = _metadata(project, release, names.COMPONENT_PROXY, names.superuser_secret_name(project.name))
+    meta = project_metadata(
+        project, release, names.COMPONENT_PROXY, names.superuser_secret_name(project.name)
+    )
     return _credentials_secret(meta, project, credentials, project.name, project.proxy.port)
 
 
 def _credentials_secret(
-    meta: Json, project: Project, credentials: Credentials, service: str, port: int
+    meta: Json,
+    project: Project,
+    credentials: Credentials,
+    service: str,
+    port: int,
+    branch: Branch | None = None,
 ) -> Json:
     host = names.service_host(service, project.namespace)
-    values = (credentials.user, credentials.password, credentials.database)
-    user, password, database = (quote(value, safe="") for value in values)
     texts = {
         "host": host,
         "port": str(port),
         "username": credentials.user,
         "password": credentials.password,
         "database": credentials.database,
-        "uri": f"postgresql://{user}:{password}@{host}:{port}/{database}",
+        "uri": _uri(credentials, host, port),
+        **_external_texts(project, credentials, branch),
     }
     data = {key: base64.b64encode(text.encode()).decode() for key, text in texts.items()}
     return _object("v1", "Secret", meta, type="Opaque", data=data)
+
+
+def _external_texts(project: Project, credentials: Credentials, branch: Branch | None) -> dict[str, str]:
+    """Return the keys for clients outside of the cluster, who reach a branch by its name at the proxy."""
+    host, port = project.proxy.external_host, project.proxy.external_port or project.proxy.port
+    if not host:
+        return {}
+    options = f"?options={quote(f'-c {names.BRANCH_PARAMETER}={branch.name}', safe='')}" if branch else ""
+    return {
+        "external-host": host,
+        "external-port": str(port),
+        "external-uri": _uri(credentials, f"[{host}]" if ":" in host else host, port) + options,
+    }
+
+
+def _uri(credentials: Credentials, host: str, port: int) -> str:
+    values = (credentials.user, credentials.password, credentials.database)
+    user, password, database = (quote(value, safe="") for value in values)
+    return f"postgresql://{user}:{password}@{host}:{port}/{database}"
 
 
 def verifier_secret(
@@ -221,139 +245,3 @@ def branch_endpoints(
             {"name": "postgres", "port": names.branch_port(branch.uid), "protocol": "TCP"},
         ],
     )
-
-
-def project_service(project: Project, release: Release) -> Json:
-    """Return the proxy's Service, which has the project's own name and follows a switch."""
-    meta = _metadata(project, release, names.COMPONENT_PROXY, names.project_service_name(project.name))
-    spec = {
-        "type": project.proxy.service_type,
-        "selector": proxy_selector(project),
-        "ports": [
-            {
-                "name": "postgres",
-                "port": project.proxy.port,
-                "targetPort": names.POSTGRES_PORT,
-                "protocol": "TCP",
-            }
-        ],
-    }
-    return _object("v1", "Service", meta, spec=spec)
-
-
-def proxy_selector(project: Project) -> dict[str, str]:
-    """Return the labels that only this project's proxy pods have."""
-    return {names.LABEL_COMPONENT: names.COMPONENT_PROXY, names.LABEL_PROJECT_UID: project.uid}
-
-
-def proxy_access(project: Project, release: Release) -> list[tuple[str, str, Json]]:
-    """Return (API, plural, manifest) of the proxy's ServiceAccount, Role and RoleBinding.
-
-    The proxy may watch its DBProject and patch the status.
-    """
-    name = names.proxy_name(project.name)
-    rbac = "rbac.authorization.k8s.io"
-
-    def meta() -> Json:
-        return _metadata(project, release, names.COMPONENT_PROXY, name)
-
-    rules = [
-        {
-            "apiGroups": [names.GROUP],
-            "resources": [names.PROJECTS],
-            "resourceNames": [project.name],
-            "verbs": ["get", "list", "watch"],
-        },
-        {
-            "apiGroups": [names.GROUP],
-            "resources": [f"{names.PROJECTS}/status"],
-            "resourceNames": [project.name],
-            "verbs": ["get", "patch"],
-        },
-    ]
-    account = _object("v1", "ServiceAccount", meta(), automountServiceAccountToken=False)
-    role = _object(f"{rbac}/v1", "Role", meta(), rules=rules)
-    binding = _object(
-        f"{rbac}/v1",
-        "RoleBinding",
-        meta(),
-        roleRef={"apiGroup": rbac, "kind": "Role", "name": name},
-        subjects=[{"kind": "ServiceAccount", "name": name, "namespace": project.namespace}],
-    )
-    return [
-        ("v1", "serviceaccounts", account),
-        (f"{rbac}/v1", "roles", role),
-        (f"{rbac}/v1", "rolebindings", binding),
-    ]
-
-
-def proxy_deployment(project: Project, release: Release) -> Json:
-    """Return the proxy's Deployment; its pods are admitted by the Pod Security level `restricted`."""
-    name = names.proxy_name(project.name)
-    meta = _metadata(project, release, names.COMPONENT_PROXY, name)
-    env: list[Json] = [
-        {"name": "DBRANCH_PROJECT", "value": project.name},
-        {"name": "DBRANCH_PROJECT_NAMESPACE", "value": project.namespace},
-        {"name": "DBRANCH_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-        {"name": "DBRANCH_LOG_FORMAT", "value": release.log_format},
-    ]
-    container: Json = {
-        "name": "proxy",
-        "image": release.server_image,
-        "imagePullPolicy": release.pull_policy,
-        "args": ["proxy"],
-        "env": env,
-        "ports": [
-            {"name": "postgres", "containerPort": names.POSTGRES_PORT},
-            {"name": "health", "containerPort": 8080},
-        ],
-        "readinessProbe": {"httpGet": {"path": "/readyz", "port": "health"}, "periodSeconds": 2},
-        "livenessProbe": {"httpGet": {"path": "/healthz", "port": "health"}, "periodSeconds": 10},
-        "resources": {"requests": {"cpu": "25m", "memory": "48Mi"}},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
-    }
-    volumes: list[Json] = []
-    if project.proxy.tls:
-        env.append({"name": "DBRANCH_TLS_DIR", "value": "/tls"})
-        container["volumeMounts"] = [{"name": "tls", "mountPath": "/tls", "readOnly": True}]
-        # Optional: without the Secret the proxy serves plain connections, and the condition Routed names it.
-        volumes.append(
-            {"name": "tls", "secret": {"secretName": project.proxy.tls.secret_name, "optional": True}}
-        )
-    pod = {
-        "serviceAccountName": name,
-        "automountServiceAccountToken": True,
-        "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": 40,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": 65532,
-            "runAsGroup": 65532,
-            "fsGroup": 65532,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "topologySpreadConstraints": [
-            {
-                "maxSkew": 1,
-                "topologyKey": "kubernetes.io/hostname",
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": proxy_selector(project)},
-            }
-        ],
-        "containers": [container],
-        "volumes": volumes,
-    }
-    spec = {
-        "replicas": project.proxy.replicas,
-        "selector": {"matchLabels": proxy_selector(project)},
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-        "template": {
-            "metadata": {"labels": meta["labels"], "annotations": _PROMETHEUS_ANNOTATIONS},
-            "spec": pod,
-        },
-    }
-    return _object("apps/v1", "Deployment", meta, spec=spec)

@@ -29,6 +29,8 @@ _IMMUTABLE: Final[Mapping[str, tuple[str, ...]]] = {
     "EndpointSlice": ("addressType",),
     "RoleBinding": ("roleRef",),
 }
+# Kinds whose manifests always have the same fields: a change of one costs one request, as a new branch needs it.
+_SAME_FIELDS: Final = frozenset({"EndpointSlice"})
 # Maps that the API server replaces as a whole: what others add to them is a change, too.
 _ATOMIC_MAPS: Final = frozenset({"selector", "matchLabels"})
 # An object that comes or goes between the look at it and the write is looked at once more.
@@ -41,11 +43,15 @@ class UpdateDeferred(Exception):
 
 @dataclass(frozen=True)
 class _Applied:
-    """What is remembered of an object: hash of its manifest, its UID or "", and its owners' UIDs."""
+    """What is remembered of an object: hash of its manifest, its UID or "", and its owners' UIDs.
+
+    `is_created`: it was never applied, so that applying it would leave fields that the manifest has no more.
+    """
 
     manifest_hash: str
     uid: str = ""
     owners: frozenset[str] = frozenset()
+    is_created: bool = False
 
 
 class OwnedObjects:
@@ -105,7 +111,7 @@ class OwnedObjects:
         applied: Mapping[str, Any] | None = None
         if probably_new:
             applied = self._create(path, desired)
-        elif remembered.uid and not bypass_cache:
+        elif remembered.uid and not bypass_cache and not remembered.is_created:
             applied = self._apply_to(path, desired, remembered.uid)
         for _ in range(_MAX_ATTEMPTS):
             applied = applied or self._look_and_apply(path, desired, may_update)
@@ -115,9 +121,12 @@ class OwnedObjects:
             self._forget(path)
             raise BeingDeleted(f"{_subject(desired)} is still being deleted")
         self._see(path, applied)
-        owners = frozenset(owner_uids(applied))
+        owners, uid = frozenset(owner_uids(applied)), applied["metadata"]["uid"]
+        is_created = manifest["kind"] not in _SAME_FIELDS and bool(
+            ownership_patch(applied, names.CONTROLLER_MANAGER)
+        )
         with self._guard:
-            self._applied[path] = _Applied(manifest_hash, applied["metadata"]["uid"], owners)
+            self._applied[path] = _Applied(manifest_hash, uid, owners, is_created)
 
     def _look_and_apply(
         self, path: str, desired: Json, may_update: Callable[[Mapping[str, Any]], bool]
@@ -217,6 +226,18 @@ class OwnedObjects:
             if not is_refusal(error):
                 raise
             logger.warning("%s is not deleted: %s", path, error)
+
+    def ensure_absent(
+        self, api: str, plural: str, namespace: str, name: str, owner_uid: str, bypass_cache: bool = False
+    ) -> None:
+        """Delete an object of this owner as `delete` does; one request at first, none while that is remembered."""
+        path, absent = path_of(api, plural, namespace, name), _Applied("", "", frozenset({owner_uid}))
+        with self._guard:
+            if self._applied.get(path) == absent and not bypass_cache:
+                return
+        self.delete(api, plural, namespace, name, owner_uid)
+        with self._guard:
+            self._applied[path] = absent
 
     def _forget(self, path: str) -> str:
         """Forget the object; return its UID, "" if that was not known."""

@@ -42,8 +42,11 @@ class ProxyChange:
 
 
 @dataclass(frozen=True)
-class PasswordChange:
-    """A project's `status.passwordVersion` has changed: the connection Secrets of its branches are outdated."""
+class ConnectionChange:
+    """What the connection Secrets of a project's branches hold has changed: they are outdated.
+
+    `status.passwordVersion`, or where clients outside of the cluster connect to.
+    """
 
     namespace: str
     project: str
@@ -60,7 +63,7 @@ _PROBLEMS = (
 # What Scheduled says of those behind a limit.
 _PLACELESS = (Reason.LIMIT_EXCEEDED, Reason.ABOVE_LIMIT)
 
-Change = Project | Branch | NodeChange | ProxyChange | PasswordChange
+Change = Project | Branch | NodeChange | ProxyChange | ConnectionChange
 
 
 def key_of(item: Project | Branch) -> Key:
@@ -109,7 +112,7 @@ def stale(changes: Sequence[Change], cache: Cache, limits: Limits | None = None)
     outdated = {
         key_of(branch)
         for change in changes
-        if isinstance(change, PasswordChange)
+        if isinstance(change, ConnectionChange)
         for branch in reads.branches_of(change.namespace, change.project)
         if not branch.deleting
     }
@@ -138,7 +141,7 @@ def _related(changes: Sequence[Change], own: set[Key], reads: _Reads) -> Iterato
                 projects.setdefault((change.namespace, change.project), False)
             case Project():
                 projects[change.namespace, change.name] = True
-            case ProxyChange(namespace, name) | PasswordChange(namespace, name):
+            case ProxyChange(namespace, name) | ConnectionChange(namespace, name):
                 projects[namespace, name] = True
     for (namespace, name), concerns_all in projects.items():
         project = reads.project(namespace, name)

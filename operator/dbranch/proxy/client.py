@@ -5,15 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from dbranch.proxy import sqlstate, timing, wire
 from dbranch.proxy.cancel import Canceller
 from dbranch.proxy.connecting import connect
-from dbranch.proxy.proxy_protocol import Header, InvalidHeader, read_header
+from dbranch.proxy.proxy_protocol import Header, InvalidHeader, may_begin_header, read_header
 from dbranch.proxy.refusals import clip_field
 from dbranch.proxy.relay import ClientPipe
-from dbranch.proxy.routes import Reject, cancel_candidates, check_session_limits
+from dbranch.proxy.routes import (
+    Reject,
+    Table,
+    cancel_candidates,
+    check_handshake_limit,
+    check_session_limits,
+    expects_header,
+)
 from dbranch.proxy.session import Session
 from dbranch.proxy.sockets import (
     MAX_WRITE_BUFFER_BYTES,
@@ -23,7 +30,7 @@ from dbranch.proxy.sockets import (
     peer_of,
 )
 from dbranch.proxy.switchboard import Switchboard
-from dbranch.proxy.tls import ALPN
+from dbranch.proxy.tls import ALPN, accept_tls
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +50,20 @@ class ClientStart(asyncio.Protocol):
         self.session: Session | None = None
         # What the client sent after its startup packet, to be forwarded once the backend has answered.
         self.early_data = b""
-        self.encrypted = False
+        # The version of TLS; empty without it.
+        self.tls_version = ""
         # The backend's transport, while it is not read because this client does not read.
         self.paused_server: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
         self._in_tls_handshake = False
+        # Set while a client that may begin TLS has not sent its ClientHello.
+        self._tls_offered: ssl.SSLContext | None = None
         # The PROXY protocol header as far as it has come; None if no header is expected (any more).
         self._partial_header: bytes | None = None
+        # A PROXY header may not come: the address is not in spec.proxy.trustedProxies.
+        self._untrusted = False
+        # The address that this connection counts under in starting_by_address.
+        self._counted_host: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         table = self.switchboard.table
@@ -57,12 +71,27 @@ class ClientStart(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(high=MAX_WRITE_BUFFER_BYTES)
         self.peer = peer_of(transport)
-        # A port-forward comes from the pod's own address, and sends no header.
-        if table.proxy_protocol and not is_loopback(self.peer):
-            self._partial_header = b""
         self._handshake_seconds = max(table.handshake_timeout, timing.MIN_HANDSHAKE_SECONDS)
         self._timer = self.loop.call_later(self._handshake_seconds, self._on_handshake_timeout)
         self.switchboard.add_starting(self)
+        # A port-forward comes from the pod's own address, and sends no header.
+        if table.proxy_protocol and not is_loopback(self.peer):
+            if expects_header(table, peer_host(self.peer)):
+                self._partial_header = b""
+                return
+            self._untrusted = True
+        self._count_address(table)
+
+    def _count_address(self, table: Table) -> bool:
+        """Count the connection under its client's address; reject it and return False if that has too many."""
+        host = peer_host(self.peer)
+        rejection = check_handshake_limit(table, host, self.switchboard.starting_by_address[host])
+        if rejection:
+            self._reject(rejection)
+            return False
+        self.switchboard.starting_by_address[host] += 1
+        self._counted_host = host
+        return True
 
     def data_received(self, data: bytes) -> None:
         if self.session:
@@ -84,9 +113,21 @@ class ClientStart(asyncio.Protocol):
                     )
                 case Header(peer, remaining):
                     self._partial_header, self.peer = None, peer or self.peer
-                    if remaining:
+                    table = self.switchboard.table
+                    assert table, "the proxy serves before it has read its project"
+                    if self._count_address(table) and remaining:
                         self.data_received(remaining)
             return
+        if self._tls_offered:
+            offered, self._tls_offered = self._tls_offered, None
+            self._start_tls(offered, data)
+            return
+        if self._untrusted and may_begin_header(data):
+            host = peer_host(self.peer)
+            message = f"{host} is not in spec.proxy.trustedProxies, and sends a PROXY protocol header"
+            self._reject(Reject(sqlstate.PROTOCOL_VIOLATION, message, reason="proxy_protocol"))
+            return
+        self._untrusted = False
         event = self.startup_parser.feed(data)
         if event is None:
             return
@@ -94,14 +135,14 @@ class ClientStart(asyncio.Protocol):
             case wire.SslRequest():
                 context = self._tls_context()
                 self.transport.write(b"S" if context else b"N")
-                if context:
-                    self._start_tls(context, b"")
+                # Its turn begins with the ClientHello: who sends none holds up nobody.
+                self._tls_offered = context
             case wire.GssEncRequest():
                 self.transport.write(b"N")
             case wire.DirectTls(client_hello):
                 context = self._tls_context()
                 if context:
-                    self._start_tls(context, client_hello)
+                    self._start_tls(context, client_hello, direct=True)
                 else:
                     message = "this proxy has no certificate and does not accept TLS"
                     self._reject(Reject(sqlstate.PROTOCOL_VIOLATION, message, reason="tls"))
@@ -134,22 +175,29 @@ class ClientStart(asyncio.Protocol):
 
     def _on_handshake_timeout(self) -> None:
         """Close a silent connection, and one in its TLS handshake; reject one that has sent part of a packet."""
-        if self._in_tls_handshake or not self.startup_parser.has_begun:
+        if self._in_tls_handshake or self._tls_offered or not self.startup_parser.has_begun:
             self.switchboard.metrics.count_rejection("handshake_timeout")
             self.transport.abort()
         else:
             message = f"no startup packet within {self._handshake_seconds:g} s"
             self._reject(Reject(sqlstate.PROTOCOL_VIOLATION, message, reason="handshake_timeout"))
 
-    def crowd_out(self) -> None:
-        """Close this connection, the oldest without a startup packet, in favour of a new one."""
-        self.switchboard.metrics.count_rejection("crowd_out")
-        self.transport.abort()
+    def crowd_out(self, limit: int) -> None:
+        """Refuse this connection, the oldest of `limit` without a startup packet, in favour of a new one."""
+        if self._in_tls_handshake or self._tls_offered:
+            self.switchboard.metrics.count_rejection("crowd_out")
+            self._leave_starting()
+            self.transport.abort()
+            return
+        message = f"too many connections are not logged in on this proxy; the limit is {limit}"
+        hint = "Connect again later."
+        self._reject(Reject(sqlstate.TOO_MANY_CONNECTIONS, message, hint, reason="crowd_out"))
 
     def _leave_starting(self) -> None:
         """End the time limit of the start, which is over, and make room for another connection."""
         self._timer.cancel()
-        self.switchboard.starting.pop(self, None)
+        self.switchboard.remove_starting(self, self._counted_host)
+        self._counted_host = None
 
     def _reject(self, rejection: Reject) -> None:
         """Send an ErrorResponse and close, before the connection has become a session."""
@@ -170,44 +218,21 @@ class ClientStart(asyncio.Protocol):
         certificate = self.switchboard.certificate
         return certificate.context() if certificate else None
 
-    def _start_tls(self, context: ssl.SSLContext, client_hello: bytes) -> None:
-        """Begin the TLS handshake. `client_hello`: what was already read of it (direct TLS), or empty."""
+    def _start_tls(self, context: ssl.SSLContext, client_hello: bytes, direct: bool = False) -> None:
+        """Begin the TLS handshake with what was read of it. `direct`: without an SSLRequest before it."""
         self.transport.pause_reading()
         self._in_tls_handshake = True
-        self._task = self.loop.create_task(self._tls_handshake(context, client_hello))
+        self._task = self.loop.create_task(self._tls_handshake(context, client_hello, direct))
 
-    def _replay(self, transport: asyncio.Transport, client_hello: bytes) -> None:
-        """Feed the TLS layer with bytes that were read before it was there."""
-        tls_layer: Any = transport.get_protocol()
-        if tls_layer is self:
-            return
-        position = 0
-        while position < len(client_hello):
-            buffer = tls_layer.get_buffer(len(client_hello) - position)
-            part = client_hello[position : position + len(buffer)]
-            buffer[: len(part)] = part
-            tls_layer.buffer_updated(len(part))
-            position += len(part)
-
-    async def _tls_handshake(self, context: ssl.SSLContext, client_hello: bytes) -> None:
+    async def _tls_handshake(self, context: ssl.SSLContext, client_hello: bytes, direct: bool) -> None:
         metrics = self.switchboard.metrics
         try:
-            async with self.switchboard.handshakes.turn():
-                if self.transport.is_closing():
-                    self._leave_starting()
-                    metrics.count_handshake("lost")
-                    return
-                if client_hello:
-                    # It has to reach the TLS layer after that layer's connection_made, which start_tls queues
-                    # in the loop's next step.
-                    self.loop.call_soon(self.loop.call_soon, self._replay, self.transport, client_hello)
-                transport = await self.loop.start_tls(
-                    self.transport,
-                    self,
-                    context,
-                    server_side=True,
-                    ssl_handshake_timeout=self._handshake_seconds,
-                )
+            await self.switchboard.handshakes.wait_turn()
+            if self.transport.is_closing():
+                self._leave_starting()
+                metrics.count_handshake("lost")
+                return
+            transport = await accept_tls(self.transport, self, context, client_hello, self._handshake_seconds)
         except (OSError, ssl.SSLError, asyncio.CancelledError) as error:
             metrics.count_handshake("failed")
             self._log_refusal(f"TLS failed: {error}")
@@ -223,12 +248,12 @@ class ClientStart(asyncio.Protocol):
             return
         metrics.count_handshake("done")
         self._task, self._in_tls_handshake = None, False
-        self.encrypted = True
         self.transport = transport
+        ssl_object = transport.get_extra_info("ssl_object")
+        self.tls_version = ssl_object.version() or "TLS"
         self.transport.set_write_buffer_limits(high=MAX_WRITE_BUFFER_BYTES)
         self.startup_parser.set_encrypted()
-        direct = bool(client_hello)
-        if direct and transport.get_extra_info("ssl_object").selected_alpn_protocol() != ALPN:
+        if direct and ssl_object.selected_alpn_protocol() != ALPN:
             message = f'direct TLS needs the ALPN protocol "{ALPN}"'
             self._reject(Reject(sqlstate.PROTOCOL_VIOLATION, message, reason="tls"))
 
@@ -264,7 +289,7 @@ class ClientStart(asyncio.Protocol):
         assert table, "the proxy serves before it has read its project"
         # A pod that was made before spec.proxy.tls has no certificate's mount: until the rollout has replaced it,
         # it accepts what it accepted before.
-        if table.tls_required and switchboard.certificate and not self.encrypted:
+        if table.tls_required and switchboard.certificate and not self.tls_version:
             message = f"project {table.project} accepts only TLS connections"
             hint = "Connect with sslmode=require."
             self._reject(Reject(sqlstate.INVALID_AUTHORIZATION, message, hint, reason="tls_required"))
@@ -276,7 +301,7 @@ class ClientStart(asyncio.Protocol):
             self._reject(rejection)
             return
         self.session = Session(switchboard, self.canceller, self.transport, self.peer)
-        self.session.parameters = dict(startup.parameters)
+        self.session.parameters, self.session.tls_version = dict(startup.parameters), self.tls_version
         self.early_data = startup.remaining
         self._task = self.loop.create_task(connect(self.session, startup, self._hand_over))
         self._task.add_done_callback(self._on_connect_done)

@@ -95,13 +95,16 @@ async def _try_backend(
         return f"{format_peer(decision.address, decision.port)}: {error.strerror or 'no answer'}"
     # Nothing is awaited from here until the startup packet is sent, so this table is the one in force.
     table = switchboard.table
-    rerouted = not table or decide(table, startup.branch) != decision
-    if rerouted or switchboard.shutting_down or session.end_reason:
+    if not table or decide(table, startup.branch) != decision:
+        server.transport.abort()
+        return ""
+    if switchboard.shutting_down or session.end_reason:
         server.transport.abort()
         return ""
     session.backend = Backend(
         decision.branch, decision.address, decision.port, requested=startup.branch is not None
     )
+    session.generation = table.generation
     session.server, session.greeting = server.transport, wire.Greeting()
     session.pending_answer = server.answered
     server.transport.write(startup.packet)

@@ -6,14 +6,17 @@ rest: a proxy that is older than the controller or an agent still follows each s
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dbranch.api.enums import OnSwitch, ProxyProtocol, TargetState, TlsMode
 from dbranch.api.errors import InvalidInput
-from dbranch.api.project import Proxy, ProxyLimits, Target, parse_seconds
-from dbranch.proxy.routes import Table
+from dbranch.api.project import Target
+from dbranch.api.proxy_spec import Proxy, ProxyLimits
+from dbranch.api.quantity import parse_seconds
+from dbranch.proxy.routes import Network, Table
 
 T = TypeVar("T")
 
@@ -63,10 +66,13 @@ def read_project(body: Mapping[str, Any]) -> ProxyProject:
         tls_required=bool(tls) and tls.get("mode", TlsMode.OPTIONAL) != TlsMode.OPTIONAL,
         handshake_timeout=read(proxy, "handshakeTimeout", parse_seconds, Proxy.handshake_timeout),
         proxy_protocol=proxy.get("proxyProtocol") == ProxyProtocol.REQUIRED,
+        trusted_proxies=_read_networks(proxy.get("trustedProxies"), problems),
         limits=ProxyLimits(
             sessions=read(limits, "sessions", int, ProxyLimits.sessions),
             sessions_per_address=read(limits, "sessionsPerAddress", _optional_int, None),
             sessions_per_branch=read(limits, "sessionsPerBranch", _optional_int, None),
+            handshakes=read(limits, "handshakes", int, ProxyLimits.handshakes),
+            handshakes_per_address=read(limits, "handshakesPerAddress", _optional_int, None),
         ),
     )
     entries = status.get("proxies")
@@ -93,6 +99,19 @@ def _read_targets(raw: Any, problems: list[str]) -> dict[str, Target]:
         except (AttributeError, KeyError, TypeError, ValueError):
             problems.append(f"route {entry!r} is unknown to this release; it is left out")
     return targets
+
+
+def _read_networks(raw: Any, problems: list[str]) -> tuple[Network, ...] | None:
+    """Read `trustedProxies`; None if it is not set. What cannot be read is trusted no more than anybody."""
+    if raw is None:
+        return None
+    networks: list[Network] = []
+    for entry in raw if isinstance(raw, list) else [raw]:
+        try:
+            networks.append(ipaddress.ip_network(entry, strict=False))
+        except (TypeError, ValueError):
+            problems.append(f"trustedProxies {entry!r} is unknown to this release; it is left out")
+    return tuple(networks)
 
 
 def _mapping(raw: Any) -> Mapping[str, Any]:

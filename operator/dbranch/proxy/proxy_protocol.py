@@ -52,6 +52,15 @@ def format_peer(host: str, port: int) -> str:
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
+def may_begin_header(data: bytes) -> bool:
+    """Return True if the first byte is that of a header: no packet of a Postgres client begins with it.
+
+    >>> may_begin_header(b"PROXY TCP4"), may_begin_header(bytes(8))
+    (True, False)
+    """
+    return data[:1] in (_V1_PREFIX[:1], _V2_SIGNATURE[:1])
+
+
 def read_header(data: bytes) -> Header | InvalidHeader | None:
     """Return the header at the start of `data`, all bytes received so far; None if more bytes are needed."""
     if data[:1] == _V2_SIGNATURE[:1]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any, Final
 
+from dbranch.api.conditions import printable
+
 MAX_LINES_PER_SECOND: Final = 100
 # The longest value of a field that a client chooses.
 MAX_FIELD_CHARACTERS: Final = 128
@@ -39,5 +41,11 @@ class RefusalLog:
 
 
 def clip_field(text: str) -> str:
-    """Return a text that a client has chosen, cut to MAX_FIELD_CHARACTERS."""
-    return text if len(text) <= MAX_FIELD_CHARACTERS else text[:MAX_FIELD_CHARACTERS] + "…"
+    r"""Return a text that a client has chosen, cut to MAX_FIELD_CHARACTERS, and printable.
+
+    >>> clip_field("psql\x1b[2J")
+    'psql\\x1b[2J'
+    """
+    if len(text) > MAX_FIELD_CHARACTERS:
+        text = text[:MAX_FIELD_CHARACTERS] + "…"
+    return printable(text)

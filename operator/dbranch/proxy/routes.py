@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dbranch.api import names
 from dbranch.api.enums import OnSwitch, TargetState
-from dbranch.api.project import ProxyLimits, Target
+from dbranch.api.project import Target
+from dbranch.api.proxy_spec import ProxyLimits
 from dbranch.proxy import sqlstate
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,8 @@ class Table:
     """The routing table: what a DBProject says that concerns its proxy. Times are in seconds.
 
     `generation` is that of `status.route` (0: no route yet); `targets` maps branch names to `status.routes`.
-    `deleted`: the project no longer exists.
+    `deleted`: the project no longer exists. `trusted_proxies`: who has to send a PROXY header under `proxy_protocol`,
+    and nobody else may; None: everybody has to.
     """
 
     project: str
@@ -31,6 +36,7 @@ class Table:
     deleted: bool = False
     handshake_timeout: float = 30.0
     proxy_protocol: bool = False
+    trusted_proxies: tuple[Network, ...] | None = None
     limits: ProxyLimits = field(default_factory=ProxyLimits)
 
 
@@ -201,6 +207,32 @@ def cancel_candidates(table: Table, branches_with_sessions: Sequence[str], limit
         Backend(t.branch, t.address, t.port, requested=False) for t in targets if t.address and t.port
     ]
     return backends[:limit]
+
+
+def check_handshake_limit(table: Table, host: str, handshakes: int) -> Reject | None:
+    """Return the rejection if the client's address has as many connections in handshake as it may have."""
+    limit = table.limits.handshakes_per_address
+    if limit is None or handshakes < limit:
+        return None
+    return Reject(
+        sqlstate.TOO_MANY_CONNECTIONS,
+        f"{host} has {handshakes} connections that are not logged in on this proxy; the limit per address is {limit}",
+        "Connect again later.",
+        reason="limit_handshakes",
+    )
+
+
+def expects_header(table: Table, host: str) -> bool:
+    """Return True if a connection from this address has to begin with a PROXY header.
+
+    >>> table = Table("shop", proxy_protocol=True, trusted_proxies=(ipaddress.ip_network("10.0.0.0/24"),))
+    >>> expects_header(table, "10.0.0.9"), expects_header(table, "10.0.1.9"), expects_header(table, "[fd00::9]")
+    (True, False, False)
+    """
+    if not table.proxy_protocol or table.trusted_proxies is None:
+        return table.proxy_protocol
+    address = ipaddress.ip_address(host.strip("[]")) if host else None
+    return address is not None and any(address in network for network in table.trusted_proxies)
 
 
 def is_still_routed(table: Table, backend: Backend) -> bool:

@@ -51,6 +51,9 @@ class Session:
         self.pending_answer: asyncio.Future[str | None] | None = None
         self.teardown: Teardown | None = None
         self.parameters: dict[str, str] = {}
+        self.tls_version = ""
+        # That of the route by which the session was sent to its backend; 0: to none.
+        self.generation = 0
         self.tail = b""
         self.partial_message: MessageFramer | None = None
         self.bytes_in = self.bytes_out = self.reply_bytes = 0
@@ -233,6 +236,9 @@ class Session:
             "branch": self.backend.branch if self.backend else "",
             "user": clip_field(self.parameters.get("user", "")),
             "database": clip_field(self.parameters.get("database", "")),
+            "application_name": clip_field(self.parameters.get("application_name", "")),
+            "tls": self.tls_version,
+            "generation": self.generation,
             "seconds": round(self.loop.time() - self.started_at, 3),
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,

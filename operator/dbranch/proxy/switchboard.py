@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Protocol
 
 from dbranch.api.project import BranchSessions
 from dbranch.proxy.knock import Gates
@@ -15,9 +15,6 @@ from dbranch.proxy.refusals import RefusalLog
 from dbranch.proxy.routes import Table, may_replace
 from dbranch.proxy.sockets import peer_host
 from dbranch.proxy.tls import Certificate, HandshakeQueue
-
-# Connections without a complete startup packet; for one more, crowd out the oldest.
-MAX_STARTING_CONNECTIONS: Final = 1000
 
 
 class RoutedSession(MeasuredSession, Protocol):
@@ -35,7 +32,7 @@ class RoutedSession(MeasuredSession, Protocol):
 class StartingConnection(Protocol):
     """A connection that has not become a session yet."""
 
-    def crowd_out(self) -> None: ...
+    def crowd_out(self, limit: int) -> None: ...
 
 
 class Switchboard:
@@ -53,6 +50,7 @@ class Switchboard:
         self.draining: set[RoutedSession] = set()
         # Oldest first; a dict, since a set has no order.
         self.starting: dict[StartingConnection, None] = {}
+        self.starting_by_address: Counter[str] = Counter()
         self.sessions_by_address: Counter[str] = Counter()
         self.sessions_by_branch: Counter[str] = Counter()
         self.cancel_keys: dict[bytes, RoutedSession] = {}
@@ -95,16 +93,25 @@ class Switchboard:
     # Connections and sessions
 
     def add_starting(self, connection: StartingConnection) -> None:
-        """Register a new connection, and crowd out the oldest one if there are too many.
+        """Register a new connection without a startup packet, and crowd out the oldest if there are too many.
+
+        Not the new one: then whoever opens connections and sends nothing would keep everybody out.
 
         The connection removes itself from `starting` when it becomes a session or is lost.
         """
         self.metrics.count_connection()
-        if len(self.starting) >= MAX_STARTING_CONNECTIONS:
+        limit = self.table.limits.handshakes if self.table else 0
+        while limit and len(self.starting) >= limit:
             oldest = next(iter(self.starting))
             del self.starting[oldest]
-            oldest.crowd_out()
+            oldest.crowd_out(limit)
         self.starting[connection] = None
+
+    def remove_starting(self, connection: StartingConnection, counted_host: str | None) -> None:
+        """Remove a connection that is no longer starting, from those of its address, too, if it counts there."""
+        self.starting.pop(connection, None)
+        if counted_host is not None:
+            _decrement(self.starting_by_address, counted_host)
 
     def add_session(self, session: RoutedSession) -> None:
         self.sessions.add(session)

@@ -6,19 +6,14 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from dbranch.proxy import timing
 
 log = logging.getLogger(__name__)
 
 ALPN: Final = "postgresql"
-# A handshake takes 1 to 2 ms of the event loop. No more than this many are open at once, and one begins every
-# MIN_HANDSHAKE_SPACING_SECONDS (timing.py), so that sessions keep more than half of the processor.
-MAX_HANDSHAKES_AT_ONCE: Final = 16
 
 
 class Certificate:
@@ -67,20 +62,52 @@ class Certificate:
 
 
 class HandshakeQueue:
-    """Turns for TLS handshakes: MAX_HANDSHAKES_AT_ONCE of them, each a little after the one before."""
+    """Turns for TLS handshakes, in the order of their ClientHellos: one begins every MIN_HANDSHAKE_SPACING_SECONDS.
+
+    A handshake that has begun holds up no other one, however long its client takes.
+    """
 
     def __init__(self) -> None:
-        self._slots = asyncio.Semaphore(MAX_HANDSHAKES_AT_ONCE)
+        # Who leaves while it waits leaves the queue.
+        self._queue = asyncio.Lock()
         # When the next one may begin (loop time).
         self._next_start = 0.0
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait for a turn, which lasts as long as the context. The client's time limit covers the wait."""
+    async def wait_turn(self) -> None:
+        """Wait until a handshake may begin. The client's time limit covers the wait."""
         loop = asyncio.get_running_loop()
-        async with self._slots:
-            start = max(self._next_start, loop.time())
-            self._next_start = start + timing.MIN_HANDSHAKE_SPACING_SECONDS
-            if start > loop.time():
-                await asyncio.sleep(start - loop.time())
-            yield
+        async with self._queue:
+            if self._next_start > loop.time():
+                await asyncio.sleep(self._next_start - loop.time())
+            self._next_start = loop.time() + timing.MIN_HANDSHAKE_SPACING_SECONDS
+
+
+async def accept_tls(
+    transport: asyncio.Transport,
+    protocol: asyncio.Protocol,
+    context: ssl.SSLContext,
+    client_hello: bytes,
+    timeout: float,
+) -> asyncio.Transport | None:
+    """Take the server's part in a handshake of which `client_hello` was read already; None if the client has left.
+
+    Raises OSError or SSLError if it fails, or is not over after `timeout` seconds.
+    """
+    loop = asyncio.get_running_loop()
+    # The bytes have to reach the TLS layer after its connection_made, which start_tls queues in the loop's next step.
+    loop.call_soon(loop.call_soon, _replay, transport, protocol, client_hello)
+    return await loop.start_tls(transport, protocol, context, server_side=True, ssl_handshake_timeout=timeout)
+
+
+def _replay(transport: asyncio.Transport, protocol: asyncio.Protocol, client_hello: bytes) -> None:
+    """Feed the TLS layer with bytes that were read before it was there."""
+    tls_layer: Any = transport.get_protocol()
+    if tls_layer is protocol:
+        return
+    position = 0
+    while position < len(client_hello):
+        buffer = tls_layer.get_buffer(len(client_hello) - position)
+        part = client_hello[position : position + len(buffer)]
+        buffer[: len(part)] = part
+        tls_layer.buffer_updated(len(part))
+        position += len(part)

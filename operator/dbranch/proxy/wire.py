@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from dbranch.api import names
 from dbranch.proxy import sqlstate
 
 # The request codes in place of a protocol version (54.7: CancelRequest, SSLRequest, GSSENCRequest).
@@ -27,7 +28,6 @@ TAIL_BYTES: Final = 512
 # The longest first ErrorResponse that is held back until its SQLSTATE has come.
 MAX_HELD_ERROR_BYTES: Final = 8192
 
-BRANCH_PARAMETER: Final = "dbranch.branch"
 # The client's Terminate message (54.2.9 Termination).
 TERMINATE: Final = b"X\x00\x00\x00\x04"
 _READY_FOR_QUERY_HEADER: Final = b"Z\x00\x00\x00\x05"
@@ -175,7 +175,7 @@ def _parse_startup_message(packet: bytes, remaining: bytes) -> Event:
 
 def _requested_branch(parameters: Mapping[str, str]) -> str | None:
     """Return the branch that the client names: in a startup parameter of its own, or else in `options`."""
-    values = [v for k, v in parameters.items() if k.lower() == BRANCH_PARAMETER]
+    values = [v for k, v in parameters.items() if k.lower() == names.BRANCH_PARAMETER]
     branch = values[-1] if values else _branch_in_options(parameters.get("options", ""))
     return branch or None
 
@@ -199,7 +199,7 @@ def _branch_in_options(options: str) -> str:
         else:
             continue
         name, _, value = setting.partition("=")
-        if name.lower().replace("-", "_") == BRANCH_PARAMETER:
+        if name.lower().replace("-", "_") == names.BRANCH_PARAMETER:
             branch = value
     return branch
 

@@ -23,6 +23,7 @@ PROJECT: dict[str, type[StrEnum]] = {
     "spec.deletionPolicy": enums.DeletionPolicy,
     "spec.postgres.initdb.provider": enums.LocaleProvider,
     "spec.proxy.serviceType": enums.ServiceType,
+    "spec.proxy.service.externalTrafficPolicy": enums.ExternalTrafficPolicy,
     "spec.proxy.onSwitch": enums.OnSwitch,
     "spec.proxy.proxyProtocol": enums.ProxyProtocol,
     "spec.proxy.tls.mode": enums.TlsMode,

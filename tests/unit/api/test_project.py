@@ -9,7 +9,8 @@ import yaml
 
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Finding, Reason
-from dbranch.api.project import BranchSessions, Project, ProxyEntry, ProxyLimits, Route, Target, parse_project
+from dbranch.api.project import BranchSessions, Project, ProxyEntry, Route, Target, parse_project
+from dbranch.api.proxy_spec import ProxyLimits
 
 
 def test_a_bare_project_has_the_defaults() -> None:
@@ -79,5 +80,8 @@ def test_the_schemas_defaults_are_those_of_the_code() -> None:
     crd = yaml.safe_load((Path(__file__).parents[3] / "crds" / "dbprojects.yaml").read_text())
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     spec = schema_defaults(schema)
-    assert spec["proxy"]["limits"] == {"sessions": 1000} and spec["proxy"]["proxyProtocol"] == "Disabled"
+    assert (
+        spec["proxy"]["limits"] == {"sessions": 1000, "handshakes": 1000}
+        and spec["proxy"]["proxyProtocol"] == "Disabled"
+    )
     assert parse_project({"metadata": {"name": "shop"}, "spec": spec}) == Project("", "shop", "")

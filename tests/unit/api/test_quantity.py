@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dbranch.api.errors import InvalidInput
-from dbranch.api.project import parse_seconds
-from dbranch.api.quantity import format_bytes, parse_bytes
+from dbranch.api.quantity import format_bytes, parse_bytes, parse_seconds
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from dbranch.api.branch import parse_branch
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.project import parse_project
 from dbranch.controller.limits import Limits
-from dbranch.controller.stale import Change, NodeChange, PasswordChange, ProxyChange, stale
+from dbranch.controller.stale import Change, ConnectionChange, NodeChange, ProxyChange, stale
 from dbranch.kube.client import branch_path, project_path
 from dbranch.runtime.result import Key
 
@@ -46,7 +46,7 @@ class Follower(Rig):
             if change is not None:
                 keys |= stale([change], self.cache(), self.limits)
             if path == SHOP and at(old, "status.passwordVersion") != at(new, "status.passwordVersion"):
-                keys |= stale([PasswordChange(NAMESPACE, "shop")], self.cache(), self.limits)
+                keys |= stale([ConnectionChange(NAMESPACE, "shop")], self.cache(), self.limits)
             keys |= set(own_requests(path, old, new))
         return keys
 
@@ -372,7 +372,7 @@ def test_a_reconcile_that_failed_is_tried_again_after_a_change_of_another_object
 
 def test_every_branchs_secret_follows_the_projects_password(shop: Rig) -> None:
     shop.branch_up("x")
-    assert stale_after(shop, PasswordChange("team", "shop")) == {"shop-main", "shop-x"}
+    assert stale_after(shop, ConnectionChange("team", "shop")) == {"shop-main", "shop-x"}
 
 
 def test_who_has_reported_nothing_yet_is_reconciled_by_its_own_creation(shop: Rig) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from dbranch.api.errors import InvalidInput
-from dbranch.api.project import ProxyLimits, Target
+from dbranch.api.project import Target
+from dbranch.api.proxy_spec import ProxyLimits
 from dbranch.proxy.project import read_project
 from dbranch.proxy.routes import Dial, Wait, decide
 

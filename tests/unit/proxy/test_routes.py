@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from dbranch.api.project import ProxyLimits, Target
+from dbranch.api.project import Target
+from dbranch.api.proxy_spec import ProxyLimits
 from dbranch.proxy.project import read_project
 from dbranch.proxy.routes import (
     Backend,

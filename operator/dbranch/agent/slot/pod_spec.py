@@ -22,6 +22,7 @@ from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.parameters import NEWEST_MAJOR, OLDEST_MAJOR
 from dbranch.api.project import Project
+from dbranch.api.resources import resources_with_defaults
 
 # PID 1 drops a signal that arrives during its exec of Postgres, so the signal is repeated until the process is gone.
 _PRE_STOP: Final = "while kill -INT 1 2>/dev/null; do sleep 0.2; done"
@@ -182,7 +183,7 @@ def _slot_spec(
         "command": ["sh", "-c", script],
         # For clients in the pod, and for Postgres as the client of itself.
         "env": [{"name": "PGHOST", "value": "/slot/run"}],
-        "resources": _with_defaults(slot_class.resources, context.pods.resources),
+        "resources": resources_with_defaults(slot_class.resources, context.pods.resources),
         "securityContext": _CONFINED,
         "lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", _PRE_STOP]}}},
         "readinessProbe": {
@@ -222,7 +223,7 @@ def initdb_pod(
         "command": ["sh", "-c", script, "initdb", *initdb.args],
         "env": [{"name": name, "value": value} for name, value in env.items()],
         # Those of the branch: what the node refuses shows before there is data.
-        "resources": _with_defaults(slot_class.resources, context.pods.resources),
+        "resources": resources_with_defaults(slot_class.resources, context.pods.resources),
         "securityContext": _CONFINED,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [*_mounts(), {"name": "verifier", "mountPath": "/verifier", "readOnly": True}],
@@ -269,21 +270,6 @@ def _in_memory(name: str, size: str) -> dict[str, Any]:
     """Return an empty directory in memory: what is in it counts as the container's memory. `size` "": no limit."""
     limit = {"sizeLimit": size} if size else {}
     return {"name": name, "emptyDir": {"medium": "Memory", **limit}}
-
-
-def _with_defaults(resources: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return requests and limits, with the defaults of those resources that have neither.
-
-    >>> _with_defaults({"limits": {"cpu": 1}}, {"requests": {"cpu": "2m", "memory": "32Mi"}})
-    {'limits': {'cpu': 1}, 'requests': {'memory': '32Mi'}}
-    """
-    chosen = {name for amounts in resources.values() if isinstance(amounts, Mapping) for name in amounts}
-    merged = {kind: dict(amounts) for kind, amounts in resources.items()}
-    for kind, amounts in defaults.items():
-        missing = {name: amount for name, amount in amounts.items() if name not in chosen}
-        if missing:
-            merged[kind] = {**merged.get(kind, {}), **missing}
-    return merged
 
 
 def _pod(

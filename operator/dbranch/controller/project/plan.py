@@ -12,7 +12,7 @@ from dbranch.api.conditions import STALLED_REASONS, Condition, Finding, Reason, 
 from dbranch.api.errors import InvalidInput
 from dbranch.api.project import Project, Target
 from dbranch.api.secrets import secret_text
-from dbranch.controller import manifests
+from dbranch.controller import manifests, proxy_manifests
 from dbranch.controller.conditions import held_deletion_status, phase_of, ready_finding, report_conditions
 from dbranch.controller.limits import NO_LIMITS, NamespaceLimits, above_finding, refused_finding
 from dbranch.controller.manifests import Release
@@ -148,12 +148,21 @@ def needs_root(branches: tuple[Branch, ...]) -> bool:
 
 def desired_objects(project: Project, release: Release) -> list[tuple[str, str, Json]]:
     """Return (API, plural, manifest) of the objects that the project is reached by, but its Secrets."""
+    budget = (proxy_manifests.PDB_API, proxy_manifests.PDBS, proxy_manifests.proxy_budget(project, release))
     return [
-        *manifests.proxy_access(project, release),
-        ("v1", "services", manifests.project_service(project, release)),
-        ("apps/v1", "deployments", manifests.proxy_deployment(project, release)),
+        *proxy_manifests.proxy_access(project, release),
+        ("v1", "services", proxy_manifests.project_service(project, release)),
+        ("apps/v1", "deployments", proxy_manifests.proxy_deployment(project, release)),
+        *([budget] if proxy_manifests.wants_budget(project) else []),
         ("networking.k8s.io/v1", "networkpolicies", manifests.allow_policy(project.namespace, release)),
     ]
+
+
+def unwanted_objects(project: Project) -> list[tuple[str, str, str]]:
+    """Return (API, plural, name) of objects that an earlier spec asked for, and this one does not."""
+    if proxy_manifests.wants_budget(project):
+        return []
+    return [(proxy_manifests.PDB_API, proxy_manifests.PDBS, names.proxy_name(project.name))]
 
 
 def tls_finding(project: Project, secret: Mapping[str, Any] | None) -> Finding | None:

@@ -36,7 +36,9 @@ from dbranch.controller.project.plan import (
     plan_project,
     reported_applied,
     tls_finding,
+    unwanted_objects,
 )
+from dbranch.controller.proxy_manifests import proxy_selector
 from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of, refused_pods
 from dbranch.controller.pull_secrets import PullSecrets
 from dbranch.controller.rollouts import Rollouts, is_rolled_out
@@ -56,6 +58,7 @@ logger = logging.getLogger(__name__)
 _EFFECTS: Final[Mapping[str, str]] = {
     "Service": "the connection string stays as it was",
     "NetworkPolicy": "clients may not reach Postgres",
+    "PodDisruptionBudget": "a drain of nodes may end all proxies at once",
 }
 _NEEDS: Final[Mapping[str, frozenset[str]]] = {
     "RoleBinding": frozenset({"ServiceAccount", "Role"}),
@@ -249,6 +252,8 @@ class ProjectReconciler:
             except (NameTaken, BeingDeleted, ObjectRefused) as error:
                 foreign |= {kind} if isinstance(error, NameTaken) else set()
                 problems.append(refusal_finding(error, _EFFECTS.get(kind, "the proxies stay as they were")))
+        for api, plural, name in unwanted_objects(project):
+            self._owned.ensure_absent(api, plural, project.namespace, name, project.uid, bypass_objects)
         version = self._credential_secrets.apply(project, bypass_cache)
         problems += [version] if isinstance(version, Finding) else []
         pull_problem = self._pull_secrets.apply(project, bypass_cache)
@@ -290,7 +295,7 @@ class ProjectReconciler:
 
     def _list_proxy_pods(self, project: Project) -> tuple[ProxyPod, ...]:
         """List the project's proxy pods uncached: one that the watch has not delivered yet counts, too."""
-        selector = ",".join(f"{k}={v}" for k, v in manifests.proxy_selector(project).items())
+        selector = ",".join(f"{k}={v}" for k, v in proxy_selector(project).items())
         bodies = self._cluster.find(path_of("v1", "pods", project.namespace), labels=selector)
         return tuple(filter(None, map(proxy_pod_of, bodies)))
 
