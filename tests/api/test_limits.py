@@ -1,6 +1,6 @@
 """Every limit of the chart on a real API server: below it, at it, beyond it; what was beyond it before; the audit.
 
-The limits of these tests hold in their own namespace: the chart's bindings are copied with a ConfigMap of that
+The limits of these tests hold in their own namespace: the chart's policies are copied with the limits of that
 namespace. What the controller reports of the same objects is compared with what the API server refuses.
 """
 
@@ -213,15 +213,12 @@ class Limited:
         self.projects = path_of(names.API_VERSION, names.PROJECTS, team)
         self.branches = path_of(names.API_VERSION, names.BRANCHES, team)
         chart = rendered("--set-json", f"limits={json.dumps(limits)}")
-        self.data: dict[str, str] = next(
-            body["data"]
+        self.data = data_of(chart)
+        self._policies = [
+            body
             for body in chart
-            if body["kind"] == "ConfigMap" and "limits" in body["metadata"]["name"]
-        )
-        self._bindings = [
-            body for body in chart if body["kind"].endswith("PolicyBinding") and "paramRef" in body["spec"]
+            if body["kind"] == "ValidatingAdmissionPolicy" and body["metadata"]["name"].endswith("-limits")
         ]
-        self.config = path_of("v1", "configmaps", team, "dbranch-limits")
 
     @property
     def limits(self) -> Limits:
@@ -231,26 +228,57 @@ class Limited:
         self._admin.allowed("POST", path, body)
 
     def begin(self) -> None:
-        """Put the limits in force: the chart's bindings, for this namespace and its ConfigMap."""
-        config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "dbranch-limits"}}
-        self.make(path_of("v1", "configmaps", self.team), {**config, "data": self.data})
+        """Put the limits in force: copies of the chart's policies, for this namespace alone."""
         selector = {"matchLabels": {"kubernetes.io/metadata.name": self.team}}
-        for chart_binding in self._bindings:
-            body = deepcopy(chart_binding)
-            if "limits" not in body["spec"]["policyName"]:
-                continue
-            body["metadata"] = {"name": f"{body['spec']['policyName']}-{self.team}"}
-            body["spec"]["paramRef"]["namespace"] = self.team
-            body["spec"]["matchResources"] = {"namespaceSelector": selector}
-            self.make(path_of(ADMISSION, BINDINGS), body)
+        for policy in self._bodies():
+            name = policy["metadata"]["name"]
+            self.make(path_of(ADMISSION, POLICIES), policy)
+            spec = {
+                "policyName": name,
+                "validationActions": ["Deny", "Audit"],
+                "matchResources": {"namespaceSelector": selector},
+            }
+            kind = "ValidatingAdmissionPolicyBinding"
+            binding = {"apiVersion": ADMISSION, "kind": kind, "metadata": {"name": name}, "spec": spec}
+            self.make(path_of(ADMISSION, BINDINGS), binding)
         too_large = project("probe", {"storage": {"size": "16Ti"}})
         self._admin.eventually_rejected("storageSize", "POST", self.projects, too_large)
         excessive = branch("probe", resources("limits", cpu=1000))
         self._admin.eventually_rejected("limits.cpu", "POST", self.branches, excessive)
 
+    def change(self, **data: str) -> None:
+        """Change the limits by their keys, as an upgrade of the chart does."""
+        self.data |= data
+        for policy in self._bodies():
+            path = path_of(ADMISSION, POLICIES, None, policy["metadata"]["name"])
+            self._admin.allowed("PATCH", path, {"spec": {"variables": policy["spec"]["variables"]}})
+
+    def _bodies(self) -> list[Json]:
+        bodies = deepcopy(self._policies)
+        for body in bodies:
+            body["metadata"] = {"name": f"{body['metadata']['name']}-{self.team}"}
+            data = next(v for v in body["spec"]["variables"] if v["name"] == "data")
+            data["expression"] = json.dumps(self.data)
+        return bodies
+
     def end(self) -> None:
-        for policy in ("dbranch-project-limits", "dbranch-branch-limits"):
-            self._admin.request("DELETE", path_of(ADMISSION, BINDINGS, None, f"{policy}-{self.team}"))
+        for policy in self._bodies():
+            for plural in (BINDINGS, POLICIES):
+                self._admin.request("DELETE", path_of(ADMISSION, plural, None, policy["metadata"]["name"]))
+
+
+def data_of(chart: list[Json]) -> dict[str, str]:
+    """Return the limits that the chart's policies hold."""
+    for body in chart:
+        for variable in (
+            body["spec"].get("variables") or ()
+            if body["metadata"]["name"] == "dbranch-project-limits"
+            else ()
+        ):
+            if variable["name"] == "data":
+                data: dict[str, str] = json.loads(variable["expression"])
+                return data
+    raise AssertionError("the chart has no limits")
 
 
 @pytest.fixture(scope="module")
@@ -360,7 +388,7 @@ def test_by_default_nothing_is_limited(admin: Api, team: str) -> None:
     projects = path_of(names.API_VERSION, names.PROJECTS, team)
     admin.allowed("POST", projects, project("shop", everything), dry=True)
     chart = rendered()
-    data = next(body["data"] for body in chart if body["metadata"]["name"] == "dbranch-limits")
+    data = data_of(chart)
     limits = Limits(data).of(team)
     assert [*exceeded_by_project(parse_project(project("shop", everything)), limits)] == []
     assert limits.count("projects") is None and limits.count("branches") is None
@@ -379,7 +407,7 @@ def test_an_empty_list_allows_nothing_and_an_exception_takes_the_place_of_a_limi
     del limited.data[f"{team}.storageSize"]
     limited.begin()
     try:
-        admin.allowed("PATCH", limited.config, {"data": {f"{team}.storageSize": ""}})
+        limited.change(**{f"{team}.storageSize": ""})
         admin.eventually_allowed(
             "POST", limited.projects, project("shop", {"storage": {"size": "16Ti"}}), dry=True
         )
@@ -388,16 +416,13 @@ def test_an_empty_list_allows_nothing_and_an_exception_takes_the_place_of_a_limi
         assert "limits.nodeSelectors of the dbranch chart allows nothing" in message
         gpu: Json = {"postgres": {"resources": {"limits": {"example.com/gpu": 1}}}}
         assert "allows nothing" in admin.rejected("POST", limited.projects, project("shop", gpu))
-        # Without the ConfigMap nobody knows what is allowed.
-        admin.allowed("DELETE", limited.config)
-        admin.eventually_rejected("no params found", "POST", limited.projects, project("shop", {}))
     finally:
         limited.end()
 
 
 def test_the_controller_counts_by_the_same_data() -> None:
     chart = rendered("--set-json", f"limits={json.dumps({'projects': 3, 'namespaces': {'team': VALUES}})}")
-    data = next(body["data"] for body in chart if body["metadata"]["name"] == "dbranch-limits")
+    data = data_of(chart)
     deployment = next(body for body in chart if body["kind"] == "Deployment")
     environment = {
         variable["name"]: variable.get("value")

@@ -1,4 +1,4 @@
-{{- /* The limits as the ConfigMap's data, of strings: `<limit>` and, of one namespace, `<namespace>.<limit>`. Values of a
+{{- /* The limits as data of strings: `<limit>` and, of one namespace, `<namespace>.<limit>`. Values of a
 release without limits have none (`--reuse-values`). */}}
 {{- define "dbranch.limits" -}}
 {{- $limits := .Values.limits | default dict }}
@@ -57,9 +57,9 @@ quantity(string({{ .one }})).compareTo(quantity(string({{ .other }}))) > 0
 {{- end }}
 
 {{- /* The variables of what a project or branch says of its Postgres pods. `subject`: CEL, the object in words;
-`inherits`: whether one that says nothing has the project's resources. */}}
+`inherits`: whether one that says nothing has the project's resources; `data`: the limits as JSON, which is CEL, too. */}}
 {{- define "dbranch.limitVariables" -}}
-- {name: data, expression: "params.?data.orValue({})"}
+- {name: data, expression: {{ .data | quote }}}
 - {name: updates, expression: "request.operation == 'UPDATE'"}
 - {name: subject, expression: {{ .subject | quote }}}
 - {name: resources, expression: "object.spec.?postgres.resources.orValue({})"}

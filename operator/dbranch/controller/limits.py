@@ -65,13 +65,13 @@ class NamespaceLimits:
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of all namespaces. `data`: of the ConfigMap, by limit, and by `<namespace>.<limit>`."""
+    """The limits of all namespaces. `data`: as in the chart's policies, by limit, and by `<namespace>.<limit>`."""
 
     data: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> Limits:
-        """Parse the ConfigMap's data as JSON. Raises InvalidInput if a number cannot be read.
+        """Parse the data as JSON. Raises InvalidInput if a number cannot be read.
 
         >>> Limits.parse('{"branches": "20", "team.branches": "50"}').of("team").count("branches")
         50

@@ -65,7 +65,7 @@ def message_of(body: Json, condition_type: str) -> str:
 class Rig:
     """A controller over a fake API server, with one node and its agent.
 
-    `limits`: as in the ConfigMap; `events`: (type, reason) as emitted, and `event_texts` their messages; `result`:
+    `limits`: as the chart has them; `events`: (type, reason) as emitted, and `event_texts` their messages; `result`:
     of the last reconcile.
     """
 
