@@ -53,7 +53,11 @@ def fitted(other_team: Namespace) -> Project:
     )
     project.patch(
         proxy={
-            "resources": {"limits": {"cpu": "500m", "memory": "128Mi"}},
+            "resources": {
+                # Without requests they would be the limits, for which a small node has no room.
+                "requests": {"cpu": "10m", "memory": "32Mi"},
+                "limits": {"cpu": "500m", "memory": "128Mi"},
+            },
             "podLabels": {"team": "fitted"},
             "tolerations": [{"key": "dedicated", "operator": "Exists"}],
             "serviceType": "NodePort",

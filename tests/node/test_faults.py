@@ -394,7 +394,7 @@ def test_an_agent_is_ready_only_where_mounts_and_flags_work(node: Node) -> None:
         readiness = Readiness(node.layout, AgentMetrics())
         server = readiness.serve(port=0)
         try:
-            address = f"http://127.0.0.1:{server.server_port}"
+            address = f"http://127.0.0.1:{server.server_address[1]}"
             url = f"{address}/readyz"
             with pytest.raises(urllib.error.HTTPError, match="503"):
                 urllib.request.urlopen(url, timeout=5)
