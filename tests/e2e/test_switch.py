@@ -174,3 +174,11 @@ def test_dbranch_psql_and_url_and_load(two_branches: Project) -> None:
     script = "begin;\ncreate table whole (n int);\ncommit;\n"
     team.dbranch("-p", "shop", "load", "-", "feature-x", stdin=script)
     assert two_branches.sql("select to_regclass('whole') is null", "feature-x") == "f"
+    logged = team.dbranch("-p", "shop", "logs", "feature-x", "--timestamps").text
+    assert re.search(r"^\d{4}-\S+ .*database system is ready to accept connections", logged, re.M), logged
+    # The other projects of the namespace are other tests' matter.
+    examined = team.dbranch("doctor", check=False)
+    assert examined.code in (0, 1, 7)
+    assert re.search(r"^ok +controller: \S+: 1 of 1 ready", examined.out, re.M), examined.output
+    assert re.search(r"^ok +policies: \d+, each bound", examined.out, re.M), examined.output
+    assert team.dbranch("-p", "shop", "current").text == "shop/main"
