@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from http import HTTPStatus
 from typing import Any
 
 import pykube
@@ -95,43 +94,26 @@ class Connection:
         read_timeout_seconds: float,
         stream: bool = False,
     ) -> requests.Response:
-        renewal = self.kube_context.renewal
-        if renewal:
-            renewal.renew_expired()
-        generation = renewal.generation if renewal else 0
-        response = self._send_once(method, path, params, body, content_type, read_timeout_seconds, stream)
-        if response.status_code == HTTPStatus.UNAUTHORIZED and renewal:
-            response.close()
-            renewal.renew(generation)
-            response = self._send_once(method, path, params, body, content_type, read_timeout_seconds, stream)
-        if response.status_code >= 400:
-            with response:
-                raise api_error_from(response)
-        return response
+        def send() -> requests.Response:
+            try:
+                response: requests.Response = self.client.session.request(
+                    method,
+                    self.server.rstrip("/") + path,
+                    params=params,
+                    data=None if body is None else json.dumps(body),
+                    headers={"Content-Type": content_type} if body is not None else None,
+                    timeout=(_CONNECT_TIMEOUT_SECONDS, read_timeout_seconds),
+                    stream=stream,
+                )
+            except requests.RequestException as error:
+                raise self._unreachable(error) from error
+            if response.status_code >= 400:
+                with response:
+                    raise api_error_from(response)
+            return response
 
-    def _send_once(
-        self,
-        method: str,
-        path: str,
-        params: Mapping[str, str] | None,
-        body: Mapping[str, Any] | None,
-        content_type: str,
-        read_timeout_seconds: float,
-        stream: bool,
-    ) -> requests.Response:
-        try:
-            response: requests.Response = self.client.session.request(
-                method,
-                self.server.rstrip("/") + path,
-                params=params,
-                data=None if body is None else json.dumps(body),
-                headers={"Content-Type": content_type} if body is not None else None,
-                timeout=(_CONNECT_TIMEOUT_SECONDS, read_timeout_seconds),
-                stream=stream,
-            )
-        except requests.RequestException as error:
-            raise self._unreachable(error) from error
-        return response
+        renewal = self.kube_context.renewal
+        return renewal.call(send) if renewal else send()
 
     def _impersonate(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Add the headers of impersonation, one for each group: requests' own headers hold one of a name."""

@@ -14,10 +14,14 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from dbranch.api.errors import ApiError
 from dbranch_cli.failure import ExitCode, Failure
+
+T = TypeVar("T")
 
 _EXEC_PLUGIN_TIMEOUT_SECONDS: Final = 120
 # A credential is renewed a little before its time; a token file, which the kubelet replaces, every minute.
@@ -51,10 +55,17 @@ class Renewal:
         if self.expires and datetime.now(UTC) > self.expires - _RENEWAL_MARGIN:
             self.renew(self._generation)
 
-    @property
-    def generation(self) -> int:
-        """How often the credential was renewed."""
-        return self._generation
+    def call(self, request: Callable[[], T]) -> T:
+        """Return what `request` does. It is made once more, with a new credential, if it raises ApiError with 401."""
+        self.renew_expired()
+        generation = self._generation
+        try:
+            return request()
+        except ApiError as error:
+            if error.status != HTTPStatus.UNAUTHORIZED:
+                raise
+        self.renew(generation)
+        return request()
 
     def renew(self, generation: int) -> None:
         """Get the credential anew, unless another thread has done so since it had this generation. Raises Failure."""

@@ -8,8 +8,7 @@ read, so that who loads it can roll back.
 from __future__ import annotations
 
 import codecs
-import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Final, Protocol
 
@@ -93,13 +92,13 @@ class Dump:
         prefix = read_prefix(stream)
         for compression in COMPRESSIONS:
             if prefix.startswith(compression.magic):
-                stream = _Unpacked(PrefixedStream(prefix, stream), compression)
+                stream = _Chunks(_unpacked(PrefixedStream(prefix, stream), compression))
                 forms.append(compression.name)
                 prefix = read_prefix(stream)
                 break
         encoding = _wide_encoding(prefix)
         if encoding:
-            stream = _Decoded(PrefixedStream(prefix, stream), encoding)
+            stream = _Chunks(_decoded(PrefixedStream(prefix, stream), encoding))
             forms.append("UTF-16")
             prefix = read_prefix(stream)
         if prefix.startswith(codecs.BOM_UTF8):
@@ -133,82 +132,60 @@ def _wide_encoding(prefix: bytes) -> str | None:
     return None
 
 
-class PrefixedStream(io.RawIOBase):
+class PrefixedStream:
     """A stream of bytes that were read already, followed by what remains of another stream."""
 
     def __init__(self, prefix: bytes, remainder: Any) -> None:
-        super().__init__()
-        self.prefix, self.remainder = prefix, remainder
+        self._prefix, self._remainder = prefix, remainder
 
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        if self.prefix:
-            if size < 0:
-                taken, self.prefix = self.prefix, b""
-                remaining: bytes = self.remainder.read()
-                return taken + remaining
-            taken, self.prefix = self.prefix[:size], self.prefix[size:]
+    def read(self, size: int) -> bytes:
+        if self._prefix:
+            taken, self._prefix = self._prefix[:size], self._prefix[size:]
             return taken
-        data: bytes = self.remainder.read(size)
+        data: bytes = self._remainder.read(size)
         return data
 
 
-class _Converted:
-    """A stream whose chunks are converted; `_convert` returns b"" only if it needs more, or at the end."""
+class _Chunks:
+    """A stream of what an iterator yields."""
 
-    def __init__(self, source: Any) -> None:
-        self._source, self._ready, self._at_end = source, b"", False
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._ready = chunks, b""
 
     def read(self, size: int) -> bytes:
-        while not self._ready and not self._at_end:
-            chunk: bytes = self._source.read(_CHUNK_BYTES)
-            self._at_end = not chunk
-            self._ready = self._convert(chunk)
+        if not self._ready:
+            self._ready = next((chunk for chunk in self._chunks if chunk), b"")
         data, self._ready = self._ready[:size], self._ready[size:]
         return data
 
-    def _convert(self, chunk: bytes) -> bytes:
-        """Return what the next chunk becomes; an empty one is the end of the source."""
-        raise NotImplementedError
 
-
-class _Unpacked(_Converted):
-    """What a compressed stream holds."""
-
-    def __init__(self, source: Any, compression: Compression) -> None:
-        super().__init__(source)
-        self._compression, self._member = compression, compression.start()
-        self._has_begun = True
-
-    def _convert(self, chunk: bytes) -> bytes:
-        name, unpacked = self._compression.name, b""
-        if not chunk and self._has_begun and not self._member.eof:
-            raise DamagedDump(f"it is cut off: its {name} ends too early")
+def _unpacked(source: Any, compression: Compression) -> Iterator[bytes]:
+    """Yield what a compressed stream holds."""
+    member, name = compression.start(), compression.name
+    while chunk := source.read(_CHUNK_BYTES):
+        unpacked = b""
         try:
             while chunk:
-                if self._member.eof:
+                if member.eof:
                     chunk = chunk.lstrip(_PADDING)
                     if not chunk:
                         break
-                    self._member, self._has_begun = self._compression.start(), True
-                unpacked += self._member.decompress(chunk)
-                chunk = self._member.unused_data if self._member.eof else b""
+                    member = compression.start()
+                unpacked += member.decompress(chunk)
+                chunk = member.unused_data if member.eof else b""
         except Exception as error:
             raise DamagedDump(f"its {name} is damaged: {error}") from error
-        return unpacked
+        yield unpacked
+    if not member.eof:
+        raise DamagedDump(f"it is cut off: its {name} ends too early")
 
 
-class _Decoded(_Converted):
-    """A text of another encoding as UTF-8."""
-
-    def __init__(self, source: Any, encoding: str) -> None:
-        super().__init__(source)
-        self._decoder = codecs.getincrementaldecoder(encoding)()
-
-    def _convert(self, chunk: bytes) -> bytes:
-        try:
-            return self._decoder.decode(chunk, final=not chunk).encode()
-        except UnicodeError as error:
-            raise DamagedDump(f"its UTF-16 is damaged or cut off: {error}") from error
+def _decoded(source: Any, encoding: str) -> Iterator[bytes]:
+    """Yield a text of another encoding as UTF-8."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        while chunk := source.read(_CHUNK_BYTES):
+            yield decoder.decode(chunk).encode()
+        yield decoder.decode(b"", final=True).encode()
+    except UnicodeError as error:
+        raise DamagedDump(f"its UTF-16 is damaged or cut off: {error}") from error

@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -187,15 +186,7 @@ def open_websocket(connection: Connection, target: PodPort) -> websocket.WebSock
     renewal = connection.kube_context.renewal
     if renewal is None:
         return _open_websocket_once(connection, target)
-    renewal.renew_expired()
-    generation = renewal.generation
-    try:
-        return _open_websocket_once(connection, target)
-    except ApiError as error:
-        if error.status != HTTPStatus.UNAUTHORIZED:
-            raise
-    renewal.renew(generation)
-    return _open_websocket_once(connection, target)
+    return renewal.call(lambda: _open_websocket_once(connection, target))
 
 
 def _open_websocket_once(connection: Connection, target: PodPort) -> websocket.WebSocket:

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -124,7 +123,7 @@ def test_a_token_file_is_read_again(tmp_path: Path) -> None:
         (tmp_path / "token").unlink()
         assert connection.kube_context.renewal
         with pytest.raises(Failure, match="cannot read the kubeconfig's tokenFile") as failure:
-            connection.kube_context.renewal.renew(connection.kube_context.renewal.generation)
+            connection.kube_context.renewal.renew(1)
     assert [r.headers["Authorization"] for r in requests] == ["Bearer old", "Bearer new"]
     assert failure.value.code == ExitCode.FORBIDDEN
 
@@ -144,16 +143,23 @@ def test_many_threads_renew_once() -> None:
 
     def load() -> Credential:
         loads.append(1)
-        time.sleep(0.05)
         return Credential({"token": "x"})
 
     renewal = Renewal(load)
-    threads = [threading.Thread(target=renewal.renew, args=(0,)) for _ in range(8)]
+    together = threading.Barrier(8)
+
+    def renew() -> None:
+        together.wait()
+        renewal.renew(0)
+
+    threads = [threading.Thread(target=renew) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (len(loads), renewal.generation) == (1, 1)
+    assert len(loads) == 1
+    renewal.renew(1)
+    assert len(loads) == 2
 
 
 def test_a_port_forward_renews_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
