@@ -145,6 +145,12 @@ def _uri(credentials: Credentials, host: str, port: int) -> str:
     return f"postgresql://{user}:{password}@{host}:{port}/{database}"
 
 
+def _copy_labels(project: Project, release: Release, **extra_labels: str) -> dict[str, str]:
+    """Return the labels of what the nodes' namespace has of a project."""
+    of_project = {names.LABEL_NAMESPACE: project.namespace, names.LABEL_PROJECT: project.name}
+    return names.labels(names.COMPONENT_POSTGRES, release.name, **of_project, **extra_labels)
+
+
 def verifier_secret(
     project: Project, release: Release, verifier: str, superuser_verifier: str | None = None
 ) -> Json:
@@ -155,15 +161,7 @@ def verifier_secret(
     meta = {
         "name": names.verifier_secret_name(project.uid),
         "namespace": release.nodes_namespace,
-        "labels": names.labels(
-            names.COMPONENT_POSTGRES,
-            release.name,
-            **{
-                names.LABEL_NAMESPACE: project.namespace,
-                names.LABEL_PROJECT: project.name,
-                names.LABEL_PROJECT_UID: project.uid,
-            },
-        ),
+        "labels": _copy_labels(project, release, **{names.LABEL_PROJECT_UID: project.uid}),
     }
     verifiers = {"verifier": verifier, "superuser": superuser_verifier}
     data = {key: base64.b64encode(text.encode()).decode() for key, text in verifiers.items() if text}
@@ -180,15 +178,7 @@ def pull_secret(
     meta = {
         "name": names.pull_secret_name(project.uid, name),
         "namespace": release.nodes_namespace,
-        "labels": names.labels(
-            names.COMPONENT_POSTGRES,
-            release.name,
-            **{
-                names.LABEL_NAMESPACE: project.namespace,
-                names.LABEL_PROJECT: project.name,
-                names.LABEL_PULL_SECRET: "copy",
-            },
-        ),
+        "labels": _copy_labels(project, release, **{names.LABEL_PULL_SECRET: "copy"}),
     }
     return _object("v1", "Secret", meta, type=secret_type, data=dict(data))
 

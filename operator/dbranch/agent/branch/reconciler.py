@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from dbranch.agent.branch.actions import Claim, CreatePod, DeletePod
 from dbranch.agent.branch.answers import AnswerMemory
@@ -143,7 +143,7 @@ class BranchReconciler:
             finding = failed_storage_finding(error, f"branch {branch.name}")
             result = Result(FAILED_RETRY_SECONDS, unfinished=True)
         if finding:
-            self._write(branch, {"storage": finding.as_dict()})
+            patch_node(self._cluster, branch, {"storage": finding.as_dict()})
         if result.requeue_after is not None:
             return result
         self._held.forget(branch.uid)
@@ -159,7 +159,7 @@ class BranchReconciler:
         delay, is_reported = self._held.hold(branch.uid)
         if is_reported:
             finding = held_deletion_finding(error, f"branch {branch.name}")
-            self._write(branch, {"deletion": finding.as_dict()})
+            patch_node(self._cluster, branch, {"deletion": finding.as_dict()})
         return Result(delay)
 
     def _read(self, namespace: str, name: str) -> Branch | None:
@@ -278,7 +278,7 @@ class BranchReconciler:
         image_pod = opened or (facts.initdb_pod if facts.initdb_done else None)
         if image_pod:
             self._record_image(desired, image_pod)
-        self._write(desired.branch, node)
+        patch_node(self._cluster, desired.branch, node)
         if opened and facts.server_version and postgres and postgres.admits:
             self._report_start(desired, facts, outcome)
         if starting_slot and marker:
@@ -337,11 +337,8 @@ class BranchReconciler:
             node = {"postgres": failed_postgres_finding(error, desired.subject).as_dict()}
         else:
             node = {"storage": failed_storage_finding(error, desired.subject).as_dict()}
-        self._write(desired.branch, node)
+        patch_node(self._cluster, desired.branch, node)
         return Result(self._backoffs.fail(desired))
 
     def _log(self, desired: Desired, error: Exception) -> None:
         log_error(logger, error, f"branch {desired.branch.namespace}/{desired.branch.object_name}")
-
-    def _write(self, branch: Branch, node: dict[str, Any]) -> None:
-        patch_node(self._cluster, branch, node)

@@ -107,7 +107,9 @@ class ProjectReconciler:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, the project's status says it
                 log_error(logger, error, f"project {namespace}/{name}")
-                self._write(project, {"storage": failed_pool_finding(error, project.name).as_dict()})
+                patch_node(
+                    self._cluster, project, {"storage": failed_pool_finding(error, project.name).as_dict()}
+                )
                 first = FAILED_RETRY_SECONDS if project.deleting else POOL_FAILED_RETRY_SECONDS
                 return self._failed(project, first)
 
@@ -117,7 +119,7 @@ class ProjectReconciler:
         if not (machine.btrfs and machine.loop):
             missing = "btrfs" if not machine.btrfs else "loop devices"
             text = f"node {self._context.node} has no {missing} in its kernel; no pool can be made; load the module"
-            self._write(project, {"storage": Finding(Reason.BTRFS_MISSING, text).as_dict()})
+            patch_node(self._cluster, project, {"storage": Finding(Reason.BTRFS_MISSING, text).as_dict()})
             return self._failed(project, BTRFS_MISSING_RETRY_SECONDS)
         current = project.node
         try:
@@ -126,7 +128,11 @@ class ProjectReconciler:
         except (DbranchError, OSError) as error:
             logger.warning("project %s/%s: %s", project.namespace, project.name, error)
             finding = failed_pool_finding(error, project.name)
-            self._write(project, {"storage": finding.as_dict(), "observedGeneration": project.generation})
+            patch_node(
+                self._cluster,
+                project,
+                {"storage": finding.as_dict(), "observedGeneration": project.generation},
+            )
             return self._failed(project, POOL_FAILED_RETRY_SECONDS)
         self._backoff.succeed(project.uid)
         pool = observe_pool(self._layout, project.uid)
@@ -163,7 +169,7 @@ class ProjectReconciler:
         ):
             self._request_branch_reconciles(project)
             self._trigger_warm(replace(project, node=replace(current, initialized=node["initialized"])))
-        self._write(project, node | _usage_fields(pool))
+        patch_node(self._cluster, project, node | _usage_fields(pool))
         if project.adopt and current.pool_uuid:
             ensure_record_removed(self._layout, project.adopt)
         return Result()
@@ -188,7 +194,9 @@ class ProjectReconciler:
         remounted_at = self._remounted_at.get(project.uid, -REMOUNT_BACKOFF_SECONDS)
         remounted_recently = time.monotonic() - remounted_at < REMOUNT_BACKOFF_SECONDS
         finding = read_only_finding(space, project.name, remounted_recently)
-        self._write(project, {"storage": finding.as_dict(), "observedGeneration": project.generation})
+        patch_node(
+            self._cluster, project, {"storage": finding.as_dict(), "observedGeneration": project.generation}
+        )
         if finding.reason != Reason.ATTACH_FAILED:
             return Result(READ_ONLY_POOL_POLL_SECONDS)
         if self._delete_pods(project):
@@ -217,7 +225,7 @@ class ProjectReconciler:
         if project.node.observed_generation != project.generation:
             self._request_branch_reconciles(project)
             self._trigger_warm(project)
-            self._write(project, {"observedGeneration": project.generation})
+            patch_node(self._cluster, project, {"observedGeneration": project.generation})
         try:
             ensure_pool_down(self._layout, project.uid)
         except Busy as error:
@@ -227,7 +235,7 @@ class ProjectReconciler:
                 finding = Finding(
                     Reason.PENDING, error_message(error, f"project {project.name} is not stopped yet")
                 )
-                self._write(project, {"storage": finding.as_dict()})
+                patch_node(self._cluster, project, {"storage": finding.as_dict()})
             return Result(BUSY_RETRY_SECONDS)
         except (DbranchError, OSError) as error:
             logger.warning("project %s/%s: %s", project.namespace, project.name, error)
@@ -236,7 +244,7 @@ class ProjectReconciler:
             f"project {project.name} is stopped; its pool is detached; set spec.state to Running to start it"
         )
         self._backoff.succeed(project.uid)
-        self._write(project, {"storage": Finding(Reason.STOPPED, text).as_dict()})
+        patch_node(self._cluster, project, {"storage": Finding(Reason.STOPPED, text).as_dict()})
         return Result()
 
     def _request_branch_reconciles(self, project: Project) -> None:
@@ -246,9 +254,6 @@ class ProjectReconciler:
             branch = parse_branch(body)
             if branch.project == project.name and not branch.deleting:
                 self._request_branch(branch)
-
-    def _write(self, project: Project, node: dict[str, Any]) -> None:
-        patch_node(self._cluster, project, node)
 
     def _remove(self, project: Project) -> Result:
         """Remove pods, slots and pool as far as they can be removed now; once nothing is left, the finalizer."""
@@ -270,7 +275,7 @@ class ProjectReconciler:
             delay, is_reported = self._held.hold(project.uid)
             if is_reported:
                 finding = held_deletion_finding(error, f"project {project.name}")
-                self._write(project, {"deletion": finding.as_dict()})
+                patch_node(self._cluster, project, {"deletion": finding.as_dict()})
             return Result(delay)
         self._held.forget(project.uid)
         self._trigger_warm(project)
