@@ -197,6 +197,11 @@ class Cluster:
             if "deletionTimestamp" in item["metadata"]
         ]
 
+    def project_uids(self) -> list[str]:
+        """Return the UIDs of all DBProjects."""
+        uids = "-o=jsonpath={.items[*].metadata.uid}"
+        return self.kubectl("get", "dbprojects", "-A", uids).text.split()
+
     def names_in(self, directories: str, node: str | None = None) -> list[str]:
         """Return the names in directories below dbranch's base directory, given as a pattern of the shell.
 
