@@ -71,3 +71,23 @@ def test_field_managers_that_revert_a_change(manager: str, reverts: bool) -> Non
     live = body(entry(manager, {"f:spec": {"f:activeBranch": {}}}, operation="Update"))
     assert gitops_manager(live, "spec", "activeBranch") == (manager if reverts else None)
     assert gitops_manager(live, "spec", "state") is None
+
+
+@pytest.mark.parametrize(
+    ("operation", "applied", "reverts"),
+    [
+        ("Update", '{"spec": {"project": "shop"}}', False),
+        ("Update", '{"spec": {"project": "shop", "state": "Running"}}', True),
+        ("Update", "not JSON", True),
+        ("Update", None, True),
+        ("Apply", '{"spec": {"project": "shop"}}', True),
+    ],
+)
+def test_a_default_that_the_manifest_does_not_name_is_not_reverted(
+    operation: str, applied: str | None, reverts: bool
+) -> None:
+    live = body(entry("argocd-controller", {"f:spec": {"f:state": {}, "f:project": {}}}, operation=operation))
+    if applied:
+        annotation = "kubectl.kubernetes.io/last-applied-configuration"
+        live["metadata"]["annotations"] = {annotation: applied}
+    assert (gitops_manager(live, "spec", "state") == "argocd-controller") is reverts
