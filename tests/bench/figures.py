@@ -12,7 +12,7 @@ from typing import Any
 class Row:
     """One line of the table. `ours` and `theirs` are samples in `unit`, taken alternately in one run.
 
-    `part` is the part of `ours` that is compared with the median of `theirs`: "median", "max", "p95" or "p99".
+    `part` is the part of `ours` ("median", "max", "p95" or "p99") that is compared with `their_part` of `theirs`.
     Without `theirs`, that part itself is the figure. `goal` is the highest allowed figure (with `at_least` the
     lowest), None if the row is informational.
     """
@@ -26,12 +26,13 @@ class Row:
     part: str = "median"
     note: str = ""
     at_least: bool = False
+    their_part: str = "median"
 
     @property
     def figure(self) -> float:
         """Return the ratio, or without `theirs` the part of `ours`, that is compared with the goal."""
         mine = quantile(self.ours, self.part)
-        return mine / quantile(self.theirs, "median") if self.theirs else mine
+        return mine / quantile(self.theirs, self.their_part) if self.theirs else mine
 
     @property
     def met(self) -> bool | None:

@@ -39,7 +39,30 @@ def hundreds(stage: Stage, quick: bool) -> Result:
     rows = [Row(ours, f"with 0 to {edge}", last, first, goal=1.2, note=note)]
     rows += _idle(stage, probe, count, quick)
     rows += _restarts(stage, probe, count, 2 if quick else 3)
+    rows.append(_deletion(stage, count))
     return Result(rows)
+
+
+def _deletion(stage: Stage, count: int) -> Row:
+    """Measure the deletion of all branches but the root at once, beside that of as many bare pods."""
+    objects = stage.cluster.find(path_of(names.API_VERSION, names.BRANCHES, stage.namespace))
+    prefix = names.branch_object_name(PROJECT, "")
+    branches = {body["metadata"]["name"].removeprefix(prefix) for body in objects} - {names.ROOT_BRANCH}
+    stage.say(f"deleting {count} branches")
+    ours = stage.delete_branches(PROJECT, *branches, timeout=900)
+    wait_idle(stage, 300)
+    stage.prepare_bare_directories(count)
+    pods = [stage.unique_name("bare") for _ in range(count)]
+    began = time.monotonic()
+    for index, pod in enumerate(pods):
+        stage.create_bare_pod(pod, f"many-{index}")
+    for pod in pods:
+        stage.seconds_to_bare_ready(pod, began, 900)
+    stage.say(f"deleting {count} bare pods")
+    theirs = stage.delete_pods(*pods, timeout=900)
+    return Row(
+        f"deleting {count} branches at once → all gone", "as many bare pods", [ours], [theirs], "s", 2.0
+    )
 
 
 def _create_branches(stage: Stage, count: int, edge: int) -> tuple[list[float], list[float]]:

@@ -90,9 +90,21 @@ class Stage:
             "set -e; cd /bare; rm -rf copier; mkdir -p one copier;"
             " [ -e one/pgdata/PG_VERSION ] || { chown 999:999 one;"
             " setpriv --reuid 999 --regid 999 --clear-groups initdb -D one/pgdata -A trust; };"
-            " for n in $(seq 0 19); do [ -e many-$n/pgdata/PG_VERSION ] || cp -a one many-$n; done;"
+            " grep -q '^host all all all' one/pgdata/pg_hba.conf ||"
+            " { echo 'host all all all trust' >> one/pgdata/pg_hba.conf; rm -f many-*/complete; };"
             " chown 999:999 copier"
         )
+        self._exec_as_root(script)
+        self.prepare_bare_directories(20)
+
+    def prepare_bare_directories(self, count: int) -> None:
+        """Create the data directories `many-0` … of so many bare pods that run at once, as copies of `one`."""
+        self._exec_as_root(
+            f"set -e; cd /bare; for n in $(seq 0 {count - 1});"
+            " do [ -e many-$n/complete ] || { rm -rf many-$n; cp -a one many-$n; touch many-$n/complete; }; done"
+        )
+
+    def _exec_as_root(self, script: str) -> None:
         self.create_helper_pod("prepare", POSTGRES_IMAGE, ["sleep", "infinity"], 0, bare=BARE_DIRECTORY)
         self.exec_in("prepare", "bash", "-c", script)
         self.delete_pods("prepare")
@@ -163,12 +175,15 @@ class Stage:
         )
         return began
 
-    def delete_branches(self, project: str, *branches: str) -> float:
+    def delete_branches(self, project: str, *branches: str, timeout: float = 120) -> float:
         """Delete branches at once; return the seconds until all are gone."""
         began, objects = time.monotonic(), [names.branch_object_name(project, branch) for branch in branches]
         for object_name in objects:
             self.cluster.delete(branch_path(self.namespace, object_name))
-        return max(self.branches.wait_for(object_name, is_gone, began).at for object_name in objects) - began
+        return (
+            max(self.branches.wait_for(object_name, is_gone, began, timeout).at for object_name in objects)
+            - began
+        )
 
     def switch(self, project: str, branch: str) -> float:
         """Patch the project's `activeBranch`; return the time of the request."""
@@ -253,12 +268,12 @@ class Stage:
         """Wait until a bare pod is Ready; return the seconds from `began` to that."""
         return self.pods.wait_for(name, is_ready, began, timeout).at - began
 
-    def delete_pods(self, *pods: str) -> float:
+    def delete_pods(self, *pods: str, timeout: float = 120) -> float:
         """Delete pods at once; return the seconds until all are gone."""
         began = time.monotonic()
         for name in pods:
             self.cluster.delete(path_of("v1", "pods", self.namespace, name))
-        return max(self.pods.wait_for(name, is_gone, began).at for name in pods) - began
+        return max(self.pods.wait_for(name, is_gone, began, timeout).at for name in pods) - began
 
     def create_helper_pod(
         self, name: str, image: str, command: list[str], user: int = 999, cpu: str = "", **volume: str
@@ -306,17 +321,27 @@ class Stage:
         assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
 
+    def agent_exec(self, *argv: str) -> str:
+        """Run a command in the agent's container; return its standard output."""
+        command = ["kubectl", "-n", NODES, "exec", "daemonset/dbranch-agent", "--", *argv]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    def list_core(self, plural: str, namespace: str, labels: str = "") -> list[Json]:
+        """Return the objects of a core resource in a namespace."""
+        return self.cluster.find(path_of("v1", plural, namespace), labels)
+
     def agent_log(self) -> str:
         """Return the last 300 lines of the agent's log."""
         argv = ["kubectl", "-n", NODES, "logs", "daemonset/dbranch-agent", "--tail=300"]
         return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout
 
     def start_client(self) -> Client:
-        """Start a client inside the cluster and wait until it answers.
+        """Start a client inside the cluster and wait until it answers; all clients of a stage share a pod.
 
         It has a CPU request: while other pods use all processors, a pod without one gets no time, and its
         measurements would include that."""
-        self.create_helper_pod("client", SERVER_IMAGE, ["sleep", "infinity"], 65532, cpu=CLIENT_CPU)
+        if not self._clients:
+            self.create_helper_pod("client", SERVER_IMAGE, ["sleep", "infinity"], 65532, cpu=CLIENT_CPU)
         argv = ["kubectl", "-n", self.namespace, "exec", "-i", "client", "--"]
         process = subprocess.Popen(
             [*argv, "python3", "-u", "-c", CLIENT_PROGRAM.read_text()],

@@ -1,0 +1,187 @@
+"""Many branches at once: a burst of twenty, and a stream as coding agents and CI make it, beside bare pods."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dbranch.api import names
+from tests.bench.figures import Result, Row
+from tests.bench.release import warm_slots
+from tests.bench.stage import NODES, Client, Stage
+from tests.bench.starts import MS, dsn_of, wait_idle
+
+STREAMS = 4
+
+
+def twenty(stage: Stage, quick: bool) -> Result:
+    """Measure twenty branches created at once until all are Ready, with one warm slot (default) and with twenty."""
+    stage.create_project("crowd")
+    bare: list[float] = []
+    ours = _time_twenty(stage, 1, 1 if quick else 3, bare)
+    stage.say("agent.warmSlots=20")
+    with warm_slots(20):
+        warm = _time_twenty(stage, 20, 1 if quick else 3, bare)
+    stage.await_warm_slots()
+    against = "twenty bare pods at once"
+    return Result(
+        [
+            Row("twenty branches at once → all Ready", against, ours, bare, "s", 0.6),
+            Row("the same with twenty warm slots", against, warm, bare, "s", note="agent.warmSlots=20"),
+        ]
+    )
+
+
+def _time_twenty(stage: Stage, slots: int, rounds: int, bare: list[float]) -> list[float]:
+    """Return the seconds of each round of twenty branches; append those of twenty bare pods to `bare`."""
+    ours: list[float] = []
+    for _ in range(rounds):
+        wait_idle(stage, 180, slots)
+        names = [stage.unique_name("many") for _ in range(20)]
+        began = time.monotonic()
+        for name in names:
+            stage.create_branch("crowd", name)
+        ours.append(max(stage.seconds_to_ready("crowd", name, began) for name in names))
+        stage.delete_branches("crowd", *names)
+        wait_idle(stage, 180, slots)
+        pods = [stage.unique_name("crowd") for _ in range(20)]
+        began = time.monotonic()
+        for index, pod in enumerate(pods):
+            stage.create_bare_pod(pod, f"many-{index}")
+        bare.append(max(stage.seconds_to_bare_ready(pod, began) for pod in pods))
+        stage.delete_pods(*pods)
+        stage.say(f"twenty with {slots} warm slots: {ours[-1]:.1f} s, bare pods {bare[-1]:.1f} s")
+    return ours
+
+
+def stream(stage: Stage, quick: bool) -> Result:
+    """Measure create, connect, one query, delete, by four clients at a time, in windows of branches and of bare pods.
+
+    Five minutes each (quick: one). What the stream leaves on the node is counted at its end.
+    """
+    stage.create_project("stream", size="4Gi")
+    clients = [stage.start_client() for _ in range(STREAMS)]
+    secret = dsn_of(stage, "stream")
+    before = _leftovers(stage)
+    ours, theirs = _Lives(), _Lives()
+    for window in range(2 if quick else 10):
+        wait_idle(stage, 180)
+        _run_window(clients, ours, lambda worker, client: _branch_life(stage, client, secret))
+        wait_idle(stage, 180)
+        _run_window(clients, theirs, lambda worker, client: _bare_life(stage, client, worker))
+        stage.say(
+            f"stream, window {window + 1}: {ours.rates[-1]:.0f} branches, {theirs.rates[-1]:.0f} bare pods a minute"
+        )
+    wait_idle(stage, 180)
+    left = _await_leftovers(stage, before)
+    against = "bare pods"
+    note = f"{STREAMS} at a time; a life is create, connect, select 1, delete, gone; {len(ours.first_rows)} lives"
+    return Result(
+        [
+            Row(
+                "a stream of branches: lives a minute",
+                against,
+                ours.rates,
+                theirs.rates,
+                "a minute",
+                note=note,
+                at_least=True,
+            ),
+            Row("create → first row in the stream", against, ours.first_rows, theirs.first_rows),
+            Row("the same, p95", against, ours.first_rows, theirs.first_rows, part="p95", their_part="p95"),
+            Row("create → gone in the stream", against, ours.lives, theirs.lives),
+            Row("left on the node by the stream", "-", [float(left)], unit="objects", goal=0, part="max"),
+        ]
+    )
+
+
+WINDOW_SECONDS = 30
+
+
+@dataclass
+class _Lives:
+    """Milliseconds from create to the first row, and to gone; lives a minute of each window."""
+
+    first_rows: list[float] = field(default_factory=list)
+    lives: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+
+def _run_window(
+    clients: list[Client], results: _Lives, live: Callable[[int, Client], tuple[float, float]]
+) -> None:
+    """Let each client live one life after another for WINDOW_SECONDS; the last ones end after it."""
+    errors: list[Exception] = []
+    began = time.monotonic()
+    count = len(results.lives)
+
+    def work(worker: int, client: Client) -> None:
+        try:
+            while time.monotonic() < began + WINDOW_SECONDS:
+                first_row, life = live(worker, client)
+                results.first_rows.append(first_row * MS)
+                results.lives.append(life * MS)
+        except Exception as error:  # noqa: BLE001 - raised below, in the measure's thread
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in enumerate(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    results.rates.append((len(results.lives) - count) * 60 / (time.monotonic() - began))
+
+
+def _branch_life(stage: Stage, client: Client, dsn: str) -> tuple[float, float]:
+    """Create a branch, read a row of it, delete it; return the seconds to the row and to its end."""
+    name = stage.unique_name("life")
+    began = stage.create_branch("stream", name)
+    option = f" options='-c dbranch.branch={name}'"
+    answer = client.ask("first_row", dsn=dsn + option, query="select 1")
+    stage.delete_branches("stream", name)
+    return answer["at"] - began, time.monotonic() - began
+
+
+def _bare_life(stage: Stage, client: Client, worker: int) -> tuple[float, float]:
+    """Create a bare pod, read a row of it, delete it; return the seconds to the row and to its end."""
+    name = stage.unique_name("life")
+    began = stage.create_bare_pod(name, f"many-{worker}")
+    stage.seconds_to_bare_ready(name, began)
+    dsn = f"host={stage.pod_address(name)} user=postgres dbname=postgres"
+    answer = client.ask("first_row", dsn=dsn, query="select 1")
+    stage.delete_pods(name)
+    return answer["at"] - began, time.monotonic() - began
+
+
+def _leftovers(stage: Stage) -> set[str]:
+    """Return what branches have on the node and in the cluster: subvolumes, mounts, pods of bound slots, Secrets."""
+    script = "cd /var/lib/dbranch; ls -d mnt/*/* mnt/*/.[!.]* slots/* 2>/dev/null || true"
+    agent = stage.agent_exec("sh", "-c", script).split()
+    free = {pod["metadata"]["name"] for pod in stage.warm_slots()}
+    present = {path for path in agent if path.removeprefix("slots/") not in free}
+    for plural in ("secrets", "services", "configmaps"):
+        present |= {
+            f"{plural}/{body['metadata']['name']}" for body in stage.list_core(plural, stage.namespace)
+        }
+    present |= {f"secrets/{body['metadata']['name']}" for body in stage.list_core("secrets", NODES)}
+    bound = f"{names.LABEL_SLOT},{names.LABEL_BRANCH_UID}"
+    return present | {f"pods/{body['metadata']['name']}" for body in stage.list_core("pods", NODES, bound)}
+
+
+def _await_leftovers(stage: Stage, before: set[str]) -> int:
+    """Return how many things are there that were not `before`, once none is left, or after two minutes."""
+    deadline = time.monotonic() + 120
+    while True:
+        left = _leftovers(stage) - before
+        if not left or time.monotonic() > deadline:
+            if left:
+                stage.say(f"left: {' '.join(sorted(left))}")
+            return len(left)
+        time.sleep(1)
+
+
+CROWDS: dict[str, Callable[[Stage, bool], Result]] = {f.__name__: f for f in (twenty, stream)}
