@@ -37,6 +37,7 @@ AGENT = f"system:serviceaccount:{NODES}:dbranch-agent"
 CONTEXT = NodeContext(NODE, "3b0f1f4e-0000-4000-8000-000000000001", NODES, "dbranch")
 LAYOUT = Layout(Path("/var/lib/dbranch"))
 SLOT = "b-0123456789ab-1"
+OTHER_UID = "3b0f1f4e-0000-4000-8000-0000000000aa"
 
 # It only ends a test that hangs.
 TIMEOUT_SECONDS = 180.0
@@ -229,6 +230,14 @@ CHANGES: dict[str, tuple[Callable[[Json], object], str]] = {
         lambda p: p["spec"].update(priorityClassName="system-node-critical"),
         "priority of the chart",
     ),
+    "pull-secret-of-another-project": (
+        lambda p: p["spec"].update(imagePullSecrets=[{"name": names.pull_secret_name(OTHER_UID, "r")}]),
+        "pulled with the Secrets of its project",
+    ),
+    "pull-secret-of-the-namespace": (
+        lambda p: p["spec"].update(imagePullSecrets=[{"name": "registry"}]),
+        "pulled with the Secrets of its project",
+    ),
     "another-secret": (
         lambda p: p["spec"]["volumes"].append({"name": "s", "secret": {"secretName": "verifier-other"}}),
         "mounts only its slot",
@@ -242,6 +251,38 @@ def test_an_agent_creates_no_other_pods(agent: Api, shop: Shop, change: str) -> 
     pod = deepcopy(branch_pod(CONTEXT, LAYOUT, shop.read(), shop.branch(), SLOT, "true"))
     apply(pod)
     assert text in agent.rejected("POST", PODS, pod)
+
+
+def test_the_pull_secrets_of_a_pod_are_of_one_project_and_its_branch_is_of_that(
+    admin: Api, agent: Api, shop: Shop
+) -> None:
+    own, others = (names.pull_secret_name(uid, "registry") for uid in (shop.read().uid, OTHER_UID))
+
+    def with_secrets(pod: Json, *secret_names: str) -> Json:
+        pod["spec"]["imagePullSecrets"] = [{"name": name} for name in secret_names]
+        return pod
+
+    slot_class = slot_class_of(shop.read())
+    warm_slot = warm_pod(CONTEXT, LAYOUT, slot_class, f"b-{secrets.token_hex(6)}-1", "true")
+    bound = branch_pod(CONTEXT, LAYOUT, shop.read(), shop.branch(), SLOT, "true")
+    agent.allowed(
+        "POST", PODS, with_secrets(bound, own, names.pull_secret_name(shop.read().uid, "b")), dry=True
+    )
+    agent.allowed("POST", PODS, with_secrets(warm_slot, own), dry=True)
+    text = "pulled with the Secrets of its project"
+    assert text in agent.rejected("POST", PODS, with_secrets(warm_slot, own, others))
+    assert text in agent.rejected("POST", PODS, with_secrets(warm_slot, "pull-x"))
+    # Of another project's image, this project gets no pod.
+    warm_slot["metadata"].pop("ownerReferences")
+    warm_slot["metadata"]["finalizers"] = ["example.com/kept"]
+    created = admin.allowed("POST", PODS, with_secrets(warm_slot, others))["metadata"]
+    path = path_of("v1", "pods", NODES, created["name"])
+    try:
+        claim = claim_patch(shop.read(), shop.branch(), created["uid"])
+        assert "claims a warm one" in agent.rejected("PATCH", path, claim)
+    finally:
+        admin.request("DELETE", f"{path}?gracePeriodSeconds=0")
+        admin.allowed("PATCH", path, {"metadata": {"finalizers": None}})
 
 
 def test_an_agent_without_the_claim_of_its_node_creates_nothing(admin: Api, shop: Shop) -> None:
