@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +13,7 @@ from dbranch.api.branch import Branch
 from dbranch.api.enums import ServiceType
 from dbranch.api.project import Project
 from dbranch.api.proxy_spec import ProxyPods
+from dbranch.api.scram import joined_version, render_branch_verifiers
 
 Json = dict[str, Any]
 
@@ -152,18 +153,25 @@ def _copy_labels(project: Project, release: Release, **extra_labels: str) -> dic
 
 
 def verifier_secret(
-    project: Project, release: Release, verifier: str, superuser_verifier: str | None = None
+    project: Project,
+    release: Release,
+    verifier: str,
+    superuser_verifier: str | None = None,
+    of_branches: Sequence[Sequence[str]] = (),
 ) -> Json:
     """Return the Secret with the passwords' SCRAM verifiers, in the nodes' namespace: all that agents get of them.
 
-    `superuser_verifier` is None where the application's role is the superuser.
+    `superuser_verifier` is None where the application's role is the superuser. `of_branches`: verifiers of the same
+    passwords with other salts, of which each branch takes its own.
     """
     meta = {
         "name": names.verifier_secret_name(project.uid),
         "namespace": release.nodes_namespace,
         "labels": _copy_labels(project, release, **{names.LABEL_PROJECT_UID: project.uid}),
     }
-    verifiers = {"verifier": verifier, "superuser": superuser_verifier}
+    version = joined_version(*filter(None, (verifier, superuser_verifier)))
+    branches = render_branch_verifiers(version, of_branches) if of_branches else ""
+    verifiers = {"verifier": verifier, "superuser": superuser_verifier, "branches": branches}
     data = {key: base64.b64encode(text.encode()).decode() for key, text in verifiers.items() if text}
     return _object("v1", "Secret", meta, type="Opaque", data=data)
 

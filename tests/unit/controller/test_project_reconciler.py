@@ -91,8 +91,11 @@ def test_agents_get_no_password_but_its_verifier(shop: Rig) -> None:
     password = secret_texts(shop.existing(CONN))["password"]
     assert len(password) >= 24
     verifiers = secret_texts(shop.existing(VERIFIER))
-    assert sorted(verifiers) == ["superuser", "verifier"]
-    assert all(text.startswith("SCRAM-SHA-256$") and password not in text for text in verifiers.values())
+    assert sorted(verifiers) == ["branches", "superuser", "verifier"]
+    version, *of_branches = verifiers.pop("branches").split()
+    assert version == shop.project()["status"]["passwordVersion"]
+    texts = [*verifiers.values(), *of_branches]
+    assert all(text.startswith("SCRAM-SHA-256$") and password not in text for text in texts)
 
 
 def test_a_root_branch_that_the_user_applied_is_used_as_it_is(rig: Rig) -> None:

@@ -169,6 +169,7 @@ class ProjectReconciler:
         self._report(project, plan, version)
         for pod in plan.gone:
             self._delete_entry(project, pod)
+        self._credential_secrets.apply_for_branches(project, len(facts.branches))
         return self._result(project, plan, facts.applied.problem)
 
     def _result(self, project: Project, plan: ProjectPlan, problem: Finding | None) -> Result:
