@@ -54,6 +54,8 @@ def test_deleted_objects_are_created_again(shop: Project) -> None:
 
 def test_limits_hold_from_their_upgrade_on_until_they_are_raised(shop: Project) -> None:
     team = shop.team
+    # Those that are being deleted count until they are gone.
+    team.cluster.footprint_at_rest()
     shop.branch("before")
     existing = team.kubectl("get", "dbbranches", "-o", "name").text.split()
     before = shop.pod_uids()

@@ -75,6 +75,10 @@ RELOAD_FIRST_POLL_SECONDS: Final = 0.0005
 RELOAD_LONGEST_POLL_SECONDS: Final = 0.1
 RELOAD_TIMEOUT_SECONDS: Final = 1.0
 
+# The token by which the agent reads its projects' Secrets: how long it is valid, and when another one is asked for.
+NODE_TOKEN_SECONDS: Final = 3600
+NODE_TOKEN_RENEWAL_SECONDS: Final = 2400.0
+
 # A project's pool.
 PROJECT_RESYNC_SECONDS: Final = 60.0
 BTRFS_MISSING_RETRY_SECONDS: Final = 60.0

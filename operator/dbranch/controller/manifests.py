@@ -176,6 +176,38 @@ def verifier_secret(
     return _object("v1", "Secret", meta, type="Opaque", data=data)
 
 
+def node_access(project: Project, node: str, release: Release) -> list[tuple[str, str, Json]]:
+    """Return (API, plural, manifest) of what lets the account of the project's node read the project's Secrets.
+
+    The account is that of all projects of the node, and is left when they go. The agents' own may read no Secret.
+    """
+    group, account, name = (
+        "rbac.authorization.k8s.io",
+        names.node_account_name(node),
+        names.node_access_name(project.uid),
+    )
+    namespace = release.nodes_namespace
+    labels = _copy_labels(project, release, **{names.LABEL_PROJECT_UID: project.uid})
+    meta = {"name": name, "namespace": namespace, "labels": labels}
+    of_all = names.labels(names.COMPONENT_POSTGRES, release.name)
+    of_node = {"name": account, "namespace": namespace, "labels": of_all}
+    pull_secrets = (names.pull_secret_name(project.uid, name) for name in project.postgres.image_pull_secrets)
+    secrets = [names.verifier_secret_name(project.uid), *pull_secrets]
+    rules = [{"apiGroups": [""], "resources": ["secrets"], "resourceNames": secrets, "verbs": ["get"]}]
+    subjects = [{"kind": "ServiceAccount", "name": account, "namespace": namespace}]
+    role_ref = {"apiGroup": group, "kind": "Role", "name": name}
+    rbac = f"{group}/v1"
+    return [
+        (
+            "v1",
+            "serviceaccounts",
+            _object("v1", "ServiceAccount", of_node, automountServiceAccountToken=False),
+        ),
+        (rbac, "roles", _object(rbac, "Role", meta, rules=rules)),
+        (rbac, "rolebindings", _object(rbac, "RoleBinding", meta, roleRef=role_ref, subjects=subjects)),
+    ]
+
+
 def pull_secret(
     project: Project, release: Release, name: str, secret_type: str, data: Mapping[str, str]
 ) -> Json:

@@ -31,6 +31,7 @@ from dbranch.agent.branch.facts import Desired
 from dbranch.agent.branch.observe import endpoint_of
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
+from dbranch.agent.node_secrets import NodeSecrets
 from dbranch.agent.pool.records import ensure_initialized_recorded
 from dbranch.agent.postgres import session
 from dbranch.agent.postgres.answer import RejectedSetting
@@ -58,7 +59,7 @@ from dbranch.api.errors import DbranchError, NotAccepting
 from dbranch.api.project import Project
 from dbranch.api.scram import parse_branch_verifiers
 from dbranch.api.secrets import secret_text
-from dbranch.kube.client import Cluster, path_of
+from dbranch.kube.client import Cluster
 from dbranch.runtime.clock import now_rfc3339
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.timings import StepTimer
@@ -90,6 +91,7 @@ class BranchEffects:
 
     def __init__(self, cluster: Cluster, layout: Layout, context: NodeContext) -> None:
         self._cluster, self._layout, self._context = cluster, layout, context
+        self._secrets = NodeSecrets(cluster, context)
         # By project: who chooses among the verifiers of its branches.
         self._choices = KeyedLocks()
 
@@ -205,8 +207,7 @@ class BranchEffects:
                 )
 
     def _verifier_secret(self, project: Project) -> Mapping[str, Any] | None:
-        name = names.verifier_secret_name(project.uid)
-        return self._cluster.get(path_of("v1", "secrets", self._context.namespace, name))
+        return self._secrets.get(names.verifier_secret_name(project.uid))
 
     def _set_own_verifiers(self, desired: Desired, endpoint: Endpoint) -> Marker | None:
         """Give the branch verifiers that no other branch of the project has; return its marker, None if not.
