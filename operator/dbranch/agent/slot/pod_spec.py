@@ -333,6 +333,8 @@ def _spec(
             "runAsNonRoot": True,
             "runAsUser": slot_class.run_as_user,
             "runAsGroup": slot_class.run_as_user,
+            # Not those of the image's /etc/group, such as root's. A node that cannot do it would refuse the pod.
+            **({"supplementalGroupsPolicy": "Strict"} if context.strict_groups else {}),
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "tolerations": tolerations,
