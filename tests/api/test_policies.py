@@ -189,7 +189,8 @@ def at_node(admin: Api, shop: Shop) -> Iterator[Shop]:
     give_secrets_to_node(admin, project)
     yield shop
     for plural in ("rolebindings", "roles"):
-        admin.request("DELETE", path_of(RBAC, plural, NODES, names.node_access_name(project.uid)))
+        admin.allowed("DELETE", path_of(RBAC, plural, NODES, names.node_access_name(project.uid)))
+    admin.allowed("DELETE", path_of("v1", "serviceaccounts", NODES, names.node_account_name(NODE)))
 
 
 def test_an_agent_reads_the_secrets_of_its_own_nodes_projects_alone(

@@ -212,7 +212,7 @@ class FakeApi:
     # The verbs of Cluster.
 
     def request_token(self, account_path: str, seconds: int) -> str:
-        with self._request("get", f"{account_path}/token"):
+        with self._request("get", account_path):
             return f"token of {account_path}"
 
     def get(self, path: str, token: str = "") -> Json | None:
