@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import json
 
 import pytest
@@ -130,6 +133,32 @@ def test_there_are_verifiers_with_a_salt_of_its_own_for_each_branch_and_for_the_
     rig.start()
     rig.reconcile_project(bypass_cache=True)
     assert own_verifiers(rig)[:8] == first and len(own_verifiers(rig)) == 16
+
+
+def client_key_after_login(verifier: str, password: str) -> bytes:
+    """Return what the server with this verifier knows of the client's key after one login (RFC 5802, section 3)."""
+    iterations_and_salt, keys = verifier.removeprefix("SCRAM-SHA-256$").split("$")
+    iterations, salt = iterations_and_salt.split(":")
+    stored, auth_message = base64.b64decode(keys.split(":")[0]), b"n=,r=nonces,s=salt,i=4096"
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), base64.b64decode(salt), int(iterations))
+    # What the client sends: its key, hidden by what only who has StoredKey can compute.
+    client_key = hmac.digest(salted, b"Client Key", "sha256")
+    signature = hmac.digest(stored, auth_message, "sha256")
+    proof = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))
+    return bytes(a ^ b for a, b in zip(proof, signature, strict=True))
+
+
+def test_who_saw_a_login_to_one_branch_logs_in_to_no_other(rig: Rig) -> None:
+    rig.put(project())
+    rig.reconcile_project()
+    password = secret_texts(rig.existing(CONN))["password"]
+    projects, own = (
+        secret_texts(rig.existing(VERIFIERS))["verifier"],
+        [pair[0] for pair in own_verifiers(rig)],
+    )
+    key = client_key_after_login(own[0], password)
+    stored = base64.b64encode(hashlib.sha256(key).digest()).decode()
+    assert [f"${stored}:" in verifier for verifier in (*own, projects)] == [True, *(len(own) * [False])]
 
 
 def test_with_another_password_all_verifiers_are_others(rig: Rig) -> None:
