@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -12,11 +10,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Final
-from urllib.parse import quote, urlencode
 
 import click
 
 from dbranch.api import names
+from dbranch_cli.connection_strings import as_external, as_superuser, format_connection
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.formatting import format_table
 from dbranch_cli.invocation import Invocation
@@ -254,9 +252,16 @@ def write_stdin(client: subprocess.Popen[bytes], chunks: Iterator[bytes]) -> Non
     type=click.Choice(["uri", "env", "jdbc", "json"]),
     help="Format; `env` is for a shell's eval. Default: uri, with -o json: json.",
 )
+@click.option(
+    "--external",
+    is_flag=True,
+    help="For use outside of the cluster, by spec.proxy.externalHost of the project.",
+)
 @superuser_option()
 @click.pass_obj
-def url(invocation: Invocation, branch: str | None, url_format: str | None, superuser: bool) -> None:
+def url(
+    invocation: Invocation, branch: str | None, url_format: str | None, external: bool, superuser: bool
+) -> None:
     """Print a connection string. It is the project's, or a branch's own, for use within the cluster."""
     if invocation.output in ("yaml", "name") and url_format is None:
         message = f"url does not support -o {invocation.output}; use --format"
@@ -265,34 +270,7 @@ def url(invocation: Invocation, branch: str | None, url_format: str | None, supe
     secret = invocation.store.secret(body["metadata"]["name"])
     if superuser:
         secret = as_superuser(secret, invocation.store.superuser_secret(invocation.project_name))
+    if external:
+        secret = as_external(secret, invocation.project_name)
     default_format = "json" if invocation.output == "json" else "uri"
     click.echo(format_connection(secret, url_format or default_format))
-
-
-def as_superuser(secret: Mapping[str, str], superuser: Mapping[str, str]) -> dict[str, str]:
-    """Return a `…-conn` Secret with the superuser's name and password."""
-    user, password, database = (
-        quote(text, safe="") for text in (superuser["username"], superuser["password"], secret["database"])
-    )
-    uri = f"postgresql://{user}:{password}@{secret['host']}:{secret['port']}/{database}"
-    return {**secret, "username": superuser["username"], "password": superuser["password"], "uri": uri}
-
-
-def format_connection(secret: Mapping[str, str], url_format: str) -> str:
-    """Return a `…-conn` Secret as a URI, as libpq's variables for a shell, as a JDBC URL or as JSON."""
-    if url_format == "uri":
-        return secret["uri"]
-    if url_format == "json":
-        keys = ("host", "port", "username", "password", "database", "uri")
-        return json.dumps({key: secret[key] for key in keys}, indent=2)
-    if url_format == "jdbc":
-        query = urlencode({"user": secret["username"], "password": secret["password"]})
-        return f"jdbc:postgresql://{secret['host']}:{secret['port']}/{secret['database']}?{query}"
-    variables = {
-        "PGHOST": secret["host"],
-        "PGPORT": secret["port"],
-        "PGUSER": secret["username"],
-        "PGPASSWORD": secret["password"],
-        "PGDATABASE": secret["database"],
-    }
-    return "\n".join(f"export {key}={shlex.quote(value)}" for key, value in variables.items())

@@ -45,3 +45,18 @@ def test_every_template_checks_the_values_first() -> None:
     for template in TEMPLATES:
         first = template.read_text(encoding="utf-8").splitlines()[0]
         assert first == '{{- include "dbranch.checkValues" . }}', template.name
+
+
+def test_an_image_can_be_named_by_its_digest_for_all_three_parts() -> None:
+    digest = "sha256:" + "0123456789abcdef" * 4
+    argv = ["helm", "template", "dbranch", str(CHART), "--namespace", "system", "--kube-version", "1.35.0"]
+    rendered = subprocess.run(
+        [*argv, "--set", f"image.digest={digest}", "--set", "image.tag=v1"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    # The controller's, the agents', and the one that the controller gives to the proxies.
+    assert rendered.count(f"dbranch-server:v1@{digest}") == 3
+    refused = subprocess.run([*argv, "--set", "image.digest=v1"], check=False, capture_output=True, text=True)
+    assert refused.returncode and "digest" in refused.stderr

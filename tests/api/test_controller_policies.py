@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from tests.api.test_access import RBAC
-from tests.api.test_policies import AGENT, NODE, NODES, STATUS_KEYS, Api, Shop, admin, shop, team
+from tests.api.test_policies import AGENT, NODE, NODES, OTHER_UID, STATUS_KEYS, Api, Shop, admin, shop, team
 
 from dbranch.api import names
 from dbranch.controller import manifests
@@ -38,7 +38,7 @@ def objects_of(shop: Shop) -> dict[str, tuple[str, str, Json]]:
     """Return all that the controller makes for a project and a branch: {name: (API, plural, manifest)}."""
     project, branch = shop.read(), shop.branch()
     made = [
-        *desired_objects(project, RELEASE),
+        *desired_objects(project, RELEASE, NODE),
         ("v1", "secrets", manifests.conn_secret(project, RELEASE, CREDENTIALS)),
         ("v1", "secrets", manifests.superuser_secret(project, RELEASE, CREDENTIALS)),
         ("v1", "secrets", manifests.conn_secret(project, RELEASE, CREDENTIALS, branch)),
@@ -125,6 +125,26 @@ CHANGES: dict[str, tuple[str, Callable[[Json], object], str]] = {
         lambda o: o["rules"][0].update(apiGroups=[""], resources=["secrets"]),
         "a Role of dbranch is a proxy's",
     ),
+    "another-projects-secrets": (
+        "Role of a node",
+        lambda o: o["rules"][0]["resourceNames"].append(f"verifier-{OTHER_UID}"),
+        "the Secrets of one project, by name",
+    ),
+    "all-secrets": (
+        "Role of a node",
+        lambda o: o["rules"][0].pop("resourceNames"),
+        "the Secrets of one project, by name",
+    ),
+    "more-than-get": (
+        "Role of a node",
+        lambda o: o["rules"][0].update(verbs=["get", "patch"]),
+        "the Secrets of one project, by name",
+    ),
+    "to-the-agents": (
+        "RoleBinding of a node",
+        lambda o: o["subjects"][0].update(name="dbranch-agent"),
+        "to the account of a node",
+    ),
     "a-role-on-every-project": (
         "Role",
         lambda o: o["rules"][0].pop("resourceNames"),
@@ -167,15 +187,17 @@ CHANGES: dict[str, tuple[str, Callable[[Json], object], str]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_controller_makes_nothing_else(controller: Api, shop: Shop, change: str) -> None:
-    kind, apply, text = CHANGES[change]
-    objects = objects_of(shop)
-    if kind == "RoleBinding":
+    subject, apply, text = CHANGES[change]
+    kind, objects = subject.removesuffix(" of a node"), objects_of(shop)
+    of_kind = [deepcopy(o) for n, o in objects.items() if n.startswith(f"{kind} ")]
+    api, plural, body = next(
+        o for o in of_kind if (o[2]["metadata"]["namespace"] == NODES) == (kind != subject)
+    )
+    path, is_binding = collection(api, plural, body), kind == "RoleBinding"
+    if is_binding:
         # RBAC itself asks for the Role.
-        api, plural, role = objects["Role shop-proxy"]
+        api, plural, role = objects[f"Role {body['roleRef']['name']}"]
         controller.allowed("POST", collection(api, plural, role), role)
-    api, plural, body = next(deepcopy(o) for n, o in objects.items() if n.startswith(f"{kind} "))
-    path = collection(api, plural, body)
-    if kind == "RoleBinding":
         controller.eventually_allowed("POST", path, body, dry=True)
     apply(body)
     message = controller.rejected("POST", path, body)

@@ -25,7 +25,7 @@ from dbranch.agent.slot.pod_spec import branch_pod, claim_patch, initdb_pod, slo
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.project import Project, parse_project
-from dbranch.controller.manifests import Release
+from dbranch.controller.manifests import Release, node_access
 from dbranch.controller.proxy_manifests import proxy_access
 from dbranch.kube.client import branch_path, path_of, project_path
 
@@ -37,9 +37,11 @@ AGENT = f"system:serviceaccount:{NODES}:dbranch-agent"
 CONTEXT = NodeContext(NODE, "3b0f1f4e-0000-4000-8000-000000000001", NODES, "dbranch")
 LAYOUT = Layout(Path("/var/lib/dbranch"))
 SLOT = "b-0123456789ab-1"
+OTHER_UID = "3b0f1f4e-0000-4000-8000-0000000000aa"
 
 # It only ends a test that hangs.
 TIMEOUT_SECONDS = 180.0
+RBAC = "rbac.authorization.k8s.io/v1"
 
 
 class Api:
@@ -168,7 +170,64 @@ def agent(admin: Api) -> Api:
 PODS = path_of("v1", "pods", NODES)
 
 
-def test_an_agent_creates_the_pods_of_its_branches(agent: Api, shop: Shop) -> None:
+def give_secrets_to_node(admin: Api, project: Project, node: str = NODE) -> None:
+    """Give the node's account the project's Secrets, as the controller does; wait until the authorizer knows."""
+    release = Release("dbranch", NODES, "dbranch-server:test")
+    project = replace(project, postgres=replace(project.postgres, image_pull_secrets=("registry", "b")))
+    for api, plural, body in node_access(project, node, release):
+        status, answer = admin.request("POST", path_of(api, plural, NODES), body)
+        assert status in (201, 409), answer
+    account = Api(f"system:serviceaccount:{NODES}:{names.node_account_name(node)}")
+    path = path_of("v1", "secrets", NODES, names.verifier_secret_name(project.uid))
+    _repeat(lambda: account.request("GET", path), lambda status, _: status == 404)
+
+
+@pytest.fixture
+def at_node(admin: Api, shop: Shop) -> Iterator[Shop]:
+    """The project, whose Secrets its node's account may read."""
+    project = shop.read()
+    give_secrets_to_node(admin, project)
+    yield shop
+    for plural in ("rolebindings", "roles"):
+        admin.allowed("DELETE", path_of(RBAC, plural, NODES, names.node_access_name(project.uid)))
+    admin.allowed("DELETE", path_of("v1", "serviceaccounts", NODES, names.node_account_name(NODE)))
+
+
+def test_an_agent_reads_the_secrets_of_its_own_nodes_projects_alone(
+    admin: Api, agent: Api, at_node: Shop
+) -> None:
+    """By one account for all nodes every verifier and pull secret of the cluster was there for each agent."""
+    own = path_of("v1", "secrets", NODES, names.verifier_secret_name(at_node.read().uid))
+    assert "is forbidden" in agent.rejected("GET", own)
+    spec = {"expirationSeconds": 3600}
+    request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+
+    def tokens(account: str) -> str:
+        return path_of("v1", "serviceaccounts", NODES, account, "token")
+
+    assert agent.allowed("POST", tokens(names.node_account_name(NODE)), request)["status"]["token"]
+    text = "a token of its own node's account"
+    other = Api(AGENT, node_name="node-b", pod_name="dbranch-agent-bbbbb")
+    for refused, account in (
+        (other, names.node_account_name(NODE)),
+        (Api(AGENT), names.node_account_name(NODE)),
+        (agent, "dbranch-agent"),
+        (agent, "dbranch-postgres"),
+    ):
+        assert text in refused.rejected("POST", tokens(account), request)
+    account = Api(f"system:serviceaccount:{NODES}:{names.node_account_name(NODE)}")
+    assert account.request("GET", own)[0] == 404
+    for path in (own.replace("verifier-", "verifier-x"), path_of("v1", "secrets", NODES)):
+        assert "is forbidden" in account.rejected("GET", path)
+    # Nor does a pod bring it another node's.
+    pod = initdb_pod(CONTEXT, LAYOUT, at_node.read(), at_node.branch(), "true")
+    agent.allowed("POST", PODS, pod, dry=True)
+    pod["spec"]["nodeName"] = "node-b"
+    assert "bound to its node" in other.rejected("POST", PODS, pod)
+
+
+def test_an_agent_creates_the_pods_of_its_branches(agent: Api, at_node: Shop) -> None:
+    shop = at_node
     project, branch = shop.read(), shop.branch()
     prioritized = replace(
         CONTEXT, pods=PodDefaults(root_priority="dbranch-root", copy_priority="dbranch-copy")
@@ -229,6 +288,14 @@ CHANGES: dict[str, tuple[Callable[[Json], object], str]] = {
         lambda p: p["spec"].update(priorityClassName="system-node-critical"),
         "priority of the chart",
     ),
+    "pull-secret-of-another-project": (
+        lambda p: p["spec"].update(imagePullSecrets=[{"name": names.pull_secret_name(OTHER_UID, "r")}]),
+        "pulled with the Secrets of its project",
+    ),
+    "pull-secret-of-the-namespace": (
+        lambda p: p["spec"].update(imagePullSecrets=[{"name": "registry"}]),
+        "pulled with the Secrets of its project",
+    ),
     "another-secret": (
         lambda p: p["spec"]["volumes"].append({"name": "s", "secret": {"secretName": "verifier-other"}}),
         "mounts only its slot",
@@ -242,6 +309,39 @@ def test_an_agent_creates_no_other_pods(agent: Api, shop: Shop, change: str) -> 
     pod = deepcopy(branch_pod(CONTEXT, LAYOUT, shop.read(), shop.branch(), SLOT, "true"))
     apply(pod)
     assert text in agent.rejected("POST", PODS, pod)
+
+
+def test_the_pull_secrets_of_a_pod_are_of_one_project_and_its_branch_is_of_that(
+    admin: Api, agent: Api, at_node: Shop
+) -> None:
+    shop = at_node
+    own, others = (names.pull_secret_name(uid, "registry") for uid in (shop.read().uid, OTHER_UID))
+
+    def with_secrets(pod: Json, *secret_names: str) -> Json:
+        pod["spec"]["imagePullSecrets"] = [{"name": name} for name in secret_names]
+        return pod
+
+    slot_class = slot_class_of(shop.read())
+    warm_slot = warm_pod(CONTEXT, LAYOUT, slot_class, f"b-{secrets.token_hex(6)}-1", "true")
+    bound = branch_pod(CONTEXT, LAYOUT, shop.read(), shop.branch(), SLOT, "true")
+    agent.allowed(
+        "POST", PODS, with_secrets(bound, own, names.pull_secret_name(shop.read().uid, "b")), dry=True
+    )
+    agent.allowed("POST", PODS, with_secrets(warm_slot, own), dry=True)
+    text = "pulled with the Secrets of its project"
+    assert text in agent.rejected("POST", PODS, with_secrets(warm_slot, own, others))
+    assert text in agent.rejected("POST", PODS, with_secrets(warm_slot, "pull-x"))
+    # Of another project's image, this project gets no pod.
+    warm_slot["metadata"].pop("ownerReferences")
+    warm_slot["metadata"]["finalizers"] = ["example.com/kept"]
+    created = admin.allowed("POST", PODS, with_secrets(warm_slot, others))["metadata"]
+    path = path_of("v1", "pods", NODES, created["name"])
+    try:
+        claim = claim_patch(shop.read(), shop.branch(), created["uid"])
+        assert "claims a warm one" in agent.rejected("PATCH", path, claim)
+    finally:
+        admin.request("DELETE", f"{path}?gracePeriodSeconds=0")
+        admin.allowed("PATCH", path, {"metadata": {"finalizers": None}})
 
 
 def test_an_agent_without_the_claim_of_its_node_creates_nothing(admin: Api, shop: Shop) -> None:

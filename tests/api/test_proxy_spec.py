@@ -69,6 +69,7 @@ FULL: Json = {
     "topologySpreadConstraints": [
         {"maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule"}
     ],
+    "priorityClassName": "important",
     "podAnnotations": {"sidecar.istio.io/inject": "false"},
     "podLabels": {"team": "shop"},
 }
@@ -131,6 +132,7 @@ LOAD_BALANCER: Json = {"serviceType": "LoadBalancer"}
         ({"podLabels": {"dbranch.io/project-uid": "other"}}, "dbranch's own"),
         ({"podLabels": {"app.kubernetes.io/component": "postgres"}}, "dbranch's own"),
         ({"podAnnotations": {"controller.dbranch.io/x": ""}}, "dbranch's own"),
+        ({"priorityClassName": "system-node-critical"}, "for the parts of the cluster"),
         ({"limits": {"handshakes": 1}}, "handshakes"),
     ],
 )

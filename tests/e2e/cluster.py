@@ -212,7 +212,7 @@ class Cluster:
 
     def footprint(self) -> dict[str, list[str]]:
         """Return what dbranch holds on the first node: files and mounts below its base directory, loop devices,
-        and its pods and Secrets.
+        its pods and Secrets, and what lets a node read these.
 
         The directories of warm slots and their pods are left out: they change with every claim.
         """
@@ -228,6 +228,9 @@ class Cluster:
                 *("get", "pods", "-n", NODES, "-l", "dbranch.io/slot,dbranch.io/branch-uid", "-o", "name"),
             ).text.split(),
             "secrets": self.kubectl("get", "secrets", "-n", NODES, "-o", "name").text.split(),
+            "access": self.kubectl(
+                *("get", "roles,rolebindings", "-n", NODES, "-l", "dbranch.io/project-uid", "-o", "name")
+            ).text.split(),
         }
 
     def warm_slots(self) -> dict[str, dict[str, Any]]:

@@ -14,8 +14,8 @@ def await_node_as_before(cluster: Cluster, before: dict[str, list[str]], uid: st
     Loop devices belong to the machine, not to the node, so only those of the project count. Leftovers of killed
     agents that were there before may have been removed since: markers of orphans, and slot directories without a
     pod (a branch's slot has its mount and its pod, too). What an agent that was killed halfway leaves behind is
-    removed by housekeeping a minute later. The controller's sweep deletes the verifiers of projects that had lost
-    their finalizers.
+    removed by housekeeping a minute later. The controller's sweep deletes the verifiers, and the access to them, of
+    projects that had lost their finalizers.
     """
     added: dict[str, list[str]] = {}
     removed: dict[str, list[str]] = {}
@@ -27,7 +27,10 @@ def await_node_as_before(cluster: Cluster, before: dict[str, list[str]], uid: st
             added[category] = [*(Counter(now[category]) - Counter(held)).elements()]
             removed[category] = [*(Counter(held) - Counter(now[category])).elements()]
         added["loops"], removed["loops"] = [path for path in now["loops"] if uid in path], []
-        existing = {f"secret/{names.verifier_secret_name(project)}" for project in cluster.project_uids()}
+        projects = cluster.project_uids()
+        of_projects = {names.node_access_name(project) for project in projects}
+        removed["access"] = [name for name in removed["access"] if name.partition("/")[2] in of_projects]
+        existing = {f"secret/{names.verifier_secret_name(project)}" for project in projects}
         removed["secrets"] = [
             name
             for name in removed["secrets"]

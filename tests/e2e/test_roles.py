@@ -46,6 +46,25 @@ def test_the_connections_that_are_kept_for_superusers_are_not_the_applications(s
     shop.discard("full")
 
 
+def test_each_branch_has_verifiers_with_a_salt_of_its_own_and_one_password_for_all(shop: Project) -> None:
+    shop.branch("salted")
+    query = "select rolname, rolpassword from pg_authid where rolname in ('app', 'postgres') order by 1"
+
+    def salts() -> set[str]:
+        """Return the salts of both roles on both branches."""
+        verifiers = [
+            line.split("|")[1]
+            for branch in ("main", "salted")
+            for line in shop.team.sql(superuser_uri(shop, branch), query).splitlines()
+        ]
+        return {verifier.split("$")[1] for verifier in verifiers}
+
+    # Soon after the branch is ready, and without a restart.
+    eventually("four salts", lambda: len(salts()) == 4)
+    assert shop.sql("select current_user", "salted") == shop.sql("select current_user", "main") == "app"
+    shop.discard("salted")
+
+
 def test_a_password_that_a_dump_changed_is_set_again(shop: Project) -> None:
     shop.branch("dumped")
     uri = shop.uri("dumped")

@@ -8,11 +8,15 @@ from __future__ import annotations
 from tests.e2e.cluster import KUBECTL_TIMEOUT, NODES, RELEASE, SYSTEM, Cluster, Project, eventually
 
 
-def upgrade(cluster: Cluster) -> None:
-    """Upgrade to another pod template of both roles and a short resync period, unless that is so already."""
+def upgrade(cluster: Cluster, **limits: int | str) -> None:
+    """Upgrade to another pod template of both roles and a short resync period, unless that is so already.
+
+    `limits`: as the chart's; without any, nothing is limited.
+    """
     cluster.install(
         *("--set", "controller.podAnnotations.upgraded=yes", "--set", "agent.podAnnotations.upgraded=yes"),
         *("--set", "controller.resyncPeriod=3s"),
+        *(part for limit, value in limits.items() for part in ("--set", f"limits.{limit}={value}")),
     )
     cluster.kubectl("rollout", "status", "-n", NODES, "daemonset/dbranch-agent", KUBECTL_TIMEOUT)
 
@@ -46,6 +50,40 @@ def test_deleted_objects_are_created_again(shop: Project) -> None:
     team.kubectl("rollout", "status", "deployment/shop-proxy", KUBECTL_TIMEOUT)
     team.wait_ready("dbproject", "shop")
     assert shop.sql("select name from item where id = 1") == "first"
+
+
+def test_limits_hold_from_their_upgrade_on_until_they_are_raised(shop: Project) -> None:
+    team = shop.team
+    # Those that are being deleted count until they are gone.
+    team.cluster.footprint_at_rest()
+    shop.branch("before")
+    existing = team.kubectl("get", "dbbranches", "-o", "name").text.split()
+    before = shop.pod_uids()
+    upgrade(team.cluster, branches=len(existing) + 1, proxyReplicas=1)
+    more_proxies = ("patch", "dbproject", "shop", "--type=merge", "-p", '{"spec":{"proxy":{"replicas":2}}}')
+    sentence = (
+        "project shop asks for spec.proxy.replicas 2; limits.proxyReplicas of the dbranch chart allows 1 in "
+        f"namespace {team.name}; a cluster administrator can raise it"
+    )
+    # A dry run: the API server knows a policy a little later than it has taken it.
+    eventually(
+        "the API server refuses what exceeds a limit",
+        lambda: sentence in team.kubectl(*more_proxies, "--dry-run=server", check=False).err,
+    )
+    # The numbers are the controller's to count: the first has a place, the second waits for one.
+    shop.branch("last")
+    team.apply(shop.branch_manifest("excess"))
+    waiting = team.wait_reason("dbbranch", "shop-excess", "Scheduled", "LimitExceeded")
+    assert waiting["message"].startswith(
+        "branch excess is not made: limits.branches of the dbranch chart allows "
+    )
+    assert not team.exists("service", "shop-excess")
+    assert shop.sql("select name from item where id = 1", "before") == "first"
+    upgrade(team.cluster)
+    team.wait_ready("dbbranch", "shop-excess")
+    assert shop.sql("select name from item where id = 1", "excess") == "first"
+    assert {branch: shop.pod_uids()[branch] for branch in before} == before
+    shop.discard("before", "last", "excess")
 
 
 def test_values_that_violate_the_schema_are_rejected(shop: Project) -> None:

@@ -211,7 +211,11 @@ class FakeApi:
 
     # The verbs of Cluster.
 
-    def get(self, path: str) -> Json | None:
+    def request_token(self, account_path: str, seconds: int) -> str:
+        with self._request("get", account_path):
+            return f"token of {account_path}"
+
+    def get(self, path: str, token: str = "") -> Json | None:
         with self._request("get", path), self._state(write=False) as state:
             return copy.deepcopy(state.objects.get(_key(path)))
 

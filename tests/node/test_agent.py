@@ -18,7 +18,7 @@ from dbranch.api import names
 from dbranch.api.branch import parse_branch
 from dbranch.api.errors import ApiError
 from dbranch.api.project import parse_project
-from dbranch.api.scram import joined_version, verifier_of
+from dbranch.api.scram import joined_version, render_branch_verifiers, verifier_of
 from dbranch.kube.client import path_of
 
 SECRETS = path_of("v1", "secrets", "dbranch-nodes")
@@ -58,6 +58,22 @@ def give_passwords(world: World, project: str, password: str) -> dict[str, str]:
     version = {"status": {"passwordVersion": joined_version(application, superuser)}}
     world.api.merge(f"{PROJECTS}/shop/status", version)
     return {"app": application, "postgres": superuser}
+
+
+def give_own_verifiers(world: World, project: str, password: str, count: int) -> list[dict[str, str]]:
+    """Add verifiers of the passwords of `give_passwords` for so many branches; return them by role."""
+    own = [
+        (verifier_of(password, salt), verifier_of(f"{password} of all", salt))
+        for salt in (bytes([number] * 16) for number in range(count))
+    ]
+    status = world.api.merge(f"{PROJECTS}/shop/status", {"status": {}})["status"]
+    data = {
+        "branches": base64.b64encode(
+            render_branch_verifiers(status["passwordVersion"], own).encode()
+        ).decode()
+    }
+    world.api.merge(f"{SECRETS}/{names.verifier_secret_name(project)}", {"data": data})
+    return [dict(zip(("app", "postgres"), pair, strict=True)) for pair in own]
 
 
 def stored_passwords(world: World, branch: str) -> dict[object, object]:
@@ -234,6 +250,39 @@ def test_new_passwords_reach_every_branch(world: World) -> None:
     world.make_branch("second", "running")
     world.run_agent()
     assert [stored_passwords(world, b) for b in ("stopped", "second")] == 2 * [second]
+
+
+def test_each_branch_gets_verifiers_of_its_own_once_it_serves(world: World) -> None:
+    project = world.make_project()
+    projects = give_passwords(world, project, "first")
+    own = give_own_verifiers(world, project, "first", 3)
+    world.run_agent()
+    world.make_branch("copy", "main")
+    world.run_agent()
+    assert [stored_passwords(world, b) for b in ("main", "copy")] == own[:2]
+    world.run_agent()
+    assert not [effect for effect in world.effects if "alter role" in effect]
+    # Those of another branch, or of the project, are as wrong as those of a dump.
+    for verifiers in (own[0], projects):
+        for role, verifier in verifiers.items():
+            world.sql("copy", f"alter role {role} password '{verifier}'")
+        world.run_agent()
+        assert stored_passwords(world, "copy") == own[1]
+    # Where there are none left, the source's stay, until a branch that is gone has left its own.
+    for name in ("third", "fourth"):
+        world.make_branch(name, "main")
+        world.run_agent()
+    assert [stored_passwords(world, b) for b in ("third", "fourth")] == [own[2], own[0]]
+    world.delete_branch("copy")
+    world.run_agent()
+    assert stored_passwords(world, "fourth") == own[1]
+    second = give_passwords(world, project, "second")
+    world.run_agent()
+    assert stored_passwords(world, "main") == second
+    renewed = give_own_verifiers(world, project, "second", 3)
+    world.run_agent()
+    kept = [stored_passwords(world, b) for b in ("main", "third", "fourth")]
+    assert all(verifiers in kept for verifiers in renewed)
 
 
 def test_a_password_that_a_dump_has_changed_is_set_again(world: World) -> None:

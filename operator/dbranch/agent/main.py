@@ -52,12 +52,14 @@ def make_dispatcher(environment: dict[str, str]) -> tuple[Dispatcher, Cluster, L
     layout = Layout(Path(environment["DBRANCH_BASE_DIR"]))
     ensure_base(layout)
     address = environment.get("DBRANCH_NODE_ADDRESS", "127.0.0.1")
+    features = node.get("status", {}).get("features") or {}
     context = NodeContext(
         node=environment["DBRANCH_NODE_NAME"],
         node_uid=node["metadata"]["uid"],
         namespace=environment["DBRANCH_NODES_NAMESPACE"],
         release=environment.get("DBRANCH_RELEASE", "dbranch"),
         pods=PodDefaults.parse(environment.get("DBRANCH_POSTGRES", "")),
+        strict_groups=bool(features.get("supplementalGroupsPolicy")),
         eviction=observe_eviction(layout, address, environment.get("DBRANCH_EVICTION_THRESHOLD", "15%")),
     )
     warm_slots = _number(environment, "DBRANCH_WARM_SLOTS", 1, "agent.warmSlots")

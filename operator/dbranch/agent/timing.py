@@ -39,6 +39,8 @@ UNANSWERED_SECONDS: Final = 30.0
 MOUNT_PROPAGATION_TIMEOUT_SECONDS: Final = 5.0
 # After Postgres has reloaded its settings, which of them need a restart is known.
 RELOADED_SETTINGS_POLL_SECONDS: Final = 0.3
+# A branch that has just begun to accept gets verifiers of its own a little later: it competes with no start.
+OWN_VERIFIERS_DELAY_SECONDS: Final = 2.0
 # Without the CHECKPOINT on its source a branch only starts slower.
 CHECKPOINT_TIMEOUT_SECONDS: Final = 10.0
 # For a Postgres that needs no shutdown checkpoint: its data is deleted next, or its pool is read-only.
@@ -72,6 +74,10 @@ START_TRY_LIMIT_SECONDS: Final = 0.02
 RELOAD_FIRST_POLL_SECONDS: Final = 0.0005
 RELOAD_LONGEST_POLL_SECONDS: Final = 0.1
 RELOAD_TIMEOUT_SECONDS: Final = 1.0
+
+# The token by which the agent reads its projects' Secrets: how long it is valid, and when another one is asked for.
+NODE_TOKEN_SECONDS: Final = 3600
+NODE_TOKEN_RENEWAL_SECONDS: Final = 2400.0
 
 # A project's pool.
 PROJECT_RESYNC_SECONDS: Final = 60.0

@@ -152,6 +152,16 @@ def verifier_secret_name(project_uid: str) -> str:
     return f"verifier-{project_uid}"
 
 
+def node_account_name(node: str) -> str:
+    """Return the name, in the nodes' namespace, of the account that may read the Secrets of a node's projects."""
+    return f"node-{node}"
+
+
+def node_access_name(project_uid: str) -> str:
+    """Return the name, in the nodes' namespace, of the Role and RoleBinding that give a node a project's Secrets."""
+    return f"node-{project_uid}"
+
+
 def pull_secret_name(project_uid: str, name: str) -> str:
     """Return the name, in the nodes' namespace, of the copy of a project's pull secret of this name.
 

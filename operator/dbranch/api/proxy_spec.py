@@ -57,6 +57,7 @@ class ProxyPods:
     topology_spread: tuple[Mapping[str, Any], ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    priority_class: str | None = None
 
     def with_defaults(self, defaults: ProxyPods) -> ProxyPods:
         """Return these fields, and the default of each one that is empty.
@@ -72,6 +73,7 @@ class ProxyPods:
             self.topology_spread or defaults.topology_spread,
             {**defaults.annotations, **self.annotations},
             {**defaults.labels, **self.labels},
+            self.priority_class or defaults.priority_class,
         )
 
     @classmethod
@@ -141,6 +143,7 @@ def parse_proxy_pods(raw: Mapping[str, Any]) -> ProxyPods:
         topology_spread=tuple(raw.get("topologySpreadConstraints") or ()),
         annotations=dict(raw.get("podAnnotations") or {}),
         labels=dict(raw.get("podLabels") or {}),
+        priority_class=raw.get("priorityClassName") or None,
     )
 
 

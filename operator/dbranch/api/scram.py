@@ -11,6 +11,7 @@ import hmac
 import re
 import stringprep
 import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 _ITERATIONS: Final = 4096
@@ -73,6 +74,21 @@ def joined_version(*verifiers: str) -> str:
     True
     """
     return "".join(map(version_of, verifiers))
+
+
+def parse_branch_verifiers(text: str | None, version: str) -> tuple[tuple[str, ...], ...]:
+    """Parse the verifiers of which each branch has its own; none if they are of other passwords than this version's.
+
+    >>> parse_branch_verifiers(render_branch_verifiers("v1", [("a", "b"), ("c", "d")]), "v1")
+    (('a', 'b'), ('c', 'd'))
+    """
+    lines = (text or "").splitlines()
+    return tuple(tuple(line.split()) for line in lines[1:]) if lines[:1] == [version] else ()
+
+
+def render_branch_verifiers(version: str, verifiers: Iterable[Sequence[str]]) -> str:
+    """Render the version of the passwords (`joined_version`), then a line a branch with a verifier for each role."""
+    return "\n".join([version, *map(" ".join, verifiers)])
 
 
 def split_version(joined: str) -> tuple[str, ...]:

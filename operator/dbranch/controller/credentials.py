@@ -11,7 +11,13 @@ from dbranch.api import names
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.errors import ApiError, BeingDeleted, InvalidInput, NameTaken, ObjectRefused
 from dbranch.api.project import Project
-from dbranch.api.scram import is_verifier_of, joined_version, split_version, verifier_of
+from dbranch.api.scram import (
+    is_verifier_of,
+    joined_version,
+    parse_branch_verifiers,
+    split_version,
+    verifier_of,
+)
 from dbranch.api.secrets import secret_text
 from dbranch.controller import manifests
 from dbranch.controller.events import PASSWORD_GENERATED, EmitEvent
@@ -23,6 +29,11 @@ from dbranch.runtime.limited import LimitedDict
 
 # Of projects; others are read again from their Secrets.
 _MAX_PASSWORDS: Final = 1000
+# A branch takes its own verifiers when it is ready: some are kept for that, and made several at a time, since each
+# costs a millisecond and a write. A Secret holds a mebibyte; further branches have the project's.
+_SPARE_VERIFIERS: Final = 4
+_VERIFIERS_AT_ONCE: Final = 8
+_MAX_OF_BRANCHES: Final = 1024
 _UNCHANGED: Final = "the password stays as it was"
 
 
@@ -41,22 +52,40 @@ class _Password:
 
 @dataclass(frozen=True)
 class _Passwords:
-    """A project's passwords; `superuser` is None where the application's role is the superuser, or it is unknown."""
+    """A project's passwords; `superuser` is None where the application's role is the superuser, or it is unknown.
+
+    `of_branches`: verifiers of these passwords with other salts, one for each role; each branch takes its own.
+    """
 
     application: _Password
     superuser: _Password | None
+    of_branches: tuple[tuple[str, ...], ...] = ()
 
     @property
     def version(self) -> str:
         """The value of `status.passwordVersion`: the agent sets the passwords when it changes."""
-        verifiers = [self.application.verifier] + ([self.superuser.verifier] if self.superuser else [])
-        return joined_version(*verifiers)
+        return joined_version(*(password.verifier for password in self._each))
+
+    @property
+    def _each(self) -> tuple[_Password, ...]:
+        return (self.application, self.superuser) if self.superuser else (self.application,)
 
     @property
     def remembered(self) -> _Passwords:
         """The same passwords, none of them new any more."""
         superuser = replace(self.superuser, is_new=False) if self.superuser else None
-        return _Passwords(replace(self.application, is_new=False), superuser)
+        return _Passwords(replace(self.application, is_new=False), superuser, self.of_branches)
+
+    def with_verifiers_for(self, branches: int) -> _Passwords:
+        """Return the same passwords with verifiers for so many branches, and for some that are made next."""
+        count = min(
+            _MAX_OF_BRANCHES, -(-(branches + _SPARE_VERIFIERS) // _VERIFIERS_AT_ONCE) * _VERIFIERS_AT_ONCE
+        )
+        added = (
+            tuple(verifier_of(password.text, secrets.token_bytes(16)) for password in self._each)
+            for _ in range(len(self.of_branches), count)
+        )
+        return replace(self, of_branches=(*self.of_branches, *added))
 
 
 class CredentialSecrets:
@@ -85,7 +114,8 @@ class CredentialSecrets:
             if isinstance(read, Finding):
                 self._passwords.pop(project.uid, None)
                 return read
-            passwords = read
+            # Those for the first branches cost no write of their own.
+            passwords = read if read.of_branches else read.with_verifiers_for(0)
         try:
             for secret in self._secrets_of(project, passwords):
                 self._owned.apply("v1", "secrets", secret, bypass_cache)
@@ -96,6 +126,21 @@ class CredentialSecrets:
         self._emit_generated(project, passwords)
         return passwords.version
 
+    def apply_for_branches(self, project: Project, branches: int) -> None:
+        """Add verifiers to the project's Secret until there are enough for so many branches. Nobody waits for it.
+
+        No-op until `apply` has set the passwords, which also reports what the API server refuses.
+        """
+        passwords = self._passwords.get(project.uid)
+        extended = passwords.with_verifiers_for(branches) if passwords else None
+        if extended is None or extended == passwords:
+            return
+        try:
+            self._owned.apply("v1", "secrets", self._verifier_secret(project, extended))
+        except (NameTaken, BeingDeleted, ObjectRefused):
+            return
+        self._passwords[project.uid] = extended
+
     def _secrets_of(self, project: Project, passwords: _Passwords) -> list[dict[str, Any]]:
         """Return the manifests of the Secrets with these passwords."""
         application, superuser = passwords.application, passwords.superuser
@@ -105,11 +150,14 @@ class CredentialSecrets:
             text = (superuser or application).text
             credentials = Credentials(project.superuser, text, project.postgres.database)
             secrets_of.append(manifests.superuser_secret(project, self._release, credentials))
+        return [*secrets_of, self._verifier_secret(project, passwords)]
+
+    def _verifier_secret(self, project: Project, passwords: _Passwords) -> dict[str, Any]:
+        application, superuser = passwords.application, passwords.superuser
         superuser_verifier = superuser.verifier if superuser else None
-        verifiers = manifests.verifier_secret(
-            project, self._release, application.verifier, superuser_verifier
+        return manifests.verifier_secret(
+            project, self._release, application.verifier, superuser_verifier, passwords.of_branches
         )
-        return [*secrets_of, verifiers]
 
     def _emit_generated(self, project: Project, passwords: _Passwords) -> None:
         """Emit an Event for each password in force whose Secret was gone, so that another one was generated."""
@@ -153,11 +201,11 @@ class CredentialSecrets:
             former = remembered.application if remembered else None
             application = self._generated(project, secret_ref, former, verifier)
         if not _has_superuser(project):
-            return _Passwords(application, None)
+            return _with_branches_of(verifiers, _Passwords(application, None))
         secret_ref = names.superuser_secret_name(project.name), "password"
         former = remembered.superuser if remembered else None
         superuser = self._generated(project, secret_ref, former, _own_text(verifiers, "superuser"))
-        return _Passwords(application, superuser)
+        return _with_branches_of(verifiers, _Passwords(application, superuser))
 
     def _generated(
         self, project: Project, secret_ref: tuple[str, str], former: _Password | None, verifier: str | None
@@ -205,6 +253,12 @@ def _own_text(secret: Mapping[str, Any] | None, key: str) -> str | None:
         return secret_text(secret, key)
     except InvalidInput:
         return None
+
+
+def _with_branches_of(secret: Mapping[str, Any] | None, passwords: _Passwords) -> _Passwords:
+    """Return the passwords with the branches' verifiers in the Secret, if those are of the same passwords."""
+    text = _own_text(secret, "branches")
+    return replace(passwords, of_branches=parse_branch_verifiers(text, passwords.version))
 
 
 def _secret_ref(project: Project) -> tuple[str, str]:

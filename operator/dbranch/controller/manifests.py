@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +13,7 @@ from dbranch.api.branch import Branch
 from dbranch.api.enums import ServiceType
 from dbranch.api.project import Project
 from dbranch.api.proxy_spec import ProxyPods
+from dbranch.api.scram import joined_version, render_branch_verifiers
 
 Json = dict[str, Any]
 
@@ -152,20 +153,59 @@ def _copy_labels(project: Project, release: Release, **extra_labels: str) -> dic
 
 
 def verifier_secret(
-    project: Project, release: Release, verifier: str, superuser_verifier: str | None = None
+    project: Project,
+    release: Release,
+    verifier: str,
+    superuser_verifier: str | None = None,
+    of_branches: Sequence[Sequence[str]] = (),
 ) -> Json:
     """Return the Secret with the passwords' SCRAM verifiers, in the nodes' namespace: all that agents get of them.
 
-    `superuser_verifier` is None where the application's role is the superuser.
+    `superuser_verifier` is None where the application's role is the superuser. `of_branches`: verifiers of the same
+    passwords with other salts, of which each branch takes its own.
     """
     meta = {
         "name": names.verifier_secret_name(project.uid),
         "namespace": release.nodes_namespace,
         "labels": _copy_labels(project, release, **{names.LABEL_PROJECT_UID: project.uid}),
     }
-    verifiers = {"verifier": verifier, "superuser": superuser_verifier}
+    version = joined_version(*filter(None, (verifier, superuser_verifier)))
+    branches = render_branch_verifiers(version, of_branches) if of_branches else ""
+    verifiers = {"verifier": verifier, "superuser": superuser_verifier, "branches": branches}
     data = {key: base64.b64encode(text.encode()).decode() for key, text in verifiers.items() if text}
     return _object("v1", "Secret", meta, type="Opaque", data=data)
+
+
+def node_access(project: Project, node: str, release: Release) -> list[tuple[str, str, Json]]:
+    """Return (API, plural, manifest) of what lets the account of the project's node read the project's Secrets.
+
+    The account is that of all projects of the node, and is left when they go. The agents' own may read no Secret.
+    """
+    group, account, name = (
+        "rbac.authorization.k8s.io",
+        names.node_account_name(node),
+        names.node_access_name(project.uid),
+    )
+    namespace = release.nodes_namespace
+    labels = _copy_labels(project, release, **{names.LABEL_PROJECT_UID: project.uid})
+    meta = {"name": name, "namespace": namespace, "labels": labels}
+    of_all = names.labels(names.COMPONENT_POSTGRES, release.name)
+    of_node = {"name": account, "namespace": namespace, "labels": of_all}
+    pull_secrets = (names.pull_secret_name(project.uid, name) for name in project.postgres.image_pull_secrets)
+    secrets = [names.verifier_secret_name(project.uid), *pull_secrets]
+    rules = [{"apiGroups": [""], "resources": ["secrets"], "resourceNames": secrets, "verbs": ["get"]}]
+    subjects = [{"kind": "ServiceAccount", "name": account, "namespace": namespace}]
+    role_ref = {"apiGroup": group, "kind": "Role", "name": name}
+    rbac = f"{group}/v1"
+    return [
+        (
+            "v1",
+            "serviceaccounts",
+            _object("v1", "ServiceAccount", of_node, automountServiceAccountToken=False),
+        ),
+        (rbac, "roles", _object(rbac, "Role", meta, rules=rules)),
+        (rbac, "rolebindings", _object(rbac, "RoleBinding", meta, roleRef=role_ref, subjects=subjects)),
+    ]
 
 
 def pull_secret(

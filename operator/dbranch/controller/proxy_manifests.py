@@ -148,6 +148,7 @@ def _pod_spec(project: Project, release: Release, pods: ProxyPods) -> Json:
         "nodeSelector": dict(pods.node_selector),
         "tolerations": list(pods.tolerations),
         "affinity": dict(pods.affinity),
+        "priorityClassName": pods.priority_class,
     }
     return {
         "serviceAccountName": names.proxy_name(project.name),

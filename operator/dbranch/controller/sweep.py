@@ -17,11 +17,18 @@ from dbranch.runtime.logs import log_error
 
 logger = logging.getLogger(__name__)
 
+_RBAC: Final = "rbac.authorization.k8s.io/v1"
+# What the nodes' namespace has one of for each project: API, plural, and its name by the project's UID.
+_OF_PROJECTS: Final[tuple[tuple[str, str, Callable[[str], str]], ...]] = (
+    (_RBAC, "rolebindings", names.node_access_name),
+    (_RBAC, "roles", names.node_access_name),
+    ("v1", "secrets", names.verifier_secret_name),
+)
 _POLICIES: Final = ("networking.k8s.io/v1", "networkpolicies")
 
 
 class Sweeper:
-    """Sweeps verifiers, pull secrets and NetworkPolicies. All lists are uncached."""
+    """Sweeps verifiers and access to them, pull secrets and NetworkPolicies. All lists are uncached."""
 
     def __init__(self, cluster: Cluster, release: Release, owned: OwnedObjects) -> None:
         self._cluster, self._release, self._owned = cluster, release, owned
@@ -29,24 +36,29 @@ class Sweeper:
     def run(self, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
         """Sweep for ever, every so many seconds."""
         while True:
-            for sweep in (self.sweep_verifiers, self.sweep_pull_secrets, self.sweep_policies):
+            for sweep in (self.sweep_of_projects, self.sweep_pull_secrets, self.sweep_policies):
                 try:
                     sweep()
                 except Exception as error:  # noqa: BLE001 - the next round tries it again
                     log_error(logger, error, "sweep of the nodes' namespace")
             sleep(seconds)
 
-    def sweep_verifiers(self) -> None:
-        """Delete the verifiers of projects that do not exist.
+    def sweep_of_projects(self) -> None:
+        """Delete the verifiers of projects that do not exist, and what lets nodes read them.
 
-        A project is there before its verifier, so one that is not in a later list is gone.
+        A project is there before these, so one that is not in a later list is gone.
         """
-        listed = self._list("v1", "secrets", names.LABEL_PROJECT_UID)
+        listed = [
+            (api, plural, uid, name)
+            for api, plural, name_of in _OF_PROJECTS
+            for uid, name in self._list(api, plural, names.LABEL_PROJECT_UID).items()
+            if name == name_of(uid)
+        ]
         projects = {body["metadata"]["uid"] for body in self._projects()}
-        for uid, name in listed.items():
-            if name == names.verifier_secret_name(uid) and uid not in projects:
-                logger.warning("verifier %s has no DBProject; it is deleted", name)
-                self._owned.delete("v1", "secrets", self._release.nodes_namespace, name)
+        for api, plural, uid, name in listed:
+            if uid not in projects:
+                logger.warning("%s %s has no DBProject; it is deleted", plural, name)
+                self._owned.delete(api, plural, self._release.nodes_namespace, name)
 
     def sweep_pull_secrets(self) -> None:
         """Delete the copies of pull secrets that no project names (any more).

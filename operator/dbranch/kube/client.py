@@ -83,14 +83,20 @@ class Cluster:
         self._settings.connection_pool_maxsize = 32
         self._pool: Any = client.ApiClient(self._settings).rest_client.pool_manager
 
-    def get(self, path: str) -> Json | None:
-        """Return the object, or None if it does not exist."""
+    def get(self, path: str, token: str = "") -> Json | None:
+        """Return the object, or None if it does not exist. `token`: of another account, in place of the own one."""
         try:
-            return self._call("GET", path)
+            return self._call("GET", path, token=token)
         except ApiError as error:
             if error.status == 404:
                 return None
             raise
+
+    def request_token(self, account_path: str, seconds: int) -> str:
+        """Return a token of a ServiceAccount that is valid for so many seconds."""
+        spec = {"expirationSeconds": seconds}
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+        return str(self._call("POST", f"{account_path}/token", body)["status"]["token"])
 
     def find(self, path: str, labels: str = "", fields: str = "") -> list[Json]:
         """Return the items of a collection that match the selectors, uncached."""
@@ -179,8 +185,9 @@ class Cluster:
         body: Any = None,
         content: str = "application/json",
         query: Mapping[str, str] | None = None,
+        token: str = "",
     ) -> Json:
-        answer = self._send(method, path, body, content, query, _REQUEST_TIMEOUT_SECONDS)
+        answer = self._send(method, path, body, content, query, _REQUEST_TIMEOUT_SECONDS, token)
         try:
             parsed: Json = json.loads(answer.read())
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
@@ -197,11 +204,13 @@ class Cluster:
         content: str,
         query: Mapping[str, str] | None,
         seconds: float,
+        token: str = "",
     ) -> Any:
         headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": self._manager}
-        token = self._settings.get_api_key_with_prefix("BearerToken", "authorization")
-        if token:
-            headers["Authorization"] = token
+        own = self._settings.get_api_key_with_prefix("BearerToken", "authorization")
+        authorization = f"Bearer {token}" if token else own
+        if authorization:
+            headers["Authorization"] = authorization
         url = self._settings.host + path + (f"?{urlencode(query)}" if query else "")
         try:
             answer = self._pool.request(

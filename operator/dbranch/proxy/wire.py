@@ -21,7 +21,8 @@ SSL_REQUEST_CODE: Final = 80877103
 GSSENC_REQUEST_CODE: Final = 80877104
 
 # The server's own bounds: a startup packet, and the secret of a cancel key (256 in protocol 3.2).
-MAX_STARTUP_BYTES: Final = 10000
+# A server takes 10000 bytes behind the length word.
+MAX_STARTUP_BYTES: Final = 10004
 MAX_CANCEL_SECRET_BYTES: Final = 256
 # How many of a backend's last bytes are kept to find a message boundary in.
 TAIL_BYTES: Final = 512

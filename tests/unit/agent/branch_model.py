@@ -19,6 +19,7 @@ from dbranch.agent.branch.actions import (
     RecordImage,
     RemoveSlot,
     ResetAlterSystem,
+    SetOwnVerifiers,
     SetPasswords,
     TakeSnapshot,
     WriteSettings,
@@ -124,7 +125,11 @@ def apply(branch: Branch, facts: BranchFacts, action: Action) -> BranchFacts:
         case Clean():
             return recorded(facts, cleaned=True)
         case SetPasswords():
-            return replace(recorded(facts, password=VERSION), passwords_differ=False)
+            set_by_project = recorded(facts, password=VERSION, verifiers="", verifiers_of="")
+            return replace(set_by_project, passwords_differ=False)
+        case SetOwnVerifiers():
+            assert facts.marker and facts.marker.password == VERSION, "own verifiers of other passwords"
+            return recorded(facts, verifiers="own", verifiers_of=branch.uid)
         case WriteSettings():
             assert facts.marker is not None
             return replace(facts, settings_outdated=False)

@@ -79,6 +79,10 @@ def markers(draw: st.DrawFn, branch: Branch) -> Marker:
     password = draw(st.sampled_from(["", VERSION, "v0"]))
     reset = draw(st.sampled_from(["", RESTARTED_AT, "2025-01-01T00:00:00Z"]))
     opened = stored.cleaned and draw(st.booleans())
+    verifiers = (
+        draw(st.sampled_from([("", ""), ("own", branch.uid), ("own", "another")])) if password else ("", "")
+    )
+    stored = replace(stored, verifiers=verifiers[0], verifiers_of=verifiers[1])
     return replace(stored, password=password, opened=opened, alter_system_reset=reset)
 
 
@@ -153,6 +157,12 @@ def run_kubelet(facts: BranchFacts) -> BranchFacts:
     return replace(progressed, start_blocked_by=None if bound else progressed.start_blocked_by)
 
 
+def reported(case: Case, plan: BranchPlan) -> Case:
+    """Return the case once the status says what the plan found of Postgres."""
+    node = replace(case.branch.node, postgres=plan.postgres or case.branch.node.postgres)
+    return replace(case, branch=replace(case.branch, node=node))
+
+
 # Bound in a pod that is still terminating while the next pod exists: the branch waits.
 HANDED_OVER = Case(
     PROJECT,
@@ -182,8 +192,8 @@ def test_every_state_converges(case: Case, cuts: list[tuple[int, bool]]) -> None
         facts, _ = reconcile(case, facts, cut, reached)
         facts = run_kubelet(facts) if between else facts
     for _ in range(RECONCILES):
-        facts, _ = reconcile(case, facts, None, reached)
-        facts = run_kubelet(facts)
+        facts, plan = reconcile(case, facts, None, reached)
+        facts, case = run_kubelet(facts), reported(case, plan)
     assert undone - {"start"} <= reached, undone - reached
     final, plan = reconcile(case, facts)
     assert plan.actions == () == plan.steps, (facts, plan)

@@ -21,6 +21,7 @@ from dbranch.agent.branch.actions import (
     CreatePod,
     DeletePod,
     Open,
+    SetOwnVerifiers,
     SetPasswords,
     TakeSnapshot,
 )
@@ -33,7 +34,7 @@ from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.pool.space import Space
 from dbranch.agent.postgres.answer import Answer
 from dbranch.agent.slot.pod_status import PodFacts
-from dbranch.agent.timing import BRANCH_RESYNC_SECONDS
+from dbranch.agent.timing import BRANCH_RESYNC_SECONDS, OWN_VERIFIERS_DELAY_SECONDS
 from dbranch.agent.volume.marker import NewerMarker
 from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
@@ -162,7 +163,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 def test_a_branch_with_a_warm_slot_is_ready_with_one_write(bench: Bench) -> None:
     bench.accepts = "17.6"
-    assert bench.reconcile() == Result()
+    assert bench.reconcile() == Result(OWN_VERIFIERS_DELAY_SECONDS)
     assert [type(action).__name__ for action in bench.actions] == [
         *("Claim", "TakeSnapshot", "Bind"),
         *("Clean", "SetPasswords", "Open"),
@@ -191,7 +192,12 @@ def test_a_pod_without_an_address_is_asked_for_again_soon(bench: Bench) -> None:
     assert bench.node()["postgres"]["reason"] == "Recovering"
     assert bench.reconcile() == result and len(bench.api.writes) == 1
     bench.facts = replace(bench.facts, pods=(FREE,))
-    assert bench.reconcile() == Result() and bench.node()["address"] == "10.0.0.9"
+    assert bench.reconcile() == Result(OWN_VERIFIERS_DELAY_SECONDS)
+    assert bench.node()["address"] == "10.0.0.9"
+    # Verifiers of its own come when users are there already, and cost the status nothing.
+    bench.actions.clear()
+    assert bench.reconcile() == Result() and bench.actions == [SetOwnVerifiers("warm-1")]
+    assert len(bench.api.writes) == 2
 
 
 def test_a_branch_in_a_new_pod_is_ready_with_two_writes(bench: Bench) -> None:

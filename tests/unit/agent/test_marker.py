@@ -80,6 +80,8 @@ def test_what_a_marker_says_on_disk() -> None:
         "initdb_settings": {"timezone": "Etc/UTC"},
         "image": "",
         "alter_system_reset": "",
+        "verifiers": "",
+        "verifiers_of": "",
     }
 
 
@@ -104,6 +106,16 @@ def test_every_rewrite_keeps_the_keys_that_this_release_does_not_know() -> None:
     assert raw["alter_system_reset"] == TAKEN and parse_marker(render_marker(rewritten)) == rewritten
     # Its role is that of its owner now, not of where its data came from.
     assert raw["role"] == "root"
+
+
+def test_a_copy_has_the_verifiers_of_its_source_until_it_has_its_own() -> None:
+    source = ROOT.with_password_version("v1").with_own_verifiers("own of main")
+    assert source.has_own_verifiers and parse_marker(render_marker(source)) == source
+    copy = replace(COPY, verifiers=source.verifiers, verifiers_of=source.verifiers_of)
+    assert not copy.has_own_verifiers and copy.with_own_verifiers("own of x").has_own_verifiers
+    # With another owner the data's former branch may still have them; with another password they are the project's.
+    assert not source.reassigned_to("q-uid", "y-uid", BranchNames()).has_own_verifiers
+    assert not source.with_password_version("v2").has_own_verifiers
 
 
 json_values = st.recursive(

@@ -21,6 +21,7 @@ from dbranch.agent.branch.actions import (
     PromoteInitdb,
     RecordImage,
     ResetAlterSystem,
+    SetOwnVerifiers,
     SetPasswords,
     TakeSnapshot,
     WriteSettings,
@@ -33,6 +34,7 @@ from dbranch.agent.branch.steps import STEPS
 from dbranch.agent.pool.space import Space
 from dbranch.agent.postgres.answer import Answer
 from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.agent.timing import OWN_VERIFIERS_DELAY_SECONDS
 from dbranch.api import names
 from dbranch.api.branch import BranchNode
 from dbranch.api.conditions import Condition, Finding, Reason
@@ -52,7 +54,9 @@ BOUND = replace(WITH_POD, bound_slots=("slot-a",))
 ACCEPTS = replace(BOUND, server_version="17.6")
 CLEANED = replace(ACCEPTS, marker=marker(COPY))
 WITH_PASSWORD = replace(CLEANED, marker=replace(marker(COPY), password=VERSION))
-OPENED = replace(CLEANED, marker=replace(marker(COPY), password=VERSION, opened=True))
+OPENED_MARKER = replace(marker(COPY), password=VERSION, opened=True)
+OPENED = replace(CLEANED, marker=OPENED_MARKER)
+WITH_OWN = replace(CLEANED, marker=replace(OPENED_MARKER, verifiers="own", verifiers_of=COPY.uid))
 # It runs another image than before, and nothing sorts otherwise.
 COMPARED = replace(OPENED, pods=(replace(POD, image_id="sha256:b"),), outdated_collations=())
 
@@ -60,10 +64,10 @@ COMPARED = replace(OPENED, pods=(replace(POD, image_id="sha256:b"),), outdated_c
 def test_the_order_of_the_steps_is_that_of_their_conditions() -> None:
     assert [*BY_NAME] == [
         *("pool", "volume", "slot", "reset", "bind", "start"),
-        *("clean", "credentials", "settings", "open", "image"),
+        *("clean", "credentials", "settings", "open", "image", "verifiers"),
     ]
     conditions = [step.condition for step in STEPS]
-    assert conditions == [Condition.STORAGE_READY] * 2 + [Condition.POSTGRES_READY] * 9
+    assert conditions == [Condition.STORAGE_READY] * 2 + [Condition.POSTGRES_READY] * 10
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
@@ -72,7 +76,7 @@ def test_a_step_is_needed(step: Step) -> None:
     assert step.needed(runs)
     # The data of a stopped branch is stored, too.
     assert step.needed(stopped) == (step.condition is Condition.STORAGE_READY)
-    assert step.needed(Desired(NO_PASSWORD, COPY)) == (step.name != "credentials")
+    assert step.needed(Desired(NO_PASSWORD, COPY)) == (step.name not in ("credentials", "verifiers"))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +93,13 @@ def test_a_step_is_needed(step: Step) -> None:
         ("settings", replace(WITH_PASSWORD, settings_outdated=True), WITH_PASSWORD),
         ("open", WITH_PASSWORD, OPENED),
         ("image", COMPARED, OPENED),
+        ("verifiers", OPENED, WITH_OWN),
+        # Those of its source, of which it is a copy.
+        (
+            "verifiers",
+            replace(OPENED, marker=replace(OPENED_MARKER, verifiers="s", verifiers_of="r-uid")),
+            WITH_OWN,
+        ),
     ],
 )
 def test_a_step_is_done(name: str, before: BranchFacts, after: BranchFacts) -> None:
@@ -118,6 +129,8 @@ def test_a_step_is_done(name: str, before: BranchFacts, after: BranchFacts) -> N
         ("settings", replace(CLEANED, settings_outdated=True), (WriteSettings("slot-a"),)),
         ("open", WITH_PASSWORD, (Open("slot-a"),)),
         ("image", COMPARED, (RecordImage("slot-a", "sha256:b"),)),
+        # Not before users are there.
+        ("verifiers", OPENED, ()),
     ],
 )
 def test_what_a_step_plans(name: str, facts: BranchFacts, actions: tuple[Action, ...]) -> None:
@@ -180,8 +193,21 @@ def test_consecutive_steps_are_joined_up_to_what_has_to_be_waited_for() -> None:
         Open("slot-a"),
     )
     assert accepts.postgres and accepts.postgres.reason == Reason.ACCEPTING and accepts.awaits is None
-    done = plan_branch(PROJECT, COPY, OPENED)
-    assert done.actions == () == done.steps
+    assert accepts.requeue_after == OWN_VERIFIERS_DELAY_SECONDS
+    done = plan_branch(PROJECT, COPY, WITH_OWN)
+    assert done.actions == () == done.steps and done.requeue_after is None
+
+
+def test_a_branch_that_serves_gets_verifiers_of_its_own() -> None:
+    serving = replace(COPY, node=BranchNode(postgres=Finding(Reason.RESTART_PENDING, "it serves")))
+    planned = plan_branch(PROJECT, serving, OPENED)
+    assert planned.actions == (SetOwnVerifiers("slot-a"),) and planned.requeue_after is None
+    starting = replace(COPY, node=BranchNode(postgres=Finding(Reason.RECOVERING, "it starts")))
+    assert plan_branch(PROJECT, starting, OPENED).actions == ()
+    # After a change of the password they are set anew, behind the project's.
+    differing = replace(WITH_OWN, passwords_differ=True)
+    both = (SetPasswords("slot-a"), SetOwnVerifiers("slot-a"))
+    assert plan_branch(PROJECT, serving, differing).actions == both
 
 
 def test_the_origins_of_a_root_branch() -> None:

@@ -325,3 +325,27 @@ def test_the_defaults_are_the_charts_values() -> None:
     assert PodDefaults.parse("") == PodDefaults()
     with pytest.raises(InvalidInput):
         PodDefaults.parse("[1]")
+
+
+def test_a_pod_has_no_groups_of_its_image_where_the_node_can_do_that() -> None:
+    strict = replace(CONTEXT, strict_groups=True)
+    for make in (
+        branch_pod(strict, LAYOUT, SHOP, COPY, "s", "true"),
+        initdb_pod(strict, LAYOUT, SHOP, MAIN, "true"),
+    ):
+        assert make["spec"]["securityContext"]["supplementalGroupsPolicy"] == "Strict"
+    # kubelet refuses it where the container runtime cannot.
+    older = branch_pod(CONTEXT, LAYOUT, SHOP, COPY, "s", "true")["spec"]["securityContext"]
+    assert "supplementalGroupsPolicy" not in older
+
+
+def test_the_image_of_initdb_gets_the_verifiers_of_the_project_and_not_those_of_its_branches() -> None:
+    def items(project: Project) -> list[str]:
+        volumes = initdb_pod(CONTEXT, LAYOUT, project, MAIN, "true")["spec"]["volumes"]
+        return [
+            item["path"] for volume in volumes if "secret" in volume for item in volume["secret"]["items"]
+        ]
+
+    new = replace(SHOP, node=ProjectNode())
+    assert items(new) == ["verifier", "superuser"]
+    assert items(replace(new, postgres=replace(new.postgres, user="postgres"))) == ["verifier"]

@@ -7,11 +7,15 @@ import shlex
 from typing import Any
 
 import pytest
+from tests import factories
 
 from dbranch.api.conditions import Condition
+from dbranch.api.secrets import secret_texts
+from dbranch.controller.manifests import Credentials, Release, conn_secret
 from dbranch_cli.branches import parse_goal
-from dbranch_cli.connect import as_superuser, client_environment, format_connection
-from dbranch_cli.failure import Failure
+from dbranch_cli.connect import client_environment
+from dbranch_cli.connection_strings import as_external, as_superuser, format_connection
+from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.load import program_for, psql_arguments
 from dbranch_cli.load_role import LoadRole
 from dbranch_cli.projects import project_spec
@@ -40,10 +44,43 @@ def test_connection_strings() -> None:
 
 def test_the_superusers_connection_string_of_a_branch() -> None:
     superuser = as_superuser(
-        {**SECRET, "host": "shop-x.team-a.svc"}, {"username": "alice", "password": "p@ss"}
+        {**SECRET, "uri": "postgresql://app:x@shop-x.team-a.svc:5432/dbranch"},
+        {"username": "alice", "password": "p@ss"},
     )
     assert superuser["uri"] == "postgresql://alice:p%40ss@shop-x.team-a.svc:5432/dbranch"
     assert (superuser["username"], superuser["password"]) == ("alice", "p@ss")
+
+
+RELEASE = Release("dbranch", "dbranch-nodes", "dbranch-server")
+
+
+@pytest.mark.parametrize("host", ["db.example.com", "2001:db8::7"])
+def test_the_connection_strings_for_clients_outside_are_those_of_the_secret(host: str) -> None:
+    shop = factories.project("shop").spec(proxy={"externalHost": host, "externalPort": 6432}).parsed()
+    branch = factories.branch("x").parsed()
+    credentials = Credentials("app", "p@ss", "dbranch")
+    secret = secret_texts(conn_secret(shop, RELEASE, credentials, branch))
+    external = as_external(secret, "shop")
+    options = "options=-c%20dbranch.branch%3Dx"
+    url_host = f"[{host}]" if ":" in host else host
+    assert external["uri"] == f"postgresql://app:p%40ss@{url_host}:6432/dbranch?{options}"
+    assert json.loads(format_connection(external, "json")) == external
+    assert external["host"] == host and external["options"] == "-c dbranch.branch=x"
+    jdbc = format_connection(external, "jdbc")
+    assert jdbc.startswith(f"jdbc:postgresql://{url_host}:6432/dbranch?")
+    assert jdbc.endswith("&options=-c+dbranch.branch%3Dx")
+    env = format_connection(external, "env").splitlines()
+    assert {f"export PGHOST={host}", "export PGOPTIONS='-c dbranch.branch=x'"} <= set(env)
+    superuser = as_external(as_superuser(secret, {"username": "postgres", "password": "a b"}), "shop")
+    assert superuser["uri"] == f"postgresql://postgres:a%20b@{url_host}:6432/dbranch?{options}"
+    project = as_external(secret_texts(conn_secret(shop, RELEASE, credentials)), "shop")
+    assert project["uri"] == f"postgresql://app:p%40ss@{url_host}:6432/dbranch" and "options" not in project
+
+
+def test_a_project_without_an_address_outside_says_what_to_set() -> None:
+    with pytest.raises(Failure, match=r"project shop .*; set spec\.proxy\.externalHost") as failed:
+        as_external(SECRET, "shop")
+    assert failed.value.code == ExitCode.NOT_FOUND
 
 
 def test_the_environment_of_psql() -> None:

@@ -30,6 +30,10 @@ SHOP = f"{PROJECTS}/shop"
 SERVICE = path_of("v1", "services", "team", "shop")
 DEPLOYMENT = path_of("apps/v1", "deployments", "team", "shop-proxy")
 POLICY = path_of("networking.k8s.io/v1", "networkpolicies", "dbranch-nodes", "allow-team")
+NODE_ACCESS = tuple(
+    path_of("rbac.authorization.k8s.io/v1", plural, "dbranch-nodes", "node-shop-uid")
+    for plural in ("roles", "rolebindings")
+)
 VERIFIER = path_of("v1", "secrets", "dbranch-nodes", "verifier-shop-uid")
 CONN = f"{SECRETS}/shop-conn"
 PENCIL, EMPTY = base64.b64encode(b"pencil").decode(), ""
@@ -57,6 +61,9 @@ def test_a_new_project_costs_one_write_for_each_object_and_one_for_its_status(ri
     rig.put(project())
     assert rig.writes_of(rig.reconcile_project) == [
         "create dbbranches/shop-main",
+        f"create serviceaccounts/node-{NODE}",
+        "create roles/node-shop-uid",
+        "create rolebindings/node-shop-uid",
         "create serviceaccounts/shop-proxy",
         "create roles/shop-proxy",
         "create rolebindings/shop-proxy",
@@ -91,8 +98,34 @@ def test_agents_get_no_password_but_its_verifier(shop: Rig) -> None:
     password = secret_texts(shop.existing(CONN))["password"]
     assert len(password) >= 24
     verifiers = secret_texts(shop.existing(VERIFIER))
-    assert sorted(verifiers) == ["superuser", "verifier"]
-    assert all(text.startswith("SCRAM-SHA-256$") and password not in text for text in verifiers.values())
+    assert sorted(verifiers) == ["branches", "superuser", "verifier"]
+    version, *of_branches = verifiers.pop("branches").split()
+    assert version == shop.project()["status"]["passwordVersion"]
+    texts = [*verifiers.values(), *of_branches]
+    assert all(text.startswith("SCRAM-SHA-256$") and password not in text for text in texts)
+
+
+def test_the_account_of_a_projects_node_alone_may_read_its_secrets_before_the_agent_knows_of_it(
+    rig: Rig,
+) -> None:
+    rig.put(project().spec(postgres={"imagePullSecrets": [{"name": "registry"}]}))
+    writes = rig.writes_of(rig.reconcile_project)
+    role, binding = map(rig.existing, NODE_ACCESS)
+    pull_secret = names.pull_secret_name("shop-uid", "registry")
+    assert role["rules"] == [
+        {
+            "apiGroups": [""],
+            "resources": ["secrets"],
+            "resourceNames": ["verifier-shop-uid", pull_secret],
+            "verbs": ["get"],
+        }
+    ]
+    assert [subject["name"] for subject in binding["subjects"]] == [f"node-{NODE}"]
+    assert writes.index("create rolebindings/node-shop-uid") < writes.index("merge dbprojects/shop/status")
+    # One without a node gives its Secrets to nobody.
+    unbound = Rig()
+    unbound.put(project().spec(storage={"nodeSelector": {"no": "node"}}))
+    assert not [write for write in unbound.writes_of(unbound.reconcile_project) if "/node-" in write]
 
 
 def test_a_root_branch_that_the_user_applied_is_used_as_it_is(rig: Rig) -> None:
@@ -405,11 +438,12 @@ def test_a_projects_deletion_deletes_its_branches_and_waits_for_them(shop: Rig) 
     shop.api.delete(SHOP)
     assert not shop.remove_project()
     assert shop.branch()["metadata"]["deletionTimestamp"] and shop.exists(VERIFIER)
+    assert all(map(shop.exists, NODE_ACCESS))
     assert "deletionTimestamp" not in shop.branch("eu-main", "other")["metadata"]
     assert shop.writes_of(shop.remove_project) == []
     shop.api.merge(f"{BRANCHES}/shop-main", {"metadata": {"finalizers": []}})
     assert shop.remove_project()
-    assert not shop.exists(VERIFIER)
+    assert not shop.exists(VERIFIER) and not any(map(shop.exists, NODE_ACCESS))
     # Only the agent's finalizer is left.
     assert shop.project()["metadata"]["finalizers"] == [names.AGENT_FINALIZER]
 

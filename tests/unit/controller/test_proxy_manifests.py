@@ -45,7 +45,9 @@ def test_a_project_that_says_nothing_gets_requests_and_spreads_over_nodes_if_it_
     spec = template_of(shop_with())["spec"]
     assert spec["containers"][0]["resources"] == {"requests": {"cpu": "25m", "memory": "48Mi"}}
     assert [c["whenUnsatisfiable"] for c in spec["topologySpreadConstraints"]] == ["ScheduleAnyway"]
-    assert not {"imagePullSecrets", "nodeSelector", "tolerations", "affinity"} & spec.keys()
+    assert (
+        not {"imagePullSecrets", "nodeSelector", "tolerations", "affinity", "priorityClassName"} & spec.keys()
+    )
 
 
 def test_the_project_comes_before_the_chart_and_the_chart_before_the_default() -> None:
@@ -55,6 +57,7 @@ def test_the_project_comes_before_the_chart_and_the_chart_before_the_default() -
         "nodeSelector": {"pool": "chart"},
         "tolerations": [{"operator": "Exists"}],
         "affinity": {"nodeAffinity": {}},
+        "priorityClassName": "chart",
         "podAnnotations": {"a": "chart", "b": "chart"},
         "podLabels": {"team": "chart"},
     }
@@ -73,6 +76,7 @@ def test_the_project_comes_before_the_chart_and_the_chart_before_the_default() -
             imagePullSecrets=[{"name": "own"}],
             resources={"limits": {"cpu": 1}},
             nodeSelector={"pool": "own"},
+            priorityClassName="own",
             podAnnotations={"a": "own", "prometheus.io/scrape": "false"},
         ),
         **chart,
@@ -80,6 +84,7 @@ def test_the_project_comes_before_the_chart_and_the_chart_before_the_default() -
     assert own["spec"]["imagePullSecrets"] == [{"name": "own"}] and own["spec"]["nodeSelector"] == {
         "pool": "own"
     }
+    assert (plain["spec"]["priorityClassName"], own["spec"]["priorityClassName"]) == ("chart", "own")
     assert own["spec"]["containers"][0]["resources"] == {"limits": {"cpu": 1, "memory": "256Mi"}}
     annotations = own["metadata"]["annotations"]
     assert (annotations["a"], annotations["b"]) == ("own", "chart")

@@ -92,7 +92,9 @@ def test_a_long_sentence_of_the_server_leaves_room_for_what_to_do(shop: Rig) -> 
 @pytest.mark.parametrize(
     ("pattern", "named"),
     [
-        ("/serviceaccounts/", "ServiceAccount shop-proxy"),
+        ("/serviceaccounts/shop", "ServiceAccount shop-proxy"),
+        ("/serviceaccounts/node", "ServiceAccount node-n1"),
+        ("/roles/node", "Role node-shop-uid"),
         ("/services/shop$", "Service shop"),
         ("/deployments/", "Deployment shop-proxy"),
         ("/networkpolicies/", "NetworkPolicy allow-team"),

@@ -22,6 +22,7 @@ from dbranch.runtime.result import Key
 
 X = f"{BRANCHES}/shop-x"
 VERIFIERS = path_of("v1", "secrets", NODES_NAMESPACE)
+RBAC = "rbac.authorization.k8s.io/v1"
 POLICIES = path_of("networking.k8s.io/v1", "networkpolicies", NODES_NAMESPACE)
 GOING = branch("x").bound("lost").deleting()
 
@@ -134,8 +135,13 @@ def test_finalizers_that_others_change_meanwhile_are_left_to_the_next_event(rig:
 
 
 def nodes_namespace(rig: Rig) -> set[str]:
-    """Return the names of verifiers and NetworkPolicies in the nodes' namespace."""
-    return {body["metadata"]["name"] for path in (VERIFIERS, POLICIES) for body in rig.api.find(path)}
+    """Return the names of verifiers, of what gives them to nodes, and of NetworkPolicies in the nodes' namespace."""
+    access = (path_of(RBAC, plural, RELEASE.nodes_namespace) for plural in ("roles", "rolebindings"))
+    return {
+        f"{body['kind']} {body['metadata']['name']}"
+        for path in (VERIFIERS, POLICIES, *access)
+        for body in rig.api.find(path)
+    }
 
 
 def test_what_a_project_without_finalizers_leaves_in_the_nodes_namespace_is_swept(rig: Rig) -> None:
@@ -148,15 +154,15 @@ def test_what_a_project_without_finalizers_leaves_in_the_nodes_namespace_is_swep
     rig.api.put(VERIFIERS, others)
 
     def sweep() -> None:
-        sweeper.sweep_verifiers()
+        sweeper.sweep_of_projects()
         sweeper.sweep_policies()
 
     before = nodes_namespace(rig)
-    assert len(before) == 3 and rig.writes_of(sweep) == []
+    assert len(before) == 5 and rig.writes_of(sweep) == []
     rig.api.merge(f"{PROJECTS}/shop", {"metadata": {"finalizers": []}})
     rig.api.delete(f"{PROJECTS}/shop")
     sweep()
-    assert nodes_namespace(rig) == {"pull-secret"}
+    assert nodes_namespace(rig) == {"Secret pull-secret"}
 
 
 def test_the_policy_of_a_project_that_is_made_during_the_sweep_stays(rig: Rig) -> None:
@@ -171,7 +177,7 @@ def test_the_policy_of_a_project_that_is_made_during_the_sweep_stays(rig: Rig) -
 
     rig.api.before("delete", name, make_project)
     Sweeper(cast(Cluster, rig.api), RELEASE, rig.owned).sweep_policies()
-    assert nodes_namespace(rig) == {name}
+    assert nodes_namespace(rig) == {f"NetworkPolicy {name}"}
 
 
 HELD = Finding(Reason.WAITING_FOR_AGENT, "branch x is not deleted yet: /slots/a/data is busy")

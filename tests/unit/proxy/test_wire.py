@@ -64,6 +64,13 @@ def test_requests_before_the_startup_packet() -> None:
     assert isinstance(parser.feed(startup(user="a")), wire.StartupMessage)
 
 
+def test_a_startup_packet_may_be_as_long_as_a_server_takes_it() -> None:
+    """Postgres: MAX_STARTUP_PACKET_LENGTH is 10000 bytes, without those of the length."""
+    filler = 10004 - len(startup(user="a", application_name=""))
+    longest = startup(user="a", application_name="x" * filler)
+    assert len(longest) == 10004 and isinstance(wire.StartupParser().feed(longest), wire.StartupMessage)
+
+
 @pytest.mark.parametrize(
     "data, sqlstate, phrase",
     [

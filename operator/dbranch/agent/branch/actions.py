@@ -97,6 +97,13 @@ class SetPasswords:
 
 
 @dataclass(frozen=True)
+class SetOwnVerifiers:
+    """Give the roles, with the same passwords, verifiers that no other branch has, and record it in the marker."""
+
+    slot: str
+
+
+@dataclass(frozen=True)
 class WriteSettings:
     """Write the settings files from the spec; the running Postgres loads them."""
 
@@ -135,4 +142,5 @@ Action = (
     | WriteSettings
     | Open
     | RecordImage
+    | SetOwnVerifiers
 )

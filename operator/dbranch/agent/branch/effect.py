@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dbranch.agent.branch.actions import (
     Action,
@@ -20,6 +22,7 @@ from dbranch.agent.branch.actions import (
     RecordImage,
     RemoveSlot,
     ResetAlterSystem,
+    SetOwnVerifiers,
     SetPasswords,
     TakeSnapshot,
     WriteSettings,
@@ -28,12 +31,13 @@ from dbranch.agent.branch.facts import Desired
 from dbranch.agent.branch.observe import endpoint_of
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
+from dbranch.agent.node_secrets import NodeSecrets
 from dbranch.agent.pool.records import ensure_initialized_recorded
 from dbranch.agent.postgres import session
 from dbranch.agent.postgres.answer import RejectedSetting
 from dbranch.agent.postgres.cleaning import ensure_cleaned
 from dbranch.agent.postgres.opening import ensure_opened
-from dbranch.agent.postgres.password import ensure_passwords
+from dbranch.agent.postgres.password import choose_own, ensure_own_verifiers, ensure_passwords
 from dbranch.agent.postgres.server import observe_server
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.slot import effect as slot
@@ -46,14 +50,18 @@ from dbranch.agent.timing import CHECKPOINT_TIMEOUT_SECONDS
 from dbranch.agent.volume import effect as subvolume
 from dbranch.agent.volume.alter_system import ensure_alter_system_reset
 from dbranch.agent.volume.marker import Marker
+from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.agent.volume.origins.adopt import ensure_branch_adopted
 from dbranch.agent.volume.origins.initdb import ensure_initdb_area, ensure_initdb_promoted
 from dbranch.agent.volume.origins.snapshot import ensure_snapshot
 from dbranch.api import names
-from dbranch.api.errors import NotAccepting
+from dbranch.api.errors import DbranchError, NotAccepting
+from dbranch.api.project import Project
+from dbranch.api.scram import parse_branch_verifiers
 from dbranch.api.secrets import secret_text
-from dbranch.kube.client import Cluster, path_of
+from dbranch.kube.client import Cluster
 from dbranch.runtime.clock import now_rfc3339
+from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.timings import StepTimer
 
 logger = logging.getLogger(__name__)
@@ -83,11 +91,21 @@ class BranchEffects:
 
     def __init__(self, cluster: Cluster, layout: Layout, context: NodeContext) -> None:
         self._cluster, self._layout, self._context = cluster, layout, context
+        self._secrets = NodeSecrets(cluster, context)
+        # By project: who chooses among the verifiers of its branches.
+        self._choices = KeyedLocks()
 
     def apply(self, desired: Desired, action: Action, outcome: Outcome) -> None:
         """Apply one action and record in `outcome` what it did."""
         match action:
-            case Clean(name) | SetPasswords(name) | WriteSettings(name) | Open(name) | RecordImage(name):
+            case (
+                Clean(name)
+                | SetPasswords(name)
+                | WriteSettings(name)
+                | Open(name)
+                | RecordImage(name)
+                | SetOwnVerifiers(name)
+            ):
                 if outcome.marker:
                     endpoint = endpoint_of(desired, name, outcome.marker)
                     self._apply_to_postgres(desired, action, endpoint, outcome)
@@ -164,12 +182,8 @@ class BranchEffects:
                     logger.info("branch %s/%s: cleaned: %s", branch.namespace, branch.object_name, cleaned)
                 outcome.marker = subvolume.marker_of(layout.branch(project.uid, branch.uid))
             case SetPasswords():
-                path = path_of(
-                    "v1", "secrets", self._context.namespace, names.verifier_secret_name(project.uid)
-                )
-                secret, roles = self._cluster.get(path), desired.roles(endpoint.user)
-                texts = (secret_text(secret, key) for key in ("verifier", "superuser"))
-                verifiers = {role: text for role, text in zip(roles, texts, strict=False) if text}
+                secret, roles = self._verifier_secret(project), desired.roles(endpoint.user)
+                verifiers = _projects_verifiers(secret, roles)
                 if outcome.marker and outcome.marker.password == project.password_version:
                     logger.warning(
                         "branch %s/%s: a password was changed in Postgres; it is set again as the Secrets say",
@@ -178,6 +192,8 @@ class BranchEffects:
                     )
                 if roles[0] in verifiers:
                     outcome.marker = ensure_passwords(layout, project.uid, branch.uid, endpoint, verifiers)
+            case SetOwnVerifiers():
+                outcome.marker = self._set_own_verifiers(desired, endpoint) or outcome.marker
             case WriteSettings():
                 subvolume.ensure_settings(layout, project.uid, branch.uid, desired.settings)
                 outcome.reloaded = self._reload(endpoint)
@@ -189,6 +205,31 @@ class BranchEffects:
                 outcome.marker = subvolume.ensure_recorded(
                     layout, project.uid, branch.uid, lambda marker: marker.with_image(digest)
                 )
+
+    def _verifier_secret(self, project: Project) -> Mapping[str, Any] | None:
+        return self._secrets.get(names.verifier_secret_name(project.uid))
+
+    def _set_own_verifiers(self, desired: Desired, endpoint: Endpoint) -> Marker | None:
+        """Give the branch verifiers that no other branch of the project has; return its marker, None if not.
+
+        The branch serves its users either way: what fails is tried again at the next reconcile.
+        """
+        project, branch, roles = desired.project, desired.branch, desired.roles(endpoint.user)
+        try:
+            text = secret_text(self._verifier_secret(project), "branches")
+            stock = parse_branch_verifiers(text, project.password_version or "")
+            # Nobody else chooses until the marker has it.
+            with self._choices.held(project.namespace, project.name):
+                markers = observe_subvolumes(self._layout, project.uid).branches.items()
+                used = {m.verifiers for uid, m in markers if isinstance(m, Marker) and uid != branch.uid}
+                own = choose_own(stock, used, len(roles))
+                if own is None:
+                    return None
+                verifiers = dict(zip(roles, own, strict=True))
+                return ensure_own_verifiers(self._layout, project.uid, branch.uid, endpoint, verifiers)
+        except (DbranchError, OSError) as error:
+            logger.info("branch %s/%s keeps its verifiers: %s", branch.namespace, branch.object_name, error)
+            return None
 
     def _reload(self, endpoint: Endpoint) -> bool:
         """Make Postgres load its settings files; return True if it has."""
@@ -212,3 +253,9 @@ class BranchEffects:
                     logger.info(
                         "source %s: no CHECKPOINT; the branch replays more WAL at its start", source_uid
                     )
+
+
+def _projects_verifiers(secret: Mapping[str, Any] | None, roles: Sequence[str]) -> dict[str, str]:
+    """Return the project's verifiers by role, in the order of `joined_version`."""
+    texts = (secret_text(secret, key) for key in ("verifier", "superuser"))
+    return {role: text for role, text in zip(roles, texts, strict=False) if text}

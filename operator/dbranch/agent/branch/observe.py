@@ -145,16 +145,19 @@ def observe_postgres(layout: Layout, desired: Desired, facts: BranchFacts) -> Br
         rejected_settings=server.rejected_settings,
         settings_outdated=outdated,
         altered=not server.version and has_altered_settings(layout, project.uid, branch.uid),
-        **_password_facts(desired, server, roles),
+        **_password_facts(desired, facts.marker, server, roles),
     )
 
 
-def _password_facts(desired: Desired, server: ServerFacts, roles: Sequence[str]) -> dict[str, Any]:
+def _password_facts(
+    desired: Desired, marker: Marker, server: ServerFacts, roles: Sequence[str]
+) -> dict[str, Any]:
     """Return what the passwords that Postgres reports mean; nothing while it does not accept connections."""
     if not server.version:
         return {}
     actual, user = server.passwords, desired.project.postgres.user
-    desired_versions = dict(zip(roles, split_version(desired.project.password_version or ""), strict=False))
+    version = marker.verifiers or desired.project.password_version or ""
+    desired_versions = dict(zip(roles, split_version(version), strict=False))
     return {
         "passwords_differ": any(
             actual[role] != version for role, version in desired_versions.items() if role in actual

@@ -79,6 +79,7 @@ def _walk(desired: Desired, facts: BranchFacts) -> BranchPlan:
     """Plan the steps that are needed and not done, up to the first one behind which has to be waited."""
     actions: list[Action] = []
     names: list[str] = []
+    requeue_after: float | None = None
     for step in STEPS:
         if not step.needed(desired) or step.done(desired, facts):
             continue
@@ -99,9 +100,10 @@ def _walk(desired: Desired, facts: BranchFacts) -> BranchPlan:
                 requeue_after=planned.requeue_after,
                 retry_after=planned.retry_after,
             )
-        facts = planned.then
+        facts, requeue_after = planned.then, planned.requeue_after or requeue_after
     postgres = _accepting_finding(desired, facts) if desired.runs else None
-    return BranchPlan(_pods_first(actions), _stored_finding(desired), postgres, tuple(names))
+    plan = BranchPlan(_pods_first(actions), _stored_finding(desired), postgres, tuple(names))
+    return replace(plan, requeue_after=requeue_after)
 
 
 def _pods_first(actions: list[Action]) -> tuple[Action, ...]:

@@ -17,8 +17,8 @@ class Planned:
     `then`: the facts that follow from the actions; the next step is planned with them. `finding`: the next step has
     to wait, and this is what the step's condition says meanwhile. `postgres`: what a step of the storage says about
     Postgres. `awaits`: the slot whose Postgres is waited for. `requeue_after`: seconds after which to reconcile
-    again, since no event will come. `retry_after`: the same after a failure; one that repeats is retried ever more
-    rarely.
+    again, since no event will come (with `then`: for what is left to a later reconcile). `retry_after`: the same
+    after a failure; one that repeats is retried ever more rarely.
     """
 
     actions: tuple[Action, ...] = ()

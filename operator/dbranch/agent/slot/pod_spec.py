@@ -228,11 +228,21 @@ def initdb_pod(
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [*_mounts(), {"name": "verifier", "mountPath": "/verifier", "readOnly": True}],
     }
-    secret = {"secretName": names.verifier_secret_name(project.uid), "defaultMode": 0o444}
+    secret = {
+        "secretName": names.verifier_secret_name(project.uid),
+        "defaultMode": 0o444,
+        # Not those of the branches, which the image has no business with. The pod waits until the Secret has these.
+        "items": [{"key": key, "path": key} for key in _initdb_verifiers(project)],
+    }
     volumes = [*_volumes(layout, slot), {"name": "verifier", "secret": secret}]
     labels = _slot_labels(context, slot_class, slot) | branch_labels(project, branch)
     spec = _spec(context, slot_class, "Never", INITDB_GRACE_SECONDS, container, volumes)
     return _pod(context, slot, labels, restart_annotation(branch), spec)
+
+
+def _initdb_verifiers(project: Project) -> tuple[str, ...]:
+    """Return the keys of the verifiers that `initdb.sh` sets: the superuser's, too, if that is known now."""
+    return ("verifier",) if project.superuser in (None, project.postgres.user) else ("verifier", "superuser")
 
 
 def _slot_labels(context: NodeContext, slot_class: SlotClass, slot: str) -> dict[str, str]:
@@ -323,6 +333,8 @@ def _spec(
             "runAsNonRoot": True,
             "runAsUser": slot_class.run_as_user,
             "runAsGroup": slot_class.run_as_user,
+            # Not those of the image's /etc/group, such as root's. A node that cannot do it would refuse the pod.
+            **({"supplementalGroupsPolicy": "Strict"} if context.strict_groups else {}),
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "tolerations": tolerations,

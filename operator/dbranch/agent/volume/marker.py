@@ -62,13 +62,15 @@ class Marker:
 
     `snapshot_time`: RFC 3339. `major`: PG_VERSION. `cleaned`: nothing is left that a copy must not keep. `opened`:
     its pg_hba.conf admits users, and its Postgres has loaded that. `prepared_floor`: the smallest
-    max_prepared_transactions with which its prepared transactions can be recovered. `password`: the version
-    of the passwords that it has, empty if unknown. `superuser`: the role that initdb made, empty in a marker of the
-    first release (`observe.marker_at` reads it elsewhere). `initdb_settings`: what initdb wrote to its own
-    postgresql.conf; they stand below the user's parameters. `image`: the digest of the image that its indexes are
-    known to be sorted by, empty if unknown. `alter_system_reset`: the request to undo ALTER SYSTEM that was obeyed
-    last, empty before the first. `unknown`: keys that this release does not know, as they were read; every rewrite
-    keeps them.
+    max_prepared_transactions with which its prepared transactions can be recovered. `password`: the version of the
+    passwords that it has, empty if unknown. `verifiers`: what its roles have of these passwords, if those are a
+    branch's own verifiers: their version (`api.scram.joined_version`), and `verifiers_of` the UID of the branch that
+    they were set for, which for a copy is its source; else empty: they are the project's. `superuser`: the role that
+    initdb made, empty in a marker of the first release (`observe.marker_at` reads it elsewhere). `initdb_settings`:
+    what initdb wrote to its own postgresql.conf; they stand below the user's parameters. `image`: the digest of the
+    image that its indexes are known to be sorted by, empty if unknown. `alter_system_reset`: the request to undo
+    ALTER SYSTEM that was obeyed last, empty before the first. `unknown`: keys that this release does not know, as
+    they were read; every rewrite keeps them.
     """
 
     project_uid: str
@@ -86,6 +88,8 @@ class Marker:
     initdb_settings: Mapping[str, str] = field(default_factory=dict)
     image: str = ""
     alter_system_reset: str = ""
+    verifiers: str = ""
+    verifiers_of: str = ""
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     def with_cleaned(self) -> Marker:
@@ -97,8 +101,17 @@ class Marker:
         return replace(self, opened=True)
 
     def with_password_version(self, password: str) -> Marker:
-        """Return the marker of the same branch with this version of the passwords."""
-        return replace(self, password=password)
+        """Return the marker of the same branch with this version of the passwords, by the project's verifiers."""
+        return replace(self, password=password, verifiers="", verifiers_of="")
+
+    @property
+    def has_own_verifiers(self) -> bool:
+        """True if its roles have verifiers that no other branch has."""
+        return bool(self.verifiers) and self.verifiers_of == self.owner_uid
+
+    def with_own_verifiers(self, version: str) -> Marker:
+        """Return the marker of the same branch and passwords, with verifiers of its own."""
+        return replace(self, verifiers=version, verifiers_of=self.owner_uid)
 
     def with_image(self, digest: str) -> Marker:
         """Return the marker of the same branch, sorted as the image with this digest sorts."""
@@ -164,6 +177,8 @@ def parse_marker(text: str) -> Marker | NewerMarker | None:
             opened=bool(raw.get("opened", False)),
             image=str(raw.get("image", "")),
             alter_system_reset=str(raw.get("alter_system_reset", "")),
+            verifiers=str(raw.get("verifiers", "")),
+            verifiers_of=str(raw.get("verifiers_of", "")),
             names=BranchNames(str(branch["namespace"]), str(branch["project"]), str(branch["branch"])),
             superuser=str(raw.get("superuser", "")),
             initdb_settings={str(k): str(v) for k, v in dict(raw.get("initdb_settings", {})).items()},

@@ -146,10 +146,16 @@ def needs_root(branches: tuple[Branch, ...]) -> bool:
     return not any(branch.name == names.ROOT_BRANCH for branch in branches)
 
 
-def desired_objects(project: Project, release: Release) -> list[tuple[str, str, Json]]:
-    """Return (API, plural, manifest) of the objects that the project is reached by, but its Secrets."""
+def desired_objects(
+    project: Project, release: Release, node: str | None = None
+) -> list[tuple[str, str, Json]]:
+    """Return (API, plural, manifest) of the objects that the project is reached by, but its Secrets.
+
+    `node`: to which it is bound, or is next; what it needs there exists before its agent knows of the project.
+    """
     budget = (proxy_manifests.PDB_API, proxy_manifests.PDBS, proxy_manifests.proxy_budget(project, release))
     return [
+        *(manifests.node_access(project, node, release) if node else []),
         *proxy_manifests.proxy_access(project, release),
         ("v1", "services", proxy_manifests.project_service(project, release)),
         ("apps/v1", "deployments", proxy_manifests.proxy_deployment(project, release)),

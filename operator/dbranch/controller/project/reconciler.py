@@ -65,6 +65,8 @@ _NEEDS: Final[Mapping[str, frozenset[str]]] = {
     "Deployment": frozenset({"ServiceAccount"}),
 }
 
+_RBAC: Final = "rbac.authorization.k8s.io/v1"
+
 # A reconcile starts over if others (the proxies, by their entries) have written the object meanwhile.
 _MAX_ATTEMPTS = 8
 
@@ -162,13 +164,16 @@ class ProjectReconciler:
             body = self._report(project, plan, version) or body
             project, version = parse_project(body), body["metadata"]["resourceVersion"]
             facts = replace(facts, node=cache.node(project.node_name) if project.node_name else None)
-        applied = self._apply_objects(project, facts.proxies, bypass_cache)
+        binding = bind_project(project, facts.candidates) if project.node_name is None else None
+        node = binding.node if isinstance(binding, Binding) else project.node_name
+        applied = self._apply_objects(project, node, facts.proxies, bypass_cache)
         applied = replace(applied, problem=root_problem or applied.problem)
         facts = replace(facts, project=project, applied=applied)
         plan = plan_project(facts, now_rfc3339())
         self._report(project, plan, version)
         for pod in plan.gone:
             self._delete_entry(project, pod)
+        self._credential_secrets.apply_for_branches(project, len(facts.branches))
         return self._result(project, plan, facts.applied.problem)
 
     def _result(self, project: Project, plan: ProjectPlan, problem: Finding | None) -> Result:
@@ -234,14 +239,17 @@ class ProjectReconciler:
         )
         return Finding(Reason.NAME_TAKEN, f"{text}; no database is made; delete one of the two")
 
-    def _apply_objects(self, project: Project, proxies: tuple[ProxyPod, ...], bypass_cache: bool) -> Applied:
+    def _apply_objects(
+        self, project: Project, node: str | None, proxies: tuple[ProxyPod, ...], bypass_cache: bool
+    ) -> Applied:
         """Apply all that the project is reached by; what is refused holds up only what depends on it."""
         bypass_objects = bypass_cache and self._is_check_due(project)
         problems: list[Finding] = []
-        foreign: set[str] = set()
-        for api, plural, manifest in desired_objects(project, self._release):
-            kind = manifest["kind"]
-            if foreign & _NEEDS.get(kind, frozenset()):
+        # Namespace and kind.
+        foreign: set[tuple[str, str]] = set()
+        for api, plural, manifest in desired_objects(project, self._release, node):
+            kind, namespace = manifest["kind"], manifest["metadata"]["namespace"]
+            if any((namespace, needed) in foreign for needed in _NEEDS.get(kind, ())):
                 continue
             try:
                 self._owned.apply(
@@ -250,8 +258,10 @@ class ProjectReconciler:
             except UpdateDeferred:
                 logger.info("%s/%s: its proxies are replaced later", project.namespace, project.name)
             except (NameTaken, BeingDeleted, ObjectRefused) as error:
-                foreign |= {kind} if isinstance(error, NameTaken) else set()
-                problems.append(refusal_finding(error, _EFFECTS.get(kind, "the proxies stay as they were")))
+                foreign |= {(namespace, kind)} if isinstance(error, NameTaken) else set()
+                is_proxys = namespace == project.namespace
+                default = "the proxies stay as they were" if is_proxys else "its node gets no passwords"
+                problems.append(refusal_finding(error, _EFFECTS.get(kind, default)))
         for api, plural, name in unwanted_objects(project):
             self._owned.ensure_absent(api, plural, project.namespace, name, project.uid, bypass_objects)
         version = self._credential_secrets.apply(project, bypass_cache)
@@ -337,6 +347,9 @@ class ProjectReconciler:
                 self._owned.delete(api, plural, project.namespace, name, project.uid)
         self._credential_secrets.delete(project)
         self._pull_secrets.delete(project)
+        for plural in ("rolebindings", "roles"):
+            access = names.node_access_name(project.uid)
+            self._owned.delete(_RBAC, plural, self._release.nodes_namespace, access)
         # The last project of a namespace takes the NetworkPolicy along. One that is being deleted needs it no more.
         others = (p for p in cache.all_projects() if p.namespace == project.namespace and not p.deleting)
         if not any(other.uid != project.uid for other in others):

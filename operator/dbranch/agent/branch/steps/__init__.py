@@ -15,9 +15,10 @@ from dbranch.agent.branch.steps.reset import RESET
 from dbranch.agent.branch.steps.settings import SETTINGS
 from dbranch.agent.branch.steps.slot import SLOT
 from dbranch.agent.branch.steps.start import START
+from dbranch.agent.branch.steps.verifiers import VERIFIERS
 from dbranch.agent.branch.steps.volume import VOLUME
 
 STEPS: Final[tuple[Step, ...]] = (
     *(POOL, VOLUME, SLOT, RESET, BIND, START),
-    *(CLEAN, CREDENTIALS, SETTINGS, OPEN, IMAGE),
+    *(CLEAN, CREDENTIALS, SETTINGS, OPEN, IMAGE, VERIFIERS),
 )

@@ -72,6 +72,8 @@ def ensure_snapshot(
             cleaned=False,
             prepared_floor=floor,
             password=source_marker.password,
+            verifiers=source_marker.verifiers,
+            verifiers_of=source_marker.verifiers_of,
             image=source_marker.image,
             names=settings.names,
             superuser=source_marker.superuser,
