@@ -195,7 +195,7 @@ def _is_stale(item: Project | Branch, reads: _Reads, now: str) -> bool:
     facts = _project_facts(item, reads)
     plan = plan_project(facts, now)
     differing = set(plan.changes(item.status))
-    # A branch that has reported nothing yet is about to change the routes: all is written at once then.
+    # A branch that has reported nothing yet is about to: all is written at once then.
     if not all(branch.status.get("conditions") for branch in facts.branches):
         differing &= {"nodeName", "route", "routes"}
     return bool(differing or plan.gone)

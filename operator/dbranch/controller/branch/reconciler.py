@@ -233,6 +233,12 @@ class BranchReconciler:
             return DONE
         with self._sources.held(branch.uid):
             removal = plan_removal(facts, seconds_since(branch.deleted), now_rfc3339())
+            changes = removal.changes(branch.status)
+            if changes and not removal.done:
+                # Where no proxy is to be waited for, nothing but this has to be written.
+                branch = parse_branch(patch_status(self._cluster, branch, changes))
+                facts = replace(facts, branch=branch)
+                removal = plan_removal(facts, seconds_since(branch.deleted), now_rfc3339())
             if removal.done:
                 # A copy that was bound a moment ago may not be in the cache yet; none is bound behind this.
                 siblings = self._list_siblings(branch)
@@ -241,8 +247,9 @@ class BranchReconciler:
                 )
             if removal.done:
                 self._sources.close(branch.uid)
-        if any(branch.status.get(key) != value for key, value in removal.status.items()):
-            patch_status(self._cluster, branch, removal.status)
+        changes = removal.changes(branch.status)
+        if changes:
+            patch_status(self._cluster, branch, changes)
         if not removal.done:
             return Result(removal.requeue_after or timing.DELETION_RESYNC_SECONDS)
         namespace, name = branch.namespace, branch.object_name
