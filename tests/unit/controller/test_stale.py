@@ -21,7 +21,7 @@ from dbranch.api.branch import parse_branch
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.project import parse_project
 from dbranch.controller.limits import Limits
-from dbranch.controller.stale import Change, ConnectionChange, NodeChange, ProxyChange, stale
+from dbranch.controller.stale import Change, ConnectionChange, NodeChange, ProxyChange, miscounted, stale
 from dbranch.kube.client import branch_path, project_path
 from dbranch.runtime.result import Key
 
@@ -44,7 +44,7 @@ class Follower(Rig):
         for _, path, old, new in events:
             change = change_of(path, new or old or {})
             if change is not None:
-                keys |= stale([change], self.cache(), self.limits)
+                keys |= stale([change], self.cache(), self.limits) | miscounted([change], self.cache())
             if path == SHOP and at(old, "status.passwordVersion") != at(new, "status.passwordVersion"):
                 keys |= stale([ConnectionChange(NAMESPACE, "shop")], self.cache(), self.limits)
             keys |= set(own_requests(path, old, new))

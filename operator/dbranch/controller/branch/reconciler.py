@@ -159,19 +159,35 @@ class BranchReconciler:
     ) -> BranchFacts:
         """Apply the EndpointSlice and the connection Secret, so that they exist before the branch is Ready.
 
-        The EndpointSlice not if another owner has the Service: it would send that one's sessions to the branch.
+        The EndpointSlice not if another owner has the Service: it would send that one's sessions to the branch. Nor
+        before a new branch is reachable: every node is sent each change of one, and it has no address to say; but if
+        a branch of the same name has left one, that leads nowhere any more.
         """
         project, branch = facts.project, facts.branch
         if project is None or (branch.node_name is None and facts.problem):
             return facts
         problems = [facts.problem]
         ip_family = self._owned.ip_family(branch.namespace, branch.object_name)
-        if ip_family and (facts.problem is None or facts.problem.reason == Reason.OBJECT_REFUSED):
+        api, plural = "discovery.k8s.io/v1", "endpointslices"
+        # One that release 0.1.0 has bound has no route yet.
+        was_never_ready = branch.node_name is None or (
+            branch.route is not None and branch.route.generation == 1
+        )
+        is_needed = (
+            plan.reachable
+            or bypass_cache
+            or not was_never_ready
+            or self._owned.is_remembered(api, plural, branch.namespace, branch.object_name)
+        )
+        if (
+            ip_family
+            and is_needed
+            and (facts.problem is None or facts.problem.reason == Reason.OBJECT_REFUSED)
+        ):
             endpoints = manifests.branch_endpoints(project, branch, self._release, ip_family, plan.reachable)
-            api = "discovery.k8s.io/v1"
             problems.append(
                 _problem_of(
-                    lambda: self._owned.apply(api, "endpointslices", endpoints, bypass_cache, is_new),
+                    lambda: self._owned.apply(api, plural, endpoints, bypass_cache, was_never_ready),
                     "the Service does not lead to the branch",
                 )
             )
