@@ -150,6 +150,24 @@ CHANGES: dict[str, tuple[str, Callable[[Json], object], str]] = {
         lambda o: o["rules"][0].pop("resourceNames"),
         "a Role of dbranch is a proxy's",
     ),
+    "a-role-that-changes-branches": (
+        "Role",
+        lambda o: o["rules"].append(
+            {"apiGroups": ["dbranch.io"], "resources": ["dbbranches"], "verbs": ["list", "patch"]}
+        ),
+        "a Role of dbranch is a proxy's",
+    ),
+    "a-role-on-all-statuses": (
+        "Role",
+        lambda o: o["rules"].append(
+            {
+                "apiGroups": ["dbranch.io"],
+                "resources": ["dbbranches/status", "dbprojects/status"],
+                "verbs": ["patch"],
+            }
+        ),
+        "a Role of dbranch is a proxy's",
+    ),
     "a-cluster-role": (
         "RoleBinding",
         lambda o: o["roleRef"].update(kind="ClusterRole", name="dbranch-controller"),

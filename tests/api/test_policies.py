@@ -546,6 +546,39 @@ def test_a_proxy_writes_its_own_entry_and_nothing_else(admin: Api, shop: Shop) -
     one.allowed("PATCH", shop.status, {"status": {"proxies": []}})
 
 
+def test_a_proxy_acknowledges_the_branches_of_its_project_and_no_others(admin: Api, shop: Shop) -> None:
+    project = shop.read()
+    for api, plural, body in proxy_access(project, Release("dbranch", NODES, "none")):
+        admin.allowed("POST", path_of(api, plural, shop.team), body)
+    user = f"system:serviceaccount:{shop.team}:{names.proxy_name('shop')}"
+    one, two = Api(user, pod_name="shop-proxy-1"), Api(user, pod_name="shop-proxy-2")
+    path = branch_path(shop.team, "shop-feature-x", "status")
+    mine = {"pod": "shop-proxy-1", "generation": 1}
+    one.eventually_allowed("PATCH", path, {"status": {"proxies": [mine]}})
+    text = "only its own entry"
+    assert text in two.rejected("PATCH", path, {"status": {"proxies": []}})
+    assert text in two.rejected("PATCH", path, {"status": {"proxies": [{**mine, "generation": 2}]}})
+    assert text in Api(user).rejected("PATCH", path, {"status": {"proxies": []}})
+    for plural, key, value in STATUS_KEYS:
+        if plural == names.BRANCHES and key != "proxies":
+            assert "only status.proxies" in one.rejected("PATCH", path, {"status": {key: value}}), key
+            # Nor may it change or remove an existing value.
+            if key != "nodeName":
+                admin.allowed("PATCH", path, {"status": {key: value}})
+            assert "only status.proxies" in one.rejected("PATCH", path, {"status": {key: None}}), key
+    # It reads the branches of its namespace, and writes nothing else of any.
+    one.allowed("GET", path_of(names.API_VERSION, names.BRANCHES, shop.team))
+    for method in ("PATCH", "DELETE"):
+        path = branch_path(shop.team, "shop-feature-x")
+        assert "is forbidden" in one.rejected(method, path, {} if method == "PATCH" else None)
+    # A branch of another project in the same namespace.
+    spec = {"project": "other"}
+    other = {"apiVersion": names.API_VERSION, "kind": names.BRANCH_KIND, "metadata": {"name": "other-main"}}
+    admin.allowed("POST", path_of(names.API_VERSION, names.BRANCHES, shop.team), {**other, "spec": spec})
+    path = branch_path(shop.team, "other-main", "status")
+    assert "is written by dbranch alone" in one.rejected("PATCH", path, {"status": {"proxies": [mine]}})
+
+
 def test_the_root_an_active_and_a_protected_branch_cannot_be_deleted(admin: Api, shop: Shop) -> None:
     def eventually_rejected(branch: str, text: str) -> None:
         admin.eventually_rejected(text, "DELETE", branch_path(shop.team, f"shop-{branch}"))

@@ -181,8 +181,10 @@ def account(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     node has the label that they select.
     """
     rules: list[dict[str, Any]] = [
-        {"resources": [names.PROJECTS], "verbs": ["get", "list", "watch"]},
-        {"resources": [f"{names.PROJECTS}/status"], "verbs": ["patch"]},
+        {"resources": [names.PROJECTS], "verbs": ["get", "list", "watch"], "resourceNames": ["shop"]},
+        {"resources": [f"{names.PROJECTS}/status"], "verbs": ["patch"], "resourceNames": ["shop"]},
+        {"resources": [names.BRANCHES], "verbs": ["list", "watch"]},
+        {"resources": [f"{names.BRANCHES}/status"], "verbs": ["patch"]},
     ]
     name = names.proxy_name("shop")
     rbac = "rbac.authorization.k8s.io"
@@ -191,7 +193,7 @@ def account(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         {
             "apiVersion": f"{rbac}/v1",
             "kind": "Role",
-            "rules": [r | {"apiGroups": [names.GROUP], "resourceNames": ["shop"]} for r in rules],
+            "rules": [rule | {"apiGroups": [names.GROUP]} for rule in rules],
         },
         {
             "apiVersion": f"{rbac}/v1",
@@ -246,14 +248,37 @@ def backends() -> Iterator[dict[str, Backend]]:
 
 
 class Shop:
-    """The DBProject `shop`, and its status as the controller writes it."""
+    """The DBProject `shop` and its DBBranches, and their status as the controller writes it."""
 
     def __init__(self, namespace: str, backends: dict[str, Backend]) -> None:
-        self.namespace = namespace
-        self.routes = [
-            {"branch": b.name, "address": "127.0.0.1", "port": b.port, "state": "Ready"}
-            for b in backends.values()
-        ]
+        self.namespace, self.backends = namespace, backends
+        for backend in backends.values():
+            self.make_branch(backend)
+
+    def make_branch(self, backend: Backend) -> None:
+        """Make a branch that is Ready at its backend."""
+        source = {} if backend.name == names.ROOT_BRANCH else {"source": names.ROOT_BRANCH}
+        body = {
+            "apiVersion": names.API_VERSION,
+            "kind": names.BRANCH_KIND,
+            "metadata": {"name": f"shop-{backend.name}"},
+            "spec": {"project": "shop", **source},
+        }
+        kubectl("apply", "-n", self.namespace, "-f", "-", stdin=json.dumps(body))
+        self.route_branch(backend.name, 1, "Ready", backend)
+
+    def route_branch(self, name: str, generation: int, state: str, backend: Backend | None = None) -> None:
+        """Write the route of a branch."""
+        address = (
+            {"address": "127.0.0.1", "port": backend.port} if backend else {"address": None, "port": None}
+        )
+        route = {"generation": generation, "state": state, **address}
+        self.patch_status({"route": route}, f"{names.BRANCHES}/shop-{name}")
+
+    def branch(self, name: str) -> dict[str, Any]:
+        path = f"{names.BRANCHES}/shop-{name}"
+        body: dict[str, Any] = json.loads(kubectl("get", "-n", self.namespace, path, "-o", "json"))
+        return body
 
     def apply(self, **proxy: Any) -> None:
         body = {
@@ -268,20 +293,19 @@ class Shop:
     def delete(self) -> None:
         kubectl("delete", "-n", self.namespace, names.PROJECTS, "shop", "--ignore-not-found")
 
-    def set_route(self, generation: int, branch: str) -> None:
-        status = {"route": {"generation": generation, "branch": branch}, "routes": self.routes}
-        self.patch_status(status)
+    def delete_branches(self) -> None:
+        kubectl("delete", "-n", self.namespace, names.BRANCHES, "--all")
 
-    def patch_status(self, status: dict[str, Any]) -> None:
-        args = [
-            "patch",
-            "-n",
-            self.namespace,
-            names.PROJECTS,
-            "shop",
-            "--subresource=status",
-            FIELD_MANAGER_OPTION,
-        ]
+    def set_route(self, generation: int, branch: str) -> None:
+        body = self.branch(branch)
+        target = {
+            "uid": body["metadata"]["uid"],
+            "generation": body["status"]["route"]["generation"],
+        }
+        self.patch_status({"route": {"generation": generation, "branch": branch, "target": target}})
+
+    def patch_status(self, status: dict[str, Any], path: str = f"{names.PROJECTS}/shop") -> None:
+        args = ["patch", "-n", self.namespace, path, "--subresource=status", FIELD_MANAGER_OPTION]
         kubectl(*args, "--type=merge", "-p", json.dumps({"status": status}))
 
     def get(self) -> dict[str, Any]:
@@ -303,7 +327,9 @@ def shop(namespace: str, backends: dict[str, Backend]) -> Iterator[Shop]:
     shop = Shop(namespace, backends)
     shop.apply()
     yield shop
+    # The root branch goes only without its project.
     shop.delete()
+    shop.delete_branches()
 
 
 class Proxy:
@@ -516,6 +542,44 @@ def test_a_proxy_that_shuts_down_still_obeys(
         wait_until(lambda: shop.generation_of(proxy.pod) == 2)
     assert proxy.process.wait(TIMEOUT_SECONDS) == 0
     assert shop.entries() == {}
+
+
+def test_the_deletion_of_a_branch_is_acknowledged_by_each_pod_in_the_branch(
+    shop: Shop, start: StartProxy
+) -> None:
+    shop.set_route(1, "main")
+    one, two = (start(pod) for pod in PODS)
+    wait_until(lambda: shop.entries().keys() == {one.pod, two.pod})
+    before = shop.get()["metadata"]["resourceVersion"]
+    shop.route_branch("feature-x", 2, "Deleting")
+
+    def acknowledged() -> dict[str, int]:
+        entries = shop.branch("feature-x")["status"].get("proxies", [])
+        return {entry["pod"]: entry["generation"] for entry in entries}
+
+    wait_until(lambda: acknowledged() == {one.pod: 2, two.pod: 2})
+    assert one.reached() == "main"
+    assert shop.get()["metadata"]["resourceVersion"] == before
+    # Should that state pass, so does what is said of it.
+    shop.route_branch("feature-x", 3, "Stopped")
+    wait_until(lambda: acknowledged() == {})
+
+
+def test_a_switch_that_comes_before_its_branch_is_obeyed_when_that_has_come(
+    shop: Shop, start: StartProxy, backends: dict[str, Backend]
+) -> None:
+    shop.set_route(1, "main")
+    shop.route_branch("feature-x", 2, "Stopped")
+    proxy = start()
+    wait_until(lambda: shop.generation_of(proxy.pod) == 1)
+    target = {"uid": shop.branch("feature-x")["metadata"]["uid"], "generation": 3}
+    shop.patch_status({"route": {"generation": 2, "branch": "feature-x", "target": target}})
+    wait_until(lambda: "generation 2" in proxy.log.read_text())
+    with proxy.open() as waiting:
+        holds(lambda: shop.generation_of(proxy.pod) == 1)
+        shop.route_branch("feature-x", 3, "Ready", backends["feature-x"])
+        receive(waiting, b"cluster_name\0feature-x\0")
+    wait_until(lambda: shop.generation_of(proxy.pod) == 2)
 
 
 def test_a_recreated_project_is_followed(shop: Shop, start: StartProxy) -> None:

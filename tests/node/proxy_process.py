@@ -11,7 +11,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,21 +24,28 @@ SOURCES = Path(__file__).parents[2] / "operator"
 
 
 class FakeProject:
-    """API server with one DBProject: list, watch, and apply of `status.proxies`. `up` False: it does not answer."""
+    """API server with one DBProject and its DBBranches: list, watch, and apply of `status.proxies`.
+
+    `up` False: it does not answer. `may_read_branches` False: as under a controller of release 0.1.0. `writes` counts
+    those to the project.
+    """
 
     def __init__(self, backends: list[Backend], proxy: Json) -> None:
-        routes = [
-            {"branch": b.branch, "address": "127.0.0.1", "port": b.port, "state": "Ready"} for b in backends
-        ]
-        self.body: Json = {
-            "metadata": {"name": "shop", "namespace": "team-a", "uid": "u"},
-            "spec": {"proxy": proxy},
-            "status": {"route": {"generation": 1, "branch": backends[0].branch}, "routes": routes},
-        }
-        self.up = True
+        self.branches: dict[str, Json] = {}
+        self.up = self.may_read_branches = True
         self.writes = 0
         self._version = 1
         self._changed = threading.Condition()
+        # What a watch of branches has to send: version, type, object.
+        self._branch_events: list[tuple[int, str, Json]] = []
+        for backend in backends:
+            self.branches[backend.branch] = branch_body(backend)
+        target = {"uid": f"{backends[0].branch}-uid", "generation": 1}
+        self.body: Json = {
+            "metadata": {"name": "shop", "namespace": "team-a", "uid": "u"},
+            "spec": {"proxy": proxy},
+            "status": {"route": {"generation": 1, "branch": backends[0].branch, "target": target}},
+        }
         project = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -60,26 +67,39 @@ class FakeProject:
 
     def object(self) -> Json:
         """Return the DBProject with its current resourceVersion."""
-        return {**self.body, "metadata": {**self.body["metadata"], "resourceVersion": str(self._version)}}
+        return self._versioned(self.body)
+
+    def _versioned(self, body: Json) -> Json:
+        return {**body, "metadata": {**body["metadata"], "resourceVersion": str(self._version)}}
 
     def get(self, handler: BaseHTTPRequestHandler) -> None:
         if not self.up:
             handler.close_connection = True
             return
+        is_branches = "/dbbranches" in handler.path
+        if is_branches and not self.may_read_branches:
+            answer(handler, {"message": "dbbranches is forbidden"}, 403)
+            return
         if "watch=1" not in handler.path:
-            answer(handler, {"items": [self.object()], "metadata": {"resourceVersion": str(self._version)}})
+            bodies = list(self.branches.values()) if is_branches else [self.body]
+            items = [self._versioned(body) for body in bodies]
+            answer(handler, {"items": items, "metadata": {"resourceVersion": str(self._version)}})
             return
         handler.send_response(200)
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
         seen = int(handler.path.split("resourceVersion=")[1].split("&")[0])
         with self._changed:
-            while self.up:
+            while self.up and (self.may_read_branches or not is_branches):
                 if seen < self._version:
+                    events = [("MODIFIED", self.object())]
+                    if is_branches:
+                        events = [(kind, body) for at, kind, body in self._branch_events if at > seen]
                     seen = self._version
-                    line = json.dumps({"type": "MODIFIED", "object": self.object()}).encode() + b"\n"
                     try:
-                        handler.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
+                        for kind, body in events:
+                            line = json.dumps({"type": kind, "object": body}).encode() + b"\n"
+                            handler.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
                     except OSError:
                         break
                 self._changed.wait(0.5)
@@ -91,28 +111,77 @@ class FakeProject:
             handler.close_connection = True
             return
         with self._changed:
-            self.body["status"]["proxies"] = applied["status"]["proxies"]
-            self.writes += 1
-            self._version += 1
-            self._changed.notify_all()
+            if applied["kind"] == "DBBranch":
+                body = self.branches[applied["metadata"]["name"].removeprefix("shop-")]
+                body["status"]["proxies"] = applied["status"]["proxies"]
+                self._emit_branch("MODIFIED", body)
+            else:
+                self.body["status"]["proxies"] = applied["status"]["proxies"]
+                self.writes += 1
+                self._emit()
         answer(handler, self.object())
+
+    def _emit(self) -> None:
+        self._version += 1
+        self._changed.notify_all()
+
+    def _emit_branch(self, kind: str, body: Json) -> None:
+        self._branch_events.append((self._version + 1, kind, json.loads(json.dumps(body))))
+        self._branch_events[-1][2]["metadata"]["resourceVersion"] = str(self._version + 1)
+        self._emit()
 
     def entries(self) -> list[Json]:
         entries: list[Json] = self.body["status"].get("proxies", [])
         return entries
 
+    def acknowledged(self, branch: str) -> list[int]:
+        """Return the generations in `status.proxies` of a branch."""
+        return [entry["generation"] for entry in self.branches[branch]["status"].get("proxies", [])]
+
     def touch(self) -> None:
         """Raise the resourceVersion, as a write of another field would."""
         with self._changed:
-            self._version += 1
-            self._changed.notify_all()
+            self._emit()
 
-    def switch(self, branch: str) -> None:
+    def switch(self, branch: str, target_generation: int | None = None, target_uid: str = "") -> None:
+        """Move the route, by default to the branch as it is."""
         with self._changed:
-            route = self.body["status"]["route"]
-            self.body["status"]["route"] = {"generation": route["generation"] + 1, "branch": branch}
-            self._version += 1
-            self._changed.notify_all()
+            route, current = self.body["status"]["route"], self.branches[branch]
+            target = {
+                "uid": target_uid or current["metadata"]["uid"],
+                "generation": target_generation or current["status"]["route"]["generation"],
+            }
+            generation = route["generation"] + 1
+            self.body["status"]["route"] = {"generation": generation, "branch": branch, "target": target}
+            self._emit()
+
+    def route_branch(self, branch: str, state: str, backend: Backend | None = None) -> None:
+        """Give a branch the next generation of its route; `backend`: where it is, if Ready."""
+        with self._changed:
+            body = self.branches[branch]
+            generation = body["status"]["route"]["generation"] + 1
+            body["status"]["route"] = {"generation": generation, "state": state, **address_of(backend)}
+            self._emit_branch("MODIFIED", body)
+
+    def put_branch(self, backend: Backend, uid: str) -> None:
+        """Make a branch, or another object under its name."""
+        with self._changed:
+            if backend.branch in self.branches:
+                self._emit_branch("DELETED", self.branches[backend.branch])
+            self.branches[backend.branch] = branch_body(backend, uid)
+            self._emit_branch("ADDED", self.branches[backend.branch])
+
+    def drop_branch(self, branch: str) -> None:
+        with self._changed:
+            self._emit_branch("DELETED", self.branches.pop(branch))
+
+    def write_table(self, routes: list[Json] | None) -> None:
+        """Write `status.routes`, or remove it."""
+        with self._changed:
+            self.body["status"].pop("routes", None)
+            if routes is not None:
+                self.body["status"]["routes"] = routes
+            self._emit()
 
     def close(self) -> None:
         self.up = False
@@ -120,9 +189,22 @@ class FakeProject:
         self._server.server_close()
 
 
-def answer(handler: BaseHTTPRequestHandler, body: Json) -> None:
+def address_of(backend: Backend | None) -> Json:
+    return {"address": "127.0.0.1", "port": backend.port} if backend else {}
+
+
+def branch_body(backend: Backend, uid: str = "") -> Json:
+    """Return the DBBranch of a backend, as its controller writes it."""
+    return {
+        "metadata": {"name": f"shop-{backend.branch}", "uid": uid or f"{backend.branch}-uid"},
+        "spec": {"project": "shop"},
+        "status": {"route": {"generation": 1, "state": "Ready", **address_of(backend)}},
+    }
+
+
+def answer(handler: BaseHTTPRequestHandler, body: Json, status: int = 200) -> None:
     data = json.dumps(body).encode()
-    handler.send_response(200)
+    handler.send_response(status)
     handler.send_header("Content-Type", "application/json")
     handler.send_header("Content-Length", str(len(data)))
     handler.end_headers()
@@ -195,10 +277,12 @@ def proxy_process(
     log: Path,
     proxy: Json | None = None,
     stderr_is_unread: bool = False,
+    prepare: Callable[[FakeProject], None] = lambda project: None,
     **variables: str,
 ) -> Iterator[ProxyProcess]:
-    """Run a proxy process and its FakeProject; both end with the block."""
+    """Run a proxy process and its FakeProject, which `prepare` changes before; both end with the block."""
     project = FakeProject(backends, proxy or {})
+    prepare(project)
     try:
         running = ProxyProcess(project, log, stderr_is_unread, **variables)
         try:

@@ -281,8 +281,8 @@ def test_a_branch_that_a_newer_agent_serves_stays_in_service() -> None:
         factories.branch().bound().accepting().node(postgres={"reason": _NEW_WORD, "message": "and so on"})
     )
     rig.put(warned)
-    rig.projects.reconcile(factories.NAMESPACE, "shop", rig.cache())
-    assert rig.project()["status"]["routes"][0]["state"] == "Ready"
+    rig.branches.reconcile(factories.NAMESPACE, "shop-main", rig.cache())
+    assert rig.branch()["status"]["route"]["state"] == "Ready"
     # Without an address it is only shown.
     body = warned.node(address=None).parsed()
     assert body.node.postgres == Finding(Reason(_NEW_WORD), "and so on")

@@ -8,7 +8,7 @@ from typing import Any
 
 from dbranch.api import names
 from dbranch.api.conditions import Finding, Reason
-from dbranch.api.enums import Protection, State
+from dbranch.api.enums import Protection, State, TargetState
 from dbranch.api.owners import foreign_owners
 from dbranch.api.project import Project
 
@@ -37,6 +37,24 @@ class BranchNode:
 
 
 @dataclass(frozen=True)
+class BranchRoute:
+    """`status.route`: where proxies reach the branch. The generation (from 1) rises with each change of the rest."""
+
+    generation: int
+    state: TargetState
+    address: str | None = None
+    port: int | None = None
+
+
+@dataclass(frozen=True)
+class Acknowledgement:
+    """An entry of `status.proxies`, written by that proxy pod alone: the generation of `status.route` it obeys."""
+
+    pod: str
+    generation: int
+
+
+@dataclass(frozen=True)
 class Branch:
     """A DBBranch. `object_name` is `<project>-<branch>`, `name` what follows the project; `deleted`: RFC 3339."""
 
@@ -59,6 +77,8 @@ class Branch:
     node_name: str | None = None
     source_uid: str | None = None
     active: bool = False
+    route: BranchRoute | None = None
+    proxies: tuple[Acknowledgement, ...] = ()
     node: BranchNode = field(default_factory=BranchNode)
     status: Mapping[str, Any] = field(default_factory=dict)
 
@@ -109,9 +129,36 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
         node_name=status.get("nodeName"),
         source_uid=status.get("sourceUID"),
         active=bool(status.get("active")),
+        route=parse_branch_route(status.get("route")),
+        proxies=parse_acknowledgements(status.get("proxies")),
         node=_parse_node(status.get("node") or {}),
         status=status,
     )
+
+
+def parse_branch_route(raw: Any) -> BranchRoute | None:
+    """Parse `status.route`; None if the branch has none, or one without what this release needs of it."""
+    try:
+        address, port = raw.get("address"), raw.get("port")
+        return BranchRoute(
+            int(raw["generation"]),
+            TargetState(raw["state"]),
+            None if address is None else str(address),
+            None if port is None else int(port),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+
+
+def parse_acknowledgements(raw: Any) -> tuple[Acknowledgement, ...]:
+    """Parse `status.proxies`; entries without what this release needs of them are left out."""
+    entries: list[Acknowledgement] = []
+    for entry in raw if isinstance(raw, list) else ():
+        try:
+            entries.append(Acknowledgement(str(entry["pod"]), int(entry["generation"])))
+        except (KeyError, TypeError, ValueError):
+            continue
+    return tuple(entries)
 
 
 def _postgres_finding(raw: Mapping[str, Any]) -> Finding | None:

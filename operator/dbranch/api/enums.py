@@ -98,7 +98,7 @@ class TlsMode(OpenEnum):
 
 
 class TargetState(OpenEnum):
-    """`state` of an entry of a project's `status.routes`."""
+    """`state` of a branch's `status.route`, and of an entry of a project's `status.routes`."""
 
     READY = "Ready"
     STARTING = "Starting"

@@ -73,6 +73,9 @@ LABEL_PULL_SECRET: Final = f"{GROUP}/pull-secret"
 # On a slot's pod: hash of its template without its class, so that a new release replaces warm slots.
 TEMPLATE_HASH: Final = f"{AGENT_PREFIX}/template-hash"
 
+# In `features` of a proxy's entry in `status.proxies`: it reads `status.route` of the DBBranches.
+PROXY_FOLLOWS_BRANCHES: Final = "BranchRoutes"
+
 COMPONENT_AGENT: Final = "agent"
 COMPONENT_PROXY: Final = "proxy"
 COMPONENT_POSTGRES: Final = "postgres"
@@ -88,7 +91,7 @@ POSTGRES_SERVICE_ACCOUNT: Final = "dbranch-postgres"
 
 MAX_PROJECT_LENGTH: Final = 30
 MAX_OBJECT_LENGTH: Final = 63
-# Of a project: what `status.routes` holds.
+# Of a project: what `status.routes` holds, while a proxy of release 0.1.0 needs it.
 MAX_BRANCHES: Final = 1000
 
 

@@ -56,16 +56,28 @@ class Postgres:
 
 
 @dataclass(frozen=True)
+class RouteTarget:
+    """`status.route.target`: the DBBranch that the switch was made to, and its `status.route.generation` then."""
+
+    uid: str
+    generation: int
+
+
+@dataclass(frozen=True)
 class Route:
-    """`status.route`: the branch that proxies must send new sessions to, and the route's generation (from 1)."""
+    """`status.route`: the branch that proxies must send new sessions to, and the route's generation (from 1).
+
+    `target` is None if release 0.1.0 made the switch.
+    """
 
     generation: int
     branch: str
+    target: RouteTarget | None = None
 
 
 @dataclass(frozen=True)
 class Target:
-    """An entry of `status.routes`: the address of a branch's pod and the port of its Postgres, None unless Ready."""
+    """Where a branch is reached: the address of its pod and the port of its Postgres, None unless Ready."""
 
     branch: str
     state: TargetState
@@ -84,13 +96,22 @@ class BranchSessions:
 
 @dataclass(frozen=True)
 class ProxyEntry:
-    """An entry of `status.proxies`, written by that proxy pod alone. `branches`: those with sessions."""
+    """An entry of `status.proxies`, written by that proxy pod alone. `branches`: those with sessions.
+
+    `features`: what the proxy can; none for one of release 0.1.0.
+    """
 
     pod: str
     generation: int
     sessions: int = 0
     draining: int = 0
     branches: tuple[BranchSessions, ...] = ()
+    features: tuple[str, ...] = ()
+
+    @property
+    def follows_branches(self) -> bool:
+        """True if the proxy reads `status.route` of the DBBranches; otherwise it needs `status.routes`."""
+        return names.PROXY_FOLLOWS_BRANCHES in self.features
 
 
 @dataclass(frozen=True)
@@ -225,7 +246,7 @@ def parse_project(body: Mapping[str, Any]) -> Project:
         node_name=status.get("nodeName"),
         host=status.get("host"),
         password_version=status.get("passwordVersion"),
-        route=Route(int(route["generation"]), route["branch"]) if route and {*route} >= {*_ROUTE} else None,
+        route=_parse_route(route) if route and {*route} >= {*_ROUTE} else None,
         routes=tuple(
             Target(r["branch"], TargetState(r["state"]), r.get("address"), r.get("port"))
             for r in status.get("routes") or ()
@@ -235,6 +256,18 @@ def parse_project(body: Mapping[str, Any]) -> Project:
         node=_parse_node(status.get("node") or {}),
         status=status,
     )
+
+
+def _parse_route(raw: Mapping[str, Any]) -> Route:
+    return Route(int(raw["generation"]), raw["branch"], parse_route_target(raw.get("target")))
+
+
+def parse_route_target(raw: Any) -> RouteTarget | None:
+    """Parse `status.route.target`; None if it is not as this release writes it."""
+    try:
+        return RouteTarget(str(raw["uid"]), int(raw["generation"]))
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _parse_entry(raw: Mapping[str, Any]) -> ProxyEntry:
@@ -248,6 +281,7 @@ def _parse_entry(raw: Mapping[str, Any]) -> ProxyEntry:
             for b in raw.get("branches") or ()
             if "branch" in b
         ),
+        tuple(map(str, raw.get("features") or ())),
     )
 
 

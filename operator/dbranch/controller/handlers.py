@@ -28,12 +28,21 @@ from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.reconciler import ProjectReconciler
 from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of, switch_state
 from dbranch.controller.rollouts import Rollouts
-from dbranch.controller.stale import Change, ConnectionChange, NodeChange, ProxyChange, key_of, stale
+from dbranch.controller.stale import (
+    Change,
+    ConnectionChange,
+    NodeChange,
+    ProxyChange,
+    key_of,
+    miscounted,
+    stale,
+)
 from dbranch.controller.sweep import Sweeper
 from dbranch.kube.client import Cluster
 from dbranch.runtime.initial_sync import InitialSync
 from dbranch.runtime.kopf_settings import configure_kopf, login, requeue_after
 from dbranch.runtime.locks import KeyedLocks
+from dbranch.runtime.result import Key
 from dbranch.runtime.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
@@ -59,6 +68,8 @@ class Work:
         self._dispatcher, self._limits = dispatcher, limits
         self.queue = WorkQueue(dispatcher.reconcile, resync_seconds, dispatcher.report_failure)
         self._changes: list[Change] = []
+        # Those that are reconciled in a moment.
+        self._miscounted: set[Key] = set()
 
     def request(self, item: Project | Branch, kwargs: Mapping[str, Any]) -> None:
         """Reconcile the object itself."""
@@ -81,6 +92,14 @@ class Work:
         changes, self._changes = self._changes, []
         for key in stale(changes, cache, self._limits):
             self.queue.add(key)
+        for key in miscounted(changes, cache) - self._miscounted:
+            self._miscounted.add(key)
+            loop = asyncio.get_running_loop()
+            loop.call_later(timing.BRANCH_COUNT_DELAY_SECONDS, self._enqueue_miscounted, key)
+
+    def _enqueue_miscounted(self, key: Key) -> None:
+        self._miscounted.discard(key)
+        self.queue.add(key)
 
 
 def register(

@@ -77,6 +77,11 @@ class OwnedObjects:
                     self._applied.setdefault(path, _Applied(applied_hash, "", frozenset(owner_uids(body))))
                 self._see(path, body)
 
+    def is_remembered(self, api: str, plural: str, namespace: str, name: str) -> bool:
+        """Return True if this process remembers an object of this name, of whatever owner."""
+        with self._guard:
+            return path_of(api, plural, namespace, name) in self._applied
+
     def apply(
         self,
         api: str,

@@ -63,7 +63,8 @@ def proxy_selector(project: Project) -> dict[str, str]:
 def proxy_access(project: Project, release: Release) -> list[tuple[str, str, Json]]:
     """Return (API, plural, manifest) of the proxy's ServiceAccount, Role and RoleBinding.
 
-    The proxy may watch its DBProject and patch the status.
+    The proxy may watch its DBProject and patch the status, and likewise the DBBranches of its namespace. RBAC has no
+    field selector: that it writes only to those of its project is up to the policy dbranch-proxy-entry.
     """
     name = names.proxy_name(project.name)
     group = "rbac.authorization.k8s.io"
@@ -86,6 +87,8 @@ def proxy_access(project: Project, release: Release) -> list[tuple[str, str, Jso
             "resourceNames": [project.name],
             "verbs": ["get", "patch"],
         },
+        {"apiGroups": [names.GROUP], "resources": [names.BRANCHES], "verbs": ["list", "watch"]},
+        {"apiGroups": [names.GROUP], "resources": [f"{names.BRANCHES}/status"], "verbs": ["patch"]},
     ]
     subjects = [{"kind": "ServiceAccount", "name": name, "namespace": project.namespace}]
     role_ref = {"apiGroup": group, "kind": "Role", "name": name}

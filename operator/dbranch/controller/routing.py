@@ -1,15 +1,16 @@
-"""`status.routes`, `status.route` and the condition Routed of a project. Pure."""
+"""`status.route` of branches and projects, the condition Routed, and which proxies obey. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from dbranch.api import names
-from dbranch.api.branch import Branch, should_run
+from dbranch.api.branch import Branch, BranchRoute, should_run
 from dbranch.api.conditions import MESSAGE_LIMIT, Finding, Reason, clip
 from dbranch.api.enums import TargetState
-from dbranch.api.project import Project, ProxyEntry, Route, Target
+from dbranch.api.project import Project, ProxyEntry, Route, RouteTarget, Target
 from dbranch.controller.proxy_pods import ProxyPod
 
 # Which targets of too many are left out last.
@@ -17,7 +18,7 @@ _LEFT_OUT_LAST: Final = (TargetState.READY, TargetState.STARTING, TargetState.DE
 
 
 def target_of(project: Project, branch: Branch) -> Target | None:
-    """Return a branch's entry in `status.routes`; None if the branch is not bound, and so never had one."""
+    """Return where a branch is reached; None if the branch is not bound, and so never was."""
     if branch.node_name is None:
         return None
     if branch.deleting:
@@ -31,11 +32,31 @@ def target_of(project: Project, branch: Branch) -> Target | None:
 
 
 def targets_of(project: Project, branches: Iterable[Branch]) -> tuple[Target, ...]:
+    """Return where the branches are reached, sorted by branch."""
+    targets = (target for branch in branches if (target := target_of(project, branch)))
+    return tuple(sorted(targets, key=lambda target: target.branch))
+
+
+def plan_branch_route(project: Project, branch: Branch) -> BranchRoute | None:
+    """Return the desired `status.route` of a branch: the reported one, or one of the next generation."""
+    target, current = target_of(project, branch), branch.route
+    if target is None:
+        return current
+    desired = BranchRoute(current.generation if current else 0, target.state, target.address, target.port)
+    return current if desired == current else replace(desired, generation=desired.generation + 1)
+
+
+def needs_table(project: Project) -> bool:
+    """Return True if a proxy of the project needs `status.routes`, since it is of release 0.1.0."""
+    return not all(entry.follows_branches for entry in project.proxies)
+
+
+def table_of(project: Project, all_targets: Iterable[Target]) -> tuple[Target, ...]:
     """Return `status.routes`, sorted by branch.
 
     No more than fit: stopped branches are left out first, of which a proxy needs to know nothing to serve the others.
     """
-    targets = [target for branch in branches if (target := target_of(project, branch))]
+    targets = list(all_targets)
     if len(targets) > names.MAX_BRANCHES:
         routed = {project.active_branch, project.route.branch if project.route else project.active_branch}
         targets.sort(key=lambda t: (t.branch not in routed, _LEFT_OUT_LAST.index(t.state), t.branch))
@@ -43,22 +64,37 @@ def targets_of(project: Project, branches: Iterable[Branch]) -> tuple[Target, ..
     return tuple(sorted(targets, key=lambda target: target.branch))
 
 
-def plan_route(project: Project, targets: Sequence[Target]) -> Route | None:
-    """Return the desired `status.route`; it moves only to a branch that is Ready. None while there never was one.
+def plan_route(project: Project, branches: Collection[Branch]) -> Route | None:
+    """Return the desired `status.route` of a project; None while there never was one.
 
-    The generation is raised when the route moves, and when a branch begins to be deleted: the branch's deletion
-    waits until every proxy obeys a route that knows of it.
+    It moves only to a branch whose own `status.route` says Ready, and names that: a proxy may read the two in any
+    order. A branch made again under the name of the active one is a switch, too.
     """
-    ready = {t.branch for t in targets if t.state == TargetState.READY}
-    current, active_branch = project.route, project.active_branch
+    current = project.route
+    target = next((_switch_target(project, b) for b in branches if b.name == project.active_branch), None)
     if current is None:
-        return Route(1, active_branch) if active_branch in ready else None
-    already_deleting = {t.branch for t in project.routes if t.state == TargetState.DELETING}
-    newly_deleting = {t.branch for t in targets if t.state == TargetState.DELETING} - already_deleting
-    branch = active_branch if active_branch in ready else current.branch
-    if branch != current.branch or newly_deleting:
-        return Route(current.generation + 1, branch)
+        return Route(1, project.active_branch, target) if target else None
+    is_same_object = current.target is None or target is None or current.target.uid == target.uid
+    if target and (project.active_branch != current.branch or not is_same_object):
+        return Route(current.generation + 1, project.active_branch, target)
+    if needs_table(project) and _newly_deleting(project, branches):
+        # A proxy of release 0.1.0 acknowledges nothing else.
+        return replace(current, generation=current.generation + 1)
     return current
+
+
+def _switch_target(project: Project, branch: Branch) -> RouteTarget | None:
+    """Return what a switch to the branch names; None if it is not Ready."""
+    route = branch.route
+    if route is None or route.state != TargetState.READY or plan_branch_route(project, branch) != route:
+        return None
+    return RouteTarget(branch.uid, route.generation)
+
+
+def _newly_deleting(project: Project, branches: Iterable[Branch]) -> set[str]:
+    """Return the branches that `status.routes` has, and not as Deleting yet, though they are being deleted."""
+    reported = {t.branch for t in project.routes if t.state == TargetState.DELETING}
+    return {b.name for b in branches if b.deleting and b.node_name is not None} - reported
 
 
 def laggards(route: Route, pods: Iterable[ProxyPod], entries: Iterable[ProxyEntry]) -> tuple[str, ...]:
@@ -70,6 +106,28 @@ def laggards(route: Route, pods: Iterable[ProxyPod], entries: Iterable[ProxyEntr
     acknowledged = {entry.pod: entry.generation for entry in entries}
     serving = (pod.name for pod in pods if not pod.has_ended and (pod.ready or pod.name in acknowledged))
     return tuple(sorted(name for name in serving if acknowledged.get(name, -1) < route.generation))
+
+
+def is_withdrawn(project: Project, branch: Branch, pods: Iterable[ProxyPod]) -> bool:
+    """Return True if no proxy sends a session to a branch that is being deleted, or has one there.
+
+    Each proxy acknowledges the generation of the branch's route; one of release 0.1.0 that of the project's.
+    """
+    if branch.node_name is None:
+        return True
+    if branch.route is None or branch.route.state != TargetState.DELETING:
+        return False
+    terminated = {pod.name for pod in pods if pod.has_ended}
+    acknowledged = {entry.pod: entry.generation for entry in branch.proxies}
+    target = next((t for t in project.routes if t.branch == branch.name), None)
+    in_table = target is None or target.state == TargetState.DELETING
+
+    def obeys(entry: ProxyEntry) -> bool:
+        if entry.follows_branches:
+            return branch.route is not None and acknowledged.get(entry.pod, 0) >= branch.route.generation
+        return in_table and (project.route is None or entry.generation >= project.route.generation)
+
+    return all(obeys(entry) for entry in project.proxies if entry.pod not in terminated)
 
 
 def routed_finding(

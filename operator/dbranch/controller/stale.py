@@ -124,6 +124,22 @@ def stale(changes: Sequence[Change], cache: Cache, limits: Limits | None = None)
     }
 
 
+def miscounted(changes: Sequence[Change], cache: Cache) -> set[Key]:
+    """Return the keys of the projects that report another number of branches than they have.
+
+    That is for people, and waits a moment: a burst of branches is a few writes of their project.
+    """
+    projects = {(change.namespace, change.project) for change in changes if isinstance(change, Branch)}
+    return {
+        key_of(project)
+        for namespace, name in projects
+        if (project := cache.project(namespace, name))
+        and not project.deleting
+        and project.status.get("conditions")
+        and project.status.get("branches") != len(cache.branches_of(namespace, name))
+    }
+
+
 def _related(changes: Sequence[Change], own: set[Key], reads: _Reads) -> Iterator[Project | Branch]:
     """Yield those who have a changed object among their facts, and the changed objects themselves."""
     nodes = {change.node for change in changes if isinstance(change, NodeChange)}
@@ -194,8 +210,9 @@ def _is_stale(item: Project | Branch, reads: _Reads, now: str) -> bool:
         return False
     facts = _project_facts(item, reads)
     plan = plan_project(facts, now)
-    differing = set(plan.changes(item.status))
-    # A branch that has reported nothing yet is about to change the routes: all is written at once then.
+    # The number of branches is `miscounted`'s.
+    differing = set(plan.changes(item.status)) - {"branches"}
+    # A branch that has reported nothing yet is about to: all is written at once then.
     if not all(branch.status.get("conditions") for branch in facts.branches):
         differing &= {"nodeName", "route", "routes"}
     return bool(differing or plan.gone)

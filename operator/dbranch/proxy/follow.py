@@ -1,4 +1,4 @@
-"""The proxy's own DBProject: list and watch it for the routing table, and write this pod's entry of its status."""
+"""A proxy's DBProject and its DBBranches: list and watch both, and put in force what they say together."""
 
 from __future__ import annotations
 
@@ -6,71 +6,93 @@ import asyncio
 import contextlib
 import json
 import logging
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from dbranch.api.errors import ClusterUnreachable, InvalidInput
-from dbranch.api.project import ProxyEntry
 from dbranch.proxy import timing
+from dbranch.proxy.branches import ProxyBranch, compose, is_older, read_branch
+from dbranch.proxy.entries import Acknowledger, EntryWriter
 from dbranch.proxy.project import ProxyProject, read_project
-from dbranch.proxy.project_client import Json, ProjectClient, ProjectNotFound, ProxyPod, WatchExpired
+from dbranch.proxy.project_client import (
+    Backoff,
+    Collection,
+    Json,
+    ObjectNotFound,
+    ProjectClient,
+    ProxyPod,
+    WatchExpired,
+)
 from dbranch.proxy.routes import Table
 from dbranch.proxy.switchboard import Switchboard
 
 log = logging.getLogger(__name__)
 
-# Called after a table was put in force, with the pods that have an entry in `status.proxies` of its DBProject.
-OnApplied = Callable[[frozenset[str]], None]
-
-
-class Backoff:
-    """Exponential backoff with jitter, from MIN_BACKOFF_SECONDS to MAX_BACKOFF_SECONDS."""
-
-    def __init__(self) -> None:
-        self._next_seconds = timing.MIN_BACKOFF_SECONDS
-
-    def reset(self) -> None:
-        self._next_seconds = timing.MIN_BACKOFF_SECONDS
-
-    async def sleep(self) -> None:
-        await asyncio.sleep(self._next_seconds * random.uniform(0.7, 1.3))
-        self._next_seconds = min(self._next_seconds * 2, timing.MAX_BACKOFF_SECONDS)
-
 
 async def follow(
-    client: ProjectClient, proxy_pod: ProxyPod, switchboard: Switchboard, on_applied: OnApplied
+    client: ProjectClient,
+    proxy_pod: ProxyPod,
+    switchboard: Switchboard,
+    writer: EntryWriter,
+    acknowledger: Acknowledger,
+    on_applied: Callable[[], None],
 ) -> None:
-    """List and watch the DBProject forever, and put each state of it in force on `switchboard`.
+    """List and watch the DBProject and its DBBranches forever, and put each state of them in force on `switchboard`.
 
+    A controller of release 0.1.0 gives no right to the branches, but a table in the DBProject: that counts then.
     While the API server is unreachable the table stays as it is.
     """
+    applier = _Applier(proxy_pod, switchboard, writer, acknowledger, on_applied)
+    await asyncio.gather(
+        _list_and_watch(client, client.project, _ProjectReader(applier), proxy_pod),
+        _list_and_watch(client, client.branches, _BranchReader(applier), proxy_pod),
+    )
+
+
+class _Reader(Protocol):
+    """Reads the objects of one collection; `read` runs in a thread, the others in the event loop."""
+
+    def read(self, body: Json) -> object: ...
+
+    def on_list(self, items: list[object]) -> None: ...
+
+    def on_change(self, item: object) -> None: ...
+
+    def on_deleted(self, item: object) -> None: ...
+
+
+async def _list_and_watch(
+    client: ProjectClient, collection: Collection, reader: _Reader, proxy_pod: ProxyPod
+) -> None:
     loop, backoff = asyncio.get_running_loop(), Backoff()
-    applier = _Applier(proxy_pod, switchboard, on_applied)
     # Empty: list before the next watch.
     resource_version = ""
     while True:
         try:
             if not resource_version:
-                body, resource_version = await client.list()
-                applier.apply(await asyncio.to_thread(_read, body))
+                bodies, resource_version = await client.list(collection)
+                reader.on_list(await asyncio.to_thread(list, map(reader.read, bodies)))
                 backoff.reset()
             watch_started_at = loop.time()
-            async with contextlib.aclosing(client.watch(resource_version)) as events:
+            async with contextlib.aclosing(client.watch(collection, resource_version)) as events:
                 async for line in events:
-                    # A project with many branches takes milliseconds to read.
-                    event = await asyncio.to_thread(_read_event, line)
+                    # A project with many sessions takes milliseconds to read.
+                    event = await asyncio.to_thread(_read_event, line, reader)
                     resource_version = event.resource_version
                     backoff.reset()
-                    if event.project:
-                        applier.apply(event.project)
+                    if event.is_deletion:
+                        reader.on_deleted(event.item)
+                    elif event.item is not None:
+                        reader.on_change(event.item)
             if loop.time() - watch_started_at < timing.MIN_WATCH_SECONDS:
                 await backoff.sleep()
         except WatchExpired:
             resource_version = ""
-        except (ClusterUnreachable, ProjectNotFound) as error:
+        except (ClusterUnreachable, ObjectNotFound) as error:
             log.warning(
-                "project %s/%s: %s; the current routes stay in force",
+                "%s of project %s/%s: %s; the current routes stay in force",
+                collection.plural,
                 proxy_pod.namespace,
                 proxy_pod.project,
                 error,
@@ -80,26 +102,15 @@ async def follow(
 
 
 @dataclass(frozen=True)
-class _Deleted:
-    """The DBProject does not exist (any more)."""
-
-
-@dataclass(frozen=True)
-class _Invalid:
-    """The DBProject cannot be read."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
 class _Event:
-    """A watch event. `project` is None for a bookmark."""
+    """A watch event. `item` is None for a bookmark."""
 
     resource_version: str
-    project: ProxyProject | _Deleted | _Invalid | None = None
+    item: object | None = None
+    is_deletion: bool = False
 
 
-def _read_event(line: bytes) -> _Event:
+def _read_event(line: bytes, reader: _Reader) -> _Event:
     """Read a watch event. Raise WatchExpired or ClusterUnreachable if it reports an error, or is none."""
     try:
         event: Json = json.loads(line)
@@ -113,118 +124,136 @@ def _read_event(line: bytes) -> _Event:
         raise ClusterUnreachable(f"watch: {error!r}") from error
     if kind == "BOOKMARK":
         return _Event(version)
-    return _Event(version, _read(None if kind == "DELETED" else body))
+    return _Event(version, reader.read(body), kind == "DELETED")
 
 
-def _read(body: Json | None) -> ProxyProject | _Deleted | _Invalid:
-    if body is None:
-        return _Deleted()
-    try:
-        return read_project(body)
-    except InvalidInput as error:
-        return _Invalid(str(error))
+@dataclass(frozen=True)
+class _Invalid:
+    """An object that cannot be read."""
+
+    reason: str
 
 
 class _Applier:
-    """Puts what was read of the DBProject in force; logs and ignores what is invalid or older."""
+    """Puts what was read of project and branches in force together; logs and ignores what is invalid or older."""
 
-    def __init__(self, proxy_pod: ProxyPod, switchboard: Switchboard, on_applied: OnApplied) -> None:
-        self._proxy_pod, self._switchboard, self._on_applied = proxy_pod, switchboard, on_applied
+    def __init__(
+        self,
+        proxy_pod: ProxyPod,
+        switchboard: Switchboard,
+        writer: EntryWriter,
+        acknowledger: Acknowledger,
+        on_applied: Callable[[], None],
+    ) -> None:
+        self.proxy_pod, self._switchboard = proxy_pod, switchboard
+        self._writer, self._acknowledger, self._on_applied = writer, acknowledger, on_applied
+        self.project: ProxyProject | None = None
+        # By the names of their objects; None until they were listed.
+        self.branches: dict[str, ProxyBranch] | None = None
+        # The project's UID, and the highest generation of its route whose branch was seen.
+        self._seen: tuple[str, int] = ("", 0)
         self._logged_problems: tuple[str, ...] = ()
 
-    def apply(self, project: ProxyProject | _Deleted | _Invalid) -> None:
-        pod = self._proxy_pod
-        match project:
-            case _Invalid(reason):
-                message = "project %s/%s: %s; the current routes stay in force"
-                log.error(message, pod.namespace, pod.project, reason)
-                return
-            case _Deleted():
-                table, pods, problems = Table(pod.project, deleted=True), frozenset[str](), tuple[str, ...]()
-            case ProxyProject(table, pods, problems):
-                pass
-        if problems and problems != self._logged_problems:
-            log.warning("project %s/%s: %s", pod.namespace, pod.project, "; ".join(problems[:5]))
-        self._logged_problems = problems
+    def log_invalid(self, invalid: _Invalid) -> None:
+        message = "project %s/%s: %s; the current routes stay in force"
+        log.error(message, self.proxy_pod.namespace, self.proxy_pod.project, invalid.reason)
+
+    def apply(self) -> None:
+        """Put in force what was read, once that is enough: the project, and its branches if it has no table."""
+        project, pod = self.project, self.proxy_pod
+        if project is None or (
+            self.branches is None and not project.has_targets and not project.table.deleted
+        ):
+            return
+        if project.problems and project.problems != self._logged_problems:
+            log.warning("project %s/%s: %s", pod.namespace, pod.project, "; ".join(project.problems[:5]))
+        self._logged_problems = project.problems
+        uid, seen = self._seen
+        table = project.table
+        if not table.deleted:
+            table = compose(project, self.branches or {}, seen if uid == table.uid else 0)
         previous = self._switchboard.table
         if not self._switchboard.apply(table):
             log.warning("route generation %d is older than the one in force; ignored", table.generation)
             return
+        if table.is_active_seen:
+            self._seen = table.uid, table.generation
         if previous is None or (previous.generation, previous.active) != (table.generation, table.active):
             log.info("route generation %d: branch %s", table.generation, table.active)
-        self._on_applied(pods)
+        self._writer.on_applied(project.entry_pods)
+        self._acknowledger.on_applied(self.branches or {})
+        self._on_applied()
 
 
-class EntryWriter:
-    """Writer of this pod's entry of `status.proxies`.
+class _ProjectReader:
+    """The DBProject."""
 
-    A new route generation, and the end of a drain, are written at once and retried until accepted; changed
-    session counts at most every SESSION_COUNTS_INTERVAL_SECONDS.
-    """
+    def __init__(self, applier: _Applier) -> None:
+        self._applier = applier
 
-    def __init__(self, client: ProjectClient, proxy_pod: ProxyPod, switchboard: Switchboard) -> None:
-        self._client, self._proxy_pod, self._switchboard = client, proxy_pod, switchboard
-        # The project's UID and the entry that the API server has accepted last.
-        self._written: tuple[str, ProxyEntry] | None = None
-        self._wake = asyncio.Event()
-        switchboard.on_drained = self._wake.set
+    def read(self, body: Json) -> ProxyProject | _Invalid:
+        try:
+            return read_project(body)
+        except InvalidInput as error:
+            return _Invalid(str(error))
 
-    def on_applied(self, entry_pods: frozenset[str]) -> None:
-        """Check for a new generation, and whether this pod's entry is missing from `status.proxies`."""
-        if self._proxy_pod.pod not in entry_pods:
-            self._written = None
-        self._wake.set()
+    def on_list(self, items: list[object]) -> None:
+        if items:
+            self.on_change(items[0])
+        else:
+            self.on_deleted(None)
 
-    async def run(self) -> None:
-        backoff = Backoff()
-        while True:
-            self._wake.clear()
-            table = self._switchboard.table
-            entry = self._current_entry()
-            if table and entry and not table.deleted and (table.uid, entry) != self._written:
-                try:
-                    await self._client.write_entry(table.uid, entry)
-                except (ClusterUnreachable, ProjectNotFound, WatchExpired) as error:
-                    log.warning(
-                        "could not write status.proxies for route generation %d: %s", entry.generation, error
-                    )
-                    await backoff.sleep()
-                    continue
-                self._written = table.uid, entry
-                backoff.reset()
-            # A deadline instead of a timeout for each wait: wake-ups may follow each other without end.
-            deadline = asyncio.get_running_loop().time() + timing.SESSION_COUNTS_INTERVAL_SECONDS
-            while not self._is_write_due():
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        await self._wake.wait()
-                except TimeoutError:
-                    break
-                self._wake.clear()
+    def on_change(self, item: object) -> None:
+        match item:
+            case ProxyProject():
+                self._applier.project = item
+                self._applier.apply()
+            case _Invalid():
+                self._applier.log_invalid(item)
 
-    async def remove_entry(self) -> None:
-        """Remove this pod's entry at shutdown, best effort: an error is only logged."""
-        if self._written:
-            try:
-                await self._client.write_entry(self._written[0], None)
-            except (ClusterUnreachable, ProjectNotFound, WatchExpired) as error:
-                log.warning("could not remove this pod's entry from status.proxies: %s", error)
+    def on_deleted(self, item: object) -> None:
+        self._applier.project = ProxyProject(Table(self._applier.proxy_pod.project, deleted=True))
+        self._applier.apply()
 
-    def _current_entry(self) -> ProxyEntry | None:
-        if self._switchboard.table is None:
-            return None
-        branches = self._switchboard.session_counts()
-        sessions, draining = sum(b.sessions for b in branches), sum(b.draining for b in branches)
-        generation = self._switchboard.table.generation
-        return ProxyEntry(self._proxy_pod.pod, generation, sessions, draining, branches)
 
-    def _is_write_due(self) -> bool:
-        """Return True if the controller waits for what has not been written: a generation, the end of a drain."""
-        table = self._switchboard.table
-        if table is None or table.deleted:
-            return False
-        if self._written is None:
-            return True
-        uid, entry = self._written
-        drained = entry.draining > 0 and not self._switchboard.draining
-        return drained or (table.uid, table.generation) != (uid, entry.generation)
+class _BranchReader:
+    """The DBBranches of the project. Events that concern no proxy change nothing here."""
+
+    def __init__(self, applier: _Applier) -> None:
+        self._applier = applier
+
+    def read(self, body: Json) -> ProxyBranch | _Invalid:
+        try:
+            return read_branch(body)
+        except InvalidInput as error:
+            return _Invalid(str(error))
+
+    def on_list(self, items: list[object]) -> None:
+        current_branches = self._applier.branches or {}
+        branches = {item.object_name: item for item in items if isinstance(item, ProxyBranch)}
+        for name, branch in branches.items():
+            current = current_branches.get(name)
+            if current and is_older(branch, current):
+                branches[name] = current
+        self._replace(branches)
+
+    def on_change(self, item: object) -> None:
+        match item:
+            case ProxyBranch():
+                current_branches = self._applier.branches or {}
+                current = current_branches.get(item.object_name)
+                if item != current and not is_older(item, current):
+                    self._replace({**current_branches, item.object_name: item})
+            case _Invalid():
+                self._applier.log_invalid(item)
+
+    def on_deleted(self, item: object) -> None:
+        current_branches = self._applier.branches or {}
+        if isinstance(item, ProxyBranch) and item.object_name in current_branches:
+            self._replace(
+                {name: branch for name, branch in current_branches.items() if name != item.object_name}
+            )
+
+    def _replace(self, branches: dict[str, ProxyBranch]) -> None:
+        self._applier.branches = branches
+        self._applier.apply()

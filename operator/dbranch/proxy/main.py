@@ -20,7 +20,8 @@ from dbranch.api.errors import InvalidInput
 from dbranch.proxy import timing
 from dbranch.proxy.cancel import Canceller
 from dbranch.proxy.client import ClientStart
-from dbranch.proxy.follow import EntryWriter, follow
+from dbranch.proxy.entries import Acknowledger, EntryWriter
+from dbranch.proxy.follow import follow
 from dbranch.proxy.health import HealthServer
 from dbranch.proxy.metrics import Metrics
 from dbranch.proxy.project_client import ApiServer, ProjectClient, ProxyPod
@@ -84,7 +85,7 @@ def read_settings(env: Mapping[str, str]) -> ProxySettings:
 
 
 async def serve(settings: ProxySettings, log_lines: QueuedLines) -> None:
-    """Read the DBProject, then serve its sessions until SIGTERM or SIGINT.
+    """Read the DBProject and its branches, then serve its sessions until SIGTERM or SIGINT.
 
     Raise the error of a background task that has failed: the process then ends, and kubelet restarts it.
     """
@@ -97,7 +98,7 @@ async def serve(settings: ProxySettings, log_lines: QueuedLines) -> None:
     switchboard.metrics.dropped_log_lines = lambda: log_lines.dropped
     canceller = Canceller()
     client = ProjectClient(settings.api, proxy_pod)
-    writer = EntryWriter(client, proxy_pod, switchboard)
+    writer, acknowledger = EntryWriter(client, proxy_pod, switchboard), Acknowledger(client, proxy_pod)
     servers: list[asyncio.Server] = []
 
     def not_ready_reason() -> str:
@@ -105,16 +106,13 @@ async def serve(settings: ProxySettings, log_lines: QueuedLines) -> None:
             return "stopping"
         return "" if servers else "the project has not been read yet"
 
-    def on_applied(entry_pods: frozenset[str]) -> None:
-        table_read.set()
-        writer.on_applied(entry_pods)
-
     health = HealthServer(not_ready_reason, switchboard.metrics)
     await health.start(settings.health_port)
-    following = loop.create_task(follow(client, proxy_pod, switchboard, on_applied))
+    following = loop.create_task(follow(client, proxy_pod, switchboard, writer, acknowledger, table_read.set))
     tasks: list[asyncio.Task[None]] = [
         following,
         loop.create_task(writer.run()),
+        loop.create_task(acknowledger.run()),
         loop.create_task(measure_loop_lag(switchboard.metrics)),
     ]
     stopped: asyncio.Task[bool] = loop.create_task(stop.wait())

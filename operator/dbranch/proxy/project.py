@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from dbranch.api.enums import OnSwitch, ProxyProtocol, TargetState, TlsMode
 from dbranch.api.errors import InvalidInput
-from dbranch.api.project import Target
+from dbranch.api.project import RouteTarget, Target, parse_route_target
 from dbranch.api.proxy_spec import Proxy, ProxyLimits
 from dbranch.api.quantity import parse_seconds
 from dbranch.proxy.routes import Network, Table
@@ -23,9 +23,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ProxyProject:
-    """The routing table, the pods that have an entry in `status.proxies`, and what could not be read."""
+    """What the DBProject says: the table, the pods that have an entry in `status.proxies`, what could not be read.
+
+    `has_targets`: the table has the branches, from `status.routes`, which the controller writes while a proxy of
+    release 0.1.0 needs it; else `proxy.branches` adds them. `switched_to`: the object that the last switch names.
+    """
 
     table: Table
+    has_targets: bool = False
+    switched_to: RouteTarget | None = None
     entry_pods: frozenset[str] = frozenset()
     problems: tuple[str, ...] = ()
 
@@ -81,7 +87,8 @@ def read_project(body: Mapping[str, Any]) -> ProxyProject:
         for e in (entries if isinstance(entries, list) else ())
         if isinstance(e, Mapping) and isinstance(e.get("pod"), str)
     )
-    return ProxyProject(table, pods, tuple(problems))
+    switched_to = parse_route_target(route.get("target"))
+    return ProxyProject(table, isinstance(status.get("routes"), list), switched_to, pods, tuple(problems))
 
 
 def _read_targets(raw: Any, problems: list[str]) -> dict[str, Target]:

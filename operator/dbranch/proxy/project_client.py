@@ -1,4 +1,4 @@
-"""The API server's requests about a proxy's own DBProject: list, watch, and this pod's entry of its status."""
+"""A proxy's requests to the API server: list and watch its DBProject and DBBranches, write this pod's entries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,8 +28,8 @@ class WatchExpired(Exception):
     """The resourceVersion is too old to watch from (HTTP 410): list again."""
 
 
-class ProjectNotFound(Exception):
-    """The DBProject does not exist (HTTP 404)."""
+class ObjectNotFound(Exception):
+    """The object does not exist (HTTP 404)."""
 
 
 @dataclass(frozen=True)
@@ -61,32 +61,61 @@ class ProxyPod:
     pod: str
 
 
+class Backoff:
+    """Exponential backoff with jitter, from MIN_BACKOFF_SECONDS to MAX_BACKOFF_SECONDS."""
+
+    def __init__(self) -> None:
+        self._next_seconds = timing.MIN_BACKOFF_SECONDS
+
+    def reset(self) -> None:
+        self._next_seconds = timing.MIN_BACKOFF_SECONDS
+
+    async def sleep(self) -> None:
+        await asyncio.sleep(self._next_seconds * random.uniform(0.7, 1.3))
+        self._next_seconds = min(self._next_seconds * 2, timing.MAX_BACKOFF_SECONDS)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Objects of one kind in the project's namespace that a field selector selects."""
+
+    kind: str
+    plural: str
+    selector: str
+
+
 class ProjectClient:
-    """The requests about one DBProject. Methods raise ClusterUnreachable, WatchExpired or ProjectNotFound."""
+    """The requests about one DBProject and its branches.
+
+    Methods raise ClusterUnreachable, WatchExpired or ObjectNotFound.
+    """
 
     def __init__(self, api: ApiServer, proxy_pod: ProxyPod) -> None:
         self._api, self._proxy_pod = api, proxy_pod
         self._http: aiohttp.ClientSession | None = None
-        self._path = f"/apis/{names.API_VERSION}/namespaces/{proxy_pod.namespace}/{names.PROJECTS}"
+        self._path = f"/apis/{names.API_VERSION}/namespaces/{proxy_pod.namespace}"
+        self.project = Collection(names.PROJECT_KIND, names.PROJECTS, f"metadata.name={proxy_pod.project}")
+        self.branches = Collection(names.BRANCH_KIND, names.BRANCHES, f"spec.project={proxy_pod.project}")
 
     async def close(self) -> None:
         if self._http:
             await self._http.close()
 
-    async def list(self) -> tuple[Json | None, str]:
-        """Return the DBProject, or None if it does not exist, and the resourceVersion to watch from."""
-        text = await self._request("GET", self._path, params=self._field_selector())
+    async def list(self, collection: Collection) -> tuple[list[Json], str]:
+        """Return the objects, and the resourceVersion to watch from."""
+        path, params = f"{self._path}/{collection.plural}", {"fieldSelector": collection.selector}
+        text = await self._request("GET", path, params=params)
         try:
             body = await asyncio.to_thread(json.loads, text)
         except ValueError as error:
-            raise ClusterUnreachable(f"GET {self._path}: {error}") from error
-        items = body.get("items") or []
-        return (items[0] if items else None), body["metadata"]["resourceVersion"]
+            raise ClusterUnreachable(f"GET {path}: {error}") from error
+        return body.get("items") or [], body["metadata"]["resourceVersion"]
 
-    async def watch(self, resource_version: str) -> AsyncGenerator[bytes, None]:
+    async def watch(self, collection: Collection, resource_version: str) -> AsyncGenerator[bytes, None]:
         """Yield the watch events after `resource_version`, as JSON, until the server ends the watch."""
         seconds = timing.WATCH_TIMEOUT_SECONDS + random.randrange(timing.WATCH_JITTER_SECONDS)
-        params = self._field_selector() | {
+        params = {
+            "fieldSelector": collection.selector,
             "watch": "1",
             "resourceVersion": resource_version,
             "allowWatchBookmarks": "true",
@@ -97,7 +126,10 @@ class ProjectClient:
         )
         try:
             async with self._session().get(
-                self._api.url + self._path, params=params, timeout=timeout, headers=self._api.headers()
+                f"{self._api.url}{self._path}/{collection.plural}",
+                params=params,
+                timeout=timeout,
+                headers=self._api.headers(),
             ) as response:
                 await _raise_for_status(response)
                 partial_line = b""
@@ -116,7 +148,7 @@ class ProjectClient:
         `uid` is the project's. A project that was deleted and made again under the name is not written: the
         server answers HTTP 409.
         """
-        entries = (
+        entries: list[Json] = (
             [
                 {
                     "pod": entry.pod,
@@ -124,29 +156,39 @@ class ProjectClient:
                     "sessions": entry.sessions,
                     "draining": entry.draining,
                     "branches": [asdict(b) for b in entry.branches],
+                    "features": list(entry.features),
                 }
             ]
             if entry
             else []
         )
-        project, namespace = self._proxy_pod.project, self._proxy_pod.namespace
+        await self._apply_entries(self.project, self._proxy_pod.project, uid, entries)
+
+    async def acknowledge(self, branch: str, uid: str, generation: int | None) -> None:
+        """Write this pod's entry of `status.proxies` of a DBBranch by server-side apply; None removes it."""
+        entries: list[Json] = []
+        if generation is not None:
+            entries.append({"pod": self._proxy_pod.pod, "generation": generation})
+        await self._apply_entries(self.branches, branch, uid, entries)
+
+    async def _apply_entries(
+        self, collection: Collection, name: str, uid: str, entries: Sequence[Json]
+    ) -> None:
+        meta = {"name": name, "namespace": self._proxy_pod.namespace, "uid": uid}
         await self._request(
             "PATCH",
-            f"{self._path}/{project}/status",
+            f"{self._path}/{collection.plural}/{name}/status",
             params={"fieldManager": names.PROXY_MANAGER_PREFIX + self._proxy_pod.pod, "force": "true"},
             headers={"Content-Type": "application/apply-patch+yaml"},
             data=json.dumps(
                 {
                     "apiVersion": names.API_VERSION,
-                    "kind": names.PROJECT_KIND,
-                    "metadata": {"name": project, "namespace": namespace, "uid": uid},
+                    "kind": collection.kind,
+                    "metadata": meta,
                     "status": {"proxies": entries},
                 }
             ),
         )
-
-    def _field_selector(self) -> dict[str, str]:
-        return {"fieldSelector": f"metadata.name={self._proxy_pod.project}"}
 
     def _session(self) -> aiohttp.ClientSession:
         if not self._http:
@@ -173,12 +215,12 @@ class ProjectClient:
 
 
 async def _raise_for_status(response: aiohttp.ClientResponse) -> None:
-    """Raise WatchExpired, ProjectNotFound or ClusterUnreachable if the response is an error."""
+    """Raise WatchExpired, ObjectNotFound or ClusterUnreachable if the response is an error."""
     if response.status < 400:
         return
     text = (await response.content.read(2000)).decode("utf-8", "replace")
     if response.status == 410:
         raise WatchExpired(text)
     if response.status == 404:
-        raise ProjectNotFound(text)
+        raise ObjectNotFound(text)
     raise ClusterUnreachable(f"HTTP {response.status}: {text}")

@@ -19,9 +19,10 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 class Table:
     """The routing table: what a DBProject says that concerns its proxy. Times are in seconds.
 
-    `generation` is that of `status.route` (0: no route yet); `targets` maps branch names to `status.routes`.
-    `deleted`: the project no longer exists. `trusted_proxies`: who has to send a PROXY header under `proxy_protocol`,
-    and nobody else may; None: everybody has to.
+    `generation` is that of `status.route` (0: no route yet); `targets` maps branch names to where they are reached.
+    `is_active_seen`: the active branch was read as of the switch to it. `deleted`: the project no longer exists.
+    `trusted_proxies`: who has to send a PROXY header under `proxy_protocol`, and nobody else may; None: everybody has
+    to.
     """
 
     project: str
@@ -38,6 +39,12 @@ class Table:
     proxy_protocol: bool = False
     trusted_proxies: tuple[Network, ...] | None = None
     limits: ProxyLimits = field(default_factory=ProxyLimits)
+    is_active_seen: bool = True
+
+    @property
+    def obeyed_generation(self) -> int:
+        """The generation to acknowledge: the one before, while new sessions wait for the branch of this one."""
+        return self.generation if self.is_active_seen else max(self.generation - 1, 0)
 
 
 # Decisions about a new session

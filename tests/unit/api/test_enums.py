@@ -33,6 +33,7 @@ PROJECT: dict[str, type[StrEnum]] = {
 BRANCH: dict[str, type[StrEnum]] = {
     "spec.state": enums.State,
     "spec.protection": enums.Protection,
+    "status.route.state": enums.TargetState,
     "status.conditions[].status": enums.ConditionStatus,
 }
 

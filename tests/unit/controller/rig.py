@@ -240,17 +240,34 @@ class Rig:
         self.api.put(PODS, proxy_pod(name, of, project_uid=uid, **changes))
 
     def proxy_obeys(
-        self, name: str = "p1", of: str = "shop", generation: int | None = None, **fields: Any
+        self,
+        name: str = "p1",
+        of: str = "shop",
+        generation: int | None = None,
+        is_old: bool = False,
+        **fields: Any,
     ) -> None:
-        """Write the proxy's entry, by default with the route's generation."""
+        """Write the proxy's entry, by default with the route's generation. `is_old`: it is of release 0.1.0."""
         body = self.project(of)
+        if not is_old:
+            fields["features"] = [names.PROXY_FOLLOWS_BRANCHES]
         if generation is None:
             generation = body["status"]["route"]["generation"]
         entry = {"pod": name, "generation": generation, **fields}
+        self._apply_entry(project_path, body, entry)
+
+    def proxy_acknowledges(self, branch: str, pod: str = "p1", of: str = "shop") -> None:
+        """Write the proxy's entry of a branch, as it does when that is Deleting."""
+        body = self.branch(branch, of)
+        entry = {"pod": pod, "generation": body["status"]["route"]["generation"]}
+        self._apply_entry(branch_path, body, entry)
+
+    def _apply_entry(self, path_to: Callable[..., str], body: Json, entry: Json) -> None:
         applied = {key: body[key] for key in ("apiVersion", "kind")}
-        applied |= {"metadata": {"name": of, "namespace": NAMESPACE}, "status": {"proxies": [entry]}}
-        path = project_path(NAMESPACE, of, "status")
-        self._quietly(self.api.apply, path, applied, names.PROXY_MANAGER_PREFIX + name)
+        name = body["metadata"]["name"]
+        applied |= {"metadata": {"name": name, "namespace": NAMESPACE}, "status": {"proxies": [entry]}}
+        path = path_to(NAMESPACE, name, "status")
+        self._quietly(self.api.apply, path, applied, names.PROXY_MANAGER_PREFIX + entry["pod"])
 
     def ready(self) -> Rig:
         """Bring up project `shop` with its root branch and one proxy; return the rig with an empty log."""
@@ -278,7 +295,17 @@ class Rig:
         self.run()
         assert conditions_of(self.branch(name))["Ready"] == "Available"
 
+    def withdraw(self, name: str) -> None:
+        """Write the route of a branch that is being deleted, and let the proxies obey it."""
+        self._quietly(self.remove_branch, name)
+        self.proxies_obey()
+
     def proxies_obey(self) -> None:
-        """Let each proxy that has an entry acknowledge the route."""
+        """Let each proxy that has an entry acknowledge the route, and those of branches that wait for it."""
         for entry in (self.project().get("status") or {}).get("proxies") or ():
-            self.proxy_obeys(entry["pod"])
+            is_old = names.PROXY_FOLLOWS_BRANCHES not in entry.get("features", ())
+            self.proxy_obeys(entry["pod"], is_old=is_old)
+            for body in [] if is_old else self.api.find(BRANCHES):
+                route = (body.get("status") or {}).get("route") or {}
+                if route.get("state") == "Deleting":
+                    self.proxy_acknowledges(body["metadata"]["name"].removeprefix("shop-"), entry["pod"])

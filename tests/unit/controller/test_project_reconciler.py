@@ -11,6 +11,7 @@ from tests.unit.controller.rig import (
     AGENTS,
     BRANCHES,
     NODES,
+    PODS,
     PROJECTS,
     SECRETS,
     Rig,
@@ -192,9 +193,13 @@ def test_the_route_begins_when_the_active_branch_accepts(rig: Rig) -> None:
     rig.run()
     assert rig.project()["status"].get("route") is None
     rig.agent_reports(branch().accepting("10.0.0.1", 20001))
+    # The branch says first where it is reached, and the route names that.
+    assert "route" not in rig.reconcile_project()["status"]
+    generation = rig.reconcile_branch()["status"]["route"]["generation"]
     status = rig.reconcile_project()["status"]
-    assert status["route"] == {"generation": 1, "branch": "main"}
-    assert status["routes"] == [{"branch": "main", "state": "Ready", "address": "10.0.0.1", "port": 20001}]
+    target = {"uid": rig.branch()["metadata"]["uid"], "generation": generation}
+    assert status["route"] == {"generation": 1, "branch": "main", "target": target}
+    assert "routes" not in status
 
 
 def test_a_switch_is_routed_when_every_proxy_has_acknowledged_it(shop: Rig) -> None:
@@ -203,7 +208,11 @@ def test_a_switch_is_routed_when_every_proxy_has_acknowledged_it(shop: Rig) -> N
     shop.proxy_obeys("p2")
     shop.change_project(activeBranch="x")
     body = shop.reconcile_project()
-    assert body["status"]["route"] == {"generation": 2, "branch": "x"}
+    assert body["status"]["route"] == {
+        "generation": 2,
+        "branch": "x",
+        "target": {"uid": "shop-x-uid", "generation": shop.branch("x")["status"]["route"]["generation"]},
+    }
     assert conditions_of(body)["Routed"] == "ProxyNotReady"
     shop.proxy_obeys("p1")
     body = shop.reconcile_project()
@@ -238,7 +247,39 @@ def test_a_switch_is_written_before_unrelated_objects_are(shop: Rig) -> None:
     with pytest.raises(ClusterUnreachable):
         shop.reconcile_project()
     assert shop.api.take_writes()[0] == "merge dbprojects/shop/status"
-    assert shop.project()["status"]["route"] == {"generation": 2, "branch": "x"}
+    route = shop.project()["status"]["route"]
+    assert (route["generation"], route["branch"]) == (2, "x")
+
+
+def test_the_table_of_routes_is_there_while_a_proxy_of_the_last_release_is(shop: Rig) -> None:
+    shop.branch_up("x")
+    shop.proxy("old")
+    shop.proxy_obeys("old", is_old=True)
+    status = shop.reconcile_project()["status"]
+    assert status["routes"] == [
+        {"branch": "main", "state": "Ready", "address": "10.0.0.1", "port": 20001},
+        {"branch": "x", "state": "Ready", "address": "10.0.0.9", "port": 20001},
+    ]
+    # A switch and the table are one write.
+    shop.change_project(activeBranch="x")
+    assert shop.writes_of(shop.reconcile_project) == ["merge dbprojects/shop/status"]
+    assert shop.project()["status"]["routes"] == status["routes"]
+    # The rollout has replaced it.
+    shop.api.remove_pod(f"{PODS}/old")
+    shop.run()
+    assert "routes" not in shop.project()["status"]
+
+
+def test_an_active_branch_that_is_made_again_is_a_switch(shop: Rig) -> None:
+    """A proxy that still knows the one before sends nobody to where that was."""
+    assert shop.project()["status"]["route"]["target"]["uid"] == shop.branch()["metadata"]["uid"]
+    shop.api.remove_pod(f"{BRANCHES}/shop-main")
+    remade = branch().changed(metadata={"uid": "another"})
+    shop.put(remade)
+    shop.agent_reports(remade.bound().accepting("10.0.0.3"))
+    shop.run()
+    route = shop.project()["status"]["route"]
+    assert route["generation"] == 2 and route["target"]["uid"] == "another"
 
 
 def test_a_root_branch_that_waits_for_its_project_exists(rig: Rig) -> None:
@@ -251,7 +292,7 @@ def test_a_switch_to_a_branch_that_is_not_ready_keeps_the_old_route(shop: Rig) -
     shop.put(branch("x").bound())
     shop.change_project(activeBranch="x")
     body = shop.reconcile_project()
-    assert body["status"]["route"] == {"generation": 1, "branch": "main"}
+    assert (body["status"]["route"]["generation"], body["status"]["route"]["branch"]) == (1, "main")
     assert conditions_of(body)["Routed"] == "BranchNotReady"
     shop.change_project(activeBranch="nowhere")
     assert conditions_of(shop.reconcile_project())["Routed"] == "BranchNotFound"
@@ -418,7 +459,6 @@ def test_a_tls_secret_that_is_missing_or_incomplete_is_reported(
 def test_a_project_is_stopped_when_its_agent_has_stopped_everything(shop: Rig) -> None:
     shop.change_project(state="Stopped")
     body = shop.reconcile_project()
-    assert [target["state"] for target in body["status"]["routes"]] == ["Stopped"]
     assert conditions_of(body)["StorageReady"] == "Pending" and body["status"]["phase"] == "Pending"
     stopped = Finding(Reason.STOPPED, "stopped").as_dict()
     shop.agent_reports(project().node(storage=stopped))

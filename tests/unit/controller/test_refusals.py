@@ -73,6 +73,8 @@ def test_a_service_that_a_quota_refuses_is_named_and_nothing_is_bound(shop: Rig)
 def test_a_refused_endpointslice_does_not_hold_up_the_connection_secret(shop: Rig) -> None:
     refuse_writes(shop, "/endpointslices/shop-x", WEBHOOK)
     shop.put(branch("x"))
+    shop.reconcile_branch("x")
+    shop.agent_reports(branch("x").accepting())
     body = shop.reconcile_branch("x")
     assert body["status"]["nodeName"] and conditions_of(body)["Scheduled"] == "ObjectRefused"
     assert "EndpointSlice shop-x cannot be created: admission webhook" in message_of(body, "Scheduled")

@@ -6,14 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from dbranch.api.branch import Branch, BranchNode
+from dbranch.api import names
+from dbranch.api.branch import Acknowledgement, Branch, BranchNode, BranchRoute
 from dbranch.api.conditions import Finding, Reason
-from dbranch.api.project import Project, ProxyEntry, Route, Target
+from dbranch.api.enums import TargetState
+from dbranch.api.project import Project, ProxyEntry, Route, RouteTarget, Target
 from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of
 from dbranch.controller.routing import (
+    is_withdrawn,
     laggards,
+    plan_branch_route,
     plan_route,
     routed_finding,
+    table_of,
     target_of,
     targets_of,
 )
@@ -51,25 +56,76 @@ def test_an_unbound_branch_has_no_target_and_a_stopped_project_stops_all() -> No
     ]
 
 
+def written(branch: Branch) -> Branch:
+    """Return the branch with its route as its own reconcile writes it."""
+    return replace(branch, route=plan_branch_route(SHOP, branch))
+
+
+STARTING = replace(COPY, node=BranchNode())
+
+
 def test_the_route_moves_only_to_a_ready_branch() -> None:
-    ready = targets_of(SHOP, [MAIN, COPY])
-    assert plan_route(SHOP, ready) == Route(1, "main")
-    assert plan_route(SHOP, [Target("main", "Starting")]) is None
+    ready = [written(MAIN), written(COPY)]
+    assert plan_route(SHOP, ready) == Route(1, "main", RouteTarget("m", 1))
+    assert plan_route(SHOP, [written(replace(MAIN, node=BranchNode()))]) is None
     switching = replace(ON_MAIN, active_branch="x")
-    assert plan_route(switching, ready) == Route(5, "x")
-    assert plan_route(switching, [Target("main", "Ready"), Target("x", "Starting")]) == Route(4, "main")
+    assert plan_route(switching, ready) == Route(5, "x", RouteTarget("x", 1))
+    assert plan_route(switching, [written(MAIN), written(STARTING)]) == Route(4, "main")
     assert plan_route(replace(ON_MAIN, active_branch="nowhere"), ready) == Route(4, "main")
 
 
+def test_the_route_moves_only_when_the_branch_itself_says_that_it_is_ready() -> None:
+    """Proxies read the route of the branch: a switch that they read first must name what they wait for."""
+    switching = replace(ON_MAIN, active_branch="x")
+    restarted = replace(written(COPY), node=replace(UP, address="10.0.0.3"))
+    assert plan_route(switching, [MAIN, COPY]) == Route(4, "main")
+    assert plan_route(switching, [written(MAIN), restarted]) == Route(4, "main")
+    assert plan_route(switching, [written(MAIN), written(restarted)]) == Route(5, "x", RouteTarget("x", 2))
+
+
 def test_the_route_stays_on_a_branch_that_restarts() -> None:
-    assert plan_route(ON_MAIN, [Target("main", "Starting")]) == Route(4, "main")
+    assert plan_route(ON_MAIN, [replace(MAIN, node=BranchNode())]) == Route(4, "main")
 
 
-def test_a_branch_that_begins_to_be_deleted_raises_the_generation_once() -> None:
-    targets = [Target("main", "Ready", "a", 1), Target("x", "Deleting")]
-    assert plan_route(ON_MAIN, targets) == Route(5, "main")
-    reported = replace(ON_MAIN, route=Route(5, "main"), routes=tuple(targets))
-    assert plan_route(reported, targets) == Route(5, "main")
+def test_a_branch_made_again_under_the_name_of_the_active_one_is_a_switch() -> None:
+    on_main = replace(SHOP, route=Route(4, "main", RouteTarget("m", 7)))
+    assert plan_route(on_main, [written(MAIN)]) == on_main.route
+    assert plan_route(on_main, [written(replace(MAIN, uid="n"))]) == Route(5, "main", RouteTarget("n", 1))
+    # Release 0.1.0 does not say which it was.
+    assert plan_route(ON_MAIN, [written(MAIN)]) == ON_MAIN.route
+
+
+GOING = replace(COPY, deleted="2026-01-01T00:00:00Z")
+NEW, OLD = ProxyEntry("a", 4, features=(names.PROXY_FOLLOWS_BRANCHES,)), ProxyEntry("old", 4)
+
+
+def test_a_branch_that_begins_to_be_deleted_raises_the_generation_once_for_a_proxy_of_the_last_release() -> (
+    None
+):
+    branches = [written(MAIN), GOING]
+    assert plan_route(replace(ON_MAIN, proxies=(NEW,)), branches) == Route(4, "main")
+    mixed = replace(ON_MAIN, proxies=(NEW, OLD))
+    assert plan_route(mixed, branches) == Route(5, "main")
+    reported = replace(mixed, route=Route(5, "main"), routes=targets_of(SHOP, branches))
+    assert plan_route(reported, branches) == Route(5, "main")
+
+
+def test_a_branch_is_withdrawn_when_every_proxy_has_acknowledged_its_own_route() -> None:
+    project, withdrawn = replace(ON_MAIN, proxies=(NEW,)), written(GOING)
+    acknowledged = replace(withdrawn, proxies=(Acknowledgement("a", 1),))
+    assert not is_withdrawn(project, GOING, ())
+    assert not is_withdrawn(project, withdrawn, ())
+    assert is_withdrawn(project, acknowledged, ())
+    # A generation of before counts no more, and nor does a proxy that has ended.
+    raised = replace(acknowledged, route=BranchRoute(2, TargetState.DELETING))
+    assert not is_withdrawn(project, raised, ())
+    assert is_withdrawn(project, raised, [ProxyPod("a", False, has_ended=True)])
+    # One of the last release acknowledges the project's route, with the table that says Deleting.
+    mixed = replace(project, proxies=(NEW, OLD), routes=targets_of(SHOP, [MAIN, COPY]))
+    assert not is_withdrawn(mixed, acknowledged, ())
+    mixed = replace(mixed, routes=targets_of(SHOP, [MAIN, GOING]), route=Route(5, "main"))
+    assert not is_withdrawn(mixed, acknowledged, ())
+    assert is_withdrawn(replace(mixed, proxies=(NEW, replace(OLD, generation=5))), acknowledged, ())
 
 
 def test_routed_is_true_only_when_every_existing_proxy_obeys() -> None:
@@ -101,12 +157,12 @@ def test_a_switch_that_cannot_happen_reports_why_and_that_the_old_route_stays(
 ) -> None:
     switching = replace(ON_MAIN, active_branch="x")
     targets = [Target("main", "Ready", "a", 1), *([Target("x", state)] if state else [])]
-    finding = routed_finding(switching, plan_route(switching, targets), targets, [ProxyPod("a", True)])
+    finding = routed_finding(switching, ON_MAIN.route, targets, [ProxyPod("a", True)])
     assert finding.reason == reason and "still reach main" in finding.message
 
 
-NEW = {"phase": "Pending", "conditions": [{"type": "Ready", "status": "False"}]}
-STARTED = {**NEW, "phase": "Running", "containerStatuses": [{"state": {"running": {}}}]}
+CREATED = {"phase": "Pending", "conditions": [{"type": "Ready", "status": "False"}]}
+STARTED = {**CREATED, "phase": "Running", "containerStatuses": [{"state": {"running": {}}}]}
 CRASHED = {
     **STARTED,
     "containerStatuses": [
@@ -118,7 +174,7 @@ CRASHED = {
 @pytest.mark.parametrize(
     ("status", "entry", "holds"),
     [
-        (NEW, None, False),
+        (CREATED, None, False),
         (STARTED, None, False),
         # It runs, or its container has just ended: what it has written says what it obeys.
         (STARTED, 3, True),
@@ -167,7 +223,7 @@ def test_why_no_proxy_runs_is_reported(status: dict[str, object], words: str) ->
 
 def test_more_branches_than_fit_leave_out_stopped_ones_first() -> None:
     stopped = [replace(COPY, object_name=f"shop-a{i}", state="Stopped") for i in range(1200)]
-    targets = targets_of(ON_MAIN, [*stopped, COPY, MAIN])
+    targets = table_of(ON_MAIN, targets_of(ON_MAIN, [*stopped, COPY, MAIN]))
     assert len(targets) == 1000 and {"main", "x"} <= {target.branch for target in targets}
     assert list(targets) == sorted(targets, key=lambda target: target.branch)
 

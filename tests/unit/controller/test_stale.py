@@ -21,7 +21,7 @@ from dbranch.api.branch import parse_branch
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.project import parse_project
 from dbranch.controller.limits import Limits
-from dbranch.controller.stale import Change, ConnectionChange, NodeChange, ProxyChange, stale
+from dbranch.controller.stale import Change, ConnectionChange, NodeChange, ProxyChange, miscounted, stale
 from dbranch.kube.client import branch_path, project_path
 from dbranch.runtime.result import Key
 
@@ -44,7 +44,7 @@ class Follower(Rig):
         for _, path, old, new in events:
             change = change_of(path, new or old or {})
             if change is not None:
-                keys |= stale([change], self.cache(), self.limits)
+                keys |= stale([change], self.cache(), self.limits) | miscounted([change], self.cache())
             if path == SHOP and at(old, "status.passwordVersion") != at(new, "status.passwordVersion"):
                 keys |= stale([ConnectionChange(NAMESPACE, "shop")], self.cache(), self.limits)
             keys |= set(own_requests(path, old, new))
@@ -184,9 +184,14 @@ def change_proxy(rig: Rig, name: str, state: str) -> None:
         rig.proxy(name, ready=state == "ready", phase="Failed" if state == "ended" else "Running")
 
 
-def acknowledge(rig: Rig, name: str, draining: int) -> None:
+def acknowledge(rig: Rig, name: str, draining: int, is_old: bool) -> None:
     if rig.exists(SHOP) and (rig.project().get("status") or {}).get("route"):
-        rig.proxy_obeys(name, draining=draining)
+        rig.proxy_obeys(name, draining=draining, is_old=is_old)
+
+
+def acknowledge_deletion(rig: Rig, pod: str, name: str) -> None:
+    if rig.exists(f"{BRANCHES}/shop-{name}") and at(rig.branch(name), "status.route.state") == "Deleting":
+        rig.proxy_acknowledges(name, pod)
 
 
 def change_node(rig: Rig, name: str, state: str) -> None:
@@ -214,7 +219,8 @@ HAPPENINGS = st.one_of(
     happening(set_spec, (SHOP, *BRANCH_PATHS), ("state",), ("Running", "Stopped")),
     happening(report_project, (True, False)),
     happening(change_proxy, ("p1", "p2"), ("ready", "not ready", "ended", "gone")),
-    happening(acknowledge, ("p1", "p2"), (0, 1)),
+    happening(acknowledge, ("p1", "p2"), (0, 1), (False, True)),
+    happening(acknowledge_deletion, ("p1", "p2"), BRANCH_NAMES),
     happening(change_node, (NODE, "n2"), ("ready", "not ready", "cordoned", "gone")),
     happening(change_agent, (NODE, "n2"), ("ready", "not ready", "full", "gone")),
     happening(delete, (SHOP, *BRANCH_PATHS)),
@@ -293,8 +299,20 @@ def test_without_a_change_nobody_is_stale(shop: Rig) -> None:
 
 
 def test_a_project_follows_its_branches(shop: Rig) -> None:
+    """Its route is its own: the project, however large, is written for none of them but the active one's state."""
     shop.agent_reports(branch().accepting("10.0.0.2"))
-    assert stale_after(shop, parse_branch(shop.branch())) == {"shop"}
+    assert stale_after(shop, parse_branch(shop.branch())) == {"shop-main"}
+    shop.agent_reports(branch().node(postgres=Finding(Reason.RECOVERING, "recovers").as_dict()))
+    assert stale_after(shop, parse_branch(shop.branch())) == {"shop", "shop-main"}
+
+
+def test_the_deletion_of_a_branch_follows_its_proxies(shop: Rig) -> None:
+    shop.branch_up("x")
+    shop.api.delete(f"{BRANCHES}/shop-x")
+    shop.remove_branch("x")
+    assert stale_after(shop, parse_branch(shop.branch("x"))) == set()
+    shop.proxy_acknowledges("x")
+    assert stale_after(shop, parse_branch(shop.branch("x"))) == {"shop-x"}
 
 
 def test_an_unbound_branch_follows_its_source_and_the_project(shop: Rig) -> None:
@@ -307,7 +325,7 @@ def test_an_unbound_branch_follows_its_source_and_the_project(shop: Rig) -> None
     shop.reconcile_branch("z")
     shop.reconcile_project()
     shop.put(branch("new").bound().stored())
-    assert stale_after(shop, parse_branch(shop.branch("new"))) == {"shop", "shop-z"}
+    assert stale_after(shop, parse_branch(shop.branch("new"))) == {"shop-z"}
 
 
 def test_everything_on_a_node_follows_its_agent(shop: Rig) -> None:

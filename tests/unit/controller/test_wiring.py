@@ -99,10 +99,10 @@ def test_a_branch_lives_from_its_creation_to_its_deletion(running: Running) -> N
     running.proxy_obeys()
     wait_until(lambda: running.has(f"{PROJECTS}/shop", "Routed", "Routed"))
     running.api.delete(X)
-    wait_until(lambda: running.project()["status"]["route"]["generation"] == 4)
+    wait_until(lambda: running.branch("x")["status"]["route"]["state"] == "Deleting")
     assert names.CONTROLLER_FINALIZER in running.branch("x")["metadata"]["finalizers"]
     running.api.take_requests()
-    running.proxy_obeys()
+    running.proxy_acknowledges("x")
     wait_until(lambda: running.branch("x")["metadata"]["finalizers"] == [names.AGENT_FINALIZER])
     # Nothing but what the deletion needs was written, and no annotation that wakes kopf.
     assert "merge dbbranches/shop-x" in running.api.take_writes()
@@ -155,7 +155,7 @@ def test_a_controller_that_starts_writes_nothing_and_goes_on_with_deletions(dire
         paths = {f"{PROJECTS}/shop", f"{BRANCHES}/shop-main", X}
         wait_until(lambda: paths <= {request.path for request in rig.api.requests})
         assert rig.api.take_writes() == []
-        rig.proxy_obeys()
+        rig.proxy_acknowledges("x")
         wait_until(lambda: rig.branch("x")["metadata"]["finalizers"] == [names.AGENT_FINALIZER])
         writes = rig.api.take_writes()
         assert {"delete endpointslices/shop-x", "merge dbbranches/shop-x"} <= set(writes)

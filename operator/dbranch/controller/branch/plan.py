@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from dbranch.api import names
-from dbranch.api.branch import Branch
+from dbranch.api.branch import Branch, BranchRoute
 from dbranch.api.conditions import Condition, Finding, Reason
 from dbranch.api.enums import TargetState
 from dbranch.api.project import Project
@@ -16,7 +16,7 @@ from dbranch.controller.branch.status import branch_findings
 from dbranch.controller.conditions import held_deletion_status, phase_of, ready_finding, report_conditions
 from dbranch.controller.limits import NO_LIMITS, NamespaceLimits, above_finding, refused_finding
 from dbranch.controller.proxy_pods import ProxyPod
-from dbranch.controller.routing import laggards, target_of
+from dbranch.controller.routing import is_withdrawn, laggards, plan_branch_route
 from dbranch.controller.scheduling import (
     Binding,
     NodeFacts,
@@ -76,8 +76,8 @@ class BranchPlan:
     reachable: bool
 
     def changes(self, reported: Mapping[str, Any]) -> Json:
-        """Return the fields that differ from the reported status."""
-        return {key: value for key, value in self.status.items() if reported.get(key) != value}
+        """Return the fields that differ from the reported status, as a merge patch."""
+        return _changes(self.status, reported)
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,10 @@ class BranchRemoval:
     done: bool
     status: Json
     requeue_after: float | None = None
+
+    def changes(self, reported: Mapping[str, Any]) -> Json:
+        """Return the fields that differ from the reported status, as a merge patch."""
+        return _changes(self.status, reported)
 
 
 def plan_branch(facts: BranchFacts, now: str) -> BranchPlan:
@@ -101,14 +105,15 @@ def plan_branch(facts: BranchFacts, now: str) -> BranchPlan:
     host = names.service_host(branch.object_name, branch.namespace)
     ready = ready_finding(findings, f"branch {branch.name} accepts connections at {host}")
     previous = branch.status.get("conditions") or ()
-    target = target_of(project, bound) if project else None
+    route = plan_branch_route(project, bound) if project else branch.route
+    fields |= _route_fields(route)
     fields |= {
         "observedGeneration": branch.generation,
         "conditions": report_conditions(previous, findings, ready, branch.generation, now),
         "phase": phase_of(ready),
         "active": _is_active(facts),
     }
-    return BranchPlan(binding, ready, fields, target is not None and target.state == TargetState.READY)
+    return BranchPlan(binding, ready, fields, route is not None and route.state == TargetState.READY)
 
 
 def _schedule(facts: BranchFacts) -> tuple[Binding | None, Finding]:
@@ -143,7 +148,7 @@ def _is_active(facts: BranchFacts) -> bool:
 def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemoval:
     """Decide about a branch that is being deleted, since so many seconds.
 
-    It waits until snapshots of it are taken, and until every proxy obeys a route that excludes it.
+    It waits until snapshots of it are taken, and until every proxy obeys its route, which says Deleting.
     """
     branch, project = facts.branch, facts.project
     remaining = timing.PROXIES_OBEY_TIMEOUT_SECONDS - seconds
@@ -158,17 +163,18 @@ def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemoval:
         "conditions": report_conditions(previous, blocked, ready, branch.generation, now),
         "phase": phase_of(ready),
     }
+    if project:
+        status |= _route_fields(plan_branch_route(project, branch))
     waiting = BranchRemoval(False, status, None if is_overdue else remaining + 1)
     if copies:
         return waiting
-    if project and not project.deleting and not is_overdue:
-        target = next((t for t in project.routes if t.branch == branch.name), None)
-        route = project.route
-        terminated = {pod.name for pod in facts.proxies if pod.has_ended}
-        entries = (entry for entry in project.proxies if entry.pod not in terminated)
-        obeyed = not route or all(entry.generation >= route.generation for entry in entries)
-        if target and (target.state != TargetState.DELETING or not obeyed):
-            return waiting
+    if (
+        project
+        and not project.deleting
+        and not is_overdue
+        and not is_withdrawn(project, branch, facts.proxies)
+    ):
+        return waiting
     return BranchRemoval(True, status)
 
 
@@ -176,6 +182,22 @@ def held_status(branch: Branch, now: str) -> Json:
     """Return the changes to the status of a branch that its agent is deleting, if that says what holds it up."""
     subject = f"branch {branch.name}"
     return held_deletion_status(subject, branch.node.deletion, branch.status, branch.generation, now)
+
+
+def _route_fields(route: BranchRoute | None) -> Json:
+    if route is None:
+        return {}
+    fields: Json = {"generation": route.generation, "state": route.state.value}
+    return {"route": fields | ({"address": route.address, "port": route.port} if route.address else {})}
+
+
+def _changes(status: Json, reported: Mapping[str, Any]) -> Json:
+    """Return a merge patch of the fields that differ, which also removes what a field has no more."""
+    changes = {key: value for key, value in status.items() if reported.get(key) != value}
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            changes[key] = {**dict.fromkeys(reported.get(key) or {}), **value}
+    return changes
 
 
 def _deleting_text(branch: Branch) -> str:

@@ -159,19 +159,35 @@ class BranchReconciler:
     ) -> BranchFacts:
         """Apply the EndpointSlice and the connection Secret, so that they exist before the branch is Ready.
 
-        The EndpointSlice not if another owner has the Service: it would send that one's sessions to the branch.
+        The EndpointSlice not if another owner has the Service: it would send that one's sessions to the branch. Nor
+        before a new branch is reachable: every node is sent each change of one, and it has no address to say; but if
+        a branch of the same name has left one, that leads nowhere any more.
         """
         project, branch = facts.project, facts.branch
         if project is None or (branch.node_name is None and facts.problem):
             return facts
         problems = [facts.problem]
         ip_family = self._owned.ip_family(branch.namespace, branch.object_name)
-        if ip_family and (facts.problem is None or facts.problem.reason == Reason.OBJECT_REFUSED):
+        api, plural = "discovery.k8s.io/v1", "endpointslices"
+        # One that release 0.1.0 has bound has no route yet.
+        was_never_ready = branch.node_name is None or (
+            branch.route is not None and branch.route.generation == 1
+        )
+        is_needed = (
+            plan.reachable
+            or bypass_cache
+            or not was_never_ready
+            or self._owned.is_remembered(api, plural, branch.namespace, branch.object_name)
+        )
+        if (
+            ip_family
+            and is_needed
+            and (facts.problem is None or facts.problem.reason == Reason.OBJECT_REFUSED)
+        ):
             endpoints = manifests.branch_endpoints(project, branch, self._release, ip_family, plan.reachable)
-            api = "discovery.k8s.io/v1"
             problems.append(
                 _problem_of(
-                    lambda: self._owned.apply(api, "endpointslices", endpoints, bypass_cache, is_new),
+                    lambda: self._owned.apply(api, plural, endpoints, bypass_cache, was_never_ready),
                     "the Service does not lead to the branch",
                 )
             )
@@ -233,6 +249,12 @@ class BranchReconciler:
             return DONE
         with self._sources.held(branch.uid):
             removal = plan_removal(facts, seconds_since(branch.deleted), now_rfc3339())
+            changes = removal.changes(branch.status)
+            if changes and not removal.done:
+                # Where no proxy is to be waited for, nothing but this has to be written.
+                branch = parse_branch(patch_status(self._cluster, branch, changes))
+                facts = replace(facts, branch=branch)
+                removal = plan_removal(facts, seconds_since(branch.deleted), now_rfc3339())
             if removal.done:
                 # A copy that was bound a moment ago may not be in the cache yet; none is bound behind this.
                 siblings = self._list_siblings(branch)
@@ -241,8 +263,9 @@ class BranchReconciler:
                 )
             if removal.done:
                 self._sources.close(branch.uid)
-        if any(branch.status.get(key) != value for key, value in removal.status.items()):
-            patch_status(self._cluster, branch, removal.status)
+        changes = removal.changes(branch.status)
+        if changes:
+            patch_status(self._cluster, branch, changes)
         if not removal.done:
             return Result(removal.requeue_after or timing.DELETION_RESYNC_SECONDS)
         namespace, name = branch.namespace, branch.object_name

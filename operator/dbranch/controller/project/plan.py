@@ -10,7 +10,7 @@ from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.conditions import STALLED_REASONS, Condition, Finding, Reason, find_condition
 from dbranch.api.errors import InvalidInput
-from dbranch.api.project import Project, Target
+from dbranch.api.project import Project, Route, Target
 from dbranch.api.secrets import secret_text
 from dbranch.controller import manifests, proxy_manifests
 from dbranch.controller.conditions import held_deletion_status, phase_of, ready_finding, report_conditions
@@ -18,7 +18,14 @@ from dbranch.controller.limits import NO_LIMITS, NamespaceLimits, above_finding,
 from dbranch.controller.manifests import Release
 from dbranch.controller.project.status import project_findings
 from dbranch.controller.proxy_pods import ProxyPod
-from dbranch.controller.routing import no_proxy_finding, plan_route, routed_finding, targets_of
+from dbranch.controller.routing import (
+    needs_table,
+    no_proxy_finding,
+    plan_route,
+    routed_finding,
+    table_of,
+    targets_of,
+)
 from dbranch.controller.scheduling import Binding, NodeFacts, bind_project, not_reporting_finding
 
 Json = dict[str, Any]
@@ -103,7 +110,7 @@ def reported_applied(project: Project) -> Applied:
 
 def moves_route(project: Project, branches: tuple[Branch, ...]) -> bool:
     """Return True if the desired `status.route` is not the reported one."""
-    return plan_route(project, targets_of(project, branches)) != project.route
+    return plan_route(project, branches) != project.route
 
 
 def plan_project(facts: ProjectFacts, now: str) -> ProjectPlan:
@@ -111,7 +118,7 @@ def plan_project(facts: ProjectFacts, now: str) -> ProjectPlan:
     project, branches = facts.project, facts.branches
     binding, scheduled = _schedule(facts)
     targets = targets_of(project, branches)
-    route = plan_route(project, targets)
+    route = plan_route(project, branches)
     routed = routed_finding(project, route, targets, facts.proxies, _unbound(branches))
     if routed.reason == Reason.PROXY_NOT_READY and not facts.proxies:
         routed = facts.applied.no_proxy or routed
@@ -131,12 +138,13 @@ def plan_project(facts: ProjectFacts, now: str) -> ProjectPlan:
         "conditions": report_conditions(previous, findings, ready, project.generation, now),
         "phase": phase_of(ready),
         "branches": len(branches),
-        "routes": [_target_fields(target) for target in targets],
+        # None removes it.
+        "routes": [_target_fields(t) for t in table_of(project, targets)] if needs_table(project) else None,
     }
     if facts.applied.password_version:
         status["passwordVersion"] = facts.applied.password_version
     if route:
-        status["route"] = {"generation": route.generation, "branch": route.branch}
+        status["route"] = _route_fields(route)
     existing = {pod.name for pod in facts.proxies}
     return ProjectPlan(ready, status, tuple(e.pod for e in project.proxies if e.pod not in existing))
 
@@ -224,6 +232,12 @@ def _bound_finding(project: Project, node: str) -> Finding:
 
 def _unbound(branches: tuple[Branch, ...]) -> frozenset[str]:
     return frozenset(b.name for b in branches if b.node_name is None and not b.deleting)
+
+
+def _route_fields(route: Route) -> Json:
+    fields: Json = {"generation": route.generation, "branch": route.branch}
+    target = route.target
+    return fields | ({"target": {"uid": target.uid, "generation": target.generation}} if target else {})
 
 
 def _target_fields(target: Target) -> Json:

@@ -1,0 +1,95 @@
+"""What a branch costs the API server by its controller: every write is stored, and sent to all who watch.
+
+The requests are those of reconciles that events lead to, on the fake API server; agents, proxies and kopf not.
+"""
+
+from __future__ import annotations
+
+import pytest
+from tests.factories import branch
+from tests.unit.controller.rig import BRANCHES
+from tests.unit.controller.test_stale import Follower
+
+from dbranch.api import names
+
+
+class Costs(Follower):
+    """A project with two branches that are Ready, and one proxy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ready()
+        self.branch_up("x")
+        self.run()
+        self.requested()
+        self.api.take_requests()
+
+    def followed(self) -> list[str]:
+        """Reconcile what events lead to; return the writes."""
+        self.api.take_requests()
+        self.follow()
+        return self.api.take_writes()
+
+
+@pytest.fixture
+def shop() -> Costs:
+    return Costs()
+
+
+def test_a_create_costs_six_writes_and_one_for_the_count(shop: Costs) -> None:
+    shop.put(branch("y"))
+    bound = shop.followed()
+    shop.agent_reports(branch("y").accepting("10.0.0.10"))
+    ready = shop.followed()
+    assert bound == [
+        "create services/shop-y",
+        "merge dbbranches/shop-y/status",
+        "create secrets/shop-y-conn",
+        # A moment later, and once for all branches of a burst.
+        "merge dbprojects/shop/status",
+    ]
+    # Between the agent's report and Ready there are two requests, and nothing is written twice.
+    assert ready == ["create endpointslices/shop-y", "merge dbbranches/shop-y/status"]
+
+
+def test_a_stop_a_resume_and_a_restart_cost_two_writes_each(shop: Costs) -> None:
+    shop.change_branch("x", state="Stopped")
+    assert shop.followed() == ["apply endpointslices/shop-x", "merge dbbranches/shop-x/status"]
+    shop.change_branch("x", state="Running")
+    assert shop.followed() == ["apply endpointslices/shop-x", "merge dbbranches/shop-x/status"]
+
+
+def test_a_switch_costs_one_write_before_and_three_behind_the_acknowledgement(shop: Costs) -> None:
+    shop.change_project(activeBranch="x")
+    assert shop.followed() == ["merge dbprojects/shop/status"]
+    shop.proxy_obeys()
+    assert sorted(shop.followed()) == [
+        "merge dbbranches/shop-main/status",
+        "merge dbbranches/shop-x/status",
+        "merge dbprojects/shop/status",
+    ]
+
+
+def test_a_deletion_costs_five_writes_and_one_for_the_count(shop: Costs) -> None:
+    shop.api.delete(f"{BRANCHES}/shop-x")
+    assert shop.followed() == ["merge dbbranches/shop-x/status"]
+    shop.proxy_acknowledges("x")
+    assert shop.followed() == [
+        "delete endpointslices/shop-x",
+        "delete services/shop-x",
+        "delete secrets/shop-x-conn",
+        # The controller's finalizer.
+        "merge dbbranches/shop-x",
+    ]
+    assert shop.branch("x")["metadata"]["finalizers"] == [names.AGENT_FINALIZER]
+    shop.api.merge(f"{BRANCHES}/shop-x", {"metadata": {"finalizers": []}})
+    assert shop.followed() == ["merge dbprojects/shop/status"]
+
+
+def test_a_write_of_the_project_does_not_grow_with_its_branches(shop: Costs) -> None:
+    sizes: list[int] = []
+    for count in range(12):
+        shop.branch_up(f"n{count}", f"10.0.1.{count}")
+        status = {key: value for key, value in shop.project()["status"].items() if key != "proxies"}
+        sizes.append(len(str(status)))
+    assert sizes[-1] - sizes[0] <= len("12") - len("3")
