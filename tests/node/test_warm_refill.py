@@ -35,7 +35,7 @@ class SleepingClock(Clock):
         self.now += seconds
 
 
-class Ended(BaseException):
+class Stopped(BaseException):
     """Ends the loop, which has no end."""
 
 
@@ -73,13 +73,13 @@ class Rig:
         def beat() -> None:
             self.rounds.append((self.clock.now - began, self.count()))
             if next(left, None) is None:
-                raise Ended
+                raise Stopped
             if self.pods_run:
                 run_pods(self.api)
             each()
             self.warm.trigger()
 
-        with pytest.raises(Ended):
+        with pytest.raises(Stopped):
             self.warm.run(self.wait_idle, beat)
 
     def use(self, count: int) -> None:
