@@ -73,7 +73,8 @@ class Threshold:
 class NodeContext:
     """Where an agent creates its pods: its node (name and UID), the nodes' namespace, the Helm release; and how.
 
-    `eviction`: the free space of the disk under the base directory below which kubelet evicts pods.
+    `eviction`: the free space of the disk under the base directory below which kubelet evicts pods. `quotas`: new
+    pools get simple quotas, where the kernel has them.
     """
 
     node: str
@@ -82,3 +83,4 @@ class NodeContext:
     release: str
     pods: PodDefaults = field(default_factory=PodDefaults)
     eviction: Threshold = Threshold()
+    quotas: bool = True

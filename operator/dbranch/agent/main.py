@@ -59,6 +59,7 @@ def make_dispatcher(environment: dict[str, str]) -> tuple[Dispatcher, Cluster, L
         release=environment.get("DBRANCH_RELEASE", "dbranch"),
         pods=PodDefaults.parse(environment.get("DBRANCH_POSTGRES", "")),
         eviction=observe_eviction(layout, address, environment.get("DBRANCH_EVICTION_THRESHOLD", "15%")),
+        quotas=environment.get("DBRANCH_QUOTAS", "Enabled") == "Enabled",
     )
     limits = WarmLimits(
         _number(environment, "DBRANCH_WARM_SLOTS", 1, "agent.warmSlots"),
