@@ -195,7 +195,7 @@ def branch_block(body: Json, active: bool, events: Sequence[Json] | None, now: d
         ("Node", status.get("nodeName") or "-"),
         ("Pod", node.get("pod") or "-"),
         ("Postgres", node.get("postgresVersion") or "-"),
-        ("Size", f"{format_size(node, 'logical')}, {format_size(node, 'unique')} unique"),
+        ("Size", _sizes_of(node)),
         ("Snapshot", f"{snapshot_age} ago" if node.get("snapshotTime") else "-"),
         ("Age", format_age(meta.get("creationTimestamp"), now)),
     ]
@@ -266,3 +266,11 @@ def branch_tree(project: Json, branches: Sequence[Json]) -> str:
     for top in tops:
         draw(top, "", "")
     return "\n".join(lines)
+
+
+def _sizes_of(node: Mapping[str, Any]) -> str:
+    """Return a branch's sizes; what it wrote only where its pool counts that."""
+    parts = [format_size(node, "logical"), f"{format_size(node, 'unique')} unique"]
+    if node.get("writtenBytes") is not None:
+        parts.append(f"{format_size(node, 'written')} written")
+    return ", ".join(parts)

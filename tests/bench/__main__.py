@@ -22,6 +22,7 @@ from tests.bench.crowds import CROWDS
 from tests.bench.figures import Result, as_json, from_json
 from tests.bench.hundreds import hundreds
 from tests.bench.page import page, summary
+from tests.bench.room import room
 from tests.bench.sizes import SIZES
 from tests.bench.stage import Stage
 from tests.bench.starts import STARTS
@@ -29,9 +30,9 @@ from tests.bench.tpcb import pgbench
 
 DOCS = Path(__file__).parents[2] / "docs"
 RAW = DOCS / "benchmarks" / "benchmarks.json"
-MEASURES = {**STARTS, **CROWDS, **SIZES, "pgbench": pgbench, "hundreds": hundreds}
+MEASURES = {**STARTS, **CROWDS, **SIZES, "pgbench": pgbench, "hundreds": hundreds, "room": room}
 # Too long for the quick mode, unless they are named.
-SLOW = frozenset({"load", "stream", "size", "hundreds", "pgbench"})
+SLOW = frozenset({"load", "stream", "size", "hundreds", "pgbench", "room"})
 
 
 def machine() -> dict[str, str]:

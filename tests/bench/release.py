@@ -6,7 +6,7 @@ import json
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,21 +26,32 @@ def _run(*argv: str, timeout: float = 300) -> str:
 
 
 @contextmanager
-def warm_slots(count: int) -> Iterator[None]:
-    """Set `agent.warmSlots` of the release to `count`; restore the previous value at the end."""
+def agent_values(**counts: int) -> Iterator[None]:
+    """Set values below `agent` of the release; restore the previous ones at the end."""
     values = json.loads(_run("helm", "get", "values", RELEASE, "-n", NAMESPACE, "--all", "-o", "json"))
-    before = values["agent"]["warmSlots"]
+    before = {name: values["agent"][name] for name in counts}
     try:
-        _set_slots(count)
+        _set_agent_values(counts)
         yield
     finally:
-        _set_slots(before)
+        _set_agent_values(before)
 
 
-def _set_slots(count: int) -> None:
+def _set_agent_values(counts: Mapping[str, int]) -> None:
     _run(
-        *("helm", "upgrade", RELEASE, CHART, "-n", NAMESPACE, "--reuse-values", "--wait", "--timeout", "3m"),
-        *("--set", f"agent.warmSlots={count}"),
+        *(
+            "helm",
+            "upgrade",
+            RELEASE,
+            CHART,
+            "-n",
+            NAMESPACE,
+            "--reset-then-reuse-values",
+            "--wait",
+            "--timeout",
+            "3m",
+        ),
+        *(option for name, count in counts.items() for option in ("--set", f"agent.{name}={count}")),
     )
     # While an old agent terminates slowly, `helm --wait` already counts the DaemonSet as up.
     _run("kubectl", "-n", NODES, "rollout", "status", "daemonset/dbranch-agent", "--timeout=180s")

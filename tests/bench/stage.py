@@ -225,12 +225,20 @@ class Stage:
         )
 
     def await_warm_slots(self, count: int = 1, timeout: float = 60) -> None:
-        """Wait until exactly `count` warm slots exist and all are Running; else raise AssertionError."""
+        """Wait until at least `count` warm slots exist and all run for a second; else raise AssertionError."""
         deadline = time.monotonic() + timeout
+        before, since = None, 0.0
         while time.monotonic() < deadline:
             pods = self.warm_slots()
-            running = [p for p in pods if (p.get("status") or {}).get("phase") == "Running"]
-            if len(pods) == len(running) == count:
+            running = {
+                pod["metadata"]["name"]
+                for pod in pods
+                if (pod.get("status") or {}).get("phase") == "Running"
+                and not pod["metadata"].get("deletionTimestamp")
+            }
+            if running != before:
+                before, since = running, time.monotonic()
+            if len(pods) == len(running) >= count and time.monotonic() - since >= 1.0:
                 return
             time.sleep(0.2)
         raise AssertionError(f"{len(self.warm_slots())} warm slots, expected {count}")

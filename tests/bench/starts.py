@@ -33,7 +33,7 @@ def dsn_of(stage: Stage, project: str, branch: str | None = None, option: str | 
 
 
 def wait_idle(stage: Stage, timeout: float = 60, slots: int = 1) -> None:
-    """Wait until `slots` warm slots exist and all are Running, so that nothing else is in progress."""
+    """Wait until at least `slots` warm slots exist and all are Running, so that nothing else is in progress."""
     stage.await_warm_slots(slots, timeout)
     time.sleep(0.5)
 

@@ -101,6 +101,11 @@ def _match(path: str) -> re.Match[str]:
     return match
 
 
+def is_object(path: str) -> bool:
+    """Return True if the path is that of an object, not of a collection."""
+    return _match(path)["name"] is not None
+
+
 def _check_uid(path: str, old: Json | None, uid: str | None) -> None:
     """Refuse a write to another object; one to a status is not refused, and its UID is ignored."""
     if uid and old is not None and old["metadata"]["uid"] != uid:

@@ -1,4 +1,4 @@
-"""The fake API server over HTTP, as far as kopf uses it: discovery, lists, watches, patches, Events."""
+"""The fake API server over HTTP, as far as kopf and `Cluster` use it: discovery, lists, watches, writes, Events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
-from tests.fakes.api import FakeApi
+from tests.fakes.api import FakeApi, is_object
 from tests.fakes.patches import Json
 
 from dbranch.api import names
@@ -54,6 +54,8 @@ def serve_api(api: FakeApi, kubeconfig: Path) -> ThreadingHTTPServer:
                 self._watch(url.path, int(query["resourceVersion"]), *selectors)
             elif (body := api.peek(url.path)) is not None:
                 self._answer(200, body)
+            elif is_object(url.path):
+                self._refuse(ApiError(404, "NotFound", f"{url.path} not found"))
             else:
                 items, version = api.list_at(url.path, *selectors)
                 meta = {"resourceVersion": str(version)}
@@ -66,9 +68,24 @@ def serve_api(api: FakeApi, kubeconfig: Path) -> ThreadingHTTPServer:
             self._call(lambda: api.create(urlsplit(self.path).path, body))
 
         def do_PATCH(self) -> None:
-            body, path = self._body(), urlsplit(self.path).path
+            body, url = self._body(), urlsplit(self.path)
+            if "apply-patch" in self.headers["Content-Type"]:
+                manager = parse_qs(url.query)["fieldManager"][0]
+                self._call(lambda: api.apply(url.path, body, manager))
+                return
             verb = api.json_patch if "json-patch" in self.headers["Content-Type"] else api.merge
-            self._call(lambda: verb(path, body))
+            self._call(lambda: verb(url.path, body))
+
+        def do_DELETE(self) -> None:
+            options = self._body() if int(self.headers.get("Content-Length") or 0) else {}
+            expected = options.get("preconditions") or {}
+            path, grace = urlsplit(self.path).path, options.get("gracePeriodSeconds")
+
+            def delete() -> Json:
+                api.delete(path, expected.get("uid"), grace, expected.get("resourceVersion"))
+                return {"kind": "Status", "status": "Success"}
+
+            self._call(delete)
 
         def _body(self) -> Any:
             return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -77,13 +94,11 @@ def serve_api(api: FakeApi, kubeconfig: Path) -> ThreadingHTTPServer:
             try:
                 self._answer(200, call())
             except ApiError as error:
-                status = {
-                    "kind": "Status",
-                    "code": error.status,
-                    "reason": error.reason,
-                    "message": str(error),
-                }
-                self._answer(error.status, status)
+                self._refuse(error)
+
+        def _refuse(self, error: ApiError) -> None:
+            status = {"kind": "Status", "code": error.status, "reason": error.reason, "message": str(error)}
+            self._answer(error.status, status)
 
         def _answer(self, status: int, body: Json) -> None:
             data = json.dumps(body).encode()

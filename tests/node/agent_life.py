@@ -39,6 +39,7 @@ from dbranch.agent.layout import Layout
 from dbranch.agent.linux.privileges import AGENT_CAPABILITIES, drop_capabilities
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.postgres.session import Session
+from dbranch.agent.warm.sizing import WarmLimits
 from dbranch.api import names
 from dbranch.api.errors import Busy, DbranchError
 from dbranch.kube.client import Cluster, path_of
@@ -161,7 +162,7 @@ class Agent:
         sweeper = Sweeper(cluster, layout, context, Isolation())
         self._sweep_slots = partial(sweeper.sweep_slots, minimum_rounds=1)
         # Its work queue is not started: each round reconciles every object.
-        dispatcher = Dispatcher(cluster, layout, context, locks, WARM, metrics)
+        dispatcher = Dispatcher(cluster, layout, context, locks, WarmLimits(WARM), metrics)
         self._projects, self._branches, self._warm = dispatcher.projects, dispatcher.branches, dispatcher.warm
 
     def run(self, rounds: int | None = None) -> None:

@@ -24,6 +24,7 @@ from dbranch.agent.slot.pod_spec import claim_patch
 from dbranch.agent.slot.pod_status import pod_facts
 from dbranch.agent.slot.pods import delete_warm_pod, ensure_claimed
 from dbranch.agent.warm.reconciler import WarmReconciler
+from dbranch.agent.warm.sizing import WarmLimits
 from dbranch.api import names
 from dbranch.api.branch import parse_branch
 from dbranch.api.errors import ApiError, SlotTaken
@@ -151,7 +152,8 @@ def test_warm_pods_are_replaced_for_another_image_or_resources_and_deleted_with_
 @contextmanager
 def agent(shop: World, api: FakeApi, warm_slots: int = 1) -> Iterator[Dispatcher]:
     """Run an agent's work queue, without kopf."""
-    dispatcher = Dispatcher(cast(Cluster, api), shop.node.layout, CONTEXT, KeyedLocks(), warm_slots, METRICS)
+    limits = WarmLimits(minimum=warm_slots)
+    dispatcher = Dispatcher(cast(Cluster, api), shop.node.layout, CONTEXT, KeyedLocks(), limits, METRICS)
     with running(dispatcher):
         yield dispatcher
 
@@ -215,7 +217,7 @@ class CountingApi(FakeApi):
 
 def test_a_new_class_is_known_from_reconciles_and_its_pods_are_deleted_only_after_a_list(shop: World) -> None:
     api = CountingApi(shop.node.layout.base / "api.json")
-    warm = WarmReconciler(cast(Cluster, api), shop.node.layout, CONTEXT, 1, METRICS)
+    warm = WarmReconciler(cast(Cluster, api), shop.node.layout, CONTEXT, WarmLimits(), METRICS)
     warm.reconcile()
     lists, before = api.lists, uids(shop.warm_pods())
     assert lists == 1
@@ -241,7 +243,7 @@ def test_a_new_class_is_known_from_reconciles_and_its_pods_are_deleted_only_afte
 
 def test_a_slow_reconcile_with_an_old_spec_does_not_bring_back_its_class(shop: World) -> None:
     cluster, layout = cast(Cluster, shop.api), shop.node.layout
-    warm = WarmReconciler(cluster, layout, CONTEXT, 1, METRICS)
+    warm = WarmReconciler(cluster, layout, CONTEXT, WarmLimits(), METRICS)
     warm.reconcile()
     old = parse_project(shop.api.get(f"{PROJECTS}/shop") or {})
     resources = {"requests": {"cpu": "10m"}}
@@ -260,7 +262,7 @@ def test_a_burst_of_branches_never_leads_to_more_warm_pods_than_the_limit(shop: 
     for n in range(6):
         shop.make_branch(f"b{n}", "main")
     with agent(shop, shop.api, warm_slots=2) as dispatcher:
-        other = WarmReconciler(cast(Cluster, shop.api), shop.node.layout, CONTEXT, 2, METRICS)
+        other = WarmReconciler(cast(Cluster, shop.api), shop.node.layout, CONTEXT, WarmLimits(2), METRICS)
         for n in range(6):
             dispatcher.branches.reconcile(NAMESPACE, f"shop-b{n}")
             for warm in (dispatcher.warm, other):

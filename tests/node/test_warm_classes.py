@@ -15,8 +15,10 @@ from tests.node.machine import OWNER, Node
 from dbranch.agent.context import NodeContext
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.slot.observe import observe_slots
+from dbranch.agent.slot.pod_spec import slot_class_of
 from dbranch.agent.warm import observe, reconciler
 from dbranch.agent.warm.reconciler import WarmReconciler
+from dbranch.agent.warm.sizing import WarmLimits
 from dbranch.api import names
 from dbranch.api.errors import ApiError, ClusterUnreachable
 from dbranch.api.project import parse_project
@@ -84,7 +86,9 @@ def node_status(api: FakeApi, namespace: str) -> Json:
 
 
 def make_reconciler(api: FakeApi, node: Node, limit: int = 1, maximum: int = 10) -> WarmReconciler:
-    return WarmReconciler(cast(Cluster, api), node.layout, CONTEXT, limit, AgentMetrics(), maximum)
+    return WarmReconciler(
+        cast(Cluster, api), node.layout, CONTEXT, WarmLimits(limit, 0, maximum), AgentMetrics()
+    )
 
 
 def run_pods(api: FakeApi) -> None:
@@ -179,7 +183,8 @@ def test_all_classes_together_are_bounded_and_the_least_recently_used_goes(node:
     def use(letter: str) -> None:
         body = api.get(project_path(f"team-{letter}", "shop"))
         assert body
-        warm.trigger(parse_project(body), is_used=True)
+        warm.record_use(slot_class_of(parse_project(body)), "warm")
+        warm.trigger(parse_project(body))
         for _ in range(4):
             warm.reconcile()
             # With those that are terminating, never more than the maximum.

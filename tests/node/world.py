@@ -20,9 +20,11 @@ from tests.node.machine import APP, OWNER, PASSWORDS, USER, Node, owner_session
 
 from dbranch.agent.linux.loops import loops_of
 from dbranch.agent.linux.mounts import read_mounts
+from dbranch.agent.linux.quotas import group_of, read_groups, subvolume_id
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.slot.observe import observe_slots
 from dbranch.agent.volume.observe import observe_subvolumes
+from dbranch.agent.volume.quotas import POOL_GROUP
 from dbranch.api import names
 
 ROOT = Path(__file__).parents[2]
@@ -285,3 +287,9 @@ class World:
         subvolumes = observe_subvolumes(layout, project)
         assert len(subvolumes.branches) == stored and all(subvolumes.branches.values())
         assert subvolumes.unfinished == ()
+        # Each is charged to its own group, and with all others to the pool's.
+        pool = layout.pool(project)
+        parents = read_groups(pool).parents
+        for name in subvolumes.branches:
+            number = subvolume_id(layout.branch(project, name))
+            assert parents[group_of(0, number)] == (group_of(1, number), POOL_GROUP)

@@ -10,6 +10,7 @@ from tests.bench.counts import line_time, tps, writes
 from tests.bench.figures import Result, Row, as_json, from_json
 from tests.bench.follow import is_ready
 from tests.bench.page import page, summary
+from tests.bench.room import Room, rows_of
 from tests.bench.trace import steps_of
 
 CREATE = Row("apply → Ready", "bare pod", [300, 200, 250], [1000, 900, 2000], goal=0.5)
@@ -89,3 +90,12 @@ def test_a_run_of_pgbench_without_a_transaction_is_no_figure() -> None:
 
 def test_a_log_without_the_line_has_no_time() -> None:
     assert line_time("2026-01-01T00:00:01.500Z INFO a b\n", "reconciled") is None
+
+
+def test_room_compares_what_one_branch_takes() -> None:
+    empty, small, large = Room(1, 70, 1, 0.5, 0), Room(101, 75, 4, 1.5, 0), Room(1001, 120, 31, 10.5, 3)
+    memory, each, start, processor, writes_of_start = rows_of(empty, small, large)
+    assert (memory.ours, memory.theirs, memory.met) == ([120], [75], None)
+    assert (each.ours, each.theirs, each.met) == ([50], [50], True)
+    assert start.figure == 31 / 4 and (processor.ours, processor.theirs) == ([10], [10])
+    assert writes_of_start.met is False

@@ -74,7 +74,8 @@ class NodeContext:
     """Where an agent creates its pods: its node (name and UID), the nodes' namespace, the Helm release; and how.
 
     `eviction`: the free space of the disk under the base directory below which kubelet evicts pods. `strict_groups`:
-    the node can keep an image from giving its user more groups than the pod's (`supplementalGroupsPolicy`).
+    the node can keep an image from giving its user more groups than the pod's (`supplementalGroupsPolicy`). `quotas`:
+    new pools get simple quotas, where the kernel has them.
     """
 
     node: str
@@ -84,3 +85,4 @@ class NodeContext:
     pods: PodDefaults = field(default_factory=PodDefaults)
     eviction: Threshold = Threshold()
     strict_groups: bool = False
+    quotas: bool = True

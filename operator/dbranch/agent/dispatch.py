@@ -14,7 +14,8 @@ from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.project.reconciler import ProjectReconciler
 from dbranch.agent.timing import BRANCH_RESYNC_SECONDS, BUSY_RETRY_SECONDS, PROJECT_RESYNC_SECONDS
-from dbranch.agent.warm.reconciler import DEFAULT_MAX_WARM_SLOTS, WarmReconciler
+from dbranch.agent.warm.reconciler import WarmReconciler
+from dbranch.agent.warm.sizing import WarmLimits
 from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.errors import Busy
@@ -39,11 +40,9 @@ class Dispatcher:
         layout: Layout,
         context: NodeContext,
         locks: KeyedLocks,
-        warm_slots: int,
+        warm_limits: WarmLimits,
         metrics: AgentMetrics,
-        max_warm_slots: int = DEFAULT_MAX_WARM_SLOTS,
     ) -> None:
-        """`warm_slots`: of each class; `max_warm_slots`: of all classes."""
         self.metrics = metrics
         # Called when a pool was retained: from now on it can be adopted.
         self.on_pool_retained: Callable[[], None] = lambda: None
@@ -53,7 +52,7 @@ class Dispatcher:
             workers=_WORKERS,
             workers_per_namespace=_WORKERS_PER_NAMESPACE,
         )
-        self.warm = WarmReconciler(cluster, layout, context, warm_slots, metrics, max_warm_slots)
+        self.warm = WarmReconciler(cluster, layout, context, warm_limits, metrics)
         self.projects = ProjectReconciler(
             cluster,
             layout,
@@ -97,11 +96,12 @@ class Dispatcher:
             return Result(BUSY_RETRY_SECONDS)
         return replace(result, requeue_after=PROJECT_RESYNC_SECONDS) if result == DONE else result
 
-    def wait_idle(self, timeout: float) -> None:
-        """Block until no branch is reconciled or starting, `timeout` seconds at most."""
+    def wait_idle(self, timeout: float) -> bool:
+        """Block until no branch is reconciled or starting, `timeout` seconds at most; return True if none is."""
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
             self.branches.wait_started(left)
-            self.queue.wait_idle(names.BRANCH_KIND, deadline - time.monotonic())
-            if self.branches.wait_started(0.0):
-                return
+            is_idle = self.queue.wait_idle(names.BRANCH_KIND, deadline - time.monotonic())
+            if is_idle and self.branches.wait_started(0.0):
+                return True
+        return False

@@ -26,7 +26,7 @@ from dbranch.agent.pool.effect import ensure_base
 from dbranch.agent.postgres.spawn import session_processes
 from dbranch.agent.server import Readiness
 from dbranch.agent.space_watch import SpaceWatch
-from dbranch.agent.warm.reconciler import DEFAULT_MAX_WARM_SLOTS
+from dbranch.agent.warm.sizing import WarmLimits
 from dbranch.api import names
 from dbranch.api.errors import DbranchError, InvalidInput
 from dbranch.api.quantity import parse_bytes, parse_seconds
@@ -61,11 +61,16 @@ def make_dispatcher(environment: dict[str, str]) -> tuple[Dispatcher, Cluster, L
         pods=PodDefaults.parse(environment.get("DBRANCH_POSTGRES", "")),
         strict_groups=bool(features.get("supplementalGroupsPolicy")),
         eviction=observe_eviction(layout, address, environment.get("DBRANCH_EVICTION_THRESHOLD", "15%")),
+        quotas=environment.get("DBRANCH_QUOTAS", "Enabled") == "Enabled",
     )
-    warm_slots = _number(environment, "DBRANCH_WARM_SLOTS", 1, "agent.warmSlots")
-    maximum = _number(environment, "DBRANCH_MAX_WARM_SLOTS", DEFAULT_MAX_WARM_SLOTS, "agent.maxWarmSlots")
-    locks, metrics = KeyedLocks(layout.locks), AgentMetrics(warm_slots, maximum)
-    dispatcher = Dispatcher(cluster, layout, context, locks, warm_slots, metrics, maximum)
+    limits = WarmLimits(
+        _number(environment, "DBRANCH_WARM_SLOTS", 1, "agent.warmSlots"),
+        _number(environment, "DBRANCH_BURST_WARM_SLOTS", 0, "agent.burstWarmSlots"),
+        _number(environment, "DBRANCH_MAX_WARM_SLOTS", 32, "agent.maxWarmSlots"),
+        (node.get("status") or {}).get("allocatable") or {},
+    )
+    locks, metrics = KeyedLocks(layout.locks), AgentMetrics(limits.minimum, limits.maximum)
+    dispatcher = Dispatcher(cluster, layout, context, locks, limits, metrics)
     return dispatcher, cluster, layout, context
 
 

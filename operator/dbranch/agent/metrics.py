@@ -21,7 +21,7 @@ SlotOrigin = Literal["warm", "new"]
 class AgentMetrics:
     """The metrics of one node's agent.
 
-    `warm_slots_limit`: warm slots of each class that the agent keeps; `warm_slots_maximum`: of all classes.
+    `warm_slots_limit`: warm slots of each class that the agent keeps at least; `warm_slots_maximum`: of all classes.
     """
 
     def __init__(self, warm_slots_limit: int = 0, warm_slots_maximum: int = 0) -> None:
@@ -36,7 +36,7 @@ class AgentMetrics:
         )
         Gauge(
             "warm_slots_desired",
-            "Warm slots of each class that the agent keeps (agent.warmSlots).",
+            "Warm slots of each class that the agent keeps at least (agent.warmSlots).",
             namespace="dbranch",
             subsystem="agent",
             registry=self._registry,
@@ -48,6 +48,22 @@ class AgentMetrics:
             subsystem="agent",
             registry=self._registry,
         ).set(warm_slots_maximum)
+        self._warm_slot_targets = Gauge(
+            "warm_slots_target",
+            "Warm slots that the agent keeps now, by class and image: more of a class that was asked for in bursts.",
+            ["class", "image"],
+            namespace="dbranch",
+            subsystem="agent",
+            registry=self._registry,
+        )
+        self._claims = Counter(
+            "claims",
+            "Branches that asked for a slot of a class with warm slots, by what they got (warm, new).",
+            ["slot"],
+            namespace="dbranch",
+            subsystem="agent",
+            registry=self._registry,
+        )
         self._starts = Histogram(
             "branch_start_seconds",
             "From the start of a branch's reconcile to its status saying that Postgres accepts, by slot (warm, new).",
@@ -99,12 +115,20 @@ class AgentMetrics:
         origins: tuple[SlotOrigin, ...] = ("warm", "new")
         for slot in origins:
             self._starts.labels(slot)
+            self._claims.labels(slot)
 
-    def set_warm_slots(self, counts: Mapping[tuple[str, str], int]) -> None:
-        """Set the free warm slots, by class and image; remove the series of classes that are not in use."""
-        self._warm_slots.clear()
-        for labels, count in counts.items():
-            self._warm_slots.labels(*labels).set(count)
+    def set_warm_slots(
+        self, free: Mapping[tuple[str, str], int], targets: Mapping[tuple[str, str], int]
+    ) -> None:
+        """Set the free warm slots and their targets, by class and image; remove the series of all other classes."""
+        for gauge, counts in ((self._warm_slots, free), (self._warm_slot_targets, targets)):
+            gauge.clear()
+            for labels, count in counts.items():
+                gauge.labels(*labels).set(count)
+
+    def count_claim(self, slot: SlotOrigin) -> None:
+        """Count a branch that got a slot of a class with warm slots: one that was `warm` or is `new`."""
+        self._claims.labels(slot).inc()
 
     def set_disk(self, free: int, watermarks: Mapping[str, int], braked: Mapping[str, int]) -> None:
         """Set the free bytes of the node's disk, its watermarks by name, and the branches by their brake."""

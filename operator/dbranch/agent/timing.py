@@ -93,8 +93,18 @@ REMOUNT_BACKOFF_SECONDS: Final = 600.0
 WARM_RESYNC_SECONDS: Final = 60.0
 WARM_FAILED_RETRY_SECONDS: Final = 3.0
 WARM_POD_DELETION_POLL_SECONDS: Final = 0.5
-# Branches that are starting go first, also those of a burst.
-WARM_WAIT_IDLE_SECONDS: Final = 10.0
+# Branches that are starting go first, also those of a burst: for so long after the first warm slot was missing. Then
+# the refill goes on beside them, else a stream of bursts would hold it up for ever.
+WARM_REFILL_DELAY_SECONDS: Final = 20.0
+WARM_IDLE_POLL_SECONDS: Final = 1.0
+# Branches of a burst come one after the other: after the last one the node is quiet for so long before the refill.
+WARM_QUIET_SECONDS: Final = 0.5
+# A warm pod that does not run after this holds up no other.
+WARM_POD_START_SECONDS: Final = 30.0
+# What counts as one burst, how long a burst keeps its number of warm slots, and after which time half of it is left.
+WARM_BURST_SECONDS: Final = 60.0
+WARM_DEMAND_HOLD_SECONDS: Final = 600.0
+WARM_DEMAND_HALF_LIFE_SECONDS: Final = 600.0
 # No warm slot is kept on a node that had no room for a branch's pod.
 NODE_FULL_SECONDS: Final = 60.0
 # A warm pod that the node had no room for counts for its class this long; then it is tried again.

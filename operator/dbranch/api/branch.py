@@ -33,6 +33,7 @@ class BranchNode:
     image_id: str | None = None
     logical_bytes: int | None = None
     unique_bytes: int | None = None
+    written_bytes: int | None = None
     deletion: Finding | None = None
 
 
@@ -184,5 +185,6 @@ def _parse_node(raw: Mapping[str, Any]) -> BranchNode:
         image_id=raw.get("imageID"),
         logical_bytes=raw.get("logicalBytes"),
         unique_bytes=raw.get("uniqueBytes"),
+        written_bytes=raw.get("writtenBytes"),
         deletion=Finding.from_dict(raw.get("deletion")),
     )

@@ -54,7 +54,7 @@ _REQUESTED_AT: Any = ("metadata", "annotations", names.CONTROLLER_REQUESTED_AT)
 _MEASURED_FIELDS = (
     *(
         f"{quantity}{unit}"
-        for quantity in ("logical", "unique", "used", "free", "allocated", "hostFree")
+        for quantity in ("logical", "unique", "written", "used", "free", "allocated", "hostFree")
         for unit in ("Bytes", "Size")
     ),
     "warmSlots",

@@ -118,19 +118,29 @@ class WorkQueue:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._add, key, contextvars.Context())
 
-    def wait_idle(self, kind: str, timeout: float) -> None:
-        """Block a thread until no object of `kind` is reconciled or due soon, `timeout` seconds at most."""
+    def wait_idle(self, kind: str, timeout: float) -> bool:
+        """Block a thread until no object of `kind` is reconciled or due soon, `timeout` seconds at most.
+
+        Return True if none is.
+        """
         deadline = time.monotonic() + timeout
-        if not self._started.wait(max(0.0, timeout)) or self._loop is None or self._loop.is_closed():
-            return
+        if not self._started.wait(max(0.0, timeout)) or self._loop is None:
+            return False
+        # A loop that has ended reconciles no more.
+        if self._loop.is_closed():
+            return True
         idle = asyncio.run_coroutine_threadsafe(self._until_idle(kind, deadline), self._loop)
         # A loop that ends meanwhile never answers.
         with suppress(TimeoutError, CancelledError):
-            idle.result(max(0.0, timeout) + 1.0)
+            return idle.result(max(0.0, timeout) + 1.0)
+        return False
 
-    async def _until_idle(self, kind: str, deadline: float) -> None:
-        while self._is_active(kind) and time.monotonic() < deadline:
+    async def _until_idle(self, kind: str, deadline: float) -> bool:
+        while is_active := self._is_active(kind):
+            if time.monotonic() >= deadline:
+                break
             await asyncio.sleep(_IDLE_POLL_SECONDS)
+        return not is_active
 
     def _is_active(self, kind: str) -> bool:
         soon = time.monotonic() + _SOON_SECONDS

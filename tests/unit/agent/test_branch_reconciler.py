@@ -37,6 +37,7 @@ from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.timing import BRANCH_RESYNC_SECONDS, OWN_VERIFIERS_DELAY_SECONDS
 from dbranch.agent.volume.marker import NewerMarker
 from dbranch.agent.warm.reconciler import WarmReconciler
+from dbranch.agent.warm.sizing import WarmLimits
 from dbranch.api import names
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.errors import ApiError, NotAccepting, PodRejected
@@ -104,7 +105,7 @@ class Bench:
         self.api.writes.clear()
         cluster, layout = cast(Cluster, self.api), Layout(tmp_path)
         context, metrics = NodeContext("n1", "node-uid", "dbranch-nodes", "dbranch"), AgentMetrics()
-        warm = WarmReconciler(cluster, layout, context, 1, metrics)
+        warm = WarmReconciler(cluster, layout, context, WarmLimits(), metrics)
         self.reconciler = BranchReconciler(
             cluster, layout, context, KeyedLocks(), warm, metrics, lambda *_: None
         )

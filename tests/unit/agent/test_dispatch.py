@@ -15,6 +15,7 @@ from dbranch.agent.context import NodeContext
 from dbranch.agent.dispatch import Dispatcher
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics
+from dbranch.agent.warm.sizing import WarmLimits
 from dbranch.api import names
 from dbranch.api.errors import Busy
 from dbranch.kube.client import Cluster, path_of
@@ -31,7 +32,7 @@ def dispatcher(tmp_path: Path) -> Dispatcher:
 
 def make_dispatcher(base: Path, api: FakeApi) -> Dispatcher:
     context = NodeContext("here", "node-uid", "dbranch-nodes", "dbranch")
-    return Dispatcher(cast(Cluster, api), Layout(base), context, KeyedLocks(), 0, AgentMetrics())
+    return Dispatcher(cast(Cluster, api), Layout(base), context, KeyedLocks(), WarmLimits(0), AgentMetrics())
 
 
 async def until(condition: Callable[[], object]) -> None:

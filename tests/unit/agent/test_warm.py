@@ -98,10 +98,12 @@ def test_the_metric_has_a_series_for_each_class_in_use_and_no_other() -> None:
         return {name.partition('class="')[2].partition('"')[0]: value for name, _, value in series}
 
     pods = (pod("a"), pod("b"), pod("c", running=False))
-    metrics.set_warm_slots(free_counts(TEMPLATE, warm_facts(*pods, projects=(SHOP, BIG))))
+    metrics.set_warm_slots(
+        free_counts(TEMPLATE, warm_facts(*pods, projects=(SHOP, BIG))), {(MAIN_HASH, "i"): 3}
+    )
     assert warm_slots() == {MAIN_HASH: "2.0", LARGE_HASH: "0.0"}
     old = pod("a", template_hash=OLD_TEMPLATE)
-    metrics.set_warm_slots(free_counts(TEMPLATE, warm_facts(old)))
+    metrics.set_warm_slots(free_counts(TEMPLATE, warm_facts(old)), {})
     assert warm_slots() == {MAIN_HASH: "0.0"}
     metrics.observe_start("warm", 0.2)
     text = metrics.response().body.decode()

@@ -21,6 +21,7 @@ from dbranch.agent.dispatch import Dispatcher
 from dbranch.agent.handlers import register
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics
+from dbranch.agent.warm.sizing import WarmLimits
 from dbranch.api import names
 from dbranch.kube.client import Cluster, branch_path, path_of, project_path
 from dbranch.runtime.heartbeats import Heartbeats
@@ -48,7 +49,7 @@ class Running:
         self.liveness = ""
         context = NodeContext(NODE, "node-uid", "dbranch-nodes", "dbranch")
         cluster, layout = cast(Cluster, self.api), Layout(directory)
-        self.dispatcher = Dispatcher(cluster, layout, context, KeyedLocks(), 0, AgentMetrics())
+        self.dispatcher = Dispatcher(cluster, layout, context, KeyedLocks(), WarmLimits(0), AgentMetrics())
         monkeypatch.setattr("dbranch.agent.project.reconciler.ensure_pool_removed", lambda *_: None)
         reconcilers: Any = {PROJECTS: self.dispatcher.projects, BRANCHES: self.dispatcher.branches}
         for path, reconciler in reconcilers.items():

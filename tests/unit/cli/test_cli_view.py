@@ -246,3 +246,16 @@ def test_what_others_wrote_does_nothing_on_a_terminal() -> None:
     ):
         assert "\\x1b]52" in text and "\nROOT" not in text
         assert all(c == "\n" or c.isprintable() for c in text)
+
+
+def test_show_says_what_a_branch_wrote_where_its_pool_counts_it() -> None:
+    def size_line(**sizes: Any) -> str:
+        body = branch("feature-x", "main", "2030-01-13T08:30:00Z", node={"logicalSize": "41Gi", **sizes})
+        lines = branch_block(body, False, [], NOW).splitlines()
+        return next(line.removeprefix("Size").strip() for line in lines if line.startswith("Size"))
+
+    assert size_line(uniqueSize="37Mi") == "41Gi, 37Mi unique"
+    assert (
+        size_line(uniqueSize="37Mi", writtenBytes=2**31, writtenSize="2Gi")
+        == "41Gi, 37Mi unique, 2Gi written"
+    )

@@ -31,6 +31,7 @@ from dbranch.agent.node_status import patch_node
 from dbranch.agent.postgres import session
 from dbranch.agent.postgres.answer import Answer
 from dbranch.agent.slot.image_ref import digest_of
+from dbranch.agent.slot.pod_spec import slot_class_of
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.status import (
     failed_postgres_finding,
@@ -195,7 +196,6 @@ class BranchReconciler:
         tried |= {action.pod.name for action in plan.actions if isinstance(action, Claim)}
         outcome = Outcome(facts.marker, timer)
         changes_pods = any(isinstance(action, Claim | CreatePod | DeletePod) for action in plan.actions)
-        gets_pod = any(isinstance(action, Claim | CreatePod) for action in plan.actions)
         error = self._apply(desired, plan, outcome)
         if error is None and plan.awaits and outcome.claimed_pod and outcome.marker:
             # In a warm slot Postgres accepts soon: then one write reports everything.
@@ -217,8 +217,10 @@ class BranchReconciler:
             )
             plan = replace(plan, postgres=plan_branch(project, branch, rejecting).postgres)
         result = self._report(desired, facts, plan, outcome, error)
+        if outcome.has_new_pod and desired.slot_class.class_hash == slot_class_of(project).class_hash:
+            self._warm.record_use(desired.slot_class, "warm" if outcome.claimed_pod else "new")
         if changes_pods or branch.node.observed_generation != branch.generation:
-            self._warm.trigger(project, is_used=gets_pod and not branch.resources)
+            self._warm.trigger(project)
         return result
 
     def _observe(self, desired: Desired, tried: set[str]) -> BranchFacts:

@@ -26,4 +26,5 @@ def patch_sizes(cluster: Cluster, layout: Layout, project: Project, branch: Bran
     if measured is None or body is None or body["metadata"]["uid"] != branch.uid:
         return
     sizes = size_fields("logical", measured.logical_bytes) | size_fields("unique", measured.unique_bytes)
+    sizes |= size_fields("written", measured.written_bytes)
     patch_node(cluster, parse_branch(body), sizes)

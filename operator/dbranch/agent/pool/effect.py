@@ -12,12 +12,14 @@ from typing import Final
 
 from dbranch.agent.layout import Layout
 from dbranch.agent.linux.btrfs import sync_and_clean
+from dbranch.agent.linux.quotas import image_has_simple_quotas, simple_quotas_supported
 from dbranch.agent.linux.syscalls import trim
 from dbranch.agent.pool import image, mount
 from dbranch.agent.pool.observe import observe_pool
 from dbranch.agent.pool.records import ensure_record_removed, understood_record
 from dbranch.agent.pool.tombstone import ensure_tombstone_withdrawn, names_image, read_tombstone
-from dbranch.api.errors import PoolLost
+from dbranch.agent.volume.quotas import ensure_quotas
+from dbranch.api.errors import CommandFailed, PoolLost, Unsafe
 from dbranch.runtime.file_lock import held, held_temporary
 from dbranch.runtime.logs import log_command
 
@@ -58,14 +60,20 @@ def ensure_base(layout: Layout) -> str:
 
 
 def ensure_pool(
-    layout: Layout, project_uid: str, size: int, recorded_uuid: str | None, recorded_machine_id: str | None
+    layout: Layout,
+    project_uid: str,
+    size: int,
+    recorded_uuid: str | None,
+    recorded_machine_id: str | None,
+    quotas: bool = True,
 ) -> str:
     """Create the pool (once), attach, mount and grow it to `size` bytes; return the filesystem's UUID.
 
     `recorded_uuid`, `recorded_machine_id`: `status.node.poolUUID` and `machineID`. With a `recorded_uuid` nothing
     is created: raises PoolLost if the image is missing, another machine's, or holds another filesystem, PoolDamaged
-    if it holds none. Raises Busy while something else holds the image, CommandFailed or OSError if a command or a
-    system call fails.
+    if it holds none. `quotas`: enable simple quotas while the pool has no subvolumes. Raises Busy while something
+    else holds the image, CommandFailed or OSError if a command or a system call fails, Unsafe if this kernel cannot
+    mount a pool with simple quotas.
     """
     machine_id = ensure_base(layout)
     if recorded_uuid and recorded_machine_id and recorded_machine_id != machine_id:
@@ -79,9 +87,24 @@ def ensure_pool(
         with held(layout.attach_lock, timeout=60):
             device = image.ensure_attached(file, layout.pool(project_uid))
         uuid = image.ensure_filesystem(file, device, recorded_uuid)
-        mount.ensure_mounted(layout, project_uid, device)
+        _ensure_mounted(layout, project_uid, device)
+        if quotas:
+            ensure_quotas(layout.pool(project_uid))
         image.ensure_grown(file, device, layout.pool(project_uid), size)
         return uuid
+
+
+def _ensure_mounted(layout: Layout, project_uid: str, device: str) -> None:
+    try:
+        mount.ensure_mounted(layout, project_uid, device)
+    except CommandFailed as error:
+        # Only now the kernel's module is loaded, which says what it has.
+        if simple_quotas_supported() or not image_has_simple_quotas(layout.image(project_uid)):
+            raise
+        raise Unsafe(
+            f"{layout.image(project_uid)} has simple quotas, and kernel {os.uname().release} of this node has none; "
+            "nothing is touched; start the node with Linux 6.7 or later"
+        ) from error
 
 
 def ensure_trimmed(layout: Layout, project_uid: str, left: int = 0) -> int:

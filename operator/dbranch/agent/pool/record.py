@@ -21,7 +21,8 @@ class PoolRecord:
     `pool_uuid`: of the filesystem, empty before it is made. `namespace_uid`: of the project's namespace. `cluster`:
     UID of the namespace kube-system. `deletion_policy`: as the project's spec had it. `machine_id`: of the disk on
     which the pool was made. `initialized`: it may hold data; written before a root branch is made. `lineage`: the
-    UIDs of the projects whose pool it was before, the oldest first. `allowed_namespace_uid`: of the namespace that an
+    UIDs of the projects whose pool it was before, the oldest first. `quotas`: its filesystem has simple quotas,
+    and only Linux 6.7 or later mounts it. `allowed_namespace_uid`: of the namespace that an
     administrator has given the pool to. `unknown`: keys that this release does not know; every rewrite keeps them.
     """
 
@@ -36,6 +37,7 @@ class PoolRecord:
     initialized: bool = False
     lineage: tuple[str, ...] = ()
     allowed_namespace_uid: str = ""
+    quotas: bool = False
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -50,6 +52,7 @@ class PoolRecord:
             pool_uuid=self.pool_uuid,
             initialized=True,
             lineage=(*self.lineage, self.project_uid),
+            quotas=self.quotas,
             unknown={**self.unknown, **record.unknown},
         )
 
@@ -91,6 +94,7 @@ def parse_record(text: str) -> PoolRecord | NewerRecord | None:
             initialized=bool(raw.get("initialized", True)),
             lineage=tuple(str(uid) for uid in raw.get("lineage", ())),
             allowed_namespace_uid=str(raw.get("allowed_namespace_uid", "")),
+            quotas=bool(raw.get("quotas", False)),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

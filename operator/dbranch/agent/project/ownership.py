@@ -8,6 +8,7 @@ from dbranch.agent.cluster_identity import ClusterIdentity
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.linux.btrfs import superblock_uuid
+from dbranch.agent.linux.quotas import image_has_simple_quotas
 from dbranch.agent.pool.effect import ensure_pool_down
 from dbranch.agent.pool.record import PoolRecord, check_adoptable
 from dbranch.agent.pool.records import ensure_pool_adopted, ensure_recorded, read_record, understood_record
@@ -48,6 +49,8 @@ class PoolOwnership:
         had_namespace = isinstance(current, PoolRecord) and current.namespace_uid
         namespace_uid = "" if had_namespace else self._identity.namespace_uid(project.namespace)
         cluster = self._identity.cluster_uid()
+        image = self._layout.image(project.uid)
+        has_quotas = image.exists() and image_has_simple_quotas(image)
 
         def change(record: PoolRecord | None) -> PoolRecord:
             record = record or PoolRecord(project.uid)
@@ -61,6 +64,7 @@ class PoolOwnership:
                 deletion_policy=project.deletion_policy.value,
                 machine_id=machine_id or record.machine_id,
                 initialized=record.initialized or initialized,
+                quotas=has_quotas,
                 # It was given to the namespace that has adopted it.
                 allowed_namespace_uid="",
             )

@@ -46,6 +46,7 @@ from dbranch.agent.timing import (
 from dbranch.agent.volume.effect import ensure_trash_emptied
 from dbranch.agent.volume.marker import Marker, Role
 from dbranch.agent.volume.observe import observe_subvolumes
+from dbranch.agent.volume.quotas import ensure_dead_groups_removed
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Finding, Reason
@@ -124,7 +125,14 @@ class ProjectReconciler:
         current = project.node
         try:
             recorded_uuid = self._ownership.claim(project)
-            uuid = ensure_pool(self._layout, project.uid, project.size, recorded_uuid, current.machine_id)
+            uuid = ensure_pool(
+                self._layout,
+                project.uid,
+                project.size,
+                recorded_uuid,
+                current.machine_id,
+                self._context.quotas,
+            )
         except (DbranchError, OSError) as error:
             logger.warning("project %s/%s: %s", project.namespace, project.name, error)
             finding = failed_pool_finding(error, project.name)
@@ -303,6 +311,7 @@ class ProjectReconciler:
                 project = parse_project(body)
                 if observe_pool(self._layout, project.uid).mounted:
                     ensure_trash_emptied(self._layout, project.uid)
+                    ensure_dead_groups_removed(self._layout, project.uid)
             return result
 
 

@@ -15,14 +15,19 @@ from dbranch.agent.linux.extents import extent_bytes
 from dbranch.agent.linux.files import opened_directory, walk_beneath
 from dbranch.agent.timing import MEASURE_SECONDS
 from dbranch.agent.volume.observe import list_subvolumes
+from dbranch.agent.volume.quotas import observe_written_bytes
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """In bytes: what the branch's files hold, and the part of it that is shared with no other branch."""
+    """In bytes: what the branch's files hold, and the part of it that is shared with no other branch.
+
+    `written_bytes`: what it wrote and anybody still holds; None in a pool without simple quotas.
+    """
 
     logical_bytes: int
     unique_bytes: int
+    written_bytes: int | None = None
 
 
 def observe_sizes(layout: Layout, project_uid: str, branch_uid: str) -> Sizes | None:
@@ -35,12 +40,18 @@ def observe_sizes(layout: Layout, project_uid: str, branch_uid: str) -> Sizes | 
     if not is_subvolume(layout.branch(project_uid, branch_uid)):
         return None
     pool = layout.pool(project_uid)
-    owned = [
-        _sizes_of(pool / str(name), deadline)
+    subvolumes = [
+        pool / str(name)
         for name in list_subvolumes(pool)
         if name.owner_uid == branch_uid and name.kind != SubvolumeKind.TRASH
     ]
-    return Sizes(sum(size.logical_bytes for size in owned), sum(size.unique_bytes for size in owned))
+    owned = [_sizes_of(subvolume, deadline) for subvolume in subvolumes]
+    written = [count for count in map(observe_written_bytes, subvolumes) if count is not None]
+    return Sizes(
+        sum(size.logical_bytes for size in owned),
+        sum(size.unique_bytes for size in owned),
+        sum(written) if written else None,
+    )
 
 
 def _sizes_of(subvolume: Path, deadline: float) -> Sizes:

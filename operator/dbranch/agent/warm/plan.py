@@ -6,12 +6,16 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from dbranch.agent.slot.pod_spec import SlotClass, slot_class_of
 from dbranch.agent.slot.pod_status import PodFacts
-from dbranch.agent.timing import REJECTED_WARM_POD_RETRY_SECONDS
+from dbranch.agent.timing import REJECTED_WARM_POD_RETRY_SECONDS, WARM_POD_START_SECONDS
 from dbranch.api.conditions import MESSAGE_LIMIT, Finding, Reason
 from dbranch.api.project import Project
+
+# How many warm pods start at a time, so that those of a refill take nothing from the branches that start beside them.
+STARTING_WARM_PODS: Final = 2
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class WarmFacts:
     """A node's projects and warm pods.
 
     `node_full`: the node had no room for a branch's pod. `idle_seconds`: by class hash, how long ago a branch used a
-    slot of the class, as far as it is known. `rejected`: by class hash, why the API server rejects the class's pods;
+    slot of the class, as far as it is known. `targets`: by class hash, how many pods a class shall have where that is
+    not the minimum. `rejected`: by class hash, why the API server rejects the class's pods;
     `not_tried`: those of them that are not tried again yet.
     """
 
@@ -35,6 +40,7 @@ class WarmFacts:
     warm_pods: tuple[WarmPodFacts, ...] = ()
     node_full: bool = False
     idle_seconds: Mapping[str, float] = field(default_factory=dict)
+    targets: Mapping[str, int] = field(default_factory=dict)
     rejected: Mapping[str, str] = field(default_factory=dict)
     not_tried: frozenset[str] = frozenset()
 
@@ -60,14 +66,14 @@ def classes_in_use(projects: Sequence[Project]) -> dict[str, SlotClass]:
 
 
 def plan_warm(limit: int, maximum: int, template_hash: str, facts: WarmFacts) -> WarmPlan:
-    """Plan towards `limit` warm pods with this template hash for each class in use, `maximum` of all, and no others.
+    """Plan towards the target of each class in use (`limit` by default) of warm pods with this template hash.
 
-    A terminating pod counts until it is gone, so there are never more than `limit` and `maximum`. A pod that the node
+    There are `maximum` of all classes at most, and no others. A terminating pod counts until it is gone, so there are
+    never more. A pod that the node
     had no room for counts until it is tried again. On a full node there are none: branches go first.
     """
-    no_pods = facts.node_full or limit < 1
-    classes = {} if no_pods else classes_in_use(facts.projects)
-    desired = _desired_counts(limit, maximum, classes, facts)
+    classes = {} if facts.node_full or limit < 1 else classes_in_use(facts.projects)
+    desired = target_counts(limit, maximum, facts)
     delete: list[PodFacts] = []
     kept, leaving = Counter[str](), Counter[str]()
     # Running pods first, so that a surplus is taken from those that do not run yet.
@@ -93,10 +99,35 @@ def plan_warm(limit: int, maximum: int, template_hash: str, facts: WarmFacts) ->
     return WarmPlan(tuple(delete), tuple(create[:room]))
 
 
-def _desired_counts(
-    limit: int, maximum: int, classes: Mapping[str, SlotClass], facts: WarmFacts
-) -> Counter[str]:
-    """Return how many pods each class shall have; those used last come first if there cannot be `limit` of each."""
+def next_batch(create: Sequence[SlotClass], facts: WarmFacts) -> tuple[SlotClass, ...]:
+    """Return which of the pods to create come now: so many that few start at a time, on the node and of each class.
+
+    A class whose pods do not start, whatever the cause, gets no more of them, and holds up no other class.
+    """
+    classes = classes_in_use(facts.projects)
+    starting = [warm for warm in facts.warm_pods if not (warm.pod.running or warm.pod.terminating)]
+    of_class = Counter(_class_of(warm.pod, classes) for warm in starting)
+    room = STARTING_WARM_PODS - count_starting(facts)
+    batch: list[SlotClass] = []
+    for slot_class in create:
+        if len(batch) < room and of_class[slot_class.class_hash] < STARTING_WARM_PODS:
+            batch.append(slot_class)
+            of_class[slot_class.class_hash] += 1
+    return tuple(batch)
+
+
+def count_starting(facts: WarmFacts) -> int:
+    """Return how many warm pods are about to run, without those that have taken too long."""
+    return sum(
+        not (warm.pod.running or warm.pod.terminating or warm.pod.terminated)
+        and warm.age_seconds < WARM_POD_START_SECONDS
+        for warm in facts.warm_pods
+    )
+
+
+def target_counts(limit: int, maximum: int, facts: WarmFacts) -> Counter[str]:
+    """Return how many pods each class shall have; those used last come first if there cannot be as many of each."""
+    classes = {} if facts.node_full or limit < 1 else classes_in_use(facts.projects)
     # A warm pod is created when a branch has claimed the last one, so its age says after a restart when that was.
     ages = dict.fromkeys(classes, math.inf)
     for warm in facts.warm_pods:
@@ -105,7 +136,9 @@ def _desired_counts(
             ages[class_hash] = min(ages[class_hash], warm.age_seconds)
     idle = {**ages, **{key: seconds for key, seconds in facts.idle_seconds.items() if key in ages}}
     by_use = sorted(classes, key=lambda class_hash: (idle[class_hash], class_hash))
-    each_once = [class_hash for _ in range(limit) for class_hash in by_use]
+    targets = {class_hash: facts.targets.get(class_hash, limit) for class_hash in by_use}
+    rounds = range(max(targets.values(), default=0))
+    each_once = [class_hash for n in rounds for class_hash in by_use if n < targets[class_hash]]
     return Counter(each_once[:maximum])
 
 
@@ -145,7 +178,13 @@ def free_counts(template_hash: str, facts: WarmFacts) -> dict[tuple[str, str], i
     classes = classes_in_use(facts.projects)
     free_pods = (warm.pod for warm in facts.warm_pods if is_free(warm.pod, template_hash))
     free = Counter(_class_of(pod, classes) for pod in free_pods)
-    return {(class_hash, slot_class.image): free[class_hash] for class_hash, slot_class in classes.items()}
+    return labelled(free, facts)
+
+
+def labelled(counts: Mapping[str, int], facts: WarmFacts) -> dict[tuple[str, str], int]:
+    """Return `{(class hash, image): count}` for each class in use, of counts by class hash."""
+    classes = classes_in_use(facts.projects)
+    return {(key, slot_class.image): counts.get(key, 0) for key, slot_class in classes.items()}
 
 
 def is_free(pod: PodFacts, template_hash: str) -> bool:

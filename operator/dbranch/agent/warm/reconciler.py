@@ -8,36 +8,45 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
-from dbranch.agent.metrics import AgentMetrics
+from dbranch.agent.metrics import AgentMetrics, SlotOrigin
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot import pods
-from dbranch.agent.slot.pod_spec import SlotClass, slot_class_of, template_hash, warm_pod
+from dbranch.agent.slot.pod_spec import SlotClass, template_hash, warm_pod
 from dbranch.agent.slot.scripts import read_slot_start
 from dbranch.agent.timing import (
     LONGEST_RETRY_SECONDS,
     NODE_FULL_SECONDS,
     REJECTED_CLASS_RETRY_SECONDS,
     WARM_FAILED_RETRY_SECONDS,
+    WARM_IDLE_POLL_SECONDS,
     WARM_POD_DELETION_POLL_SECONDS,
+    WARM_QUIET_SECONDS,
+    WARM_REFILL_DELAY_SECONDS,
     WARM_RESYNC_SECONDS,
-    WARM_WAIT_IDLE_SECONDS,
 )
+from dbranch.agent.warm.demand import Demand
 from dbranch.agent.warm.observe import observe_scheduled_here, observe_warm_pods
 from dbranch.agent.warm.plan import (
     WarmFacts,
     classes_in_use,
+    count_starting,
     free_counts,
+    labelled,
+    next_batch,
     plan_warm,
     rejection_finding,
+    target_counts,
     warm_count,
 )
+from dbranch.agent.warm.sizing import WarmLimits, desired_slots, remembered_seconds
 from dbranch.api import names
 from dbranch.api.errors import ApiError, PodRejected
 from dbranch.api.project import Project
+from dbranch.api.resources import resources_with_defaults
 from dbranch.kube.client import Cluster, path_of
 from dbranch.kube.status import patch_status
 from dbranch.runtime.backoff import Backoff
@@ -46,11 +55,9 @@ from dbranch.runtime.result import Result
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MAX_WARM_SLOTS: Final = 32
-
 
 class WarmReconciler:
-    """Keeps `limit` warm pods of each class in use, `maximum` of all classes.
+    """Keeps the warm pods of each class in use at their number: more of a class that was asked for in bursts lately.
 
     The pods' state is always read from the API server. The projects that may use them are those of the last list, and
     those that were reconciled since. A class whose pods the API server rejects holds no other one up.
@@ -61,12 +68,11 @@ class WarmReconciler:
         cluster: Cluster,
         layout: Layout,
         context: NodeContext,
-        limit: int,
+        limits: WarmLimits,
         metrics: AgentMetrics,
-        maximum: int = DEFAULT_MAX_WARM_SLOTS,
     ) -> None:
         self._cluster, self._layout, self._context = cluster, layout, context
-        self._limit, self._maximum, self._metrics = limit, maximum, metrics
+        self._limits, self._metrics = limits, metrics
         self._script = read_slot_start()
         self.template_hash = template_hash(context, layout, self._script)
         self._reconcile_lock, self._triggered = threading.Lock(), threading.Event()
@@ -76,8 +82,10 @@ class WarmReconciler:
         # Projects by UID; `_changed` are those that the next reconcile adds to `_scheduled_here`.
         self._scheduled_here: dict[str, Project] = {}
         self._changed: dict[str, Project] = {}
-        # By class hash: when a branch got a slot of the class last, by time.monotonic().
-        self._used_at: dict[str, float] = {}
+        # When branches got slots, by time.monotonic().
+        self._demand = Demand()
+        # Since when pods are to be created that were not, by time.monotonic().
+        self._behind_since: float | None = None
         self._changed_lock = threading.Lock()
         self._listed_at = -WARM_RESYNC_SECONDS
         # By UID: the fields that were written into a project's status since the last list.
@@ -86,56 +94,80 @@ class WarmReconciler:
         self._rejected: dict[str, str] = {}
         self._backoff = Backoff(LONGEST_RETRY_SECONDS)
 
-    def trigger(self, *changed: Project, is_used: bool = False) -> None:
-        """Request a reconcile, with the projects that have changed; `is_used`: a branch got a slot of their class."""
+    def trigger(self, *changed: Project) -> None:
+        """Request a reconcile, with the projects that have changed."""
         with self._changed_lock:
             _add_newer(self._changed, changed)
-            if is_used:
-                self._used_at |= {slot_class_of(p).class_hash: time.monotonic() for p in changed}
         self._triggered.set()
+
+    def record_use(self, slot_class: SlotClass, origin: SlotOrigin) -> None:
+        """Record that a branch got a slot of a class that warm slots are kept of: a warm one, or a new one."""
+        self._demand.record(slot_class.class_hash, time.monotonic())
+        self._metrics.count_claim(origin)
 
     def yield_slots(self) -> None:
         """Keep no warm pod for NODE_FULL_SECONDS: the node had no room for a branch's pod."""
         self._node_full_until = time.monotonic() + NODE_FULL_SECONDS
         self.trigger()
 
-    def run(self, wait_idle: Callable[[float], None], beat: Callable[[], None]) -> None:
-        """Reconcile for ever. `wait_idle(timeout)` blocks until no branch is starting, `timeout` seconds at most.
+    def run(self, wait_idle: Callable[[float], bool], beat: Callable[[], None]) -> None:
+        """Reconcile for ever. `wait_idle(timeout)` waits `timeout` seconds at most until no branch is starting.
 
-        `beat` is called in each round.
+        It returns whether none is. `beat` is called in each round.
         """
         delay = 0.0
         while True:
             beat()
             triggered = self._triggered.wait(delay)
             self._triggered.clear()
-            wait_idle(WARM_WAIT_IDLE_SECONDS)
+            since = time.monotonic() if self._behind_since is None else self._behind_since
+            self._await_quiet(wait_idle, since + WARM_REFILL_DELAY_SECONDS)
             try:
                 delay = self.reconcile(resync=not triggered).requeue_after or WARM_RESYNC_SECONDS
             except Exception as error:  # noqa: BLE001
                 log_error(logger, error, "warm slots")
                 delay, self._listed_at = WARM_FAILED_RETRY_SECONDS, -WARM_RESYNC_SECONDS
+            if self._behind_since is not None:
+                self._behind_since = since
+
+    def _await_quiet(self, wait_idle: Callable[[float], bool], deadline: float) -> None:
+        """Wait until no branch is starting and none of a burst follows; until `deadline` at most.
+
+        On a full node nothing is waited for: the branches that start wait for the room of the warm pods.
+        """
+        while (now := time.monotonic()) < deadline and now >= self._node_full_until:
+            if not wait_idle(min(deadline - now, WARM_IDLE_POLL_SECONDS)):
+                continue
+            now = time.monotonic()
+            quiet_in = WARM_QUIET_SECONDS - self._demand.quiet_seconds(now)
+            if quiet_in <= 0:
+                return
+            time.sleep(max(0.0, min(quiet_in, deadline - now)))
 
     def reconcile(self, resync: bool = False) -> Result:
-        """Create and delete warm pods.
+        """Create and delete warm pods; few are created at a time, and the next ones when these run.
 
         `resync`: write the projects' status even while pods are starting or terminating.
         """
         with self._reconcile_lock:
-            facts = self._observe()
-            plan = plan_warm(self._limit, self._maximum, self.template_hash, facts)
+            limits, facts = self._limits, self._observe()
+            plan = plan_warm(limits.minimum, limits.maximum, self.template_hash, facts)
             if plan.delete:
                 # Never delete by what is remembered: another agent on this node may have seen newer objects.
                 facts = self._observe(relist=True)
-                plan = plan_warm(self._limit, self._maximum, self.template_hash, facts)
-            self._metrics.set_warm_slots(free_counts(self.template_hash, facts))
+                plan = plan_warm(limits.minimum, limits.maximum, self.template_hash, facts)
+            targets = labelled(target_counts(limits.minimum, limits.maximum, facts), facts)
+            self._metrics.set_warm_slots(free_counts(self.template_hash, facts), targets)
             for pod in plan.delete:
                 self._deleted_slots.add(pod.name)
                 pods.delete_warm_pod(self._cluster, self._context.namespace, pod)
-            created = [slot_class for slot_class in plan.create if self._create(slot_class)]
+            batch = next_batch(plan.create, facts)
+            created = [slot_class for slot_class in batch if self._create(slot_class)]
             self._remove_deleted_slots({warm.pod.name for warm in facts.warm_pods})
-            all_running = not created and all(warm.pod.running for warm in facts.warm_pods)
-            is_rejected = len(created) < len(plan.create)
+            is_behind = len(batch) < len(plan.create) and bool(batch or count_starting(facts))
+            self._behind_since = time.monotonic() if is_behind else None
+            all_running = not plan.create and all(warm.pod.running for warm in facts.warm_pods)
+            is_rejected = len(created) < len(batch)
             if resync or is_rejected or (all_running and not self._deleted_slots):
                 self._report(facts)
             return Result(WARM_POD_DELETION_POLL_SECONDS if self._deleted_slots else None)
@@ -152,9 +184,7 @@ class WarmReconciler:
             _add_newer(self._scheduled_here, changed.values())
         projects, now = tuple(self._scheduled_here.values()), time.monotonic()
         in_use = classes_in_use(projects)
-        with self._changed_lock:
-            self._used_at = {key: used for key, used in self._used_at.items() if key in in_use}
-            idle_seconds = {key: now - used for key, used in self._used_at.items()}
+        ages = self._demand.ages(in_use, now, remembered_seconds(self._limits))
         for class_hash in self._rejected.keys() - in_use.keys():
             del self._rejected[class_hash]
             self._backoff.succeed(class_hash)
@@ -163,10 +193,17 @@ class WarmReconciler:
             projects,
             observe_warm_pods(self._cluster, self._context),
             now < self._node_full_until,
-            idle_seconds,
+            {key: min(of_class) for key, of_class in ages.items()},
+            {key: self._target(slot_class, ages.get(key, [])) for key, slot_class in in_use.items()},
             dict(self._rejected),
             frozenset(not_tried),
         )
+
+    def _target(self, slot_class: SlotClass, ages: list[float]) -> int:
+        resources = resources_with_defaults(slot_class.resources, self._context.pods.resources)
+        # The API server takes a limit for the request where there is none.
+        requests = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+        return desired_slots(self._limits, requests, ages)
 
     def _create(self, slot_class: SlotClass) -> bool:
         """Create a slot and its pod; return False if the API server rejects the pods of this class."""
@@ -198,7 +235,7 @@ class WarmReconciler:
         for project in facts.projects:
             rejection = rejection_finding(facts, project)
             fields = {
-                "warmSlots": warm_count(self._limit, self.template_hash, facts, project),
+                "warmSlots": warm_count(self._limits.minimum, self.template_hash, facts, project),
                 "slots": rejection.as_dict() if rejection else None,
             }
             slots = project.node.slots

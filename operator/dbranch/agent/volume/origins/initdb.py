@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dbranch.agent.layout import INITDB_DONE, Layout
-from dbranch.agent.linux import btrfs
 from dbranch.agent.volume import tenant
 from dbranch.agent.volume.effect import (
     check_unused,
@@ -16,9 +15,9 @@ from dbranch.agent.volume.effect import (
     write_new_files,
 )
 from dbranch.agent.volume.marker import FROM_INITDB, Marker, Origin
+from dbranch.agent.volume.quotas import create_subvolume
 from dbranch.agent.volume.settings import Settings
 from dbranch.api.errors import Busy, Unsafe
-from dbranch.runtime.logs import log_command
 
 
 def ensure_initdb_area(layout: Layout, project_uid: str, branch_uid: str, owner: int) -> None:
@@ -32,8 +31,7 @@ def ensure_initdb_area(layout: Layout, project_uid: str, branch_uid: str, owner:
     read_marker(area)
     check_unused(area, layout)
     destroy(area)
-    log_command("btrfs", "subvolume", "create", area)
-    btrfs.create_subvolume(area)
+    create_subvolume(area)
     area.chmod(0o755)
     tenant.make_pgdata(area, owner)
     sync(area)

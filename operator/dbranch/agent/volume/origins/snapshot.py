@@ -16,9 +16,9 @@ from dbranch.agent.volume.effect import (
     write_new_files,
 )
 from dbranch.agent.volume.marker import FROM_BRANCH, Marker, Origin
+from dbranch.agent.volume.quotas import create_subvolume
 from dbranch.agent.volume.settings import Settings
 from dbranch.api.errors import DataLost
-from dbranch.runtime.logs import log_command
 
 
 def check_source(layout: Layout, project_uid: str, source_uid: str) -> None:
@@ -53,8 +53,7 @@ def ensure_snapshot(
     read_marker(snapshot)
     destroy(snapshot)
     source_marker = _source_marker(source)
-    log_command("btrfs", "subvolume", "snapshot", source, snapshot)
-    btrfs.create_snapshot(source, snapshot)
+    create_subvolume(snapshot, source)
     try:
         # The source's marker goes first: a snapshot that is cut off here must never pass for a branch.
         (snapshot / MARKER).unlink()
