@@ -19,6 +19,7 @@ from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.errors import ApiError, ClusterUnreachable
 from dbranch.api.project import Project
+from dbranch.api.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,15 @@ def branch_path(namespace: str, name: str, sub: str = "") -> str:
     return path_of(names.API_VERSION, names.BRANCHES, namespace, name, sub)
 
 
-def object_path(item: Project | Branch, sub: str = "") -> str:
-    """Return the URL path of a DBProject or DBBranch."""
+def snapshot_path(namespace: str, name: str, sub: str = "") -> str:
+    """Return the URL path of a DBSnapshot, by its object's name."""
+    return path_of(names.API_VERSION, names.SNAPSHOTS, namespace, name, sub)
+
+
+def object_path(item: Project | Branch | Snapshot, sub: str = "") -> str:
+    """Return the URL path of a DBProject, DBBranch or DBSnapshot."""
+    if isinstance(item, Snapshot):
+        return snapshot_path(item.namespace, item.object_name, sub)
     if isinstance(item, Project):
         return project_path(item.namespace, item.name, sub)
     return branch_path(item.namespace, item.object_name, sub)
