@@ -11,8 +11,8 @@ from typing import Final
 from dbranch.agent.branch.reconciler import BranchReconciler
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
-from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.linux.btrfs import is_subvolume
+from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.project.reconciler import ProjectReconciler
 from dbranch.agent.snapshot.reconciler import SnapshotReconciler
 from dbranch.agent.snapshot.watch import SnapshotRecords

@@ -373,8 +373,8 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         snapshot=(_READY,),
     ),
     Reason.BRANCH_NOT_READY: Entry(
-        "The branch in spec.activeBranch is not Ready yet; the old route stays and moves by itself. Or the branch of a "
-        "snapshot is not stored yet, or its project is stopped; the snapshot is taken by itself later.",
+        "The branch in spec.activeBranch is not Ready yet; the old route stays and moves by itself. Or the branch of "
+        "a snapshot is not stored yet, or its project is stopped; the snapshot is taken by itself later.",
         project=(_ROUTED,),
         snapshot=(_READY,),
     ),

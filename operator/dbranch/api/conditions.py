@@ -205,6 +205,21 @@ WARNING_REASONS = STALLED_REASONS | {
     Reason.RECONCILE_FAILED,
     Reason.AGENT_TOO_OLD,
 }
+# No copy of a branch is taken before somebody has done something about it.
+NO_PROGRESS_REASONS = frozenset(
+    {
+        Reason.POOL_FULL,
+        Reason.NODE_DISK_LOW,
+        Reason.POOL_LOST,
+        Reason.POOL_DAMAGED,
+        Reason.BTRFS_MISSING,
+        Reason.SOURCE_UNSAFE,
+        Reason.DATA_LOST,
+        Reason.STORAGE_UNCLEAR,
+        Reason.SNAPSHOT_LOST,
+        Reason.BRANCH_NOT_FOUND,
+    }
+)
 # As the spec asks, so the object is neither Reconciling nor Stalled.
 AT_REST_REASONS = frozenset({Reason.STOPPED})
 

@@ -24,8 +24,9 @@ class OrphanKind(StrEnum):
 class Orphan:
     """Data that no object names. An empty text is what is not known.
 
-    `uid`: of the project, branch or snapshot whose data it was; `pool`: of the project in whose pool it is. `size`: what it
-    takes of the disk (a branch: what it shares with no other), as a quantity. `why`: a clause: why it is kept.
+    `uid`: of the project, branch or snapshot whose data it was; `pool`: of the project in whose pool it is. `size`:
+    what it takes of the disk (not a pool: what it shares with no other), as a quantity. `why`: a clause:
+    why it is kept.
     """
 
     kind: OrphanKind

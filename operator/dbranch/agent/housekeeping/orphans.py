@@ -119,7 +119,10 @@ def _unnamed_pool(pool: StoredPool, existing: Existing) -> Unnamed:
 
 
 def _unnamed_in(pool: StoredPool, existing: Existing) -> Iterator[Unnamed]:
-    """Yield what no DBBranch or DBSnapshot names in the pool of a project that exists. Names of newer releases are left alone."""
+    """Yield what no DBBranch or DBSnapshot names in the pool of a project that exists.
+
+    Names of newer releases are left alone.
+    """
     if isinstance(pool.record, NewerRecord):
         return
     newer = {

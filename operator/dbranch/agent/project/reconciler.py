@@ -80,7 +80,7 @@ class ProjectReconciler:
     ) -> None:
         """`trigger_housekeeping`: called when a pool has become one that can be adopted.
 
-        `request_snapshots`: requests reconciles of those of the project's snapshots that may have waited for its pool.
+        `request_snapshots`: requests reconciles of the project's snapshots that may have waited for its pool.
         """
         self._request_snapshots = request_snapshots
         self._cluster, self._layout, self._context, self._locks = cluster, layout, context, locks

@@ -1,4 +1,4 @@
-"""Reconcile a snapshot on its node: observe, plan, apply, report; and its removal. Each may be cut off and repeated."""
+"""Reconcile a snapshot on its node: observe, plan, apply, report; and its removal. Each may be cut off."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from dbranch.agent.volume.sizes import observe_sizes
 from dbranch.agent.volume.snapshots import ensure_snapshot_adopted, ensure_snapshot_taken
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
+from dbranch.api.conditions import NO_PROGRESS_REASONS
 from dbranch.api.errors import ApiError, Busy, ClusterUnreachable, StorageUnclear
 from dbranch.api.project import Project, parse_project
 from dbranch.api.snapshot import Snapshot, parse_snapshot
@@ -149,7 +150,7 @@ class SnapshotReconciler:
             return GONE
         # A project that is being deleted deletes its pool, or retains it as it is.
         if project is not None and not project.deleting:
-            copy = self._copy_of(snapshot)
+            copy = self._copy_of(snapshot) if project.running else None
             if copy:
                 logger.info(
                     "snapshot %s/%s: branch %s is being made of it",
@@ -173,11 +174,10 @@ class SnapshotReconciler:
         path = path_of(names.API_VERSION, names.BRANCHES, snapshot.namespace)
         for body in self._cluster.find(path, fields=f"status.nodeName={self._context.node}"):
             branch = parse_branch(body)
-            is_stored = branch.node.snapshot_time is not None
-            blocked = (
-                branch.node.storage and not is_stored and branch.node.storage.reason.value != "Snapshotting"
-            )
-            if branch.source_uid == snapshot.uid and not (is_stored or branch.deleting or blocked):
+            storage = branch.node.storage
+            is_done = branch.node.snapshot_time is not None or branch.deleting
+            waits = not is_done and not (storage and storage.reason in NO_PROGRESS_REASONS)
+            if branch.source_uid == snapshot.uid and waits:
                 return branch
         return None
 

@@ -1,4 +1,4 @@
-"""A thread that watches the snapshots of this node and keeps a short record of each, in place of kopf's whole objects.
+"""A thread that watches the snapshots of this node and keeps a short record of each, not the whole object.
 
 A snapshot is hardly ever written once it is stored, and there may be hundreds for each project: at a start only those
 are reconciled that are not at rest.
@@ -73,7 +73,7 @@ class SnapshotRecords:
                 if where == namespace and record.project == project
             }
 
-    def set(self, key: ObjectKey, record: SnapshotRecord | None) -> SnapshotRecord | None:
+    def put(self, key: ObjectKey, record: SnapshotRecord | None) -> SnapshotRecord | None:
         """Set the record (None: forget it); return the one before."""
         with self._lock:
             old = self._records.pop(key, None)
@@ -122,8 +122,8 @@ def follow_snapshots(
         key = meta["namespace"], meta["name"]
         listed.add(key)
         if event["type"] == "DELETED":
-            records.set(key, None)
+            records.put(key, None)
             continue
         record = record_of(event["object"])
-        if needs_reconcile(records.set(key, record), record):
+        if needs_reconcile(records.put(key, record), record):
             request(*key)

@@ -13,7 +13,6 @@ from dbranch.agent.volume.marker import Marker, NewerMarker, SnapshotMarker, par
 from dbranch.agent.volume.settings import superuser_in
 from dbranch.agent.volume.tenant import superuser_of_initdb
 
-
 AnyMarker = Marker | SnapshotMarker | NewerMarker
 
 

@@ -79,7 +79,7 @@ def ensure_snapshot_taken(
 def ensure_snapshot_adopted(
     layout: Layout, project_uid: str, old_uid: str, snapshot_uid: str, branch: BranchNames, snapshot: str
 ) -> SnapshotMarker:
-    """Make the retained snapshot `old_uid` of an adopted pool that of the DBSnapshot `snapshot_uid`; return its marker.
+    """Make the retained snapshot `old_uid` of an adopted pool that of another DBSnapshot; return its marker.
 
     Raises DataLost if neither has a marker that can be read.
     """
@@ -100,7 +100,7 @@ def ensure_snapshot_adopted(
 
 
 def snapshot_marker_of(path: Path) -> SnapshotMarker:
-    """Read the marker of a snapshot that exists; raise DataLost if it has none, StorageUnclear if it is a branch's."""
+    """Read the marker of a snapshot that exists; raise DataLost, or StorageUnclear if it is a branch's."""
     marker = read_any_marker(path) if btrfs.is_subvolume(path) else None
     if isinstance(marker, Marker):
         raise StorageUnclear(f"subvolume {path.name} is a branch by its marker; nothing is touched")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 from dbranch.api import names
 from dbranch.api.branch import Branch
-from dbranch.api.conditions import Condition, Finding, Reason
+from dbranch.api.conditions import NO_PROGRESS_REASONS, Condition, Finding, Reason
 from dbranch.api.enums import TargetState
 from dbranch.api.project import Project
 from dbranch.controller import timing
@@ -26,20 +26,6 @@ from dbranch.controller.scheduling import (
 )
 
 Json = dict[str, Any]
-
-# No snapshot is taken before somebody has done something about it.
-_NO_PROGRESS_REASONS: Final = frozenset(
-    {
-        Reason.POOL_FULL,
-        Reason.NODE_DISK_LOW,
-        Reason.POOL_LOST,
-        Reason.POOL_DAMAGED,
-        Reason.BTRFS_MISSING,
-        Reason.SOURCE_UNSAFE,
-        Reason.DATA_LOST,
-        Reason.STORAGE_UNCLEAR,
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -199,6 +185,4 @@ def _awaits_snapshot_of(source: Branch, branch: Branch, project: Project | None)
     if branch.source_uid != source.uid or branch.node.snapshot_time is not None or branch.deleting:
         return False
     storage = branch.node.storage
-    return (
-        project is not None and project.running and not (storage and storage.reason in _NO_PROGRESS_REASONS)
-    )
+    return project is not None and project.running and not (storage and storage.reason in NO_PROGRESS_REASONS)
