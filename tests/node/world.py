@@ -301,8 +301,8 @@ class World:
         """Assert that the node has what the project needs, and nothing else.
 
         That is one loop device, one mount, a `run` in memory for each slot, `running` bind mounts and branches with
-        one pod each, `stored` subvolumes and `snapshots` read-only ones, none that is unfinished, WARM warm pods, and no slot without a pod. Without
-        `warm_have_run` a warm slot may get its `run` only when it is claimed.
+        one pod each, `stored` subvolumes and `snapshots` read-only ones, none that is unfinished, WARM warm pods, and
+        no slot without a pod. Without `warm_have_run` a warm slot may get its `run` only when it is claimed.
         """
         layout = self.node.layout
         assert len(loops_of(layout.image(project))) == 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from dbranch.api import names
-from dbranch.api.conditions import Finding, Reason
+from dbranch.api.conditions import NO_PROGRESS_REASONS, Finding, Reason
 from dbranch.api.enums import Protection, SnapshotReason
 from dbranch.api.errors import InvalidInput
 from dbranch.api.quantity import parse_seconds
@@ -67,6 +67,13 @@ class Snapshot:
     def name(self) -> str:
         """The name that people read: what follows the project's."""
         return names.snapshot_short_name(self.project, self.object_name)
+
+    @property
+    def awaits_data(self) -> bool:
+        """True if it is bound and still to be taken, and can be."""
+        storage = self.node.storage
+        is_over = self.deleting or self.node.snapshot_time is not None
+        return not is_over and not (storage and storage.reason in NO_PROGRESS_REASONS)
 
     @property
     def protected(self) -> bool:

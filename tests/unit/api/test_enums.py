@@ -53,7 +53,9 @@ def enums_of(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, set[
         yield from enums_of(schema["items"], f"{path}[]")
 
 
-@pytest.mark.parametrize(("file", "expected"), [("dbprojects", PROJECT), ("dbbranches", BRANCH), ("dbsnapshots", SNAPSHOT)])
+@pytest.mark.parametrize(
+    ("file", "expected"), [("dbprojects", PROJECT), ("dbbranches", BRANCH), ("dbsnapshots", SNAPSHOT)]
+)
 def test_each_enum_of_a_crd_is_one_of_the_code(file: str, expected: dict[str, type[StrEnum]]) -> None:
     crd = yaml.safe_load((CRDS / f"{file}.yaml").read_text())
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
