@@ -108,7 +108,7 @@ def test_protection_and_expiry(shop: Project) -> None:
     assert "expirationTime" not in team.get("dbsnapshot", "shop-guarded")["status"]
     refused = delete(shop, "guarded", check=False)
     assert refused.code != 0 and "is protected" in refused.err
-    # No longer blocked: it is announced, and not gone at once... but after its own ttl, which is the shorter one here.
+    # No longer blocked: it is announced, and does not go at once, but after its own ttl, which is shorter than a day.
     patch(shop, "guarded", ttl="1h")
     patch(shop, "guarded", protection="Disabled")
     eventually(
@@ -150,20 +150,20 @@ def test_a_project_and_a_namespace_end_with_their_snapshots(short_lived: Namespa
 
 def test_snapshots_by_the_command_line(shop: Project) -> None:
     team, name = shop.team, f"cli-{secrets.token_hex(2)}"
-    shop.branch("told")
-    shop.sql("insert into item values (8, 'eighth')", "told")
-    made = team.dbranch("-p", "shop", "snapshot", "create", name, "-b", "told", "--ttl", "7d", "--wait")
+    shop.branch("aside-cli")
+    shop.sql("insert into item values (8, 'eighth')", "aside-cli")
+    made = team.dbranch("-p", "shop", "snapshot", "create", name, "-b", "aside-cli", "--ttl", "7d", "--wait")
     assert name in made.output
     listed = json.loads(team.dbranch("-p", "shop", "snapshot", "list", "-o", "json").out)
     body = next(item for item in listed["items"] if item["metadata"]["name"] == f"shop-{name}")
-    assert body["spec"] == {**body["spec"], "branch": "told", "ttl": "168h"}
+    assert body["spec"] == {**body["spec"], "branch": "aside-cli", "ttl": "168h"}
     assert name in team.dbranch("-p", "shop", "snapshot", "list").out
-    assert "told" in team.dbranch("-p", "shop", "snapshot", "show", name).out
+    assert "aside-cli" in team.dbranch("-p", "shop", "snapshot", "show", name).out
     team.dbranch("-p", "shop", "create", "of-cli", "--from-snapshot", name)
     assert shop.sql("select name from item where id = 8", "of-cli") == "eighth"
-    at = team.dbranch("-p", "shop", "create", "at", "--from", "told", "--at", "0s ago")
+    at = team.dbranch("-p", "shop", "create", "at", "-s", "aside-cli", "--at", "0s ago")
     assert f"snapshot {name}" in at.output
     assert shop.sql("select name from item where id = 8", "at") == "eighth"
     team.dbranch("-p", "shop", "snapshot", "delete", name, "--yes")
     assert not team.exists("dbsnapshot", f"shop-{name}")
-    shop.discard("told", "of-cli", "at")
+    shop.discard("aside-cli", "of-cli", "at")
