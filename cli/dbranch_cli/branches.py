@@ -52,7 +52,9 @@ _POLICY_RETRY_SECONDS = 0.2
     "--from-snapshot", type=SnapshotName(), metavar="NAME", help="Start with the data of a snapshot."
 )
 @click.option(
-    "--at", metavar="TIME", help='Start with the source\'s newest snapshot that was taken by then, as "2h ago".'
+    "--at",
+    metavar="TIME",
+    help='Start with the source\'s newest snapshot that was taken by then, as "2h ago".',
 )
 @click.option("-u", "--use", is_flag=True, help="Make it the active branch once it is Ready.")
 @click.option(
@@ -115,8 +117,8 @@ def create(
         result = f"branch {branch} created from {source_of(live)}"
     else:
         is_given = bool(source or from_snapshot or at)
-        wanted = _manifest(invocation, branch, _spec_source(invocation, source, from_snapshot, at))
-        result = _reuse(branch, live, source_of(wanted) if is_given else None)
+        asked_for = _manifest(invocation, branch, _spec_source(invocation, source, from_snapshot, at))
+        result = _reuse(branch, live, source_of(asked_for) if is_given else None)
     if not no_wait:
         live = wait_for(
             invocation.store,

@@ -105,7 +105,7 @@ def parse_moment(text: str, now: datetime) -> datetime:
     """
     ago = text.removesuffix("ago").strip() if text.endswith("ago") else None
     try:
-        if ago is not None:
+        if ago:
             days = _DAYS.fullmatch(ago)
             hours = f"{int(days[1]) * _HOURS[days[2]]}h" if days else ago
             return now - timedelta(seconds=parse_seconds(hours))

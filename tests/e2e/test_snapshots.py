@@ -63,9 +63,9 @@ def test_a_ruined_branch_is_made_again_from_its_snapshot(shop: Project) -> None:
     team.apply(of_snapshot(shop, "ruined", "before"))
     shop.wait_ready("ruined")
     assert shop.sql("select name from item where id = 7", "ruined") == "seventh"
-    again = team.get("dbbranch", "shop-ruined")
-    assert again["status"]["source"] == "snapshot/shop-before"
-    assert again["status"]["node"]["snapshotTime"] == status["node"]["snapshotTime"]
+    remade = team.get("dbbranch", "shop-ruined")
+    assert remade["status"]["source"] == "snapshot/shop-before"
+    assert remade["status"]["node"]["snapshotTime"] == status["node"]["snapshotTime"]
     assert "snapshot/shop-before" in team.kubectl("get", "dbbranch", "shop-ruined").out
     # The same manifest, applied once more, touches nothing: it is still the snapshot of the branch that is gone.
     team.apply(manifest("before", "ruined"))

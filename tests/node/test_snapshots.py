@@ -57,8 +57,8 @@ def test_a_snapshot_survives_its_branch_and_branches_of_it_survive_the_snapshot(
     world.run_agent()
     assert rows(world, "again") == 1001
     world.log_in("again")
-    again = world.branch("again")["status"]["node"]
-    assert again["sourceUID"] == uid and again["snapshotTime"] == node["snapshotTime"]
+    remade = world.branch("again")["status"]["node"]
+    assert remade["sourceUID"] == uid and remade["snapshotTime"] == node["snapshotTime"]
     world.delete_snapshot("before")
     world.assert_consistent(project, running=2, stored=2)
     assert rows(world, "again") == 1001
@@ -68,10 +68,10 @@ def test_a_snapshot_under_writes_is_consistent(world: World, project: str) -> No
     """Each transaction moves an amount between two tables, so the sum is 0 in every consistent copy."""
     world.sql("main", "create table debit (n int)")
     world.sql("main", "create table credit (n int)")
-    ended = threading.Event()
+    finished = threading.Event()
 
     def write() -> None:
-        while not ended.is_set():
+        while not finished.is_set():
             world.sql("main", "insert into debit values (-1); insert into credit values (1)")
 
     writers = [threading.Thread(target=write) for _ in range(2)]
@@ -82,7 +82,7 @@ def test_a_snapshot_under_writes_is_consistent(world: World, project: str) -> No
             world.make_snapshot(f"s{number}", "main")
             world.run_agent()
     finally:
-        ended.set()
+        finished.set()
         for writer in writers:
             writer.join()
     for number in range(2):

@@ -117,9 +117,9 @@ class SnapshotRecords:
         return Counter(record.state for record in self.all())[state]
 
 
-def _is_older(snapshot: Snapshot, known: Snapshot) -> bool:
+def _is_older(snapshot: Snapshot, remembered: Snapshot) -> bool:
     """True if it is an earlier version of the same object: a watch delivers what was read from an answer again."""
-    versions = snapshot.resource_version, known.resource_version
-    if snapshot.uid != known.uid or not all(version.isdecimal() for version in versions):
+    versions = snapshot.resource_version, remembered.resource_version
+    if snapshot.uid != remembered.uid or not all(version.isdecimal() for version in versions):
         return False
     return int(versions[0]) < int(versions[1])

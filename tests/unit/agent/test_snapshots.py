@@ -99,13 +99,13 @@ def test_the_watch_asks_for_those_that_are_not_at_rest_and_for_changes() -> None
     records = SnapshotRecords()
     watch = api.watch
 
-    def ending(*args: Any, **options: Any) -> Any:
+    def ends_at_sync(*args: Any, **options: Any) -> Any:
         for event in watch(*args, **options):
             yield event
             if event["type"] == "SYNCED":
                 return
 
-    api.watch = ending  # type: ignore[method-assign]
+    api.watch = ends_at_sync  # type: ignore[method-assign]
     follow_snapshots(cast(Cluster, api), context, records, lambda _, name: requested.append(name))
     assert requested == ["shop-before"]
     assert set(records.of_project("team", "shop")) == {"shop-before", "shop-stored"}

@@ -23,7 +23,7 @@ def test_every_reason_is_produced_by_a_role() -> None:
         for path in PACKAGE.rglob("*.py")
         if path.relative_to(PACKAGE).parts[0] != "api"
     )
-    produced = {Reason[name] for name in re.findall(r"Reason\.([A-Z_]+)", source)}
+    produced = {Reason[name] for name in re.findall(r"\bReason\.([A-Z_]+)", source)}
     assert produced == set(Reason)
 
 

@@ -159,8 +159,8 @@ def test_a_snapshot_is_created_with_its_projects_name(run: Any) -> None:
     body = store.find(names.SNAPSHOTS, "shop-before")
     spec = {"project": "shop", "branch": "main", "ttl": "168h", "protection": "Enabled"}
     assert body is not None and body["spec"] == spec
-    again = run(store, "snapshot", "create", "before", "--no-wait")
-    assert isinstance(again.exception, Failure) and again.exception.code == ExitCode.REFUSED
+    second = run(store, "snapshot", "create", "before", "--no-wait")
+    assert isinstance(second.exception, Failure) and second.exception.code == ExitCode.REFUSED
     missing = run(store, "snapshot", "create", "x", "-b", "feature", "--no-wait")
     assert isinstance(missing.exception, Failure) and missing.exception.code == ExitCode.NOT_FOUND
     assert isinstance(run(store, "snapshot", "create", "A_b", "--no-wait").exception, InvalidInput)

@@ -468,7 +468,7 @@ def test_who_is_concerned_by_a_change_of_others() -> None:
     assert {key.name for key in concerned_by(NODE, [stored], gone)} == {"shop-stored"}
 
 
-def test_those_whose_time_has_come_are_reconciled_a_few_at_a_time() -> None:
+def test_what_has_expired_is_reconciled_a_few_at_a_time() -> None:
     rig, added = ready_rig(), list[Key]()
     records = SnapshotRecords()
     for number in range(15):
