@@ -1,4 +1,4 @@
-"""Builders of DBProjects, DBBranches, nodes and pods: as the API server returns them, and parsed.
+"""Builders of DBProjects, DBBranches, DBSnapshots, nodes and pods: as the API server returns them, and parsed.
 
     project("shop").bound("n1").up().routed("main", 3)       # .body() or .parsed()
 
@@ -17,6 +17,7 @@ from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Condition, Finding, Reason
 from dbranch.api.project import Project, parse_project
+from dbranch.api.snapshot import Snapshot, parse_snapshot
 
 Json = dict[str, Any]
 NAMESPACE = "team"
@@ -136,6 +137,35 @@ class BranchBuilder(_Object):
         return parse_branch(self._body)
 
 
+class SnapshotBuilder(_Object):
+    """A DBSnapshot under construction."""
+
+    def taken_of(self, branch_uid: str, at: str = SNAPSHOT_TIME) -> Self:
+        """Return it bound to this very branch, and stored, as its agent reports it."""
+        bound = self.bound().finalizers(names.AGENT_FINALIZER).status(branchUID=branch_uid)
+        return bound.node(snapshotTime=at, uniqueBytes=0, storage=Finding(Reason.STORED, "stored").as_dict())
+
+    def parsed(self) -> Snapshot:
+        return parse_snapshot(self._body)
+
+
+def snapshot(name: str = "before", of: str = "main", **spec: Any) -> SnapshotBuilder:
+    """Return a DBSnapshot of the branch `of` of project shop, as a user applies it."""
+    return SnapshotBuilder(
+        {
+            "apiVersion": names.API_VERSION,
+            "kind": names.SNAPSHOT_KIND,
+            "metadata": {
+                "name": f"shop-{name}",
+                "namespace": NAMESPACE,
+                "uid": f"shop-{name}-uid",
+                "generation": 1,
+            },
+            "spec": {"project": "shop", "branch": of, **spec},
+        }
+    )
+
+
 def project(name: str = "shop", namespace: str = NAMESPACE) -> ProjectBuilder:
     """Return a DBProject as a user applies it and the controller's kopf has seen it."""
     return ProjectBuilder(
@@ -189,9 +219,19 @@ def node(name: str = NODE, ready: bool = True, labels: Mapping[str, str] | None 
     }
 
 
-def agent_pod(on: str = NODE, ready: bool = True, free_bytes: int = 100 * GIB, retained: str = "") -> Json:
+def agent_pod(
+    on: str = NODE,
+    ready: bool = True,
+    free_bytes: int = 100 * GIB,
+    retained: str = "",
+    features: str = names.FEATURE_SNAPSHOTS,
+) -> Json:
     """Return the agent's pod on a node."""
-    annotations = {names.AGENT_HOST_FREE: str(free_bytes), names.AGENT_RETAINED: retained}
+    annotations = {
+        names.AGENT_HOST_FREE: str(free_bytes),
+        names.AGENT_RETAINED: retained,
+        names.AGENT_FEATURES: features,
+    }
     return {
         "metadata": {
             "name": f"agent-{on}",

@@ -16,7 +16,14 @@ from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.invocation import Invocation, format_objects
 from dbranch_cli.lifecycle import use_branch
 from dbranch_cli.naming import check_branch_name, did_you_mean
-from dbranch_cli.objects import Body, active_branch_of, branch_name_of, desired_branch_of, manifest
+from dbranch_cli.objects import (
+    Body,
+    active_branch_of,
+    branch_name_of,
+    desired_branch_of,
+    manifest,
+    source_of,
+)
 from dbranch_cli.options import (
     BranchName,
     Command,
@@ -26,6 +33,7 @@ from dbranch_cli.options import (
     timeout_option,
     yes_option,
 )
+from dbranch_cli.snapshots import SnapshotName, chosen_snapshot
 from dbranch_cli.view import branch_block
 from dbranch_cli.waiting import Goal, has_condition, is_stopped, wait_deleted, wait_for
 
@@ -39,6 +47,14 @@ _POLICY_RETRY_SECONDS = 0.2
 @click.argument("branch")
 @click.option(
     "-s", "--source", type=BranchName(), metavar="BRANCH", help="Branch to copy; default: the active one."
+)
+@click.option(
+    "--from-snapshot", type=SnapshotName(), metavar="NAME", help="Start with the data of a snapshot."
+)
+@click.option(
+    "--at",
+    metavar="TIME",
+    help='Start with the source\'s newest snapshot that was taken by then, as "2h ago".',
 )
 @click.option("-u", "--use", is_flag=True, help="Make it the active branch once it is Ready.")
 @click.option(
@@ -57,6 +73,8 @@ def create(
     invocation: Invocation,
     branch: str,
     source: str | None,
+    from_snapshot: str | None,
+    at: str | None,
     use: bool,
     if_exists: str,
     force: bool,
@@ -64,20 +82,22 @@ def create(
     timeout: float,
     dry_run: str,
 ) -> None:
-    """Create a branch. It is a writable copy of its source's present data."""
+    """Create a branch. It is a writable copy of its source's present data, or of a snapshot."""
     if use and no_wait:
         message = "--use waits until the branch is Ready; leave out --no-wait"
+        raise Failure(ExitCode.USAGE, "InvalidInput", message)
+    if from_snapshot and (source or at):
+        message = "--from-snapshot names the data; leave out --source and --at"
         raise Failure(ExitCode.USAGE, "InvalidInput", message)
     name = invocation.project_name
     check_branch_name(name, branch)
     if source:
         check_branch_name(name, source)
     if dry_run == "client":
-        body = _manifest(invocation, branch, source or active_branch_of(invocation.project()))
+        body = _manifest(invocation, branch, _spec_source(invocation, source, from_snapshot, at))
         click.echo(format_objects(body, "json" if invocation.output == "json" else "yaml"))
         return
-    project = invocation.project()
-    from_branch = source or active_branch_of(project)
+    invocation.project()
     live = invocation.store.find_branch(name, branch)
     if live is not None and if_exists == "fail":
         raise _already_exists(branch)
@@ -88,10 +108,17 @@ def create(
         live = None
     is_new = False
     if live is None:
-        _require_source(invocation, from_branch)
-        invocation.print_note(f"creating branch {branch} from {from_branch}")
-        live, is_new = _create_or_find(invocation, branch, from_branch, reuse=if_exists == "reuse")
-    result = f"branch {branch} created from {from_branch}" if is_new else _reuse(branch, live, source)
+        body = _manifest(invocation, branch, _spec_source(invocation, source, from_snapshot, at))
+        if "source" in body["spec"]:
+            _require_source(invocation, body["spec"]["source"])
+        invocation.print_note(f"creating branch {branch} from {source_of(body)}")
+        live, is_new = _create_or_find(invocation, branch, body, reuse=if_exists == "reuse")
+    if is_new:
+        result = f"branch {branch} created from {source_of(live)}"
+    else:
+        is_given = bool(source or from_snapshot or at)
+        asked_for = _manifest(invocation, branch, _spec_source(invocation, source, from_snapshot, at))
+        result = _reuse(branch, live, source_of(asked_for) if is_given else None)
     if not no_wait:
         live = wait_for(
             invocation.store,
@@ -108,9 +135,8 @@ def create(
     invocation.print_result(result, live)
 
 
-def _create_or_find(invocation: Invocation, branch: str, source: str, reuse: bool) -> tuple[Body, bool]:
+def _create_or_find(invocation: Invocation, branch: str, body: Body, reuse: bool) -> tuple[Body, bool]:
     """Create the branch; return it, and True. Somebody else may be first: with `reuse` return theirs, and False."""
-    body = _manifest(invocation, branch, source)
     try:
         return invocation.store.create(body), True
     except ApiError as error:
@@ -138,7 +164,7 @@ def _already_exists(branch: str) -> Failure:
 
 def _reuse(branch: str, live: Mapping[str, Any], source: str | None) -> str:
     """Return the result for a branch that exists. Raise Failure if it is being deleted or has another source."""
-    existing_source = live["spec"].get("source")
+    existing_source = source_of(live)
     if live["metadata"].get("deletionTimestamp"):
         message = f"branch {branch} is being deleted; pass --if-exists replace to wait for that"
         raise Failure(ExitCode.REFUSED, "Deleting", message)
@@ -152,9 +178,19 @@ def _reuse(branch: str, live: Mapping[str, Any], source: str | None) -> str:
     return f"branch {branch} already exists, with source {existing_source or 'none'}"
 
 
-def _manifest(invocation: Invocation, branch: str, source: str) -> Body:
+def _spec_source(
+    invocation: Invocation, source: str | None, from_snapshot: str | None, at: str | None
+) -> dict[str, str]:
+    """Return the field of the spec that says what a branch is made from."""
+    if from_snapshot or at:
+        chosen = chosen_snapshot(invocation, source, from_snapshot, at)
+        return {"sourceSnapshot": chosen["metadata"]["name"]}
+    return {"source": source or active_branch_of(invocation.project())}
+
+
+def _manifest(invocation: Invocation, branch: str, source: dict[str, str]) -> Body:
     project = invocation.project_name
-    spec = {"project": project, "source": source}
+    spec = {"project": project, **source}
     return manifest(names.BRANCH_KIND, invocation.namespace, names.branch_object_name(project, branch), spec)
 
 

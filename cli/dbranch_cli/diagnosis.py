@@ -25,7 +25,8 @@ SPEC_FIELDS: Final[Mapping[str, frozenset[str]]] = {
     names.PROJECT_KIND: frozenset(
         {"activeBranch", "deletionPolicy", "postgres", "protection", "proxy", "state", "storage"}
     ),
-    names.BRANCH_KIND: frozenset({"postgres", "project", "protection", "source", "state"}),
+    names.BRANCH_KIND: frozenset({"postgres", "project", "protection", "source", "sourceSnapshot", "state"}),
+    names.SNAPSHOT_KIND: frozenset({"branch", "origin", "project", "protection", "ttl"}),
 }
 _SUMMARIES: Final = (Condition.READY, Condition.RECONCILING, Condition.STALLED)
 # For so long an object without a report, or one that is being deleted, is nothing unusual.

@@ -22,6 +22,7 @@ from dbranch_cli import (
     logs,
     orphans,
     projects,
+    snapshots,
 )
 from dbranch_cli.failure import ExitCode, Failure, failure_from
 from dbranch_cli.formatting import escape_controls
@@ -77,6 +78,7 @@ for _command in (
     lifecycle.stop,
     lifecycle.resume,
     lifecycle.restart,
+    snapshots.snapshot,
     branches.wait,
     branches.delete,
     projects.delete_project,

@@ -1,4 +1,4 @@
-"""DBProjects and DBBranches of one namespace: get, list, apply, delete. Bodies are the API server's JSON."""
+"""DBProjects, DBBranches and DBSnapshots of one namespace. Bodies are the API server's JSON."""
 
 from __future__ import annotations
 
@@ -36,13 +36,20 @@ def manifest(kind: str, namespace: str, name: str, spec: Mapping[str, Any]) -> B
 
 
 def plural_for(kind: str) -> str:
-    """Return the resource name of a kind: `dbprojects` or `dbbranches`."""
-    return names.PROJECTS if kind == names.PROJECT_KIND else names.BRANCHES
+    """Return the resource name of a kind: `dbprojects`, `dbbranches` or `dbsnapshots`."""
+    plurals = {names.PROJECT_KIND: names.PROJECTS, names.SNAPSHOT_KIND: names.SNAPSHOTS}
+    return plurals.get(kind, names.BRANCHES)
 
 
 def branch_name_of(body: Mapping[str, Any]) -> str:
     """Return the branch's name of a DBBranch, which is named `<project>-<branch>`."""
     return names.branch_name(body["spec"]["project"], body["metadata"]["name"])
+
+
+def source_of(branch: Mapping[str, Any]) -> str | None:
+    """Return what a branch was made from: a branch's name, or `snapshot/` and a DBSnapshot's; None for the root."""
+    spec = branch["spec"]
+    return f"snapshot/{spec['sourceSnapshot']}" if spec.get("sourceSnapshot") else spec.get("source")
 
 
 def active_branch_of(project: Mapping[str, Any]) -> str:
@@ -104,6 +111,13 @@ class Store:
     def branches(self, project: str) -> list[Body]:
         """Return a project's branches: the root branch, then the others by age."""
         return sorted_branches(project, self._list(names.BRANCHES, fieldSelector=f"spec.project={project}"))
+
+    def snapshots(self, project: str) -> list[Body]:
+        """Return a project's snapshots by age."""
+        listed = self._list(names.SNAPSHOTS, fieldSelector=f"spec.project={project}")
+        return sorted(
+            listed, key=lambda b: (b["metadata"].get("creationTimestamp", ""), b["metadata"]["name"])
+        )
 
     def find_branch(self, project: str, branch: str) -> Body | None:
         """Return a branch, or None if it does not exist."""

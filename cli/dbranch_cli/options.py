@@ -148,7 +148,7 @@ class BranchName(click.ParamType[Any]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        return _complete(
+        return complete_names(
             ctx, incomplete, lambda i: [branch_name_of(b) for b in i.store.branches(i.project_name)]
         )
 
@@ -164,10 +164,10 @@ class ProjectName(click.ParamType[Any]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        return _complete(ctx, incomplete, lambda i: [b["metadata"]["name"] for b in i.store.projects()])
+        return complete_names(ctx, incomplete, lambda i: [b["metadata"]["name"] for b in i.store.projects()])
 
 
-def _complete(
+def complete_names(
     ctx: click.Context, prefix: str, list_names: Callable[[Invocation], list[str]]
 ) -> list[CompletionItem]:
     """Return the names that begin with `prefix`; none if the API server cannot be asked."""

@@ -18,7 +18,7 @@ from dbranch_cli.formatting import (
     format_size,
     format_table,
 )
-from dbranch_cli.objects import active_branch_of, branch_name_of, event_time
+from dbranch_cli.objects import active_branch_of, branch_name_of, event_time, source_of
 
 Json = Mapping[str, Any]
 
@@ -61,7 +61,7 @@ def branch_row(project: Json, body: Json, wide: bool, now: datetime | None = Non
     row = [
         "*" if branch_name_of(body) == active_branch_of(project) else "",
         branch_name_of(body),
-        body["spec"].get("source") or "-",
+        source_of(body) or "-",
         state_of(body),
         format_size(node, "logical"),
         format_size(node, "unique"),
@@ -189,7 +189,7 @@ def branch_block(body: Json, active: bool, events: Sequence[Json] | None, now: d
         ("Branch", f"{branch_name_of(body)}{' (active)' if active else ''}"),
         ("Object", f"dbbranch/{meta['name']} (namespace {meta['namespace']})"),
         ("Project", spec["project"]),
-        ("Source", spec.get("source") or "- (root branch)"),
+        ("Source", source_of(body) or "- (root branch)"),
         ("State", state_of(body)),
         ("Connect", f"{host}:{names.POSTGRES_PORT}"),
         ("Node", status.get("nodeName") or "-"),
@@ -201,6 +201,13 @@ def branch_block(body: Json, active: bool, events: Sequence[Json] | None, now: d
     ]
     if spec.get("protection", Protection.DISABLED) != Protection.DISABLED:
         pairs.append(("Protection", spec["protection"]))
+    return "\n".join([format_fields(pairs), "", *conditions_and_events(status, events, now)])
+
+
+def conditions_and_events(
+    status: Json, events: Sequence[Json] | None, now: datetime | None = None
+) -> list[str]:
+    """Return the parts of a `show` below the fields: the conditions, and the Events (None: forbidden)."""
     conditions = [
         [
             c.get("type", ""),
@@ -211,13 +218,12 @@ def branch_block(body: Json, active: bool, events: Sequence[Json] | None, now: d
         ]
         for c in status.get("conditions") or ()
     ]
-    parts = [format_fields(pairs), ""]
-    parts.append(
+    parts = [
         format_table(["CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE"], conditions)
         if conditions
-        else "No conditions reported yet."
-    )
-    parts.append("")
+        else "No conditions reported yet.",
+        "",
+    ]
     if events is None:
         parts.append("Events: you are not allowed to list them.")
     elif events:
@@ -233,7 +239,7 @@ def branch_block(body: Json, active: bool, events: Sequence[Json] | None, now: d
         parts.append(format_table(["EVENT", "TYPE", "REASON", "MESSAGE"], rows))
     else:
         parts.append("No Events.")
-    return "\n".join(parts)
+    return parts
 
 
 def branch_tree(project: Json, branches: Sequence[Json]) -> str:
@@ -253,6 +259,7 @@ def branch_tree(project: Json, branches: Sequence[Json]) -> str:
         state = state_of(body)
         labels += [state] if state != "Ready" else []
         labels += [f"(source {source} is deleted)"] if source and source not in by_name else []
+        labels += [f"(of {source_of(body)})"] if body["spec"].get("sourceSnapshot") else []
         lines.append(escape_controls(f"{indent}{name}{''.join(f'  {label}' for label in labels)}"))
         names_below = children.get(name, [])
         for index, child in enumerate(names_below):

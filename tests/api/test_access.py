@@ -25,8 +25,10 @@ _READS = ("get", "list", "watch")
 VERBS: dict[str, tuple[str, ...]] = {
     "dbprojects": (*_READS, *_WRITES, "set-policy"),
     "dbbranches": (*_READS, *_WRITES, "restore", "copy-unrestricted"),
+    "dbsnapshots": (*_READS, *_WRITES),
     "dbprojects/status": (*_READS, *_WRITES),
     "dbbranches/status": (*_READS, *_WRITES),
+    "dbsnapshots/status": (*_READS, *_WRITES),
 }
 
 

@@ -38,9 +38,11 @@ _PATH = re.compile(
     r"(/(?P<name>[^/]+))?(/(?P<sub>status))?"
 )
 # A write to the object itself leaves their status as it is, and one to /status leaves all else.
-_WITH_STATUS = frozenset({"dbprojects", "dbbranches", "pods", "nodes", "services", "deployments"})
+_WITH_STATUS = frozenset(
+    {"dbprojects", "dbbranches", "dbsnapshots", "pods", "nodes", "services", "deployments"}
+)
 # Their metadata.generation counts the changes of the spec.
-_WITH_GENERATION = frozenset({"dbprojects", "dbbranches", "deployments"})
+_WITH_GENERATION = frozenset({"dbprojects", "dbbranches", "dbsnapshots", "deployments"})
 # What a client cannot change.
 _SERVER_FIELDS = ("name", "uid", "creationTimestamp", "deletionTimestamp", "generation", "resourceVersion")
 _READING_VERBS = frozenset({"get", "find", "watch"})
@@ -213,6 +215,9 @@ class FakeApi:
     def date(self) -> str:
         """The header `Date` of an answer given now."""
         return self.clock().strftime("%a, %d %b %Y %H:%M:%S GMT")
+
+    def server_time(self) -> datetime:
+        return self.clock()
 
     # The verbs of Cluster.
 

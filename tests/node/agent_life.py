@@ -50,6 +50,7 @@ NAMESPACE = "team"
 PODS = path_of("v1", "pods", "dbranch-nodes")
 PROJECTS = path_of(names.API_VERSION, names.PROJECTS, NAMESPACE)
 BRANCHES = path_of(names.API_VERSION, names.BRANCHES, NAMESPACE)
+SNAPSHOTS = path_of(names.API_VERSION, names.SNAPSHOTS, NAMESPACE)
 NAMESPACES = path_of("v1", "namespaces")
 # Warm slots of each class.
 WARM = 1
@@ -164,6 +165,7 @@ class Agent:
         # Its work queue is not started: each round reconciles every object.
         dispatcher = Dispatcher(cluster, layout, context, locks, WarmLimits(WARM), metrics)
         self._projects, self._branches, self._warm = dispatcher.projects, dispatcher.branches, dispatcher.warm
+        self._snapshots = dispatcher.snapshots
 
     def run(self, rounds: int | None = None) -> None:
         """Reconcile until nothing more is to do, or for so many rounds."""
@@ -184,10 +186,11 @@ class Agent:
 
     def _round(self) -> bool:
         finished = True
-        for path, reconciler in ((PROJECTS, self._projects), (BRANCHES, self._branches)):
+        kinds = ((PROJECTS, self._projects), (BRANCHES, self._branches), (SNAPSHOTS, self._snapshots))
+        for path, reconciler in kinds:
             for body in self._api.find(path):
                 if path == PROJECTS and self._waits_for_branches(body):
-                    # The controller's finalizer holds a project until its branches are gone.
+                    # The controller's finalizer holds a project until its branches and snapshots are gone.
                     finished = False
                     continue
                 finished = self._reconcile(path, reconciler, body) and finished
@@ -199,7 +202,8 @@ class Agent:
 
     def _waits_for_branches(self, project: Json) -> bool:
         name = project["metadata"]["name"]
-        has_branches = any(branch["spec"]["project"] == name for branch in self._api.find(BRANCHES))
+        existing = (*self._api.find(BRANCHES), *self._api.find(SNAPSHOTS))
+        has_branches = any(body["spec"]["project"] == name for body in existing)
         return has_branches and bool(project["metadata"].get("deletionTimestamp"))
 
     def _reconcile(self, path: str, reconciler: Any, body: Json) -> bool:
@@ -208,6 +212,8 @@ class Agent:
             if body["metadata"].get("deletionTimestamp"):
                 reconciler.reconcile(NAMESPACE, name)
                 return False
+            if path == SNAPSHOTS:
+                return bool(reconciler.reconcile(NAMESPACE, name).gone)
             pods = self._api.find(PODS, f"{names.LABEL_BRANCH_UID}={body['metadata']['uid']}")
             requeue_after = reconciler.reconcile(NAMESPACE, name).requeue_after
         except Busy:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from tests.node.agent_life import BRANCHES, NAMESPACES, NODE, PODS, PROJECTS
+from tests.node.agent_life import BRANCHES, NAMESPACES, NODE, PODS, PROJECTS, SNAPSHOTS
 from tests.node.machine import OWNER, new_uid
 from tests.node.world import World
 
@@ -19,6 +19,7 @@ from dbranch.agent.context import NodeContext
 from dbranch.agent.housekeeping.loop import Housekeeping
 from dbranch.agent.layout import SubvolumeKind, SubvolumeName
 from dbranch.agent.linux import btrfs
+from dbranch.agent.linux.btrfs import is_read_only
 from dbranch.agent.linux.mounts import mounts_at
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.pool.effect import ensure_pool
@@ -267,6 +268,48 @@ def test_a_record_of_a_newer_release_is_left_alone(keeper: Keeper) -> None:
     keeper.rounds()
     assert layout.image(uid).exists() and record.read_text() == newer
     assert "a newer release" in keeper.orphans()[0].why
+
+
+def test_snapshots_without_an_object_are_kept_adopted_and_removed_on_request(keeper: Keeper) -> None:
+    world, layout = keeper.world, keeper.layout
+    first = world.make_project(deletionPolicy="Retain")
+    world.run_agent()
+    world.sql("main", "create table item as select 7 as id")
+    uids = {name: world.make_snapshot(name, "main") for name in ("kept", "unnamed")}
+    world.run_agent()
+    for name in uids:
+        # Lost with the API server's objects; the agent is not asked.
+        world.api.merge(f"{SNAPSHOTS}/shop-{name}", {"metadata": {"finalizers": []}})
+        world.api.delete(f"{SNAPSHOTS}/shop-{name}")
+    keeper.rounds()
+    assert {(o.kind, o.uid, o.branch, o.pool) for o in keeper.orphans()} == {
+        (OrphanKind.SNAPSHOT, uid, "main", first) for uid in uids.values()
+    }
+    assert set(observe_subvolumes(layout, first).snapshots) == set(uids.values())
+    world.delete_project()
+    second = world.make_project(storage={"adopt": first})
+    world.run_agent()
+    # A snapshot of that name gets the old data, whatever the branch has by now.
+    world.sql("main", "update item set id = 8")
+    kept = world.make_snapshot("kept", "main")
+    killed = world.run_agent("^# btrfs property set .* ro true")
+    assert killed is None
+    world.run_agent()
+    snapshots = observe_subvolumes(layout, second).snapshots
+    assert set(snapshots) == {kept, uids["unnamed"]}
+    assert snapshots[kept].data.project_uid == second and snapshots[kept].data.owner_uid == kept
+    assert is_read_only(layout.branch(second, kept))
+    world.make_branch_of_snapshot("b", "kept")
+    world.run_agent()
+    assert world.sql("b", "select id from item") == [(7,)]
+    keeper.start()
+    keeper.rounds()
+    assert [(orphan.kind, orphan.uid) for orphan in keeper.orphans()] == [
+        (OrphanKind.SNAPSHOT, uids["unnamed"])
+    ]
+    keeper.ask(names.ORPHAN_DELETE_PREFIX, uids["unnamed"])
+    assert not layout.branch(second, uids["unnamed"]).exists()
+    assert observe_subvolumes(layout, second).unfinished == ()
 
 
 def test_branches_without_an_object_are_kept_and_removed_on_request(keeper: Keeper) -> None:

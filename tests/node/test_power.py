@@ -184,3 +184,34 @@ def test_power_cuts_right_after_a_marker_a_rename_and_a_delete(disk: Path, soak:
             after.assert_consistent(project, running=branches, stored=branches)
             check_indexes(after, "b" if branches == 2 else "main")
     print(f"{len(tried)} power cuts right after an effect, none lost")
+
+
+# Of the taking of a snapshot: at each, the power is cut right after the effect.
+SNAPSHOT_EFFECTS = (
+    r"^# btrfs subvolume snapshot",
+    r"os\.rename .*marker\.json",
+    r"^# btrfs property set .* ro true",
+    r"^# mv --no-clobber",
+)
+
+
+def test_power_cuts_around_the_rename_of_a_snapshot(disk: Path, soak: bool) -> None:
+    cuts: list[tuple[Path, int, str]] = []
+    with powered(disk) as (world, project, writer):
+        for number, last in enumerate(SNAPSHOT_EFFECTS * (5 if soak else 1)):
+            world.make_snapshot(f"s{number}", "main")
+            assert world.run_agent(last) is None
+            before = writer.acknowledged
+            cuts.append((cut_power(disk, disk / "base", number), before, f"s{number}"))
+            world.run_agent()
+            world.delete_snapshot(f"s{number}")
+    for copy, before, name in cuts if soak else random.sample(cuts, 1):
+        with restarted(copy) as after:
+            check_rows(after, before)
+            after.assert_consistent(project, running=1, stored=1, snapshots=1)
+            assert after.snapshot(name)["status"]["node"]["storage"]["reason"] == "Stored"
+            after.make_branch_of_snapshot("of-snapshot", name)
+            after.run_agent()
+            rows = after.sql("of-snapshot", "select count(*), max(id) from item")[0]
+            assert rows[0] == rows[1]
+            check_indexes(after, "of-snapshot")

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import psycopg
 from tests.fakes.api import FakeApi, Json
-from tests.node.agent_life import BRANCHES, NAMESPACE, NAMESPACES, NODE, PODS, PROJECTS, WARM
+from tests.node.agent_life import BRANCHES, NAMESPACE, NAMESPACES, NODE, PODS, PROJECTS, SNAPSHOTS, WARM
 from tests.node.machine import APP, OWNER, PASSWORDS, USER, Node, owner_session
 
+from dbranch.agent.linux.btrfs import is_read_only
 from dbranch.agent.linux.loops import loops_of
 from dbranch.agent.linux.mounts import read_mounts
 from dbranch.agent.linux.quotas import group_of, read_groups, subvolume_id
@@ -203,7 +204,10 @@ class World:
         (run or self.run_agent)()
 
     def request_deletion(self) -> None:
-        """Delete the branches, then the project, as the controller does."""
+        """Delete the branches and snapshots, then the project, as the controller does."""
+        for body in self.api.find(SNAPSHOTS):
+            if body["spec"]["project"] == self.name:
+                self.api.delete(f"{SNAPSHOTS}/{body['metadata']['name']}")
         for body in self.api.find(BRANCHES):
             if body["spec"]["project"] == self.name:
                 self.api.delete(f"{BRANCHES}/{body['metadata']['name']}")
@@ -216,6 +220,36 @@ class World:
             spec["source"] = source
             status["sourceUID"] = self.uid(source)
         meta = {"name": f"{self.name}-{name}", "namespace": NAMESPACE, "finalizers": [names.AGENT_FINALIZER]}
+        created = self.api.put(BRANCHES, {"metadata": meta, "spec": spec, "status": status})
+        return str(created["metadata"]["uid"])
+
+    def make_snapshot(self, name: str, branch: str, **spec: object) -> str:
+        """Create a DBSnapshot as the controller binds it; return its UID."""
+        meta = {"name": f"{self.name}-{name}", "namespace": NAMESPACE, "finalizers": [names.AGENT_FINALIZER]}
+        status = {"nodeName": NODE, "branchUID": self.uid(branch)}
+        body = {
+            "metadata": meta,
+            "spec": {"project": self.name, "branch": branch, **spec},
+            "status": status,
+        }
+        return str(self.api.put(SNAPSHOTS, body)["metadata"]["uid"])
+
+    def snapshot(self, name: str) -> Json:
+        body = self.api.get(f"{SNAPSHOTS}/{self.name}-{name}")
+        assert body is not None
+        return body
+
+    def delete_snapshot(self, name: str) -> None:
+        """Delete the snapshot and run an agent until it is gone."""
+        self.api.delete(f"{SNAPSHOTS}/{self.name}-{name}")
+        self.run_agent()
+
+    def make_branch_of_snapshot(self, name: str, snapshot: str) -> str:
+        """Create a DBBranch from a snapshot as the controller binds it; return its UID."""
+        meta = {"name": f"{self.name}-{name}", "namespace": NAMESPACE, "finalizers": [names.AGENT_FINALIZER]}
+        source = self.snapshot(snapshot)["metadata"]
+        spec = {"project": self.name, "sourceSnapshot": source["name"]}
+        status = {"nodeName": NODE, "sourceUID": source["uid"]}
         created = self.api.put(BRANCHES, {"metadata": meta, "spec": spec, "status": status})
         return str(created["metadata"]["uid"])
 
@@ -263,12 +297,14 @@ class World:
             cursor = connection.execute(query.encode())
             return cursor.fetchall() if cursor.description else []
 
-    def assert_consistent(self, project: str, running: int, stored: int, warm_have_run: bool = True) -> None:
+    def assert_consistent(
+        self, project: str, running: int, stored: int, warm_have_run: bool = True, snapshots: int = 0
+    ) -> None:
         """Assert that the node has what the project needs, and nothing else.
 
         That is one loop device, one mount, a `run` in memory for each slot, `running` bind mounts and branches with
-        one pod each, `stored` subvolumes, none that is unfinished, WARM warm pods, and no slot without a pod. Without
-        `warm_have_run` a warm slot may get its `run` only when it is claimed.
+        one pod each, `stored` subvolumes and `snapshots` read-only ones, none that is unfinished, WARM warm pods, and
+        no slot without a pod. Without `warm_have_run` a warm slot may get its `run` only when it is claimed.
         """
         layout = self.node.layout
         assert len(loops_of(layout.image(project))) == 1
@@ -286,6 +322,8 @@ class World:
         assert set(observe_slots(layout)) == {pod["metadata"]["name"] for pod in self.api.find(PODS)}
         subvolumes = observe_subvolumes(layout, project)
         assert len(subvolumes.branches) == stored and all(subvolumes.branches.values())
+        assert len(subvolumes.snapshots) == snapshots
+        assert all(is_read_only(layout.branch(project, uid)) for uid in subvolumes.snapshots)
         assert subvolumes.unfinished == ()
         # Each is charged to its own group, and with all others to the pool's.
         pool = layout.pool(project)

@@ -2,7 +2,7 @@
 release without limits have none (`--reuse-values`). */}}
 {{- define "dbranch.limits" -}}
 {{- $limits := .Values.limits | default dict }}
-{{- range $name := list "projects" "branches" "storageSize" "cpu" "memory" "ephemeralStorage" "proxyReplicas" }}
+{{- range $name := list "projects" "branches" "snapshotsPerBranch" "snapshotsPerProject" "storageSize" "cpu" "memory" "ephemeralStorage" "proxyReplicas" }}
 {{ $name }}: {{ include "dbranch.limitText" (get $limits $name) | quote }}
 {{- end }}
 {{- range $name := list "images" "nodeSelectors" "extendedResources" }}

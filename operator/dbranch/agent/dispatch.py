@@ -11,14 +11,18 @@ from typing import Final
 from dbranch.agent.branch.reconciler import BranchReconciler
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
+from dbranch.agent.linux.btrfs import is_subvolume
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.project.reconciler import ProjectReconciler
+from dbranch.agent.snapshot.reconciler import SnapshotReconciler
+from dbranch.agent.snapshot.watch import SnapshotRecords
 from dbranch.agent.timing import BRANCH_RESYNC_SECONDS, BUSY_RETRY_SECONDS, PROJECT_RESYNC_SECONDS
 from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.agent.warm.sizing import WarmLimits
 from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.errors import Busy
+from dbranch.api.project import Project
 from dbranch.kube.client import Cluster
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import DONE, Key, Result
@@ -32,7 +36,7 @@ _WORKERS_PER_NAMESPACE: Final = 24
 
 
 class Dispatcher:
-    """The reconcilers of one agent. `queue` calls those of projects and branches."""
+    """The reconcilers of one agent. `queue` calls those of projects, branches and snapshots."""
 
     def __init__(
         self,
@@ -43,7 +47,8 @@ class Dispatcher:
         warm_limits: WarmLimits,
         metrics: AgentMetrics,
     ) -> None:
-        self.metrics = metrics
+        self.metrics, self._layout = metrics, layout
+        self.snapshot_records = SnapshotRecords()
         # Called when a pool was retained: from now on it can be adopted.
         self.on_pool_retained: Callable[[], None] = lambda: None
         self.queue = WorkQueue(
@@ -61,10 +66,12 @@ class Dispatcher:
             self.warm.trigger,
             self._request_anew,
             self._report_retained,
+            self._request_snapshots,
         )
         self.branches = BranchReconciler(
             cluster, layout, context, locks, self.warm, metrics, self.request_branch
         )
+        self.snapshots = SnapshotReconciler(cluster, layout, context, locks)
 
     def request_project(self, namespace: str, name: str) -> None:
         """Request a reconcile of a DBProject."""
@@ -73,6 +80,16 @@ class Dispatcher:
     def request_branch(self, namespace: str, name: str) -> None:
         """Request a reconcile of a DBBranch, by its object's name. Any thread may do so."""
         self.queue.add(Key(names.BRANCH_KIND, namespace, name))
+
+    def request_snapshot(self, namespace: str, name: str) -> None:
+        """Request a reconcile of a DBSnapshot. Any thread may do so."""
+        self.queue.add(Key(names.SNAPSHOT_KIND, namespace, name))
+
+    def _request_snapshots(self, project: Project) -> None:
+        """Request a reconcile of those snapshots of a project that wait for its pool, or are missing in it."""
+        for name, record in self.snapshot_records.of_project(project.namespace, project.name).items():
+            if not record.at_rest or not is_subvolume(self._layout.branch(project.uid, record.uid)):
+                self.request_snapshot(project.namespace, name)
 
     def _report_retained(self) -> None:
         self.on_pool_retained()
@@ -87,6 +104,8 @@ class Dispatcher:
         try:
             if key.kind == names.BRANCH_KIND:
                 return self.branches.reconcile(key.namespace, key.name)
+            if key.kind == names.SNAPSHOT_KIND:
+                return self.snapshots.reconcile(key.namespace, key.name)
             if resync:
                 result = self.projects.collect_usage_and_trash(key.namespace, key.name)
             else:

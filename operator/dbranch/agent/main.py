@@ -25,6 +25,7 @@ from dbranch.agent.pod_watch import watch_pods
 from dbranch.agent.pool.effect import ensure_base
 from dbranch.agent.postgres.spawn import session_processes
 from dbranch.agent.server import Readiness
+from dbranch.agent.snapshot.watch import watch_snapshots
 from dbranch.agent.space_watch import SpaceWatch
 from dbranch.agent.warm.sizing import WarmLimits
 from dbranch.api import names
@@ -108,6 +109,9 @@ def main() -> None:
     dispatcher.on_pool_retained = housekeeping.trigger
     loops: dict[str, Callable[[Callable[[], None]], None]] = {
         "pod watch": partial(watch_pods, cluster, context, dispatcher.warm, dispatcher.request_branch),
+        "snapshot watch": partial(
+            watch_snapshots, cluster, context, dispatcher.snapshot_records, dispatcher.request_snapshot
+        ),
         "warm slots": partial(dispatcher.warm.run, dispatcher.wait_idle),
         "space": space.run,
         "housekeeping": housekeeping.run,

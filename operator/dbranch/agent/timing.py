@@ -46,6 +46,14 @@ CHECKPOINT_TIMEOUT_SECONDS: Final = 10.0
 # For a Postgres that needs no shutdown checkpoint: its data is deleted next, or its pool is read-only.
 NO_CHECKPOINT_GRACE_SECONDS: Final = 2
 
+# A snapshot.
+SNAPSHOT_FAILED_RETRY_SECONDS: Final = 3.0
+SNAPSHOT_WATCH_RETRY_SECONDS: Final = 5.0
+# Its deletion waits for a branch that is being made of it, of which no event comes.
+SNAPSHOT_COPY_POLL_SECONDS: Final = 1.0
+# What can be measured within this time is reported together with the snapshot itself.
+QUICK_MEASURE_SECONDS: Final = 0.2
+
 # initdb of a new project.
 INITDB_RETRY_SECONDS: Final = 10.0
 INITDB_DONE_POLL_SECONDS: Final = 0.1

@@ -57,13 +57,17 @@ class Acknowledgement:
 
 @dataclass(frozen=True)
 class Branch:
-    """A DBBranch. `object_name` is `<project>-<branch>`, `name` what follows the project; `deleted`: RFC 3339."""
+    """A DBBranch. `object_name` is `<project>-<branch>`, `name` what follows the project; `deleted`: RFC 3339.
+
+    `source_snapshot`: the DBSnapshot that it is made from, in place of `source`. `source_uid`: of either.
+    """
 
     namespace: str
     object_name: str
     uid: str
     project: str
     source: str | None = None
+    source_snapshot: str | None = None
     generation: int = 1
     resource_version: str = ""
     deleted: str | None = None
@@ -97,6 +101,11 @@ class Branch:
         return self.name == names.ROOT_BRANCH
 
     @property
+    def source_text(self) -> str | None:
+        """What it was made from: a branch's name, or `snapshot/` and a DBSnapshot's; None for the root."""
+        return f"snapshot/{self.source_snapshot}" if self.source_snapshot else self.source
+
+    @property
     def running(self) -> bool:
         return self.state == State.RUNNING
 
@@ -116,6 +125,7 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
         uid=meta.get("uid", ""),
         project=spec["project"],
         source=spec.get("source"),
+        source_snapshot=spec.get("sourceSnapshot"),
         generation=int(meta.get("generation", 1)),
         resource_version=meta.get("resourceVersion", ""),
         deleted=meta.get("deletionTimestamp"),

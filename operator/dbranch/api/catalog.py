@@ -16,13 +16,14 @@ from dbranch.api.conditions import Condition, Reason
 class Entry:
     """A reason for users: `meaning` in one sentence, `remedy` in one sentence ("" where nothing is to be done).
 
-    `project` and `branch` are the conditions that carry it on a DBProject and on a DBBranch.
+    `project`, `branch` and `snapshot` are the conditions that carry it on a DBProject, DBBranch and DBSnapshot.
     """
 
     meaning: str
     remedy: str = ""
     project: tuple[Condition, ...] = ()
     branch: tuple[Condition, ...] = ()
+    snapshot: tuple[Condition, ...] = ()
 
 
 def _both(condition: Condition, meaning: str, remedy: str = "") -> Entry:
@@ -37,15 +38,26 @@ def _branch(condition: Condition, meaning: str, remedy: str = "") -> Entry:
     return Entry(meaning, remedy, branch=(condition,))
 
 
+def _snapshot(meaning: str, remedy: str = "") -> Entry:
+    return Entry(meaning, remedy, snapshot=(Condition.READY,))
+
+
+def _all(condition: Condition, meaning: str, remedy: str = "") -> Entry:
+    return Entry(meaning, remedy, (condition,), (condition,), (condition,))
+
+
 _READY, _SCHEDULED, _STORAGE = Condition.READY, Condition.SCHEDULED, Condition.STORAGE_READY
 _POSTGRES, _ROUTED, _BLOCKED = Condition.POSTGRES_READY, Condition.ROUTED, Condition.DELETION_BLOCKED
 
 CATALOG: Final[Mapping[Reason, Entry]] = {
-    Reason.AVAILABLE: _both(_READY, "Every step is done; it can be connected to."),
+    Reason.AVAILABLE: _all(
+        _READY, "Every step is done; a project or branch can be connected to, a snapshot can be a source."
+    ),
     Reason.PENDING: Entry(
         "Nothing is reported yet, or a change of state is under way.",
         project=(_READY, _STORAGE, _POSTGRES),
         branch=(_READY, _STORAGE, _POSTGRES),
+        snapshot=(_READY,),
     ),
     Reason.STOPPED: Entry(
         "It is stopped, as spec.state asks; its data stays.",
@@ -53,7 +65,9 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         project=(_READY, _STORAGE, _POSTGRES),
         branch=(_READY, _STORAGE, _POSTGRES),
     ),
-    Reason.DELETING: _both(_READY, "It is being deleted; no new session reaches it."),
+    Reason.DELETING: _all(
+        _READY, "It is being deleted; no new session reaches it, and it is no source any more."
+    ),
     Reason.BOUND: _both(_SCHEDULED, "It is bound to a node; the binding never changes."),
     Reason.ABOVE_LIMIT: _both(
         _SCHEDULED,
@@ -66,25 +80,30 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "No node with a ready agent may hold the project: labels, taints, free space, or no agent at all.",
         "The message names what is missing: label or uncordon a node, free space; see the DaemonSet dbranch-agent.",
     ),
-    Reason.NODE_NOT_READY: _both(
-        _SCHEDULED,
+    Reason.NODE_NOT_READY: Entry(
         "The node is not Ready, so the state of what it holds is unknown.",
         "Bring the node back; for one that is away for good, set the annotation dbranch.io/abandon-node.",
+        project=(_SCHEDULED,),
+        branch=(_SCHEDULED,),
+        snapshot=(_READY,),
     ),
     Reason.AGENT_NOT_REPORTING: _both(
         _SCHEDULED,
         "The node's agent is not Ready, so the state of what the node holds is unknown.",
         "See the agent's pod on that node: kubectl describe, and its log.",
     ),
-    Reason.NODE_GONE: _both(
-        _SCHEDULED,
+    Reason.NODE_GONE: Entry(
         "The Node object and its agent are gone; what the node held is out of reach.",
         "Bring the node back under its name, or delete the object: nothing is waited for then.",
+        project=(_SCHEDULED,),
+        branch=(_SCHEDULED,),
+        snapshot=(_READY,),
     ),
-    Reason.PROJECT_NOT_FOUND: _branch(
-        _SCHEDULED,
+    Reason.PROJECT_NOT_FOUND: Entry(
         "The DBProject does not exist in this namespace, or is being deleted.",
-        "Apply the DBProject, or correct spec.project by making the branch again.",
+        "Apply the DBProject, or make the object again with another spec.project.",
+        branch=(_SCHEDULED,),
+        snapshot=(_READY,),
     ),
     Reason.PROJECT_NOT_READY: _branch(
         _SCHEDULED, "The project is not bound to a node yet.", "See the project's conditions."
@@ -118,12 +137,37 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         branch=(_SCHEDULED,),
     ),
     Reason.LIMIT_EXCEEDED: Entry(
-        "The namespace has as many projects or branches as a limit allows, or the project has 1000 branches; nothing "
+        "The namespace has as many projects or branches as a limit allows, the project has 1000 branches, or as many "
+        "snapshots as a limit allows of it or of one branch; nothing "
         "is made, and those that were made earlier are not affected. A project whose root branch is refused says so "
         "in PostgresReady.",
         "Delete what is not needed any more, or ask a cluster administrator to raise the limit (docs/limits.md).",
         project=(_SCHEDULED, _POSTGRES),
         branch=(_SCHEDULED,),
+        snapshot=(_READY,),
+    ),
+    Reason.SNAPSHOT_NOT_FOUND: _branch(
+        _SCHEDULED,
+        "No DBSnapshot of the project has the name in spec.sourceSnapshot, or it is being deleted.",
+        "Make that snapshot, or make the branch again from one that exists: `dbranch snapshot list`.",
+    ),
+    Reason.SNAPSHOT_NOT_READY: _branch(
+        _SCHEDULED, "The snapshot is not taken yet, or is lost.", "See the snapshot's conditions."
+    ),
+    Reason.AGENT_TOO_OLD: Entry(
+        "The node's agent is of a release that knows no snapshots; nothing is bound to the node until it is newer.",
+        "Wait for the rollout of the DaemonSet dbranch-agent, or upgrade the chart.",
+        branch=(_SCHEDULED,),
+        snapshot=(_READY,),
+    ),
+    Reason.SNAPSHOT_MISSED: _snapshot(
+        "It is the record of a schedule's run, and its time has passed; a record is never taken again.",
+        "Delete it.",
+    ),
+    Reason.SNAPSHOT_LOST: _snapshot(
+        "Its data is missing: on the node the subvolume of its UID is gone, or it is the record of a restore or "
+        "deletion that was made again; nothing is ever taken in its place.",
+        "Delete it; where data should be there, look at the node's disk first.",
     ),
     Reason.RECONCILE_FAILED: Entry(
         "A value cannot be used, or the controller has met a fault of its own; it is tried again, at last every "
@@ -148,15 +192,18 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "The pool cannot be attached or mounted now; it is tried again.",
         "See the message and the agent's log.",
     ),
-    Reason.POOL_FULL: _branch(
-        _STORAGE,
-        "The pool has too little space for a new branch; what runs goes on.",
-        "Delete branches or raise spec.storage.size.",
+    Reason.POOL_FULL: Entry(
+        "The pool has too little space for a new branch or snapshot; what runs goes on.",
+        "Delete branches or snapshots, or raise spec.storage.size.",
+        branch=(_STORAGE,),
+        snapshot=(_READY,),
     ),
-    Reason.NODE_DISK_LOW: _both(
-        _STORAGE,
+    Reason.NODE_DISK_LOW: Entry(
         "The node's disk has too little space for anything new; what runs goes on.",
         "Free space on the node's disk that holds the base directory.",
+        project=(_STORAGE,),
+        branch=(_STORAGE,),
+        snapshot=(_READY,),
     ),
     Reason.POOL_LOST: _project(
         _STORAGE,
@@ -174,22 +221,28 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Load the modules btrfs and loop on the node.",
     ),
     Reason.STORED: _branch(_STORAGE, "The branch is a subvolume of the project's pool, on disk for good."),
-    Reason.SNAPSHOTTING: _branch(
-        _STORAGE, "The snapshot of the source is being made; something holds it up for a moment."
+    Reason.SNAPSHOTTING: Entry(
+        "The snapshot of the source is being made; something holds it up for a moment.",
+        branch=(_STORAGE,),
+        snapshot=(_READY,),
     ),
     Reason.INITIALIZING: _branch(_STORAGE, "initdb runs for the project's root branch."),
-    Reason.SNAPSHOT_FAILED: _branch(
-        _STORAGE, "The snapshot could not be made; it is tried again.", "See the message and the agent's log."
+    Reason.SNAPSHOT_FAILED: Entry(
+        "The snapshot could not be made; it is tried again.",
+        "See the message and the agent's log.",
+        branch=(_STORAGE,),
+        snapshot=(_READY,),
     ),
     Reason.INITDB_FAILED: _branch(
         _STORAGE,
         "initdb failed; it is tried again on a fresh subvolume.",
         "Correct what the message names: image, user, database.",
     ),
-    Reason.SOURCE_UNSAFE: _branch(
-        _STORAGE,
+    Reason.SOURCE_UNSAFE: Entry(
         "The source keeps data outside its subvolume (tablespace, link, nested subvolume); no copy of it is whole.",
         "Move the data into PGDATA; the message names the path.",
+        branch=(_STORAGE,),
+        snapshot=(_READY,),
     ),
     Reason.SOURCE_DELETED: _branch(
         _STORAGE,
@@ -201,10 +254,12 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "The branch was stored and its subvolume is missing or unreadable; it is never made again.",
         "Look at the node's disk; docs/storage.md says what can be recovered by hand.",
     ),
-    Reason.STORAGE_UNCLEAR: _both(
-        _STORAGE,
+    Reason.STORAGE_UNCLEAR: Entry(
         "A newer release of dbranch wrote the data or its record; this one neither uses, copies nor deletes it.",
         "Upgrade the agent of the node.",
+        project=(_STORAGE,),
+        branch=(_STORAGE,),
+        snapshot=(_READY,),
     ),
     Reason.ACCEPTING: _both(_POSTGRES, "Postgres accepts connections."),
     Reason.RESTART_PENDING: _both(
@@ -310,11 +365,18 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
     Reason.DRAINING: _project(
         _ROUTED, "New sessions reach the active branch; some old ones are ending on another."
     ),
-    Reason.BRANCH_NOT_FOUND: _project(
-        _ROUTED, "spec.activeBranch names no branch; the old route stays.", "Name a branch that exists."
+    Reason.BRANCH_NOT_FOUND: Entry(
+        "spec.activeBranch names no branch, so the old route stays; or the branch of a snapshot does not exist (any "
+        "more), so nothing is taken.",
+        "Name a branch that exists; make a snapshot again with another spec.branch.",
+        project=(_ROUTED,),
+        snapshot=(_READY,),
     ),
-    Reason.BRANCH_NOT_READY: _project(
-        _ROUTED, "The branch in spec.activeBranch is not Ready yet; the old route stays and moves by itself."
+    Reason.BRANCH_NOT_READY: Entry(
+        "The branch in spec.activeBranch is not Ready yet; the old route stays and moves by itself. Or the branch of "
+        "a snapshot is not stored yet, or its project is stopped; the snapshot is taken by itself later.",
+        project=(_ROUTED,),
+        snapshot=(_READY,),
     ),
     Reason.BRANCH_STOPPED: _project(
         _ROUTED,

@@ -17,7 +17,7 @@ MESSAGE_LIMIT = 256
 
 
 class Condition(StrEnum):
-    """The condition types of DBProject and DBBranch."""
+    """The condition types of DBProject, DBBranch and DBSnapshot."""
 
     READY = "Ready"
     RECONCILING = "Reconciling"
@@ -53,6 +53,9 @@ class Reason(OpenEnum):
     OBJECT_REFUSED = "ObjectRefused"
     WAITING_FOR_DELETION = "WaitingForDeletion"
     LIMIT_EXCEEDED = "LimitExceeded"
+    SNAPSHOT_NOT_FOUND = "SnapshotNotFound"
+    SNAPSHOT_NOT_READY = "SnapshotNotReady"
+    AGENT_TOO_OLD = "AgentTooOld"
     # StorageReady
     POOL_MOUNTED = "PoolMounted"
     POOL_LOW = "PoolLow"
@@ -74,6 +77,9 @@ class Reason(OpenEnum):
     SOURCE_DELETED = "SourceDeleted"
     DATA_LOST = "DataLost"
     STORAGE_UNCLEAR = "StorageUnclear"
+    # Ready of a snapshot
+    SNAPSHOT_MISSED = "SnapshotMissed"
+    SNAPSHOT_LOST = "SnapshotLost"
     # PostgresReady
     ACCEPTING = "Accepting"
     RESTART_PENDING = "RestartPending"
@@ -145,6 +151,8 @@ STALLED_REASONS = frozenset(
         Reason.SOURCE_DELETED,
         Reason.DATA_LOST,
         Reason.STORAGE_UNCLEAR,
+        Reason.SNAPSHOT_MISSED,
+        Reason.SNAPSHOT_LOST,
         Reason.INVALID_PARAMETERS,
         Reason.IMAGE_INCOMPATIBLE,
         Reason.ROLE_NOT_FOUND,
@@ -195,7 +203,23 @@ WARNING_REASONS = STALLED_REASONS | {
     Reason.TLS_SECRET_NOT_FOUND,
     Reason.TLS_SECRET_INVALID,
     Reason.RECONCILE_FAILED,
+    Reason.AGENT_TOO_OLD,
 }
+# No copy of a branch is taken before somebody has done something about it.
+NO_PROGRESS_REASONS = frozenset(
+    {
+        Reason.POOL_FULL,
+        Reason.NODE_DISK_LOW,
+        Reason.POOL_LOST,
+        Reason.POOL_DAMAGED,
+        Reason.BTRFS_MISSING,
+        Reason.SOURCE_UNSAFE,
+        Reason.DATA_LOST,
+        Reason.STORAGE_UNCLEAR,
+        Reason.SNAPSHOT_LOST,
+        Reason.BRANCH_NOT_FOUND,
+    }
+)
 # As the spec asks, so the object is neither Reconciling nor Stalled.
 AT_REST_REASONS = frozenset({Reason.STOPPED})
 

@@ -45,6 +45,18 @@ class Protection(OpenEnum):
     ENABLED = "Enabled"
 
 
+class SnapshotReason(OpenEnum):
+    """`spec.origin.reason` of a snapshot: what it was made for.
+
+    Only one that is Requested is taken from a branch. The others are records of what was done once.
+    """
+
+    REQUESTED = "Requested"
+    SCHEDULE = "Schedule"
+    RESTORE = "Restore"
+    DELETION = "Deletion"
+
+
 class DeletionPolicy(OpenEnum):
     """`spec.deletionPolicy` of a project."""
 

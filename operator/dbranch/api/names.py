@@ -13,8 +13,10 @@ VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
 PROJECT_KIND: Final = "DBProject"
 BRANCH_KIND: Final = "DBBranch"
+SNAPSHOT_KIND: Final = "DBSnapshot"
 PROJECTS: Final = "dbprojects"
 BRANCHES: Final = "dbbranches"
+SNAPSHOTS: Final = "dbsnapshots"
 
 ROOT_BRANCH: Final = "main"
 
@@ -36,6 +38,9 @@ RESTARTED_AT: Final = f"{GROUP}/restartedAt"
 ALTER_SYSTEM_RESET_AT: Final = f"{GROUP}/alterSystemResetAt"
 # Characters of the value of either, as `status.node` repeats it.
 MAX_TIME_LENGTH: Final = 64
+# On an agent's own pod: what it can do that agents of an earlier release cannot, separated by commas.
+AGENT_FEATURES: Final = f"{AGENT_PREFIX}/features"
+FEATURE_SNAPSHOTS: Final = "snapshots"
 # On an agent's own pod: the UIDs of projects that do not exist and whose pools on its node can be adopted, separated
 # by commas.
 AGENT_RETAINED: Final = f"{AGENT_PREFIX}/retained"
@@ -66,6 +71,8 @@ LABEL_PROJECT: Final = f"{GROUP}/project"
 LABEL_BRANCH: Final = f"{GROUP}/branch"
 LABEL_PROJECT_UID: Final = f"{GROUP}/project-uid"
 LABEL_BRANCH_UID: Final = f"{GROUP}/branch-uid"
+# Of a DBSnapshot: what it was made for, `spec.origin.reason`.
+LABEL_ORIGIN: Final = f"{GROUP}/origin"
 LABEL_SLOT: Final = f"{GROUP}/slot"
 LABEL_CLASS: Final = f"{GROUP}/class"
 # On the copies of pull secrets in the nodes' namespace: "copy".
@@ -91,6 +98,8 @@ POSTGRES_SERVICE_ACCOUNT: Final = "dbranch-postgres"
 
 MAX_PROJECT_LENGTH: Final = 30
 MAX_OBJECT_LENGTH: Final = 63
+# Of a DBSnapshot, which is the name of nothing else.
+MAX_SNAPSHOT_LENGTH: Final = 253
 # Of a project: what `status.routes` holds, while a proxy of release 0.1.0 needs it.
 MAX_BRANCHES: Final = 1000
 
@@ -125,6 +134,15 @@ def branch_name(project: str, object_name: str) -> str:
     if not object_name.startswith(prefix) or object_name == prefix:
         raise ValueError(f"{object_name} is not <project>-<branch> of project {project}")
     return object_name.removeprefix(prefix)
+
+
+def snapshot_short_name(project: str, object_name: str) -> str:
+    """Return a snapshot's name as people read it: what follows `<project>-`, else the whole name.
+
+    >>> snapshot_short_name("shop", "shop-before-migration"), snapshot_short_name("shop", "nightly")
+    ('before-migration', 'nightly')
+    """
+    return object_name.removeprefix(f"{project}-") or object_name
 
 
 def project_service_name(project: str) -> str:

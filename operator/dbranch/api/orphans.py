@@ -13,18 +13,20 @@ _MAX_PUBLISHED: Final = 200
 
 
 class OrphanKind(StrEnum):
-    """What an orphan is: a whole pool, or one branch in the pool of a project that exists."""
+    """What an orphan is: a whole pool, or one branch or snapshot in the pool of a project that exists."""
 
     POOL = "pool"
     BRANCH = "branch"
+    SNAPSHOT = "snapshot"
 
 
 @dataclass(frozen=True)
 class Orphan:
     """Data that no object names. An empty text is what is not known.
 
-    `uid`: of the project or branch whose data it was; `pool`: of the project in whose pool it is. `size`: what it
-    takes of the disk (a branch: what it shares with no other), as a quantity. `why`: a clause: why it is kept.
+    `uid`: of the project, branch or snapshot whose data it was; `pool`: of the project in whose pool it is. `size`:
+    what it takes of the disk (not a pool: what it shares with no other), as a quantity. `why`: a clause:
+    why it is kept.
     """
 
     kind: OrphanKind

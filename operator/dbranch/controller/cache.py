@@ -1,11 +1,14 @@
-"""The controller's view of nodes, agents, proxies, projects and branches: kopf's indices, read without a request."""
+"""The controller's view of nodes, agents, proxies, projects and branches: kopf's indices, read without a request.
+
+Of snapshots, which kopf does not watch, it has the records of the controller's own watch.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from dbranch.api.branch import Branch
@@ -13,6 +16,7 @@ from dbranch.api.project import Project
 from dbranch.controller.nodes import AgentPod, NodeObject, node_facts
 from dbranch.controller.proxy_pods import ProxyPod
 from dbranch.controller.scheduling import NodeFacts, bytes_committed_to
+from dbranch.controller.snapshot_records import SnapshotRecords
 
 T = TypeVar("T")
 Index = Mapping[Any, Any]
@@ -30,6 +34,7 @@ class Cache:
     projects: Index
     branches: Index
     proxies: Index
+    snapshots: SnapshotRecords = field(default_factory=SnapshotRecords)
 
     def node(self, name: str, committed_bytes: int = 0) -> NodeFacts:
         """Return the facts about a node, which need not exist any more. `committed_bytes`: as in NodeFacts."""

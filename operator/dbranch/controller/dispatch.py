@@ -5,12 +5,14 @@ from __future__ import annotations
 from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project
+from dbranch.controller import timing
 from dbranch.controller.branch.reconciler import BranchReconciler
 from dbranch.controller.cache import Cache
 from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.reconciler import ProjectReconciler
+from dbranch.controller.snapshot.reconciler import SnapshotReconciler
 from dbranch.runtime.initial_sync import InitialSync
-from dbranch.runtime.result import DONE, Key, Result
+from dbranch.runtime.result import Key, Result
 
 
 class Dispatcher:
@@ -20,17 +22,21 @@ class Dispatcher:
         self,
         projects: ProjectReconciler,
         branches: BranchReconciler,
+        snapshots: SnapshotReconciler,
         owned: OwnedObjects,
         initial_sync: InitialSync,
     ) -> None:
-        self._projects, self._branches = projects, branches
+        self._projects, self._branches, self._snapshots = projects, branches, snapshots
         self._owned, self._initial_sync = owned, initial_sync
         self.cache: Cache | None = None
 
     def reconcile(self, key: Key, resync: bool) -> Result:
         """Reconcile the object. `resync`: no event has asked for it, so what is remembered is read anew."""
         if self.cache is None:
-            return DONE
+            # Only a snapshot comes before the first event of another kind.
+            return Result(timing.CACHE_EMPTY_RETRY_SECONDS)
+        if key.kind == names.SNAPSHOT_KIND:
+            return self._snapshots.reconcile(key.namespace, key.name, self.cache)
         if key.kind == names.PROJECT_KIND:
             return self._projects.reconcile(key.namespace, key.name, self.cache, resync)
         result = self._branches.reconcile(key.namespace, key.name, self.cache, resync)
@@ -46,6 +52,8 @@ class Dispatcher:
 
     def report_failure(self, key: Key, error: Exception) -> None:
         """Report a reconcile that failed in a condition of the object."""
-        if self.cache is not None:
+        if key.kind == names.SNAPSHOT_KIND:
+            self._snapshots.report_failure(key.namespace, key.name, error)
+        elif self.cache is not None:
             reconciler = self._projects if key.kind == names.PROJECT_KIND else self._branches
             reconciler.report_failure(key.namespace, key.name, self.cache, error)

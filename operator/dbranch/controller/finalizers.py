@@ -7,6 +7,7 @@ from typing import Final
 from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project
+from dbranch.api.snapshot import Snapshot
 from dbranch.controller.events import EmitEvent
 from dbranch.controller.scheduling import NodeFacts, abandonment_refusal, needs_release
 from dbranch.kube.client import Cluster, object_path
@@ -31,7 +32,7 @@ class AbandonmentRefusals:
             self._emit_event(item, "Warning", "NodeNotAbandoned", refusal)
 
 
-def release_if_abandoned(cluster: Cluster, item: Project | Branch, node: NodeFacts | None) -> None:
+def release_if_abandoned(cluster: Cluster, item: Project | Branch | Snapshot, node: NodeFacts | None) -> None:
     """Remove the agent's finalizer from an object that is being deleted if its node's agent will never do so."""
     if needs_release(item, node):
         remove_finalizer(cluster, object_path(item), item.uid, names.AGENT_FINALIZER)

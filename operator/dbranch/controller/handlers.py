@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from dbranch.api.errors import DbranchError
 from dbranch.api.project import Project, parse_project
 from dbranch.controller import timing
 from dbranch.controller.branch.reconciler import BranchReconciler
+from dbranch.controller.branch.sources import Sources
 from dbranch.controller.cache import Cache
 from dbranch.controller.dispatch import Dispatcher
 from dbranch.controller.events import reference_of
@@ -28,6 +30,9 @@ from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.reconciler import ProjectReconciler
 from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of, switch_state
 from dbranch.controller.rollouts import Rollouts
+from dbranch.controller.snapshot.reconciler import SnapshotReconciler
+from dbranch.controller.snapshot.watch import SnapshotWatch, concerned_by
+from dbranch.controller.snapshot_records import STATES, SnapshotRecords
 from dbranch.controller.stale import (
     Change,
     ConnectionChange,
@@ -39,6 +44,7 @@ from dbranch.controller.stale import (
 )
 from dbranch.controller.sweep import Sweeper
 from dbranch.kube.client import Cluster
+from dbranch.runtime.heartbeats import Heartbeats
 from dbranch.runtime.initial_sync import InitialSync
 from dbranch.runtime.kopf_settings import configure_kopf, login, requeue_after
 from dbranch.runtime.locks import KeyedLocks
@@ -64,8 +70,10 @@ _MEASURED_FIELDS = (
 class Work:
     """The work queue, and the cache that its reconciles read."""
 
-    def __init__(self, dispatcher: Dispatcher, resync_seconds: float, limits: Limits) -> None:
-        self._dispatcher, self._limits = dispatcher, limits
+    def __init__(
+        self, dispatcher: Dispatcher, resync_seconds: float, limits: Limits, snapshots: SnapshotRecords
+    ) -> None:
+        self._dispatcher, self._limits, self._snapshots = dispatcher, limits, snapshots
         self.queue = WorkQueue(dispatcher.reconcile, resync_seconds, dispatcher.report_failure)
         self._changes: list[Change] = []
         # Those that are reconciled in a moment.
@@ -73,12 +81,12 @@ class Work:
 
     def request(self, item: Project | Branch, kwargs: Mapping[str, Any]) -> None:
         """Reconcile the object itself."""
-        self._dispatcher.cache = cache_of(kwargs)
+        self._dispatcher.cache = cache_of(kwargs, self._snapshots)
         self.queue.add(key_of(item))
 
     def follow(self, kwargs: Mapping[str, Any], change: Change) -> None:
         """Reconcile who would report something else after the change, for all events that come together."""
-        self._dispatcher.cache = cache_of(kwargs)
+        self._dispatcher.cache = cache_of(kwargs, self._snapshots)
         if not self._changes:
             asyncio.get_running_loop().call_soon(self._enqueue_stale, self._dispatcher.cache)
         self._changes.append(change)
@@ -96,6 +104,12 @@ class Work:
             self._miscounted.add(key)
             loop = asyncio.get_running_loop()
             loop.call_later(timing.BRANCH_COUNT_DELAY_SECONDS, self._enqueue_miscounted, key)
+        records = self._snapshots.all()
+        for change in changes if records else ():
+            item = change.node if isinstance(change, NodeChange) else change
+            if isinstance(item, Project | Branch | str):
+                for key in concerned_by(item, records, cache):
+                    self.queue.add(key)
 
     def _enqueue_miscounted(self, key: Key) -> None:
         self._miscounted.discard(key)
@@ -114,11 +128,17 @@ def register(
     locks, owned, initial_sync = KeyedLocks(), OwnedObjects(cluster, metrics.refused), InitialSync("branches")
     rollouts, limits = Rollouts(), limits or Limits()
     projects = ProjectReconciler(cluster, release, owned, locks, metrics, emit_event, rollouts, limits)
-    branches = BranchReconciler(cluster, release, owned, locks, metrics, emit_event, limits)
-    work = Work(Dispatcher(projects, branches, owned, initial_sync), resync_seconds, limits)
+    records, sources = SnapshotRecords(), Sources()
+    branches = BranchReconciler(cluster, release, owned, locks, metrics, emit_event, limits, sources)
+    snapshots = SnapshotReconciler(cluster, locks, metrics, sources, records, limits)
+    dispatcher = Dispatcher(projects, branches, snapshots, owned, initial_sync)
+    work = Work(dispatcher, resync_seconds, limits, records)
+    watch = SnapshotWatch(cluster, records, work.queue.add, lambda: dispatcher.cache)
+    metrics.watch_snapshots(STATES, records.count)
     rollouts.on_free = work.queue.add
     sweeper = Sweeper(cluster, release, owned)
-    _register_startup(registry, owned, work, partial(sweeper.run, resync_seconds))
+    loops = {"snapshot watch": watch.run, "expiry of snapshots": watch.run_expiry}
+    _register_startup(registry, owned, work, partial(sweeper.run, resync_seconds), loops)
     _register_indices(registry, release.nodes_namespace)
     _register_objects(registry, work)
     _register_related(registry, work, initial_sync)
@@ -130,9 +150,15 @@ def emit_event(item: Project | Branch, event_type: str, reason: str, message: st
 
 
 def _register_startup(
-    registry: kopf.OperatorRegistry, owned: OwnedObjects, work: Work, sweep: Callable[[], None]
+    registry: kopf.OperatorRegistry,
+    owned: OwnedObjects,
+    work: Work,
+    sweep: Callable[[], None],
+    loops: Mapping[str, Callable[[Callable[[], None]], None]],
 ) -> None:
+    """`loops`: by name, each run in a thread of its own for ever; it calls its argument in each round."""
     options: Any = {"registry": registry}
+    heartbeats = Heartbeats()
 
     @kopf.on.startup(**options)
     async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
@@ -148,6 +174,8 @@ def _register_startup(
         )
         work.queue.start()
         threading.Thread(target=sweep, daemon=True, name="sweep").start()
+        for name, loop in loops.items():
+            threading.Thread(target=heartbeats.run, args=(name, loop), daemon=True, name=name).start()
 
     @kopf.on.startup(**options)
     def preload(**_: Any) -> None:
@@ -161,7 +189,7 @@ def _register_startup(
     @kopf.on.probe(id="reconciles", errors=kopf.ErrorsMode.PERMANENT, **options)
     async def probe(**_: Any) -> str:
         # An exception makes the liveness endpoint answer 500.
-        trouble = work.queue.trouble()
+        trouble = work.queue.trouble() or heartbeats.trouble()
         if trouble:
             raise kopf.PermanentError(trouble)
         return "running"
@@ -201,9 +229,10 @@ def _register_indices(registry: kopf.OperatorRegistry, nodes_namespace: str) -> 
         return {(branch.namespace, branch.project): branch}
 
 
-def cache_of(kwargs: Mapping[str, Any]) -> Cache:
-    """Return the cache over the indices among a handler's keyword arguments."""
-    return Cache(*(kwargs[f"{noun}_index"] for noun in ("node", "agent", "project", "branch", "proxy")))
+def cache_of(kwargs: Mapping[str, Any], snapshots: SnapshotRecords | None = None) -> Cache:
+    """Return the cache over the indices among a handler's keyword arguments, and over the records of snapshots."""
+    indices = (kwargs[f"{noun}_index"] for noun in ("node", "agent", "project", "branch", "proxy"))
+    return replace(Cache(*indices), snapshots=snapshots or SnapshotRecords())
 
 
 def _register_objects(registry: kopf.OperatorRegistry, work: Work) -> None:

@@ -18,7 +18,7 @@ from dbranch.api.errors import InvalidInput
 from dbranch.api.project import Project
 from dbranch.api.quantity import format_bytes, parse_quantity
 
-COUNTS: Final = ("projects", "branches", "proxyReplicas")
+COUNTS: Final = ("projects", "branches", "snapshotsPerBranch", "snapshotsPerProject", "proxyReplicas")
 QUANTITIES: Final = ("storageSize", "cpu", "memory", "ephemeralStorage")
 LISTS: Final = ("images", "nodeSelectors", "extendedResources")
 # By limit, the resource of a pod.

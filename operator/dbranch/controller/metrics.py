@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from dbranch.runtime.http import Response
@@ -49,6 +50,18 @@ class ControllerMetrics:
             subsystem="controller",
             registry=self._registry,
         )
+
+    def watch_snapshots(self, states: Iterable[str], count: Callable[[str], int]) -> None:
+        """Serve the number of snapshots by state. `count`: called with each state when the metrics are read."""
+        gauge = Gauge(
+            "snapshots",
+            "DBSnapshots by state: ready, pending, stalled, deleting.",
+            ["state"],
+            namespace="dbranch",
+            registry=self._registry,
+        )
+        for state in states:
+            gauge.labels(state).set_function(partial(count, state))
 
     def refused(self, kind: str) -> None:
         """Count an object of this kind that the API server refused."""

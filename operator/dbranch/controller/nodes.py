@@ -13,12 +13,13 @@ from dbranch.controller.scheduling import NodeFacts
 
 @dataclass(frozen=True)
 class AgentPod:
-    """An agent's pod. `free_bytes` and `retained` (UIDs of retained pools) are its annotations."""
+    """An agent's pod. `free_bytes`, `retained` (UIDs of retained pools) and `features` are its annotations."""
 
     node: str
     ready: bool
     free_bytes: int | None
     retained: frozenset[str] = frozenset()
+    features: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def agent_pod(body: Mapping[str, Any]) -> AgentPod | None:
         is_ready(body),
         int(free) if free and free.isdecimal() else None,
         frozenset(filter(None, retained.split(","))),
+        frozenset(filter(None, annotations.get(names.AGENT_FEATURES, "").split(","))),
     )
 
 
@@ -73,4 +75,5 @@ def node_facts(
         free_bytes=agent.free_bytes if agent else None,
         committed_bytes=committed_bytes,
         retained=agent.retained if agent else frozenset(),
+        features=agent.features if agent else frozenset(),
     )

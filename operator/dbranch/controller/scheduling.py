@@ -10,6 +10,7 @@ from dbranch.api.branch import Branch
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.project import Project
 from dbranch.api.quantity import format_bytes
+from dbranch.api.snapshot import Snapshot
 from dbranch.controller.limits import turn
 
 # Free bytes that a node's disk must have for a new project: with less, the first writes fill it at once.
@@ -23,7 +24,7 @@ class NodeFacts:
     `exists`: there is a Node object; `schedulable`: neither cordoned nor tainted against ordinary pods;
     `has_agent`: there is an agent's pod; `free_bytes`: of the disk under the base directory, as the agent reports;
     `committed_bytes`: into which the pools of the projects on the node may still grow; `retained`: UIDs of the
-    deleted projects whose pools are retained there.
+    deleted projects whose pools are retained there; `features`: what its agent can, names.FEATURE_….
     """
 
     name: str
@@ -36,6 +37,7 @@ class NodeFacts:
     free_bytes: int | None = None
     committed_bytes: int = 0
     retained: frozenset[str] = frozenset()
+    features: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,14 @@ def not_reporting_finding(node: NodeFacts) -> Finding | None:
     return None
 
 
+def agent_too_old_finding(node: NodeFacts, subject: str) -> Finding | None:
+    """Return the finding of an object that needs snapshots, if the node's agent knows none."""
+    if names.FEATURE_SNAPSHOTS in node.features:
+        return None
+    text = f"the agent of node {node.name} is of a release without snapshots; {subject} is bound when it is newer"
+    return Finding(Reason.AGENT_TOO_OLD, f"{text}; see the rollout of the DaemonSet dbranch-agent")
+
+
 def is_abandoned(node: NodeFacts, annotations: Mapping[str, str]) -> bool:
     """Return True if no agent will ever clean up an object on this node.
 
@@ -125,14 +135,23 @@ def abandonment_refusal(item: Project | Branch, node: NodeFacts | None) -> str |
     )
 
 
-def needs_release(item: Project | Branch, node: NodeFacts | None) -> bool:
+def needs_release(item: Project | Branch | Snapshot, node: NodeFacts | None) -> bool:
     """Return True if the object is being deleted and waits for an agent that will never come."""
     waits = item.deleting and names.AGENT_FINALIZER in item.finalizers
     return waits and node is not None and is_abandoned(node, item.annotations)
 
 
-def bind_branch(project: Project | None, branch: Branch, siblings: Iterable[Branch]) -> Binding | Finding:
-    """Bind an unbound branch to its project's node and to one very source, or say what it waits for."""
+def bind_branch(
+    project: Project | None,
+    branch: Branch,
+    siblings: Iterable[Branch],
+    snapshot: Snapshot | None = None,
+    node: NodeFacts | None = None,
+) -> Binding | Finding:
+    """Bind an unbound branch to its project's node and to one very source, or say what it waits for.
+
+    `snapshot`: the one that spec.sourceSnapshot names; `node`: the project's, if the branch is made of a snapshot.
+    """
     if project is None or project.deleting:
         fact = "does not exist" if project is None else "is being deleted"
         return Finding(
@@ -148,6 +167,8 @@ def bind_branch(project: Project | None, branch: Branch, siblings: Iterable[Bran
         return Finding(Reason.LIMIT_EXCEEDED, f"{text}; delete one that is not needed any more")
     if branch.is_root:
         return Binding(project.node_name)
+    if branch.source_snapshot:
+        return _bind_to_snapshot(project, branch, snapshot, node)
     sources = {b.name: b for b in siblings if not b.deleting and b.uid != branch.uid}
     source = sources.get(branch.source or "")
     if source is None:
@@ -163,6 +184,23 @@ def bind_branch(project: Project | None, branch: Branch, siblings: Iterable[Bran
             f'source "{branch.source}" of project {project.name} is not stored yet; nothing was made',
         )
     return Binding(project.node_name, source.uid)
+
+
+def _bind_to_snapshot(
+    project: Project, branch: Branch, snapshot: Snapshot | None, node: NodeFacts | None
+) -> Binding | Finding:
+    name = branch.source_snapshot
+    if snapshot is None or snapshot.project != project.name or snapshot.deleting:
+        fact = "is being deleted" if snapshot and snapshot.project == project.name else "does not exist"
+        text = (
+            f'snapshot "{name}" {fact} in project {project.name}; nothing was made; see dbranch snapshot list'
+        )
+        return Finding(Reason.SNAPSHOT_NOT_FOUND, text)
+    if not snapshot.node.stored or snapshot.node_name is None:
+        text = f'snapshot "{name}" of project {project.name} is not stored yet; nothing was made'
+        return Finding(Reason.SNAPSHOT_NOT_READY, text)
+    node = node or NodeFacts(snapshot.node_name)
+    return agent_too_old_finding(node, f"branch {branch.name}") or Binding(snapshot.node_name, snapshot.uid)
 
 
 def _is_too_many(branch: Branch, siblings: Iterable[Branch]) -> bool:

@@ -15,6 +15,7 @@ from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.conditions import Condition, Finding, Reason, find_condition
 from dbranch.api.project import Project
+from dbranch.api.snapshot import Snapshot
 from dbranch.controller.branch import plan as branch_plan
 from dbranch.controller.branch.plan import BranchFacts, plan_branch, plan_removal
 from dbranch.controller.cache import Cache
@@ -258,4 +259,20 @@ def _branch_facts(branch: Branch, reads: _Reads) -> BranchFacts:
         scheduled if scheduled and scheduled.reason in _PROBLEMS else None,
         reads.limits.of(branch.namespace),
         reads.is_excess(branch),
+        _source_snapshot(branch, reads),
+        reads.node(project.node_name) if project and project.node_name and branch.source_snapshot else None,
+        _snapshots_of(branch, reads),
     )
+
+
+def _source_snapshot(branch: Branch, reads: _Reads) -> Snapshot | None:
+    if branch.source_snapshot is None or branch.node_name is not None:
+        return None
+    return reads.cache.snapshots.get(branch.namespace, branch.source_snapshot)
+
+
+def _snapshots_of(branch: Branch, reads: _Reads) -> tuple[Snapshot, ...]:
+    if not branch.deleting:
+        return ()
+    records = reads.cache.snapshots.of_project(branch.namespace, branch.project)
+    return tuple(record.snapshot for record in records if record.snapshot.branch_uid == branch.uid)

@@ -28,5 +28,15 @@ PROXY_ROLLOUT_POLL_SECONDS: Final = 5.0
 # While a user's Secret is read every UNREADY_RESYNC_SECONDS, all that is made for the project is compared as rarely
 # as this.
 DRIFT_CHECK_SECONDS: Final = 300.0
+# What the watch of snapshots lists and follows begins anew after this time if it breaks.
+SNAPSHOT_WATCH_RETRY_SECONDS: Final = 5.0
+# How often it is looked which snapshots have expired, and how many of them are deleted at a time.
+EXPIRY_POLL_SECONDS: Final = 5.0
+MAX_EXPIRIES_AT_ONCE: Final = 10
+EXPIRED_RETRY_SECONDS: Final = 5.0
+# Before that a deletion is not worth a write.
+SNAPSHOT_DELETION_REPORT_SECONDS: Final = 5.0
+# While the first list of a kind that kopf watches is still read.
+CACHE_EMPTY_RETRY_SECONDS: Final = 1.0
 # kopf calls a delete handler of an object that still exists so often; the work queue does the work.
 KOPF_DELETION_SECONDS: Final = 300.0

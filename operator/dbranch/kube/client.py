@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -19,6 +22,7 @@ from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.errors import ApiError, ClusterUnreachable
 from dbranch.api.project import Project
+from dbranch.api.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +62,15 @@ def branch_path(namespace: str, name: str, sub: str = "") -> str:
     return path_of(names.API_VERSION, names.BRANCHES, namespace, name, sub)
 
 
-def object_path(item: Project | Branch, sub: str = "") -> str:
-    """Return the URL path of a DBProject or DBBranch."""
+def snapshot_path(namespace: str, name: str, sub: str = "") -> str:
+    """Return the URL path of a DBSnapshot, by its object's name."""
+    return path_of(names.API_VERSION, names.SNAPSHOTS, namespace, name, sub)
+
+
+def object_path(item: Project | Branch | Snapshot, sub: str = "") -> str:
+    """Return the URL path of a DBProject, DBBranch or DBSnapshot."""
+    if isinstance(item, Snapshot):
+        return snapshot_path(item.namespace, item.object_name, sub)
     if isinstance(item, Project):
         return project_path(item.namespace, item.name, sub)
     return branch_path(item.namespace, item.object_name, sub)
@@ -81,7 +92,16 @@ class Cluster:
             config.load_kube_config()  # type: ignore[no-untyped-call]
         self._settings = client.Configuration.get_default_copy()
         self._settings.connection_pool_maxsize = 32
+        # The header Date of the last answer, and when that came by this process' clock, as `time.monotonic()` counts.
+        self._date: tuple[str, float] | None = None
         self._pool: Any = client.ApiClient(self._settings).rest_client.pool_manager
+
+    def server_time(self) -> datetime:
+        """Return the time of day by the API server's clock, as its last answer had it (before: by one's own)."""
+        if self._date is None:
+            return datetime.now(UTC)
+        text, came_at = self._date
+        return parsedate_to_datetime(text) + timedelta(seconds=time.monotonic() - came_at)
 
     def get(self, path: str, token: str = "") -> Json | None:
         """Return the object, or None if it does not exist. `token`: of another account, in place of the own one."""
@@ -224,6 +244,9 @@ class Cluster:
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise ClusterUnreachable(f"{method} {path}: {error}") from error
+        date = answer.headers.get("Date")
+        if date:
+            self._date = date, time.monotonic()
         if answer.status >= 400:
             _raise(method, path, answer)
         return answer

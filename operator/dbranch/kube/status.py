@@ -1,4 +1,4 @@
-"""Writes to the status of a DBProject or DBBranch."""
+"""Writes to the status of a DBProject, DBBranch or DBSnapshot."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Final
 from dbranch.api.branch import Branch
 from dbranch.api.errors import ApiError
 from dbranch.api.project import Project
+from dbranch.api.snapshot import Snapshot
 from dbranch.kube.client import Cluster, Json, object_path
 
 # Each attempt fails only if somebody else has written the object within a few milliseconds.
@@ -15,7 +16,10 @@ _MAX_ATTEMPTS: Final = 10
 
 
 def patch_status(
-    cluster: Cluster, item: Project | Branch, changes: Mapping[str, Any], resource_version: str | None = None
+    cluster: Cluster,
+    item: Project | Branch | Snapshot,
+    changes: Mapping[str, Any],
+    resource_version: str | None = None,
 ) -> Json:
     """Merge `changes` into the status of this very object (by its UID) and return the object as written.
 
@@ -42,7 +46,7 @@ def _merge(cluster: Cluster, path: str, version: str, changes: Mapping[str, Any]
     return cluster.merge(path, {"metadata": {"resourceVersion": version}, "status": changes})
 
 
-def _read_version(cluster: Cluster, item: Project | Branch) -> str:
+def _read_version(cluster: Cluster, item: Project | Branch | Snapshot) -> str:
     """Return the present resourceVersion of this very object. Raises ApiError: 404 or 409 if it is gone."""
     path = object_path(item)
     body = cluster.get(path)

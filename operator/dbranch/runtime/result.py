@@ -20,7 +20,7 @@ class Result:
 
     `requeue_after`: seconds; None: at the next resync, if there is one. `unfinished`: something is missing that no
     event may announce, so the delay grows from `requeue_after` to `longest` (None: five minutes). `gone`: never,
-    since the object does not exist.
+    since the object does not exist, or only an event can change what is to be done for it.
     """
 
     requeue_after: float | None = None
@@ -30,3 +30,5 @@ class Result:
 
 
 DONE, GONE = Result(), Result(gone=True)
+# The object exists, and is not reconciled before an event asks for it.
+AT_REST = GONE

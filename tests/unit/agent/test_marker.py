@@ -20,8 +20,10 @@ from dbranch.agent.volume.marker import (
     NewerMarker,
     Origin,
     Role,
+    SnapshotMarker,
     parse_marker,
     render_marker,
+    render_snapshot_marker,
 )
 
 TAKEN = "2026-01-01T00:00:00Z"
@@ -132,6 +134,21 @@ def test_any_unknown_key_comes_through(unknown: dict[str, object]) -> None:
     assert json.loads(render_marker(marker)) == {**fields, **unknown}
 
 
+@given(unknown=st.dictionaries(st.text(min_size=1), json_values))
+def test_the_marker_of_a_snapshot_comes_back_and_passes_for_no_branch(unknown: dict[str, object]) -> None:
+    text = render_snapshot_marker(SnapshotMarker(COPY, "shop-before"))
+    assert parse_marker(text) == SnapshotMarker(COPY, "shop-before")
+    fields = json.loads(text)
+    assert fields["kind"] == "snapshot" and fields["names"]["snapshot"] == "shop-before"
+    unknown = {key: value for key, value in unknown.items() if key not in fields}
+    marker = parse_marker(json.dumps({**fields, **unknown}))
+    assert isinstance(marker, SnapshotMarker)
+    assert json.loads(render_snapshot_marker(marker)) == {**fields, **unknown}
+    # One that does not say which snapshot is no marker.
+    del fields["names"]["snapshot"]
+    assert parse_marker(json.dumps(fields)) is None
+
+
 def changed(**keys: object) -> str:
     return json.dumps({**json.loads(render_marker(ROOT)), **keys})
 
@@ -140,10 +157,10 @@ def test_the_marker_of_a_newer_release_is_known_as_such() -> None:
     assert parse_marker(changed(format=FORMAT + 1)) == NewerMarker(3)
     # Whatever else it holds.
     assert parse_marker('{"format": 7}') == NewerMarker(7)
-    assert parse_marker(changed(kind="snapshot")) == NewerMarker(2, "snapshot")
+    assert parse_marker(changed(kind="archive")) == NewerMarker(2, "archive")
     # A role that is unknown is no sign that the data is lost.
     assert parse_marker(changed(role="both")) == NewerMarker(2, "role both")
-    assert [str(NewerMarker(3)), str(NewerMarker(2, "snapshot"))] == ["format 3", "kind snapshot"]
+    assert [str(NewerMarker(3)), str(NewerMarker(2, "archive"))] == ["format 3", "kind archive"]
 
 
 @pytest.mark.parametrize(

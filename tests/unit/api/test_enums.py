@@ -37,6 +37,12 @@ BRANCH: dict[str, type[StrEnum]] = {
     "status.conditions[].status": enums.ConditionStatus,
 }
 
+SNAPSHOT: dict[str, type[StrEnum]] = {
+    "spec.protection": enums.Protection,
+    "spec.origin.reason": enums.SnapshotReason,
+    "status.conditions[].status": enums.ConditionStatus,
+}
+
 
 def enums_of(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, set[str]]]:
     """Yield each field of a schema that has an enum, by its path, with the values."""
@@ -48,7 +54,9 @@ def enums_of(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, set[
         yield from enums_of(schema["items"], f"{path}[]")
 
 
-@pytest.mark.parametrize(("file", "expected"), [("dbprojects", PROJECT), ("dbbranches", BRANCH)])
+@pytest.mark.parametrize(
+    ("file", "expected"), [("dbprojects", PROJECT), ("dbbranches", BRANCH), ("dbsnapshots", SNAPSHOT)]
+)
 def test_each_enum_of_a_crd_is_one_of_the_code(file: str, expected: dict[str, type[StrEnum]]) -> None:
     crd = yaml.safe_load((CRDS / f"{file}.yaml").read_text())
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
@@ -57,7 +65,7 @@ def test_each_enum_of_a_crd_is_one_of_the_code(file: str, expected: dict[str, ty
 
 def test_no_enum_of_the_code_is_missing_in_the_crds() -> None:
     defined = {item for item in vars(enums).values() if isinstance(item, type) and issubclass(item, StrEnum)}
-    assert defined - {StrEnum, enums.OpenEnum} == {*PROJECT.values(), *BRANCH.values()}
+    assert defined - {StrEnum, enums.OpenEnum} == {*PROJECT.values(), *BRANCH.values(), *SNAPSHOT.values()}
 
 
 def test_values_of_a_newer_release_stop_no_reader() -> None:

@@ -99,9 +99,8 @@ def test_older_and_newer_crds() -> None:
     older = schema(DBProject=set(SPEC_FIELDS["DBProject"]), DBBranch=set(SPEC_FIELDS["DBBranch"]) - {"state"})
     finding = diagnose_schema(older, "1.0")
     assert finding.severity is Severity.ERROR and "is without DBBranch.spec.state" in finding.message
-    newer = schema(
-        DBProject=set(SPEC_FIELDS["DBProject"]) | {"upstream"}, DBBranch=set(SPEC_FIELDS["DBBranch"])
-    )
+    fields = {kind: set(fields) for kind, fields in SPEC_FIELDS.items()}
+    newer = schema(**{**fields, "DBProject": fields["DBProject"] | {"upstream"}})
     finding = diagnose_schema(newer, "1.0")
     assert finding.severity is Severity.WARNING and "DBProject.spec.upstream" in finding.message
     assert diagnose_schema({}, "1.0").severity is Severity.ERROR

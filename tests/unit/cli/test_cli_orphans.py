@@ -130,7 +130,7 @@ def test_the_annotation_is_bounded_and_tolerates_other_releases() -> None:
     published = parse_published(render_published(many, {}))
     assert len(published.orphans) == 200 and published.omitted == 50
     of_newer_release = json.dumps(
-        {"items": [{"kind": "snapshot", "uid": "a", "pool": "b"}, {"kind": "pool", "uid": "c", "pool": "c"}]}
+        {"items": [{"kind": "archive", "uid": "a", "pool": "b"}, {"kind": "pool", "uid": "c", "pool": "c"}]}
     )
     assert [orphan.uid for orphan in parse_published(of_newer_release).orphans] == ["c"]
     check: Callable[[str | None], object] = parse_published

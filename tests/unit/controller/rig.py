@@ -16,6 +16,7 @@ from tests.factories import (
     BranchBuilder,
     Json,
     ProjectBuilder,
+    SnapshotBuilder,
     agent_pod,
     branch,
     node,
@@ -27,8 +28,10 @@ from tests.fakes.api import FakeApi
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.project import Project, parse_project
+from dbranch.api.snapshot import Snapshot
 from dbranch.controller import nodes
 from dbranch.controller.branch.reconciler import BranchReconciler
+from dbranch.controller.branch.sources import Sources
 from dbranch.controller.cache import Cache
 from dbranch.controller.limits import Limits
 from dbranch.controller.manifests import Release
@@ -36,12 +39,20 @@ from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.reconciler import ProjectReconciler
 from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of
-from dbranch.kube.client import Cluster, branch_path, path_of, project_path
+from dbranch.controller.snapshot.reconciler import SnapshotReconciler
+from dbranch.controller.snapshot_records import SnapshotRecords, record_of
+from dbranch.kube.client import Cluster, branch_path, path_of, project_path, snapshot_path
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import DONE
 
 PROJECTS = path_of(names.API_VERSION, names.PROJECTS, NAMESPACE)
 BRANCHES = path_of(names.API_VERSION, names.BRANCHES, NAMESPACE)
+SNAPSHOTS = path_of(names.API_VERSION, names.SNAPSHOTS, NAMESPACE)
+_COLLECTIONS = {
+    names.PROJECT_KIND: PROJECTS,
+    names.BRANCH_KIND: BRANCHES,
+    names.SNAPSHOT_KIND: SNAPSHOTS,
+}
 PODS = path_of("v1", "pods", NAMESPACE)
 AGENTS = path_of("v1", "pods", NODES_NAMESPACE)
 NODES = path_of("v1", "nodes")
@@ -86,17 +97,21 @@ class Rig:
         self.projects = ProjectReconciler(
             cluster, RELEASE, self.owned, locks, metrics, self.emit, limits=self.limits
         )
+        sources = Sources()
         self.branches = BranchReconciler(
-            cluster, RELEASE, self.owned, locks, metrics, self.emit, limits=self.limits
+            cluster, RELEASE, self.owned, locks, metrics, self.emit, self.limits, sources
+        )
+        self.snapshots = SnapshotReconciler(
+            cluster, locks, metrics, sources, SnapshotRecords(), self.limits, self.emit
         )
 
     # Objects.
 
-    def put(self, *builders: ProjectBuilder | BranchBuilder) -> None:
+    def put(self, *builders: ProjectBuilder | BranchBuilder | SnapshotBuilder) -> None:
         """Create objects as they are."""
         for builder in builders:
             body = builder.body()
-            self.api.put(PROJECTS if body["kind"] == names.PROJECT_KIND else BRANCHES, body)
+            self.api.put(_COLLECTIONS[body["kind"]], body)
 
     def project(self, name: str = "shop") -> Json:
         body = self.api.get(project_path(NAMESPACE, name))
@@ -149,7 +164,10 @@ class Rig:
             proxy = proxy_pod_of(body)
             if proxy:
                 proxies.setdefault(body["metadata"]["labels"][names.LABEL_PROJECT_UID], []).append(proxy)
-        return Cache(node_objects, agents, projects, branches, proxies)
+        snapshots = SnapshotRecords()
+        for body in self.api.find(path_of(names.API_VERSION, names.SNAPSHOTS)):
+            snapshots.put(record_of(body))
+        return Cache(node_objects, agents, projects, branches, proxies, snapshots)
 
     def writes_of(self, call: Callable[[], object]) -> list[str]:
         """Return the writes that a call causes."""
@@ -157,7 +175,7 @@ class Rig:
         call()
         return self.api.take_writes()
 
-    def emit(self, item: Project | Branch, event_type: str, reason: str, message: str) -> None:
+    def emit(self, item: Project | Branch | Snapshot, event_type: str, reason: str, message: str) -> None:
         self.events.append((event_type, reason))
         self.event_texts.append(message)
 
@@ -172,6 +190,16 @@ class Rig:
         self._quietly(self._finalize, branch_path(NAMESPACE, f"{of}-{name}"), names.CONTROLLER_FINALIZER)
         self.result = self.branches.reconcile(NAMESPACE, f"{of}-{name}", self.cache(), bypass_cache)
         return self.branch(name, of)
+
+    def snapshot(self, name: str = "before") -> Json:
+        body = self.api.get(snapshot_path(NAMESPACE, f"shop-{name}"))
+        assert body is not None, f"snapshot {name} does not exist"
+        return body
+
+    def reconcile_snapshot(self, name: str = "before") -> Json | None:
+        """Reconcile the snapshot; return it, None if it is gone."""
+        self.result = self.snapshots.reconcile(NAMESPACE, f"shop-{name}", self.cache())
+        return self.api.get(snapshot_path(NAMESPACE, f"shop-{name}"))
 
     def remove_project(self, name: str = "shop") -> bool:
         """Reconcile the project, which is being deleted; return whether the controller has let go of it."""

@@ -29,6 +29,7 @@ from dbranch.agent.branch.actions import (
 )
 from dbranch.agent.branch.facts import Desired
 from dbranch.agent.branch.observe import endpoint_of
+from dbranch.agent.checkpoint import checkpoint_source
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.node_secrets import NodeSecrets
@@ -42,11 +43,9 @@ from dbranch.agent.postgres.server import observe_server
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot import pods
-from dbranch.agent.slot.observe import observe_branch_slots
 from dbranch.agent.slot.pod_spec import branch_pod, claim_patch, initdb_pod
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.slot.scripts import read_initdb, read_slot_start
-from dbranch.agent.timing import CHECKPOINT_TIMEOUT_SECONDS
 from dbranch.agent.volume import effect as subvolume
 from dbranch.agent.volume.alter_system import ensure_alter_system_reset
 from dbranch.agent.volume.marker import Marker
@@ -134,7 +133,7 @@ class BranchEffects:
                     layout, project.uid, branch.uid, settings, now_rfc3339()
                 )
             case TakeSnapshot(source_uid):
-                self._checkpoint(desired, source_uid)
+                checkpoint_source(layout, project.uid, source_uid, project.postgres.database)
                 outcome.timer.record("Checkpoint")
                 outcome.marker = ensure_snapshot(
                     layout, project.uid, source_uid, branch.uid, settings, now_rfc3339()
@@ -241,18 +240,6 @@ class BranchEffects:
         if not loaded:
             logger.warning("slot %s: Postgres has not loaded its settings; see its log", endpoint.slot)
         return loaded
-
-    def _checkpoint(self, desired: Desired, source_uid: str) -> None:
-        """Run CHECKPOINT on the source if it runs, best effort, so that the branch has little WAL to replay."""
-        marker = subvolume.read_marker(self._layout.branch(desired.project.uid, source_uid))
-        for name in observe_branch_slots(self._layout, source_uid, None):
-            if marker:
-                port, database = names.branch_port(source_uid), desired.project.postgres.database
-                endpoint = Endpoint(name, port, marker.superuser, marker.major, database)
-                if not session.checkpoint(self._layout, endpoint, CHECKPOINT_TIMEOUT_SECONDS):
-                    logger.info(
-                        "source %s: no CHECKPOINT; the branch replays more WAL at its start", source_uid
-                    )
 
 
 def _projects_verifiers(secret: Mapping[str, Any] | None, roles: Sequence[str]) -> dict[str, str]:

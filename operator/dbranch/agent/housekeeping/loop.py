@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +22,7 @@ from dbranch.api import names
 from dbranch.api.errors import Busy
 from dbranch.api.orphans import Orphan, OrphanKind, parse_published, render_published
 from dbranch.kube.client import Cluster, path_of
-from dbranch.runtime.clock import now_rfc3339
+from dbranch.runtime.events import create_event
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +137,7 @@ class Housekeeping:
             adoptable = [pool.uid for pool in self.sweeper.stored if is_adoptable(pool, existing)]
             desired[names.AGENT_RETAINED] = ",".join(adoptable[:_MAX_ADOPTABLE])
             desired[names.AGENT_ORPHANS] = render_published(tuple(orphans), self._refused) or None
+        desired[names.AGENT_FEATURES] = names.FEATURE_SNAPSHOTS
         free, published_free = (
             observe_machine(self._layout).host_free_bytes,
             current.get(names.AGENT_HOST_FREE),
@@ -154,29 +154,17 @@ class Housekeeping:
             self._cluster.merge(self._pod_path, {"metadata": {"annotations": changed}})
 
     def _emit_event(self, pod: Mapping[str, Any], orphan: Orphan) -> None:
-        meta, now = pod["metadata"], now_rfc3339()
         name = " ".join(filter(None, (orphan.namespace, orphan.project, orphan.branch)))
         text = (
             f"{orphan.kind} {orphan.uid}{f' ({name})' if name else ''} of {orphan.size} is named by no object: "
             f"{orphan.why}; it is kept; see dbranch orphan list"
         )
-        event = {
+        about = {
             "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"name": f"{self._pod}.{secrets.token_hex(8)}", "namespace": self._context.namespace},
-            "involvedObject": {
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "name": self._pod,
-                "namespace": self._context.namespace,
-                "uid": meta.get("uid", ""),
-            },
-            "type": "Warning",
-            "reason": "Orphan",
-            "message": text,
-            "source": {"component": names.AGENT_MANAGER, "host": self._context.node},
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
+            "kind": "Pod",
+            "name": self._pod,
+            "namespace": self._context.namespace,
+            "uid": pod["metadata"].get("uid", ""),
         }
-        self._cluster.create(path_of("v1", "events", self._context.namespace), event)
+        source = {"component": names.AGENT_MANAGER, "host": self._context.node}
+        create_event(self._cluster, about, "Warning", "Orphan", text, source)

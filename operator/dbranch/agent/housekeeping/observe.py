@@ -48,8 +48,9 @@ def observe_existing(cluster: Cluster, identity: ClusterIdentity) -> Existing:
     Call it after the disk was read: an object is there before its data. A project that is being deleted and that the
     agent has let go of does not count.
     """
-    projects, branches = (
-        cluster.find(path_of(names.API_VERSION, plural)) for plural in (names.PROJECTS, names.BRANCHES)
+    projects, branches, snapshots = (
+        cluster.find(path_of(names.API_VERSION, plural))
+        for plural in (names.PROJECTS, names.BRANCHES, names.SNAPSHOTS)
     )
     return Existing(
         frozenset(
@@ -60,6 +61,7 @@ def observe_existing(cluster: Cluster, identity: ClusterIdentity) -> Existing:
         ),
         frozenset(body["metadata"]["uid"] for body in branches),
         identity.cluster_uid(),
+        frozenset(body["metadata"]["uid"] for body in snapshots),
     )
 
 

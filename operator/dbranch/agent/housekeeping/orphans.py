@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from dbranch.agent.layout import SubvolumeKind, SubvolumeName
 from dbranch.agent.pool.record import NewerRecord, PoolRecord
-from dbranch.agent.volume.marker import Marker, NewerMarker
+from dbranch.agent.volume.marker import Marker, NewerMarker, SnapshotMarker
 
 
 class Fate(StrEnum):
@@ -18,7 +18,7 @@ class Fate(StrEnum):
     KEEP = "keep"
     # A pool in which there never was any data.
     REMOVE_POOL = "remove-pool"
-    # A subvolume in which a branch was being made that never came to be.
+    # A subvolume in which a branch or snapshot was being made that never came to be.
     REMOVE_TEMPORARY = "remove-temporary"
 
 
@@ -32,7 +32,7 @@ class StoredPool:
 
     uid: str
     record: PoolRecord | NewerRecord | None
-    markers: Mapping[SubvolumeName, Marker | NewerMarker | None]
+    markers: Mapping[SubvolumeName, Marker | SnapshotMarker | NewerMarker | None]
     allocated_bytes: int = 0
     pool_uuid: str | None = None
     tombstoned: bool = False
@@ -45,6 +45,12 @@ class Existing:
     projects: frozenset[str]
     branches: frozenset[str]
     cluster: str
+    snapshots: frozenset[str] = frozenset()
+
+    @property
+    def owners(self) -> frozenset[str]:
+        """The UIDs of all objects that own subvolumes."""
+        return self.branches | self.snapshots
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,10 @@ def _unnamed_pool(pool: StoredPool, existing: Existing) -> Unnamed:
 
 
 def _unnamed_in(pool: StoredPool, existing: Existing) -> Iterator[Unnamed]:
-    """Yield what no DBBranch names in the pool of a project that exists. Names of newer releases are left alone."""
+    """Yield what no DBBranch or DBSnapshot names in the pool of a project that exists.
+
+    Names of newer releases are left alone.
+    """
     if isinstance(pool.record, NewerRecord):
         return
     newer = {
@@ -124,10 +133,14 @@ def _unnamed_in(pool: StoredPool, existing: Existing) -> Iterator[Unnamed]:
     seen: set[str] = set()
     for name, marker in sorted(pool.markers.items(), key=lambda item: not item[0].is_data):
         owner = name.owner_uid
-        if owner in existing.branches or owner in newer or owner in seen:
+        if owner in existing.owners or owner in newer or owner in seen:
             continue
         if name.is_data:
             why = "its DBBranch is gone, and nobody asked for the removal of the data"
+            if isinstance(marker, SnapshotMarker):
+                why = "its DBSnapshot is gone, and nobody asked for the removal of the data"
+                if marker.data.project_uid != pool.uid:
+                    why = "no DBSnapshot of the project that adopted the pool names it"
             if isinstance(marker, Marker) and marker.project_uid != pool.uid:
                 why = "no DBBranch of the project that adopted the pool names it"
             seen.add(owner)

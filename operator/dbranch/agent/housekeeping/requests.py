@@ -88,13 +88,15 @@ class Obedience:
 
     def _delete_branch(self, orphan: Orphan) -> None:
         ensure_unused(self._cluster, self._layout, self._context, names.LABEL_BRANCH_UID, orphan.uid)
-        logger.warning("branch %s in pool %s is removed on request", orphan.uid, orphan.pool)
+        logger.warning("subvolume %s in pool %s is removed on request", orphan.uid, orphan.pool)
         ensure_trashed(self._layout, orphan.pool, orphan.uid)
         ensure_trash_emptied(self._layout, orphan.pool)
 
     def _allow(self, orphan: Orphan, namespace: str) -> None:
         if orphan.kind is not OrphanKind.POOL:
-            raise InvalidInput(f"{orphan.uid} is a branch; only a pool can be adopted; nothing is changed")
+            raise InvalidInput(
+                f"{orphan.uid} is a {orphan.kind}; only a pool can be adopted; nothing is changed"
+            )
         namespace_uid = self._identity.namespace_uid(namespace)
         if not namespace_uid:
             raise InvalidInput(f"namespace {namespace} does not exist; nothing is changed; create it first")

@@ -25,7 +25,7 @@ from dbranch.agent.slot.observe import observe_bind_mounts, observe_slots
 from dbranch.agent.slot.unused import ensure_unused
 from dbranch.agent.timing import ORPHAN_ROUNDS, ORPHAN_SLOT_ROUNDS
 from dbranch.agent.volume.effect import ensure_temporaries_destroyed
-from dbranch.agent.volume.marker import Marker
+from dbranch.agent.volume.marker import Marker, SnapshotMarker
 from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.agent.volume.sizes import observe_sizes
 from dbranch.api import names
@@ -120,13 +120,16 @@ class Sweeper:
             sizes = observe_sizes(self._layout, pool.uid, uid)
             self._branch_bytes[uid] = sizes.unique_bytes if sizes else 0
         size = self._branch_bytes[uid]
-        branch_names = marker.names if isinstance(marker, Marker) else None
+        snapshot = marker if isinstance(marker, SnapshotMarker) else None
+        data = snapshot.data if snapshot else marker
+        branch_names = data.names if isinstance(data, Marker) else None
         texts = (
             (branch_names.namespace, branch_names.project, branch_names.branch)
             if branch_names
             else ("", "", "")
         )
-        return Orphan(OrphanKind.BRANCH, uid, pool.uid, *texts, format_bytes(size), item.why), size
+        kind = OrphanKind.SNAPSHOT if snapshot else OrphanKind.BRANCH
+        return Orphan(kind, uid, pool.uid, *texts, format_bytes(size), item.why), size
 
     def _treat(self, item: Unnamed) -> None:
         """Remove what never was anybody's data. Of an orphan only what holds it goes: its pods, slots and mount."""
@@ -144,7 +147,7 @@ class Sweeper:
                 ensure_pool_removed(self._layout, item.pool_uid)
             case Fate.REMOVE_TEMPORARY:
                 logger.warning(
-                    "what branch %s was being made in has no DBBranch; it is removed", item.owner_uid
+                    "what %s was being made in has no DBBranch or DBSnapshot; it is removed", item.owner_uid
                 )
                 ensure_temporaries_destroyed(self._layout, item.pool_uid, item.owner_uid)
             case Fate.KEEP if item.is_pool:

@@ -137,13 +137,29 @@ def ensure_writable_at(directory: int, name: str) -> None:
     """Clear the read-only flag of a subvolume in the open directory, which keeps it from being moved or emptied."""
     handle = openat2(directory, name, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        flags = bytearray(8)
-        fcntl.ioctl(handle, _SUBVOL_GETFLAGS, flags, True)
-        current = struct.unpack("=Q", flags)[0]
-        if current & _READ_ONLY:
-            fcntl.ioctl(handle, _SUBVOL_SETFLAGS, struct.pack("=Q", current & ~_READ_ONLY))
+        flags = _flags_of(handle)
+        if flags & _READ_ONLY:
+            fcntl.ioctl(handle, _SUBVOL_SETFLAGS, struct.pack("=Q", flags & ~_READ_ONLY))
     finally:
         os.close(handle)
+
+
+def set_read_only(path: Path) -> None:
+    """Set the read-only flag of a subvolume. Nobody can write into it any more, not even root."""
+    with _opened(path) as handle:
+        fcntl.ioctl(handle, _SUBVOL_SETFLAGS, struct.pack("=Q", _flags_of(handle) | _READ_ONLY))
+
+
+def is_read_only(path: Path) -> bool:
+    """Return True if the subvolume has the read-only flag."""
+    with _opened(path) as handle:
+        return bool(_flags_of(handle) & _READ_ONLY)
+
+
+def _flags_of(handle: int) -> int:
+    flags = bytearray(8)
+    fcntl.ioctl(handle, _SUBVOL_GETFLAGS, flags, True)
+    return int(struct.unpack("=Q", flags)[0])
 
 
 def destroy_subvolume(path: Path) -> None:

@@ -77,8 +77,13 @@ class ProjectReconciler:
         trigger_warm: Callable[[Project], None],
         request_branch: Callable[[Branch], None],
         trigger_housekeeping: Callable[[], None] = lambda: None,
+        request_snapshots: Callable[[Project], None] = lambda project: None,
     ) -> None:
-        """`trigger_housekeeping`: called when a pool has become one that can be adopted."""
+        """`trigger_housekeeping`: called when a pool has become one that can be adopted.
+
+        `request_snapshots`: requests reconciles of the project's snapshots that may have waited for its pool.
+        """
+        self._request_snapshots = request_snapshots
         self._cluster, self._layout, self._context, self._locks = cluster, layout, context, locks
         self._trigger_housekeeping = trigger_housekeeping
         self._ownership = PoolOwnership(cluster, layout, context)
@@ -262,6 +267,7 @@ class ProjectReconciler:
             branch = parse_branch(body)
             if branch.project == project.name and not branch.deleting:
                 self._request_branch(branch)
+        self._request_snapshots(project)
 
     def _remove(self, project: Project) -> Result:
         """Remove pods, slots and pool as far as they can be removed now; once nothing is left, the finalizer."""

@@ -31,7 +31,7 @@ from dbranch.agent.linux.files import empty_directory, opened_directory, write_a
 from dbranch.agent.linux.mounts import mounts_at, read_mounts
 from dbranch.agent.linux.syscalls import openat2, rename_new, rename_new_at, syncfs
 from dbranch.agent.volume.brake import observe_brake
-from dbranch.agent.volume.marker import Marker, NewerMarker, render_marker
+from dbranch.agent.volume.marker import Marker, NewerMarker, SnapshotMarker, render_marker
 from dbranch.agent.volume.observe import list_subvolumes, marker_at
 from dbranch.agent.volume.settings import Settings, render_files, render_hba
 from dbranch.api.errors import Busy, DataLost, InvalidInput, StorageUnclear, Unsafe
@@ -54,10 +54,16 @@ def sync(path: Path) -> None:
 
 
 def read_marker(subvolume: Path) -> Marker | None:
-    """Read the marker of a subvolume; None if it has none that can be read.
+    """Read a branch's marker in a subvolume; None if it has none that can be read, or holds a snapshot.
 
     Raises StorageUnclear if a newer release wrote it: only that release knows what the subvolume is.
     """
+    marker = read_any_marker(subvolume)
+    return None if isinstance(marker, SnapshotMarker) else marker
+
+
+def read_any_marker(subvolume: Path) -> Marker | SnapshotMarker | None:
+    """Read the marker of a subvolume, as `read_marker`, whoever owns it."""
     marker = marker_at(subvolume)
     if isinstance(marker, NewerMarker):
         raise StorageUnclear(

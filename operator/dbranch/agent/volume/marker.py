@@ -12,8 +12,9 @@ from dbranch.api import names
 
 # What this release reads and writes. Only a newer release understands a higher number.
 FORMAT: Final = 2
-# What owns the data: a DBBranch. No other kind of object has data yet.
+# What owns the data: a DBBranch or a DBSnapshot.
 _OWNER_KIND: Final = "branch"
+_SNAPSHOT_KIND: Final = "snapshot"
 
 
 class Role(StrEnum):
@@ -25,9 +26,10 @@ class Role(StrEnum):
     COPY = "copy"
 
 
-# How the data came to be: made by initdb, or copied from a branch.
+# How the data came to be: made by initdb, or copied from a branch or a snapshot.
 FROM_INITDB: Final = "initdb"
 FROM_BRANCH: Final = "branch"
+FROM_SNAPSHOT: Final = "snapshot"
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class BranchNames:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the data came from: `kind` is FROM_INITDB or FROM_BRANCH, `uid` that of the branch that was copied.
+    """Where the data came from: `kind` is a FROM_…, `uid` that of the branch or snapshot that was copied.
 
     `time` (RFC 3339) is the moment as of which the data is.
     """
@@ -127,6 +129,18 @@ class Marker:
 
 
 @dataclass(frozen=True)
+class SnapshotMarker:
+    """`marker.json` of a read-only subvolume with the data of a branch as of one moment: which DBSnapshot owns it.
+
+    `data`: as the branch's marker described the data then, but owned by the DBSnapshot; its origin is the branch.
+    `snapshot`: the name of the DBSnapshot.
+    """
+
+    data: Marker
+    snapshot: str
+
+
+@dataclass(frozen=True)
 class NewerMarker:
     """A marker that only a newer release understands: its subvolume is neither used, adopted, nor destroyed."""
 
@@ -139,13 +153,22 @@ class NewerMarker:
 
 def render_marker(marker: Marker) -> str:
     """Render the marker as JSON, a key a line. slot-start.sh looks for the line ` "role": "root"`."""
+    return _render(marker, _OWNER_KIND)
+
+
+def render_snapshot_marker(marker: SnapshotMarker) -> str:
+    """Render the marker of a snapshot as JSON, a key a line."""
+    return _render(marker.data, _SNAPSHOT_KIND, {"names": {"snapshot": marker.snapshot}})
+
+
+def _render(marker: Marker, kind: str, additions: Mapping[str, Any] | None = None) -> str:
     fields = asdict(marker)
     unknown = fields.pop("unknown")
-    understood = {**fields, "format": FORMAT, "kind": _OWNER_KIND}
+    understood = _merge(additions or {}, {**fields, "format": FORMAT, "kind": kind})
     return json.dumps(_merge(unknown, understood), indent=1, sort_keys=True) + "\n"
 
 
-def parse_marker(text: str) -> Marker | NewerMarker | None:
+def parse_marker(text: str) -> Marker | SnapshotMarker | NewerMarker | None:
     """Parse a marker; None if it cannot be read (cut off, or of a format that was never released)."""
     try:
         raw: Any = json.loads(text)
@@ -154,7 +177,7 @@ def parse_marker(text: str) -> Marker | NewerMarker | None:
             return None
         if version > FORMAT:
             return NewerMarker(version)
-        if raw["kind"] != _OWNER_KIND:
+        if raw["kind"] not in (_OWNER_KIND, _SNAPSHOT_KIND):
             return NewerMarker(version, str(raw["kind"]))
         if raw["role"] not in [*Role]:
             return NewerMarker(version, f"role {raw['role']}")
@@ -183,9 +206,14 @@ def parse_marker(text: str) -> Marker | NewerMarker | None:
             superuser=str(raw.get("superuser", "")),
             initdb_settings={str(k): str(v) for k, v in dict(raw.get("initdb_settings", {})).items()},
         )
+        snapshot = str(branch["snapshot"]) if raw["kind"] == _SNAPSHOT_KIND else None
     except (ValueError, KeyError, TypeError):
         return None
-    return replace(marker, unknown=_without(raw, {**asdict(marker), "format": 0, "kind": ""}))
+    understood: dict[str, Any] = {**asdict(marker), "format": 0, "kind": ""}
+    if snapshot is not None:
+        understood["names"]["snapshot"] = snapshot
+    marker = replace(marker, unknown=_without(raw, understood))
+    return marker if snapshot is None else SnapshotMarker(marker, snapshot)
 
 
 def _without(raw: Mapping[str, Any], understood: Mapping[str, Any]) -> dict[str, Any]:

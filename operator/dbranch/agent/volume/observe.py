@@ -9,9 +9,11 @@ from pathlib import Path
 from dbranch.agent.layout import MARKER, PG_IDENT, Layout, SubvolumeKind, SubvolumeName
 from dbranch.agent.linux.btrfs import is_subvolume
 from dbranch.agent.linux.mounts import mounts_at
-from dbranch.agent.volume.marker import Marker, NewerMarker, parse_marker
+from dbranch.agent.volume.marker import Marker, NewerMarker, SnapshotMarker, parse_marker
 from dbranch.agent.volume.settings import superuser_in
 from dbranch.agent.volume.tenant import superuser_of_initdb
+
+AnyMarker = Marker | SnapshotMarker | NewerMarker
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,25 @@ class SubvolumesFacts:
     None: the marker is missing or cannot be read (that of trash is not read).
     """
 
-    markers: Mapping[SubvolumeName, Marker | NewerMarker | None] = field(default_factory=dict)
+    markers: Mapping[SubvolumeName, AnyMarker | None] = field(default_factory=dict)
 
     @property
     def branches(self) -> dict[str, Marker | NewerMarker | None]:
         """The markers of branches, by the branch's UID."""
-        return {name.owner_uid: marker for name, marker in self.markers.items() if name.is_data}
+        return {
+            name.owner_uid: marker
+            for name, marker in self.markers.items()
+            if name.is_data and not isinstance(marker, SnapshotMarker)
+        }
+
+    @property
+    def snapshots(self) -> dict[str, SnapshotMarker]:
+        """The markers of snapshots, by the snapshot's UID."""
+        return {
+            name.owner_uid: marker
+            for name, marker in self.markers.items()
+            if name.is_data and isinstance(marker, SnapshotMarker)
+        }
 
     @property
     def unfinished(self) -> tuple[SubvolumeName, ...]:
@@ -82,13 +97,26 @@ def _is_mounted(pool: Path) -> bool:
 
 def observe_marker(layout: Layout, project_uid: str, branch_uid: str) -> Marker | NewerMarker | None:
     """Read the marker of one branch, however many the pool holds; None if there is no such branch (yet)."""
-    branch = layout.branch(project_uid, branch_uid)
-    if not _is_mounted(layout.pool(project_uid)) or not is_subvolume(branch):
+    marker = _observe_marker(layout, project_uid, branch_uid)
+    return None if isinstance(marker, SnapshotMarker) else marker
+
+
+def observe_snapshot_marker(
+    layout: Layout, project_uid: str, snapshot_uid: str
+) -> SnapshotMarker | NewerMarker | None:
+    """Read the marker of one snapshot; None if there is no such snapshot (yet)."""
+    marker = _observe_marker(layout, project_uid, snapshot_uid)
+    return None if isinstance(marker, Marker) else marker
+
+
+def _observe_marker(layout: Layout, project_uid: str, owner_uid: str) -> AnyMarker | None:
+    path = layout.branch(project_uid, owner_uid)
+    if not _is_mounted(layout.pool(project_uid)) or not is_subvolume(path):
         return None
-    return marker_at(branch)
+    return marker_at(path)
 
 
-def marker_at(subvolume: Path) -> Marker | NewerMarker | None:
+def marker_at(subvolume: Path) -> AnyMarker | None:
     """Read the marker of a subvolume; None if it is missing or cannot be read.
 
     Where it names no superuser (the first release wrote it), pg_ident.conf does, which only the agent writes.

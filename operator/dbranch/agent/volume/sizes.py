@@ -30,13 +30,15 @@ class Sizes:
     written_bytes: int | None = None
 
 
-def observe_sizes(layout: Layout, project_uid: str, branch_uid: str) -> Sizes | None:
-    """Measure all that the branch owns except trash, from its extents (FIEMAP; about 20 µs per file).
+def observe_sizes(
+    layout: Layout, project_uid: str, branch_uid: str, seconds: float = MEASURE_SECONDS
+) -> Sizes | None:
+    """Measure all that the branch or snapshot owns except trash, from its extents (FIEMAP; about 20 µs per file).
 
     Returns None if its data does not exist (yet). Raises OSError with E2BIG if it has more files and extents than are
-    read within MEASURE_SECONDS.
+    read within so many seconds.
     """
-    deadline = time.monotonic() + MEASURE_SECONDS
+    deadline = time.monotonic() + seconds
     if not is_subvolume(layout.branch(project_uid, branch_uid)):
         return None
     pool = layout.pool(project_uid)

@@ -88,7 +88,7 @@ def max_prepared_of_server(subvolume: Path) -> int:
         value = pg_control.max_prepared_transactions(data or b"")
     except pg_control.Damaged as error:
         raise SourceUnsafe(
-            f"{pg_control.PATH} of the source is damaged ({error}); no branch is created; "
+            f"{pg_control.PATH} of the source is damaged ({error}); nothing is copied; "
             "see whether the source's Postgres starts"
         ) from error
     if value is None:
@@ -149,7 +149,7 @@ def _unsafe(path: Path, problem: str) -> SourceUnsafe:
     # A tenant's path may be longer than any message.
     text = str(path) if len(str(path)) <= _PATH_LIMIT else f"…{str(path)[-_PATH_LIMIT:]}"
     return SourceUnsafe(
-        f"{text} {problem}; a snapshot would not contain it, so no branch is created; move the data into PGDATA"
+        f"{text} {problem}; a snapshot would not contain it, so nothing is copied; move the data into PGDATA"
     )
 
 

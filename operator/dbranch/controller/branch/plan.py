@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 from dbranch.api import names
 from dbranch.api.branch import Branch, BranchRoute
-from dbranch.api.conditions import Condition, Finding, Reason
+from dbranch.api.conditions import NO_PROGRESS_REASONS, Condition, Finding, Reason
 from dbranch.api.enums import TargetState
 from dbranch.api.project import Project
+from dbranch.api.snapshot import Snapshot
 from dbranch.controller import timing
 from dbranch.controller.branch.status import branch_findings
 from dbranch.controller.conditions import held_deletion_status, phase_of, ready_finding, report_conditions
@@ -27,20 +28,6 @@ from dbranch.controller.scheduling import (
 
 Json = dict[str, Any]
 
-# No snapshot is taken before somebody has done something about it.
-_NO_PROGRESS_REASONS: Final = frozenset(
-    {
-        Reason.POOL_FULL,
-        Reason.NODE_DISK_LOW,
-        Reason.POOL_LOST,
-        Reason.POOL_DAMAGED,
-        Reason.BTRFS_MISSING,
-        Reason.SOURCE_UNSAFE,
-        Reason.DATA_LOST,
-        Reason.STORAGE_UNCLEAR,
-    }
-)
-
 
 @dataclass(frozen=True)
 class BranchFacts:
@@ -49,6 +36,8 @@ class BranchFacts:
     `siblings`: all branches of the project, also this one; `node`: the one that the branch is bound to; `proxies`:
     the pods of the project's proxy; `problem`: why its objects could not be applied. `limits`: of its namespace;
     `is_excess`: it comes behind the number of branches that they allow.
+    `snapshot`: that spec.sourceSnapshot names, and `project_node` the project's node: known before it is bound.
+    `taken`: the snapshots that are taken, or to be taken, of a branch that is being deleted.
     """
 
     branch: Branch
@@ -59,6 +48,9 @@ class BranchFacts:
     problem: Finding | None = None
     limits: NamespaceLimits = NO_LIMITS
     is_excess: bool = False
+    snapshot: Snapshot | None = None
+    project_node: NodeFacts | None = None
+    taken: tuple[Snapshot, ...] = ()
 
     @property
     def is_refused(self) -> bool:
@@ -113,6 +105,8 @@ def plan_branch(facts: BranchFacts, now: str) -> BranchPlan:
         "phase": phase_of(ready),
         "active": _is_active(facts),
     }
+    if branch.source_text:
+        fields["source"] = branch.source_text
     return BranchPlan(binding, ready, fields, route is not None and route.state == TargetState.READY)
 
 
@@ -122,7 +116,7 @@ def _schedule(facts: BranchFacts) -> tuple[Binding | None, Finding]:
     if branch.node_name is None:
         if facts.problem or facts.is_refused:
             return None, facts.problem or refused_finding(branch, facts.limits)
-        binding = bind_branch(facts.project, branch, facts.siblings)
+        binding = bind_branch(facts.project, branch, facts.siblings, facts.snapshot, facts.project_node)
         if isinstance(binding, Finding):
             return None, binding
         return binding, _bound_finding(branch, binding.node)
@@ -155,7 +149,7 @@ def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemoval:
     is_overdue = remaining < 0
     ready = Finding(Reason.DELETING, _deleting_text(branch))
     abandoned = facts.node is not None and is_abandoned(facts.node, branch.annotations)
-    copies = [] if abandoned else [s.name for s in facts.siblings if _awaits_snapshot_of(branch, s, project)]
+    copies = [] if abandoned else _copies_awaited(facts)
     is_blocked = is_overdue and bool(copies)
     blocked = [(Condition.DELETION_BLOCKED, _blocked_finding(branch, min(copies)))] if is_blocked else []
     previous = branch.status.get("conditions") or ()
@@ -207,10 +201,20 @@ def _deleting_text(branch: Branch) -> str:
 
 
 def _blocked_finding(branch: Branch, copy: str) -> Finding:
-    text = f"branch {branch.name} waits for branch {copy}, which is being made of it"
-    return Finding(
-        Reason.WAITING_FOR_AGENT, f"{text}; it goes on when that is stored; or delete branch {copy}"
-    )
+    text = f"branch {branch.name} waits for {copy}, which is being made of it"
+    return Finding(Reason.WAITING_FOR_AGENT, f"{text}; it goes on when that is stored; or delete {copy}")
+
+
+def _copies_awaited(facts: BranchFacts) -> list[str]:
+    """Return the branches and snapshots, in words, that are bound to the branch and still to be taken of it."""
+    branch, project = facts.branch, facts.project
+    branches = [f"branch {s.name}" for s in facts.siblings if _awaits_snapshot_of(branch, s, project)]
+    is_running = project is not None and project.running
+    return branches + [
+        f"snapshot {snapshot.name}"
+        for snapshot in facts.taken
+        if is_running and snapshot.awaits_data and snapshot.branch_uid == branch.uid
+    ]
 
 
 def _awaits_snapshot_of(source: Branch, branch: Branch, project: Project | None) -> bool:
@@ -221,6 +225,4 @@ def _awaits_snapshot_of(source: Branch, branch: Branch, project: Project | None)
     if branch.source_uid != source.uid or branch.node.snapshot_time is not None or branch.deleting:
         return False
     storage = branch.node.storage
-    return (
-        project is not None and project.running and not (storage and storage.reason in _NO_PROGRESS_REASONS)
-    )
+    return project is not None and project.running and not (storage and storage.reason in NO_PROGRESS_REASONS)

@@ -14,6 +14,7 @@ from dbranch.api.conditions import Finding, Reason
 from dbranch.api.errors import BeingDeleted, InvalidInput, NameTaken, ObjectRefused
 from dbranch.api.project import Project, parse_project
 from dbranch.api.secrets import secret_text
+from dbranch.api.snapshot import Snapshot, parse_snapshot
 from dbranch.controller import manifests, timing
 from dbranch.controller.branch.plan import BranchFacts, BranchPlan, held_status, plan_branch, plan_removal
 from dbranch.controller.branch.sources import Sources
@@ -27,7 +28,7 @@ from dbranch.controller.manifests import Credentials, Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects, owner_uids
 from dbranch.controller.places import Places
-from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path
+from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path, snapshot_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import now_rfc3339, seconds_since
 from dbranch.runtime.finalizers import remove_finalizer
@@ -53,14 +54,16 @@ class BranchReconciler:
         metrics: ControllerMetrics,
         emit_event: EmitEvent,
         limits: Limits | None = None,
+        sources: Sources | None = None,
     ) -> None:
+        """`sources`: shared with who else binds something to a branch."""
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
         self._metrics, self._emit_event = metrics, emit_event
         self._abandonment_refusals = AbandonmentRefusals(emit_event)
         self._foreign_owners = ForeignOwners(emit_event)
         # By project UID: the password's version and the credentials with that password.
         self._credentials: LimitedDict[str, tuple[str, Credentials]] = LimitedDict(_MAX_CREDENTIALS)
-        self._sources = Sources()
+        self._sources = sources or Sources()
         self._limits = limits or Limits()
         self._places = Places(self._limits, "branches")
 
@@ -132,7 +135,17 @@ class BranchReconciler:
             cache.proxies_of(project.uid) if project else (),
             limits=self._limits.of(branch.namespace),
             is_excess=self._places.is_excess(branch, partial(cache.branches_in, branch.namespace)),
+            snapshot=self._source_snapshot(branch),
+            project_node=cache.node(project.node_name) if project and project.node_name else None,
+            taken=_snapshots_of(branch, cache),
         )
+
+    def _source_snapshot(self, branch: Branch) -> Snapshot | None:
+        """Read the snapshot that an unbound branch is to be made of, uncached."""
+        if branch.source_snapshot is None or branch.node_name is not None:
+            return None
+        body = self._cluster.get(snapshot_path(branch.namespace, branch.source_snapshot))
+        return parse_snapshot(body) if body else None
 
     def _report(self, branch: Branch, plan: BranchPlan) -> Branch:
         """Write the fields of the status that differ; return the branch as it is now."""
@@ -257,10 +270,10 @@ class BranchReconciler:
                 removal = plan_removal(facts, seconds_since(branch.deleted), now_rfc3339())
             if removal.done:
                 # A copy that was bound a moment ago may not be in the cache yet; none is bound behind this.
-                siblings = self._list_siblings(branch)
-                removal = plan_removal(
-                    replace(facts, siblings=siblings), seconds_since(branch.deleted), now_rfc3339()
+                facts = replace(
+                    facts, siblings=self._list_siblings(branch), taken=self._list_snapshots(branch)
                 )
+                removal = plan_removal(facts, seconds_since(branch.deleted), now_rfc3339())
             if removal.done:
                 self._sources.close(branch.uid)
         changes = removal.changes(branch.status)
@@ -283,6 +296,20 @@ class BranchReconciler:
         path = path_of(names.API_VERSION, names.BRANCHES, branch.namespace)
         bodies = self._cluster.find(path, fields=f"spec.project={branch.project}")
         return tuple(map(parse_branch, bodies))
+
+    def _list_snapshots(self, branch: Branch) -> tuple[Snapshot, ...]:
+        """List the snapshots that are bound to the branch uncached."""
+        path = path_of(names.API_VERSION, names.SNAPSHOTS, branch.namespace)
+        labels = f"{names.LABEL_BRANCH_UID}={branch.uid}"
+        return tuple(map(parse_snapshot, self._cluster.find(path, labels)))
+
+
+def _snapshots_of(branch: Branch, cache: Cache) -> tuple[Snapshot, ...]:
+    """Return the snapshots of a branch that is being deleted."""
+    if not branch.deleting:
+        return ()
+    records = cache.snapshots.of_project(branch.namespace, branch.project)
+    return tuple(record.snapshot for record in records if record.snapshot.branch_uid == branch.uid)
 
 
 def _problem_of(apply: Callable[[], None], effect: str) -> Finding | None:

@@ -44,7 +44,7 @@ from dbranch.controller.pull_secrets import PullSecrets
 from dbranch.controller.rollouts import Rollouts, is_rolled_out
 from dbranch.controller.routing import no_proxy_finding
 from dbranch.controller.scheduling import Binding, bind_project
-from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path
+from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path, snapshot_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import now_rfc3339
 from dbranch.runtime.finalizers import remove_finalizer
@@ -321,9 +321,9 @@ class ProjectReconciler:
         self._cluster.apply(path, body, names.PROXY_MANAGER_PREFIX + pod)
 
     def _remove(self, project: Project, cache: Cache) -> Result:
-        """Delete the project's branches, then what was made for it; let go of it in the end.
+        """Delete the project's branches, its snapshots, then what was made for it; let go of it in the end.
 
-        The event of the last branch's deletion leads here again.
+        The event of the last branch's or snapshot's deletion leads here again.
         """
         node = cache.node(project.node_name) if project.node_name else None
         release_if_abandoned(self._cluster, project, node)
@@ -339,7 +339,8 @@ class ProjectReconciler:
             meta = body["metadata"]
             if not meta.get("deletionTimestamp"):
                 self._cluster.delete(branch_path(meta["namespace"], meta["name"]), uid=meta["uid"])
-        if remaining:
+        # In this order: a snapshot that is being taken holds up its branch, and nothing is taken any more.
+        if remaining or self._delete_snapshots(project):
             return Result(timing.DELETION_RESYNC_SECONDS)
         for api, plural, manifest in reversed(desired_objects(project, self._release)):
             if manifest["metadata"]["namespace"] == project.namespace:
@@ -357,6 +358,16 @@ class ProjectReconciler:
             self._owned.delete("networking.k8s.io/v1", "networkpolicies", nodes_namespace, name)
         remove_finalizer(self._cluster, object_path(project), project.uid, names.CONTROLLER_FINALIZER)
         return DONE
+
+    def _delete_snapshots(self, project: Project) -> bool:
+        """Delete the project's snapshots; return True while some of them still exist."""
+        path = path_of(names.API_VERSION, names.SNAPSHOTS, project.namespace)
+        remaining = self._cluster.find(path, fields=f"spec.project={project.name}")
+        for body in remaining:
+            meta = body["metadata"]
+            if not meta.get("deletionTimestamp"):
+                self._cluster.delete(snapshot_path(meta["namespace"], meta["name"]), uid=meta["uid"])
+        return bool(remaining)
 
 
 def _key(project: Project) -> Key:

@@ -1,4 +1,4 @@
-"""A branch as a snapshot of its source, cleaned offline."""
+"""A branch as a snapshot of its source, a branch or a snapshot, cleaned offline."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from dbranch.agent.volume.effect import (
     destroy,
     marker_of,
     mounted_pool,
+    read_any_marker,
     read_marker,
     rename_to_branch,
     write_new_files,
 )
-from dbranch.agent.volume.marker import FROM_BRANCH, Marker, Origin
+from dbranch.agent.volume.marker import FROM_BRANCH, FROM_SNAPSHOT, Marker, Origin, SnapshotMarker
 from dbranch.agent.volume.quotas import create_subvolume
 from dbranch.agent.volume.settings import Settings
 from dbranch.api.errors import DataLost
@@ -24,16 +25,15 @@ from dbranch.api.errors import DataLost
 def check_source(layout: Layout, project_uid: str, source_uid: str) -> None:
     """Look whether the source can be copied, before anything is done to it. Raises as `ensure_snapshot` does."""
     source = layout.branch(project_uid, source_uid)
-    _source_marker(source)
+    source_marker(source)
     tenant.check_self_contained(source, source)
 
 
-def _source_marker(source: Path) -> Marker:
-    marker = read_marker(source) if btrfs.is_subvolume(source) else None
+def source_marker(source: Path) -> Marker | SnapshotMarker:
+    """Read the marker of a source; raise DataLost if there is no subvolume with one."""
+    marker = read_any_marker(source) if btrfs.is_subvolume(source) else None
     if marker is None:
-        raise DataLost(
-            f"source {source.name} has no subvolume with a marker at {source}; no branch is created"
-        )
+        raise DataLost(f"source {source.name} has no subvolume with a marker at {source}; nothing is copied")
     return marker
 
 
@@ -42,7 +42,8 @@ def ensure_snapshot(
 ) -> Marker:
     """Create the branch as a snapshot of its source, cleaned offline, durable; return its marker.
 
-    No-op if the branch exists. `now`: RFC 3339, kept as `snapshotTime`. Raises SourceUnsafe (with the path) if the
+    No-op if the branch exists. `now`: RFC 3339, kept as `snapshotTime`; where the source is a snapshot, its time is
+    kept in place of it: the branch has the rows as of that. Raises SourceUnsafe (with the path) if the
     source holds data outside its subvolume, DataLost if the source's subvolume is missing.
     """
     mounted_pool(layout, project_uid)
@@ -52,7 +53,12 @@ def ensure_snapshot(
     snapshot = layout.new_snapshot(project_uid, branch_uid)
     read_marker(snapshot)
     destroy(snapshot)
-    source_marker = _source_marker(source)
+    of_source = source_marker(source)
+    if isinstance(of_source, SnapshotMarker):
+        data = of_source.data
+        origin = Origin(FROM_SNAPSHOT, source_uid, data.snapshot_time)
+    else:
+        data, origin = of_source, Origin(FROM_BRANCH, source_uid, now)
     create_subvolume(snapshot, source)
     try:
         # The source's marker goes first: a snapshot that is cut off here must never pass for a branch.
@@ -60,23 +66,23 @@ def ensure_snapshot(
         # The source may have changed since `check_source`.
         tenant.check_self_contained(snapshot, source)
         tenant.ensure_cleaned_offline(snapshot)
-        floor = max(source_marker.prepared_floor, tenant.max_prepared_of_server(snapshot))
+        floor = max(data.prepared_floor, tenant.max_prepared_of_server(snapshot))
         marker = Marker(
             project_uid,
             branch_uid,
             settings.names.role,
-            Origin(FROM_BRANCH, source_uid, now),
-            now,
-            source_marker.major,
+            origin,
+            origin.time,
+            data.major,
             cleaned=False,
             prepared_floor=floor,
-            password=source_marker.password,
-            verifiers=source_marker.verifiers,
-            verifiers_of=source_marker.verifiers_of,
-            image=source_marker.image,
+            password=data.password,
+            verifiers=data.verifiers,
+            verifiers_of=data.verifiers_of,
+            image=data.image,
             names=settings.names,
-            superuser=source_marker.superuser,
-            initdb_settings=source_marker.initdb_settings,
+            superuser=data.superuser,
+            initdb_settings=data.initdb_settings,
         )
         write_new_files(snapshot, marker, settings)
     except Exception:

@@ -1,0 +1,338 @@
+"""The commands on snapshots: create, list, show, delete; and which one `dbranch create` is to start from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import click
+from click.shell_completion import CompletionItem
+
+from dbranch.api import names
+from dbranch.api.conditions import Condition, find_condition
+from dbranch.api.enums import Protection
+from dbranch.api.errors import ApiError, InvalidInput
+from dbranch.api.quantity import parse_seconds
+from dbranch.api.snapshot import NEVER
+from dbranch_cli.failure import ExitCode, Failure
+from dbranch_cli.formatting import format_age, format_fields, format_size, format_table
+from dbranch_cli.invocation import Invocation
+from dbranch_cli.naming import check_branch_name, did_you_mean
+from dbranch_cli.objects import Body, Store, active_branch_of, manifest
+from dbranch_cli.options import (
+    BranchName,
+    Command,
+    CommandGroup,
+    complete_names,
+    no_wait_option,
+    timeout_option,
+    yes_option,
+)
+from dbranch_cli.view import conditions_and_events, state_of
+from dbranch_cli.waiting import has_condition, wait_deleted, wait_for
+
+Json = Mapping[str, Any]
+
+_OBJECT_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_DAYS: Final = re.compile(r"([0-9]+)([dw])")
+_HOURS: Final[Mapping[str, int]] = {"d": 24, "w": 7 * 24}
+
+
+class SnapshotName(click.ParamType[Any]):
+    """A snapshot's name; completes to the existing ones."""
+
+    name = "snapshot"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return complete_names(
+            ctx, incomplete, lambda i: [snapshot_name_of(b) for b in i.store.snapshots(i.project_name)]
+        )
+
+
+def snapshot_name_of(body: Json) -> str:
+    """Return the name of a DBSnapshot that people read: without `<project>-`."""
+    return names.snapshot_short_name(body["spec"]["project"], body["metadata"]["name"])
+
+
+def check_snapshot_name(project: str, name: str) -> str:
+    """Return the name of the object of a new snapshot: `<project>-<name>`. Raise InvalidInput if it is none."""
+    object_name = f"{project}-{name}"
+    if not _OBJECT_NAME.fullmatch(name) or len(object_name) > names.MAX_SNAPSHOT_LENGTH:
+        text = 'use lowercase letters, digits, "-" and ".", begin and end with a letter or digit'
+        raise InvalidInput(f'invalid snapshot name "{name}": {text}')
+    return object_name
+
+
+def find_snapshot(store: Store, project: str, name: str) -> Body:
+    """Return a snapshot by the name that people read, or by its object's. Raise Failure if there is none."""
+    for object_name in (f"{project}-{name}", name):
+        body = store.find(names.SNAPSHOTS, object_name) if _OBJECT_NAME.fullmatch(object_name) else None
+        if body is not None and body["spec"]["project"] == project:
+            return body
+    existing = [snapshot_name_of(other) for other in store.snapshots(project)]
+    text = f"snapshot {name} not found in project {project}{did_you_mean(name, existing)}"
+    raise Failure(ExitCode.NOT_FOUND, "NotFound", text)
+
+
+def parse_ttl(text: str) -> str:
+    """Return a duration as the API takes it: days and weeks in hours. Raise InvalidInput if it is none.
+
+    >>> parse_ttl("7d"), parse_ttl("1h30m"), parse_ttl("never")
+    ('168h', '1h30m', 'Never')
+    """
+    if text.capitalize() == NEVER:
+        return NEVER
+    days = _DAYS.fullmatch(text)
+    if days:
+        return f"{int(days[1]) * _HOURS[days[2]]}h"
+    if not re.fullmatch(r"([0-9]+[hms])+", text) or parse_seconds(text) <= 0:
+        raise InvalidInput(f'invalid --ttl "{text}": write it as 90m, 12h, 7d or 2w, or Never')
+    return text
+
+
+def parse_moment(text: str, now: datetime) -> datetime:
+    """Return the moment of `2h ago`, `3d ago` or an RFC 3339 time. Raise InvalidInput if it is none.
+
+    >>> parse_moment("2h ago", datetime(2030, 1, 2, tzinfo=UTC)).isoformat()
+    '2030-01-01T22:00:00+00:00'
+    """
+    ago = text.removesuffix("ago").strip() if text.endswith("ago") else None
+    try:
+        if ago:
+            days = _DAYS.fullmatch(ago)
+            hours = f"{int(days[1]) * _HOURS[days[2]]}h" if days else ago
+            return now - timedelta(seconds=parse_seconds(hours))
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        return moment if moment.tzinfo else moment.astimezone()
+    except (InvalidInput, ValueError) as error:
+        message = f'invalid time "{text}": write it as "2h ago", "3d ago" or 2030-01-31T13:40:00Z'
+        raise InvalidInput(message) from error
+
+
+def newest_not_younger(snapshots: Sequence[Body], branch: str, moment: datetime) -> Body | None:
+    """Return the newest snapshot of the branch that is stored and was taken at that moment or before it."""
+    candidates = [
+        (taken, body)
+        for body in snapshots
+        if body["spec"]["branch"] == branch
+        and state_of(body) == "Ready"
+        and (taken := _taken_at(body)) is not None
+        and taken <= moment
+    ]
+    return max(candidates, key=lambda item: item[0], default=(None, None))[1]
+
+
+def _taken_at(body: Json) -> datetime | None:
+    text = ((body.get("status") or {}).get("node") or {}).get("snapshotTime")
+    return datetime.fromisoformat(str(text).replace("Z", "+00:00")) if text else None
+
+
+def chosen_snapshot(invocation: Invocation, branch: str | None, name: str | None, at: str | None) -> Body:
+    """Return the snapshot that `create` is to start from: `name`, or the one of the branch as of the time `at`.
+
+    `branch` None: the active one. Says which one it is for a time. Raise Failure if there is none.
+    """
+    if name is not None:
+        return find_snapshot(invocation.store, invocation.project_name, name)
+    branch = branch or active_branch_of(invocation.project())
+    moment = parse_moment(at or "", datetime.now(UTC))
+    snapshots = invocation.store.snapshots(invocation.project_name)
+    body = newest_not_younger(snapshots, branch, moment)
+    if body is None:
+        text = f"branch {branch} has no snapshot of {moment:%Y-%m-%d %H:%M:%S} UTC or before; nothing was created"
+        raise Failure(
+            ExitCode.NOT_FOUND, "SnapshotNotFound", f"{text}; see 'dbranch snapshot list -b {branch}'"
+        )
+    age = format_age(body["status"]["node"]["snapshotTime"])
+    invocation.print_note(f"snapshot {snapshot_name_of(body)} of branch {branch}, taken {age} ago")
+    return body
+
+
+def snapshot_table(snapshots: Sequence[Json], wide: bool, now: datetime | None = None) -> str:
+    """Return the table of `dbranch snapshot list`; `wide` adds columns."""
+    header = ["SNAPSHOT", "BRANCH", "STATE", "ORIGIN", "TAKEN", "SIZE", "UNIQUE", "EXPIRES"]
+    rows = []
+    for body in snapshots:
+        status = body.get("status") or {}
+        node, ready = status.get("node") or {}, find_condition(status, Condition.READY) or {}
+        row = [
+            snapshot_name_of(body),
+            body["spec"]["branch"],
+            state_of(body),
+            _origin_of(body),
+            _ago(node.get("snapshotTime"), now),
+            format_size(node, "logical"),
+            format_size(node, "unique"),
+            _until(status.get("expirationTime"), now),
+        ]
+        if wide:
+            row += [ready.get("reason") or "-", status.get("nodeName") or "-", body["metadata"]["name"]]
+        rows.append(row)
+    return format_table(header + (["REASON", "NODE", "OBJECT"] if wide else []), rows)
+
+
+def snapshot_block(body: Json, events: Sequence[Json] | None, now: datetime | None = None) -> str:
+    """Return the text of `dbranch snapshot show`: the snapshot, its conditions and its Events (None: forbidden)."""
+    meta, spec, status = body["metadata"], body["spec"], body.get("status") or {}
+    node = status.get("node") or {}
+    expires = status.get("expirationTime")
+    pairs = [
+        ("Snapshot", snapshot_name_of(body)),
+        ("Object", f"dbsnapshot/{meta['name']} (namespace {meta['namespace']})"),
+        ("Project", spec["project"]),
+        ("Branch", spec["branch"]),
+        ("State", state_of(body)),
+        ("Origin", _origin_of(body)),
+        (
+            "Taken",
+            f"{node['snapshotTime']} ({_ago(node['snapshotTime'], now)})"
+            if node.get("snapshotTime")
+            else "-",
+        ),
+        ("Expires", f"{expires} ({_until(expires, now)})" if expires else "never"),
+        ("Node", status.get("nodeName") or "-"),
+        ("Postgres", node.get("postgresVersion") or "-"),
+        ("Size", f"{format_size(node, 'logical')}, {format_size(node, 'unique')} unique when it was taken"),
+    ]
+    if spec.get("protection", Protection.DISABLED) != Protection.DISABLED:
+        pairs.append(("Protection", spec["protection"]))
+    return "\n".join([format_fields(pairs), "", *conditions_and_events(status, events, now)])
+
+
+def _origin_of(body: Json) -> str:
+    return str((body["spec"].get("origin") or {}).get("reason") or "Requested")
+
+
+def _ago(time: str | None, now: datetime | None) -> str:
+    return f"{format_age(time, now)} ago" if time else "-"
+
+
+def _until(time: str | None, now: datetime | None) -> str:
+    """Return the time until `time` (RFC 3339): `in 6d`, `now`; `-` for None."""
+    if not time:
+        return "-"
+    now = now or datetime.now(UTC)
+    left = datetime.fromisoformat(time.replace("Z", "+00:00")) - now
+    if left <= timedelta(0):
+        return "now"
+    return f"in {format_age((now - left).isoformat(), now)}"
+
+
+@click.group(cls=CommandGroup)
+def snapshot() -> None:
+    """Create, list, show or delete snapshots of branches."""
+
+
+@snapshot.command("create", cls=Command)
+@click.argument("name")
+@click.option(
+    "-b", "--branch", type=BranchName(), metavar="BRANCH", help="Branch to take; default: the active one."
+)
+@click.option("--ttl", metavar="DURATION", help="Delete it after 12h, 7d or 2w; default: never.")
+@click.option("--protect", is_flag=True, help="Refuse its deletion until spec.protection is Disabled.")
+@click.option("--wait/--no-wait", default=True, help="Wait until it is taken; that is the default.")
+@timeout_option("2m")
+@click.pass_obj
+def create_snapshot(
+    invocation: Invocation,
+    name: str,
+    branch: str | None,
+    ttl: str | None,
+    protect: bool,
+    wait: bool,
+    timeout: float,
+) -> None:
+    """Take a snapshot of a branch: its data as of now, read-only. It outlives the branch."""
+    project = invocation.project()
+    object_name = check_snapshot_name(invocation.project_name, name)
+    branch = branch or active_branch_of(project)
+    invocation.branch(branch)
+    spec: dict[str, Any] = {"project": invocation.project_name, "branch": branch}
+    spec |= {"ttl": parse_ttl(ttl)} if ttl else {}
+    spec |= {"protection": Protection.ENABLED.value} if protect else {}
+    body = manifest(names.SNAPSHOT_KIND, invocation.namespace, object_name, spec)
+    try:
+        live = invocation.store.create(body)
+    except ApiError as error:
+        if error.reason != "AlreadyExists":
+            raise
+        text = f"snapshot {name} already exists; see 'dbranch snapshot show {name}', or choose another name"
+        raise Failure(ExitCode.REFUSED, "AlreadyExists", text) from error
+    result = f"snapshot {name} of branch {branch} requested"
+    if wait:
+        goal = f"snapshot {name} is Ready"
+        quiet = not invocation.human_output
+        live = wait_for(
+            invocation.store,
+            live,
+            has_condition(Condition.READY),
+            goal,
+            timeout,
+            primary=Condition.READY,
+            quiet=quiet,
+        )
+        result = f"snapshot {name} of branch {branch} taken"
+    invocation.print_result(result, live)
+
+
+@snapshot.command("list", cls=Command)
+@click.option("-b", "--branch", type=BranchName(), metavar="BRANCH", help="Only those of this branch.")
+@click.pass_obj
+def list_snapshots(invocation: Invocation, branch: str | None) -> None:
+    """List the snapshots of the project, also of branches that are gone; the oldest first."""
+    if branch:
+        check_branch_name(invocation.project_name, branch)
+    invocation.project()
+    snapshots = invocation.store.snapshots(invocation.project_name)
+    listed = [body for body in snapshots if branch in (None, body["spec"]["branch"])]
+    if not listed and invocation.human_output:
+        of = f"branch {branch}" if branch else f"project {invocation.project_name}"
+        invocation.print_note(f"no snapshots of {of}; take one with 'dbranch snapshot create NAME'")
+        return
+    invocation.print_result(snapshot_table(listed, invocation.output == "wide"), listed)
+
+
+@snapshot.command("show", cls=Command)
+@click.argument("name", type=SnapshotName())
+@click.pass_obj
+def show_snapshot(invocation: Invocation, name: str) -> None:
+    """Show a snapshot, its conditions and Events."""
+    body = find_snapshot(invocation.store, invocation.project_name, name)
+    events: list[Body] | None = []
+    if invocation.human_output:
+        try:
+            events = invocation.store.events(body)
+        except ApiError as error:
+            if error.status != 403:
+                raise
+            events = None
+    invocation.print_result(snapshot_block(body, events), body)
+
+
+@snapshot.command("delete", cls=Command)
+@click.argument("snapshots", metavar="NAME...", nargs=-1, required=True, type=SnapshotName())
+@yes_option()
+@no_wait_option()
+@timeout_option("2m")
+@click.pass_obj
+def delete_snapshots(
+    invocation: Invocation, snapshots: tuple[str, ...], yes: bool, no_wait: bool, timeout: float
+) -> None:
+    """Delete snapshots and their data. A protected one is refused. Branches that were made of them stay."""
+    project = invocation.project_name
+    existing = {name: find_snapshot(invocation.store, project, name) for name in dict.fromkeys(snapshots)}
+    noun = "snapshot" if len(existing) == 1 else "snapshots"
+    invocation.confirm(f"Delete {noun} {', '.join(existing)} of project {project}?", yes)
+    for name, live in existing.items():
+        invocation.store.delete(live)
+        if not no_wait:
+            quiet = not invocation.human_output
+            wait_deleted(invocation.store, live, f"snapshot {name}", timeout, quiet=quiet)
+        invocation.print_result(f"snapshot {name} {'is being deleted' if no_wait else 'deleted'}", live)

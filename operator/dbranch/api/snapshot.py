@@ -1,0 +1,129 @@
+"""A DBSnapshot as frozen dataclasses, parsed from the API server's JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from dbranch.api import names
+from dbranch.api.conditions import NO_PROGRESS_REASONS, Finding, Reason
+from dbranch.api.enums import Protection, SnapshotReason
+from dbranch.api.errors import InvalidInput
+from dbranch.api.quantity import parse_seconds
+
+# The value of `spec.ttl` of a snapshot that does not expire.
+NEVER: Final = "Never"
+
+
+@dataclass(frozen=True)
+class SnapshotNode:
+    """`status.node`: what the snapshot's agent reports of its subvolume."""
+
+    snapshot_time: str | None = None
+    storage: Finding | None = None
+    postgres_version: str | None = None
+    logical_bytes: int | None = None
+    unique_bytes: int | None = None
+    deletion: Finding | None = None
+
+    @property
+    def stored(self) -> bool:
+        """True if the data is on the disk."""
+        return self.storage is not None and self.storage.reason == Reason.STORED
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A DBSnapshot. `object_name`: of the object; `deleted`: RFC 3339. `branch`: the name of the branch."""
+
+    namespace: str
+    object_name: str
+    uid: str
+    project: str
+    branch: str
+    ttl: str = NEVER
+    protection: Protection = Protection.DISABLED
+    reason: SnapshotReason = SnapshotReason.REQUESTED
+    generation: int = 1
+    resource_version: str = ""
+    created: str | None = None
+    deleted: str | None = None
+    finalizers: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    node_name: str | None = None
+    branch_uid: str | None = None
+    expiration_time: str | None = None
+    node: SnapshotNode = field(default_factory=SnapshotNode)
+    status: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def deleting(self) -> bool:
+        """True if the object has a deletionTimestamp."""
+        return self.deleted is not None
+
+    @property
+    def name(self) -> str:
+        """The name that people read: what follows the project's."""
+        return names.snapshot_short_name(self.project, self.object_name)
+
+    @property
+    def awaits_data(self) -> bool:
+        """True if it is bound and still to be taken, and can be."""
+        storage = self.node.storage
+        is_over = self.deleting or self.node.snapshot_time is not None
+        return not is_over and not (storage and storage.reason in NO_PROGRESS_REASONS)
+
+    @property
+    def protected(self) -> bool:
+        return self.protection == Protection.ENABLED
+
+    @property
+    def ttl_seconds(self) -> float | None:
+        """How long it is kept from its snapshot on; None: until somebody deletes it."""
+        if self.ttl == NEVER:
+            return None
+        try:
+            return parse_seconds(self.ttl)
+        except InvalidInput:
+            # The schema's pattern admits none; what cannot be read deletes nothing.
+            return None
+
+
+def parse_snapshot(body: Mapping[str, Any]) -> Snapshot:
+    """Parse a DBSnapshot as the API server returns it. The schema's defaults apply here, too."""
+    meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    return Snapshot(
+        namespace=meta.get("namespace", ""),
+        object_name=meta["name"],
+        uid=meta.get("uid", ""),
+        project=spec["project"],
+        branch=spec["branch"],
+        ttl=str(spec.get("ttl", NEVER)),
+        protection=Protection(spec.get("protection", Snapshot.protection)),
+        reason=SnapshotReason((spec.get("origin") or {}).get("reason", Snapshot.reason)),
+        generation=int(meta.get("generation", 1)),
+        resource_version=meta.get("resourceVersion", ""),
+        created=meta.get("creationTimestamp"),
+        deleted=meta.get("deletionTimestamp"),
+        finalizers=tuple(meta.get("finalizers") or ()),
+        labels=dict(meta.get("labels") or {}),
+        annotations=dict(meta.get("annotations") or {}),
+        node_name=status.get("nodeName"),
+        branch_uid=status.get("branchUID"),
+        expiration_time=status.get("expirationTime"),
+        node=_parse_node(status.get("node") or {}),
+        status=status,
+    )
+
+
+def _parse_node(raw: Mapping[str, Any]) -> SnapshotNode:
+    return SnapshotNode(
+        snapshot_time=raw.get("snapshotTime"),
+        storage=Finding.from_dict(raw.get("storage")),
+        postgres_version=raw.get("postgresVersion"),
+        logical_bytes=raw.get("logicalBytes"),
+        unique_bytes=raw.get("uniqueBytes"),
+        deletion=Finding.from_dict(raw.get("deletion")),
+    )

@@ -1,0 +1,251 @@
+"""The decision of a snapshot's reconcile: facts -> binding, Ready, when it expires. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from dbranch.api import names
+from dbranch.api.branch import Branch
+from dbranch.api.conditions import Condition, Finding, Reason
+from dbranch.api.enums import SnapshotReason
+from dbranch.api.project import Project
+from dbranch.api.snapshot import Snapshot
+from dbranch.controller.conditions import report_conditions
+from dbranch.controller.limits import NO_LIMITS, NamespaceLimits
+from dbranch.controller.scheduling import NodeFacts, agent_too_old_finding, not_reporting_finding
+
+Json = dict[str, Any]
+
+# What is new, shorter or no longer blocked takes effect after this time, or after the ttl if that is shorter.
+EXPIRATION_GRACE: Final = timedelta(hours=24)
+# The reason of an Event: a snapshot will be deleted sooner than it said before.
+EXPIRING: Final = "Expiring"
+# Nothing but an event changes what is said of such a snapshot.
+FINAL_REASONS: Final = frozenset({Reason.SNAPSHOT_LOST, Reason.SNAPSHOT_MISSED})
+
+
+@dataclass(frozen=True)
+class SnapshotFacts:
+    """What a snapshot's reconcile knows.
+
+    `branch`: the one of its name; `node`: the one that the snapshot is bound to, or its project if it is not bound
+    yet. `siblings`: all snapshots of the project, also this one; they are counted only before it is bound.
+    """
+
+    snapshot: Snapshot
+    project: Project | None
+    branch: Branch | None = None
+    node: NodeFacts | None = None
+    siblings: Sequence[Snapshot] = ()
+    limits: NamespaceLimits = NO_LIMITS
+
+
+@dataclass(frozen=True)
+class SnapshotBinding:
+    """The `status.nodeName` and `status.branchUID` to write. No branch: only a retained snapshot can be adopted."""
+
+    node: str
+    branch_uid: str | None
+
+
+@dataclass(frozen=True)
+class SnapshotPlan:
+    """`status` has every field that the controller writes. `expires_sooner`: when it does so is new, or earlier."""
+
+    binding: SnapshotBinding | None
+    ready: Finding
+    status: Json
+    expires_sooner: bool = False
+
+    def changes(self, reported: Mapping[str, Any]) -> Json:
+        """Return the fields that differ from the reported status; None removes one."""
+        return {key: value for key, value in self.status.items() if reported.get(key) != value}
+
+
+def plan_snapshot(facts: SnapshotFacts, now: datetime) -> SnapshotPlan:
+    """Decide about a snapshot that is not being deleted. `now`: of the API server."""
+    snapshot = facts.snapshot
+    binding = None
+    if needs_binding(snapshot):
+        bound = bind_snapshot(facts)
+        if isinstance(bound, Finding):
+            ready = bound if snapshot.node_name is None else _ready_of(facts)
+        else:
+            is_new = (bound.node, bound.branch_uid) != (snapshot.node_name, snapshot.branch_uid)
+            binding = bound if is_new else None
+            snapshot = replace(snapshot, node_name=bound.node, branch_uid=bound.branch_uid)
+            ready = _ready_of(replace(facts, snapshot=snapshot))
+    else:
+        ready = _ready_of(facts)
+    expiration, expires_sooner = expiration_of(snapshot, now)
+    previous = snapshot.status.get("conditions") or ()
+    fields: Json = {
+        "observedGeneration": snapshot.generation,
+        "conditions": report_conditions(previous, [], ready, snapshot.generation, _rfc3339(now)),
+        "expirationTime": expiration,
+    }
+    if binding:
+        fields["nodeName"] = binding.node
+        if binding.branch_uid:
+            fields["branchUID"] = binding.branch_uid
+    return SnapshotPlan(binding, ready, fields, expires_sooner)
+
+
+def needs_binding(snapshot: Snapshot) -> bool:
+    """Return True if the snapshot has no node yet, or no branch and its data did not come without one."""
+    return snapshot.node_name is None or (snapshot.branch_uid is None and not snapshot.node.stored)
+
+
+def bind_snapshot(facts: SnapshotFacts) -> SnapshotBinding | Finding:
+    """Bind a snapshot to its project's node and to one very branch, or say what it waits for."""
+    snapshot, project, branch, node = facts.snapshot, facts.project, facts.branch, facts.node
+    subject = f"snapshot {snapshot.name}"
+    if snapshot.reason != SnapshotReason.REQUESTED:
+        return _record_finding(snapshot)
+    if project is None or project.deleting:
+        fact = "does not exist" if project is None else "is being deleted"
+        text = f"project {snapshot.project} {fact}; nothing is taken; apply the DBProject {snapshot.project}"
+        return Finding(Reason.PROJECT_NOT_FOUND, text)
+    if project.node_name is None:
+        text = f"project {project.name} is bound to no node yet; {subject} is taken later"
+        return Finding(Reason.BRANCH_NOT_READY, text)
+    not_ready = _node_finding(node or NodeFacts(project.node_name, exists=False))
+    if not_ready:
+        return not_ready
+    too_old = agent_too_old_finding(node, subject) if node else None
+    if too_old:
+        return too_old
+    if branch is None or branch.deleting:
+        if project.adopt and snapshot.node_name is None:
+            # What the adopted pool retains may be this very snapshot; the agent finds it by its name.
+            return SnapshotBinding(project.node_name, None)
+        fact = "does not exist in" if branch is None else "is being deleted from"
+        text = f'branch "{snapshot.branch}" {fact} project {project.name}; nothing is taken'
+        return Finding(Reason.BRANCH_NOT_FOUND, f"{text}; make that branch, or the snapshot of another one")
+    if not project.running:
+        text = f"project {project.name} is stopped; {subject} is taken when it runs; dbranch resume"
+        return Finding(Reason.BRANCH_NOT_READY, text)
+    if branch.node.snapshot_time is None:
+        text = f"branch {branch.name} is not stored yet; {subject} is taken when it is"
+        return Finding(Reason.BRANCH_NOT_READY, text)
+    return _limit_finding(facts, branch) or SnapshotBinding(project.node_name, branch.uid)
+
+
+def _limit_finding(facts: SnapshotFacts, branch: Branch) -> Finding | None:
+    """Return the finding of a snapshot that comes behind a limit. Those that are bound have their places."""
+    others = [s for s in facts.siblings if s.uid != facts.snapshot.uid and s.node_name is not None]
+    counts = (
+        ("snapshotsPerBranch", f"branch {branch.name}", sum(s.branch_uid == branch.uid for s in others)),
+        ("snapshotsPerProject", f"project {facts.snapshot.project}", len(others)),
+    )
+    for limit, subject, count in counts:
+        allowed = facts.limits.count(limit)
+        if allowed is not None and count >= allowed:
+            fact = (
+                f"{subject} has as many as {facts.limits.path(limit)} of the dbranch chart allows: {allowed}"
+            )
+            text = f"snapshot {facts.snapshot.name} is not taken: {fact}; delete one, or set a ttl"
+            return Finding(Reason.LIMIT_EXCEEDED, text)
+    return None
+
+
+def _record_finding(snapshot: Snapshot) -> Finding:
+    """Return the finding of a record of something that was done once, and whose data is not there."""
+    subject = f"snapshot {snapshot.name} is the record of a {snapshot.reason}"
+    if snapshot.reason == SnapshotReason.SCHEDULE:
+        return Finding(
+            Reason.SNAPSHOT_MISSED, f"{subject} whose time has passed; nothing is taken; delete it"
+        )
+    return Finding(Reason.SNAPSHOT_LOST, f"{subject}, and its data is missing; nothing is taken; delete it")
+
+
+def _node_finding(node: NodeFacts) -> Finding | None:
+    """Return why nothing is known of a snapshot that is not taken yet; None if the node's agent reports."""
+    finding = not_reporting_finding(node)
+    if finding is None or finding.reason == Reason.NODE_GONE:
+        return finding
+    return Finding(Reason.NODE_NOT_READY, finding.message)
+
+
+def _ready_of(facts: SnapshotFacts) -> Finding:
+    """Return the finding of Ready of a snapshot that is bound."""
+    snapshot = facts.snapshot
+    storage, subject = snapshot.node.storage, f"snapshot {snapshot.name}"
+    not_ready = _node_finding(facts.node or NodeFacts(snapshot.node_name or "", exists=False))
+    if not_ready and not_ready.reason == Reason.NODE_GONE:
+        return not_ready
+    if storage and storage.reason == Reason.STORED:
+        # A node that is away for a while is no reason to write all of its snapshots.
+        return Finding(Reason.AVAILABLE, f"{subject} holds the data of branch {snapshot.branch}")
+    if not_ready:
+        return not_ready
+    return storage or Finding(
+        Reason.SNAPSHOTTING,
+        f"{subject} is being taken of branch {snapshot.branch} on node {snapshot.node_name}",
+    )
+
+
+def expiration_of(snapshot: Snapshot, now: datetime) -> tuple[str | None, bool]:
+    """Return `status.expirationTime`, and whether it is new or earlier than it was, after a grace.
+
+    A ttl that stood in the manifest at its creation counts from the snapshot. One that is new, shorter, or no longer
+    blocked by the protection takes effect in no less than EXPIRATION_GRACE or itself from now on.
+    """
+    ttl, taken = snapshot.ttl_seconds, snapshot.node.snapshot_time
+    if ttl is None or taken is None or snapshot.protected:
+        return None, False
+    computed = _parse(taken) + timedelta(seconds=ttl)
+    current = _parse(snapshot.expiration_time) if snapshot.expiration_time else None
+    if (current is None and snapshot.generation == 1) or (current is not None and computed >= current):
+        return _rfc3339(computed), False
+    graced = max(computed, now + min(EXPIRATION_GRACE, timedelta(seconds=ttl)))
+    if current is not None and graced >= current:
+        return _rfc3339(current), False
+    return _rfc3339(graced), True
+
+
+def is_expired(snapshot: Snapshot, now: datetime) -> bool:
+    """Return True if `status.expirationTime` has passed, and nothing in the spec speaks against it."""
+    if snapshot.expiration_time is None or snapshot.deleting or snapshot.protected:
+        return False
+    return snapshot.ttl_seconds is not None and _parse(snapshot.expiration_time) <= now
+
+
+def deletion_status(snapshot: Snapshot, now: datetime) -> Json:
+    """Return the status of a snapshot whose deletion takes its time."""
+    ready = Finding(Reason.DELETING, f"snapshot {snapshot.name} is being deleted")
+    deletion = snapshot.node.deletion
+    held = [(Condition.DELETION_BLOCKED, deletion)] if deletion else []
+    previous = snapshot.status.get("conditions") or ()
+    return {
+        "conditions": report_conditions(previous, held, ready, snapshot.generation, _rfc3339(now)),
+        "observedGeneration": snapshot.generation,
+    }
+
+
+def failure_status(snapshot: Snapshot, finding: Finding, now: datetime) -> Json:
+    """Return the status of a snapshot whose reconcile failed."""
+    previous = snapshot.status.get("conditions") or ()
+    return {"conditions": report_conditions(previous, [], finding, snapshot.generation, _rfc3339(now))}
+
+
+def labels_of(snapshot: Snapshot, binding: SnapshotBinding) -> dict[str, str]:
+    """Return the labels that a bound snapshot has. Whoever else manages it (Helm) stays named."""
+    labels = {
+        names.LABEL_PROJECT: snapshot.project,
+        names.LABEL_BRANCH: snapshot.branch,
+        names.LABEL_ORIGIN: snapshot.reason.value,
+        names.LABEL_MANAGED_BY: snapshot.labels.get(names.LABEL_MANAGED_BY, "dbranch"),
+    }
+    return labels | ({names.LABEL_BRANCH_UID: binding.branch_uid} if binding.branch_uid else {})
+
+
+def _parse(timestamp: str) -> datetime:
+    return datetime.fromisoformat(timestamp.replace("Z", "+00:00"))
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

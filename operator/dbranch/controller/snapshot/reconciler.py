@@ -1,0 +1,205 @@
+"""The controller's reconciles of a snapshot: observe, plan, effect, report; its expiry, and its deletion."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from dbranch.api import names
+from dbranch.api.conditions import WARNING_REASONS, Condition, find_condition
+from dbranch.api.errors import DbranchError
+from dbranch.api.project import parse_project
+from dbranch.api.snapshot import Snapshot, parse_snapshot
+from dbranch.controller import timing
+from dbranch.controller.branch.sources import Sources
+from dbranch.controller.cache import Cache
+from dbranch.controller.failure import failure_finding
+from dbranch.controller.finalizers import release_if_abandoned
+from dbranch.controller.limits import Limits
+from dbranch.controller.metrics import ControllerMetrics
+from dbranch.controller.snapshot.plan import (
+    EXPIRING,
+    FINAL_REASONS,
+    SnapshotBinding,
+    SnapshotFacts,
+    SnapshotPlan,
+    deletion_status,
+    failure_status,
+    is_expired,
+    labels_of,
+    needs_binding,
+    plan_snapshot,
+)
+from dbranch.controller.snapshot_records import SnapshotRecords, record_of
+from dbranch.kube.client import Cluster, Json, object_path, project_path, snapshot_path
+from dbranch.kube.status import patch_status
+from dbranch.runtime.clock import seconds_since
+from dbranch.runtime.events import create_event
+from dbranch.runtime.finalizers import remove_finalizer
+from dbranch.runtime.locks import KeyedLocks
+from dbranch.runtime.result import AT_REST, GONE, Result
+
+logger = logging.getLogger(__name__)
+
+# Called with the snapshot, and the Event's type (Normal or Warning), reason and message.
+EmitSnapshotEvent = Callable[[Snapshot, str, str, str], None]
+# The reason of an Event: a snapshot was deleted since its time had come.
+EXPIRED: Final = "Expired"
+# A branch or project may have the same name; they do not wait for each other.
+_LOCK_PREFIX: Final = "snapshot/"
+# The lock under which the snapshots of a project are counted and bound.
+_COUNT_PREFIX: Final = "snapshots-of/"
+
+
+class SnapshotReconciler:
+    """Reconciles snapshots. `sources`: who has been let go of, as the branches' reconciler says."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        locks: KeyedLocks,
+        metrics: ControllerMetrics,
+        sources: Sources,
+        records: SnapshotRecords,
+        limits: Limits | None = None,
+        emit_event: EmitSnapshotEvent | None = None,
+    ) -> None:
+        self._cluster, self._locks, self._metrics = cluster, locks, metrics
+        self._sources, self._records, self._limits = sources, records, limits or Limits()
+        self._emit_event = emit_event or self._create_event
+
+    def reconcile(self, namespace: str, name: str, cache: Cache) -> Result:
+        """Reconcile a snapshot, also one that is being deleted or has to be."""
+        with (
+            self._locks.held(namespace, _LOCK_PREFIX + name),
+            self._metrics.reconcile(names.SNAPSHOT_KIND),
+        ):
+            body = self._cluster.get(snapshot_path(namespace, name))
+            if body is None:
+                return GONE
+            snapshot = parse_snapshot(body)
+            if snapshot.deleting:
+                return self._remove(snapshot, cache)
+            if is_expired(snapshot, self._cluster.server_time()):
+                return self._expire(snapshot)
+            if not needs_binding(snapshot):
+                plan = plan_snapshot(self._observe(snapshot, cache), self._cluster.server_time())
+                return self._report(snapshot, plan)
+            with self._locks.held(namespace, _COUNT_PREFIX + snapshot.project):
+                plan = plan_snapshot(self._observe(snapshot, cache), self._cluster.server_time())
+                if plan.binding is None:
+                    return self._report(snapshot, plan)
+                with self._sources.held(plan.binding.branch_uid) as may_be_used:
+                    if not may_be_used:
+                        # The cache still has the branch.
+                        return Result(timing.SOURCE_GONE_RETRY_SECONDS)
+                    snapshot = self._label(snapshot, plan.binding)
+                    result = self._report(snapshot, plan)
+            return result
+
+    def _observe(self, snapshot: Snapshot, cache: Cache) -> SnapshotFacts:
+        body = self._cluster.get(project_path(snapshot.namespace, snapshot.project))
+        project = parse_project(body) if body else None
+        branches = cache.branches_of(snapshot.namespace, snapshot.project)
+        node = snapshot.node_name or (project.node_name if project else None)
+        return SnapshotFacts(
+            snapshot,
+            project,
+            next((branch for branch in branches if branch.name == snapshot.branch), None),
+            cache.node(node) if node else None,
+            [record.snapshot for record in cache.snapshots.of_project(snapshot.namespace, snapshot.project)],
+            self._limits.of(snapshot.namespace),
+        )
+
+    def _label(self, snapshot: Snapshot, binding: SnapshotBinding) -> Snapshot:
+        """Write the labels and the agent's finalizer: it has to be there before the agent makes anything."""
+        labels = labels_of(snapshot, binding)
+        finalizers = list(dict.fromkeys((*snapshot.finalizers, names.AGENT_FINALIZER)))
+        is_labelled = all(snapshot.labels.get(key) == value for key, value in labels.items())
+        if is_labelled and names.AGENT_FINALIZER in snapshot.finalizers:
+            return snapshot
+        meta: Json = {
+            "resourceVersion": snapshot.resource_version,
+            "labels": labels,
+            "finalizers": finalizers,
+        }
+        return parse_snapshot(self._cluster.merge(object_path(snapshot), {"metadata": meta}))
+
+    def _report(self, snapshot: Snapshot, plan: SnapshotPlan) -> Result:
+        """Write the status fields that differ; return when to reconcile again without an event."""
+        changes = plan.changes(snapshot.status)
+        if changes:
+            body = patch_status(self._cluster, snapshot, changes)
+            # Who is counted next counts this one.
+            self._records.put(record_of(body))
+            self._emit_changes(snapshot, parse_snapshot(body), plan)
+        if plan.ready.done or plan.ready.reason in FINAL_REASONS:
+            return AT_REST
+        return Result(timing.UNREADY_RESYNC_SECONDS, unfinished=True)
+
+    def _emit_changes(self, before: Snapshot, after: Snapshot, plan: SnapshotPlan) -> None:
+        """Emit an Event about what has gone wrong newly, and about an expiry that has become earlier."""
+        ready, previous = plan.ready, find_condition(before.status, Condition.READY)
+        if ready.reason in WARNING_REASONS and (previous or {}).get("reason") != ready.reason.value:
+            self._emit_event(after, "Warning", ready.reason.value, ready.message)
+        if plan.expires_sooner:
+            text = f"snapshot {after.name} is deleted at {after.expiration_time}; set spec.ttl to Never to keep it"
+            self._emit_event(after, "Normal", EXPIRING, text)
+
+    def _expire(self, snapshot: Snapshot) -> Result:
+        """Delete the snapshot as it was read: a write in the same second wins."""
+        logger.info("snapshot %s/%s: its time has come", snapshot.namespace, snapshot.object_name)
+        path = object_path(snapshot)
+        self._cluster.delete(path, uid=snapshot.uid, version=snapshot.resource_version)
+        body = self._cluster.get(path)
+        if body is None or body["metadata"].get("deletionTimestamp"):
+            text = f"snapshot {snapshot.name} of branch {snapshot.branch} is deleted: its ttl {snapshot.ttl} is over"
+            self._emit_event(snapshot, "Normal", EXPIRED, text)
+            return AT_REST
+        return Result(timing.EXPIRED_RETRY_SECONDS, unfinished=True)
+
+    def _remove(self, snapshot: Snapshot, cache: Cache) -> Result:
+        """Let the agent remove the data, and report it if that takes its time."""
+        node = cache.node(snapshot.node_name) if snapshot.node_name else None
+        release_if_abandoned(self._cluster, snapshot, node)
+        if snapshot.node_name is None:
+            # No agent knows it.
+            path = object_path(snapshot)
+            remove_finalizer(self._cluster, path, snapshot.uid, names.AGENT_FINALIZER)
+            return AT_REST
+        left = timing.SNAPSHOT_DELETION_REPORT_SECONDS - seconds_since(snapshot.deleted)
+        if left > 0:
+            return Result(left)
+        status = deletion_status(snapshot, self._cluster.server_time())
+        if any(snapshot.status.get(key) != value for key, value in status.items()):
+            patch_status(self._cluster, snapshot, status)
+        return Result(timing.DELETION_RESYNC_SECONDS)
+
+    def report_failure(self, namespace: str, name: str, error: Exception) -> None:
+        """Report a reconcile that failed in the condition Ready, if the snapshot is to blame for it."""
+        finding = failure_finding(f"snapshot {name}", error)
+        body = self._cluster.get(snapshot_path(namespace, name)) if finding else None
+        if finding is None or body is None or body["metadata"].get("deletionTimestamp"):
+            return
+        with self._locks.held(namespace, _LOCK_PREFIX + name):
+            snapshot = parse_snapshot(body)
+            if snapshot.node.stored:
+                return
+            status = failure_status(snapshot, finding, self._cluster.server_time())
+            patch_status(self._cluster, snapshot, status)
+
+    def _create_event(self, snapshot: Snapshot, event_type: str, reason: str, message: str) -> None:
+        """Create an Event by a request: what asks for a snapshot's reconcile is no handler of kopf's."""
+        about = {
+            "apiVersion": names.API_VERSION,
+            "kind": names.SNAPSHOT_KIND,
+            "name": snapshot.object_name,
+            "namespace": snapshot.namespace,
+            "uid": snapshot.uid,
+        }
+        source = {"component": names.CONTROLLER_MANAGER}
+        try:
+            create_event(self._cluster, about, event_type, reason, message, source)
+        except DbranchError as error:
+            logger.warning("snapshot %s/%s: no Event: %s", snapshot.namespace, snapshot.object_name, error)

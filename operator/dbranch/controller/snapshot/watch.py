@@ -1,0 +1,146 @@
+"""Two threads: one watches all snapshots and keeps their records, one looks which of them have expired.
+
+Who is concerned by a change is put into the work queue: the snapshot itself, branches that are made of it or wait for
+it, a project whose deletion does. At a start only those are reconciled that are not at rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from dbranch.api import names
+from dbranch.api.branch import Branch
+from dbranch.api.conditions import Reason
+from dbranch.api.project import Project
+from dbranch.controller import timing
+from dbranch.controller.cache import Cache
+from dbranch.controller.snapshot.plan import is_expired
+from dbranch.controller.snapshot_records import SnapshotRecord, SnapshotRecords, record_of
+from dbranch.kube.client import Cluster, path_of
+from dbranch.runtime.logs import log_error
+from dbranch.runtime.result import Key
+
+logger = logging.getLogger(__name__)
+
+
+def key_of(record: SnapshotRecord) -> Key:
+    """Return the key of a snapshot."""
+    return Key(names.SNAPSHOT_KIND, record.snapshot.namespace, record.snapshot.object_name)
+
+
+def needs_reconcile(old: SnapshotRecord | None, new: SnapshotRecord) -> bool:
+    """Return True if a snapshot has to be reconciled after a change from `old` (None: it was not known)."""
+    if old is None or old.snapshot.uid != new.snapshot.uid:
+        return not new.at_rest
+    return old.version != new.version
+
+
+def dependents_of(record: SnapshotRecord, is_gone: bool, cache: Cache) -> Iterator[Key]:
+    """Yield the branches and the project that wait for a snapshot which has changed, or is gone."""
+    snapshot = record.snapshot
+    for branch in cache.branches_of(snapshot.namespace, snapshot.project):
+        is_made_of_it = branch.node_name is None and branch.source_snapshot == snapshot.object_name
+        if is_made_of_it or (branch.deleting and branch.uid == snapshot.branch_uid):
+            yield Key(names.BRANCH_KIND, branch.namespace, branch.object_name)
+    project = cache.project(snapshot.namespace, snapshot.project)
+    if is_gone and project and project.deleting:
+        yield Key(names.PROJECT_KIND, project.namespace, project.name)
+
+
+class SnapshotWatch:
+    """The watch of snapshots. `add`: puts a key into the work queue, from any thread.
+
+    `cache`: returns the cache, None before the first event of another kind.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        records: SnapshotRecords,
+        add: Callable[[Key], None],
+        cache: Callable[[], Cache | None],
+    ) -> None:
+        self._cluster, self._records = cluster, records
+        self._add, self._cache = add, cache
+
+    def run(self, beat: Callable[[], None]) -> None:
+        """Watch for ever. `beat` is called in each round and at each event."""
+        while True:
+            beat()
+            try:
+                self.follow(beat)
+            except Exception as error:  # noqa: BLE001
+                log_error(logger, error, "watch of snapshots")
+                time.sleep(timing.SNAPSHOT_WATCH_RETRY_SECONDS)
+
+    def follow(self, beat: Callable[[], None] = lambda: None) -> None:
+        """List all snapshots and follow them until the server ends the watch."""
+        listed: set[tuple[str, str]] = set()
+        for event in self._cluster.watch(path_of(names.API_VERSION, names.SNAPSHOTS)):
+            beat()
+            if event["type"] == "SYNCED":
+                for record in self._records.keep_only(listed):
+                    self._request_dependents(record, is_gone=True)
+                continue
+            record = record_of(event["object"])
+            key = record.snapshot.namespace, record.snapshot.object_name
+            listed.add(key)
+            if event["type"] == "DELETED":
+                self._request_dependents(self._records.forget(*key) or record, is_gone=True)
+                continue
+            old = self._records.put(record)
+            if needs_reconcile(old, record):
+                self._add(key_of(record))
+            if old is None or old.version != record.version:
+                self._request_dependents(record, is_gone=False)
+
+    def _request_dependents(self, record: SnapshotRecord, is_gone: bool) -> None:
+        cache = self._cache()
+        for key in dependents_of(record, is_gone, cache) if cache else ():
+            self._add(key)
+
+    def run_expiry(self, beat: Callable[[], None]) -> None:
+        """Look for ever which snapshots have expired."""
+        while True:
+            beat()
+            time.sleep(timing.EXPIRY_POLL_SECONDS)
+            self.request_expired()
+
+    def request_expired(self) -> None:
+        """Request the reconciles that delete those whose time has come, a few at a time."""
+        expiring = [record for record in self._records.all() if record.snapshot.expiration_time]
+        if not expiring:
+            return
+        now = self._cluster.server_time()
+        expired = [record for record in expiring if is_expired(record.snapshot, now)]
+        expired.sort(key=lambda record: record.snapshot.expiration_time or "")
+        for record in expired[: timing.MAX_EXPIRIES_AT_ONCE]:
+            self._add(key_of(record))
+
+
+def concerned_by(
+    change: Project | Branch | str, records: Iterable[SnapshotRecord], cache: Cache
+) -> Iterator[Key]:
+    """Yield the snapshots that may say something else after a change of a project, a branch or a node (its name)."""
+    for record in records:
+        snapshot = record.snapshot
+        if isinstance(change, str):
+            project = cache.project(snapshot.namespace, snapshot.project)
+            node = snapshot.node_name or (project.node_name if project else None)
+            if node != change:
+                continue
+            says_gone = record.ready is not None and record.ready.reason == Reason.NODE_GONE
+            facts = cache.node(change)
+            is_gone = not facts.exists and not facts.has_agent
+            if not record.at_rest or says_gone != is_gone:
+                yield key_of(record)
+        elif not record.at_rest and snapshot.namespace == change.namespace:
+            is_of_it = (
+                snapshot.project == change.name
+                if isinstance(change, Project)
+                else (snapshot.project, snapshot.branch) == (change.project, change.name)
+            )
+            if is_of_it:
+                yield key_of(record)
