@@ -8,13 +8,12 @@ It is `DBRANCH_CONFIG`, else `$XDG_CONFIG_HOME/dbranch/config.yaml`, else `~/.co
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from dbranch_cli.failure import ExitCode, Failure
+from dbranch_cli.files import replace_file
 
 
 def config_path() -> Path:
@@ -50,17 +49,7 @@ def set_current_project(context: str, namespace: str, project: str | None) -> No
     path = config_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w") as file:
-                yaml.safe_dump(config, file)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
-            raise
+        replace_file(path, yaml.safe_dump(config).encode())
     except OSError as error:
         raise Failure(
             ExitCode.OTHER,

@@ -23,6 +23,7 @@ from dbranch_cli import (
     logs,
     orphans,
     projects,
+    report,
 )
 from dbranch_cli.failure import ExitCode, Failure, failure_from
 from dbranch_cli.formatting import escape_controls
@@ -62,35 +63,33 @@ def cli(context: click.Context) -> None:
     context.ensure_object(Invocation)
 
 
-for _command in (
-    projects.init,
-    branches.create,
-    lifecycle.use,
-    listing.list_branches,
-    projects.status,
-    branches.show,
-    listing.tree,
-    logs.logs,
-    connect.psql,
-    connect.url,
-    connect.start,
-    load.load,
-    dump.dump,
-    lifecycle.stop,
-    lifecycle.resume,
-    lifecycle.restart,
-    branches.wait,
-    branches.delete,
-    projects.delete_project,
-    projects.projects,
-    projects.set_default,
-    projects.current,
-    doctor.doctor,
-    orphans.orphan,
-    completion.completion,
-):
-    cli.add_command(_command)
-cli.aliases.update({"ls": "list", "rm": "delete", "port-forward": "start"})
+cli.sections = {
+    "Branches": (
+        branches.create,
+        lifecycle.use,
+        listing.list_branches,
+        branches.show,
+        listing.tree,
+        logs.logs,
+        lifecycle.stop,
+        lifecycle.resume,
+        lifecycle.restart,
+        branches.wait,
+        branches.delete,
+    ),
+    "Data and connections": (connect.psql, connect.url, connect.start, load.load, dump.dump),
+    "Projects": (projects.init, projects.status, projects.current, projects.project),
+    "Cluster": (doctor.doctor, report.report, orphans.orphan, completion.completion),
+}
+cli.aliases = {
+    "ls": "list",
+    "rm": "delete",
+    "port-forward": "start",
+    # Of the original dbranch.
+    "projects": "project list",
+    "set-default": "project set-default",
+    "delete-project": "project delete",
+}
 
 
 def main(argv: list[str] | None = None) -> None:

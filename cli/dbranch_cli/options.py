@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -94,20 +94,39 @@ class Command(click.Command):
 
 
 class CommandGroup(click.Group):
-    """The group of all commands: resolves aliases and suggests a command for a mistyped one."""
+    """A group of commands: resolves aliases and suggests a command for a mistyped one.
+
+    `sections` are its commands under headings, in the order of its help; `aliases` lead from other names to commands,
+    also of its groups: `projects` to `project list`.
+    """
 
     command_class = Command
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.aliases: dict[str, str] = {}
+        self._sections: Mapping[str, Sequence[click.Command]] = {}
         self.params.extend(common_options())
+
+    @property
+    def sections(self) -> Mapping[str, Sequence[click.Command]]:
+        return self._sections
+
+    @sections.setter
+    def sections(self, sections: Mapping[str, Sequence[click.Command]]) -> None:
+        self._sections = sections
+        for commands in sections.values():
+            for command in commands:
+                self.add_command(command)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of a first use, not of the alphabet
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, self.aliases.get(cmd_name, cmd_name))
+        command: click.Command | None = self
+        for name in self.aliases.get(cmd_name, cmd_name).split():
+            command = command.commands.get(name) if isinstance(command, click.Group) else None
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -117,6 +136,18 @@ class CommandGroup(click.Group):
             existing = [*self.list_commands(ctx), *self.aliases]
             raise click.UsageError(f'unknown command "{name}"{did_you_mean(name, existing)}', ctx)
         return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if not self.sections:
+            super().format_commands(ctx, formatter)
+            return
+        width = max(map(len, self.commands))
+        for heading, commands in self.sections.items():
+            with formatter.section(heading):
+                rows = [(str(c.name).ljust(width), c.get_short_help_str(formatter.width)) for c in commands]
+                formatter.write_dl(rows)
+        with formatter.section("Other names"):
+            formatter.write_dl([(alias.ljust(width), name) for alias, name in self.aliases.items()])
 
 
 def passthrough_arguments(context: click.Context) -> Sequence[str]:
