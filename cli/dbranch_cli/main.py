@@ -43,7 +43,7 @@ def _print_version(context: click.Context, _: click.Parameter, requested: bool) 
 
 
 @click.group(
-    cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80}
 )
 @click.option(
     "--version",
@@ -89,6 +89,11 @@ cli.aliases = {
     "projects": "project list",
     "set-default": "project set-default",
     "delete-project": "project delete",
+}
+cli.explained = {
+    "init-postgres": "'dbranch init' starts Postgres, too",
+    "import": "use 'dbranch load FILE BRANCH'",
+    "query": "use 'dbranch psql BRANCH -- -c SQL'",
 }
 
 

@@ -1,0 +1,161 @@
+"""Completion of commands, branches and projects, by real shells from a real process."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.shell_completion import CompletionItem
+from tests.fakes.api import FakeApi
+from tests.fakes.http import serve_api
+from tests.unit.cli.example import TEAM, put_example
+
+from dbranch_cli.completion import cobra_lines
+
+ROOT = Path(__file__).parents[3]
+# It only ends a test that hangs.
+TIMEOUT_SECONDS = 120.0
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Serve the example cluster; return the environment of a shell that has `dbranch` on its PATH."""
+    directory = tmp_path_factory.mktemp("completion")
+    api = FakeApi()
+    put_example(api)
+    server = serve_api(api, directory / "kubeconfig")
+    programs = directory / "bin"
+    programs.mkdir()
+    code = {
+        "dbranch": "main import main",
+        "kubectl_complete-dbranch": "completion import complete_for_kubectl as main",
+    }
+    for name, imported in code.items():
+        script = (
+            f"#!{sys.executable}\nimport sys\nsys.argv[0] = {name!r}\nfrom dbranch_cli.{imported}\nmain()\n"
+        )
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o755)
+    yield {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'cli'}",
+        "KUBECONFIG": str(directory / "kubeconfig"),
+        "DBRANCH_CONFIG": str(directory / "config.yaml"),
+        "HOME": str(directory),
+        "TERM": "dumb",
+    }
+    server.shutdown()
+    server.server_close()
+
+
+def run(environment: dict[str, str], *command: str) -> str:
+    completed = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+        cwd="/",
+    )
+    assert completed.returncode == 0 and not completed.stderr, completed
+    return completed.stdout
+
+
+LINES = [
+    (["delete", "f"], ["feature-x"]),
+    (["use", ""], ["main", "feature-x", "pr-118"]),
+    (["create", "new", "-s", "pr"], ["pr-118"]),
+    (["dump", "m"], ["main"]),
+    (["-p", "shop", "show", "fea"], ["feature-x"]),
+    (["show", "-p", "s"], ["shop"]),
+    (["project", "delete", ""], ["shop"]),
+    (["set-default", "sh"], ["shop"]),
+    (["projec"], ["project"]),
+    (["create", "x", "--if-exists", "re"], ["reuse", "replace"]),
+]
+
+
+def offered_by(output: str) -> list[list[str]]:
+    """Return what a shell offered for each of LINES: values, one a line, without descriptions; `=` ends a line's."""
+    groups = output.split("=\n")[:-1]
+    return [[line.partition("\t")[0] for line in group.splitlines()] for group in groups]
+
+
+def test_bash(environment: dict[str, str]) -> None:
+    script = (
+        'eval "$(dbranch completion bash)"; for line; do read -ra words <<< "$line"; COMPREPLY=();'
+        ' COMP_WORDS=(dbranch "${words[@]}"); [[ $line != *" " ]] || COMP_WORDS+=("");'
+        " COMP_CWORD=$((${#COMP_WORDS[@]} - 1));"
+        ' _dbranch_completion dbranch; printf "%s\\n" "${COMPREPLY[@]}" =; done'
+    )
+    lines = [" ".join(["-n", TEAM, *words]) for words, _ in LINES]
+    offered = offered_by(run(environment, "bash", "--norc", "-c", script, "bash", *lines))
+    assert offered == [expected for _, expected in LINES]
+
+
+def test_fish(environment: dict[str, str]) -> None:
+    script = "dbranch completion fish | source; for line in $argv; complete -C $line; echo =; end"
+    lines = [" ".join(["dbranch", "-n", TEAM, *words]) for words, _ in LINES]
+    offered = offered_by(run(environment, "fish", "--no-config", "-c", script, *lines))
+    assert [sorted(values) for values in offered] == [sorted(expected) for _, expected in LINES]
+
+
+def test_kubectl(environment: dict[str, str]) -> None:
+    for words, expected in LINES:
+        lines = run(environment, "kubectl_complete-dbranch", "-n", TEAM, *words).splitlines()
+        assert [line.partition("\t")[0] for line in lines[:-1]] == expected and lines[-1] == ":4"
+
+
+def test_kubectl_is_told_where_files_are_meant(environment: dict[str, str]) -> None:
+    assert run(environment, "kubectl_complete-dbranch", "dump", "main", "sh").split() == [":0"]
+    assert cobra_lines([CompletionItem("x", type="dir")]) == [":16"]
+    assert cobra_lines([CompletionItem("x", help="first\nsecond")]) == ["x\tfirst", ":4"]
+
+
+def test_a_cluster_that_does_not_answer_offers_nothing_and_says_nothing(environment: dict[str, str]) -> None:
+    nowhere = {**environment, "KUBECONFIG": "/does/not/exist"}
+    assert run(nowhere, "kubectl_complete-dbranch", "use", "").split() == [":4"]
+
+
+def test_zsh_completes_what_is_typed(environment: dict[str, str]) -> None:
+    """Type into an interactive zsh: what is unique is completed in the line that it then runs."""
+    assert shutil.which("zsh"), "zsh is missing: apt-get install zsh"
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir("/")
+        os.execvpe("zsh", ["zsh", "-f", "-i"], {**environment, "TERM": "vt100", "PS1": "ready> "})
+    try:
+        screen = ""
+
+        def expect(text: str, times: int = 1) -> None:
+            nonlocal screen
+            deadline = time.monotonic() + TIMEOUT_SECONDS
+            while screen.count(text) < times:
+                assert time.monotonic() < deadline, screen
+                if select.select([terminal], [], [], 1.0)[0]:
+                    screen += os.read(terminal, 65536).decode(errors="replace")
+
+        expect("ready> ")
+        setup = "autoload -Uz compinit && compinit -u -D; eval \"$(dbranch completion zsh)\"; print 'set'-up"
+        os.write(terminal, setup.encode() + b"\n")
+        expect("set-up")
+        screen = ""
+        os.write(terminal, f"dbranch -n {TEAM} show f\t".encode())
+        expect("show feature-x")
+        os.write(terminal, b"-p s\t")
+        expect("-p shop")
+        os.write(terminal, b"\n")
+        expect("Branch    feature-x (active)")
+    finally:
+        os.kill(process, 9)
+        os.waitpid(process, 0)
+        os.close(terminal)
