@@ -1,6 +1,7 @@
 """The configuration file: the current project of each context and namespace.
 
-It is `DBRANCH_CONFIG`, else `$XDG_CONFIG_HOME/dbranch/config.yaml`, else `~/.config/dbranch/config.yaml`:
+It is `DBRANCH_CONFIG`, else `$DBRANCH_HOME/config.yaml`, else `$XDG_CONFIG_HOME/dbranch/config.yaml`, else
+`~/.config/dbranch/config.yaml`:
 
     current:
       k3s: {team-a: shop}
@@ -21,6 +22,9 @@ def config_path() -> Path:
     explicit = os.environ.get("DBRANCH_CONFIG")
     if explicit:
         return Path(explicit).expanduser()
+    home = os.environ.get("DBRANCH_HOME")
+    if home:
+        return Path(home).expanduser() / "config.yaml"
     xdg_config = os.environ.get("XDG_CONFIG_HOME")
     return (Path(xdg_config) if xdg_config else Path("~/.config").expanduser()) / "dbranch" / "config.yaml"
 
@@ -69,4 +73,7 @@ def _read_config() -> dict[str, Any]:
     except (OSError, yaml.YAMLError) as error:
         message = f"cannot read {path}: {error}; fix or delete the file"
         raise Failure(ExitCode.OTHER, "BadConfig", message) from error
+    if isinstance(loaded, dict) and "mount_point" in loaded:
+        message = f"{path} is the configuration of the original dbranch; set DBRANCH_CONFIG to another file"
+        raise Failure(ExitCode.OTHER, "BadConfig", message)
     return loaded if isinstance(loaded, dict) else {}

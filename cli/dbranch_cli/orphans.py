@@ -26,6 +26,7 @@ from dbranch_cli.options import (
     timeout_option,
     yes_option,
 )
+from dbranch_cli.waiting import interrupted
 
 if TYPE_CHECKING:
     from dbranch_cli.connection import Connection
@@ -127,7 +128,11 @@ class Agents:
                     "it will when it can; see 'dbranch orphan list'"
                 )
                 raise Failure(ExitCode.TIMED_OUT, "TimedOut", text)
-            time.sleep(_POLL_SECONDS)
+            try:
+                time.sleep(_POLL_SECONDS)
+            except KeyboardInterrupt:
+                text = f"waiting until the agent of node {located.node} has served it; the request stays"
+                raise interrupted(text) from None
 
 
 def _annotations(pod: Mapping[str, Any]) -> Mapping[str, str]:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import pty
-import select
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import pytest
 from click.shell_completion import CompletionItem
 from tests.fakes.api import FakeApi
 from tests.fakes.http import serve_api
+from tests.terminal import Terminal
 from tests.unit.cli.example import TEAM, put_example
 
 from dbranch_cli.completion import cobra_lines
@@ -129,33 +127,15 @@ def test_a_cluster_that_does_not_answer_offers_nothing_and_says_nothing(environm
 def test_zsh_completes_what_is_typed(environment: dict[str, str]) -> None:
     """Type into an interactive zsh: what is unique is completed in the line that it then runs."""
     assert shutil.which("zsh"), "zsh is missing: apt-get install zsh"
-    process, terminal = pty.fork()
-    if process == 0:
-        os.chdir("/")
-        os.execvpe("zsh", ["zsh", "-f", "-i"], {**environment, "TERM": "vt100", "PS1": "ready> "})
-    try:
-        screen = ""
-
-        def expect(text: str, times: int = 1) -> None:
-            nonlocal screen
-            deadline = time.monotonic() + TIMEOUT_SECONDS
-            while screen.count(text) < times:
-                assert time.monotonic() < deadline, screen
-                if select.select([terminal], [], [], 1.0)[0]:
-                    screen += os.read(terminal, 65536).decode(errors="replace")
-
-        expect("ready> ")
-        setup = "autoload -Uz compinit && compinit -u -D; eval \"$(dbranch completion zsh)\"; print 'set'-up"
-        os.write(terminal, setup.encode() + b"\n")
-        expect("set-up")
-        screen = ""
-        os.write(terminal, f"dbranch -n {TEAM} show f\t".encode())
-        expect("show feature-x")
-        os.write(terminal, b"-p s\t")
-        expect("-p shop")
-        os.write(terminal, b"\n")
-        expect("Branch    feature-x (active)")
-    finally:
-        os.kill(process, 9)
-        os.waitpid(process, 0)
-        os.close(terminal)
+    with Terminal(["zsh", "-f", "-i"], {**environment, "TERM": "vt100", "PS1": "ready> "}) as zsh:
+        zsh.expect("ready> ")
+        zsh.type(
+            'autoload -Uz compinit && compinit -u -D; eval "$(dbranch completion zsh)"; print set-""up\n'
+        )
+        zsh.expect("set-up")
+        zsh.type(f"dbranch -n {TEAM} show f\t")
+        zsh.expect("show feature-x")
+        zsh.type("-p s\t")
+        zsh.expect("-p shop")
+        zsh.type("\n")
+        zsh.expect("Branch    feature-x (active)")
