@@ -22,9 +22,9 @@ def config_path() -> Path:
     explicit = os.environ.get("DBRANCH_CONFIG")
     if explicit:
         return Path(explicit).expanduser()
-    home = os.environ.get("DBRANCH_HOME")
-    if home:
-        return Path(home).expanduser() / "config.yaml"
+    directory = os.environ.get("DBRANCH_HOME")
+    if directory:
+        return Path(directory).expanduser() / "config.yaml"
     xdg_config = os.environ.get("XDG_CONFIG_HOME")
     return (Path(xdg_config) if xdg_config else Path("~/.config").expanduser()) / "dbranch" / "config.yaml"
 

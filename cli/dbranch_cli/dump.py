@@ -14,7 +14,7 @@ import click
 
 from dbranch.api.quantity import format_bytes
 from dbranch_cli.connect import require_client, run_client
-from dbranch_cli.dump_form import FORMATS, DumpForm, choose_program, form_of, major_of
+from dbranch_cli.dump_format import FORMATS, DumpFormat, choose_program, dump_format_of, major_of
 from dbranch_cli.dump_writer import DumpWriter
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.invocation import Invocation
@@ -57,15 +57,15 @@ def dump(context: click.Context, /, branch: str, file: str, chosen: str | None, 
     if refused:
         message = f"{refused} after -- is not passed on: name the file and the format (-F) before it"
         raise Failure(ExitCode.USAGE, "InvalidInput", message)
-    form = form_of(file, chosen)
-    _check_target(file, form)
+    dump_format = dump_format_of(file, chosen)
+    _check_target(file, dump_format)
     program = find_program(invocation.branch(branch))
     started = time.monotonic()
-    with DumpWriter(invocation, file, form) as writer:
+    with DumpWriter(invocation, file, dump_format) as writer:
         code = run_client(
             invocation,
             program,
-            [f"--format={form.format}", *writer.arguments, *arguments],
+            [f"--format={dump_format.name}", *writer.arguments, *arguments],
             branch,
             stdout=writer.stdout,
             superuser=True,
@@ -76,7 +76,7 @@ def dump(context: click.Context, /, branch: str, file: str, chosen: str | None, 
             raise Failure(ExitCode.OTHER, "DumpFailed", message)
         size = writer.finish()
     where = "standard output" if file == "-" else file
-    written = f"{form}" if size is None else f"{form}, {format_bytes(size)}"
+    written = f"{dump_format}" if size is None else f"{dump_format}, {format_bytes(size)}"
     seconds = time.monotonic() - started
     invocation.print_note(f"branch {branch} dumped into {where} ({written}) in {seconds:.1f} s")
 
@@ -92,17 +92,17 @@ def _pg_dump_options(
     ]
 
 
-def _check_target(file: str, form: DumpForm) -> None:
+def _check_target(file: str, dump_format: DumpFormat) -> None:
     """Raise Failure before the dump if the target cannot take it."""
     if file == "-":
-        if sys.stdout.isatty() and not form.is_text:
-            message = f"a dump ({form}) is not written to a terminal; name a file"
+        if sys.stdout.isatty() and not dump_format.is_text:
+            message = f"a dump ({dump_format}) is not written to a terminal; name a file"
             raise Failure(ExitCode.USAGE, "InvalidInput", message)
         return
     path = Path(file)
     if not path.parent.is_dir():
         raise Failure(ExitCode.NOT_FOUND, "NotFound", f"directory {path.parent} does not exist")
-    if form.format == "directory":
+    if dump_format.name == "directory":
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             message = f"{file} exists and is not an empty directory; name another one"
             raise Failure(ExitCode.REFUSED, "AlreadyExists", message)
@@ -116,8 +116,8 @@ def find_program(branch: dict[str, Any]) -> str:
     require_client("pg_dump")
     node = (branch.get("status") or {}).get("node") or {}
     server = major_of(str(node.get("postgresVersion") or ""))
-    found = shutil.which("pg_dump")
-    candidates = ([found] if found else []) + sorted(map(str, Path(_DEBIAN).glob("*/bin/pg_dump")))
+    first = shutil.which("pg_dump")
+    candidates = ([first] if first else []) + sorted(map(str, Path(_DEBIAN).glob("*/bin/pg_dump")))
     available = [(program, major) for program in candidates if (major := _major_of_program(program))]
     program = choose_program(available, server)
     if program is None:

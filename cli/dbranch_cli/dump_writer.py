@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from dbranch.api.quantity import format_bytes
-from dbranch_cli.dump_form import DumpForm
+from dbranch_cli.dump_format import DumpFormat
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.invocation import Invocation
 
@@ -31,27 +31,29 @@ class DumpWriter:
     `arguments` and `stdout` are pg_dump's. With `is_direct` it goes straight to a pipe or device.
     """
 
-    def __init__(self, invocation: Invocation, file: str, form: DumpForm) -> None:
-        self._file, self._form = Path(file), form
+    def __init__(self, invocation: Invocation, file: str, dump_format: DumpFormat) -> None:
+        self._file, self._dump_format = Path(file), dump_format
         self.is_direct = file == "-" or _is_special(self._file)
-        self._live = invocation.human_output and sys.stderr.isatty() and not (form.is_text and file == "-")
+        self._live = (
+            invocation.human_output and sys.stderr.isatty() and not (dump_format.is_text and file == "-")
+        )
         self.arguments: list[str] = []
         self.stdout: int | IO[bytes] | None = None
         self._partial: Path | None = None
         self._output: IO[bytes] | None = None
         self._packer: _Packer | None = None
-        self._ended = threading.Event()
+        self._stop_progress = threading.Event()
         self._progress: threading.Thread | None = None
 
     def __enter__(self) -> DumpWriter:
-        if self._form.format == "directory":
+        if self._dump_format.name == "directory":
             self._partial = Path(tempfile.mkdtemp(prefix=f".{self._file.name}.", dir=self._file.parent))
             # pg_dump makes the directory itself, or takes an empty one.
             self.arguments, self.stdout = [f"--file={self._partial}"], subprocess.DEVNULL
         else:
             self._output = self._open()
-            if self._form.packing:
-                self._packer = _Packer(self._output, self._form.packing)
+            if self._dump_format.packing:
+                self._packer = _Packer(self._output, self._dump_format.packing)
                 self.stdout = self._packer.input
             else:
                 self.stdout = self._output
@@ -92,7 +94,7 @@ class DumpWriter:
         return size
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
+        self._stop_progress.set()
         if self._progress:
             self._progress.join()
         if self._packer:
@@ -107,7 +109,7 @@ class DumpWriter:
 
     def _show_progress(self) -> None:
         started = time.monotonic()
-        while not self._ended.wait(_PROGRESS_SECONDS):
+        while not self._stop_progress.wait(_PROGRESS_SECONDS):
             written = _size_of(self._partial) if self._partial else self._packer.read if self._packer else 0
             seconds = time.monotonic() - started
             sys.stderr.write(f"{_CLEAR_LINE}… {format_bytes(written)} written, {seconds:.0f} s")

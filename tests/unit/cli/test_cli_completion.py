@@ -113,7 +113,7 @@ def test_kubectl(environment: dict[str, str]) -> None:
         assert [line.partition("\t")[0] for line in lines[:-1]] == expected and lines[-1] == ":4"
 
 
-def test_kubectl_is_told_where_files_are_meant(environment: dict[str, str]) -> None:
+def test_kubectl_learns_where_files_are_meant(environment: dict[str, str]) -> None:
     assert run(environment, "kubectl_complete-dbranch", "dump", "main", "sh").split() == [":0"]
     assert cobra_lines([CompletionItem("x", type="dir")]) == [":16"]
     assert cobra_lines([CompletionItem("x", help="first\nsecond")]) == ["x\tfirst", ":4"]

@@ -9,7 +9,7 @@ import pytest
 
 from dbranch.api.errors import InvalidInput
 from dbranch_cli import dump
-from dbranch_cli.dump_form import DumpForm, form_of
+from dbranch_cli.dump_format import DumpFormat, dump_format_of
 from dbranch_cli.dump_writer import DumpWriter
 from dbranch_cli.failure import Failure
 from dbranch_cli.invocation import Invocation
@@ -38,7 +38,7 @@ def test_a_pg_dump_of_the_branchs_own_major_is_preferred(
 
 
 @pytest.mark.parametrize(
-    ("file", "chosen", "form"),
+    ("file", "chosen", "expected"),
     [
         ("shop.sql", None, "plain"),
         ("shop.SQL.GZ", None, "plain, gzip"),
@@ -52,19 +52,24 @@ def test_a_pg_dump_of_the_branchs_own_major_is_preferred(
         ("shop.sql", "tar", "tar"),
     ],
 )
-def test_the_form_of_a_file(file: str, chosen: str | None, form: str) -> None:
-    assert str(form_of(file, chosen)) == form
+def test_the_form_of_a_file(file: str, chosen: str | None, expected: str) -> None:
+    assert str(dump_format_of(file, chosen)) == expected
 
 
 def test_a_directory_is_neither_packed_nor_a_stream() -> None:
     for file in ("-", "shop.gz"):
         with pytest.raises(InvalidInput, match="name a directory"):
-            form_of(file, "directory")
+            dump_format_of(file, "directory")
 
 
-@pytest.mark.parametrize("form", [DumpForm("plain"), DumpForm("plain", "gzip"), DumpForm("directory")])
-def test_an_interrupted_dump_leaves_nothing(tmp_path: Path, form: DumpForm) -> None:
-    with pytest.raises(KeyboardInterrupt), DumpWriter(Invocation(), str(tmp_path / "shop"), form) as writer:
+@pytest.mark.parametrize(
+    "expected", [DumpFormat("plain"), DumpFormat("plain", "gzip"), DumpFormat("directory")]
+)
+def test_an_interrupted_dump_leaves_nothing(tmp_path: Path, expected: DumpFormat) -> None:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        DumpWriter(Invocation(), str(tmp_path / "shop"), expected) as writer,
+    ):
         if isinstance(writer.stdout, io.BufferedWriter):
             writer.stdout.write(b"half")
         assert [*tmp_path.iterdir()]

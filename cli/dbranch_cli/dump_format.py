@@ -1,4 +1,4 @@
-"""The form of a dump that is written: from the file's name and the option --format. Pure."""
+"""The format of a dump that is written: from the file's name and the option --format. Pure."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ _PACKINGS: Final = {".gz": "gzip", ".zst": "zstd"}
 
 
 @dataclass(frozen=True)
-class DumpForm:
+class DumpFormat:
     """A format of pg_dump, and what its output is packed in: `gzip`, `zstd` or nothing."""
 
-    format: str
+    name: str
     packing: str = ""
 
     @property
     def is_text(self) -> bool:
         """True if it may be shown on a terminal."""
-        return self.format == "plain" and not self.packing
+        return self.name == "plain" and not self.packing
 
     def __str__(self) -> str:
-        return f"{self.format}, {self.packing}" if self.packing else self.format
+        return f"{self.name}, {self.packing}" if self.packing else self.name
 
 
-def form_of(file: str, chosen: str | None) -> DumpForm:
-    """Return the form of a dump for a file's name; `chosen` is a format that overrides its suffix.
+def dump_format_of(file: str, chosen: str | None) -> DumpFormat:
+    """Return the format of a dump for a file's name; `chosen` is a format that overrides its suffix.
 
     Raise InvalidInput for a packed directory.
 
-    >>> str(form_of("shop.sql.gz", None)), str(form_of("shop.dump", None)), str(form_of("-", None))
+    >>> str(dump_format_of("shop.sql.gz", None)), str(dump_format_of("shop.dump", None)), str(dump_format_of("-", None))
     ('plain, gzip', 'custom', 'plain')
     """
     suffixes = [suffix.lower() for suffix in PurePath(file).suffixes]
@@ -54,13 +54,13 @@ def form_of(file: str, chosen: str | None) -> DumpForm:
     named = _SUFFIXES.get(suffixes[-1]) if suffixes else None
     if named is None:
         named = "directory" if file.endswith("/") else "plain" if file == "-" or packing else "custom"
-    form = DumpForm(chosen or named, packing)
-    if form.format == "directory" and (form.packing or file == "-"):
+    chosen_format = DumpFormat(chosen or named, packing)
+    if chosen_format.name == "directory" and (chosen_format.packing or file == "-"):
         raise InvalidInput(
             f"the directory format cannot be written to {file}: name a directory,"
             " whose files pg_dump compresses itself"
         )
-    return form
+    return chosen_format
 
 
 def major_of(version: str) -> int | None:
