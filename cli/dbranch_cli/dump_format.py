@@ -44,8 +44,8 @@ def dump_format_of(file: str, chosen: str | None) -> DumpFormat:
 
     Raise InvalidInput for a packed directory.
 
-    >>> str(dump_format_of("shop.sql.gz", None)), str(dump_format_of("shop.dump", None)), str(dump_format_of("-", None))
-    ('plain, gzip', 'custom', 'plain')
+    >>> [str(dump_format_of(file, None)) for file in ("shop.sql.gz", "shop.dump", "-")]
+    ['plain, gzip', 'custom', 'plain']
     """
     suffixes = [suffix.lower() for suffix in PurePath(file).suffixes]
     packing = _PACKINGS.get(suffixes[-1], "") if suffixes else ""

@@ -1,14 +1,17 @@
-"""The command line as a person has it: on a terminal of 80 columns, with colors, prompts and ^C."""
+"""The command line as a person has it: on a terminal of 80 columns, with colors, prompts and ^C; what it writes."""
 
 from __future__ import annotations
 
+import base64
 import os
+import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.cluster import KUBECTL_TIMEOUT, POSTGRES_IMAGE, Namespace, Project
+from tests.e2e.cluster import KUBECTL_TIMEOUT, NODES, POSTGRES_IMAGE, SYSTEM, Namespace, Project, run
 from tests.terminal import INTERRUPT, Terminal
 
 GREEN, RESET = "\x1b[32m", "\x1b[0m"
@@ -23,11 +26,16 @@ def project(team: Namespace) -> Iterator[Project]:
     project.discard()
 
 
-def test_a_first_session_on_a_terminal(project: Project, tmp_path: Path) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | {
+def environment_of(tmp_path: Path) -> dict[str, str]:
+    """Return the environment of a person's shell, with a configuration file of its own."""
+    return {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | {
         "TERM": "xterm-256color",
         "DBRANCH_CONFIG": str(tmp_path / "config.yaml"),
     }
+
+
+def test_a_first_session_on_a_terminal(project: Project, tmp_path: Path) -> None:
+    environment = environment_of(tmp_path)
 
     def dbranch(*words: str) -> Terminal:
         return Terminal(["dbranch", "-n", project.team.name, *words], environment)
@@ -84,3 +92,67 @@ def test_a_first_session_on_a_terminal(project: Project, tmp_path: Path) -> None
         assert doctor.end() in (0, 1, 7)
     assert f"{GREEN}ok       {RESET}API server: v1." in doctor.output
     assert any(line.startswith("ok       controller: ") for line in doctor.screen)
+
+
+def test_a_dump_is_loaded_into_another_branch_and_an_interrupted_one_leaves_nothing(
+    shop: Project, tmp_path: Path
+) -> None:
+    shop.branches("dumped", "filled")
+    shop.sql("create table wide as select n, repeat('x', 100) x from generate_series(1, 5000) n", "dumped")
+    file = tmp_path / "shop.sql.zst"
+    dumped = shop.team.dbranch("-p", "shop", "dump", "dumped", str(file))
+    assert "branch dumped dumped into" in dumped.err and "plain, zstd" in dumped.err
+    shop.sql("drop table item", "filled")
+    shop.team.dbranch("-p", "shop", "load", str(file), "filled")
+    assert shop.sql("select count(*), max(n) from wide", "filled") == "5000|5000"
+    assert shop.sql("select name from item", "filled") == "first"
+
+    def dbranch(*words: str) -> Terminal:
+        return Terminal(["dbranch", "-n", shop.team.name, "-p", "shop", *words], environment_of(tmp_path))
+
+    lock = ("-c", "begin", "-c", "lock table item", "-c", "select pg_sleep(600)")
+    with dbranch("psql", "dumped", "--superuser", "--", *lock) as holder:
+        holder.expect("LOCK TABLE")
+        with dbranch("dump", "dumped", str(tmp_path / "other.dump")) as dump:
+            dump.expect(" written, ")
+            assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".other.dump.")]
+            dump.type(INTERRUPT)
+            assert dump.end() == 130 and "Traceback" not in dump.output
+        assert [path.name for path in tmp_path.iterdir() if "other" in path.name] == []
+        holder.type(INTERRUPT)
+        holder.end()
+    shop.discard("dumped", "filled")
+
+
+def test_a_report_holds_the_logs_and_no_password(shop: Project, tmp_path: Path) -> None:
+    file = tmp_path / "report.tar.gz"
+    shop.team.dbranch("report", str(file), "--lines", "200")
+    with tarfile.open(file) as archive:
+        members = {m.name.partition("/")[2]: archive.extractfile(m) for m in archive.getmembers()}
+        texts = {name: member.read().decode() for name, member in members.items() if member}
+    for place, component in ((SYSTEM, "controller"), (NODES, "agent"), (shop.team.name, "shop-proxy")):
+        logs = [name for name in texts if name.startswith(f"logs/{place}/") and component in name]
+        assert logs and any(texts[name].strip() for name in logs), list(texts)
+    assert "name: shop" in texts["dbprojects.yaml"] and "kernelVersion" in texts["nodes.yaml"]
+    for secret in ("shop-conn", "shop-superuser-conn"):
+        data = shop.team.get("secret", secret)["data"]
+        for key in ("password", "uri"):
+            value = base64.b64decode(data[key]).decode()
+            assert value and not [n for n, text in texts.items() if value in text or data[key] in text]
+
+
+def test_kubectl_completes_the_branches(shop: Project, tmp_path: Path) -> None:
+    imports = {
+        "kubectl-dbranch": "main import main",
+        "kubectl_complete-dbranch": "completion import complete_for_kubectl as main",
+    }
+    for name, imported in imports.items():
+        script = (
+            f"#!{sys.executable}\nimport sys\nsys.argv[0] = {name!r}\nfrom dbranch_cli.{imported}\nmain()\n"
+        )
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    environment = environment_of(tmp_path) | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    words = ["dbranch", "-n", shop.team.name, "-p", "shop", "show", "ma"]
+    offered = run(["kubectl", "__complete", *words], env=environment).out.splitlines()
+    assert offered == ["main", ":4"]
