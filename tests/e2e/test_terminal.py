@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.cluster import KUBECTL_TIMEOUT, NODES, POSTGRES_IMAGE, SYSTEM, Namespace, Project, run
+from tests.entry_points import write_entry_points
 from tests.terminal import INTERRUPT, Terminal
 
 GREEN, RESET = "\x1b[32m", "\x1b[0m"
@@ -142,16 +142,7 @@ def test_a_report_holds_the_logs_and_no_password(shop: Project, tmp_path: Path) 
 
 
 def test_kubectl_completes_the_branches(shop: Project, tmp_path: Path) -> None:
-    imports = {
-        "kubectl-dbranch": "main import main",
-        "kubectl_complete-dbranch": "completion import complete_for_kubectl as main",
-    }
-    for name, imported in imports.items():
-        script = (
-            f"#!{sys.executable}\nimport sys\nsys.argv[0] = {name!r}\nfrom dbranch_cli.{imported}\nmain()\n"
-        )
-        (tmp_path / name).write_text(script)
-        (tmp_path / name).chmod(0o755)
+    write_entry_points(tmp_path)
     environment = environment_of(tmp_path) | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     words = ["dbranch", "-n", shop.team.name, "-p", "shop", "show", "ma"]
     offered = run(["kubectl", "__complete", *words], env=environment).out.splitlines()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.shell_completion import CompletionItem
+from tests.entry_points import write_entry_points
 from tests.fakes.api import FakeApi
 from tests.fakes.http import serve_api
 from tests.terminal import Terminal
@@ -31,17 +31,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     put_example(api)
     server = serve_api(api, directory / "kubeconfig")
     programs = directory / "bin"
-    programs.mkdir()
-    code = {
-        "dbranch": "main import main",
-        "kubectl_complete-dbranch": "completion import complete_for_kubectl as main",
-    }
-    for name, imported in code.items():
-        script = (
-            f"#!{sys.executable}\nimport sys\nsys.argv[0] = {name!r}\nfrom dbranch_cli.{imported}\nmain()\n"
-        )
-        (programs / name).write_text(script)
-        (programs / name).chmod(0o755)
+    write_entry_points(programs)
     yield {
         "PATH": f"{programs}:{os.environ['PATH']}",
         "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'cli'}",
