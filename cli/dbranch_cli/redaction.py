@@ -23,20 +23,21 @@ _SECRET_KEY: Final = re.compile(rf"(?i)(?:{_SECRET_WORD})")
 _NAMING_KEYS: Final = frozenset({"secretName", "passwordSecret", "imagePullSecrets"})
 # With backslashes before quotes, as often as the text was quoted.
 _VALUE: Final = r"""(?:"(?:\\+.|[^"\\])*"?|'(?:''|\\+.|[^'\\])*'?|[^\s,;&)}\]"']+)"""
+# The lengths are bounded, so that a long line takes no time of its square.
 _PATTERNS: Final = (
     # A PEM block, also one that is cut off.
     (re.compile(r"-----BEGIN [A-Z0-9 ]+-----.*?(?:-----END [A-Z0-9 ]+-----|\Z)", re.DOTALL), REDACTED),
     (re.compile(r"(?m)^[A-Za-z0-9+/]{60,}={0,2}$"), REDACTED),
     # scheme://user:password@
-    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s'\"<>]*@"), rf"\1{REDACTED}@"),
+    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,20}://)[^\s'\"<>]{0,2048}@"), rf"\1{REDACTED}@"),
     (re.compile(r"(?i)\b((?:encrypted\s+)?password\s+)(E?'(?:''|\\+.|[^'\\])*'?)"), rf"\1'{REDACTED}'"),
     (re.compile(r"(?i)\b(bearer|basic)\s+[a-z0-9._~+/=-]{8,}"), rf"\1 {REDACTED}"),
     # key=value, key: value, "key": "value", \"key\": \"value\", --key value.
     (
-        re.compile(rf"(?i)([\w.-]*(?:{_SECRET_WORD})[\w.-]*\\*[\"']?[ \t]*[=:][ \t]*\\*){_VALUE}"),
+        re.compile(rf"(?i)((?:{_SECRET_WORD})[\w.-]{{0,64}}\\*[\"']?[ \t]*[=:][ \t]*\\*){_VALUE}"),
         rf"\1{REDACTED}",
     ),
-    (re.compile(rf"(?i)(--[\w-]*(?:{_SECRET_WORD})[\w-]*\s+){_VALUE}"), rf"\1{REDACTED}"),
+    (re.compile(rf"(?i)(--[\w-]{{0,64}}(?:{_SECRET_WORD})[\w-]{{0,64}}\s+){_VALUE}"), rf"\1{REDACTED}"),
     (re.compile(r"\beyJ[\w-]{8,}(?:\.[\w-]+){0,2}"), REDACTED),
     (re.compile(r"SCRAM-SHA-256\$[^\s'\"]+"), REDACTED),
     (re.compile(r"\bmd5[0-9a-f]{32}\b"), REDACTED),

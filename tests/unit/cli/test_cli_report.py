@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,13 @@ def test_what_is_no_secret_stays(text: str) -> None:
 def test_any_text_can_be_redacted_and_a_second_time_changes_no_more(text: str) -> None:
     once = redact_text(text)
     assert redact_text(once).count(REDACTED) >= once.count(REDACTED)
+
+
+@pytest.mark.parametrize("piece", ["a", "a-", "a://", "'\\", "-----BEGIN X-----", "secret", "eyJ"])
+def test_a_line_of_a_megabyte_takes_no_minutes(piece: str) -> None:
+    started = time.process_time()
+    redact_text(piece * (2**20 // len(piece)))
+    assert time.process_time() - started < 30
 
 
 def test_what_may_not_be_read_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
