@@ -7,6 +7,7 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="the long forms: every point, more rounds")
+    parser.addoption("--update-golden", action="store_true", help="write the outputs in docs/cli.md anew")
     parser.addoption(
         "--chaos", metavar="SECONDS", help="end to end: the controller and the agents are deleted so often"
     )

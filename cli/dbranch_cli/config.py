@@ -1,6 +1,7 @@
 """The configuration file: the current project of each context and namespace.
 
-It is `DBRANCH_CONFIG`, else `$XDG_CONFIG_HOME/dbranch/config.yaml`, else `~/.config/dbranch/config.yaml`:
+It is `DBRANCH_CONFIG`, else `$DBRANCH_HOME/config.yaml`, else `$XDG_CONFIG_HOME/dbranch/config.yaml`, else
+`~/.config/dbranch/config.yaml`:
 
     current:
       k3s: {team-a: shop}
@@ -8,13 +9,12 @@ It is `DBRANCH_CONFIG`, else `$XDG_CONFIG_HOME/dbranch/config.yaml`, else `~/.co
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from dbranch_cli.failure import ExitCode, Failure
+from dbranch_cli.files import replace_file
 
 
 def config_path() -> Path:
@@ -22,6 +22,9 @@ def config_path() -> Path:
     explicit = os.environ.get("DBRANCH_CONFIG")
     if explicit:
         return Path(explicit).expanduser()
+    directory = os.environ.get("DBRANCH_HOME")
+    if directory:
+        return Path(directory).expanduser() / "config.yaml"
     xdg_config = os.environ.get("XDG_CONFIG_HOME")
     return (Path(xdg_config) if xdg_config else Path("~/.config").expanduser()) / "dbranch" / "config.yaml"
 
@@ -50,17 +53,7 @@ def set_current_project(context: str, namespace: str, project: str | None) -> No
     path = config_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w") as file:
-                yaml.safe_dump(config, file)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
-            raise
+        replace_file(path, yaml.safe_dump(config).encode())
     except OSError as error:
         raise Failure(
             ExitCode.OTHER,
@@ -80,4 +73,7 @@ def _read_config() -> dict[str, Any]:
     except (OSError, yaml.YAMLError) as error:
         message = f"cannot read {path}: {error}; fix or delete the file"
         raise Failure(ExitCode.OTHER, "BadConfig", message) from error
+    if isinstance(loaded, dict) and "mount_point" in loaded:
+        message = f"{path} is the configuration of the original dbranch; set DBRANCH_CONFIG to another file"
+        raise Failure(ExitCode.OTHER, "BadConfig", message)
     return loaded if isinstance(loaded, dict) else {}

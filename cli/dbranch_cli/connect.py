@@ -146,10 +146,12 @@ def run_client(
     stdin: IO[bytes] | Iterator[bytes] | None = None,
     quiet: bool = False,
     superuser: bool = False,
+    stdout: IO[bytes] | int | None = None,
 ) -> int:
     """Run a Postgres client through its own port-forward; return its exit code (128 + n for signal n).
 
-    `stdin` is this process's (None), a file, or chunks of bytes. `quiet` discards its standard output.
+    `stdin` is this process's (None), a file, or chunks of bytes. `quiet` discards its standard output; `stdout` is
+    where it goes instead. A client that writes there and is interrupted raises KeyboardInterrupt.
     """
     from dbranch_cli.forward import PortForward, ready_proxy_pod, require_permission
 
@@ -167,12 +169,12 @@ def run_client(
     forward = PortForward(connection, lambda: ready_proxy_pod(connection, project), 0)
     chunks = stdin if isinstance(stdin, Iterator) and not hasattr(stdin, "fileno") else None
     try:
-        with _ignore_interrupts():
+        with _ignore_interrupts() as interrupts:
             client = subprocess.Popen(
                 [program, *arguments],
                 env=client_environment(os.environ, secret, forward.port, branch),
                 stdin=subprocess.PIPE if chunks is not None else stdin,  # type: ignore[arg-type]
-                stdout=subprocess.DEVNULL if quiet else None,
+                stdout=subprocess.DEVNULL if quiet else stdout,
             )
             try:
                 if chunks is not None:
@@ -186,6 +188,8 @@ def run_client(
         forward.close()
     if code and forward.failure:
         raise forward.failure
+    if code and interrupts and stdout is not None:
+        raise KeyboardInterrupt
     return 128 - code if code < 0 else code
 
 
@@ -221,11 +225,15 @@ def client_environment(
 
 
 @contextmanager
-def _ignore_interrupts() -> Iterator[None]:
-    """Leave ^C to psql, which cancels its query. A handler, unlike SIG_IGN, is not inherited by psql."""
-    previous = signal.signal(signal.SIGINT, lambda *_: None)
+def _ignore_interrupts() -> Iterator[list[int]]:
+    """Leave ^C to psql, which cancels its query, and yield the list of them.
+
+    A handler, unlike SIG_IGN, is not inherited by psql.
+    """
+    interrupts: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
     try:
-        yield
+        yield interrupts
     finally:
         signal.signal(signal.SIGINT, previous)
 

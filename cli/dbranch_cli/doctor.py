@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,10 +49,15 @@ def doctor(context: click.Context, all_namespaces: bool) -> None:
     The exit code is 0 if nothing is wrong, 7 if something needs somebody, 1 if something may heal by itself.
     """
     invocation: Invocation = context.obj
-    findings = list(_Examination(invocation, all_namespaces).findings())
+    findings = examine(invocation, all_namespaces)
     _print(invocation, findings)
     worst = max(finding.severity for finding in findings)
     context.exit({Severity.ERROR: ExitCode.STALLED, Severity.WARNING: ExitCode.OTHER}.get(worst, 0))
+
+
+def examine(invocation: Invocation, all_namespaces: bool) -> list[Finding]:
+    """Return what doctor finds. Raises ApiError if dbranch is not installed, ClusterUnreachable."""
+    return list(_Examination(invocation, all_namespaces).findings())
 
 
 class _Examination:
@@ -68,7 +73,7 @@ class _Examination:
         yield diagnosis.diagnose_server(connection.get("/version"), connection.server)
         bodies = self._objects()
         yield from self._judged(
-            "CRDs", "", lambda: [diagnosis.diagnose_schema(connection.get(_OPENAPI), _client_version())]
+            "CRDs", "", lambda: [diagnosis.diagnose_schema(connection.get(_OPENAPI), client_version())]
         )
         deployments: list[Body] = []
 
@@ -128,7 +133,8 @@ class _Examination:
             return [Finding(Severity.UNKNOWN, check, why)]
 
 
-def _client_version() -> str:
+def client_version() -> str:
+    """Return the version of this command line."""
     from importlib import metadata
 
     try:
@@ -151,8 +157,16 @@ def _print(invocation: Invocation, findings: list[Finding]) -> None:
     if invocation.output == "name":
         click.echo("\n".join(dict.fromkeys(f.check for f in findings if f.severity > Severity.UNKNOWN)))
         return
+    for line in finding_lines(findings, lambda word, severity: colorize(word, _COLORS[severity], sys.stdout)):
+        click.echo(line)
+
+
+def finding_lines(
+    findings: Iterable[Finding], paint: Callable[[str, Severity], str] = lambda word, _: word
+) -> Iterator[str]:
+    """Yield the lines of findings as people read them; `paint` colors the severity."""
     for finding in findings:
-        word = colorize(f"{finding.severity.name.lower():<9}", _COLORS[finding.severity], sys.stdout)
-        click.echo(f"{word}{finding.check}: {escape_controls(finding.message)}")
+        word = paint(f"{finding.severity.name.lower():<9}", finding.severity)
+        yield f"{word}{finding.check}: {escape_controls(finding.message)}"
         if finding.remedy:
-            click.echo(f"{_INDENT}{finding.remedy}")
+            yield f"{_INDENT}{finding.remedy}"

@@ -16,12 +16,14 @@ from dbranch_cli import (
     completion,
     connect,
     doctor,
+    dump,
     lifecycle,
     listing,
     load,
     logs,
     orphans,
     projects,
+    report,
     snapshots,
 )
 from dbranch_cli.failure import ExitCode, Failure, failure_from
@@ -42,7 +44,7 @@ def _print_version(context: click.Context, _: click.Parameter, requested: bool) 
 
 
 @click.group(
-    cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80}
 )
 @click.option(
     "--version",
@@ -62,35 +64,45 @@ def cli(context: click.Context) -> None:
     context.ensure_object(Invocation)
 
 
-for _command in (
-    projects.init,
-    branches.create,
-    lifecycle.use,
-    listing.list_branches,
-    projects.status,
-    branches.show,
-    listing.tree,
-    logs.logs,
-    connect.psql,
-    connect.url,
-    connect.start,
-    load.load,
-    lifecycle.stop,
-    lifecycle.resume,
-    lifecycle.restart,
-    snapshots.snapshot,
-    branches.wait,
-    branches.delete,
-    projects.delete_project,
-    projects.projects,
-    projects.set_default,
-    projects.current,
-    doctor.doctor,
-    orphans.orphan,
-    completion.completion,
-):
-    cli.add_command(_command)
-cli.aliases.update({"ls": "list", "rm": "delete", "port-forward": "start"})
+cli.sections = {
+    "Branches": (
+        branches.create,
+        lifecycle.use,
+        listing.list_branches,
+        branches.show,
+        listing.tree,
+        logs.logs,
+        lifecycle.stop,
+        lifecycle.resume,
+        lifecycle.restart,
+        branches.wait,
+        branches.delete,
+    ),
+    "Data and connections": (
+        connect.psql,
+        connect.url,
+        connect.start,
+        load.load,
+        dump.dump,
+        snapshots.snapshot,
+    ),
+    "Projects": (projects.init, projects.status, projects.current, projects.project),
+    "Cluster": (doctor.doctor, report.report, orphans.orphan, completion.completion),
+}
+cli.aliases = {
+    "ls": "list",
+    "rm": "delete",
+    "port-forward": "start",
+    # Of the original dbranch.
+    "projects": "project list",
+    "set-default": "project set-default",
+    "delete-project": "project delete",
+}
+cli.explained = {
+    "init-postgres": "'dbranch init' starts Postgres, too",
+    "import": "use 'dbranch load FILE BRANCH'",
+    "query": "use 'dbranch psql BRANCH -- -c SQL'",
+}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -10,6 +10,7 @@ from click.shell_completion import CompletionItem
 
 from dbranch.api.errors import DbranchError, InvalidInput
 from dbranch.api.quantity import parse_seconds
+from dbranch_cli.examples import EXAMPLES
 from dbranch_cli.invocation import Invocation
 from dbranch_cli.naming import did_you_mean
 from dbranch_cli.objects import branch_name_of
@@ -66,7 +67,14 @@ def common_options(outputs: Sequence[str] = ()) -> list[click.Option]:
             metavar="FILE",
             help="Path of the kubeconfig; default: KUBECONFIG, else ~/.kube/config.",
         ),
-        option("-p", "--project", field="project_option", metavar="NAME", help="Project."),
+        option(
+            "-p",
+            "--project",
+            field="project_option",
+            type=ProjectName(),
+            metavar="NAME",
+            help="Project.",
+        ),
         option(
             "-o", "--output", field="output", type=click.Choice([*OUTPUTS, *outputs]), help="Output format."
         ),
@@ -86,6 +94,10 @@ class Command(click.Command):
         self.passthrough = passthrough
         self.params.extend(common_options(outputs))
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_epilog(ctx, formatter)
+        _format_examples(ctx, formatter)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if self.passthrough and "--" in args:
             index = args.index("--")
@@ -94,29 +106,84 @@ class Command(click.Command):
 
 
 class CommandGroup(click.Group):
-    """The group of all commands: resolves aliases and suggests a command for a mistyped one."""
+    """A group of commands: resolves aliases and suggests a command for a mistyped one.
+
+    `sections` are its commands under headings, in the order of its help; `aliases` lead from other names to commands,
+    also of its groups: `projects` to `project list`. `explained` says of other tools' commands what is here in place.
+    """
 
     command_class = Command
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.aliases: dict[str, str] = {}
+        self.explained: Mapping[str, str] = {}
+        self._sections: Mapping[str, Sequence[click.Command]] = {}
         self.params.extend(common_options())
+
+    @property
+    def sections(self) -> Mapping[str, Sequence[click.Command]]:
+        return self._sections
+
+    @sections.setter
+    def sections(self, sections: Mapping[str, Sequence[click.Command]]) -> None:
+        self._sections = sections
+        for commands in sections.values():
+            for command in commands:
+                self.add_command(command)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of a first use, not of the alphabet
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, self.aliases.get(cmd_name, cmd_name))
+        command: click.Command | None = self
+        for name in self.aliases.get(cmd_name, cmd_name).split():
+            command = command.commands.get(name) if isinstance(command, click.Group) else None
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None and not ctx.resilient_parsing:
+            if name in self.explained:
+                raise click.UsageError(f'there is no command "{name}": {self.explained[name]}', ctx)
             existing = [*self.list_commands(ctx), *self.aliases]
             raise click.UsageError(f'unknown command "{name}"{did_you_mean(name, existing)}', ctx)
         return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if not self.sections:
+            super().format_commands(ctx, formatter)
+            return
+        width = max(map(len, self.commands))
+        for heading, commands in self.sections.items():
+            with formatter.section(heading):
+                rows = [(str(c.name).ljust(width), c.get_short_help_str(formatter.width)) for c in commands]
+                formatter.write_dl(rows)
+        with formatter.section("Other names"):
+            formatter.write_dl([(alias.ljust(width), name) for alias, name in self.aliases.items()])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_epilog(ctx, formatter)
+        _format_examples(ctx, formatter)
+
+
+def _format_examples(ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    """Write the examples of a command, also of one that was called by another name."""
+    root = ctx.find_root()
+    typed: list[str] = []
+    step: click.Context | None = ctx
+    while step is not None and step is not root:
+        typed.insert(0, str(step.info_name))
+        step = step.parent
+    if len(typed) == 1 and isinstance(root.command, CommandGroup):
+        typed = root.command.aliases.get(typed[0], typed[0]).split()
+    with formatter.section("Examples"):
+        for line in EXAMPLES.get(" ".join(typed), ()):
+            formatter.write(
+                f"{'':{formatter.current_indent}}{line.replace('dbranch ', f'{root.info_name} ')}\n"
+            )
 
 
 def passthrough_arguments(context: click.Context) -> Sequence[str]:

@@ -26,6 +26,7 @@ from dbranch_cli.options import (
     timeout_option,
     yes_option,
 )
+from dbranch_cli.waiting import interrupted
 
 if TYPE_CHECKING:
     from dbranch_cli.connection import Connection
@@ -127,7 +128,11 @@ class Agents:
                     "it will when it can; see 'dbranch orphan list'"
                 )
                 raise Failure(ExitCode.TIMED_OUT, "TimedOut", text)
-            time.sleep(_POLL_SECONDS)
+            try:
+                time.sleep(_POLL_SECONDS)
+            except KeyboardInterrupt:
+                text = f"waiting until the agent of node {located.node} has served it; the request stays"
+                raise interrupted(text) from None
 
 
 def _annotations(pod: Mapping[str, Any]) -> Mapping[str, str]:
@@ -173,7 +178,7 @@ def orphan() -> None:
 @nodes_namespace_option()
 @click.pass_obj
 def list_orphans(invocation: Invocation, nodes_namespace: str) -> None:
-    """List the pools and branches on the nodes that no object names. They are kept until they are deleted."""
+    """List the data on the nodes that no object names. It is kept until it is deleted."""
     located = Agents(invocation.store.connection, nodes_namespace).find()
     if not located and invocation.human_output:
         invocation.print_note("no orphans: every pool and branch on the nodes has its object")
@@ -217,7 +222,7 @@ def delete_orphan(
 @timeout_option("2m")
 @click.pass_obj
 def allow(invocation: Invocation, uid: str, to_namespace: str, nodes_namespace: str, timeout: float) -> None:
-    """Let the projects of NAMESPACE, and no others, adopt the pool with this UID."""
+    """Let a namespace adopt a pool. The projects of NAMESPACE, and no others, can then adopt it by its UID."""
     agents = Agents(invocation.store.connection, nodes_namespace)
     located = agents.get(uid)
     agents.ask(located, names.ORPHAN_ALLOW_PREFIX, to_namespace)

@@ -1,4 +1,4 @@
-"""The commands on projects: init, status, projects, set-default, delete-project."""
+"""The commands on projects: init, status, current, and the noun `project`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from dbranch_cli.naming import check_project_name, list_names, suggest_name
 from dbranch_cli.objects import active_branch_of, branch_name_of, manifest
 from dbranch_cli.options import (
     Command,
+    CommandGroup,
     ProjectName,
     dry_run_option,
     no_wait_option,
@@ -254,3 +255,19 @@ def delete_project(
     adopt_command = f"dbranch init {name} --adopt {body['metadata']['uid']}"
     hint = f"; its pool is retained, adopt it with '{adopt_command}'" if retained else ""
     invocation.print_result(f"project {name} {'is being deleted' if no_wait else 'deleted'}{hint}", body)
+
+
+@click.group(cls=CommandGroup)
+def project() -> None:
+    """List, create, choose and delete projects."""
+
+
+for _name, _command in {
+    "list": projects,
+    "create": init,
+    "show": status,
+    "current": current,
+    "set-default": set_default,
+    "delete": delete_project,
+}.items():
+    project.add_command(_command, _name)

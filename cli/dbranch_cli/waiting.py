@@ -190,9 +190,9 @@ def wait_for(
     """Return the object once it meets the goal.
 
     `goal_text` is the goal in messages ("branch x is Ready"), `primary` the condition that a time-out quotes,
-    `timeout` in seconds. Raise Failure with TIMED_OUT and the last reason, STALLED, or NOT_FOUND if the object
-    is deleted meanwhile. `since`: the object before a request that changes no spec: what it was stalled by then is no
-    answer to the request, until it has changed.
+    `timeout` in seconds. Raise Failure with TIMED_OUT and the last reason, STALLED, NOT_FOUND if the object is
+    deleted meanwhile, or INTERRUPTED. `since`: the object before a request that changes no spec: what it was stalled
+    by then is no answer to the request, until it has changed.
     """
     before = current_condition(since, Condition.STALLED) if since else None
     printer, last = ConditionPrinter(quiet), dict(live)
@@ -211,6 +211,8 @@ def wait_for(
             if stalled is not None and stalled["status"] == ConditionStatus.TRUE and before is None:
                 message = f"{stalled['reason']}: {stalled['message']}"
                 raise Failure(ExitCode.STALLED, stalled["reason"], message)
+    except KeyboardInterrupt:
+        raise interrupted(f"waiting until {goal_text}; the object stays and is still reconciled") from None
     finally:
         printer.clear()
     raise Failure(
@@ -236,6 +238,8 @@ def wait_deleted(
                 return
             last = body
             printer.print_changes(body)
+    except KeyboardInterrupt:
+        raise interrupted(f"waiting until {object_text} is deleted; the deletion continues") from None
     finally:
         printer.clear()
     raise Failure(
@@ -244,6 +248,11 @@ def wait_deleted(
         f"timed out after {timeout:g} s waiting until {object_text} is deleted; the deletion continues;"
         f" last reason: {last_reason(last)}",
     )
+
+
+def interrupted(doing: str) -> Failure:
+    """Return the end of a command that was interrupted while `doing`, with what goes on in the cluster."""
+    return Failure(ExitCode.INTERRUPTED, "Interrupted", f"interrupted while {doing}")
 
 
 def _watch_versions(

@@ -1,4 +1,4 @@
-"""The fake API server over HTTP, as far as kopf and `Cluster` use it: discovery, lists, watches, writes, Events."""
+"""The fake API server over HTTP, as far as kopf, `Cluster` and the command line use it."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ _RESOURCES = {
         (names.BRANCHES, names.BRANCH_KIND, True),
     ],
 }
+_LIST_KINDS = {plural: f"{kind}List" for resources in _RESOURCES.values() for plural, kind, _ in resources}
 _VERBS = ["get", "list", "watch", "create", "patch", "update", "delete"]
 
 
@@ -59,7 +60,17 @@ def serve_api(api: FakeApi, kubeconfig: Path) -> ThreadingHTTPServer:
             else:
                 items, version = api.list_at(url.path, *selectors)
                 meta = {"resourceVersion": str(version)}
-                self._answer(200, {"kind": "List", "apiVersion": "v1", "metadata": meta, "items": items})
+                kind = _LIST_KINDS.get(url.path.rpartition("/")[2])
+                if kind is None:
+                    missing = {
+                        "kind": "Status",
+                        "code": 404,
+                        "reason": "NotFound",
+                        "details": {"kind": "any"},
+                    }
+                    self._answer(404, {**missing, "message": f"{url.path} not found"})
+                    return
+                self._answer(200, {"kind": kind, "apiVersion": "v1", "metadata": meta, "items": items})
 
         def do_POST(self) -> None:
             body = self._body()

@@ -32,5 +32,5 @@ def test_the_wheel(tmp_path: Path) -> None:
     for root in ("operator/dbranch", "cli/dbranch_cli"):
         for module in (ROOT / root).rglob("*.py"):
             assert str(module.relative_to((ROOT / root).parent)) in files
-    for script in ("dbranch", "kubectl-dbranch", "dbranch-server"):
+    for script in ("dbranch", "kubectl-dbranch", "kubectl_complete-dbranch", "dbranch-server"):
         assert f"{script} = " in entry_points_text

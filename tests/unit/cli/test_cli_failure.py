@@ -93,7 +93,7 @@ def empty_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
     monkeypatch.chdir(context)
     monkeypatch.setenv("HOME", str(context))
     monkeypatch.setenv("KUBECONFIG", str(context / "none"))
-    for name in ("DBRANCH_PROJECT", "DBRANCH_CONFIG", "XDG_CONFIG_HOME"):
+    for name in ("DBRANCH_PROJECT", "DBRANCH_CONFIG", "DBRANCH_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -117,6 +117,19 @@ def test_the_path_of_the_configuration_file(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("XDG_CONFIG_HOME")
     monkeypatch.setenv("HOME", "/context/me")
     assert config_path() == Path("/context/me/.config/dbranch/config.yaml")
+    # The original's directory.
+    monkeypatch.setenv("DBRANCH_HOME", "/home-of-dbranch")
+    assert config_path() == Path("/home-of-dbranch/config.yaml")
+
+
+def test_the_original_tools_configuration_is_not_written_over(directory: Path) -> None:
+    (directory / "config").mkdir()
+    file = directory / "config" / "config.yaml"
+    original = json.dumps({"name": "shop", "mount_point": "/mnt/dbranch", "branches": []})
+    file.write_text(original)
+    with pytest.raises(Failure, match="the configuration of the original dbranch"):
+        set_current_project("k3s", "team-a", "shop")
+    assert file.read_text() == original
 
 
 def test_a_configuration_file_that_cannot_be_read(directory: Path) -> None:

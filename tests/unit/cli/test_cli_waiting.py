@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from dbranch_cli import waiting
+from dbranch_cli.failure import Failure
 from dbranch_cli.waiting import ConditionPrinter
 
 
@@ -59,3 +61,19 @@ def test_elsewhere_each_change_is_a_line_with_its_message(capsys: pytest.Capture
         "- StorageReady    Snapshotting         about Snapshotting",
         "+ StorageReady    Stored               about Stored",
     ]
+
+
+def test_an_interrupted_wait_says_what_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(waiting, "_watch_versions", interrupt)
+    store: Any = None
+    with pytest.raises(
+        Failure, match="branch x is Ready; the object stays and is still reconciled"
+    ) as failure:
+        waiting.wait_for(store, {}, lambda _: False, "branch x is Ready", 1.0)
+    assert failure.value.code == 130
+    with pytest.raises(Failure, match="until branch x is deleted; the deletion continues") as failure:
+        waiting.wait_deleted(store, {}, "branch x", 1.0)
+    assert failure.value.code == 130

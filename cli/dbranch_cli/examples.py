@@ -1,0 +1,81 @@
+"""The examples in each command's help, by what is typed. Lines of at most 78 characters; tests parse them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
+    "": (
+        "dbranch init shop                   # a project, with the branch main",
+        "dbranch create feature-x --use      # a branch, and switch to it",
+        "dbranch psql                        # on the active branch",
+    ),
+    "create": (
+        "dbranch create feature-x --use      # from the active branch; switch to it",
+        "dbranch create pr-118 -s main --if-exists replace      # in CI",
+        "dbranch create pr-118 -s main --dry-run client         # a manifest for Git",
+    ),
+    "use": ("dbranch use feature-x", "dbranch use main --timeout 5m"),
+    "list": ("dbranch list -o wide", "dbranch list --watch", "dbranch list -o name"),
+    "show": ("dbranch show", "dbranch show feature-x"),
+    "tree": ("dbranch tree", "dbranch tree -o mermaid"),
+    "logs": (
+        "dbranch logs feature-x -f",
+        "dbranch logs --since 10m --timestamps",
+        "dbranch logs feature-x --previous   # of the container before its restart",
+    ),
+    "stop": ("dbranch stop feature-x", "dbranch stop --all --yes"),
+    "resume": ("dbranch resume feature-x", "dbranch resume --all"),
+    "restart": (
+        "dbranch restart feature-x",
+        "dbranch restart feature-x --reset-alter-system",
+    ),
+    "wait": (
+        "dbranch wait feature-x --timeout 5m",
+        "dbranch wait feature-x --for deleted",
+        "dbranch wait feature-x --for PostgresReady=False",
+    ),
+    "delete": ("dbranch delete feature-x", "dbranch delete pr-118 pr-119 --yes --ignore-not-found"),
+    "psql": (
+        "dbranch psql feature-x",
+        "dbranch psql -- -c 'select count(*) from item'",
+        "dbranch psql feature-x --superuser",
+    ),
+    "url": (
+        "dbranch url",
+        "dbranch url feature-x --format jdbc",
+        'eval "$(dbranch url --format env)"',
+    ),
+    "start": ("dbranch start", "dbranch start --port 6432 --branches"),
+    "load": ("dbranch load shop.dump", "zcat shop.sql.gz | dbranch load - feature-x"),
+    "dump": (
+        "dbranch dump main shop.dump         # pg_dump's custom format",
+        "dbranch dump main shop.sql.zst --schema-only",
+        "dbranch dump main - | dbranch load - feature-x",
+    ),
+    "init": (
+        "dbranch init shop",
+        "dbranch init shop --size 60Gi --parameter shared_buffers=1GB",
+        "dbranch init shop --image ghcr.io/me/postgres:17 --run-as-user 26",
+    ),
+    "status": ("dbranch status", "dbranch status -p shop -o wide"),
+    "current": ("dbranch current", "dbranch current 2>/dev/null         # for a prompt"),
+    "project": ("dbranch project list", "dbranch project set-default shop"),
+    "project list": ("dbranch project list", "dbranch project list -n team-a -o name"),
+    "project create": ("dbranch project create shop", "dbranch project create shop --size 60Gi"),
+    "project show": ("dbranch project show -p shop",),
+    "project current": ("dbranch project current",),
+    "project set-default": ("dbranch project set-default shop",),
+    "project delete": ("dbranch project delete shop", "dbranch project delete shop --yes --no-wait"),
+    "doctor": ("dbranch doctor", "dbranch doctor -A -o json"),
+    "report": ("dbranch report", "dbranch report -A --lines 5000 /tmp/dbranch.tar.gz"),
+    "orphan": ("dbranch orphan list", "dbranch orphan delete 0a1b2c3d-4e5f-4a6b-8c7d-9e0f1a2b3c4d"),
+    "orphan list": ("dbranch orphan list", "dbranch orphan list -o name"),
+    "orphan delete": ("dbranch orphan delete 0a1b2c3d-4e5f-4a6b-8c7d-9e0f1a2b3c4d",),
+    "orphan allow": ("dbranch orphan allow 0a1b2c3d-4e5f-4a6b-8c7d-9e0f1a2b3c4d team-b",),
+    "completion": (
+        'eval "$(dbranch completion bash)"   # zsh, too',
+        "dbranch completion fish > ~/.config/fish/completions/dbranch.fish",
+    ),
+}
