@@ -8,9 +8,10 @@ bodies of SQL routines, the data of COPY, commands with a backslash. Encodings w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from dbranch_cli.dump_roles import NAMING
 from dbranch_cli.dump_stream import DamagedDump
 
 # Of a statement so much is kept: COPY with all its columns, or the words that another begins with.
@@ -58,12 +59,13 @@ class UnsafeScript(DamagedDump):
 class Script:
     """Reads a script line by line, and raises before a line is passed on that must not be.
 
-    `atomic`: it is loaded in one transaction. `left_out`: commands of the script that begin or end one, and are not
-    passed on.
+    `atomic`: it is loaded in one transaction. `rewrite`: what is passed on in place of a statement that names roles,
+    extensions or databases (dump_roles.NAMING; without its semicolon), empty for nothing. `left_out`: commands of the
+    script that begin or end a transaction, and are not passed on.
     """
 
-    def __init__(self, atomic: bool) -> None:
-        self._atomic, self.left_out = atomic, 0
+    def __init__(self, atomic: bool, rewrite: Callable[[bytes], bytes] | None = None) -> None:
+        self._atomic, self._rewrite, self.left_out = atomic, rewrite, 0
         self._line = 0
         # The end of the quote that is open; None: nothing is.
         self._until: re.Pattern[bytes] | None = None
@@ -73,6 +75,8 @@ class Script:
         self._beginning = b""
         self._start: int | None = None
         self._edits: list[tuple[int, int, bytes]] = []
+        # The lines so far of a statement that is rewritten as a whole.
+        self._held = b""
         self._complete = False
 
     def pass_on(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -85,6 +89,11 @@ class Script:
                 yield self._read(whole + newline, begin)
         if partial:
             yield self._read(partial, begin)
+        if self._held or (self._beginning.strip() and self._until is None and not self._comment_depth):
+            # psql executes a last statement without a semicolon, too.
+            self._line -= 1
+            end = self._read(b"\n;" if self._held else b";", begin)
+            yield b"" if end == b";" else end + self._release()
         self._check_end(begin)
 
     def _check_end(self, begin: bytes) -> None:
@@ -121,8 +130,9 @@ class Script:
         return b"".join(passed)
 
     def _read_line(self, line: bytes) -> bytes:
-        if self._read_plain(line):
+        if not self._held and self._read_plain(line):
             return line
+        line, self._held = self._held + line, b""
         position, self._start, self._edits = 0, None, []
         while position < len(line):
             if self._comment_depth:
@@ -141,9 +151,28 @@ class Script:
             if not match:
                 break
             position = match.end()
+        if self._rewrite and self._start is not None and NAMING.match(self._beginning):
+            line = self._hold(line, self._start)
         for start, end, text in reversed(self._edits):
             line = line[:start] + text + line[end:]
         return line
+
+    def _hold(self, line: bytes, start: int) -> bytes:
+        """Keep a statement back that does not end in this line, and read it anew with the next one."""
+        if len(line) - start > _MAX_HEAD_BYTES:
+            raise UnsafeScript(f"line {self._line}: a command that may name roles is longer than 64 KiB")
+        self._held = line[start:]
+        self._reset_statement()
+        return line[:start]
+
+    def _release(self) -> bytes:
+        """Return what is held at the end of the script: a statement that does not end."""
+        held, self._held, self._rewrite = self._held, b"", None
+        return self._read_line(held) if held else b""
+
+    def _reset_statement(self) -> None:
+        self._beginning, self._is_routine, self._until = b"", False, None
+        self._comment_depth = self._parentheses = self._routine_depth = 0
 
     def _read_plain(self, line: bytes) -> bool:
         """Read a line of words and literals, at most with the end of an INSERT; return False if it has more."""
@@ -161,7 +190,7 @@ class Script:
             if not is_insert or parentheses or code.find(b";") != len(code.rstrip()) - 1:
                 return False
             self._beginning = b""
-        elif statement[:6].lower() == b"create":
+        elif statement[:6].lower() == b"create" or (self._rewrite and NAMING.match(statement)):
             return False
         else:
             self._keep(code, 0)
@@ -236,6 +265,10 @@ class Script:
             self._edits.append((name, name, b" if not exists"))
         elif escaping := _ESCAPING.match(statement):
             self._escapes = escaping[1].lower() == b"off"
+        elif self._rewrite and start is not None and NAMING.match(statement):
+            text, ends = self._rewrite(line[start:position]), line[position : position + 1] == b";"
+            # `\g` ends a statement as a semicolon does, and is no part of the edit.
+            self._edits.append((start, position + (ends and not text), text or (b"" if ends else b"select ")))
         self._copy_follows = self._copy_follows or bool(_COPY.match(statement))
 
     def _read_meta(self, line: bytes, position: int) -> None:
@@ -245,7 +278,8 @@ class Script:
         if name in (b"c", b"connect") and self._atomic:
             raise UnsafeScript(
                 f"line {self._line}: \\connect leaves the transaction and the branch's database: the script is of"
-                " several databases, as pg_dumpall writes it; load a dump of one database, made by pg_dump"
+                " several databases, as pg_dumpall writes it; load a dump of one database, made by pg_dump, or load"
+                " this one with --no-transaction"
             )
         if name in (b"q", b"quit"):
             raise UnsafeScript(f"line {self._line}: \\{name.decode()} ends the load before the script's end")

@@ -1,89 +1,160 @@
-"""`dbranch load`: load a dump into a branch. The dump's format is detected from its first bytes."""
+"""`dbranch load`: look at a dump, say what it is and what it needs, and load it, whole or not at all."""
 
 from __future__ import annotations
 
+import json
 import secrets
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from pathlib import Path
-from typing import IO
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import click
 
-from dbranch.api.quantity import format_bytes
-from dbranch_cli.connect import require_client, run_client, write_stdin
-from dbranch_cli.dump_script import Script, UnsafeScript
-from dbranch_cli.dump_stream import DamagedDump, Dump
+from dbranch_cli.connect import run_client
+from dbranch_cli.dump_facts import DumpFacts
+from dbranch_cli.dump_roles import RoleRewriter
+from dbranch_cli.dump_script import UnsafeScript
+from dbranch_cli.dump_stream import DamagedDump
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.formatting import format_count
 from dbranch_cli.invocation import Invocation
+from dbranch_cli.load_look import DumpFile
 from dbranch_cli.load_role import LoadRole
+from dbranch_cli.load_run import Loader
+from dbranch_cli.load_server import ServerFacts, observe_server
+from dbranch_cli.load_target import new_branch
 from dbranch_cli.objects import active_branch_of
-from dbranch_cli.options import BranchName, Command, passthrough_arguments
-
-_CHUNK_BYTES = 1 << 18
-_PROGRESS_INTERVAL_SECONDS = 0.5
-# The dump's roles may not exist here: whoever loads it owns everything.
-_FOR_ANY_ROLE = ("--no-owner", "--no-privileges")
-_PSQL = ("-X", "-q", "-v", "ON_ERROR_STOP=1")
+from dbranch_cli.options import BranchName, Command, passthrough_arguments, timeout_option, yes_option
 
 
-@click.command(cls=Command, passthrough=True, epilog="Arguments after -- are passed to psql or pg_restore.")
+@dataclass(frozen=True)
+class _Options:
+    """How a dump is to be loaded; `target`: the branch's name in messages."""
+
+    target: str
+    atomic: bool
+    create_roles: bool
+    no_owner: bool
+    role_map: dict[str, str]
+    clean: bool
+
+    def keeps_roles(self, facts: DumpFacts) -> bool:
+        """Return whether the dump's owners and grants are loaded: those of an archive only if asked for."""
+        return not self.no_owner and (facts.form == "SQL" or self.create_roles or bool(self.role_map))
+
+
+class _RoleMapping(click.ParamType[Any]):
+    name = "role map"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        old, equals, new = str(value).partition("=")
+        if not (old and equals and new):
+            self.fail(f'"{value}" is not OLD=NEW', param, ctx)
+        return old, new
+
+
+@click.command(
+    cls=Command,
+    passthrough=True,
+    options_metavar="[OPTIONS]",
+    epilog="""\b
+Arguments after -- are passed to psql or pg_restore.
+
+\b
+Examples:
+  dbranch load shop.sql.gz
+  dbranch load shop.dump feature-x --create-roles
+  dbranch load shop.dump main --into-new loaded --no-owner
+  pg_dump shop | dbranch load - --clean --yes
+  dbranch load shop.dump --no-transaction -- --jobs 4""",
+)
 @click.argument("file", metavar="FILE|-")
 @click.argument("branch", type=BranchName(), required=False)
+@click.option("--dry-run", is_flag=True, help="Only look at the dump, and say what would be done.")
+@click.option("--create-roles", is_flag=True, help="Create the roles that are missing, without login.")
+@click.option("--no-owner", is_flag=True, help="The application's role owns everything.")
+@click.option(
+    "--role-map",
+    type=_RoleMapping(),
+    multiple=True,
+    metavar="OLD=NEW",
+    help="Name another role in place of one of the dump; repeatable.",
+)
+@click.option("--clean", is_flag=True, help="Drop what the database holds before.")
+@yes_option()
+@click.option(
+    "--into-new",
+    metavar="NAME",
+    help="Create a branch from BRANCH and load into it; it is removed if that fails.",
+)
 @click.option(
     "--no-transaction",
     is_flag=True,
-    help="Do not load in one transaction, for dumps with commands that cannot run in one.",
+    help="For commands that cannot run in one transaction, and for --jobs.",
 )
+@timeout_option("2m")
 @click.pass_context
-def load(context: click.Context, file: str, branch: str | None, no_transaction: bool) -> None:
+def load(
+    context: click.Context,
+    file: str,
+    branch: str | None,
+    dry_run: bool,
+    create_roles: bool,
+    no_owner: bool,
+    role_map: tuple[tuple[str, str], ...],
+    clean: bool,
+    yes: bool,
+    into_new: str | None,
+    no_transaction: bool,
+    timeout: float,
+) -> None:
     """Load a dump into a branch (default: the active one).
 
-    Formats: SQL, pg_dump's custom, directory and tar format; unpacked are gzip, zstd, xz, bzip2 and UTF-16. The
-    format is detected. The superuser loads it in one transaction; what the dump gives no owner belongs to the
-    application's role.
+    The format is detected: SQL, pg_dump's custom, directory and tar format;
+    unpacked are gzip, zstd, xz, bzip2 and UTF-16. The superuser loads it in one
+    transaction; what the dump gives no owner belongs to the application's role.
     """
     invocation: Invocation = context.obj
-    target = branch or active_branch_of(invocation.project())
-    arguments, role = list(passthrough_arguments(context)), load_role(invocation)
-    if file != "-" and Path(file).is_dir():
-        if not Path(file, "toc.dat").is_file():
-            message = f"directory {file} is not a dump of pg_dump: it has no toc.dat"
-            raise Failure(ExitCode.USAGE, "InvalidInput", message)
-        arguments.append(str(Path(file).absolute()))
-        code = _load_archive(invocation, branch, arguments, None, role, no_transaction)
-        _print_outcome(invocation, code, "pg_restore", file, target)
+    source = branch or active_branch_of(invocation.project())
+    options = _Options(into_new or source, not no_transaction, create_roles, no_owner, dict(role_map), clean)
+    dump = DumpFile(file, quiet=not invocation.human_output)
+    with _named_damage(dump.display_name, "nothing was loaded"):
+        facts = dump.look(options.atomic)
+    for line in facts.lines():
+        invocation.print_note(f"{dump.display_name}: {line}")
+    server = observe_server(
+        lambda arguments: run_client(invocation, "psql", arguments, branch, superuser=True)
+    )
+    missing = _check(invocation, dump.display_name, facts, server, options)
+    if dry_run:
+        _print_dry_run(invocation, dump.display_name, facts, server, options, missing)
         return
-    with ExitStack() as stack:
-        source: IO[bytes] = stack.enter_context(_open_file(file)) if file != "-" else sys.stdin.buffer
-        try:
-            dump = Dump(source)
-            if not dump.prefix:
-                message = f"{_display_name(file)} is empty; nothing was loaded"
-                raise Failure(ExitCode.USAGE, "EmptyDump", message)
-            if dump.packing:
-                invocation.print_note(f"{_display_name(file)} is {dump.packing}")
-            program = program_for(dump.prefix)
-            chunks = _read_chunks(dump, invocation)
-            if program == "psql":
-                code = _load_script(invocation, branch, arguments, chunks, role, no_transaction)
-            elif no_transaction and file != "-" and Path(file).is_file() and not dump.packing:
-                # In an archive that it opens itself pg_restore can seek, which --jobs needs.
-                arguments = [*arguments, str(Path(file).absolute())]
-                code = _load_archive(invocation, branch, arguments, None, role, no_transaction)
-            else:
-                code = _load_archive(invocation, branch, arguments, chunks, role, no_transaction)
-        except DamagedDump as error:
-            loaded = "what stands before that may be loaded" if no_transaction else "nothing was loaded"
-            message = f"cannot load {_display_name(file)}: {error}; {loaded}"
-            exit_code = ExitCode.REFUSED if isinstance(error, UnsafeScript) else ExitCode.OTHER
-            raise Failure(exit_code, type(error).__name__, message) from error
-    _print_outcome(invocation, code, program, file, target)
+    if clean and server.holds:
+        question = f"Drop what the database of branch {options.target} holds ({server.holds})?"
+        invocation.confirm(question, yes or bool(into_new))
+    role = load_role(invocation)
+    rewriter = _rewriter(server, options, role)
+    with new_branch(invocation, into_new, source, timeout) as created:
+        loader = Loader(
+            invocation,
+            created or branch,
+            role,
+            rewriter,
+            list(passthrough_arguments(context)),
+            options.atomic,
+            options.keeps_roles(facts),
+            clean,
+        )
+        _run(loader, dump, facts, options, missing)
+        if rewriter.created:
+            invocation.print_note(f"roles created, without login: {', '.join(rewriter.created)}")
+        if rewriter.left_out:
+            grants = format_count(rewriter.left_out, "grant")
+            invocation.print_note(f"left out, since their roles do not exist: {grants}")
+    invocation.print_note(f"{dump.display_name} loaded into branch {options.target}")
 
 
 def load_role(invocation: Invocation) -> LoadRole | None:
@@ -94,146 +165,98 @@ def load_role(invocation: Invocation) -> LoadRole | None:
     return None if owner == superuser else LoadRole(f"dbranch_load_{secrets.token_hex(4)}", owner, superuser)
 
 
-def _load_script(
-    invocation: Invocation,
-    branch: str | None,
-    arguments: list[str],
-    chunks: Iterator[bytes],
-    role: LoadRole | None,
-    no_transaction: bool,
-) -> int:
-    script = Script(atomic=not no_transaction)
-    arguments = [*psql_arguments(role, not no_transaction), *arguments]
-    passed = script.pass_on(chunks)
-    code = run_client(invocation, "psql", arguments, branch, passed, quiet=True, superuser=True)
-    if script.left_out and not code:
-        commands = format_count(script.left_out, "command")
-        invocation.print_note(
-            f"left out, since it is loaded in one transaction: {commands} that begin or end one"
-        )
-    return code
-
-
-def _load_archive(
-    invocation: Invocation,
-    branch: str | None,
-    arguments: list[str],
-    chunks: Iterator[bytes] | None,
-    role: LoadRole | None,
-    no_transaction: bool,
-) -> int:
-    """Load a dump of pg_dump that is no script: from chunks, or from the path that `arguments` end with."""
-    if not no_transaction:
-        script = Script(atomic=True).pass_on(archive_script(arguments, chunks))
-        return run_client(
-            invocation, "psql", psql_arguments(role, True), branch, script, True, superuser=True
-        )
-    as_role = ["--role", role.name] if role else []
-    restore = ["--dbname", "", *_FOR_ANY_ROLE, *as_role, "--exit-on-error", *arguments]
-    if role:
-        _run_statements(invocation, branch, role.create)
-    try:
-        return run_client(invocation, "pg_restore", restore, branch, chunks, quiet=True, superuser=True)
-    finally:
-        if role:
-            _run_statements(invocation, branch, *role.finish)
-
-
-def _run_statements(invocation: Invocation, branch: str | None, *statements: str) -> None:
-    """Run statements as the superuser. Raise Failure if one fails."""
-    arguments = [*_PSQL, *(f"-c{statement}" for statement in statements)]
-    if run_client(invocation, "psql", arguments, branch, quiet=True, superuser=True):
-        message = "the superuser cannot prepare or finish the load; see the messages above"
-        raise Failure(ExitCode.OTHER, "LoadFailed", message)
-
-
-def _open_file(file: str) -> IO[bytes]:
-    try:
-        return Path(file).open("rb")
-    except FileNotFoundError as error:
-        raise Failure(ExitCode.NOT_FOUND, "NotFound", f"file {file} not found") from error
-    except OSError as error:
-        raise Failure(ExitCode.OTHER, "CannotRead", f"cannot read {file}: {error.strerror}") from error
-
-
-def program_for(prefix: bytes) -> str:
-    """Return the program that loads a dump with these first bytes: pg_restore, or psql for SQL."""
-    is_tar = prefix[257:262] == b"ustar" and prefix[:7] == b"toc.dat"
-    return "pg_restore" if prefix[:5] == b"PGDMP" or is_tar else "psql"
-
-
-def psql_arguments(role: LoadRole | None, single_transaction: bool) -> list[str]:
-    """Return psql's arguments: read the script from standard input, as `role`, and stop at its first error."""
-    arguments = [*_PSQL, *(["--single-transaction"] if single_transaction else [])]
-    if role is None:
-        return [*arguments, "-f", "-"]
-    before, after = (role.create, role.become), role.finish
-    return [*arguments, *(f"-c{sql}" for sql in before), "-f", "-", *(f"-c{sql}" for sql in after)]
-
-
-def archive_script(arguments: Sequence[str], chunks: Iterator[bytes] | None) -> Iterator[bytes]:
-    """Yield the SQL of an archive, whose bytes are `chunks` or, with None, in the directory that `arguments` name.
-
-    Raise Failure at the end if pg_restore could not read all of it, so that nothing is committed.
-    """
-    require_client("pg_restore")
-    process = subprocess.Popen(
-        ["pg_restore", "--file", "-", *_FOR_ANY_ROLE, *arguments],
-        stdin=subprocess.PIPE if chunks is not None else None,
-        stdout=subprocess.PIPE,
+def _rewriter(server: ServerFacts, options: _Options, role: LoadRole | None) -> RoleRewriter:
+    return RoleRewriter(
+        server.roles,
+        {server.user, *([role.owner, role.superuser] if role else [])},
+        server.databases,
+        options.role_map,
+        options.no_owner,
+        options.create_roles,
+        server.major,
     )
-    errors: list[BaseException] = []
-    feeder = threading.Thread(target=_feed, args=[process, chunks, errors], daemon=True)
-    feeder.start()
-    assert process.stdout is not None
-    try:
-        while block := process.stdout.read(_CHUNK_BYTES):
-            yield block
-        feeder.join()
-        code = process.wait()
-    finally:
-        process.kill()
-        process.wait()
-    if errors:
-        raise errors[0]
+
+
+def _check(
+    invocation: Invocation, name: str, facts: DumpFacts, server: ServerFacts, options: _Options
+) -> list[str]:
+    """Return the roles that are missing. Raise Failure if the dump needs what the branch does not have."""
+    if facts.server_major > server.major:
+        invocation.print_note(
+            f"{name} is of Postgres {facts.server_version}, newer than the branch's {server.version}:"
+            " it may hold what that does not know"
+        )
+    if extensions := [name for name in facts.extensions if name not in server.extensions]:
+        message = (
+            f"{name} needs extensions that the image of branch {options.target} does not have:"
+            f" {', '.join(extensions)}; set spec.postgres.image to one that has them; nothing was loaded"
+        )
+        raise Failure(ExitCode.REFUSED, "MissingExtensions", message)
+    missing = facts.missing_roles(server.roles, options.role_map, not options.keeps_roles(facts))
+    if missing and not options.create_roles:
+        message = (
+            f"{name} names roles that do not exist in branch {options.target}: {', '.join(missing)};"
+            " pass --create-roles, --role-map OLD=NEW or --no-owner; nothing was loaded"
+        )
+        raise Failure(ExitCode.REFUSED, "MissingRoles", message)
+    return missing
+
+
+def _run(loader: Loader, dump: DumpFile, facts: DumpFacts, options: _Options, missing: Sequence[str]) -> None:
+    """Load the dump. Raise Failure if a part of it could not be loaded."""
+    # pg_restore loads an archive itself where it need not rewrite anything; what it opens itself it can seek in,
+    # which --jobs needs.
+    direct = not options.atomic and not options.role_map and facts.form != "SQL"
+    path = str(dump.path.absolute()) if dump.path else None
+    if direct and missing:
+        loader.create_roles(missing)
+    state = "nothing was loaded" if options.atomic else "what stands before that may be loaded"
+    with _named_damage(dump.display_name, state):
+        if dump.is_directory or (direct and dump.is_file and not facts.packing):
+            code = loader.load_archive(path, None, direct)
+        else:
+            with dump.chunks("loading") as (_, chunks):
+                if facts.form == "SQL":
+                    code = loader.load_script(chunks)
+                else:
+                    code = loader.load_archive(None, chunks, direct)
     if code:
-        message = f"cannot read the dump: pg_restore failed with exit code {code}; nothing was loaded"
+        program = "pg_restore" if direct else "psql"
+        message = (
+            f"cannot load into branch {options.target}: {program} failed with exit code {code}; see its messages"
+            f" above; {'nothing was loaded' if options.atomic else 'a part of it may be loaded'}"
+        )
         raise Failure(ExitCode.OTHER, "LoadFailed", message)
 
 
-def _feed(
-    process: subprocess.Popen[bytes], chunks: Iterator[bytes] | None, errors: list[BaseException]
+@contextmanager
+def _named_damage(name: str, state: str) -> Iterator[None]:
+    """Turn what is wrong with the dump into a Failure; `state` says what has become of the load."""
+    try:
+        yield
+    except DamagedDump as error:
+        exit_code = ExitCode.REFUSED if isinstance(error, UnsafeScript) else ExitCode.OTHER
+        raise Failure(exit_code, type(error).__name__, f"cannot load {name}: {error}; {state}") from error
+
+
+def _print_dry_run(
+    invocation: Invocation,
+    name: str,
+    facts: DumpFacts,
+    server: ServerFacts,
+    options: _Options,
+    missing: Sequence[str],
 ) -> None:
-    try:
-        if chunks is not None:
-            write_stdin(process, chunks)
-    except BaseException as error:  # noqa: BLE001 - raised where the output is read
-        errors.append(error)
-
-
-def _read_chunks(dump: Dump, invocation: Invocation) -> Iterator[bytes]:
-    """Yield the whole dump in chunks and show the progress on a terminal."""
-    live = sys.stderr.isatty() and invocation.human_output
-    started, count, chunk, shown_at = time.monotonic(), 0, dump.prefix, 0.0
-    while chunk:
-        yield chunk
-        count += len(chunk)
-        if live and time.monotonic() - shown_at > _PROGRESS_INTERVAL_SECONDS:
-            shown_at = time.monotonic()
-            sys.stderr.write(f"\r\x1b[K… {format_bytes(count)} read, {shown_at - started:.0f} s")
-            sys.stderr.flush()
-        chunk = dump.read(_CHUNK_BYTES)
-    if live and shown_at:
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()
-
-
-def _print_outcome(invocation: Invocation, code: int, program: str, file: str, target: str) -> None:
-    if code:
-        message = f"cannot load into branch {target}: {program} failed with exit code {code}; see its messages above"
-        raise Failure(ExitCode.OTHER, "LoadFailed", message)
-    invocation.print_note(f"{_display_name(file)} loaded into branch {target}")
-
-
-def _display_name(file: str) -> str:
-    return "standard input" if file == "-" else file
+    if not invocation.human_output:
+        plan = {**facts.as_dict(), "missingRoles": list(missing), "serverMajor": server.major}
+        click.echo(json.dumps({**plan, "branch": options.target, "transaction": options.atomic}, indent=2))
+        return
+    click.echo(f"{name} would be loaded into branch {options.target} (Postgres {server.version})")
+    if missing:
+        click.echo(f"roles would be created, without login: {', '.join(missing)}")
+    if options.clean and server.holds:
+        click.echo(f"dropped before: {server.holds}")
+    if not facts.complete:
+        click.echo(
+            "only its beginning was looked at, since it is no SQL file or archive that can be read twice"
+        )

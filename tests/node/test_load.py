@@ -14,10 +14,11 @@ from tests.node.machine import APP, PASSWORDS, USER, Node, owner_session, postgr
 
 from dbranch.agent.postgres.session import Endpoint
 from dbranch_cli import load as loading
+from dbranch_cli import load_run
 from dbranch_cli.connect import write_stdin
 from dbranch_cli.failure import Failure
-from dbranch_cli.load import archive_script, psql_arguments
 from dbranch_cli.load_role import LoadRole
+from dbranch_cli.load_run import archive_script, psql_arguments
 
 ROLE = LoadRole("dbranch_load_1", APP, USER)
 # Each kind of object that has an owner, as pg_dump writes it: with an empty search_path.
@@ -168,11 +169,20 @@ def command_line(server: tuple[Node, Endpoint], monkeypatch: pytest.MonkeyPatch)
         return client.wait()
 
     monkeypatch.setattr(loading, "run_client", run_client)
+    monkeypatch.setattr(load_run, "run_client", run_client)
     monkeypatch.setattr(loading, "load_role", lambda invocation: ROLE)
+    notes: list[str] = []
     invocation = SimpleNamespace(
-        project=lambda: {"spec": {"activeBranch": "main"}}, human_output=False, print_note=lambda text: None
+        project=lambda: {"spec": {"activeBranch": "main"}}, human_output=True, print_note=notes.append
     )
-    return lambda *args: loading.load.main([*map(str, args)], obj=invocation, standalone_mode=False)
+    invocation.confirm = lambda question, yes: None if yes else pytest.fail(question)
+
+    def play(*args: object) -> list[str]:
+        notes.clear()
+        loading.load.main([*map(str, args)], obj=invocation, standalone_mode=False)
+        return notes
+
+    return play
 
 
 def dump_to(server: tuple[Node, Endpoint], path: Path, *options: str) -> Path:
