@@ -13,8 +13,8 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "create": (
         "dbranch create feature-x --use      # from the active branch; switch to it",
+        "dbranch create fixed --from-snapshot before-migration",
         "dbranch create pr-118 -s main --if-exists replace      # in CI",
-        "dbranch create pr-118 -s main --dry-run client         # a manifest for Git",
     ),
     "use": ("dbranch use feature-x", "dbranch use main --timeout 5m"),
     "list": ("dbranch list -o wide", "dbranch list --watch", "dbranch list -o name"),
@@ -54,6 +54,17 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         "dbranch dump main shop.sql.zst --schema-only",
         "dbranch dump main - | dbranch load - feature-x",
     ),
+    "snapshot": (
+        "dbranch snapshot create before-migration",
+        "dbranch snapshot list",
+    ),
+    "snapshot create": (
+        "dbranch snapshot create before-migration",
+        "dbranch snapshot create nightly -b main --ttl 7d",
+    ),
+    "snapshot list": ("dbranch snapshot list", "dbranch snapshot list -o wide"),
+    "snapshot show": ("dbranch snapshot show before-migration",),
+    "snapshot delete": ("dbranch snapshot delete before-migration --yes",),
     "init": (
         "dbranch init shop",
         "dbranch init shop --size 60Gi --parameter shared_buffers=1GB",

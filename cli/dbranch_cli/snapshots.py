@@ -286,7 +286,10 @@ def create_snapshot(
 @click.option("-b", "--branch", type=BranchName(), metavar="BRANCH", help="Only those of this branch.")
 @click.pass_obj
 def list_snapshots(invocation: Invocation, branch: str | None) -> None:
-    """List the snapshots of the project, also of branches that are gone; the oldest first."""
+    """List the project's snapshots, the oldest first.
+
+    Those of branches that are gone are among them.
+    """
     if branch:
         check_branch_name(invocation.project_name, branch)
     invocation.project()
