@@ -13,11 +13,11 @@ COUNT = 200
 
 def test_all_wait_until_the_last_toggle_is_gone_and_are_woken_once() -> None:
     wake_only_on_change()
-    looks = 0
+    checks = 0
 
     def is_all_on(states: object) -> bool:
-        nonlocal looks
-        looks += 1
+        nonlocal checks
+        checks += 1
         return all(states)  # type: ignore[call-overload,no-any-return]
 
     async def scenario() -> None:
@@ -48,4 +48,4 @@ def test_all_wait_until_the_last_toggle_is_gone_and_are_woken_once() -> None:
 
     asyncio.run(scenario())
     # A few for each toggle and each who waits; kopf's own way takes some COUNT * COUNT / 2.
-    assert looks < 10 * COUNT
+    assert checks < 10 * COUNT
