@@ -10,6 +10,7 @@ from typing import Any, cast
 import kopf
 
 from dbranch.runtime.kopf_storage import InMemoryDiffBaseStorage, InMemoryProgressStorage
+from dbranch.runtime.kopf_toggles import wake_only_on_change
 
 # More than processors, since handlers mostly wait for disks and the API server.
 _MAX_WORKERS = 24
@@ -27,6 +28,7 @@ def configure_kopf(
     annotations below its storage's prefix, so a request for a reconcile there would start none (tried).
     `ignored_fields`: fields whose changes start no handler of this role.
     """
+    wake_only_on_change()
     settings.persistence.finalizer = finalizer
     settings.persistence.progress_storage = InMemoryProgressStorage(f"kopf-state.{prefix}")
     settings.persistence.diffbase_storage = InMemoryDiffBaseStorage(finalizer, ignored_fields)
