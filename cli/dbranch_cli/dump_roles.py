@@ -186,7 +186,8 @@ class RoleRewriter:
 
     `existing`: its roles; `managed`: those whose attributes and password dbranch keeps; `databases`: its databases;
     `role_map`: roles to be named instead. `no_owner`: nothing gets an owner, and grants of roles that do not
-    exist are left out. `create_missing`: a role that does not exist is created, without login, before it is first named.
+    exist are left out. `create_missing`: a role that is missing is created, without login, before it is first
+    named.
     """
 
     existing: Collection[str]
