@@ -147,7 +147,7 @@ class Script:
                 match = (_ROUTINE_TOKEN if self._is_routine else _TOKEN).search(line, position)
                 self._keep(line[position : match.start() if match else len(line)], position)
                 if match and not self._take(line, match):
-                    # A comment or a command of psql goes to the end of its line, of which a held statement has several.
+                    # A comment or a command of psql ends with its line; a held statement has several.
                     position = line.find(b"\n", match.start())
                     if position < 0:
                         break

@@ -41,7 +41,7 @@ class _Options:
 
     def keeps_roles(self, facts: DumpFacts) -> bool:
         """Return whether the dump's owners and grants are loaded: those of an archive only if asked for."""
-        return not self.no_owner and (facts.form == "SQL" or self.create_roles or bool(self.role_map))
+        return not self.no_owner and (facts.dump_format == "SQL" or self.create_roles or bool(self.role_map))
 
 
 class _RoleMapping(click.ParamType[Any]):
@@ -122,7 +122,7 @@ def load(
     options = _Options(into_new or source, not no_transaction, create_roles, no_owner, dict(role_map), clean)
     dump = DumpFile(file, quiet=not invocation.human_output)
     with _named_damage(dump.display_name, "nothing was loaded"):
-        facts = dump.look(options.atomic)
+        facts = dump.inspect(options.atomic)
     for line in facts.lines():
         invocation.print_note(f"{dump.display_name}: {line}")
     server = observe_server(
@@ -206,7 +206,7 @@ def _run(loader: Loader, dump: DumpFile, facts: DumpFacts, options: _Options, mi
     """Load the dump. Raise Failure if a part of it could not be loaded."""
     # pg_restore loads an archive itself where it need not rewrite anything; what it opens itself it can seek in,
     # which --jobs needs.
-    direct = not options.atomic and not options.role_map and facts.form != "SQL"
+    direct = not options.atomic and not options.role_map and facts.dump_format != "SQL"
     path = str(dump.path.absolute()) if dump.path else None
     if direct and missing:
         loader.create_roles(missing)
@@ -216,7 +216,7 @@ def _run(loader: Loader, dump: DumpFile, facts: DumpFacts, options: _Options, mi
             code = loader.load_archive(path, None, direct)
         else:
             with dump.chunks("loading") as (_, chunks):
-                if facts.form == "SQL":
+                if facts.dump_format == "SQL":
                     code = loader.load_script(chunks)
                 else:
                     code = loader.load_archive(None, chunks, direct)

@@ -240,11 +240,11 @@ DUMPS = Path(__file__).parents[1] / "dumps"
 @pytest.mark.parametrize(
     ("name", "relations"),
     [
-        ("defog-data/geography.sql", 8),
+        ("defog-data/geography.sql", 7),
         ("defog-data/academic.sql", 15),
-        ("defog-data/atis.sql", 25),
-        ("synapse/full.sql", 129),
-        ("kea/dhcpdb_create.sql", 62),
+        ("defog-data/atis.sql", 24),
+        ("synapse/full.sql", 134),
+        ("kea/dhcpdb_create.sql", 55),
     ],
 )
 def test_dumps_of_well_known_databases_are_loaded(
@@ -258,7 +258,7 @@ def test_dumps_of_well_known_databases_are_loaded(
     assert set(dict(rows(server, OWNED)).values()) == {APP} and rows(server, LEFT) == []
 
 
-def test_roles_are_told_before_the_first_row_and_created_or_replaced_if_asked_for(
+def test_missing_roles_are_named_before_the_first_row_and_created_or_replaced_if_asked_for(
     server: tuple[Node, Endpoint], command_line: Any, tmp_path: Path
 ) -> None:
     dump = tmp_path / "dump.sql"
@@ -326,7 +326,7 @@ def test_clean_drops_all_that_the_database_holds_and_brings_it_back_if_the_load_
     assert rows(server, "select has_schema_privilege('app', 'public', 'usage')") == [(True,)]
 
 
-def test_what_the_dump_needs_is_told_before_anything_is_changed(
+def test_what_the_dump_needs_is_named_before_anything_is_changed(
     server: tuple[Node, Endpoint], command_line: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dump = tmp_path / "dump.sql"

@@ -149,7 +149,7 @@ def test_a_command_that_never_ends_is_not_kept_without_bound() -> None:
 
 def test_facts_of_a_dump() -> None:
     facts = DumpFacts("SQL", "gzip")
-    facts.read_head(
+    facts.read_beginning(
         b"--\n-- PostgreSQL database dump\n--\n\n-- Dumped from database version 9.6.24\n"
         b"-- Dumped by pg_dump version 15.3 (Debian 15.3-1)\n\nSET client_encoding = 'LATIN1';\n"
     )
@@ -172,7 +172,7 @@ def test_facts_of_a_dump() -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "name"),
+    ("beginning", "name"),
     [
         (b"-- MySQL dump 10.13  Distrib 8.0\n", "MySQL"),
         (b"PRAGMA foreign_keys=OFF;\nBEGIN TRANSACTION;\n", "SQLite"),
@@ -180,6 +180,6 @@ def test_facts_of_a_dump() -> None:
         (b"\x04\x22\x4d\x18", "lz4"),
     ],
 )
-def test_a_dump_of_something_else_is_named(head: bytes, name: str) -> None:
+def test_a_dump_of_something_else_is_named(beginning: bytes, name: str) -> None:
     with pytest.raises(UnsafeScript, match=name):
-        DumpFacts("SQL").read_head(head)
+        DumpFacts("SQL").read_beginning(beginning)
