@@ -293,6 +293,7 @@ def test_owners_of_every_form_are_kept_replaced_or_dropped(
     owner = "select pg_get_userbyid(relowner) from pg_class where relname = 'held'"
     for arguments, expected in (
         (["--create-roles"], "shop"),
+        (["--create-roles", "--no-transaction"], "shop"),
         (["--role-map", "shop=postgres"], "postgres"),
         (["--no-owner"], APP),
     ):

@@ -12,8 +12,8 @@ from dbranch.api.conditions import Condition
 from dbranch_cli.branches import parse_goal
 from dbranch_cli.connect import as_superuser, client_environment, format_connection
 from dbranch_cli.failure import Failure
-from dbranch_cli.load import program_for, psql_arguments
 from dbranch_cli.load_role import LoadRole
+from dbranch_cli.load_run import program_for, psql_arguments
 from dbranch_cli.projects import project_spec
 from dbranch_cli.waiting import current_condition, has_condition, is_routed, is_stopped, last_reason
 
