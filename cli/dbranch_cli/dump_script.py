@@ -96,6 +96,10 @@ class Script:
             yield b"" if end == b";" else end + self._release()
         self._check_end(begin)
 
+    def read_beginning(self, data: bytes) -> None:
+        """Judge the whole lines of a script's beginning, which may end within a statement. Raises UnsafeScript."""
+        self._read(data[: data.rfind(b"\n") + 1], data[:_HEADER_BYTES])
+
     def _check_end(self, begin: bytes) -> None:
         if self._in_copy:
             raise DamagedDump(f"it is cut off: line {self._line} is in the data of a COPY, which has no end")

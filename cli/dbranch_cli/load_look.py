@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from dbranch_cli.dump_facts import BEGINNING_BYTES, DumpFacts
-from dbranch_cli.dump_script import Script, UnsafeScript
-from dbranch_cli.dump_stream import DamagedDump, Dump
+from dbranch_cli.dump_script import Script
+from dbranch_cli.dump_stream import Dump
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.load_run import CHUNK_BYTES, archive_script, program_for
 from dbranch_cli.progress import CountedReader, Progress
@@ -117,15 +117,12 @@ def _observe_script(facts: DumpFacts, chunks: Iterator[bytes], atomic: bool) -> 
 
 
 def _observe_beginning(facts: DumpFacts, beginning: bytes, atomic: bool) -> None:
-    """Look at the beginning of a pipe; that it ends there is no fault of it."""
-    facts.read_beginning(beginning)
-    try:
-        for _ in Script(atomic, _observer(facts)).pass_on([beginning]):
-            pass
-    except UnsafeScript:
-        raise
-    except DamagedDump:
+    """Look at what a pipe has given so far: all of a short script, or the whole lines of a beginning."""
+    if len(beginning) < BEGINNING_BYTES:
+        _observe_script(facts, iter([beginning]), atomic)
         return
+    facts.read_beginning(beginning)
+    Script(atomic, _observer(facts)).read_beginning(beginning)
 
 
 def _observe_archive(facts: DumpFacts, arguments: list[str], chunks: Iterator[bytes] | None) -> None:

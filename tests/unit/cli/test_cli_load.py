@@ -13,6 +13,7 @@ import pytest
 
 from dbranch.api.errors import ApiError
 from dbranch_cli import load_target
+from dbranch_cli.dump_stream import DamagedDump
 from dbranch_cli.failure import Failure
 from dbranch_cli.load import load
 from dbranch_cli.load_look import DumpFile
@@ -111,6 +112,20 @@ def test_of_a_pipe_the_beginning_is_looked_at_and_nothing_is_lost(monkeypatch: p
     assert (facts.roles, facts.complete) == (["bob"], False)
     with dump.chunks("loading") as (_, chunks):
         assert b"".join(chunks) == script
+
+
+def test_where_the_beginning_of_a_pipe_ends_is_no_end_of_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first 64 KiB end with "commit", of which the semicolon comes behind.
+    script = b"-" * (65536 - 7) + b"\ncommit;\nselect 1;\n"
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(script)))
+    assert not DumpFile("-", quiet=True).inspect(atomic=True).complete
+
+
+def test_a_short_pipe_is_looked_at_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = b"select 1;\ncopy t from stdin;\n1\n"
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(script)))
+    with pytest.raises(DamagedDump, match="cut off"):
+        DumpFile("-", quiet=True).inspect(atomic=True)
 
 
 def test_progress_is_a_line_every_ten_seconds_without_a_terminal(
