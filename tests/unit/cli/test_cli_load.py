@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import click
 import pytest
 
 from dbranch.api.errors import ApiError
 from dbranch_cli import load_target
+from dbranch_cli.dump_facts import DumpFacts
 from dbranch_cli.dump_stream import DamagedDump
 from dbranch_cli.failure import Failure
-from dbranch_cli.load import load
+from dbranch_cli.load import LoadOptions, load, print_dry_run
 from dbranch_cli.load_look import DumpFile
+from dbranch_cli.load_server import ServerFacts
 from dbranch_cli.load_target import new_branch
 from dbranch_cli.progress import Progress, progress_text
 
@@ -148,6 +151,22 @@ def test_progress_is_a_line_every_ten_seconds_without_a_terminal(
 @pytest.mark.parametrize("count", [0, 1, 999_999_999, 10**12 - 1])
 def test_a_bar_fits_a_terminal_of_eighty_columns(count: int) -> None:
     assert len(progress_text("loading", count, 10**12, 12345.6, bar=True)) <= 80
+
+
+def test_a_dry_run_prints_an_object_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = DumpFacts("custom", "zstd", "pg_dump", "17.2", "16.4", roles=["bob"], complete=True)
+    server = ServerFacts("17.2", 17, "postgres", "dbranch", "UTF8", [], [], [], relations=2, schemas=1)
+    options = LoadOptions("loaded", True, True, False, {}, True)
+    print_dry_run(cast(Any, SimpleNamespace(human_output=False)), "x", facts, server, options, ["bob"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["branch"] == "loaded" and printed["missingRoles"] == ["bob"] and printed["transaction"]
+    assert (printed["format"], printed["packing"], printed["serverVersion"]) == ("custom", "zstd", "16.4")
+    print_dry_run(cast(Any, SimpleNamespace(human_output=True)), "x", facts, server, options, ["bob"])
+    assert capsys.readouterr().out.splitlines() == [
+        "x would be loaded into branch loaded (Postgres 17.2)",
+        "roles would be created, without login: bob",
+        "dropped before: tables and views: 2 and 1 schema beside public",
+    ]
 
 
 def test_a_role_map_has_two_names() -> None:
