@@ -24,17 +24,17 @@ _FOREIGN: Final = (
     (re.compile(rb"\A\x04\x22\x4d\x18"), "lz4"),
     (re.compile(rb"\ASQLite format 3\x00"), "SQLite"),
 )
-HEAD_BYTES: Final = 1 << 16
+BEGINNING_BYTES: Final = 1 << 16
 
 
 @dataclass
 class DumpFacts:
-    """What was seen of a dump. `form`: "SQL", or pg_dump's "custom", "directory" or "tar" format.
+    """What was seen of a dump. `dump_format`: "SQL", or pg_dump's "custom", "directory" or "tar" format.
 
     `complete`: all of it was looked at, not only its beginning.
     """
 
-    form: str
+    dump_format: str
     packing: str = ""
     tool: str = ""
     tool_version: str = ""
@@ -48,23 +48,23 @@ class DumpFacts:
     # Roles that the dump itself creates.
     created_roles: list[str] = field(default_factory=list)
 
-    def read_head(self, head: bytes) -> None:
+    def read_beginning(self, beginning: bytes) -> None:
         """Take the facts of the first bytes of a script. Raise UnsafeScript if it is none of Postgres."""
         for pattern, name in _FOREIGN:
-            if pattern.search(head[:4096]):
+            if pattern.search(beginning[:4096]):
                 advice = (
                     "unpack it first"
                     if name in ("lz4", "a zip file")
                     else "convert it first, as with pgloader"
                 )
                 raise UnsafeScript(f"it is {name}, not a dump of Postgres; {advice}")
-        if match := _SERVER.search(head):
+        if match := _SERVER.search(beginning):
             self.server_version = match[1].decode()
-        if match := _TOOL.search(head):
+        if match := _TOOL.search(beginning):
             self.tool, self.tool_version = match[1].decode(), match[2].decode()
-        if match := _ENCODING.search(head):
+        if match := _ENCODING.search(beginning):
             self.encoding = match[1].decode("ascii", "replace")
-        if _CLUSTER.search(head):
+        if _CLUSTER.search(beginning):
             self.tool = "pg_dumpall"
 
     def observe(self, statement: bytes) -> None:
@@ -98,7 +98,7 @@ class DumpFacts:
     def lines(self) -> list[str]:
         """Return what the dump is, for people."""
         packed = f", packed with {self.packing}" if self.packing else ""
-        kind = self.form if self.form == "SQL" else f"pg_dump's {self.form} format"
+        kind = self.dump_format if self.dump_format == "SQL" else f"pg_dump's {self.dump_format} format"
         made = f" by {self.tool} {self.tool_version}".rstrip() if self.tool else ""
         server = f" of Postgres {self.server_version}" if self.server_version else ""
         encoding = f", encoding {self.encoding}" if self.encoding else ""
@@ -115,7 +115,7 @@ class DumpFacts:
     def as_dict(self) -> dict[str, Any]:
         """Return the facts for `-o json`."""
         return {
-            "form": self.form,
+            "format": self.dump_format,
             "packing": self.packing,
             "tool": self.tool,
             "toolVersion": self.tool_version,

@@ -186,7 +186,8 @@ class RoleRewriter:
 
     `existing`: its roles; `managed`: those whose attributes and password dbranch keeps; `databases`: its databases;
     `role_map`: roles to be named instead. `no_owner`: nothing gets an owner, and grants of roles that do not
-    exist are left out. `create_missing`: a role that does not exist is created, without login, before it is first named.
+    exist are left out. `create_missing`: a role that is missing is created, without login, before it is first
+    named.
     """
 
     existing: Collection[str]
@@ -200,10 +201,10 @@ class RoleRewriter:
     # What was done: roles that were created, statements that were left out because of `no_owner`.
     created: list[str] = field(default_factory=list)
     left_out: int = 0
-    _known: set[str] = field(default_factory=set)
+    _present: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._known = set(self.existing)
+        self._present = set(self.existing)
 
     def rewrite(self, statement: bytes) -> bytes:
         """Return the statement (without its semicolon) as it is loaded; empty: it is left out."""
@@ -217,7 +218,7 @@ class RoleRewriter:
         if self._is_present(statement, tokens, words):
             return b""
         if created := created_name(statement, *_ROLE_WORDS):
-            self._known.add(self.role_map.get(created, created))
+            self._present.add(self.role_map.get(created, created))
         if self.no_owner and words[0] == "SET":
             return b""
         if (
@@ -235,7 +236,7 @@ class RoleRewriter:
     def _is_present(self, statement: bytes, tokens: list[_Token], words: list[str]) -> bool:
         """Return whether the statement creates what exists, or changes a role that dbranch keeps."""
         created = created_name(statement, *_ROLE_WORDS)
-        if created is not None and self.role_map.get(created, created) in self._known:
+        if created is not None and self.role_map.get(created, created) in self._present:
             return True
         if created_name(statement, "DATABASE") in self.databases:
             return True
@@ -245,7 +246,7 @@ class RoleRewriter:
 
     def _is_missing(self, role: RoleName) -> bool:
         name = self.role_map.get(role.name, role.name)
-        return name not in self._known and not name.startswith("pg_")
+        return name not in self._present and not name.startswith("pg_")
 
     def _replacement(self, statement: bytes, role: RoleName, words: list[str]) -> bytes:
         original = statement[role.start : role.end]
@@ -269,6 +270,6 @@ class RoleRewriter:
         for role in names:
             if self._is_missing(role) and not (self.no_owner and role.owner):
                 name = self.role_map.get(role.name, role.name)
-                self._known.add(name)
+                self._present.add(name)
                 self.created.append(name)
                 yield f"create role {quote_identifier(name)} nologin; ".encode()

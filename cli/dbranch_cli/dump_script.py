@@ -96,6 +96,10 @@ class Script:
             yield b"" if end == b";" else end + self._release()
         self._check_end(begin)
 
+    def read_beginning(self, data: bytes) -> None:
+        """Judge the whole lines of a script's beginning, which may end within a statement. Raises UnsafeScript."""
+        self._read(data[: data.rfind(b"\n") + 1], data[:_HEADER_BYTES])
+
     def _check_end(self, begin: bytes) -> None:
         if self._in_copy:
             raise DamagedDump(f"it is cut off: line {self._line} is in the data of a COPY, which has no end")
@@ -147,7 +151,11 @@ class Script:
                 match = (_ROUTINE_TOKEN if self._is_routine else _TOKEN).search(line, position)
                 self._keep(line[position : match.start() if match else len(line)], position)
                 if match and not self._take(line, match):
-                    break
+                    # A comment or a command of psql ends with its line; a held statement has several.
+                    position = line.find(b"\n", match.start())
+                    if position < 0:
+                        break
+                    continue
             if not match:
                 break
             position = match.end()
@@ -180,7 +188,7 @@ class Script:
             return False
         if b"\\" in line and _ESCAPE_LITERAL.search(line):
             return False
-        code = _LITERAL.sub(b"", line)
+        code = _LITERAL.sub(b"?", line)
         if _NO_LITERAL.search(code):
             return False
         statement = self._beginning or code.lstrip()
@@ -273,7 +281,7 @@ class Script:
 
     def _read_meta(self, line: bytes, position: int) -> None:
         """Judge a command of psql, which goes to the end of its line."""
-        command = line[position:]
+        command = line[position:].partition(b"\n")[0]
         name = command[1:].split(maxsplit=1)[0] if command[1:].strip() else b""
         if name in (b"c", b"connect") and self._atomic:
             raise UnsafeScript(

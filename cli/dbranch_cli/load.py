@@ -29,7 +29,7 @@ from dbranch_cli.options import BranchName, Command, passthrough_arguments, time
 
 
 @dataclass(frozen=True)
-class _Options:
+class LoadOptions:
     """How a dump is to be loaded; `target`: the branch's name in messages."""
 
     target: str
@@ -41,7 +41,7 @@ class _Options:
 
     def keeps_roles(self, facts: DumpFacts) -> bool:
         """Return whether the dump's owners and grants are loaded: those of an archive only if asked for."""
-        return not self.no_owner and (facts.form == "SQL" or self.create_roles or bool(self.role_map))
+        return not self.no_owner and (facts.dump_format == "SQL" or self.create_roles or bool(self.role_map))
 
 
 class _RoleMapping(click.ParamType[Any]):
@@ -119,10 +119,12 @@ def load(
     """
     invocation: Invocation = context.obj
     source = branch or active_branch_of(invocation.project())
-    options = _Options(into_new or source, not no_transaction, create_roles, no_owner, dict(role_map), clean)
+    options = LoadOptions(
+        into_new or source, not no_transaction, create_roles, no_owner, dict(role_map), clean
+    )
     dump = DumpFile(file, quiet=not invocation.human_output)
     with _named_damage(dump.display_name, "nothing was loaded"):
-        facts = dump.look(options.atomic)
+        facts = dump.inspect(options.atomic)
     for line in facts.lines():
         invocation.print_note(f"{dump.display_name}: {line}")
     server = observe_server(
@@ -130,7 +132,7 @@ def load(
     )
     missing = _check(invocation, dump.display_name, facts, server, options)
     if dry_run:
-        _print_dry_run(invocation, dump.display_name, facts, server, options, missing)
+        print_dry_run(invocation, dump.display_name, facts, server, options, missing)
         return
     if clean and server.holds:
         question = f"Drop what the database of branch {options.target} holds ({server.holds})?"
@@ -165,7 +167,7 @@ def load_role(invocation: Invocation) -> LoadRole | None:
     return None if owner == superuser else LoadRole(f"dbranch_load_{secrets.token_hex(4)}", owner, superuser)
 
 
-def _rewriter(server: ServerFacts, options: _Options, role: LoadRole | None) -> RoleRewriter:
+def _rewriter(server: ServerFacts, options: LoadOptions, role: LoadRole | None) -> RoleRewriter:
     return RoleRewriter(
         server.roles,
         {server.user, *([role.owner, role.superuser] if role else [])},
@@ -178,7 +180,7 @@ def _rewriter(server: ServerFacts, options: _Options, role: LoadRole | None) -> 
 
 
 def _check(
-    invocation: Invocation, name: str, facts: DumpFacts, server: ServerFacts, options: _Options
+    invocation: Invocation, name: str, facts: DumpFacts, server: ServerFacts, options: LoadOptions
 ) -> list[str]:
     """Return the roles that are missing. Raise Failure if the dump needs what the branch does not have."""
     if facts.server_major > server.major:
@@ -202,11 +204,13 @@ def _check(
     return missing
 
 
-def _run(loader: Loader, dump: DumpFile, facts: DumpFacts, options: _Options, missing: Sequence[str]) -> None:
+def _run(
+    loader: Loader, dump: DumpFile, facts: DumpFacts, options: LoadOptions, missing: Sequence[str]
+) -> None:
     """Load the dump. Raise Failure if a part of it could not be loaded."""
     # pg_restore loads an archive itself where it need not rewrite anything; what it opens itself it can seek in,
     # which --jobs needs.
-    direct = not options.atomic and not options.role_map and facts.form != "SQL"
+    direct = not options.atomic and not options.role_map and facts.dump_format != "SQL"
     path = str(dump.path.absolute()) if dump.path else None
     if direct and missing:
         loader.create_roles(missing)
@@ -216,7 +220,7 @@ def _run(loader: Loader, dump: DumpFile, facts: DumpFacts, options: _Options, mi
             code = loader.load_archive(path, None, direct)
         else:
             with dump.chunks("loading") as (_, chunks):
-                if facts.form == "SQL":
+                if facts.dump_format == "SQL":
                     code = loader.load_script(chunks)
                 else:
                     code = loader.load_archive(None, chunks, direct)
@@ -239,14 +243,15 @@ def _named_damage(name: str, state: str) -> Iterator[None]:
         raise Failure(exit_code, type(error).__name__, f"cannot load {name}: {error}; {state}") from error
 
 
-def _print_dry_run(
+def print_dry_run(
     invocation: Invocation,
     name: str,
     facts: DumpFacts,
     server: ServerFacts,
-    options: _Options,
+    options: LoadOptions,
     missing: Sequence[str],
 ) -> None:
+    """Print what a load would do; for programs as a JSON object."""
     if not invocation.human_output:
         plan = {**facts.as_dict(), "missingRoles": list(missing), "serverMajor": server.major}
         click.echo(json.dumps({**plan, "branch": options.target, "transaction": options.atomic}, indent=2))

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from dbranch_cli.dump_facts import HEAD_BYTES, DumpFacts
-from dbranch_cli.dump_script import Script, UnsafeScript
-from dbranch_cli.dump_stream import DamagedDump, Dump
+from dbranch_cli.dump_facts import BEGINNING_BYTES, DumpFacts
+from dbranch_cli.dump_script import Script
+from dbranch_cli.dump_stream import Dump
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.load_run import CHUNK_BYTES, archive_script, program_for
 from dbranch_cli.progress import CountedReader, Progress
@@ -45,9 +45,9 @@ class DumpFile:
     def chunks(self, label: str) -> Iterator[tuple[Dump | None, Iterator[bytes]]]:
         """Open it; return its unpacked bytes in chunks, and show the progress as `label`."""
         if self.path is None:
-            head, dump = self._stdin or self._read_stdin()
+            beginning, dump = self._stdin or self._read_stdin()
             progress = Progress(label, None, self._quiet)
-            yield dump, _count(head, dump, progress)
+            yield dump, _count(beginning, dump, progress)
             progress.clear()
             return
         with _open(self.path) as source:
@@ -55,17 +55,17 @@ class DumpFile:
             try:
                 dump = Dump(CountedReader(source, progress))  # type: ignore[arg-type]
                 self._require_content(dump.prefix)
-                yield dump, _rest(dump.prefix, dump)
+                yield dump, _read_on(dump.prefix, dump)
             finally:
                 progress.clear()
 
     def _read_stdin(self) -> tuple[bytes, Dump]:
         dump = Dump(sys.stdin.buffer)
-        head = dump.prefix
-        self._require_content(head)
-        while len(head) < HEAD_BYTES and (piece := dump.read(HEAD_BYTES - len(head))):
-            head += piece
-        self._stdin = (head, dump)
+        beginning = dump.prefix
+        self._require_content(beginning)
+        while len(beginning) < BEGINNING_BYTES and (piece := dump.read(BEGINNING_BYTES - len(beginning))):
+            beginning += piece
+        self._stdin = (beginning, dump)
         return self._stdin
 
     def _require_content(self, prefix: bytes) -> None:
@@ -73,7 +73,7 @@ class DumpFile:
             message = f"{self.display_name} is empty; nothing was loaded"
             raise Failure(ExitCode.USAGE, "EmptyDump", message)
 
-    def look(self, atomic: bool) -> DumpFacts:
+    def inspect(self, atomic: bool) -> DumpFacts:
         """Return what the dump is. Raise DamagedDump if a file is damaged, cut off or unsafe to load."""
         if self.is_directory:
             facts = DumpFacts("directory")
@@ -81,8 +81,8 @@ class DumpFile:
             return facts
         with self.chunks("looking") as (dump, chunks):
             assert dump is not None
-            facts = DumpFacts(_form_of(dump.prefix), dump.packing)
-            if facts.form != "SQL":
+            facts = DumpFacts(_format_of(dump.prefix), dump.packing)
+            if facts.dump_format != "SQL":
                 if self.is_file:
                     _observe_archive(facts, [], chunks)
                 return facts
@@ -90,25 +90,25 @@ class DumpFile:
                 _observe_script(facts, chunks, atomic)
             else:
                 assert self._stdin is not None
-                _observe_head(facts, self._stdin[0], atomic)
+                _observe_beginning(facts, self._stdin[0], atomic)
         return facts
 
 
-def _form_of(prefix: bytes) -> str:
+def _format_of(prefix: bytes) -> str:
     if program_for(prefix) == "psql":
         return "SQL"
     return "custom" if prefix.startswith(b"PGDMP") else "tar"
 
 
 def _observe_script(facts: DumpFacts, chunks: Iterator[bytes], atomic: bool) -> None:
-    head = b""
+    beginning = b""
 
     def tee() -> Iterator[bytes]:
-        nonlocal head
+        nonlocal beginning
         for chunk in chunks:
-            if len(head) < HEAD_BYTES:
-                head = (head + chunk)[:HEAD_BYTES]
-                facts.read_head(head)
+            if len(beginning) < BEGINNING_BYTES:
+                beginning = (beginning + chunk)[:BEGINNING_BYTES]
+                facts.read_beginning(beginning)
             yield chunk
 
     for _ in Script(atomic, _observer(facts)).pass_on(tee()):
@@ -116,16 +116,13 @@ def _observe_script(facts: DumpFacts, chunks: Iterator[bytes], atomic: bool) -> 
     facts.complete = True
 
 
-def _observe_head(facts: DumpFacts, head: bytes, atomic: bool) -> None:
-    """Look at the beginning of a pipe; that it ends there is no fault of it."""
-    facts.read_head(head)
-    try:
-        for _ in Script(atomic, _observer(facts)).pass_on([head]):
-            pass
-    except UnsafeScript:
-        raise
-    except DamagedDump:
+def _observe_beginning(facts: DumpFacts, beginning: bytes, atomic: bool) -> None:
+    """Look at what a pipe has given so far: all of a short script, or the whole lines of a beginning."""
+    if len(beginning) < BEGINNING_BYTES:
+        _observe_script(facts, iter([beginning]), atomic)
         return
+    facts.read_beginning(beginning)
+    Script(atomic, _observer(facts)).read_beginning(beginning)
 
 
 def _observe_archive(facts: DumpFacts, arguments: list[str], chunks: Iterator[bytes] | None) -> None:
@@ -151,7 +148,7 @@ def _open(path: Path) -> IO[bytes]:
         raise Failure(ExitCode.OTHER, "CannotRead", f"cannot read {path}: {error.strerror}") from error
 
 
-def _rest(first: bytes, dump: Dump) -> Iterator[bytes]:
+def _read_on(first: bytes, dump: Dump) -> Iterator[bytes]:
     chunk = first
     while chunk:
         yield chunk
@@ -159,6 +156,6 @@ def _rest(first: bytes, dump: Dump) -> Iterator[bytes]:
 
 
 def _count(first: bytes, dump: Dump, progress: Progress) -> Iterator[bytes]:
-    for chunk in _rest(first, dump):
+    for chunk in _read_on(first, dump):
         progress.add(len(chunk))
         yield chunk

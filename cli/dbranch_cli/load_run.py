@@ -148,7 +148,10 @@ def archive_script(
     if errors:
         raise errors[0]
     if code:
-        message = f"cannot read the dump: pg_restore failed with exit code {code}; nothing was loaded"
+        message = (
+            f"cannot read the dump: pg_restore failed with exit code {code}; it has to be as new as the pg_dump"
+            " that made it; nothing was loaded"
+        )
         raise Failure(ExitCode.OTHER, "LoadFailed", message)
 
 

@@ -61,10 +61,17 @@ def progress_text(label: str, count: int, total: int | None, seconds: float, bar
     share = min(1.0, count / total)
     filled = int(share * _BAR_WIDTH)
     drawn = f" [{'#' * filled}{'-' * (_BAR_WIDTH - filled)}]" if bar else ""
-    left = f", {(total - count) / rate:.0f} s left" if rate and count < total else ""
+    left = f", {_duration((total - count) / rate)} left" if rate and count < total else ""
     return (
         f"{sign}{drawn} {share * 100:3.0f} %, {format_bytes(count)} of {format_bytes(total)}, {speed}{left}"
     )
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 class CountedReader:

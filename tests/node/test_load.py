@@ -232,3 +232,131 @@ def test_an_archive_that_fails_without_a_transaction_leaves_no_role_and_says_so(
     # What was loaded before that stays, and belongs to the application.
     assert dict(rows(server, OWNED))["table public.item"] == APP
     assert rows(server, LEFT) == []
+
+
+DUMPS = Path(__file__).parents[1] / "dumps"
+
+
+@pytest.mark.parametrize(
+    ("name", "relations"),
+    [
+        ("defog-data/geography.sql", 7),
+        ("defog-data/academic.sql", 15),
+        ("defog-data/atis.sql", 24),
+        ("synapse/full.sql", 134),
+        ("kea/dhcpdb_create.sql", 55),
+    ],
+)
+def test_dumps_of_well_known_databases_are_loaded(
+    server: tuple[Node, Endpoint], command_line: Any, name: str, relations: int
+) -> None:
+    notes = command_line(DUMPS / name, "--no-owner")
+    if name.startswith("defog"):
+        assert f"{DUMPS / name}: SQL by pg_dump 15.3 of Postgres 14.8, encoding UTF8" in notes
+    count = "select count(*) from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r'"
+    assert rows(server, count) == [(relations,)]
+    assert set(dict(rows(server, OWNED)).values()) == {APP} and rows(server, LEFT) == []
+
+
+def test_missing_roles_are_named_before_the_first_row_and_created_or_replaced_if_asked_for(
+    server: tuple[Node, Endpoint], command_line: Any, tmp_path: Path
+) -> None:
+    dump = tmp_path / "dump.sql"
+    dump.write_text(
+        "create table t (owner text);\nalter table t owner to shop;\ngrant select on t to reader, postgres;\n"
+        "copy t from stdin;\nalter table t owner to bob;\n\\.\n"
+    )
+    with pytest.raises(Failure, match="do not exist in branch main: shop, reader;"):
+        command_line(dump)
+    with pytest.raises(Failure, match="do not exist in branch main: reader;"):
+        command_line(dump, "--role-map", "shop=app")
+    assert rows(server, "select to_regclass('t')") == [(None,)]
+    assert "roles created, without login: reader" in command_line(
+        dump, "--role-map", "shop=app", "--create-roles"
+    )
+    assert rows(server, "select pg_get_userbyid(relowner) from pg_class where relname = 't'") == [(APP,)]
+    assert rows(server, "select rolcanlogin from pg_roles where rolname = 'reader'") == [(False,)]
+    assert rows(server, "select owner from t") == [("alter table t owner to bob;",)]
+
+
+@pytest.mark.parametrize("options", [["-Fc"], ["-Fd"], ["-Fp"]], ids=["custom", "directory", "plain"])
+def test_owners_of_every_form_are_kept_replaced_or_dropped(
+    server: tuple[Node, Endpoint], command_line: Any, tmp_path: Path, options: list[str]
+) -> None:
+    made = (
+        "create role shop; create table held (); alter table held owner to shop; grant select on held to app;"
+    )
+    assert load(server, made) == 0
+    archive = tmp_path / "archive"
+    command = [postgres_directory() / "pg_dump", *options, "--file", archive, "dbranch"]
+    subprocess.run(command, env=environment_of(server), check=True)
+    owner = "select pg_get_userbyid(relowner) from pg_class where relname = 'held'"
+    for arguments, expected in (
+        (["--create-roles"], "shop"),
+        (["--create-roles", "--no-transaction"], "shop"),
+        (["--role-map", "shop=postgres"], "postgres"),
+        (["--no-owner"], APP),
+    ):
+        assert load(server, "drop table if exists held; drop role if exists shop;") == 0
+        command_line(archive, *arguments)
+        assert rows(server, owner) == [(expected,)], arguments
+
+
+def test_clean_drops_all_that_the_database_holds_and_brings_it_back_if_the_load_fails(
+    server: tuple[Node, Endpoint], command_line: Any, tmp_path: Path
+) -> None:
+    assert load(server, DUMP) == 0
+    dump, bad = tmp_path / "dump.sql", tmp_path / "bad.sql"
+    dump.write_text("create schema public;\ncreate table public.seen (n int);\n")
+    bad.write_text("create table public.seen (n int);\nselect 1/0;\n")
+    tables = (
+        "select count(*) from pg_class where relkind in ('r', 'v', 'm', 'f', 'S') and relnamespace >= 2200"
+    )
+    [(before,)] = rows(server, tables)
+    with pytest.raises(Failure, match="nothing was loaded"):
+        command_line(bad, "--clean", "--yes")
+    with pytest.raises(Failure, match="nothing was loaded"):
+        command_line(dump)  # over what exists, without --clean
+    assert rows(server, "select count(*) from pg_extension where extname = 'dblink'") == [(1,)]
+    assert rows(server, f"{tables} and relname = 'seen'") == [(1,)] and before >= 6
+    assert command_line(dump, "--clean", "--dry-run")
+    command_line(dump, "--clean", "--yes")
+    assert [name for name in dict(rows(server, OWNED)) if "default" not in name] == ["table public.seen"]
+    assert rows(server, "select count(*) from pg_extension") == [(1,)]
+    # The schema public is as it was, so that whoever may use it may go on.
+    assert rows(server, "select has_schema_privilege('app', 'public', 'usage')") == [(True,)]
+
+
+def test_what_the_dump_needs_is_named_before_anything_is_changed(
+    server: tuple[Node, Endpoint], command_line: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dump = tmp_path / "dump.sql"
+    dump.write_text("create table t ();\ncreate extension if not exists no_such with schema public;\n")
+    with pytest.raises(Failure, match="image of branch main does not have: no_such;"):
+        command_line(dump, "--no-transaction")
+    dump.write_text(
+        "--\n-- PostgreSQL database dump\n--\n\n-- Dumped from database version 99.1\n"
+        "-- Dumped by pg_dump version 99.1\n\ncreate table t ();\n--\n-- PostgreSQL database dump complete\n--\n"
+    )
+    notes = command_line(dump, "--dry-run")
+    assert any("Postgres 99.1, newer than the branch's" in note for note in notes)
+    assert "would be loaded into branch main" in capsys.readouterr().out
+    dump.write_text(dump.read_text().replace("dump complete", "dump comp"))
+    with pytest.raises(Failure, match="cut off"):
+        command_line(dump, "--no-transaction")
+    assert rows(server, "select to_regclass('t')") == [(None,)]
+
+
+def test_a_script_of_several_databases_is_loaded_without_a_transaction(
+    server: tuple[Node, Endpoint], command_line: Any, tmp_path: Path
+) -> None:
+    assert load(server, "create role dumped login password 'x'; create table item as select 7 as n;") == 0
+    dump = tmp_path / "all.sql"
+    command = [postgres_directory() / "pg_dumpall", "--file", dump, "--database", "dbname=dbranch"]
+    subprocess.run(command, env=environment_of(server), check=True)
+    assert load(server, "drop table item; drop role dumped;") == 0
+    with pytest.raises(Failure, match="--no-transaction"):
+        command_line(dump)
+    command_line(dump, "--no-transaction")
+    assert rows(server, "select n from item") == [(7,)] and rows(server, LEFT) == []
+    assert rows(server, "select rolcanlogin from pg_roles where rolname = 'dumped'") == [(True,)]

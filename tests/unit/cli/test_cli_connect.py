@@ -16,8 +16,8 @@ from dbranch_cli.branches import parse_goal
 from dbranch_cli.connect import client_environment
 from dbranch_cli.connection_strings import as_external, as_superuser, format_connection
 from dbranch_cli.failure import ExitCode, Failure
-from dbranch_cli.load import program_for, psql_arguments
 from dbranch_cli.load_role import LoadRole
+from dbranch_cli.load_run import program_for, psql_arguments
 from dbranch_cli.projects import project_spec
 from dbranch_cli.waiting import current_condition, has_condition, is_routed, is_stopped, last_reason
 
