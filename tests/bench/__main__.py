@@ -18,6 +18,7 @@ from typing import Any
 from dbranch.api.errors import DbranchError
 from dbranch.kube.client import Cluster
 from tests.bench import plots
+from tests.bench.costs import costs
 from tests.bench.figures import Result, as_json, from_json
 from tests.bench.hundreds import hundreds
 from tests.bench.page import page, summary
@@ -28,7 +29,7 @@ from tests.bench.tpcb import pgbench
 
 DOCS = Path(__file__).parents[2] / "docs"
 RAW = DOCS / "benchmarks" / "benchmarks.json"
-MEASURES = {**STARTS, **SIZES, "pgbench": pgbench, "hundreds": hundreds}
+MEASURES = {**STARTS, **SIZES, "costs": costs, "pgbench": pgbench, "hundreds": hundreds}
 # Too long for the quick mode, unless they are named.
 SLOW = frozenset({"load", "size", "hundreds", "pgbench"})
 
