@@ -18,6 +18,7 @@ from typing import Any
 from dbranch.api.errors import DbranchError
 from dbranch.kube.client import Cluster
 from tests.bench import plots
+from tests.bench.costs import costs
 from tests.bench.crowds import CROWDS
 from tests.bench.figures import Result, as_json, from_json
 from tests.bench.hundreds import hundreds
@@ -30,7 +31,15 @@ from tests.bench.tpcb import pgbench
 
 DOCS = Path(__file__).parents[2] / "docs"
 RAW = DOCS / "benchmarks" / "benchmarks.json"
-MEASURES = {**STARTS, **CROWDS, **SIZES, "pgbench": pgbench, "hundreds": hundreds, "room": room}
+MEASURES = {
+    **STARTS,
+    **CROWDS,
+    **SIZES,
+    "costs": costs,
+    "pgbench": pgbench,
+    "hundreds": hundreds,
+    "room": room,
+}
 # Too long for the quick mode, unless they are named.
 SLOW = frozenset({"load", "stream", "size", "hundreds", "pgbench", "room"})
 

@@ -8,8 +8,13 @@ from collections.abc import Mapping
 from datetime import datetime
 
 _REQUESTS = re.compile(r"^apiserver_request_total\{(.*)\} ([\d.e+]+)$", re.MULTILINE)
+_EVENTS = re.compile(r"^apiserver_watch_events_total\{(.*)\} ([\d.e+]+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _WRITES = frozenset({"POST", "PUT", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION"})
+_READS = frozenset({"GET", "LIST"})
+# What a branch is made of. Of other resources all kinds of clients read all the time.
+_READ_BY_DBRANCH = ("dbprojects.", "dbbranches.", "pods", "secrets", "services", "endpointslices.")
+_WATCHED_KINDS = frozenset({"DBProject", "DBBranch", "Pod", "Secret", "Service", "EndpointSlice"})
 # What an idle cluster writes by itself: leases, node status, tokens and reviews of tokens and access.
 _WRITTEN_BY_KUBERNETES = frozenset(
     {
@@ -33,12 +38,47 @@ def writes(metrics: str) -> Counter[str]:
     >>> writes(series + ',verb="PATCH"} 7\\n' + series + ',verb="GET"} 9')
     Counter({'dbbranches.dbranch.io/status': 7})
     """
+    return Counter(
+        {name: n for name, n in _requests(metrics, _WRITES).items() if name not in _WRITTEN_BY_KUBERNETES}
+    )
+
+
+def reads(metrics: str) -> Counter[str]:
+    """Count GET and LIST requests of what a branch is made of, by resource; watches are none.
+
+    >>> series = 'apiserver_request_total{code="200",group="dbranch.io",resource="dbbranches"'
+    >>> reads(series + ',verb="GET"} 7\\n' + series + ',verb="WATCH"} 9')
+    Counter({'dbbranches.dbranch.io': 7})
+    """
+    counts = _requests(metrics, _READS)
+    return Counter({name: n for name, n in counts.items() if name.startswith(_READ_BY_DBRANCH)})
+
+
+def watch_events(metrics: str) -> Counter[str]:
+    """Count the events of what a branch is made of that the API server has sent to those who watch, by resource.
+
+    >>> watch_events('apiserver_watch_events_total{group="dbranch.io",resource="dbbranches",version="v1"} 9')
+    Counter({'dbbranches.dbranch.io': 9})
+    """
+    counts: Counter[str] = Counter()
+    for label_text, value in _EVENTS.findall(metrics):
+        labels: dict[str, str] = dict(_LABEL.findall(label_text))
+        # Before Kubernetes 1.34 by kind: DBBranch, EndpointSlice.
+        resource = labels.get("resource") or labels.get("kind", "")
+        name = ".".join(filter(None, (resource, labels.get("group"))))
+        if name.startswith(_READ_BY_DBRANCH) or resource in _WATCHED_KINDS:
+            counts[name] += int(float(value))
+    return counts
+
+
+def _requests(metrics: str, verbs: frozenset[str]) -> Counter[str]:
+    """Count requests with one of these verbs by resource."""
     counts: Counter[str] = Counter()
     for label_text, value in _REQUESTS.findall(metrics):
         labels: dict[str, str] = dict(_LABEL.findall(label_text))
         name = ".".join(filter(None, (labels["resource"], labels.get("group"))))
         name = "/".join(filter(None, (name, labels.get("subresource"))))
-        if labels["verb"] in _WRITES and name not in _WRITTEN_BY_KUBERNETES:
+        if labels["verb"] in verbs:
             counts[name] += int(float(value))
     return counts
 
@@ -53,7 +93,7 @@ def growth(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int
     return {key: grown[key] for key in sorted(grown, key=lambda k: (-grown[k], k)) if grown[key] > 0}
 
 
-def format_counts(counts: Mapping[str, int]) -> str:
+def format_counts(counts: Mapping[str, float]) -> str:
     """Return counts as text.
 
     >>> format_counts({"events": 9, "pods": 2}), format_counts({})

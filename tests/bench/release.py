@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dbranch.kube.client import Cluster, path_of
-from tests.bench.counts import line_time, writes
+from tests.bench.counts import line_time, reads, watch_events, writes
 from tests.bench.follow import Json, is_true
 from tests.bench.stage import NODES
 
@@ -74,6 +74,11 @@ class ClusterProbe:
     def write_requests(self) -> Counter[str]:
         """Return the counts of write requests that the API server has served so far, by resource."""
         return writes(_run("kubectl", "get", "--raw", "/metrics"))
+
+    def counts(self) -> dict[str, Counter[str]]:
+        """Return the counts of writes, reads and watch events so far, each by resource."""
+        metrics = _run("kubectl", "get", "--raw", "/metrics")
+        return {"writes": writes(metrics), "reads": reads(metrics), "watch events": watch_events(metrics)}
 
     def pod(self, component: str) -> Json:
         """Return the Ready pod of a role that has one pod in a one-node cluster; raise AssertionError without one."""

@@ -46,9 +46,15 @@ def plan_branch_route(project: Project, branch: Branch) -> BranchRoute | None:
     return current if desired == current else replace(desired, generation=desired.generation + 1)
 
 
-def needs_table(project: Project) -> bool:
-    """Return True if a proxy of the project needs `status.routes`, since it is of release 0.1.0."""
-    return not all(entry.follows_branches for entry in project.proxies)
+def needs_table(project: Project, branches: Iterable[Branch]) -> bool:
+    """Return True if a proxy of the project needs `status.routes`.
+
+    One of release 0.1.0 does; and every one while branches that 0.1.0 has bound have no route of their own yet, since
+    a proxy takes a branch that is in no table for deleted.
+    """
+    if not all(entry.follows_branches for entry in project.proxies):
+        return True
+    return bool(project.routes) and any(b.node_name is not None and b.route is None for b in branches)
 
 
 def table_of(project: Project, all_targets: Iterable[Target]) -> tuple[Target, ...]:
@@ -77,7 +83,7 @@ def plan_route(project: Project, branches: Collection[Branch]) -> Route | None:
     is_same_object = current.target is None or target is None or current.target.uid == target.uid
     if target and (project.active_branch != current.branch or not is_same_object):
         return Route(current.generation + 1, project.active_branch, target)
-    if needs_table(project) and _newly_deleting(project, branches):
+    if needs_table(project, branches) and _newly_deleting(project, branches):
         # A proxy of release 0.1.0 acknowledges nothing else.
         return replace(current, generation=current.generation + 1)
     return current

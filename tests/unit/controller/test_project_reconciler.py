@@ -270,6 +270,17 @@ def test_the_table_of_routes_is_there_while_a_proxy_of_the_last_release_is(shop:
     assert "routes" not in shop.project()["status"]
 
 
+def test_the_table_of_the_last_release_stays_until_every_branch_has_a_route_of_its_own(shop: Rig) -> None:
+    """New proxies are there already; without it they would take the branch for deleted, and end its sessions."""
+    shop.put(branch("x").bound().accepting("10.0.0.9"))
+    routes = [{"branch": "x", "state": "Ready", "address": "10.0.0.9", "port": 20001}]
+    shop.api.merge(f"{SHOP}/status", {"status": {"routes": routes}})
+    table = shop.reconcile_project()["status"]["routes"]
+    assert [target["branch"] for target in table] == ["main", "x"]
+    shop.reconcile_branch("x")
+    assert "routes" not in shop.reconcile_project()["status"]
+
+
 def test_an_active_branch_that_is_made_again_is_a_switch(shop: Rig) -> None:
     """A proxy that still knows the one before sends nobody to where that was."""
     assert shop.project()["status"]["route"]["target"]["uid"] == shop.branch()["metadata"]["uid"]

@@ -119,6 +119,7 @@ def plan_project(facts: ProjectFacts, now: str) -> ProjectPlan:
     binding, scheduled = _schedule(facts)
     targets = targets_of(project, branches)
     route = plan_route(project, branches)
+    table = table_of(project, targets) if needs_table(project, branches) else None
     routed = routed_finding(project, route, targets, facts.proxies, _unbound(branches))
     if routed.reason == Reason.PROXY_NOT_READY and not facts.proxies:
         routed = facts.applied.no_proxy or routed
@@ -139,7 +140,7 @@ def plan_project(facts: ProjectFacts, now: str) -> ProjectPlan:
         "phase": phase_of(ready),
         "branches": len(branches),
         # None removes it.
-        "routes": [_target_fields(t) for t in table_of(project, targets)] if needs_table(project) else None,
+        "routes": None if table is None else [_target_fields(target) for target in table],
     }
     if facts.applied.password_version:
         status["passwordVersion"] = facts.applied.password_version
