@@ -22,13 +22,14 @@ from tests.bench.figures import Result, as_json, from_json
 from tests.bench.hundreds import hundreds
 from tests.bench.page import page, summary
 from tests.bench.sizes import SIZES
+from tests.bench.snapshots import snapshots
 from tests.bench.stage import Stage
 from tests.bench.starts import STARTS
 from tests.bench.tpcb import pgbench
 
 DOCS = Path(__file__).parents[2] / "docs"
 RAW = DOCS / "benchmarks" / "benchmarks.json"
-MEASURES = {**STARTS, **SIZES, "pgbench": pgbench, "hundreds": hundreds}
+MEASURES = {**STARTS, **SIZES, "snapshots": snapshots, "pgbench": pgbench, "hundreds": hundreds}
 # Too long for the quick mode, unless they are named.
 SLOW = frozenset({"load", "size", "hundreds", "pgbench"})
 
