@@ -501,8 +501,8 @@ def test_what_has_expired_is_reconciled_a_few_at_a_time() -> None:
                 expiring.status(expirationTime=f"2026-01-01T00:00:{number:02}Z", observedGeneration=1).body()
             )
         )
-    much_later = snapshot("later", ttl="1h").taken_of("u").status(observedGeneration=1)
-    records.put(record_of(much_later.status(expirationTime="2999-01-01T00:00:00Z").body()))
+    distant = snapshot("later", ttl="1h").taken_of("u").status(observedGeneration=1)
+    records.put(record_of(distant.status(expirationTime="2999-01-01T00:00:00Z").body()))
     SnapshotWatch(_closing(rig), records, added.append, lambda: None).request_expired()
     assert [key.name for key in added] == [f"shop-s{number:02}" for number in range(10)]
 
