@@ -25,6 +25,7 @@ from tests.bench.hundreds import hundreds
 from tests.bench.page import page, summary
 from tests.bench.room import room
 from tests.bench.sizes import SIZES
+from tests.bench.snapshots import snapshots
 from tests.bench.stage import Stage
 from tests.bench.starts import STARTS
 from tests.bench.tpcb import pgbench
@@ -35,6 +36,7 @@ MEASURES = {
     **STARTS,
     **CROWDS,
     **SIZES,
+    "snapshots": snapshots,
     "costs": costs,
     "pgbench": pgbench,
     "hundreds": hundreds,

@@ -150,7 +150,7 @@ class Stage:
             "apiVersion": names.API_VERSION,
             "kind": names.BRANCH_KIND,
             "metadata": {"name": names.branch_object_name(project, name)},
-            "spec": {"project": project, "source": source, **spec},
+            "spec": {"project": project, **({"source": source} if source else {}), **spec},
         }
         began = time.monotonic()
         self.cluster.create(path_of(names.API_VERSION, names.BRANCHES, self.namespace), body)

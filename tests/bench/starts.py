@@ -16,7 +16,7 @@ BARE_POD = "bare pod"
 MS = 1000
 
 
-def _time_bare_pod(stage: Stage) -> tuple[float, float]:
+def time_bare_pod(stage: Stage) -> tuple[float, float]:
     """Create and delete a bare pod; return the seconds to Ready and those of the deletion."""
     name = stage.unique_name("bare")
     began = stage.create_bare_pod(name, "one")
@@ -52,7 +52,7 @@ def create(stage: Stage, quick: bool) -> Result:
     }
     for index in range(4 if quick else 16):
         wait_idle(stage)
-        ready, deletion = _time_bare_pod(stage)
+        ready, deletion = time_bare_pod(stage)
         samples["bare"].append(ready * MS)
         samples["end"].append(deletion * MS)
         wait_idle(stage)
@@ -181,7 +181,7 @@ def resume(stage: Stage, quick: bool) -> Result:
         rows.append((answer["at"] - began) * MS)
         stage.seconds_to_ready("resume", "sleeper", began)
         wait_idle(stage)
-        bare.append(_time_bare_pod(stage)[0] * MS)
+        bare.append(time_bare_pod(stage)[0] * MS)
     return Result([Row("stopped branch: resume → first row", BARE_POD, rows, bare, goal=0.6)])
 
 

@@ -81,7 +81,12 @@ def test_an_upgrade_from_the_last_release_keeps_every_branch_running(
     other_team.dbranch("-p", "shop", "stop", "older")
     other_team.dbranch("-p", "shop", "resume", "older")
     assert shop.sql("select name from item where id = 1", "older") == "changed"
-    other_team.dbranch("-p", "shop", "delete", "older", "--yes")
+    # And a branch of which a snapshot is taken.
+    other_team.dbranch("-p", "shop", "snapshot", "create", "of-older", "-b", "older")
+    other_team.dbranch("-p", "shop", "create", "of-snapshot", "--from-snapshot", "of-older")
+    assert shop.sql("select name from item where id = 1", "of-snapshot") == "changed"
+    other_team.dbranch("-p", "shop", "delete", "older", "of-snapshot", "--yes")
+    other_team.dbranch("-p", "shop", "snapshot", "delete", "of-older", "--yes")
     assert shop.sql("select name from item where id = 1") == "changed"
 
 
@@ -115,6 +120,13 @@ def test_parts_of_the_last_release_work_beside_those_of_this_one(
     mixed.make()
     make_item(mixed)
     use_a_branch(mixed, RELEASE_IMAGE)
+    # An agent that would misread it is asked for no snapshot.
+    spec = {"project": "mixed", "branch": "main"}
+    kind = {"apiVersion": "dbranch.io/v1alpha1", "kind": "DBSnapshot"}
+    other_team.apply({**kind, "metadata": {"name": "mixed-early"}, "spec": spec})
+    other_team.wait_reason("dbsnapshot", "mixed-early", "Ready", "AgentTooOld")
+    assert "nodeName" not in other_team.get("dbsnapshot", "mixed-early")["status"]
+    other_team.kubectl("delete", "dbsnapshot", "mixed-early", KUBECTL_TIMEOUT)
     set_images(cluster, controller=RELEASE_IMAGE, others=SERVER_IMAGE)
     use_a_branch(mixed, SERVER_IMAGE)
     mixed.delete()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 from collections.abc import Callable
 
 import pytest
 from tests.node.agent_life import SNAPSHOTS
-from tests.node.machine import OWNER, postgres_directory
+from tests.node.machine import postgres_directory
 from tests.node.world import SAMPLED_KILLS, World
 
 from dbranch.agent.layout import SubvolumeKind
@@ -126,9 +127,7 @@ def test_kills_at_every_effect_of_taking_and_deleting(world: World, project: str
     # Between any two effects that matter, whatever else is drawn.
     for effect in (
         "^# btrfs subvolume snapshot",
-        "os.remove .*marker",
         "os.rename .*marker",
-        "^# btrfs property set",
         "^# mv --no-clobber",
     ):
         check = take(0)
@@ -163,12 +162,8 @@ def test_a_snapshot_that_is_lost_is_not_taken_again(world: World, project: str) 
     assert storage_of(world, "lost") == "SnapshotLost"
     assert not path.exists()
     world.delete_snapshot("lost")
-    world.assert_consistent(project, running=1, stored=1)
-
-
-@pytest.mark.parametrize("reason", ["Schedule", "Restore", "Deletion"])
-def test_a_record_never_takes_anything(world: World, project: str, reason: str) -> None:
-    world.make_snapshot("record", "main", origin={"reason": reason})
+    # Nor is the record of something that was done once ever taken.
+    world.make_snapshot("record", "main", origin={"reason": "Deletion"})
     world.run_agent()
     assert storage_of(world, "record") == "SnapshotLost"
     world.assert_consistent(project, running=1, stored=1)
@@ -178,47 +173,32 @@ def test_a_full_pool_takes_none_and_what_runs_goes_on(world: World, project: str
     pool = world.node.layout.pool(project)
     filler = pool / "filler"
     with filler.open("wb") as file:
-        while (free := _free(world, project)) > 40 * 2**20:
-            file.write(b"x" * min(2**20 * 8, free - 32 * 2**20))
-            file.flush()
-            subprocess.run(["sync", "-f", pool], check=True)
+        # Below the least that new data needs, and enough for what runs. btrfs says only then what is free.
+        while (free := os.statvfs(pool).f_bavail * os.statvfs(pool).f_frsize) > 56 * 2**20:
+            os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), free - 48 * 2**20)
+            subprocess.run(["btrfs", "filesystem", "sync", pool], check=True, stdout=subprocess.DEVNULL)
     world.make_snapshot("late", "main")
     world.run_rounds()
     assert storage_of(world, "late") == "PoolFull"
     world.sql("main", "insert into item values (0)")
     filler.unlink()
+    subprocess.run(["btrfs", "filesystem", "sync", pool], check=True, stdout=subprocess.DEVNULL)
     world.run_agent()
     assert storage_of(world, "late") == "Stored"
 
 
-def _free(world: World, project: str) -> int:
-    import os
-
-    stat = os.statvfs(world.node.layout.pool(project))
-    return stat.f_bavail * stat.f_frsize
-
-
-def test_a_snapshot_waits_for_a_copy_of_it_before_it_goes(world: World, project: str) -> None:
-    world.make_snapshot("source", "main")
+def test_a_stopped_branch_is_taken_and_a_snapshot_waits_for_a_copy_of_it(world: World, project: str) -> None:
+    world.make_branch("still", "main")
+    world.patch_spec("still", state="Stopped")
     world.run_agent()
+    world.make_snapshot("source", "still")
+    world.run_agent()
+    assert storage_of(world, "source") == "Stored"
     world.make_branch_of_snapshot("late", "source")
     world.api.delete(f"{SNAPSHOTS}/shop-source")
     world.run_agent()
     assert world.api.get(f"{SNAPSHOTS}/shop-source") is None
     assert rows(world, "late") == 1000
-
-
-def test_a_snapshot_of_a_stopped_branch_and_of_a_stopped_project(world: World, project: str) -> None:
-    world.make_branch("still", "main")
-    world.run_agent()
-    world.patch_spec("still", state="Stopped")
-    world.run_agent()
-    world.make_snapshot("of-still", "still")
-    world.run_agent()
-    assert storage_of(world, "of-still") == "Stored"
-    world.make_branch_of_snapshot("runs", "of-still")
-    world.run_agent()
-    assert rows(world, "runs") == 1000
 
 
 def test_a_temporary_of_a_snapshot_is_destroyed_only_when_no_object_has_its_uid(
@@ -233,4 +213,4 @@ def test_a_temporary_of_a_snapshot_is_destroyed_only_when_no_object_has_its_uid(
     ensure_temporaries_destroyed(world.node.layout, project, uid)
     assert observe_subvolumes(world.node.layout, project).unfinished == ()
     world.run_agent()
-    assert storage_of(world, "cut") == "Stored" and OWNER
+    assert storage_of(world, "cut") == "Stored"

@@ -55,6 +55,7 @@ class Snapshot:
     node_name: str | None = None
     branch_uid: str | None = None
     expiration_time: str | None = None
+    observed_generation: int = 0
     node: SnapshotNode = field(default_factory=SnapshotNode)
     status: Mapping[str, Any] = field(default_factory=dict)
 
@@ -113,6 +114,7 @@ def parse_snapshot(body: Mapping[str, Any]) -> Snapshot:
         node_name=status.get("nodeName"),
         branch_uid=status.get("branchUID"),
         expiration_time=status.get("expirationTime"),
+        observed_generation=int(status.get("observedGeneration", 0)),
         node=_parse_node(status.get("node") or {}),
         status=status,
     )

@@ -57,7 +57,7 @@ def record_of(body: Mapping[str, Any]) -> SnapshotRecord:
     """Return the record of a DBSnapshot."""
     snapshot = parse_snapshot(body)
     ready = Finding.from_dict(find_condition(snapshot.status, Condition.READY))
-    observed = snapshot.status.get("observedGeneration") == snapshot.generation
+    observed = snapshot.observed_generation == snapshot.generation
     is_final = ready is not None and (
         ready.done or ready.reason in (Reason.SNAPSHOT_LOST, Reason.SNAPSHOT_MISSED)
     )

@@ -122,7 +122,9 @@ def taken(generation: int = 1, expiration: datetime | None = None, **spec: Any) 
     body = snapshot(**spec).taken_of(MAIN.uid, SNAPSHOT_TIME)
     body = body.changed(metadata={"generation": generation})
     if expiration:
-        body = body.status(expirationTime=expiration.strftime("%Y-%m-%dT%H:%M:%SZ"))
+        body = body.status(
+            observedGeneration=generation, expirationTime=expiration.strftime("%Y-%m-%dT%H:%M:%SZ")
+        )
     return body.parsed()
 
 
@@ -188,9 +190,9 @@ def test_no_change_makes_a_snapshot_go_sooner_than_after_its_grace() -> None:
 def test_what_has_expired_and_what_has_not() -> None:
     assert is_expired(taken(1, NOW, ttl="24h"), NOW)
     assert not is_expired(taken(1, NOW + timedelta(seconds=1), ttl="24h"), NOW)
-    # The status is behind the spec.
-    assert not is_expired(taken(2, NOW), NOW)
-    assert not is_expired(taken(2, NOW, ttl="24h", protection="Enabled"), NOW)
+    # The status is behind the spec: it was prolonged, protected, or is to be kept for ever, a moment ago.
+    for spec in ({"ttl": "168h"}, {}, {"ttl": "24h", "protection": "Enabled"}):
+        assert not is_expired(replace(taken(2, NOW, **spec), observed_generation=1), NOW)
 
 
 # The reconciler.
@@ -344,6 +346,16 @@ def test_a_branch_is_not_let_go_of_while_its_snapshot_is_being_taken() -> None:
     assert "nodeName" not in (rig.snapshot("late").get("status") or {})
 
 
+def test_a_project_that_is_deleted_waits_for_no_snapshot_that_nobody_takes_any_more() -> None:
+    rig = ready_rig()
+    rig.branch_up("b")
+    rig.put(snapshot(of="b"))
+    rig.reconcile_snapshot()
+    rig.api.delete(f"{PROJECTS}/shop")
+    rig.remove_project()
+    assert rig.remove_branch("b")
+
+
 def test_a_project_takes_its_branches_then_its_snapshots_along() -> None:
     rig = ready_rig()
     rig.put(snapshot().taken_of("u"), snapshot("of-other").taken_of("u").changed(spec={"project": "other"}))
@@ -381,11 +393,22 @@ def test_at_a_start_only_those_are_reconciled_that_are_not_at_rest() -> None:
         "deleting": 0,
     }
     added.clear()
+    # Who waits for a place gets that of one that went.
+    rig.api.merge(f"{SNAPSHOTS}/shop-waits/status", {"status": {"conditions": [limit_exceeded()]}})
+    watch.follow()
+    assert added == []
     # One that went while nobody watched is forgotten, and nothing is reconciled twice for a list.
     rig.api.merge(f"{SNAPSHOTS}/shop-stored0", {"metadata": {"finalizers": None}})
     rig.api.delete(f"{SNAPSHOTS}/shop-stored0")
     watch.follow()
-    assert added == [] and records.get("team", "shop-stored0") is None
+    assert [key.name for key in added] == ["shop-waits"] and records.get("team", "shop-stored0") is None
+
+
+def limit_exceeded() -> dict[str, Any]:
+    """Return the condition Ready of a snapshot that waits for a place."""
+    body = snapshot().reported(Condition.READY, Reason.LIMIT_EXCEEDED).body()
+    condition: dict[str, Any] = body["status"]["conditions"][0]
+    return condition
 
 
 def _closing(rig: Rig) -> Cluster:
@@ -473,12 +496,13 @@ def test_what_has_expired_is_reconciled_a_few_at_a_time() -> None:
     records = SnapshotRecords()
     for number in range(15):
         expiring = snapshot(f"s{number:02}", ttl="1h").taken_of("u")
-        records.put(record_of(expiring.status(expirationTime=f"2026-01-01T00:00:{number:02}Z").body()))
-    records.put(
-        record_of(
-            snapshot("later", ttl="1h").taken_of("u").status(expirationTime="2999-01-01T00:00:00Z").body()
+        records.put(
+            record_of(
+                expiring.status(expirationTime=f"2026-01-01T00:00:{number:02}Z", observedGeneration=1).body()
+            )
         )
-    )
+    distant = snapshot("later", ttl="1h").taken_of("u").status(observedGeneration=1)
+    records.put(record_of(distant.status(expirationTime="2999-01-01T00:00:00Z").body()))
     SnapshotWatch(_closing(rig), records, added.append, lambda: None).request_expired()
     assert [key.name for key in added] == [f"shop-s{number:02}" for number in range(10)]
 

@@ -209,7 +209,8 @@ def _copies_awaited(facts: BranchFacts) -> list[str]:
     """Return the branches and snapshots, in words, that are bound to the branch and still to be taken of it."""
     branch, project = facts.branch, facts.project
     branches = [f"branch {s.name}" for s in facts.siblings if _awaits_snapshot_of(branch, s, project)]
-    is_running = project is not None and project.running
+    # A project that is being deleted takes none any more.
+    is_running = project is not None and project.running and not project.deleting
     return branches + [
         f"snapshot {snapshot.name}"
         for snapshot in facts.taken

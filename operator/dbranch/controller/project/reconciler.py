@@ -339,7 +339,7 @@ class ProjectReconciler:
             meta = body["metadata"]
             if not meta.get("deletionTimestamp"):
                 self._cluster.delete(branch_path(meta["namespace"], meta["name"]), uid=meta["uid"])
-        # In this order: a snapshot that is being taken holds up its branch, and nothing is taken any more.
+        # The snapshots behind the branches: none is taken any more, and what is being made of one is gone.
         if remaining or self._delete_snapshots(project):
             return Result(timing.DELETION_RESYNC_SECONDS)
         for api, plural, manifest in reversed(desired_objects(project, self._release)):

@@ -208,10 +208,11 @@ def expiration_of(snapshot: Snapshot, now: datetime) -> tuple[str | None, bool]:
 
 
 def is_expired(snapshot: Snapshot, now: datetime) -> bool:
-    """Return True if `status.expirationTime` has passed, and nothing in the spec speaks against it."""
-    if snapshot.expiration_time is None or snapshot.deleting or snapshot.protected:
+    """Return True if `status.expirationTime` has passed, and is what follows from the present spec."""
+    if snapshot.expiration_time is None or snapshot.deleting:
         return False
-    return snapshot.ttl_seconds is not None and _parse(snapshot.expiration_time) <= now
+    is_current = snapshot.observed_generation == snapshot.generation
+    return is_current and _parse(snapshot.expiration_time) <= now
 
 
 def deletion_status(snapshot: Snapshot, now: datetime) -> Json:

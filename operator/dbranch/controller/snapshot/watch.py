@@ -97,6 +97,11 @@ class SnapshotWatch:
                 self._request_dependents(record, is_gone=False)
 
     def _request_dependents(self, record: SnapshotRecord, is_gone: bool) -> None:
+        if is_gone:
+            # Its place under a limit is another's.
+            for other in self._records.of_project(record.snapshot.namespace, record.snapshot.project):
+                if other.ready is not None and other.ready.reason == Reason.LIMIT_EXCEEDED:
+                    self._add(key_of(other))
         cache = self._cache()
         for key in dependents_of(record, is_gone, cache) if cache else ():
             self._add(key)
