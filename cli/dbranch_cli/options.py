@@ -16,6 +16,8 @@ from dbranch_cli.naming import did_you_mean
 from dbranch_cli.objects import branch_name_of
 
 OUTPUTS = ("table", "wide", "json", "yaml", "name")
+# Characters: more than a summary has.
+_WHOLE = 1000
 _PASSTHROUGH_KEY = "dbranch_cli.passthrough"
 
 
@@ -153,14 +155,15 @@ class CommandGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if not self.sections:
-            super().format_commands(ctx, formatter)
-            return
         width = max(map(len, self.commands))
-        for heading, commands in self.sections.items():
+        for heading, commands in (self.sections or {"Commands": ()}).items():
+            named = {str(command.name): command for command in commands} or self.commands
             with formatter.section(heading):
-                rows = [(str(c.name).ljust(width), c.get_short_help_str(formatter.width)) for c in commands]
+                # A summary that is too long goes on in the next line.
+                rows = [(name.ljust(width), c.get_short_help_str(_WHOLE)) for name, c in named.items()]
                 formatter.write_dl(rows)
+        if not self.aliases:
+            return
         with formatter.section("Other names"):
             formatter.write_dl([(alias.ljust(width), name) for alias, name in self.aliases.items()])
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import os
+import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import pytest
 from backports import zstd
 from tests.node.machine import APP, PASSWORDS, USER, Node, owner_session
@@ -185,3 +188,35 @@ def test_a_disk_that_is_full_is_said(dbranch: Dbranch) -> None:
     for arguments in ((), ("-F", "plain")):
         with pytest.raises(Failure, match=r"pg_dump failed|No space left"):
             dbranch("dump", "main", "/dev/full", *arguments)
+
+
+def test_an_interrupted_dump_ends_and_leaves_nothing(
+    server: tuple[Node, Endpoint], dbranch: Dbranch, tmp_path: Path
+) -> None:
+    """Interrupt it and its pg_dump, as a terminal does, while that waits for a lock."""
+    deadline = time.monotonic() + 120
+
+    def interrupt() -> None:
+        waiting = "select count(*) from pg_locks where not granted"
+        while query(server, waiting) == [(0,)] and time.monotonic() < deadline:
+            time.sleep(0.1)
+        children = [
+            int(pid)
+            for file in Path("/proc/self/task").glob("*/children")
+            for pid in file.read_text().split()
+            if b"pg_dump" in Path("/proc", pid, "cmdline").read_bytes()
+        ]
+        partial.extend(os.listdir(tmp_path))
+        for pid in (*children, os.getpid()):
+            os.kill(pid, signal.SIGINT)
+
+    partial: list[str] = []
+    with owner_session(server[0].layout, server[1], "dbranch") as holder:
+        holder.execute(b"begin; lock table item")
+        interrupter = threading.Thread(target=interrupt)
+        interrupter.start()
+        with pytest.raises(click.Abort):
+            dbranch("dump", "main", tmp_path / "a.dump")
+        interrupter.join()
+    assert len(partial) == 1 and partial[0].startswith(".a.dump.")
+    assert os.listdir(tmp_path) == []

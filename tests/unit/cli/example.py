@@ -75,6 +75,7 @@ def put_project(api: FakeApi) -> None:
     draining = [{"branch": "main", "draining": 2}]
     proxies = [{"pod": "shop-proxy-1", "sessions": 14, "draining": 2, "branches": draining}]
     body = {
+        "apiVersion": names.API_VERSION,
         "kind": names.PROJECT_KIND,
         "metadata": {"name": "shop", "creationTimestamp": DAYS_12},
         "spec": {
@@ -98,6 +99,7 @@ def put_project(api: FakeApi) -> None:
 def put_branch(api: FakeApi, name: str, source: str, created: str, **status: Any) -> None:
     collection = f"/apis/{names.API_VERSION}/namespaces/{TEAM}/{names.BRANCHES}"
     body = {
+        "apiVersion": names.API_VERSION,
         "kind": names.BRANCH_KIND,
         "metadata": {"name": f"shop-{name}", "creationTimestamp": created},
         "spec": {"project": "shop", **({"source": source} if source else {})},
