@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 from tests.node.machine import SIZE, Node
 from tests.node.test_cleaning import eventually
+from tests.node.world import World
 
 from dbranch.agent.linux import btrfs, quotas
 from dbranch.agent.linux.quotas import Groups, group_of, read_groups, subvolume_id
 from dbranch.agent.pool import effect as pool
 from dbranch.agent.pool import mount
+from dbranch.agent.pool.record import PoolRecord
+from dbranch.agent.pool.records import read_record
 from dbranch.agent.volume import effect as subvolume
 from dbranch.agent.volume.quotas import (
     POOL_GROUP,
@@ -170,3 +173,11 @@ def test_a_kernel_without_quotas_makes_pools_without_them_and_says_why_it_mounts
         assert not quotas.simple_quotas_enabled(path_of(other))
     finally:
         pool.ensure_pool_down(node.layout, other.project)
+
+
+def test_an_agent_with_its_few_capabilities_reports_what_a_branch_wrote(world: World) -> None:
+    project = world.make_project()
+    world.run_agent()
+    assert world.branch("main")["status"]["node"]["writtenBytes"] > MIB
+    record = read_record(world.node.layout, project)
+    assert isinstance(record, PoolRecord) and record.quotas
