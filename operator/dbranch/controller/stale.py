@@ -147,7 +147,9 @@ def _related(changes: Sequence[Change], own: set[Key], reads: _Reads) -> Iterato
     if nodes:
         items: list[Project | Branch] = [*reads.cache.all_projects(), *reads.cache.all_branches()]
         for item in items:
-            if item.node_name in nodes or (item.node_name is None and isinstance(item, Project)):
+            # Of those that are bound to none, a branch of a snapshot may have waited for a newer agent.
+            waits = isinstance(item, Project) or item.source_snapshot is not None
+            if item.node_name in nodes or (item.node_name is None and waits):
                 yield item
     yield from _displaced(changes, reads)
     # By project; True if more than single branches of it have changed.

@@ -19,7 +19,8 @@ from dbranch_cli import invocation
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.main import cli
 from dbranch_cli.objects import Body, Store
-from dbranch_cli.snapshots import newest_not_younger, parse_moment, parse_ttl, snapshot_block, snapshot_table
+from dbranch_cli.snapshot_view import snapshot_block, snapshot_table
+from dbranch_cli.snapshots import newest_not_younger, parse_moment, parse_ttl
 
 NOW = datetime(2030, 1, 13, 12, tzinfo=UTC)
 PATHS = {

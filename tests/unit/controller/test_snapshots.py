@@ -21,6 +21,7 @@ from dbranch.controller.scheduling import NodeFacts
 from dbranch.controller.snapshot.plan import SnapshotFacts, expiration_of, is_expired, plan_snapshot
 from dbranch.controller.snapshot.watch import SnapshotWatch, concerned_by, needs_reconcile
 from dbranch.controller.snapshot_records import STATES, SnapshotRecords, record_of
+from dbranch.controller.stale import NodeChange, stale
 from dbranch.kube.client import Cluster, snapshot_path
 from dbranch.runtime.result import AT_REST, Key
 
@@ -312,7 +313,10 @@ def test_a_branch_waits_for_its_snapshot_and_is_bound_to_it() -> None:
     rig.reconcile_snapshot()
     rig.agent_of(features="")
     assert conditions_of(rig.reconcile_branch("again"))["Scheduled"] == "AgentTooOld"
+    key = Key(names.BRANCH_KIND, "team", "shop-again")
+    assert key not in stale([NodeChange(NODE)], rig.cache())
     rig.agent_of()
+    assert key in stale([NodeChange(NODE)], rig.cache())
     body = rig.reconcile_branch("again")
     assert conditions_of(body)["Scheduled"] == "Bound" and body["status"]["nodeName"] == NODE
     assert body["status"]["sourceUID"] == rig.snapshot()["metadata"]["uid"]
