@@ -17,7 +17,7 @@ from dbranch_cli.dump_roles import RoleRewriter
 from dbranch_cli.dump_script import UnsafeScript
 from dbranch_cli.dump_stream import DamagedDump
 from dbranch_cli.failure import ExitCode, Failure
-from dbranch_cli.formatting import format_count
+from dbranch_cli.formatting import escape_controls, format_count
 from dbranch_cli.invocation import Invocation
 from dbranch_cli.load_look import DumpFile
 from dbranch_cli.load_role import LoadRole
@@ -258,7 +258,7 @@ def print_dry_run(
         return
     click.echo(f"{name} would be loaded into branch {options.target} (Postgres {server.version})")
     if missing:
-        click.echo(f"roles would be created, without login: {', '.join(missing)}")
+        click.echo(escape_controls(f"roles would be created, without login: {', '.join(missing)}"))
     if options.clean and server.holds:
         click.echo(f"dropped before: {server.holds}")
     if not facts.complete:

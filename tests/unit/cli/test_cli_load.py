@@ -161,10 +161,10 @@ def test_a_dry_run_prints_an_object_for_programs(capsys: pytest.CaptureFixture[s
     printed = json.loads(capsys.readouterr().out)
     assert printed["branch"] == "loaded" and printed["missingRoles"] == ["bob"] and printed["transaction"]
     assert (printed["format"], printed["packing"], printed["serverVersion"]) == ("custom", "zstd", "16.4")
-    print_dry_run(cast(Any, SimpleNamespace(human_output=True)), "x", facts, server, options, ["bob"])
+    print_dry_run(cast(Any, SimpleNamespace(human_output=True)), "x", facts, server, options, ["b\x1bob"])
     assert capsys.readouterr().out.splitlines() == [
         "x would be loaded into branch loaded (Postgres 17.2)",
-        "roles would be created, without login: bob",
+        r"roles would be created, without login: b\x1bob",
         "dropped before: tables and views: 2 and 1 schema beside public",
     ]
 
