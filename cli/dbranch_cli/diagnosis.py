@@ -185,7 +185,7 @@ def diagnose_orphans(count: int) -> Finding:
 
 
 def diagnose_objects(bodies: Sequence[Json], now: datetime) -> Iterator[Finding]:
-    """Judge DBProjects and DBBranches: what hangs, what is reported, what a condition warns of."""
+    """Judge DBProjects, DBBranches and DBSnapshots: what hangs, what is reported, what a condition warns of."""
     for body in bodies:
         yield from _diagnose_object(body, now)
 
@@ -250,6 +250,8 @@ def _subject(body: Json) -> str:
     meta = body["metadata"]
     if body["kind"] == names.BRANCH_KIND:
         return f"branch {meta['namespace']}/{body['spec']['project']}/{branch_name_of(body)}"
+    if body["kind"] == names.SNAPSHOT_KIND:
+        return f"snapshot {meta['namespace']}/{meta['name']}"
     return f"project {meta['namespace']}/{meta['name']}"
 
 

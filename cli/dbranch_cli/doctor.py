@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -34,6 +35,11 @@ _COLORS: Final = {
 _INDENT: Final = " " * 9
 _EVERYWHERE: Final = f"{names.LABEL_NAME}=dbranch,{names.LABEL_COMPONENT}="
 _OPENAPI: Final = f"/openapi/v3/apis/{names.API_VERSION}"
+_KINDS: Final = {
+    names.PROJECTS: names.PROJECT_KIND,
+    names.BRANCHES: names.BRANCH_KIND,
+    names.SNAPSHOTS: names.SNAPSHOT_KIND,
+}
 _POLICIES: Final = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
 
 
@@ -43,8 +49,8 @@ _POLICIES: Final = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpol
 def doctor(context: click.Context, all_namespaces: bool) -> None:
     """Look for what is wrong, and say what to do about it.
 
-    Looks at versions, CRDs, controller, agents, policies, orphans, and at the projects and branches of the
-    namespace. What you may not read is said, and is no error.
+    Looks at versions, CRDs, controller, agents, policies, orphans, and at the projects, branches and
+    snapshots of the namespace. What you may not read is said, and is no error.
 
     The exit code is 0 if nothing is wrong, 7 if something needs somebody, 1 if something may heal by itself.
     """
@@ -103,18 +109,25 @@ class _Examination:
         wrong = list(diagnosis.diagnose_objects(bodies, datetime.now(UTC)))
         yield from wrong
         if not wrong:
-            projects = [body for body in bodies if body["kind"] == names.PROJECT_KIND]
-            counts = (
-                f"{format_count(len(projects), 'project')},"
-                f" {format_count(len(bodies) - len(projects), 'branch')}: nothing to report"
-            )
-            yield Finding(Severity.OK, "objects", counts)
+            kinds = Counter(body["kind"] for body in bodies)
+            counts = [
+                format_count(kinds[names.PROJECT_KIND], "project"),
+                format_count(kinds[names.BRANCH_KIND], "branch"),
+            ]
+            if kinds[names.SNAPSHOT_KIND]:
+                counts.append(format_count(kinds[names.SNAPSHOT_KIND], "snapshot"))
+            yield Finding(Severity.OK, "objects", f"{', '.join(counts)}: nothing to report")
 
     def _objects(self) -> list[Body]:
-        """Return the DBProjects, then the DBBranches."""
+        """Return the DBProjects, then the DBBranches, then the DBSnapshots (none before their CRD is there)."""
         bodies: list[Body] = []
-        for plural, kind in ((names.PROJECTS, names.PROJECT_KIND), (names.BRANCHES, names.BRANCH_KIND)):
-            listed = self._connection.get(f"/apis/{names.API_VERSION}{self._scope}/{plural}")
+        for plural, kind in _KINDS.items():
+            try:
+                listed = self._connection.get(f"/apis/{names.API_VERSION}{self._scope}/{plural}")
+            except ApiError as error:
+                if error.status != 404 or kind != names.SNAPSHOT_KIND:
+                    raise
+                continue
             bodies += [{"kind": kind, **item} for item in listed["items"]]
         return bodies
 

@@ -57,7 +57,7 @@ class Collector:
             "doctor.txt",
             lambda: "\n".join(finding_lines(examine(self._invocation, self._all))) + "\n",
         )
-        for plural in (names.PROJECTS, names.BRANCHES):
+        for plural in (names.PROJECTS, names.BRANCHES, names.SNAPSHOTS):
             path = f"/apis/{names.API_VERSION}{self._scope}/{plural}"
             self._add(f"{plural}.yaml", partial(self._objects, path))
         self._add("events.yaml", self._events)

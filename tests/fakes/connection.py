@@ -14,7 +14,11 @@ from dbranch.api import names
 from dbranch.api.errors import ApiError
 from dbranch_cli.diagnosis import SPEC_FIELDS
 
-LIST_KINDS = {names.PROJECTS: f"{names.PROJECT_KIND}List", names.BRANCHES: f"{names.BRANCH_KIND}List"}
+LIST_KINDS = {
+    names.PROJECTS: f"{names.PROJECT_KIND}List",
+    names.BRANCHES: f"{names.BRANCH_KIND}List",
+    names.SNAPSHOTS: f"{names.SNAPSHOT_KIND}List",
+}
 COLLECTIONS = frozenset(
     {
         *LIST_KINDS,

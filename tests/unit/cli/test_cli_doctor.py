@@ -31,6 +31,7 @@ from dbranch_cli.objects import Store
 
 CRDS = Path(__file__).parents[3] / "crds"
 NOW = datetime(2030, 1, 13, 12, 0, 0, tzinfo=UTC)
+_SNAPSHOTS = f"/apis/{names.API_VERSION}/namespaces/team/dbsnapshots"
 OLD, NEW = "2030-01-13T11:00:00Z", "2030-01-13T11:59:50Z"
 
 
@@ -210,6 +211,7 @@ class FakeConnection:
             "/version": {"gitVersion": "v1.34.3"},
             f"/apis/{names.API_VERSION}/namespaces/team/dbprojects": {"items": list(projects.values())},
             f"/apis/{names.API_VERSION}/namespaces/team/dbbranches": {"items": []},
+            _SNAPSHOTS: {"items": []},
             "/openapi/v3/apis/dbranch.io/v1alpha1": SCHEMA,
             "/apis/apps/v1/deployments": {"items": [CONTROLLER]},
             "/apis/apps/v1/daemonsets": {"items": [AGENTS]},
@@ -255,10 +257,24 @@ def test_the_whole_examination(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_snapshots_are_examined_once_their_crd_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = FakeConnection()
+    connection.answers[_SNAPSHOTS] = ApiError(404, "NotFound", "no such resource")
+    assert "objects: 0 projects, 0 branches: nothing" in run(monkeypatch, connection).stdout
+    whole = project("Available", "True", name="shop-before")
+    connection.answers[_SNAPSHOTS] = {"items": [{**whole, "kind": "DBSnapshot"}]}
+    assert "0 branches, 1 snapshot: nothing to report" in run(monkeypatch, connection).stdout
+    lost = project("SnapshotLost", name="shop-before")
+    lost["status"]["conditions"].append({"type": "Stalled", "status": "True", "reason": "SnapshotLost"})
+    connection.answers[_SNAPSHOTS] = {"items": [{**lost, "kind": "DBSnapshot"}]}
+    done = run(monkeypatch, connection)
+    assert done.exit_code == 7 and "error    snapshot team/shop-before: SnapshotLost" in done.stdout
+
+
 def test_what_a_user_may_not_see_is_said_and_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     connection = FakeConnection()
     forbidden = ApiError(403, "Forbidden", "no")
-    for path in list(connection.answers)[4:]:
+    for path in list(connection.answers)[5:]:
         connection.answers[path] = forbidden
     done = run(monkeypatch, connection)
     assert done.exit_code == 0
