@@ -207,45 +207,43 @@ class Duration(click.ParamType[Any]):
             return self.fail(str(error), param, ctx)
 
 
-class BranchName(click.ParamType[Any]):
-    """A branch's name; completes to the existing ones."""
+class ExistingName(click.ParamType[Any]):
+    """The name of an object; completes to the existing ones, and to none if the API server cannot be asked."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)
+
+    def existing(self, invocation: Invocation) -> list[str]:
+        """Return the names of the objects that exist."""
+        raise NotImplementedError
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        try:
+            existing = self.existing(ctx.ensure_object(Invocation))
+        except DbranchError:
+            return []
+        return [CompletionItem(name) for name in existing if name.startswith(incomplete)]
+
+
+class BranchName(ExistingName):
+    """A branch's name."""
 
     name = "branch"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return str(value)
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        return complete_names(
-            ctx, incomplete, lambda i: [branch_name_of(b) for b in i.store.branches(i.project_name)]
-        )
+    def existing(self, invocation: Invocation) -> list[str]:
+        branches = invocation.store.branches(invocation.project_name)
+        return [branch_name_of(body) for body in branches]
 
 
-class ProjectName(click.ParamType[Any]):
-    """A project's name; completes to the existing ones."""
+class ProjectName(ExistingName):
+    """A project's name."""
 
     name = "project"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return str(value)
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        return complete_names(ctx, incomplete, lambda i: [b["metadata"]["name"] for b in i.store.projects()])
-
-
-def complete_names(
-    ctx: click.Context, prefix: str, list_names: Callable[[Invocation], list[str]]
-) -> list[CompletionItem]:
-    """Return the names that begin with `prefix`; none if the API server cannot be asked."""
-    try:
-        all_names = list_names(ctx.ensure_object(Invocation))
-        return [CompletionItem(name) for name in all_names if name.startswith(prefix)]
-    except DbranchError:
-        return []
+    def existing(self, invocation: Invocation) -> list[str]:
+        return [body["metadata"]["name"] for body in invocation.store.projects()]
 
 
 def timeout_option(default: str) -> Callable[[Any], Any]:

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import click
-from click.shell_completion import CompletionItem
 
 from dbranch.api import names
 from dbranch.api.conditions import Condition
@@ -25,7 +24,7 @@ from dbranch_cli.options import (
     BranchName,
     Command,
     CommandGroup,
-    complete_names,
+    ExistingName,
     no_wait_option,
     timeout_option,
     yes_option,
@@ -41,20 +40,13 @@ _DAYS: Final = re.compile(r"([0-9]+)([dw])")
 _HOURS: Final[Mapping[str, int]] = {"d": 24, "w": 7 * 24}
 
 
-class SnapshotName(click.ParamType[Any]):
-    """A snapshot's name; completes to the existing ones."""
+class SnapshotName(ExistingName):
+    """A snapshot's name."""
 
     name = "snapshot"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return str(value)
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        return complete_names(
-            ctx, incomplete, lambda i: [snapshot_name_of(b) for b in i.store.snapshots(i.project_name)]
-        )
+    def existing(self, invocation: Invocation) -> list[str]:
+        return [snapshot_name_of(body) for body in invocation.store.snapshots(invocation.project_name)]
 
 
 def check_snapshot_name(project: str, name: str) -> str:
