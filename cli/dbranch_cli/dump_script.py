@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 from typing import Final
 
 from dbranch_cli.dump_roles import NAMING
@@ -47,6 +48,7 @@ _UNDOING: Final = re.compile(
     rb"(?i)(?:rollback|abort)\b(?!\s*(?:work\s+|transaction\s+)?to\b)(?!\s+prepared\b)|prepare\s+transaction\b"
 )
 _CREATE_PUBLIC: Final = re.compile(rb"(?i)create\s+schema(\s+public)$")
+_NO_PARENTHESES: Final = bytes(sorted(set(range(256)) - {*b"()"}))
 _COPY_END: Final = re.compile(rb"^\\\.\r?(?:\n|\Z)", re.MULTILINE)
 _HEADER: Final = re.compile(rb"^-- PostgreSQL database (cluster )?dump\r?$", re.MULTILINE)
 _HEADER_BYTES: Final = 4096
@@ -192,7 +194,10 @@ class Script:
         if _NO_LITERAL.search(code):
             return False
         statement = self._beginning or code.lstrip()
-        parentheses = self._parentheses + code.count(b"(") - code.count(b")")
+        opened, closed = code.count(b"("), code.count(b")")
+        if closed and _surplus(code) > self._parentheses:
+            return False
+        parentheses = self._parentheses + opened - closed
         if b";" in code:
             is_insert = statement[:6].lower() == b"insert"
             if not is_insert or parentheses or code.find(b";") != len(code.rstrip()) - 1:
@@ -202,7 +207,7 @@ class Script:
             return False
         else:
             self._keep(code, 0)
-        self._parentheses = max(0, parentheses)
+        self._parentheses = parentheses
         return True
 
     def _take(self, line: bytes, match: re.Match[bytes]) -> bool:
@@ -295,3 +300,11 @@ class Script:
             self._copy_follows = True
         elif name[:1] in (b"g", b";"):
             self._end_statement(line, position)
+
+
+def _surplus(code: bytes) -> int:
+    """Return how many of the parentheses that code closes were opened before it."""
+    left = code.translate(None, _NO_PARENTHESES).replace(b"()", b"").replace(b"()", b"")
+    if not left:
+        return 0
+    return -min(0, *accumulate(1 if byte == ord("(") else -1 for byte in left))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dbranch_cli.dump_script import Script, UnsafeScript
@@ -204,6 +204,8 @@ def test_pieces_make_no_difference(text: str, size: int) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(TOKENS, max_size=30).map("".join))
+@example("commit)(")
+@example("''\ncommit;")
 def test_lines_read_at_once_make_no_difference(text: str) -> None:
     at_once = outcome_of(text)
     with pytest.MonkeyPatch.context() as patch:
