@@ -20,7 +20,6 @@ from dbranch.agent.linux.files import entries_of, opened_directory, walk_beneath
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot.observe import observe_slot, observe_slots
 from dbranch.agent.volume import effect as subvolume
-from dbranch.agent.volume import sizes
 from dbranch.agent.volume.sizes import observe_sizes
 from dbranch.agent.volume.tenant import max_prepared_of_server
 from dbranch.api.errors import Busy, SourceUnsafe
@@ -142,9 +141,8 @@ def test_a_tree_is_walked_in_bounded_memory_and_time(
     with pytest.raises(SourceUnsafe, match="too many directories"):
         node.create_copy(branch)
     monkeypatch.undo()
-    monkeypatch.setattr(sizes, "MEASURE_SECONDS", 0.05)
     with pytest.raises(OSError, match="too many"):
-        observe_sizes(node.layout, node.project, branch)
+        observe_sizes(node.layout, node.project, branch, seconds=0.05)
     with opened_directory(directory) as top, pytest.raises(OSError, match="too many files"):
         for _, _, entries in walk_beneath(top, seconds=0.0):
             list(entries)
