@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,14 +32,20 @@ def warmed(team: Namespace) -> Iterator[Project]:
 def await_warm_slots(project: Project, *others: str, cpu: str = CPU, count: int = 1) -> set[str]:
     """Wait until at least `count` warm slots of this class can be claimed, and all of them, none of `others`.
 
-    Return their names.
+    Return their names once they have stayed the same for two seconds: their number follows what was asked for lately,
+    and a few are started at a time.
     """
+    last: set[str] = set()
+    since = 0.0
 
     def claimable() -> set[str]:
+        nonlocal last, since
         pods = project.team.cluster.warm_slots()
         of_class = {name: pod for name, pod in pods.items() if cpu_request(pod) == cpu}
         free = {name for name, pod in of_class.items() if name not in others and can_be_claimed(pod)}
-        return free if len(of_class) == len(free) >= count else set()
+        if free != last or not len(of_class) == len(free) >= count:
+            last, since = free, time.monotonic()
+        return free if time.monotonic() - since >= 2 else set()
 
     return set(eventually(f"{count} slots are warm", claimable))
 
@@ -128,12 +135,12 @@ def test_a_burst_of_more_branches_than_warm_slots_becomes_ready_and_the_next_is_
 
 
 def test_the_warm_slot_is_shown_and_replaced_when_the_resources_change(warmed: Project) -> None:
+    def is_shown() -> bool:
+        shown = f"Slots     {len(await_warm_slots(warmed))} warm"
+        return shown in warmed.team.dbranch("-p", warmed.name, "status", "-o", "wide").out
+
+    eventually("the CLI shows the warm slots", is_shown)
     slots = await_warm_slots(warmed)
-    shown = f"Slots     {len(slots)} warm"
-    eventually(
-        "the CLI shows the warm slot",
-        lambda: shown in warmed.team.dbranch("-p", warmed.name, "status", "-o", "wide").out,
-    )
     warmed.patch(postgres={"resources": {"requests": {"cpu": "11m"}}})
     replacements = await_warm_slots(warmed, *slots, cpu="11m")
     eventually(
