@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -110,16 +112,32 @@ def set_images(cluster: Cluster, controller: str, others: str) -> None:
         cluster.kubectl("rollout", "status", "-n", namespace, workload, KUBECTL_TIMEOUT)
 
 
+@contextmanager
+def older_agents_may_read_secrets(cluster: Cluster) -> Iterator[None]:
+    """Give agents the right that they have under the last release's chart, as before an upgrade."""
+    name, account = "agents-of-the-last-release", f"--serviceaccount={NODES}:dbranch-agent"
+    cluster.kubectl("create", "role", name, "-n", NODES, "--verb=get", "--resource=secrets")
+    cluster.kubectl("create", "rolebinding", name, "-n", NODES, f"--role={name}", account)
+    try:
+        yield
+    finally:
+        cluster.kubectl("delete", "role,rolebinding", name, "-n", NODES)
+
+
 def test_parts_of_the_last_release_work_beside_those_of_this_one(
     cluster: Cluster, other_team: Namespace
 ) -> None:
     """As in an upgrade, whose pods are replaced one after the other. Its CRDs and policies come first."""
     delete_projects_of_tests(cluster)
-    mixed = Project(other_team, "mixed")
+    mixed, late = Project(other_team, "mixed"), Project(other_team, "late")
     set_images(cluster, controller=SERVER_IMAGE, others=RELEASE_IMAGE)
-    mixed.make()
+    with older_agents_may_read_secrets(cluster):
+        mixed.make()
     make_item(mixed)
     use_a_branch(mixed, RELEASE_IMAGE)
+    # It may read no Secret any more: a new database waits for the agent of this release.
+    other_team.apply(late.manifest())
+    other_team.wait_reason("dbproject", "late", "Ready", "WaitingForSlot")
     # An agent that would misread it is asked for no snapshot.
     spec = {"project": "mixed", "branch": "main"}
     kind = {"apiVersion": "dbranch.io/v1alpha1", "kind": "DBSnapshot"}
@@ -129,6 +147,8 @@ def test_parts_of_the_last_release_work_beside_those_of_this_one(
     other_team.kubectl("delete", "dbsnapshot", "mixed-early", KUBECTL_TIMEOUT)
     set_images(cluster, controller=RELEASE_IMAGE, others=SERVER_IMAGE)
     use_a_branch(mixed, SERVER_IMAGE)
+    set_images(cluster, controller=SERVER_IMAGE, others=SERVER_IMAGE)
+    other_team.wait_ready("dbproject", "late")
     mixed.delete()
 
 
