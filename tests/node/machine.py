@@ -262,8 +262,8 @@ def _send_signal(pids: Iterable[int], number: signal.Signals) -> None:
 
 
 def unmount(point: str) -> None:
-    """Unmount `point`; try again while it is busy."""
-    for _ in range(100):
+    """Unmount `point`; try again while it is busy: the children of a server that was killed end a moment later."""
+    for _ in range(600):
         if subprocess.run(["umount", point], check=False, capture_output=True).returncode == 0:
             return
         time.sleep(0.1)
