@@ -84,10 +84,10 @@ def test_more_busy_sessions_than_cancels_at_once(
     before = len(list(descriptors.iterdir()))
     clients = list(threads.map(lambda _: proxy.connect(), range(150)))
     for client in clients:
-        client.pgconn.send_query(b"INSERT INTO ends SELECT FROM pg_sleep(5)")
+        client.pgconn.send_query(b"INSERT INTO ends SELECT FROM pg_sleep(300)")
         client.pgconn.flush()
     sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-    wait_until(lambda: ends.execute(sql).fetchone() == (150,), 20)
+    wait_until(lambda: ends.execute(sql).fetchone() == (150,), 60)
     switch(proxy)
     for client in clients:
         with raw_socket(client) as sock:

@@ -156,6 +156,7 @@ def test_a_copy_that_cannot_be_cleaned_says_why_and_admits_nobody(world: World) 
         assert world.sql("x", "select count(*) from pg_subscription") == [(0,)]
         world.log_in("x")
     finally:
+        world.kubelet.stop()  # it would start them again
         world.node.tear_down()
         shutil.rmtree(world.node.programs.parents[1])
 
