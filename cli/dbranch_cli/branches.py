@@ -107,18 +107,22 @@ def create(
         wait_deleted(invocation.store, live, f"branch {branch}", timeout, quiet=not invocation.human_output)
         live = None
     is_new = False
+    asked_for: Body | None = None
     if live is None:
-        body = _manifest(invocation, branch, _spec_source(invocation, source, from_snapshot, at))
-        if "source" in body["spec"]:
-            _require_source(invocation, body["spec"]["source"])
-        invocation.print_note(f"creating branch {branch} from {source_of(body)}")
-        live, is_new = _create_or_find(invocation, branch, body, reuse=if_exists == "reuse")
+        asked_for = _manifest(invocation, branch, _spec_source(invocation, source, from_snapshot, at))
+        if "source" in asked_for["spec"]:
+            _require_source(invocation, asked_for["spec"]["source"])
+        invocation.print_note(f"creating branch {branch} from {source_of(asked_for)}")
+        live, is_new = _create_or_find(invocation, branch, asked_for, reuse=if_exists == "reuse")
     if is_new:
         result = f"branch {branch} created from {source_of(live)}"
+    elif source or from_snapshot or at:
+        # Looked up once, also if somebody else was first to create the branch.
+        if asked_for is None:
+            asked_for = _manifest(invocation, branch, _spec_source(invocation, source, from_snapshot, at))
+        result = _reuse(branch, live, source_of(asked_for))
     else:
-        is_given = bool(source or from_snapshot or at)
-        asked_for = _manifest(invocation, branch, _spec_source(invocation, source, from_snapshot, at))
-        result = _reuse(branch, live, source_of(asked_for) if is_given else None)
+        result = _reuse(branch, live, None)
     if not no_wait:
         live = wait_for(
             invocation.store,

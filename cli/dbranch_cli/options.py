@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -207,15 +208,15 @@ class Duration(click.ParamType[Any]):
             return self.fail(str(error), param, ctx)
 
 
-class ExistingName(click.ParamType[Any]):
+class ExistingName(click.ParamType[Any], ABC):
     """The name of an object; completes to the existing ones, and to none if the API server cannot be asked."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         return str(value)
 
+    @abstractmethod
     def existing(self, invocation: Invocation) -> list[str]:
         """Return the names of the objects that exist."""
-        raise NotImplementedError
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str

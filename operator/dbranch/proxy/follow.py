@@ -51,9 +51,12 @@ async def follow(
 
 
 class _Reader(Protocol):
-    """Reads the objects of one collection; `read` runs in a thread, the others in the event loop."""
+    """Reads the objects of one collection; `parse` runs in a thread, the others in the event loop.
 
-    def read(self, body: Json) -> object: ...
+    `parse` raises InvalidInput; the others get an `_Invalid` for such an object.
+    """
+
+    def parse(self, body: Json) -> object: ...
 
     def on_list(self, items: list[object]) -> None: ...
 
@@ -72,7 +75,7 @@ async def _list_and_watch(
         try:
             if not resource_version:
                 bodies, resource_version = await client.list(collection)
-                reader.on_list(await asyncio.to_thread(list, map(reader.read, bodies)))
+                reader.on_list(await asyncio.to_thread(_read_all, bodies, reader))
                 backoff.reset()
             watch_started_at = loop.time()
             async with contextlib.aclosing(client.watch(collection, resource_version)) as events:
@@ -124,7 +127,7 @@ def _read_event(line: bytes, reader: _Reader) -> _Event:
         raise ClusterUnreachable(f"watch: {error!r}") from error
     if kind == "BOOKMARK":
         return _Event(version)
-    return _Event(version, reader.read(body), kind == "DELETED")
+    return _Event(version, _read(body, reader), kind == "DELETED")
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,17 @@ class _Invalid:
     """An object that cannot be read."""
 
     reason: str
+
+
+def _read(body: Json, reader: _Reader) -> object:
+    try:
+        return reader.parse(body)
+    except InvalidInput as error:
+        return _Invalid(str(error))
+
+
+def _read_all(bodies: list[Json], reader: _Reader) -> list[object]:
+    return [_read(body, reader) for body in bodies]
 
 
 class _Applier:
@@ -191,11 +205,8 @@ class _ProjectReader:
     def __init__(self, applier: _Applier) -> None:
         self._applier = applier
 
-    def read(self, body: Json) -> ProxyProject | _Invalid:
-        try:
-            return read_project(body)
-        except InvalidInput as error:
-            return _Invalid(str(error))
+    def parse(self, body: Json) -> ProxyProject:
+        return read_project(body)
 
     def on_list(self, items: list[object]) -> None:
         if items:
@@ -222,11 +233,8 @@ class _BranchReader:
     def __init__(self, applier: _Applier) -> None:
         self._applier = applier
 
-    def read(self, body: Json) -> ProxyBranch | _Invalid:
-        try:
-            return read_branch(body)
-        except InvalidInput as error:
-            return _Invalid(str(error))
+    def parse(self, body: Json) -> ProxyBranch:
+        return read_branch(body)
 
     def on_list(self, items: list[object]) -> None:
         current_branches = self._applier.branches or {}
