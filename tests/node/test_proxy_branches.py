@@ -115,6 +115,8 @@ def test_a_branch_that_is_deleted_is_acknowledged_when_no_session_reaches_it(run
     named = {"options": "-c dbranch.branch=feature-x"}
     with connect(running, **named) as session, connect(running) as other:
         assert branch_of(session) == "feature-x" and project.acknowledged("feature-x") == []
+        # Else both the begin and the end of the session may be written meanwhile.
+        wait_until(lambda: [entry.get("sessions") for entry in project.entries()] == [2], 60)
         writes = project.writes
         project.route_branch("feature-x", "Deleting")
         wait_until(lambda: project.acknowledged("feature-x") == [2])
