@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from dbranch.api import names
 from tests.bench.figures import Result, Row
+from tests.bench.meter import Meter
 from tests.bench.release import agent_values
 from tests.bench.stage import NODES, Client, Stage
 from tests.bench.starts import MS, dsn_of, wait_idle
@@ -19,7 +20,7 @@ STREAMS = 4
 def twenty(stage: Stage, quick: bool) -> Result:
     """Measure twenty branches created at once until all are Ready, by the number of warm slots that they find."""
     stage.create_project("crowd")
-    bare: list[float] = []
+    bare = _Bursts()
     rounds = 1 if quick else 3
     with agent_values(warmSlots=1, burstWarmSlots=0):
         one = _time_twenty(stage, 1, rounds, bare)
@@ -29,42 +30,84 @@ def twenty(stage: Stage, quick: bool) -> Result:
     first = _time_twenty(stage, 1, 1, bare)
     second = _time_twenty(stage, 10, rounds, bare)
     against = "twenty bare pods at once"
-    return Result(
-        [
-            Row("twenty branches at once → all Ready, one warm slot", against, one, bare, "s", 1.2),
-            Row("the same with twenty warm slots", against, warm, bare, "s", 0.8, note="agent.warmSlots=20"),
-            Row(
-                "the same by the chart's values, after a burst",
-                against,
-                second,
-                bare,
-                "s",
-                0.8,
-                note=f"the burst before them: {first[0]:.1f} s",
-            ),
-        ]
-    )
+    title = "twenty branches at once → all Ready, one warm slot"
+    after = f"the burst before them: {first.seconds[0]:.1f} s"
+    rows = [
+        Row(title, against, one.seconds, bare.seconds, "s", 1.2),
+        Row("the same with twenty warm slots", against, warm.seconds, bare.seconds, "s", 0.8, note=_TWENTY),
+        Row(
+            "the same by the chart's values, after a burst",
+            against,
+            second.seconds,
+            bare.seconds,
+            "s",
+            0.8,
+            note=after,
+        ),
+    ]
+    for slots, bursts in (("one warm slot", one), ("twenty warm slots", warm)):
+        rows += _cost_rows(slots, bursts.meter, bare.meter)
+    return Result(rows)
 
 
-def _time_twenty(stage: Stage, slots: int, rounds: int, bare: list[float]) -> list[float]:
-    """Return the seconds of each round of twenty branches; append those of twenty bare pods to `bare`."""
-    ours: list[float] = []
+_TWENTY = "agent.warmSlots=20"
+
+
+@dataclass
+class _Bursts:
+    """The seconds of each burst, and what they cost."""
+
+    seconds: list[float] = field(default_factory=list)
+    meter: Meter = field(default_factory=Meter)
+
+
+def _cost_rows(slots: str, ours: Meter, theirs: Meter) -> list[Row]:
+    """Return the rows of what bursts cost beside bare pods, from the first request until all are Ready."""
+    against = "twenty bare pods"
+    return [
+        Row(
+            f"processor time of twenty branches, {slots}",
+            against,
+            ours.totals,
+            theirs.totals,
+            "s",
+            note=f"seconds of a burst: {ours.processor_text()}; of bare pods: {theirs.processor_text()}",
+        ),
+        Row(
+            f"requests to the API server by twenty branches, {slots}",
+            against,
+            ours.requests,
+            theirs.requests,
+            "requests",
+            note=f"those that took longest together: {ours.requests_text()}; of bare pods: {theirs.requests_text()}",
+        ),
+    ]
+
+
+def _time_twenty(stage: Stage, slots: int, rounds: int, bare: _Bursts) -> _Bursts:
+    """Return the bursts of twenty branches, one a round; add those of twenty bare pods to `bare`."""
+    ours = _Bursts()
     for _ in range(rounds):
         wait_idle(stage, 180, slots)
         names = [stage.unique_name("many") for _ in range(20)]
-        began = time.monotonic()
-        for name in names:
-            stage.create_branch("crowd", name)
-        ours.append(max(stage.seconds_to_ready("crowd", name, began) for name in names))
+        with ours.meter.span():
+            began = time.monotonic()
+            for name in names:
+                stage.create_branch("crowd", name)
+            ours.seconds.append(max(stage.seconds_to_ready("crowd", name, began) for name in names))
         stage.delete_branches("crowd", *names)
         wait_idle(stage, 180, slots)
         pods = [stage.unique_name("crowd") for _ in range(20)]
-        began = time.monotonic()
-        for index, pod in enumerate(pods):
-            stage.create_bare_pod(pod, f"many-{index}")
-        bare.append(max(stage.seconds_to_bare_ready(pod, began) for pod in pods))
+        with bare.meter.span():
+            began = time.monotonic()
+            for index, pod in enumerate(pods):
+                stage.create_bare_pod(pod, f"many-{index}")
+            bare.seconds.append(max(stage.seconds_to_bare_ready(pod, began) for pod in pods))
         stage.delete_pods(*pods)
-        stage.say(f"twenty with {slots} warm slots: {ours[-1]:.1f} s, bare pods {bare[-1]:.1f} s")
+        stage.say(
+            f"twenty with {slots} warm slots: {ours.seconds[-1]:.1f} s, bare pods {bare.seconds[-1]:.1f} s"
+        )
+        stage.say(f"processor time: {ours.meter.totals[-1]:.1f} s and {bare.meter.totals[-1]:.1f} s")
     return ours
 
 

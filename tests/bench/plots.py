@@ -8,6 +8,8 @@ from typing import Any
 
 import matplotlib
 
+from tests.bench.audit import typical
+
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
@@ -96,8 +98,9 @@ def spans(traces: list[dict[str, Any]]) -> list[tuple[str, float]]:
     for trace in traces:
         seen, before = trace["seen"], 0.0
         for index, (step, _) in enumerate(_WRITES):
-            steps[index][1].append(max(0.0, seen[step] - before))
-            before = max(before, seen[step])
+            # A release may do without one of these writes.
+            steps[index][1].append(max(0.0, seen.get(step, 0.0) - before))
+            before = max(before, seen.get(step, 0.0))
         agent = [trace["agent"].get(step, 0.0) for step in _AGENT_STEPS]
         for index, milliseconds in enumerate(agent):
             steps[len(_WRITES) + index][1].append(milliseconds)
@@ -128,4 +131,23 @@ def trace(traces: list[dict[str, Any]], file: Path) -> None:
     _save(figure, file)
 
 
-PLOTS = {"create": create, "copies": copies, "trace": trace}
+_COLOURS = {"controller": THEIRS[1], "agent": OURS, "client": "black"}
+
+
+def requests(traces: list[dict[str, Any]], file: Path) -> None:
+    """Draw the requests of one create as bars from their arrival to their answer, each at its medians."""
+    bars = typical([trace["requests"] for trace in traces])
+    ready = statistics.median(trace["seen"]["Ready"] for trace in traces)
+    figure, axes = plt.subplots(figsize=(8, 0.8 + 0.17 * len(bars)))
+    for index, bar in enumerate(bars):
+        axes.barh(-index, bar["ms"], left=bar["at"], color=_COLOURS.get(bar["who"], THEIRS[0]), alpha=0.7)
+        axes.text(bar["at"] + bar["ms"] + 3, -index, f"{bar['ms']:.0f}", va="center", fontsize=7)
+    labels = [f"{bar['who']}: {bar['verb']} {bar['what']}" for bar in bars]
+    axes.set_yticks([-index for index in range(len(bars))], labels, fontsize=7)
+    axes.axvline(ready, color="black", linewidth=0.8, linestyle=":")
+    axes.set_xlabel(f"ms since the apply; Ready after {ready:.0f} ms (medians of {len(traces)} creates)")
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, file)
+
+
+PLOTS = {"create": create, "copies": copies, "trace": trace, "requests": requests}
