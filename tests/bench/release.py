@@ -34,13 +34,24 @@ def agent_values(**counts: int) -> Iterator[None]:
 
     Values that the release's chart does not have are left out: its schema would refuse them.
     """
-    values = json.loads(_run("helm", "get", "values", RELEASE, "-n", NAMESPACE, "--all", "-o", "json"))
-    before = {name: values["agent"][name] for name in counts if name in values["agent"]}
+    values = _agent_values()
+    before = {name: values[name] for name in counts if name in values}
     try:
         _set_agent_values({name: counts[name] for name in before})
         yield
     finally:
         _set_agent_values(before)
+
+
+def has_agent_value(name: str) -> bool:
+    """True if the release's chart has this value below `agent`."""
+    return name in _agent_values()
+
+
+def _agent_values() -> Json:
+    values = json.loads(_run("helm", "get", "values", RELEASE, "-n", NAMESPACE, "--all", "-o", "json"))
+    found: Json = values["agent"]
+    return found
 
 
 def _set_agent_values(counts: Mapping[str, int]) -> None:
