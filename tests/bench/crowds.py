@@ -21,30 +21,24 @@ _TWENTY = "agent.warmSlots=20"
 def twenty(stage: Stage, quick: bool) -> Result:
     """Measure twenty branches created at once until all are Ready, by the number of warm slots that they find."""
     stage.create_project("crowd")
-    bare = _Bursts()
     rounds = 1 if quick else 3
     with agent_values(warmSlots=1, burstWarmSlots=0):
-        one = _time_twenty(stage, 1, rounds, bare)
+        one = _time_twenty(stage, 1, rounds)
     with agent_values(warmSlots=20, burstWarmSlots=0):
-        warm = _time_twenty(stage, 20, rounds, bare)
-    against = "twenty bare pods at once"
-    title = "twenty branches at once → all Ready, one warm slot"
+        warm = _time_twenty(stage, 20, rounds)
     rows = [
-        Row(title, against, one.seconds, bare.seconds, "s", 1.2),
-        Row("the same with twenty warm slots", against, warm.seconds, bare.seconds, "s", 0.8, note=_TWENTY),
+        one.row("twenty branches at once → all Ready, one warm slot", 1.2),
+        warm.row("the same with twenty warm slots", 0.8, "agent.warmSlots=20"),
     ]
     if has_agent_value("burstWarmSlots"):
         # By the values as they are: the first burst finds one warm slot, those after it what was kept for them.
-        first = _time_twenty(stage, 1, 1, bare)
-        second = _time_twenty(stage, 10, rounds, bare)
-        title = "the same by the chart's values, after a burst"
-        note = f"the burst before them: {first.seconds[0]:.1f} s"
-        rows.append(Row(title, against, second.seconds, bare.seconds, "s", 0.8, note=note))
+        first = _time_twenty(stage, 1, 1)
+        second = _time_twenty(stage, 10, rounds)
+        note = f"the burst before them: {first.ours.seconds[0]:.1f} s"
+        rows.append(second.row("the same by the chart's values, after a burst", 0.8, note))
     else:
         stage.say("the measure after a burst is skipped: the chart has no agent.burstWarmSlots")
-    for slots, bursts in (("one warm slot", one), ("twenty warm slots", warm)):
-        rows += _cost_rows(slots, bursts.meter, bare.meter)
-    return Result(rows)
+    return Result(rows + one.cost_rows("one warm slot") + warm.cost_rows("twenty warm slots"))
 
 
 @dataclass
@@ -55,32 +49,47 @@ class _Bursts:
     meter: Meter = field(default_factory=Meter)
 
 
-def _cost_rows(slots: str, ours: Meter, theirs: Meter) -> list[Row]:
-    """Return the rows of what bursts cost beside bare pods, from the first request until all are Ready."""
-    against = "twenty bare pods"
-    return [
-        Row(
-            f"processor time of twenty branches, {slots}",
-            against,
-            ours.totals,
-            theirs.totals,
-            "s",
-            note=f"seconds of a burst: {ours.processor_text()}; of bare pods: {theirs.processor_text()}",
-        ),
-        Row(
-            f"requests to the API server by twenty branches, {slots}",
-            against,
-            ours.requests,
-            theirs.requests,
-            "requests",
-            note=f"those that took longest together: {ours.requests_text()}; of bare pods: {theirs.requests_text()}",
-        ),
-    ]
+@dataclass
+class _Rounds:
+    """Bursts of twenty branches, and of twenty bare pods, each behind one of those."""
+
+    ours: _Bursts = field(default_factory=_Bursts)
+    bare: _Bursts = field(default_factory=_Bursts)
+
+    def row(self, title: str, goal: float, note: str = "") -> Row:
+        """Return the row of the seconds until all are Ready."""
+        against = "twenty bare pods at once"
+        return Row(title, against, self.ours.seconds, self.bare.seconds, "s", goal, note=note)
+
+    def cost_rows(self, slots: str) -> list[Row]:
+        """Return the rows of what bursts cost, from the first request until all are Ready."""
+        ours, theirs, against = self.ours.meter, self.bare.meter, "twenty bare pods"
+        seconds = f"seconds of a burst: {ours.processor_text()}; of bare pods: {theirs.processor_text()}"
+        requests = f"{ours.requests_text()}; of bare pods: {theirs.requests_text()}"
+        return [
+            Row(
+                f"processor time of twenty branches, {slots}",
+                against,
+                ours.totals,
+                theirs.totals,
+                "s",
+                note=seconds,
+            ),
+            Row(
+                f"requests to the API server by twenty branches, {slots}",
+                against,
+                ours.requests,
+                theirs.requests,
+                "requests",
+                note=f"those that took longest together: {requests}",
+            ),
+        ]
 
 
-def _time_twenty(stage: Stage, slots: int, rounds: int, bare: _Bursts) -> _Bursts:
-    """Return the bursts of twenty branches, one a round; add those of twenty bare pods to `bare`."""
-    ours = _Bursts()
+def _time_twenty(stage: Stage, slots: int, rounds: int) -> _Rounds:
+    """Return rounds of twenty branches, which find so many warm slots, and of twenty bare pods."""
+    both = _Rounds()
+    ours, bare = both.ours, both.bare
     for _ in range(rounds):
         wait_idle(stage, 180, slots)
         names = [stage.unique_name("many") for _ in range(20)]
@@ -102,7 +111,7 @@ def _time_twenty(stage: Stage, slots: int, rounds: int, bare: _Bursts) -> _Burst
             f"twenty with {slots} warm slots: {ours.seconds[-1]:.1f} s, bare pods {bare.seconds[-1]:.1f} s"
         )
         stage.say(f"processor time: {ours.meter.totals[-1]:.1f} s and {bare.meter.totals[-1]:.1f} s")
-    return ours
+    return both
 
 
 def stream(stage: Stage, quick: bool) -> Result:
