@@ -48,6 +48,7 @@ def _all(condition: Condition, meaning: str, remedy: str = "") -> Entry:
 
 _READY, _SCHEDULED, _STORAGE = Condition.READY, Condition.SCHEDULED, Condition.STORAGE_READY
 _POSTGRES, _ROUTED, _BLOCKED = Condition.POSTGRES_READY, Condition.ROUTED, Condition.DELETION_BLOCKED
+_UNEXPIRED = Condition.EXPIRATION_BLOCKED
 
 CATALOG: Final[Mapping[Reason, Entry]] = {
     Reason.AVAILABLE: _all(
@@ -425,5 +426,22 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "The deletion waits for the snapshot of a branch that is being made of this one, or until nothing on the "
         "node uses the data; it goes on by itself.",
         "If the message names a process or mount on the node, end it.",
+    ),
+    Reason.ROOT_BRANCH: _branch(
+        _UNEXPIRED,
+        "The root branch of a project does not expire, whatever its spec says.",
+        "Take spec.ttl and spec.expirationTime away.",
+    ),
+    Reason.ACTIVE_BRANCH: _branch(
+        _UNEXPIRED,
+        "The branch has a time to expire, which does not count while it is the active branch or is to become it; "
+        "when another one is active, it goes no sooner than a day later, or its ttl if that is shorter.",
+        "Switch to another branch to let it expire (docs/expiry.md).",
+    ),
+    Reason.PROTECTED: _branch(
+        _UNEXPIRED,
+        "The branch has a time to expire, which does not count while it is protected; after that it goes no sooner "
+        "than a day later, or its ttl if that is shorter.",
+        "Run `dbranch unprotect BRANCH` to let it expire (docs/expiry.md).",
     ),
 }

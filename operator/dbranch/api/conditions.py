@@ -27,6 +27,7 @@ class Condition(StrEnum):
     POSTGRES_READY = "PostgresReady"
     ROUTED = "Routed"
     DELETION_BLOCKED = "DeletionBlocked"
+    EXPIRATION_BLOCKED = "ExpirationBlocked"
 
 
 class Reason(OpenEnum):
@@ -114,9 +115,13 @@ class Reason(OpenEnum):
     TLS_SECRET_INVALID = "TLSSecretInvalid"
     # DeletionBlocked
     WAITING_FOR_AGENT = "WaitingForAgent"
+    # ExpirationBlocked
+    ROOT_BRANCH = "RootBranch"
+    ACTIVE_BRANCH = "ActiveBranch"
+    PROTECTED = "Protected"
 
 
-# Their condition is True. DeletionBlocked exists only while it is True.
+# Their condition is True. DeletionBlocked and ExpirationBlocked exist only while they are True.
 TRUE_REASONS = frozenset(
     {
         Reason.AVAILABLE,
@@ -135,6 +140,9 @@ TRUE_REASONS = frozenset(
         Reason.ROUTED,
         Reason.DRAINING,
         Reason.WAITING_FOR_AGENT,
+        Reason.ROOT_BRANCH,
+        Reason.ACTIVE_BRANCH,
+        Reason.PROTECTED,
     }
 )
 # Their condition is Unknown: the node or its agent does not report.
