@@ -58,7 +58,7 @@ def objects_of(shop: Shop) -> dict[str, tuple[str, str, Json]]:
         (
             "discovery.k8s.io/v1",
             "endpointslices",
-            manifests.branch_endpoints(project, branch, RELEASE, "IPv4", reachable=False),
+            manifests.branch_endpoints(project, branch, RELEASE, "IPv4", ()),
         ),
     ]
     return {f"{body['kind']} {body['metadata']['name']}": (api, plural, body) for api, plural, body in made}

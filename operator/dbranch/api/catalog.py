@@ -252,6 +252,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Correct what the message names; the controller's log has more.",
         project=(_READY, _ROUTED),
         branch=(_SCHEDULED,),
+        restore=(_RECONCILING,),
     ),
     Reason.POOL_MOUNTED: _project(_STORAGE, "The project's pool is attached and mounted."),
     Reason.POOL_LOW: Entry(

@@ -10,16 +10,16 @@ from typing import Any
 from dbranch.api import names
 from dbranch.api.branch import Branch, BranchRoute
 from dbranch.api.conditions import NO_PROGRESS_REASONS, Condition, Finding, Reason
-from dbranch.api.enums import TargetState
 from dbranch.api.project import Project
 from dbranch.api.snapshot import Snapshot
 from dbranch.controller import timing
 from dbranch.controller.branch.expiry import plan_expiry
+from dbranch.controller.branch.restoring import copies_for_restores, restoring_finding, restoring_status
 from dbranch.controller.branch.status import branch_findings
 from dbranch.controller.conditions import held_deletion_status, phase_of, ready_finding, report_conditions
 from dbranch.controller.limits import NO_LIMITS, NamespaceLimits, above_finding, refused_finding
 from dbranch.controller.proxy_pods import ProxyPod
-from dbranch.controller.routing import is_withdrawn, laggards, plan_branch_route
+from dbranch.controller.routing import is_withdrawn, laggards, plan_branch_route, service_addresses
 from dbranch.controller.scheduling import (
     Binding,
     NodeFacts,
@@ -64,15 +64,16 @@ class BranchFacts:
 
 @dataclass(frozen=True)
 class BranchPlan:
-    """`binding` is new; `status` has every field that the controller writes; `reachable`: Postgres has an address.
+    """`binding` is new; `status` has every field that the controller writes.
 
+    `addresses`: of the pods that its own Service leads to.
     `announcements`: reasons and messages of Events that come before the status is written.
     """
 
     binding: Binding | None
     ready: Finding
     status: Json
-    reachable: bool
+    addresses: tuple[str, ...] = ()
     announcements: tuple[tuple[str, str], ...] = ()
 
     def changes(self, reported: Mapping[str, Any]) -> Json:
@@ -103,12 +104,13 @@ def plan_branch(facts: BranchFacts, now: str) -> BranchPlan:
     bound = replace(branch, node_name=binding.node) if binding else branch
     findings = branch_findings(project, bound, scheduled)
     host = names.service_host(branch.object_name, branch.namespace)
-    ready = ready_finding(findings, f"branch {branch.name} accepts connections at {host}")
     previous = branch.status.get("conditions") or ()
     route = plan_branch_route(project, bound) if project else branch.route
+    available = f"branch {branch.name} accepts connections at {host}"
+    ready = restoring_finding(branch, route) or ready_finding(findings, available)
     expiry = plan_expiry(branch, project, datetime.fromisoformat(now), facts.git_manager)
     findings = [*findings, *expiry.findings]
-    fields |= _route_fields(route) | expiry.fields
+    fields |= _route_fields(route) | expiry.fields | restoring_status(branch, now)
     fields |= {
         "observedGeneration": branch.generation,
         "conditions": report_conditions(previous, findings, ready, branch.generation, now),
@@ -117,8 +119,8 @@ def plan_branch(facts: BranchFacts, now: str) -> BranchPlan:
     }
     if branch.source_text:
         fields["source"] = branch.source_text
-    is_reachable = route is not None and route.state == TargetState.READY
-    return BranchPlan(binding, ready, fields, is_reachable, expiry.events)
+    addresses = service_addresses(project, bound, route, facts.proxies) if project else ()
+    return BranchPlan(binding, ready, fields, addresses, expiry.events)
 
 
 def _schedule(facts: BranchFacts) -> tuple[Binding | None, Finding]:
@@ -193,7 +195,8 @@ def _route_fields(route: BranchRoute | None) -> Json:
     if route is None:
         return {}
     fields: Json = {"generation": route.generation, "state": route.state.value}
-    return {"route": fields | ({"address": route.address, "port": route.port} if route.address else {})}
+    fields |= {"address": route.address, "port": route.port} if route.address else {}
+    return {"route": fields | ({"restore": route.restore} if route.restore else {})}
 
 
 def _changes(status: Json, reported: Mapping[str, Any]) -> Json:
@@ -222,11 +225,15 @@ def _copies_awaited(facts: BranchFacts) -> list[str]:
     branches = [f"branch {s.name}" for s in facts.siblings if _awaits_snapshot_of(branch, s, project)]
     # A project that is being deleted takes none any more.
     is_running = project is not None and project.running and not project.deleting
-    return branches + [
-        f"snapshot {snapshot.name}"
-        for snapshot in facts.taken
-        if is_running and snapshot.awaits_data and snapshot.branch_uid == branch.uid
-    ]
+    return (
+        branches
+        + copies_for_restores(branch, facts.siblings)
+        + [
+            f"snapshot {snapshot.name}"
+            for snapshot in facts.taken
+            if is_running and snapshot.awaits_data and snapshot.branch_uid == branch.uid
+        ]
+    )
 
 
 def _awaits_snapshot_of(source: Branch, branch: Branch, project: Project | None) -> bool:

@@ -205,7 +205,7 @@ class BranchReconciler:
             branch.route is not None and branch.route.generation == 1
         )
         is_needed = (
-            plan.reachable
+            bool(plan.addresses)
             or bypass_cache
             or not was_never_ready
             or self._owned.is_remembered(api, plural, branch.namespace, branch.object_name)
@@ -215,7 +215,7 @@ class BranchReconciler:
             and is_needed
             and (facts.problem is None or facts.problem.reason == Reason.OBJECT_REFUSED)
         ):
-            endpoints = manifests.branch_endpoints(project, branch, self._release, ip_family, plan.reachable)
+            endpoints = manifests.branch_endpoints(project, branch, self._release, ip_family, plan.addresses)
             problems.append(
                 _problem_of(
                     lambda: self._owned.apply(api, plural, endpoints, bypass_cache, was_never_ready),

@@ -30,6 +30,7 @@ class SnapshotFacts:
 
     `branch`: the one of its name; `node`: the one that the snapshot is bound to, or its project if it is not bound
     yet. `siblings`: all snapshots of the project, also this one; they are counted only before it is bound.
+    `is_awaited`: a restore is going on that leaves its data.
     """
 
     snapshot: Snapshot
@@ -38,6 +39,7 @@ class SnapshotFacts:
     node: NodeFacts | None = None
     siblings: Sequence[Snapshot] = ()
     limits: NamespaceLimits = NO_LIMITS
+    is_awaited: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def bind_snapshot(facts: SnapshotFacts) -> SnapshotBinding | Finding:
     snapshot, project, branch, node = facts.snapshot, facts.project, facts.branch, facts.node
     subject = f"snapshot {snapshot.name}"
     if snapshot.reason != SnapshotReason.REQUESTED:
-        return _record_finding(snapshot)
+        # Who makes a record binds it, too.
+        return awaited_finding(snapshot) if facts.is_awaited else _record_finding(snapshot)
     if project is None or project.deleting:
         fact = "does not exist" if project is None else "is being deleted"
         text = f"project {snapshot.project} {fact}; nothing is taken; apply the DBProject {snapshot.project}"
@@ -149,6 +152,12 @@ def _limit_finding(facts: SnapshotFacts, branch: Branch) -> Finding | None:
     return None
 
 
+def awaited_finding(snapshot: Snapshot) -> Finding:
+    """Return the finding of a record that gets the data which a restore or deletion leaves: nothing is taken."""
+    text = f"snapshot {snapshot.name} gets the data that a {snapshot.reason} of branch {snapshot.branch} replaces"
+    return Finding(Reason.PENDING, f"{text}; it comes when that is done")
+
+
 def _record_finding(snapshot: Snapshot) -> Finding:
     """Return the finding of a record of something that was done once, and whose data is not there."""
     subject = f"snapshot {snapshot.name} is the record of a {snapshot.reason}"
@@ -179,6 +188,8 @@ def _ready_of(facts: SnapshotFacts) -> Finding:
         return Finding(Reason.AVAILABLE, f"{subject} holds the data of branch {snapshot.branch}")
     if not_ready:
         return not_ready
+    if storage is None and snapshot.reason in (SnapshotReason.RESTORE, SnapshotReason.DELETION):
+        return awaited_finding(snapshot)
     return storage or Finding(
         Reason.SNAPSHOTTING,
         f"{subject} is being taken of branch {snapshot.branch} on node {snapshot.node_name}",
