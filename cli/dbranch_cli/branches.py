@@ -12,6 +12,7 @@ from dbranch.api import names
 from dbranch.api.conditions import Condition
 from dbranch.api.enums import ConditionStatus
 from dbranch.api.errors import ApiError
+from dbranch_cli.expiry import expiry_options, expiry_spec
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.invocation import Invocation, format_objects
 from dbranch_cli.lifecycle import use_branch
@@ -56,6 +57,7 @@ _POLICY_RETRY_SECONDS = 0.2
     metavar="TIME",
     help='Start with the source\'s newest snapshot that was taken by then, as "2h ago".',
 )
+@expiry_options()
 @click.option("-u", "--use", is_flag=True, help="Make it the active branch once it is Ready.")
 @click.option(
     "--if-exists",
@@ -75,6 +77,8 @@ def create(
     source: str | None,
     from_snapshot: str | None,
     at: str | None,
+    ttl: str | None,
+    expires: str | None,
     use: bool,
     if_exists: str,
     force: bool,
@@ -89,12 +93,13 @@ def create(
     if from_snapshot and (source or at):
         message = "--from-snapshot names the data; leave out --source and --at"
         raise Failure(ExitCode.USAGE, "InvalidInput", message)
+    expiry = expiry_spec(ttl, expires)
     name = invocation.project_name
     check_branch_name(name, branch)
     if source:
         check_branch_name(name, source)
     if dry_run == "client":
-        body = _manifest(invocation, branch, _spec_source(invocation, source, from_snapshot, at))
+        body = _manifest(invocation, branch, _spec_source(invocation, source, from_snapshot, at) | expiry)
         click.echo(format_objects(body, "json" if invocation.output == "json" else "yaml"))
         return
     invocation.project()
@@ -109,7 +114,9 @@ def create(
     is_new = False
     asked_for: Body | None = None
     if live is None:
-        asked_for = _manifest(invocation, branch, _spec_source(invocation, source, from_snapshot, at))
+        asked_for = _manifest(
+            invocation, branch, _spec_source(invocation, source, from_snapshot, at) | expiry
+        )
         if "source" in asked_for["spec"]:
             _require_source(invocation, asked_for["spec"]["source"])
         invocation.print_note(f"creating branch {branch} from {source_of(asked_for)}")
@@ -123,6 +130,10 @@ def create(
         result = _reuse(branch, live, source_of(asked_for))
     else:
         result = _reuse(branch, live, None)
+    if expiry and not is_new:
+        invocation.print_note(
+            f"branch {branch} keeps its own time to expire; 'dbranch extend {branch} DURATION'"
+        )
     if not no_wait:
         live = wait_for(
             invocation.store,
@@ -192,9 +203,10 @@ def _spec_source(
     return {"source": source or active_branch_of(invocation.project())}
 
 
-def _manifest(invocation: Invocation, branch: str, source: dict[str, str]) -> Body:
+def _manifest(invocation: Invocation, branch: str, fields: dict[str, str]) -> Body:
+    """Return a branch to create. `fields`: of its spec, beside the project."""
     project = invocation.project_name
-    spec = {"project": project, **source}
+    spec = {"project": project, **fields}
     return manifest(names.BRANCH_KIND, invocation.namespace, names.branch_object_name(project, branch), spec)
 
 

@@ -23,9 +23,31 @@ _OLDEST_KUBERNETES: Final = (1, 32)
 # What this command line reads and writes; a test holds it against crds/.
 SPEC_FIELDS: Final[Mapping[str, frozenset[str]]] = {
     names.PROJECT_KIND: frozenset(
-        {"activeBranch", "deletionPolicy", "postgres", "protection", "proxy", "state", "storage"}
+        {
+            "activeBranch",
+            "branchDefaults",
+            "branchPolicy",
+            "deletionPolicy",
+            "postgres",
+            "protection",
+            "proxy",
+            "state",
+            "storage",
+        }
     ),
-    names.BRANCH_KIND: frozenset({"postgres", "project", "protection", "source", "sourceSnapshot", "state"}),
+    names.BRANCH_KIND: frozenset(
+        {
+            "expirationTime",
+            "postgres",
+            "project",
+            "protectedUntil",
+            "protection",
+            "source",
+            "sourceSnapshot",
+            "state",
+            "ttl",
+        }
+    ),
     names.SNAPSHOT_KIND: frozenset({"branch", "origin", "project", "protection", "ttl"}),
 }
 _SUMMARIES: Final = (Condition.READY, Condition.RECONCILING, Condition.STALLED)

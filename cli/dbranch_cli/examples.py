@@ -14,7 +14,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "create": (
         "dbranch create feature-x --use      # from the active branch; switch to it",
         "dbranch create fixed --from-snapshot before-migration",
-        "dbranch create pr-118 -s main --if-exists replace      # in CI",
+        "dbranch create pr-118 -s main --ttl 3d --if-exists replace   # in CI",
     ),
     "use": ("dbranch use feature-x", "dbranch use main --timeout 5m"),
     "list": ("dbranch list -o wide", "dbranch list --watch", "dbranch list -o name"),
@@ -31,6 +31,12 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         "dbranch restart feature-x",
         "dbranch restart feature-x --reset-alter-system",
     ),
+    "extend": ("dbranch extend feature-x 2d", "dbranch extend pr-118 12h"),
+    "protect": (
+        "dbranch protect feature-x           # until it is unprotected",
+        "dbranch protect feature-x --for 7d",
+    ),
+    "unprotect": ("dbranch unprotect feature-x",),
     "wait": (
         "dbranch wait feature-x --timeout 5m",
         "dbranch wait feature-x --for deleted",

@@ -22,7 +22,8 @@ from dbranch_cli.options import Command
 from dbranch_cli.view import branch_header, branch_row, branch_table, branch_tree
 from dbranch_cli.watching import Change, follow
 
-_AGE: Final = branch_header(wide=False).index("AGE")
+# Columns whose text changes with the time alone.
+_TIMES: Final = [branch_header(wide=False).index(column) for column in ("EXPIRES", "AGE")]
 _STATE: Final = branch_header(wide=False).index("STATE")
 _DIAGRAMS: Final = {"mermaid": mermaid_graph, "dot": dot_graph}
 _CLEAR_LINES: Final = "\x1b[{lines}A\x1b[J"
@@ -63,7 +64,7 @@ class _Watch:
         self._wide, self._on_terminal = invocation.output == "wide", sys.stdout.isatty()
         self._branches = {body["metadata"]["uid"]: body for body in branches}
         self._changes: queue.SimpleQueue[Change | DbranchError] = queue.SimpleQueue()
-        # By UID: the rows as they were printed last, without the age; and how many lines are on the terminal.
+        # By UID: the rows as they were printed last, without what the time changes. And the lines on the terminal.
         self._printed: dict[str, list[str]] = {}
         self._lines = 0
 
@@ -129,7 +130,8 @@ class _Watch:
         if not self._printed:
             click.echo(lines[0])
         for (uid, row), line in zip(rows.items(), lines[1:], strict=True):
-            compared = row[:_AGE] + row[_AGE + 1 :]
+            compared = [cell for index, cell in enumerate(row) if index not in _TIMES]
+            compared.append((self._branches.get(uid, {}).get("status") or {}).get("expirationTime") or "")
             if self._printed.get(uid) != compared:
                 click.echo(line)
             self._printed[uid] = compared

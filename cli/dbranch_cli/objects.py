@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Body = dict[str, Any]
 _APPLY = "application/apply-patch+yaml"
+_MERGE = "application/merge-patch+json"
 
 
 def resource_path(plural: str, namespace: str, name: str | None = None) -> str:
@@ -175,16 +176,34 @@ class Store:
 
     def set_field(self, live: Mapping[str, Any], field: str, value: str, force: bool) -> Body:
         """Set `spec.<field>` of an object. Raise Failure if Argo CD, Flux or Helm owns it, unless `force`."""
+        self._refuse_of_git(live, field, f"set it to {value}", force)
         kind, name = live["kind"], live["metadata"]["name"]
+        return self.apply(manifest(kind, self.namespace, name, {field: value}), live)
+
+    def clear_field(self, live: Mapping[str, Any], field: str, force: bool) -> Body:
+        """Take `spec.<field>` away, whoever has set it: not by server-side apply, which leaves what others have set.
+
+        Raise Failure if Argo CD, Flux or Helm owns it, unless `force`.
+        """
+        self._refuse_of_git(live, field, "take it away", force)
+        return self.connection.request(
+            "PATCH",
+            resource_path(plural_for(live["kind"]), self.namespace, live["metadata"]["name"]),
+            {"fieldManager": names.CLI_MANAGER, "fieldValidation": "Strict"},
+            {"metadata": {"uid": live["metadata"]["uid"]}, "spec": {field: None}},
+            _MERGE,
+        )
+
+    def _refuse_of_git(self, live: Mapping[str, Any], field: str, remedy: str, force: bool) -> None:
         manager = gitops_manager(live, "spec", field)
         if manager and not force:
+            kind, name = live["kind"], live["metadata"]["name"]
             raise Failure(
                 ExitCode.REFUSED,
                 "ManagedByGit",
                 f"spec.{field} of {kind} {name} is managed by {manager}, which would revert the change;"
-                f" set it to {value} in Git, or write it anyway with --force",
+                f" {remedy} in Git, or write it anyway with --force",
             )
-        return self.apply(manifest(kind, self.namespace, name, {field: value}), live)
 
     def request_restart(self, live: Mapping[str, Any], restarted_at: str, reset_alter_system: bool) -> Body:
         """Request one restart of a branch's Postgres, also without what ALTER SYSTEM has set in it.

@@ -9,7 +9,9 @@ from typing import Any
 
 from dbranch.api import names
 from dbranch.api.conditions import Condition, Reason, find_condition, is_condition_true
-from dbranch.api.enums import ConditionStatus, Protection
+from dbranch.api.enums import ConditionStatus
+from dbranch_cli.durations import format_until
+from dbranch_cli.expiry_view import expires_text, protection_text
 from dbranch_cli.formatting import (
     escape_controls,
     format_age,
@@ -50,7 +52,7 @@ def problem_of(body: Json) -> tuple[str, str] | None:
 
 def branch_header(wide: bool) -> list[str]:
     """Return the columns of `dbranch list`; `wide` adds some."""
-    header = ["ACTIVE", "BRANCH", "SOURCE", "STATE", "SIZE", "UNIQUE", "AGE"]
+    header = ["ACTIVE", "BRANCH", "SOURCE", "STATE", "SIZE", "UNIQUE", "EXPIRES", "AGE"]
     return header + (["REASON", "NODE", "MESSAGE"] if wide else [])
 
 
@@ -65,6 +67,7 @@ def branch_row(project: Json, body: Json, wide: bool, now: datetime | None = Non
         state_of(body),
         format_size(node, "logical"),
         format_size(node, "unique"),
+        format_until(status.get("expirationTime"), now),
         format_age(body["metadata"].get("creationTimestamp"), now),
     ]
     if wide:
@@ -198,9 +201,11 @@ def branch_block(body: Json, active: bool, events: Sequence[Json] | None, now: d
         ("Size", _sizes_of(node)),
         ("Snapshot", f"{snapshot_age} ago" if node.get("snapshotTime") else "-"),
         ("Age", format_age(meta.get("creationTimestamp"), now)),
+        ("Expires", expires_text(body, now)),
     ]
-    if spec.get("protection", Protection.DISABLED) != Protection.DISABLED:
-        pairs.append(("Protection", spec["protection"]))
+    protection = protection_text(body, now)
+    if protection:
+        pairs.append(("Protection", protection))
     return "\n".join([format_fields(pairs), "", *conditions_and_events(status, events, now)])
 
 

@@ -171,7 +171,7 @@ def shop(team: Team) -> Team:
 
 def test_list_status_show_and_their_output_formats(shop: Team) -> None:
     lines = shop.succeeds("-p", "shop", "list").split("\n")
-    assert lines[0].split() == ["ACTIVE", "BRANCH", "SOURCE", "STATE", "SIZE", "UNIQUE", "AGE"]
+    assert lines[0].split() == ["ACTIVE", "BRANCH", "SOURCE", "STATE", "SIZE", "UNIQUE", "EXPIRES", "AGE"]
     assert lines[1].split()[:4] == ["*", "main", "-", "Ready"]
     assert lines[2].split()[:3] == ["feature-x", "main", "Ready"]
     status = shop.succeeds("-p", "shop", "status")
