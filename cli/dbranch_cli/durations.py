@@ -32,15 +32,15 @@ def parse_ttl(text: str, option: str = "--ttl") -> str:
     return text
 
 
-def parse_period(text: str, what: str) -> timedelta:
-    """Return a duration that ends. `what`: how it is called. Raise InvalidInput if it is none.
+def parse_period(text: str, label: str) -> timedelta:
+    """Return a duration that ends. `label`: how it is called. Raise InvalidInput if it is none.
 
     >>> parse_period("2d", "DURATION")
     datetime.timedelta(days=2)
     """
-    hours = parse_ttl(text, what)
+    hours = parse_ttl(text, label)
     if hours == NEVER:
-        raise InvalidInput(f'invalid {what} "{text}": write it as 90m, 12h, 7d or 2w')
+        raise InvalidInput(f'invalid {label} "{text}": write it as 90m, 12h, 7d or 2w')
     return timedelta(seconds=parse_seconds(hours))
 
 

@@ -68,16 +68,16 @@ def extend(invocation: Invocation, branch: str, duration: str, force: bool) -> N
         return
     now, in_force = datetime.now(UTC), parse_time(parsed.expiration_time)
     # While it is active or protected it has a time to expire that does not count, and none in its status.
-    present, wanted = in_force or deadline.time, now + period
-    if present >= wanted:
+    present, requested = in_force or deadline.time, now + period
+    if present >= requested:
         invocation.print_result(f"branch {branch} stays until {_moment(present, now)} as it is", live)
         return
-    live = invocation.store.set_field(live, "expirationTime", format_time(wanted), force)
+    live = invocation.store.set_field(live, "expirationTime", format_time(requested), force)
     longest, created = parse_ttl(project.max_ttl), parse_time(parsed.created)
-    cut = min(wanted, created + longest) if longest and created and not parsed.is_root else wanted
+    cut = min(requested, created + longest) if longest and created and not parsed.is_root else requested
     goes = max(cut, in_force or cut)
     text = f"branch {branch} stays until {_moment(goes, now)}"
-    if goes < wanted:
+    if goes < requested:
         text += f": maxTTL {project.max_ttl} of project {project.name} allows no more"
     invocation.print_result(text, live)
 

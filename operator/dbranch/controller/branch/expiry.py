@@ -49,12 +49,12 @@ def plan_expiry(
     Only what stood in the manifest at the branch's creation counts without a grace.
     """
     branch = replace(branch, default_ttl=_default_ttl(branch, project))
-    ended = ended_protection(branch.protected_until, now)
-    fields: Json = {"ttl": branch.default_ttl, "expirationTime": None, "protectionEnded": ended}
+    protection_ended = ended_protection(branch.protected_until, now)
+    fields: Json = {"ttl": branch.default_ttl, "expirationTime": None, "protectionEnded": protection_ended}
     deadline = deadline_of(branch, project.max_ttl if project else None)
     if deadline is None:
         return Expiry(fields)
-    blocked = _blocked_finding(branch, project, ended)
+    blocked = _blocked_finding(branch, project, protection_ended)
     if blocked:
         return Expiry(fields, ((Condition.EXPIRATION_BLOCKED, blocked),))
     in_force = parse_time(branch.expiration_time) or _time_in_manifest(branch)
@@ -89,7 +89,7 @@ def is_active(branch: Branch, project: Project) -> bool:
     return branch.name in (project.active_branch, project.route.branch if project.route else None)
 
 
-def _blocked_finding(branch: Branch, project: Project | None, ended: str | None) -> Finding | None:
+def _blocked_finding(branch: Branch, project: Project | None, protection_ended: str | None) -> Finding | None:
     subject = f"branch {branch.name}"
     if branch.is_root:
         text = f"{subject} is the root branch of project {branch.project}; it does not expire"
@@ -97,7 +97,7 @@ def _blocked_finding(branch: Branch, project: Project | None, ended: str | None)
     if project and is_active(branch, project):
         text = f"{subject} is the active branch of project {branch.project}; it does not expire meanwhile"
         return Finding(Reason.ACTIVE_BRANCH, f"{text}; switch to another one to let it expire")
-    if is_protected(branch.protection, branch.protected_until, ended):
+    if is_protected(branch.protection, branch.protected_until, protection_ended):
         text = f"{subject} is protected; it does not expire meanwhile"
         return Finding(Reason.PROTECTED, f"{text}; to let it expire: dbranch unprotect {branch.name}")
     return None
