@@ -459,3 +459,24 @@ def test_a_name_that_is_another_projects_branch_is_reported(team: Team) -> None:
     team.apply("DBBranch", "eu-west-north", {"project": "eu", "source": "main"})
     said = team.fails(6, "-p", "eu-west", "create", "north", "--source", "main", "--no-wait")
     assert "the name eu-west-north is taken by a branch of project eu" in said
+
+
+def test_times_and_protections_are_written_and_taken_away(shop: Team) -> None:
+    shop.apply("DBBranch", "shop-aging", {"project": "shop", "source": "main", "ttl": "1h"})
+    shop.apply("DBBranch", "shop-aging", {"protectedUntil": "2999-01-01T00:00:00Z"}, manager="somebody")
+    shop.set_status("dbbranch", "shop-aging", ("Ready", "True", "Available"))
+    assert "stays until" in shop.succeeds("-p", "shop", "extend", "aging", "2d")
+    shop.succeeds("-p", "shop", "protect", "aging", "--for", "7d")
+    shop.succeeds("-p", "shop", "protect", "aging")
+    spec = shop.get("dbbranch", "shop-aging")["spec"]
+    assert spec["protection"] == "Enabled" and spec["ttl"] == "1h" and "expirationTime" in spec
+    assert spec["protectedUntil"] == "2999-01-01T00:00:00Z"
+    assert "is protected" in shop.fails(6, "-p", "shop", "delete", "aging", "--yes")
+    # Also what others have set: else it would stay, and with it the protection.
+    shop.succeeds("-p", "shop", "unprotect", "aging")
+    spec = shop.get("dbbranch", "shop-aging")["spec"]
+    assert spec["protection"] == "Disabled" and "protectedUntil" not in spec and "expirationTime" in spec
+    # And it does not come back with the next write.
+    shop.succeeds("-p", "shop", "extend", "aging", "3d")
+    assert "protectedUntil" not in shop.get("dbbranch", "shop-aging")["spec"]
+    shop.succeeds("-p", "shop", "delete", "aging", "--yes", "--no-wait")
