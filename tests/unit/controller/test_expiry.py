@@ -376,6 +376,16 @@ def test_what_has_expired_and_what_has_not() -> None:
     assert may_go(item, None, now)
 
 
+def test_a_branch_that_a_backup_brings_back_is_not_deleted_by_what_its_status_says() -> None:
+    """Velero restores the object with its status; both of its times are past, and it has just been created."""
+    now = BORN + 10 * DAY
+    for spec in ({"expirationTime": format_time(BORN + HOUR)}, {"ttl": "1h"}, {"ttl": "72h"}):
+        restored = replace(seen(born(**spec), SHOP, BORN), created=format_time(now))
+        assert is_expired(restored, now)
+        assert not may_go(restored, SHOP, now)
+        assert (goes(restored, SHOP, now) or BORN) >= now + HOUR
+
+
 def test_states_for_the_metrics() -> None:
     now = BORN + 10 * DAY
     states = [

@@ -57,8 +57,7 @@ def plan_expiry(
     blocked = _blocked_finding(branch, project, protection_ended)
     if blocked:
         return Expiry(fields, ((Condition.EXPIRATION_BLOCKED, blocked),))
-    in_force = parse_time(branch.expiration_time) or _time_in_manifest(branch)
-    moment, is_sooner = with_grace(deadline.time, in_force, deadline.ttl, now)
+    moment, is_sooner = with_grace(deadline.time, _time_in_force(branch), deadline.ttl, now)
     fields["expirationTime"] = format_time(moment)
     events = [(EXPIRING, _expiring_text(branch, deadline, moment))] if is_sooner else []
     had_none = branch.expiration_time is None
@@ -74,14 +73,15 @@ def _default_ttl(branch: Branch, project: Project | None) -> str | None:
     return NEVER if branch.is_root else project.default_ttl or NEVER
 
 
-def _time_in_manifest(branch: Branch) -> datetime | None:
-    """Return the time that stood in the manifest of a branch that is seen for the first time; None: it had none."""
+def _time_in_force(branch: Branch) -> datetime | None:
+    """Return when the branch was to go until now: by its status, or by its manifest if it was never seen before."""
     asked, created = asked_deadline(branch), parse_time(branch.created)
+    moment = parse_time(branch.expiration_time)
     is_first = branch.generation == 1 and not branch.status.get("conditions")
-    if not is_first or asked is None or created is None or asked.field == FIELD_DEFAULT:
-        return None
-    # A manifest whose time was past when it was applied (again) is no order to delete.
-    return asked.time if asked.time > created else None
+    if is_first and asked is not None and asked.field != FIELD_DEFAULT:
+        moment = asked.time
+    # One that was past at the creation is of another object: a manifest applied again, a status from a backup.
+    return moment if moment is None or created is None or moment > created else None
 
 
 def is_active(branch: Branch, project: Project) -> bool:
