@@ -140,7 +140,7 @@ class BranchEffects:
                 )
             case Adopt(retained_uid):
                 outcome.marker = ensure_branch_adopted(
-                    layout, project.uid, retained_uid, branch.uid, settings
+                    layout, project.uid, retained_uid, branch.uid, settings, now_rfc3339()
                 )
 
     def _apply_to_slot(self, desired: Desired, action: Action, outcome: Outcome) -> None:

@@ -36,7 +36,7 @@ def node_fields(
         node["postgres"] = postgres.as_dict()
     if marker:
         node |= {"sourceUID": marker.origin.uid, "snapshotTime": marker.snapshot_time}
-        node |= {"alterSystemResetAt": marker.alter_system_reset or None}
+        node |= {"alterSystemResetAt": marker.alter_system_reset or None, "generation": marker.generation}
     return node
 
 
