@@ -64,6 +64,13 @@ class RestoreVolume:
             else None
         )
 
+    @property
+    def undo_uid(self) -> str | None:
+        """The UID of the DBSnapshot that has, or is to have, what the restore replaces, if there is to be one."""
+        coming = self.marker.restore if self.restore_uid and isinstance(self.marker, Marker) else None
+        mark = self.mark or coming
+        return mark.undo_uid or None if mark else None
+
 
 def classify(
     exists: bool, has_marker: bool, marker: AnyMarker | None, branch: AnyMarker | None

@@ -1,7 +1,7 @@
 """Restores in place: what is to be a branch's data is prepared beside it, and changes places with it in one step.
 
 `.restore-<uid>` is what is to come; after the exchange it is what was, until it is the undo snapshot, or trash. It
-has a marker before it has that name, so that it is whole. The generation says which of the two it is: `restore_rules`.
+has a marker before it has that name, so that it is whole. The generations say which of the two it is (`classify`).
 """
 
 from __future__ import annotations
