@@ -63,7 +63,7 @@ class SubvolumeKind(StrEnum):
     NEW = "new"
     # Where initdb runs, before it is the root branch.
     INIT = "init"
-    # Data that is being prepared to take the place of its owner's.
+    # Data that is being prepared to take the place of its owner's, or that was replaced.
     RESTORE = "restore"
     # Waits to be destroyed. It stays in the directory where it was: a read-only subvolume cannot be moved into
     # another one (tried: EROFS).
@@ -74,8 +74,9 @@ class SubvolumeKind(StrEnum):
 class SubvolumeName:
     """The name of a subvolume at the top of a pool: `[.<kind>-]<owner-uid>[-<suffix>]`.
 
-    The owner is the DBBranch with that UID. A bare UID is its data; what else it owns has a kind. `kind` may be one
-    that only a newer release knows: see `is_understood`. `suffix` makes several of a kind differ: [0-9a-z]+.
+    The owner is the DBBranch or DBSnapshot with that UID. A bare UID is its data; what else it owns has a kind.
+    `kind` may be one that only a newer release knows: see `is_understood`. `suffix` makes several of a kind differ:
+    [0-9a-z]+.
     """
 
     owner_uid: str
@@ -228,6 +229,10 @@ class Layout:
     def initdb_area(self, project_uid: str, branch_uid: str) -> Path:
         """The subvolume in which `initdb` runs, before it is the root branch."""
         return self.subvolume(project_uid, SubvolumeName(branch_uid, SubvolumeKind.INIT))
+
+    def restore(self, project_uid: str, branch_uid: str) -> Path:
+        """The subvolume with what is to replace a branch's data; once it has, with the data that it replaced."""
+        return self.subvolume(project_uid, SubvolumeName(branch_uid, SubvolumeKind.RESTORE))
 
     def slot(self, slot: str) -> Path:
         """The directory that the slot's pod mounts at `/slot`."""

@@ -51,6 +51,13 @@ SNAPSHOT_FAILED_RETRY_SECONDS: Final = 3.0
 SNAPSHOT_WATCH_RETRY_SECONDS: Final = 5.0
 # Its deletion waits for a branch that is being made of it, of which no event comes.
 SNAPSHOT_COPY_POLL_SECONDS: Final = 1.0
+# At first, until the data that a restore or a deletion leaves has the name of its snapshot; no event comes after a
+# restart of the agent.
+SNAPSHOT_AWAITED_POLL_SECONDS: Final = 1.0
+# So long after its time a scheduled snapshot is still taken: later it would be another moment's.
+SCHEDULED_SNAPSHOT_SECONDS: Final = 600.0
+# So long the record of a restore may be there before the restore that names it.
+SNAPSHOT_RECORD_GRACE_SECONDS: Final = 60.0
 # What can be measured within this time is reported together with the snapshot itself.
 QUICK_MEASURE_SECONDS: Final = 0.2
 

@@ -144,7 +144,7 @@ class BranchEffects:
                 )
             case Adopt(retained_uid):
                 outcome.marker = ensure_branch_adopted(
-                    layout, project.uid, retained_uid, branch.uid, settings
+                    layout, project.uid, retained_uid, branch.uid, settings, now_rfc3339()
                 )
 
     def _take_restore(self, desired: Desired, action: TakeRestore, outcome: Outcome) -> None:

@@ -20,6 +20,7 @@ from dbranch.agent.timing import (
 )
 from dbranch.agent.volume import effect as subvolume
 from dbranch.agent.volume.brake import ensure_brake
+from dbranch.agent.volume.restores import ensure_restore_finished
 from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
 from dbranch.api.branch import Branch
@@ -27,6 +28,7 @@ from dbranch.api.conditions import Finding
 from dbranch.api.errors import StorageUnclear
 from dbranch.api.project import parse_project
 from dbranch.kube.client import Cluster, project_path
+from dbranch.runtime.clock import now_rfc3339
 from dbranch.runtime.result import Result
 
 logger = logging.getLogger(__name__)
@@ -77,6 +79,8 @@ class BranchRemoval:
         if not pool.mounted:
             node = project.node
             ensure_pool(self._layout, project.uid, 0, node.pool_uuid, node.machine_id)
+        # The former data of a restore becomes its undo snapshot, which outlives the branch.
+        ensure_restore_finished(self._layout, project.uid, branch.uid, now_rfc3339())
         subvolume.ensure_trashed(self._layout, project.uid, branch.uid)
         subvolume.ensure_trash_emptied(self._layout, project.uid)
         if not pool.mounted:
