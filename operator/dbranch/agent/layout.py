@@ -7,7 +7,7 @@ checked here.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -111,9 +111,35 @@ class SubvolumeName:
 
 @dataclass(frozen=True)
 class Layout:
-    """The paths below one base directory (absolute)."""
+    """The paths below one base directory (absolute).
+
+    `data_kind`: of the subvolumes that are the branches' data in this view, see `prepared`.
+    """
 
     base: Path
+    data_kind: SubvolumeKind | None = None
+
+    @property
+    def prepared(self) -> Layout:
+        """The same node, where a branch's data is what a restore prepares (or has left behind) beside its own.
+
+        So whatever is done to a branch's data can be done to that one, too, by the same functions.
+        """
+        return replace(self, data_kind=SubvolumeKind.RESTORE)
+
+    def owner_of(self, subvolume: str) -> str | None:
+        """Return the UID of the branch whose data the subvolume of this name is; None if it is no branch's.
+
+        >>> uid = "0f5b3b0c-9d0e-4b52-8d4c-5f8d3c1b2a19"
+        >>> layout = Layout(Path("/base"))
+        >>> layout.owner_of(uid) == layout.prepared.owner_of(f".restore-{uid}") == uid
+        True
+        >>> layout.owner_of(f".restore-{uid}"), layout.prepared.owner_of(uid)
+        (None, None)
+        """
+        name = SubvolumeName.parse(subvolume)
+        is_data = name is not None and (name.kind, name.suffix) == (self.data_kind, None)
+        return name.owner_uid if name is not None and is_data else None
 
     @property
     def pools(self) -> Path:
@@ -194,7 +220,7 @@ class Layout:
 
     def branch(self, project_uid: str, branch_uid: str) -> Path:
         """The subvolume with a branch's data."""
-        return self.subvolume(project_uid, SubvolumeName(branch_uid))
+        return self.subvolume(project_uid, SubvolumeName(branch_uid, self.data_kind))
 
     def new_snapshot(self, project_uid: str, branch_uid: str) -> Path:
         """The subvolume in which a branch's snapshot is made, before it is the branch."""

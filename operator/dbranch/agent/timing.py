@@ -61,6 +61,21 @@ SNAPSHOT_RECORD_GRACE_SECONDS: Final = 60.0
 # What can be measured within this time is reported together with the snapshot itself.
 QUICK_MEASURE_SECONDS: Final = 0.2
 
+# A restore. Each polls what no event announces: others of the node, pods that end, a switch that is tried again.
+RESTORE_QUEUED_POLL_SECONDS: Final = 1.0
+RESTORE_POD_DELETION_POLL_SECONDS: Final = 0.5
+RESTORE_SWITCH_RETRY_SECONDS: Final = 0.1
+RESTORE_START_POLL_SECONDS: Final = 2.0
+# While it is switched, new sessions are held: what is not exchanged within this time is taken back.
+RESTORE_SWITCH_TIMEOUT_SECONDS: Final = 10.0
+# A preparation that fails all this time is given up, and one that has not come to an end after the second.
+RESTORE_FAILING_SECONDS: Final = 10.0
+RESTORE_PREPARATION_TIMEOUT_SECONDS: Final = 600.0
+# A session ends when its backend sees the signal.
+SESSIONS_END_FIRST_POLL_SECONDS: Final = 0.002
+SESSIONS_END_LONGEST_POLL_SECONDS: Final = 0.1
+SESSIONS_END_TIMEOUT_SECONDS: Final = 3.0
+
 # initdb of a new project.
 INITDB_RETRY_SECONDS: Final = 10.0
 INITDB_DONE_POLL_SECONDS: Final = 0.1

@@ -10,7 +10,7 @@ from dbranch.agent.pool.effect import ensure_pool, ensure_pool_down
 from dbranch.agent.pool.observe import observe_pool
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot import pods
-from dbranch.agent.slot.observe import observe_branch_slots, observe_pods
+from dbranch.agent.slot.observe import observe_both_slots, observe_pods
 from dbranch.agent.status import failed_storage_finding
 from dbranch.agent.timing import (
     BRANCH_POD_DELETION_POLL_SECONDS,
@@ -64,8 +64,9 @@ class BranchRemoval:
 
     def _delete_data(self, branch: Branch) -> None:
         """Remove the branch's slots and its subvolume. Raises StorageUnclear if a newer release wrote the data."""
-        # Also the slot in its status, which may have been created and never bound.
-        for name in observe_branch_slots(self._layout, branch.uid, branch.node.slot):
+        # Also the slot in its status, which may have been created and never bound, and that of a restore.
+        own_slots, restore_slots = observe_both_slots(self._layout, branch.uid, branch.node.slot)
+        for name in (*own_slots, *restore_slots):
             slot.ensure_slot_removed(self._layout, name)
         body = self._cluster.get(project_path(branch.namespace, branch.project))
         project = parse_project(body) if body else None
