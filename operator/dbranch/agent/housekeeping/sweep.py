@@ -185,7 +185,8 @@ class Sweeper:
         path = path_of("v1", "pods", self._context.namespace)
         bodies = self._cluster.find(path, names.LABEL_SLOT, f"spec.nodeName={self._context.node}")
         labels = [body["metadata"]["labels"] for body in bodies]
-        bound = (uid for uids in observe_bind_mounts(self._layout).values() for uid in uids)
+        layouts = self._layout, self._layout.prepared
+        bound = (uid for each in layouts for uids in observe_bind_mounts(each).values() for uid in uids)
         labelled = (
             each.get(label) for each in labels for label in (names.LABEL_PROJECT_UID, names.LABEL_BRANCH_UID)
         )
