@@ -227,7 +227,7 @@ def test_power_cuts_around_the_rename_of_a_snapshot(disk: Path, soak: bool) -> N
 
 
 class CutAtCommands(logging.Handler):
-    """Cuts the power before each command that is logged; `cuts`: when, what is left of the disk, acknowledged rows."""
+    """Cuts the power before each logged command; `cuts`: when, what is left of the disk, rows acknowledged."""
 
     def __init__(self, disk: Path, writer: RestoreWriter) -> None:
         super().__init__()
