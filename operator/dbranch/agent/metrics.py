@@ -85,7 +85,7 @@ class AgentMetrics:
         )
         self._restore_seconds = Histogram(
             "restore_seconds",
-            "Restores in place, by step: prepare (beside the data that serves), switch (until the new data admits users).",
+            "Restores in place, by step: prepare (beside what serves), switch (until the new data admits users).",
             ["step"],
             buckets=_START_BUCKETS_SECONDS,
             namespace="dbranch",

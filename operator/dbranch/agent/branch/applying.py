@@ -50,9 +50,7 @@ def apply_plan(
     return Applied(facts, plan, error)
 
 
-def _apply(
-    effects: BranchEffects, desired: Desired, plan: BranchPlan, outcome: Outcome
-) -> Exception | None:
+def _apply(effects: BranchEffects, desired: Desired, plan: BranchPlan, outcome: Outcome) -> Exception | None:
     """Apply the actions; return the exception that ended them, if one did. Raises SlotTaken."""
     try:
         for action in plan.actions:

@@ -1,4 +1,4 @@
-"""What a branch's reconcile knows of the restore that is made beside it. The restore's reconciler is above this one."""
+"""What a branch's reconcile knows of the restore beside it. The restore's reconciler is in a layer above this one."""
 
 from __future__ import annotations
 

@@ -152,9 +152,9 @@ class BranchEffects:
         assert restore is not None
         checkpoint_source(layout, project.uid, action.source_uid, project.postgres.database)
         outcome.timer.record("Checkpoint")
-        mark = RestoreMark(restore.uid, restore.undo.value, restore.undo_uid or "")
+        done_by = RestoreMark(restore.uid, restore.undo.value, restore.undo_uid or "")
         outcome.marker = ensure_restore_taken(
-            layout, project.uid, branch.uid, action.source_uid, mark, desired.settings, now_rfc3339()
+            layout, project.uid, branch.uid, action.source_uid, done_by, desired.settings, now_rfc3339()
         )
         outcome.stored = True
 

@@ -24,8 +24,8 @@ from dbranch.api.restore import BranchRestore
 class Desired:
     """A project and one of its branches as they should be, and as their status reported them last.
 
-    `restore`: the data that is meant is what this restore prepares beside the branch's own. It runs, whether the branch
-    does or not, and admits no user.
+    `restore`: what is meant is the data that this restore prepares beside the branch's own. It runs, whether the
+    branch does or not, and admits no user.
     """
 
     project: Project
@@ -106,7 +106,8 @@ class BranchFacts:
     its data. `source_problem`: why its source cannot be copied, looked up only before the branch is stored. `newer`:
     a newer release wrote its data.
 
-    `pods`: its Postgres pods, `restore_pods`: those of a restore beside it. `warm_pods`: pods of its class that it can claim; read only if it has no pod.
+    `pods`: its Postgres pods, `restore_pods`: those of a restore beside it. `warm_pods`: pods of its class that it
+    can claim; read only if it has no pod.
     `initdb_pod`: the one-shot pod of a root branch; `initdb_done`: the initdb area holds a complete database.
     `backoff_seconds`: by step, for how long it creates no pod, since its last one failed.
 

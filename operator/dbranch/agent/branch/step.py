@@ -55,7 +55,7 @@ def runs(desired: Desired) -> bool:
 
 
 def serves_users(desired: Desired) -> bool:
-    """Return True if the branch's Postgres is to run for users: what a restore prepares does once it is the branch's."""
+    """Return True if the branch's Postgres is to run for users: what a restore prepares does not yet."""
     return desired.runs and desired.restore is None
 
 

@@ -32,8 +32,8 @@ _OTHERS: Final = (
 def ensure_closed(layout: Layout, project_uid: str, branch_uid: str, endpoint: Endpoint) -> None:
     """Write the pg_hba.conf that admits the agent alone, and see Postgres load it; the marker stays as it is.
 
-    A Postgres without a socket reads the file before it has one. Raises Busy, NotAccepting or SqlFailed where it is not
-    known to have loaded it.
+    A Postgres without a socket reads the file before it accepts. Raises Busy, NotAccepting or SqlFailed where it is
+    not known to have loaded it.
     """
     ensure_hba_closed(layout, project_uid, branch_uid)
     try:
@@ -61,9 +61,7 @@ def ensure_sessions_ended(layout: Layout, endpoint: Endpoint) -> None:
                 while left := len(connection.execute(terminate, params, columns=1)):
                     log_command("psql", "-c", f"select pg_terminate_backend(pid): {backend_type}")
                     if time.monotonic() > deadline:
-                        raise Busy(
-                            f"{left} sessions in slot {endpoint.slot} do not end; it is tried again"
-                        )
+                        raise Busy(f"{left} sessions in slot {endpoint.slot} do not end; it is tried again")
                     time.sleep(delay)
                     delay = min(2 * delay, SESSIONS_END_LONGEST_POLL_SECONDS)
     except NotAccepting as error:

@@ -1,4 +1,4 @@
-"""Apply the actions of a restore's plan. Each looks before it acts, and may be repeated after a crash at any point."""
+"""Apply the actions of a restore's plan. Each looks before it acts, and may be repeated after a crash anywhere."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ class RestoreEffects:
     def _keep_old(self, desired: Desired, undo_uid: str) -> None:
         """Make the old data the undo snapshot; its time to live counts from now on."""
         project, branch, layout = desired.project, desired.branch, self._layout
-        mark = marker_of(layout.branch(project.uid, branch.uid)).restore
-        assert mark is not None
-        name = names.derived_name(branch.object_name, "undo", mark.uid)
+        done_by = marker_of(layout.branch(project.uid, branch.uid)).restore
+        assert done_by is not None
+        name = names.derived_name(branch.object_name, "undo", done_by.uid)
         if desired.restore and desired.restore.undo_uid == undo_uid and desired.restore.undo_snapshot:
             name = desired.restore.undo_snapshot
         body = self._cluster.get(snapshot_path(project.namespace, name))

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from dbranch.agent.branch.facts import BranchFacts
 from dbranch.agent.volume.marker import Marker
-from dbranch.agent.volume.restore_rules import RestoreVolume, VolumeState
+from dbranch.agent.volume.restore_rules import RestoreVolume
 from dbranch.api.conditions import Finding
 
 
 @dataclass(frozen=True)
 class RestoreFacts:
-    """The data beside a branch's own: what a restore prepares, or what it has left behind; and what it needs to go on.
+    """The data beside a branch's own: what a restore prepares, or what it has left behind.
 
     `volume`: the subvolume beside the branch's; ABSENT, too, where the pool is not mounted. `own`: the marker of the
     branch's own data. `own_slot`: where that is bound. `beside`: the facts of the data beside it, as of a branch: its
@@ -32,9 +32,3 @@ class RestoreFacts:
     def exchanged_by(self) -> str | None:
         """The UID of the restore that the branch's own data is of; None if it is of none."""
         return self.own.restore.uid if self.own and self.own.restore else None
-
-    @property
-    def is_empty(self) -> bool:
-        """True if a restore holds nothing on the node."""
-        held = self.beside.pods or self.beside.bound_slots
-        return self.volume.state is VolumeState.ABSENT and not held

@@ -118,7 +118,10 @@ class RestoreMemory:
         """Return why the preparation is given up, if it has failed for long, or takes too long."""
         assert desired.restore is not None
         now, progress = time.monotonic(), self._of(desired.branch.uid, desired.restore.uid)
-        if progress.switching_since is not None and now - progress.switching_since > RESTORE_SWITCH_TIMEOUT_SECONDS:
+        if (
+            progress.switching_since is not None
+            and now - progress.switching_since > RESTORE_SWITCH_TIMEOUT_SECONDS
+        ):
             return _failed(desired, "it could not be exchanged in time")
         finding = applied.plan.postgres
         cause = finding.message if finding else "it is not stored"
@@ -158,7 +161,8 @@ class RestoreMemory:
 
 
 def _failed(desired: Desired, cause: str) -> Finding:
-    text, effect = f"the restore of {desired.subject} was given up: {cause}", "; its data serves on; make another DBRestore"
+    text = f"the restore of {desired.subject} was given up: {cause}"
+    effect = "; its data serves on; make another DBRestore"
     room = MESSAGE_LIMIT - len(effect)
     text = text if len(text) <= room else f"{text[: room - 1]}…"
     return Finding(Reason.START_FAILED, f"{text}{effect}")

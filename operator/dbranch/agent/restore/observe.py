@@ -50,7 +50,12 @@ def observe_restore_facts(
     beside = tuple(pod for pod in pods if is_beside(pod, own_slots, slots, restored_by))
     source_problem: Finding | None = None
     warm_pods: tuple[PodFacts, ...] = ()
-    if desired.restore and volume.state is VolumeState.ABSENT and is_up and restored_by != desired.restore.uid:
+    if (
+        desired.restore
+        and volume.state is VolumeState.ABSENT
+        and is_up
+        and restored_by != desired.restore.uid
+    ):
         source_problem = _source_problem(layout, desired, desired.restore.source.uid)
         if not beside:
             warm_pods = observe_free_pods(cluster, context, desired.slot_class, template_hash)

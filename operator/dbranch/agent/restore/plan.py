@@ -1,8 +1,8 @@
-"""Plan a restore of a branch: data is prepared beside the branch's own, exchanged with it, and what it was is kept. Pure.
+"""Plan a restore of a branch: data is prepared beside the branch's own, and exchanged with it. Pure.
 
-The preparation is the same table of steps as a branch's life (`agent/branch/steps/`), for a second subvolume and slot
-that admit no user. Everything up to the exchange can be thrown away; the exchange is the commit; what lies behind it is
-done by what the marker of the branch's own data says, whether anybody still asks for it or not.
+The preparation is the same table of steps as a branch's life (`agent/branch/steps/`), for a second subvolume and
+slot that admit no user. Everything up to the exchange can be thrown away; the exchange is the commit; what lies
+behind it is done by what the marker of the branch's own data says, whether anybody still asks for it or not.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ _FINAL_REASONS: Final = frozenset(
 class RestorePlan:
     """What is done next, and the answer to the branch's `status.restore` once it is done; None: none.
 
-    `is_answered` False: the answer stays what it is. `steps`: of the preparation, which are done before `actions`. `holds`: the branch's own data is not touched
-    otherwise meanwhile. `failure`: why the restore cannot be done; what was prepared goes next. `requeue_after`: as of
-    a branch's plan.
+    `is_answered` False: the answer stays what it is. `steps`: those of the preparation, in place of `actions`.
+    `holds`: the branch's own data is not touched otherwise meanwhile. `failure`: why the restore cannot be done; what
+    was prepared goes next. `requeue_after`: as of a branch's plan.
     """
 
     actions: tuple[RestoreAction, ...] = ()
@@ -101,7 +101,9 @@ def plan_restore(desired: Desired, facts: RestoreFacts) -> RestorePlan:
 def _plan_order(desired: Desired, order: BranchRestore, facts: RestoreFacts) -> RestorePlan:
     """Plan the preparation, and once it is complete and asked for, the exchange."""
     if facts.volume.state is VolumeState.ABSENT and not facts.has_place:
-        text = f"the restore of {desired.subject} waits: others are being made on its node; no action is needed"
+        text = (
+            f"the restore of {desired.subject} waits: others are being made on its node; no action is needed"
+        )
         finding = Finding(Reason.QUEUED, text)
         return RestorePlan(answer=_preparing(order, finding), requeue_after=RESTORE_QUEUED_POLL_SECONDS)
     steps = plan_steps(desired, facts.beside)
@@ -114,7 +116,9 @@ def _plan_order(desired: Desired, order: BranchRestore, facts: RestoreFacts) -> 
             # The route is withdrawn already: what was prepared is brought up to date, or given up within seconds.
             holds=is_due and facts.volume.state is VolumeState.COMING,
             failure=finding if finding.reason in _FINAL_REASONS else None,
-            requeue_after=RESTORE_SWITCH_RETRY_SECONDS if is_due else steps.requeue_after or steps.retry_after,
+            requeue_after=RESTORE_SWITCH_RETRY_SECONDS
+            if is_due
+            else steps.requeue_after or steps.retry_after,
         )
     if not is_due:
         return RestorePlan(answer=_answer(order, NodeRestoreState.PREPARED, facts))
@@ -137,9 +141,9 @@ def _plan_behind(order: BranchRestore | None, facts: RestoreFacts, answer: NodeR
         deletions = tuple(DeletePod(pod) for pod in facts.beside.pods if not pod.terminating)
         return RestorePlan(deletions, exchanged, requeue_after=RESTORE_POD_DELETION_POLL_SECONDS)
     removals, _ = remove_slots(facts.beside)
-    mark = facts.own.restore
-    keeps = mark is not None and mark.undo == UNDO_KEEP and bool(mark.undo_uid)
-    end: RestoreAction = KeepOld(mark.undo_uid) if mark and keeps else TrashOld()
+    done_by = facts.own.restore
+    is_kept = done_by is not None and done_by.undo == UNDO_KEEP
+    end: RestoreAction = KeepOld(done_by.undo_uid) if done_by and is_kept else TrashOld()
     done = _answer(order, NodeRestoreState.DONE, facts) if order and is_wanted else answer
     return RestorePlan((*removals, end), done)
 
@@ -147,7 +151,9 @@ def _plan_behind(order: BranchRestore | None, facts: RestoreFacts, answer: NodeR
 def _plan_unclear(desired: Desired, answer: NodeRestore | None) -> RestorePlan:
     """Touch nothing: what lies beside the branch's data is neither surely the new one nor surely the old one."""
     order = desired.branch.restore
-    if order is None or (answer and answer.state not in (NodeRestoreState.PREPARING, NodeRestoreState.PREPARED)):
+    if order is None or (
+        answer and answer.state not in (NodeRestoreState.PREPARING, NodeRestoreState.PREPARED)
+    ):
         return RestorePlan(answer=answer, requeue_after=STORAGE_UNCLEAR_RETRY_SECONDS)
     text = (
         f"{desired.subject}: what lies beside its data in the pool is not clear (.restore-{desired.branch.uid}); "
@@ -162,7 +168,7 @@ def _throw_away(facts: RestoreFacts, answer: NodeRestore | None, is_first: bool 
 
     `is_first`: it was not given yet, so also a copy that was cut off is looked for, which has another name.
     """
-    removals, rest = remove_slots(facts.beside)
+    removals, _ = remove_slots(facts.beside)
     if facts.beside.pods:
         deletions = (
             DeletePod(pod, NO_CHECKPOINT_GRACE_SECONDS) for pod in facts.beside.pods if not pod.terminating
@@ -218,4 +224,6 @@ def step_finding(desired: Desired, steps: BranchPlan) -> Finding:
         return steps.postgres
     if steps.postgres and not steps.postgres.admits:
         return Finding(Reason.OPENING, steps.postgres.message)
-    return Finding(Reason.CLEANING, f"{desired.subject}: its new data is made ready for users; the old serves on")
+    return Finding(
+        Reason.CLEANING, f"{desired.subject}: its new data is made ready for users; the old serves on"
+    )

@@ -1,4 +1,4 @@
-"""Reconcile the restore of a branch on its node, around the reconcile of the branch itself, which opens the new data."""
+"""Reconcile the restore of a branch on its node, around the reconcile of the branch, which opens the new data."""
 
 from __future__ import annotations
 
@@ -178,7 +178,9 @@ class RestoreReconciler:
             if order.state == RestoreState.SWITCHING:
                 return None
             volume = RestoreVolume(VolumeState.COMING, outcome.marker)
-            prepared = plan_restore(desired, replace(facts, volume=volume, beside=_complete(applied, outcome)))
+            prepared = plan_restore(
+                desired, replace(facts, volume=volume, beside=_complete(applied, outcome))
+            )
             if prepared.answer and prepared.answer.state == NodeRestoreState.PREPARED:
                 self._metrics.observe_restore("prepare", self._memory.seconds(branch.uid))
                 return _part(prepared)
@@ -203,7 +205,9 @@ class RestoreReconciler:
         """Raise Busy if what was prepared is not as the spec asks by now: it is brought up to date first."""
         plan = plan_restore(desired, self._observe(desired))
         if not any(isinstance(action, Exchange) for action in plan.actions):
-            raise Busy(f"what was prepared for branch {desired.branch.name} has to be changed; it is tried again")
+            raise Busy(
+                f"what was prepared for branch {desired.branch.name} has to be changed; it is tried again"
+            )
 
     def _retry_switch(self, desired: Desired, error: Exception) -> RestorePart | None:
         """Hold the branch a moment longer; None once it took too long: the old data is opened again."""
@@ -259,7 +263,11 @@ class RestoreReconciler:
     def _count(self, desired: Desired, answer: NodeRestore | None) -> None:
         """Count and log the end of a restore, once."""
         reported = desired.branch.node.restore
-        if answer is None or answer.state not in _FINAL_STATES or (reported and reported.state == answer.state):
+        if (
+            answer is None
+            or answer.state not in _FINAL_STATES
+            or (reported and reported.state == answer.state)
+        ):
             return
         self._metrics.count_restore(answer.state.value)
         text = answer.finding.message if answer.finding else ""

@@ -174,14 +174,6 @@ def _write_hba(branch: Path, is_open: bool) -> None:
         write_atomically(branch / PG_HBA, text, durable=False)
 
 
-def ensure_hba_closed(layout: Layout, project_uid: str, branch_uid: str) -> None:
-    """Write the pg_hba.conf that admits the agent alone; the marker stays as it is. Postgres has to reload it."""
-    branch = _branch_on_mounted_pool(layout, project_uid, branch_uid)
-    marker = marker_of(branch)
-    if not is_hba_closed(layout, project_uid, branch_uid, marker):
-        write_atomically(branch / PG_HBA, render_hba(marker.superuser, is_open=False), durable=False)
-
-
 def is_hba_closed(layout: Layout, project_uid: str, branch_uid: str, marker: Marker) -> bool:
     """Return True if the branch's pg_hba.conf admits the agent alone."""
     return _text_of(layout.branch(project_uid, branch_uid) / PG_HBA) == render_hba(
