@@ -256,5 +256,7 @@ def _understood(layout: Layout, project_uid: str, branch_uid: str) -> RestoreVol
 def _checked(layout: Layout, project_uid: str, branch_uid: str, volume: RestoreVolume) -> RestoreVolume:
     if volume.state is VolumeState.UNCLEAR:
         name = layout.restore(project_uid, branch_uid).name
-        raise StorageUnclear(f"subvolume {name}: {volume.problem}; nothing is touched; inspect it on the node")
+        raise StorageUnclear(
+            f"subvolume {name}: {volume.problem}; nothing is touched; inspect it on the node"
+        )
     return volume
