@@ -281,7 +281,6 @@ def test_power_cuts_around_the_exchange_of_a_restore(
         restored.keep()
         cutter.cut("kept")
     finally:
-        commands.removeHandler(cutter)
         node.tear_down()
     moments = [moment for moment, _, _ in cutter.cuts]
     exchange = next(number for number, moment in enumerate(moments) if "--exchange" in moment)
