@@ -406,7 +406,7 @@ def killed_at(kill_at: int, effects: Path, base: Path, work: Callable[[], None])
             seen = list(counter.effects)
             effects.write_text("\n".join(seen))
             os._exit(0)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - whatever it is, the parent says it
             effects.write_text(traceback.format_exc())
         finally:
             os._exit(1)
