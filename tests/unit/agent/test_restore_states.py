@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.unit.agent.branch_model import COPY, PROJECT, ROOMY, VERSION, apply, marker, progress_pods
 
@@ -204,7 +204,12 @@ EVENTS = st.one_of(
 )
 
 
+# Killed when the old data is closed to its users, and then given up.
+CLOSED: list[int | str] = [*(["reconcile", "kubelet"] * 2), "reconcile", "controller", 1, "fail", "reconcile"]
+
+
 @BUSY
+@example(events=CLOSED, cancels=False, is_stopped=False)
 @given(
     events=st.lists(EVENTS, max_size=14),
     cancels=st.booleans(),
