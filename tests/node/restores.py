@@ -18,8 +18,7 @@ _ENDS = ("Done", "Failed", "Canceled")
 class Restores(threading.Thread):
     """Orders restores of a world's branches, and moves them on in a thread.
 
-    `ends`: by UID, the agent's last answers. `hold`: those are not switched. Without a `prepared` event the
-    controller goes on at once.
+    `ends`: by UID, the agent's last answers. `switches` False: what is prepared waits.
     """
 
     def __init__(self, world: World) -> None:
@@ -56,6 +55,19 @@ class Restores(threading.Thread):
             order |= {"undo": "Discard"}
         self._api.merge(self._path(branch) + "/status", {"status": {"restore": order}})
         return uid
+
+    def cancel(self, branch: str) -> None:
+        """Order its cancellation, as the controller does when the DBRestore is deleted before the switch."""
+        self.switches = False
+        self.set_state(branch, "Canceling")
+
+    def await_state(self, branch: str, state: str) -> Json:
+        """Run agents until they answer this of the branch's restore; return the answer."""
+        for _ in range(20):
+            self._world.run_agent(0, 4)
+            if self.answer(branch).get("state") == state:
+                return self.answer(branch)
+        raise AssertionError(f"{branch}: {self.answer(branch)}")
 
     def undo_name(self, branch: str, uid: str) -> str:
         return names.derived_name(f"{self._world.name}-{branch}", "undo", uid)
