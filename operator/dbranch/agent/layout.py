@@ -89,6 +89,11 @@ class SubvolumeName:
         return self.kind is None and self.suffix is None
 
     @property
+    def may_hold_data(self) -> bool:
+        """True for a subvolume that holds somebody's data, or did, or was about to."""
+        return self.is_data or self.kind == SubvolumeKind.RESTORE
+
+    @property
     def is_understood(self) -> bool:
         """True for a name that this release makes or destroys; any other is left alone."""
         return self.is_data or self.kind in frozenset[str](SubvolumeKind)

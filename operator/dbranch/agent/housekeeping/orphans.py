@@ -110,7 +110,7 @@ def _unnamed_pool(pool: StoredPool, existing: Existing) -> Unnamed:
         return Unnamed(
             pool.uid, pool.uid, Fate.KEEP, f"it is of another cluster ({record.cluster})", foreign=True
         )
-    has_data = any(name.is_data for name in pool.markers)
+    has_data = any(name.may_hold_data for name in pool.markers)
     if not record.initialized and not has_data and record.cluster == existing.cluster != "":
         return Unnamed(pool.uid, pool.uid, Fate.REMOVE_POOL)
     if record.retained:

@@ -159,7 +159,7 @@ class Sweeper:
                 )
                 ensure_restore_finished(self._layout, item.pool_uid, item.owner_uid, now_rfc3339())
             case Fate.KEEP if item.is_pool:
-                if observe_subvolumes(self._layout, item.pool_uid).branches:
+                if observe_subvolumes(self._layout, item.pool_uid).holds_data:
                     # Once it is down this cannot be seen.
                     ensure_initialized_recorded(self._layout, item.pool_uid)
                 ensure_pool_down(self._layout, item.pool_uid)
@@ -170,7 +170,7 @@ class Sweeper:
         if uuid is None:
             return False
         ensure_pool(self._layout, pool_uid, 0, uuid, None)
-        return bool(observe_subvolumes(self._layout, pool_uid).branches)
+        return observe_subvolumes(self._layout, pool_uid).holds_data
 
     def _finish_removals(self) -> None:
         """Go on with the removals that were requested, of pools branch_names project does not exist any more."""
@@ -185,7 +185,8 @@ class Sweeper:
         path = path_of("v1", "pods", self._context.namespace)
         bodies = self._cluster.find(path, names.LABEL_SLOT, f"spec.nodeName={self._context.node}")
         labels = [body["metadata"]["labels"] for body in bodies]
-        bound = (uid for uids in observe_bind_mounts(self._layout).values() for uid in uids)
+        layouts = self._layout, self._layout.prepared
+        bound = (uid for each in layouts for uids in observe_bind_mounts(each).values() for uid in uids)
         labelled = (
             each.get(label) for each in labels for label in (names.LABEL_PROJECT_UID, names.LABEL_BRANCH_UID)
         )

@@ -46,17 +46,22 @@ from dbranch.runtime.logs import log_command
 
 
 def observe_restore(layout: Layout, project_uid: str, branch_uid: str) -> RestoreVolume:
-    """Read what there is beside the branch's data. Reads only."""
-    path = layout.restore(project_uid, branch_uid)
+    """Read what there is beside the branch's data, also what was never whole. Reads only."""
+    volume = _observe_whole(layout, project_uid, branch_uid)
+    branch = layout.branch(project_uid, branch_uid)
+    is_unfinished = is_subvolume(layout.new_snapshot(project_uid, branch_uid)) and is_subvolume(branch)
+    if volume.state is VolumeState.ABSENT and is_unfinished:
+        # A restore was cut off while it was copied. The branch itself is not made any more: it has its data.
+        return classify(True, False, None, marker_at(branch))
+    return volume
+
+
+def _observe_whole(layout: Layout, project_uid: str, branch_uid: str) -> RestoreVolume:
+    path, branch = layout.restore(project_uid, branch_uid), layout.branch(project_uid, branch_uid)
     if not is_subvolume(path):
         return RestoreVolume()
-    branch = layout.subvolume(project_uid, SubvolumeName(branch_uid))
-    return classify(
-        True,
-        os.path.lexists(path / MARKER),
-        marker_at(path),
-        marker_at(branch) if is_subvolume(branch) else None,
-    )
+    has_marker = os.path.lexists(path / MARKER)
+    return classify(True, has_marker, marker_at(path), marker_at(branch) if is_subvolume(branch) else None)
 
 
 def ensure_restore_taken(
@@ -217,7 +222,7 @@ def ensure_restore_finished(layout: Layout, project_uid: str, branch_uid: str, n
     For a branch that goes, or whose object has gone, with everything that it owns. `now`: RFC 3339. Raises Busy while
     a Postgres uses it, StorageUnclear if it cannot be said what it is; then nothing is touched.
     """
-    volume = _understood(layout, project_uid, branch_uid)
+    volume = _checked(layout, project_uid, branch_uid, observe_restore(layout, project_uid, branch_uid))
     match judge(volume, None):
         case Verdict.DESTROY:
             ensure_restore_destroyed(layout, project_uid, branch_uid)
@@ -245,7 +250,10 @@ def _ensure_finishable(layout: Layout, project_uid: str, branch_uid: str) -> Res
 
 
 def _understood(layout: Layout, project_uid: str, branch_uid: str) -> RestoreVolume:
-    volume = observe_restore(layout, project_uid, branch_uid)
+    return _checked(layout, project_uid, branch_uid, _observe_whole(layout, project_uid, branch_uid))
+
+
+def _checked(layout: Layout, project_uid: str, branch_uid: str, volume: RestoreVolume) -> RestoreVolume:
     if volume.state is VolumeState.UNCLEAR:
         name = layout.restore(project_uid, branch_uid).name
         raise StorageUnclear(
