@@ -96,7 +96,7 @@ def test_a_branch_that_was_closed_and_is_not_restored_is_open_again(
     restores.set_state("b", "Switching")
     assert world.run_agent("SQL: .*pg_reload_conf") is None
     assert "not opened yet" in hba.read_text()
-    with pytest.raises(psycopg.OperationalError, match="no pg_hba.conf entry"):
+    with pytest.raises(psycopg.OperationalError, match=r"no pg_hba\.conf entry"):
         world.log_in("b")
     restores.cancel("b")
     world.run_agent()
