@@ -1,4 +1,4 @@
-"""An agent killed at every effect of a restore, and of the undo of one: the next one completes it; nothing is lost."""
+"""An agent killed at every effect of a restore, and of its undo: the next one completes it, and nothing is lost."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from dbranch.agent.volume.marker import Marker, RestoreMark
 from dbranch.agent.volume.restore_rules import RestoreVolume, VolumeState
 from dbranch.api.branch import Branch
 from dbranch.api.conditions import Finding, Reason
-from dbranch.api.enums import NodeRestoreState, RestoreSourceKind, RestoreState, Undo
+from dbranch.api.enums import NodeRestoreState, RestoreSourceKind, RestoreState, State, Undo
 from dbranch.api.restore import BranchRestore, NodeRestore, RestoreSource
 
 BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=300)
@@ -79,8 +79,8 @@ class Model:
             self.failure = plan.failure
             return RestorePart()
         if plan.steps:
-            for action in plan.steps.actions[:cut]:
-                self._apply_step(action)
+            for step_action in plan.steps.actions[:cut]:
+                self._apply_step(step_action)
         elif self.state is not VolumeState.OLD:
             for action in plan.actions[:cut]:
                 self._apply(action)
@@ -148,8 +148,7 @@ class Model:
         desired = Desired(PROJECT, self.branch)
         serves = False
         if not part.holds:
-            plan = plan_branch(PROJECT, self.branch, self.own)
-            for action in plan.actions:
+            for action in plan_branch(PROJECT, self.branch, self.own).actions:
                 self.own = apply(self.branch, self.own, action)
             serves = self.own.serves
             assert not (serves and self.own.hba_closed), "users are shut out though nothing is exchanged"
@@ -158,8 +157,8 @@ class Model:
             self.answer(part.answer)
         if self.state is VolumeState.OLD:
             plan = plan_restore(self.desired(), self.facts())
-            for action in plan.actions:
-                self._apply(action)
+            for restore_action in plan.actions:
+                self._apply(restore_action)
             if plan.answer and plan.answer.state == NodeRestoreState.DONE and part.serves:
                 self.answer(plan.answer)
 
@@ -192,7 +191,7 @@ def _part(plan: RestorePlan) -> RestorePart:
     return RestorePart(plan.answer, plan.is_answered, holds)
 
 
-def ordered(state: str = "Running") -> Branch:
+def ordered(state: State = State.RUNNING) -> Branch:
     order = BranchRestore("again", "a-uid", RestoreState.PREPARING, SOURCE, Undo.KEEP, "undo", "u-uid")
     node = replace(COPY.node, slot="slot-old", snapshot_time=OWN.snapshot_time)
     return replace(COPY, restore=order, state=state, node=node)
@@ -218,7 +217,7 @@ CLOSED: list[int | str] = [*(["reconcile", "kubelet"] * 2), "reconcile", "contro
 def test_every_interrupted_restore_ends_with_one_of_the_two_data(
     events: list[int | str], cancels: bool, is_stopped: bool
 ) -> None:
-    model = Model(ordered("Stopped" if is_stopped else "Running"), cancels=cancels)
+    model = Model(ordered(State.STOPPED if is_stopped else State.RUNNING), cancels=cancels)
     if is_stopped:
         model.own = replace(model.own, pods=(), bound_slots=(), server_version=None)
     for event in events:
