@@ -12,7 +12,7 @@ from tests.node.agent_life import BRANCHES, PODS, PROJECTS
 from tests.node.machine import stopped
 from tests.node.restores import Restores
 from tests.node.test_restore import rows
-from tests.node.test_space import fill
+from tests.node.test_snapshots import filled
 from tests.node.world import World
 
 from dbranch.agent.layout import SubvolumeKind
@@ -61,10 +61,9 @@ def test_a_source_that_holds_data_elsewhere(world: World, restores: Restores, pr
 
 
 def test_a_pool_without_room(world: World, restores: Restores, project: str) -> None:
-    fill(world, "main", 180)
-    world.sql("main", "checkpoint")
-    uid = restores.order("b", source="main")
-    world.run_agent()
+    with filled(world.node.layout.pool(project)):
+        uid = restores.order("b", source="main")
+        world.run_agent()
     assert restores.ends[uid]["state"] == "Failed", restores.ends[uid]
     assert restores.ends[uid]["reason"] == "PoolFull"
     assert_serves_on(world, project)

@@ -87,7 +87,7 @@ class RestoreEffects:
         expires = _after(snapshot.lifetime) if snapshot and is_there and not snapshot.protected else ""
         ensure_old_kept(layout, project.uid, branch.uid, name, now_rfc3339(), expires)
         if is_there:
-            # Its data came by a rename, of which no event tells.
+            # Its data came by a rename, of which no event is seen.
             self._request_snapshot(project.namespace, name)
 
 
