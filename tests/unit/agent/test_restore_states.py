@@ -265,3 +265,16 @@ def test_without_a_failure_a_restore_that_is_cut_off_completes(cuts: list[tuple[
         model.run_controller()
     assert model.end is NodeRestoreState.DONE and model.kept == ["u-uid"]
     assert model.own.serves and model.own.marker and model.own.marker.generation == 2
+
+
+def test_without_its_pool_nobody_says_how_a_restore_ended() -> None:
+    """It may have been exchanged: the old pod of a stopped project ends, and the answer comes with the pool."""
+    desired = Desired(replace(PROJECT, state=State.STOPPED), ordered(), ordered().restore)
+    pod = PodFacts("slot-old", running=True)
+    unmounted = replace(EMPTY, pool_mounted=False, pods=(pod,))
+    plan = plan_restore(desired, RestoreFacts(RestoreVolume(), None, unmounted))
+    assert not plan.is_answered and [type(action) for action in plan.actions] == [DeletePod]
+    rest = plan_restore(desired, RestoreFacts(RestoreVolume(), None, replace(unmounted, pods=())))
+    assert not rest.is_answered and rest.actions == () and rest.requeue_after is None
+    running = plan_restore(replace(desired, project=PROJECT), RestoreFacts(RestoreVolume(), None, unmounted))
+    assert not running.is_answered and running.actions == () and running.requeue_after
