@@ -117,6 +117,14 @@ class World:
         self.name = "shop"
         self.effects: list[str] = []
 
+    def restart_node(self) -> None:
+        """Take away what a restart of the node takes: processes, mounts and loop devices. The pods start anew."""
+        self.kubelet.stop()
+        self.node.tear_down()
+        self.node.running.clear()
+        self.kubelet = Kubelet(self.api, self.node)
+        self.kubelet.start()
+
     def for_project(self, name: str) -> World:
         """Return the same node for another project on it."""
         other = copy.copy(self)
