@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dbranch.api import names
-from dbranch.api.conditions import Finding, Reason
+from dbranch.api.conditions import Condition, Finding, Reason, find_condition
 from dbranch.api.enums import Protection, State, TargetState
 from dbranch.api.owners import foreign_owners
 from dbranch.api.project import Project
@@ -84,6 +84,7 @@ class Branch:
     active: bool = False
     route: BranchRoute | None = None
     proxies: tuple[Acknowledgement, ...] = ()
+    release: str | None = None
     node: BranchNode = field(default_factory=BranchNode)
     status: Mapping[str, Any] = field(default_factory=dict)
 
@@ -91,6 +92,20 @@ class Branch:
     def deleting(self) -> bool:
         """True if the object has a deletionTimestamp."""
         return self.deleted is not None
+
+    @property
+    def is_released(self) -> bool:
+        """True if the controller has let go of a branch that is being deleted, so its agent may remove it.
+
+        A controller of release 0.1.0 writes no `status.release`: it reports the deletion while its finalizer is on
+        the branch, and removes that in the end. One of this release never reports a deletion without it.
+        """
+        if names.CONTROLLER_FINALIZER in self.finalizers:
+            return False
+        if self.release is not None:
+            return self.release == self.deleted
+        ready = find_condition(self.status, Condition.READY)
+        return (ready or {}).get("reason") == Reason.DELETING.value
 
     @property
     def name(self) -> str:
@@ -142,6 +157,7 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
         active=bool(status.get("active")),
         route=parse_branch_route(status.get("route")),
         proxies=parse_acknowledgements(status.get("proxies")),
+        release=status.get("release"),
         node=_parse_node(status.get("node") or {}),
         status=status,
     )

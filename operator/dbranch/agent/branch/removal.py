@@ -14,8 +14,8 @@ from dbranch.agent.slot.observe import observe_branch_slots, observe_pods
 from dbranch.agent.status import failed_storage_finding
 from dbranch.agent.timing import (
     BRANCH_POD_DELETION_POLL_SECONDS,
-    CONTROLLER_FINALIZER_POLL_SECONDS,
     NO_CHECKPOINT_GRACE_SECONDS,
+    RELEASE_POLL_SECONDS,
     STORAGE_UNCLEAR_RETRY_SECONDS,
 )
 from dbranch.agent.volume import effect as subvolume
@@ -40,8 +40,8 @@ class BranchRemoval:
 
     def remove(self, branch: Branch) -> tuple[Result, Finding | None]:
         """Remove what can be removed now; return no delay once nothing is left, and a finding about what stays."""
-        if names.CONTROLLER_FINALIZER in branch.finalizers:
-            return Result(CONTROLLER_FINALIZER_POLL_SECONDS), None
+        if not branch.is_released:
+            return Result(RELEASE_POLL_SECONDS), None
         namespace = self._context.namespace
         existing = observe_pods(self._cluster, namespace, f"{names.LABEL_BRANCH_UID}={branch.uid}")
         for pod in existing:

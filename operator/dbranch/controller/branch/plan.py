@@ -74,7 +74,7 @@ class BranchPlan:
 
 @dataclass(frozen=True)
 class BranchRemoval:
-    """How far a deletion may go. `done`: the controller lets go of the branch; `requeue_after`: seconds."""
+    """How far a deletion may go. `done`: the controller lets go of the branch, which `status` says."""
 
     done: bool
     status: Json
@@ -156,6 +156,7 @@ def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemoval:
     status: Json = {
         "conditions": report_conditions(previous, blocked, ready, branch.generation, now),
         "phase": phase_of(ready),
+        "release": names.RELEASE_PENDING,
     }
     if project:
         status |= _route_fields(plan_branch_route(project, branch))
@@ -169,7 +170,7 @@ def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemoval:
         and not is_withdrawn(project, branch, facts.proxies)
     ):
         return waiting
-    return BranchRemoval(True, status)
+    return BranchRemoval(True, status | {"release": branch.deleted})
 
 
 def held_status(branch: Branch, now: str) -> Json:

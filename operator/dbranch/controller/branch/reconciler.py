@@ -28,10 +28,11 @@ from dbranch.controller.manifests import Credentials, Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects, owner_uids
 from dbranch.controller.places import Places
-from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path, snapshot_path
+from dbranch.controller.scheduling import NodeFacts, missing_finalizers, needs_release
+from dbranch.kube.client import Cluster, Json, branch_path, object_path, path_of, project_path, snapshot_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import now_rfc3339, seconds_since
-from dbranch.runtime.finalizers import remove_finalizer
+from dbranch.runtime.finalizers import ensure_finalizers, remove_finalizer
 from dbranch.runtime.limited import LimitedDict
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import DONE, GONE, Result
@@ -90,6 +91,7 @@ class BranchReconciler:
             facts = replace(facts, problem=self._apply_service(facts, bypass_cache, is_new))
             plan = plan_branch(facts, now_rfc3339())
             if plan.binding is None:
+                facts = self._with_finalizers(facts)
                 facts = self._with_access(facts, plan, bypass_cache, is_new)
                 plan = plan_branch(facts, now_rfc3339())
                 self._report(facts.branch, plan)
@@ -101,7 +103,10 @@ class BranchReconciler:
                     in_namespace = partial(cache.branches_in, namespace)
                     if not self._places.take(facts.branch, in_namespace):
                         return Result(timing.PLACE_TAKEN_RETRY_SECONDS)
-                    written = self._bind(facts.branch, plan)
+                    written = self._bind(facts, plan)
+                if written is None:
+                    # It is being deleted: that is an event.
+                    return DONE
                 # Behind the binding: the agent works meanwhile.
                 facts = replace(facts, branch=written, node=cache.node(plan.binding.node))
                 facts = self._with_access(facts, plan, bypass_cache, is_new)
@@ -116,13 +121,33 @@ class BranchReconciler:
             # The controller does not watch what has a name that it needs.
             return Result(timing.UNREADY_RESYNC_SECONDS, unfinished=facts.problem is None)
 
-    def _bind(self, branch: Branch, plan: BranchPlan) -> Branch:
-        """Write the binding; return the branch as it is now."""
+    def _bind(self, facts: BranchFacts, plan: BranchPlan) -> Branch | None:
+        """Write finalizers, then the binding; return the branch as it is now, None if it is not to be bound.
+
+        These are two requests, since the status is a resource of its own. In this order the agent, which the binding
+        makes aware of the branch, finds its finalizer in place.
+        """
         try:
+            branch = self._with_finalizers(facts, plan).branch
+            if branch.deleting:
+                self._places.release(branch)
+                return None
             return self._report(branch, plan)
         except Exception:
-            self._places.release(branch)
+            self._places.release(facts.branch)
             raise
+
+    def _with_finalizers(self, facts: BranchFacts, plan: BranchPlan | None = None) -> BranchFacts:
+        """Put the finalizers on the branch that it needs on its node, or on the one that it is to be bound to."""
+        branch, node = facts.branch, facts.project_node if plan else facts.node
+        if node is None or (plan is None and branch.node_name is None):
+            return facts
+        missing = missing_finalizers(branch, node)
+        if not missing:
+            return facts
+        version, existing = branch.resource_version, branch.finalizers
+        body = ensure_finalizers(self._cluster, object_path(branch), branch.uid, version, existing, missing)
+        return replace(facts, branch=parse_branch(body) if body else replace(branch, deleted=now_rfc3339()))
 
     def _observe(self, branch: Branch, cache: Cache) -> BranchFacts:
         body = self._cluster.get(project_path(branch.namespace, branch.project))
@@ -253,9 +278,9 @@ class BranchReconciler:
         event of those leads here again.
         """
         branch = facts.branch
-        release_if_abandoned(self._cluster, branch, facts.node)
         self._abandonment_refusals.report(branch, facts.node)
-        if names.CONTROLLER_FINALIZER not in branch.finalizers:
+        if branch.is_released:
+            release_if_abandoned(self._cluster, branch, facts.node)
             held = held_status(branch, now_rfc3339())
             if held:
                 patch_status(self._cluster, branch, held)
@@ -277,9 +302,9 @@ class BranchReconciler:
             if removal.done:
                 self._sources.close(branch.uid)
         changes = removal.changes(branch.status)
-        if changes:
-            patch_status(self._cluster, branch, changes)
         if not removal.done:
+            if changes:
+                patch_status(self._cluster, branch, changes)
             return Result(removal.requeue_after or timing.DELETION_RESYNC_SECONDS)
         namespace, name = branch.namespace, branch.object_name
         for api, plural, owned_name in (
@@ -288,8 +313,22 @@ class BranchReconciler:
             ("v1", "secrets", names.conn_secret_name(name)),
         ):
             self._owned.delete(api, plural, namespace, owned_name, branch.uid)
-        remove_finalizer(self._cluster, object_path(branch), branch.uid, names.CONTROLLER_FINALIZER)
+        self._release_branch(branch, facts.node, changes)
         return DONE
+
+    def _release_branch(self, branch: Branch, node: NodeFacts | None, changes: Json) -> None:
+        """Let go of the branch, by the `changes` of its status: behind them the agent may remove it at any time."""
+        has_no_agent = branch.node_name is None or needs_release(branch, node)
+        ours = (
+            (names.CONTROLLER_FINALIZER, names.AGENT_FINALIZER)
+            if has_no_agent
+            else (names.CONTROLLER_FINALIZER,)
+        )
+        # What goes with its last finalizer has no reader.
+        if changes and not (has_no_agent and set(branch.finalizers) <= set(ours)):
+            patch_status(self._cluster, branch, changes)
+        if set(ours) & set(branch.finalizers):
+            remove_finalizer(self._cluster, object_path(branch), branch.uid, *ours)
 
     def _list_siblings(self, branch: Branch) -> tuple[Branch, ...]:
         """List the branches of the project uncached."""
