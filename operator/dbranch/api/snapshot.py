@@ -38,7 +38,7 @@ class SnapshotNode:
 class Snapshot:
     """A DBSnapshot. `object_name`: of the object; `deleted`: RFC 3339. `branch`: the name of the branch.
 
-    `origin_branch_uid`, `restore_uid`: `spec.origin` of a record, which the controller alone makes.
+    `origin_branch_uid`, `restore_uid`, `origin_time`: `spec.origin` of a record, which the controller alone makes.
     """
 
     namespace: str
@@ -51,6 +51,7 @@ class Snapshot:
     reason: SnapshotReason = SnapshotReason.REQUESTED
     origin_branch_uid: str | None = None
     restore_uid: str | None = None
+    origin_time: str | None = None
     generation: int = 1
     resource_version: str = ""
     created: str | None = None
@@ -107,6 +108,7 @@ def parse_snapshot(body: Mapping[str, Any]) -> Snapshot:
         reason=SnapshotReason(origin.get("reason", Snapshot.reason)),
         origin_branch_uid=origin.get("branchUID"),
         restore_uid=origin.get("restoreUID"),
+        origin_time=origin.get("time"),
         generation=int(meta.get("generation", 1)),
         resource_version=meta.get("resourceVersion", ""),
         created=meta.get("creationTimestamp"),
