@@ -15,6 +15,7 @@ import kopf
 
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
+from dbranch.api.enums import Undo
 from dbranch.api.errors import DbranchError
 from dbranch.api.expiry import format_time
 from dbranch.api.project import Project, parse_project
@@ -61,6 +62,7 @@ logger = logging.getLogger(__name__)
 _PROJECT: Any = (names.GROUP, names.VERSION, names.PROJECTS)
 _BRANCH: Any = (names.GROUP, names.VERSION, names.BRANCHES)
 _REQUESTED_AT: Any = ("metadata", "annotations", names.CONTROLLER_REQUESTED_AT)
+_UNSEEN: Any = object()
 # Fields of status.node that the agents measure: no condition and no route depends on them.
 _MEASURED_FIELDS = (
     *(
@@ -308,20 +310,20 @@ def _register_related(registry: kopf.OperatorRegistry, work: Work, initial_sync:
     kopf updates the indices before it runs the handlers of an event, so the reconcile sees the change that led to it.
     """
     options: Any = {"registry": registry}
-    # UIDs of branches.
-    being_deleted: set[str] = set()
+    # By UID: spec.undo of branches, which can be changed while their deletion waits.
+    being_deleted: dict[str, Undo | None] = {}
 
     @kopf.on.event(*_BRANCH, **options)
     async def on_branch_event(event: Any, body: kopf.Body, **kwargs: Any) -> None:
         branch = parse_branch(body)
         work.follow(kwargs, branch)
         if event["type"] == "DELETED":
-            being_deleted.discard(branch.uid)
+            being_deleted.pop(branch.uid, None)
             work.forget(branch)
             initial_sync.mark_reconciled(branch.namespace, branch.object_name)
-        elif branch.deleting and branch.uid not in being_deleted:
+        elif branch.deleting and being_deleted.get(branch.uid, _UNSEEN) != branch.undo:
             # kopf calls no handler for a deletion that its own finalizer does not hold.
-            being_deleted.add(branch.uid)
+            being_deleted[branch.uid] = branch.undo
             work.request(branch, kwargs)
 
     @kopf.on.event(*_PROJECT, **options)
