@@ -12,6 +12,7 @@ from typing import Protocol
 
 from dbranch.api.errors import ClusterUnreachable, InvalidInput
 from dbranch.proxy import timing
+from dbranch.proxy.branch_ports import BranchPorts
 from dbranch.proxy.branches import ProxyBranch, compose, is_older, read_branch
 from dbranch.proxy.entries import Acknowledger, EntryWriter
 from dbranch.proxy.project import ProxyProject, read_project
@@ -36,6 +37,7 @@ async def follow(
     switchboard: Switchboard,
     writer: EntryWriter,
     acknowledger: Acknowledger,
+    branch_ports: BranchPorts,
     on_applied: Callable[[], None],
 ) -> None:
     """List and watch the DBProject and its DBBranches forever, and put each state of them in force on `switchboard`.
@@ -43,7 +45,7 @@ async def follow(
     A controller of release 0.1.0 gives no right to the branches, but a table in the DBProject: that counts then.
     While the API server is unreachable the table stays as it is.
     """
-    applier = _Applier(proxy_pod, switchboard, writer, acknowledger, on_applied)
+    applier = _Applier(proxy_pod, switchboard, writer, acknowledger, branch_ports, on_applied)
     await asyncio.gather(
         _list_and_watch(client, client.project, _ProjectReader(applier), proxy_pod),
         _list_and_watch(client, client.branches, _BranchReader(applier), proxy_pod),
@@ -157,10 +159,12 @@ class _Applier:
         switchboard: Switchboard,
         writer: EntryWriter,
         acknowledger: Acknowledger,
+        branch_ports: BranchPorts,
         on_applied: Callable[[], None],
     ) -> None:
         self.proxy_pod, self._switchboard = proxy_pod, switchboard
         self._writer, self._acknowledger, self._on_applied = writer, acknowledger, on_applied
+        self._branch_ports = branch_ports
         self.project: ProxyProject | None = None
         # By the names of their objects; None until they were listed.
         self.branches: dict[str, ProxyBranch] | None = None
@@ -195,6 +199,8 @@ class _Applier:
         if previous is None or (previous.generation, previous.active) != (table.generation, table.active):
             log.info("route generation %d: branch %s", table.generation, table.active)
         self._writer.on_applied(project.entry_pods)
+        # Before the acknowledgement: behind it the controller sends here what comes to the branch's own Service.
+        self._branch_ports.on_applied(self.branches or {})
         self._acknowledger.on_applied(self.branches or {})
         self._on_applied()
 

@@ -104,6 +104,47 @@ def test_a_table_in_the_project_counts_and_what_is_being_deleted_besides() -> No
     assert isinstance(decide(table, "y"), Reject)
 
 
+RESTORING = BranchRoute(4, TargetState.STARTING, "10.0.0.1", 20001, "restore-uid")
+
+
+def test_a_branch_that_is_restored_holds_new_sessions_and_keeps_the_open_ones() -> None:
+    restored = proxy_branch("main", RESTORING)
+    table = compose(SHOP, by_name(restored))
+    awaited = Wait('the restore of branch "main" of project shop to end')
+    assert decide(table, None) == decide(table, "main") == awaited
+    assert restored.awaited_acknowledgement() == 4
+    open_session = Backend("main", "10.0.0.1", 20001, requested=False)
+    assert decide_fate(table, open_session) == Stay()
+    # One that is still logging in would come to the old data behind the acknowledgement.
+    assert isinstance(decide_fate(table, open_session, greeted=False), End)
+    over = proxy_branch("main", BranchRoute(5, TargetState.READY, "10.0.0.9", 20001))
+    table = compose(SHOP, by_name(over))
+    assert decide(table, None) == Dial("main", "10.0.0.9", 20001)
+    assert over.awaited_acknowledgement() is None
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        replace(RESTORING, state=TargetState.READY),
+        replace(RESTORING, state=TargetState.STOPPED),
+        replace(RESTORING, restore=None),
+    ],
+)
+def test_only_a_route_that_is_starting_and_names_a_restore_is_held_for_it(route: BranchRoute) -> None:
+    branch = proxy_branch("main", route)
+    assert not branch.restoring and branch.awaited_acknowledgement() is None
+    assert not compose(SHOP, by_name(branch)).restoring
+
+
+def test_a_restore_holds_new_sessions_though_a_table_in_the_project_says_ready() -> None:
+    """That is there for the proxies of release 0.1.0, and this one acknowledges the branch's own route."""
+    targets = {"main": Target("main", TargetState.READY, "10.0.0.1", 20001)}
+    project = ProxyProject(replace(SHOP.table, targets=targets), has_targets=True)
+    table = compose(project, by_name(proxy_branch("main", RESTORING)))
+    assert "the restore" in str(decide(table, None))
+
+
 def test_a_lagging_api_server_takes_no_route_back() -> None:
     older = proxy_branch("main", replace(UP, generation=2))
     assert is_older(older, MAIN) and is_older(proxy_branch("main", None), MAIN)
