@@ -8,9 +8,20 @@ from typing import Any
 
 from dbranch.api import names
 from dbranch.api.conditions import Finding, Reason
-from dbranch.api.enums import Protection, State, TargetState
+from dbranch.api.enums import Protection, State, TargetState, Undo
 from dbranch.api.owners import foreign_owners
 from dbranch.api.project import Project
+from dbranch.api.restore import (
+    BranchData,
+    BranchRestore,
+    NodeRestore,
+    RestoreRecord,
+    parse_branch_restore,
+    parse_data,
+    parse_node_restore,
+    parse_records,
+    parse_undo,
+)
 
 
 @dataclass(frozen=True)
@@ -18,6 +29,7 @@ class BranchNode:
     """`status.node`: what the branch's agent reports of its subvolume and its Postgres.
 
     `pod` is the Postgres pod's name in the nodes' namespace (the slot's name), `address` the pod's IP address.
+    `generation`: how often its data was exchanged by a restore, and 1.
     """
 
     source_uid: str | None = None
@@ -34,17 +46,23 @@ class BranchNode:
     logical_bytes: int | None = None
     unique_bytes: int | None = None
     written_bytes: int | None = None
+    generation: int = 1
+    restore: NodeRestore | None = None
     deletion: Finding | None = None
 
 
 @dataclass(frozen=True)
 class BranchRoute:
-    """`status.route`: where proxies reach the branch. The generation (from 1) rises with each change of the rest."""
+    """`status.route`: where proxies reach the branch. The generation (from 1) rises with each change of the rest.
+
+    `restore`: the UID of the DBRestore that exchanges the branch's data now; new sessions are held.
+    """
 
     generation: int
     state: TargetState
     address: str | None = None
     port: int | None = None
+    restore: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +95,7 @@ class Branch:
     foreign_owners: tuple[str, ...] = ()
     state: State = State.RUNNING
     protection: Protection = Protection.DISABLED
+    undo: Undo | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
     resources: Mapping[str, Any] = field(default_factory=dict)
     node_name: str | None = None
@@ -84,6 +103,9 @@ class Branch:
     active: bool = False
     route: BranchRoute | None = None
     proxies: tuple[Acknowledgement, ...] = ()
+    restore: BranchRestore | None = None
+    restores: tuple[RestoreRecord, ...] = ()
+    data: BranchData | None = None
     node: BranchNode = field(default_factory=BranchNode)
     status: Mapping[str, Any] = field(default_factory=dict)
 
@@ -135,6 +157,7 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
         foreign_owners=foreign_owners(meta),
         state=State(spec.get("state", Branch.state)),
         protection=Protection(spec.get("protection", Branch.protection)),
+        undo=parse_undo(spec.get("undo")),
         parameters=dict(postgres.get("parameters") or {}),
         resources=dict(postgres.get("resources") or {}),
         node_name=status.get("nodeName"),
@@ -142,6 +165,9 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
         active=bool(status.get("active")),
         route=parse_branch_route(status.get("route")),
         proxies=parse_acknowledgements(status.get("proxies")),
+        restore=parse_branch_restore(status.get("restore")),
+        restores=parse_records(status.get("restores")),
+        data=parse_data(status.get("data")),
         node=_parse_node(status.get("node") or {}),
         status=status,
     )
@@ -156,6 +182,7 @@ def parse_branch_route(raw: Any) -> BranchRoute | None:
             TargetState(raw["state"]),
             None if address is None else str(address),
             None if port is None else int(port),
+            raw.get("restore"),
         )
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
@@ -196,5 +223,7 @@ def _parse_node(raw: Mapping[str, Any]) -> BranchNode:
         logical_bytes=raw.get("logicalBytes"),
         unique_bytes=raw.get("uniqueBytes"),
         written_bytes=raw.get("writtenBytes"),
+        generation=int(raw.get("generation", 1)),
+        restore=parse_node_restore(raw.get("restore")),
         deletion=Finding.from_dict(raw.get("deletion")),
     )

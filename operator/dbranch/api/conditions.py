@@ -17,7 +17,7 @@ MESSAGE_LIMIT = 256
 
 
 class Condition(StrEnum):
-    """The condition types of DBProject, DBBranch and DBSnapshot."""
+    """The condition types of DBProject, DBBranch, DBSnapshot and DBRestore."""
 
     READY = "Ready"
     RECONCILING = "Reconciling"
@@ -27,6 +27,8 @@ class Condition(StrEnum):
     POSTGRES_READY = "PostgresReady"
     ROUTED = "Routed"
     DELETION_BLOCKED = "DeletionBlocked"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
 
 
 class Reason(OpenEnum):
@@ -80,6 +82,26 @@ class Reason(OpenEnum):
     # Ready of a snapshot
     SNAPSHOT_MISSED = "SnapshotMissed"
     SNAPSHOT_LOST = "SnapshotLost"
+    # Ready of a branch, while a restore exchanges its data
+    RESTORING = "Restoring"
+    # Reconciling of a restore
+    QUEUED = "Queued"
+    PROJECT_STOPPED = "ProjectStopped"
+    CLEANING = "Cleaning"
+    SWITCHING = "Switching"
+    STOPPING = "Stopping"
+    OPENING = "Opening"
+    # Complete of a restore
+    RESTORED = "Restored"
+    ALREADY_APPLIED = "AlreadyApplied"
+    # Failed of a restore
+    PROTECTED = "Protected"
+    NO_SOURCE = "NoSource"
+    BRANCH_REPLACED = "BranchReplaced"
+    QUEUE_FULL = "QueueFull"
+    STARTING_DEADLINE_EXCEEDED = "StartingDeadlineExceeded"
+    START_FAILED = "StartFailed"
+    CANCELED = "Canceled"
     # PostgresReady
     ACCEPTING = "Accepting"
     RESTART_PENDING = "RestartPending"
@@ -134,6 +156,8 @@ TRUE_REASONS = frozenset(
         Reason.IMAGE_CHANGED,
         Reason.ROUTED,
         Reason.DRAINING,
+        Reason.RESTORED,
+        Reason.ALREADY_APPLIED,
         Reason.WAITING_FOR_AGENT,
     }
 )

@@ -18,7 +18,10 @@ NEVER: Final = "Never"
 
 @dataclass(frozen=True)
 class SnapshotNode:
-    """`status.node`: what the snapshot's agent reports of its subvolume."""
+    """`status.node`: what the snapshot's agent reports of its subvolume.
+
+    `generation`: `status.node.generation` of the branch when it had this data.
+    """
 
     snapshot_time: str | None = None
     storage: Finding | None = None
@@ -26,6 +29,7 @@ class SnapshotNode:
     logical_bytes: int | None = None
     unique_bytes: int | None = None
     deletion: Finding | None = None
+    generation: int | None = None
 
     @property
     def stored(self) -> bool:
@@ -35,7 +39,10 @@ class SnapshotNode:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A DBSnapshot. `object_name`: of the object; `deleted`: RFC 3339. `branch`: the name of the branch."""
+    """A DBSnapshot. `object_name`: of the object; `deleted`: RFC 3339. `branch`: the name of the branch.
+
+    `origin_branch_uid`, `restore_uid`: `spec.origin` of a record, which the controller alone makes.
+    """
 
     namespace: str
     object_name: str
@@ -45,6 +52,8 @@ class Snapshot:
     ttl: str = NEVER
     protection: Protection = Protection.DISABLED
     reason: SnapshotReason = SnapshotReason.REQUESTED
+    origin_branch_uid: str | None = None
+    restore_uid: str | None = None
     generation: int = 1
     resource_version: str = ""
     created: str | None = None
@@ -95,6 +104,7 @@ class Snapshot:
 def parse_snapshot(body: Mapping[str, Any]) -> Snapshot:
     """Parse a DBSnapshot as the API server returns it. The schema's defaults apply here, too."""
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    origin = spec.get("origin") or {}
     return Snapshot(
         namespace=meta.get("namespace", ""),
         object_name=meta["name"],
@@ -103,7 +113,9 @@ def parse_snapshot(body: Mapping[str, Any]) -> Snapshot:
         branch=spec["branch"],
         ttl=str(spec.get("ttl", NEVER)),
         protection=Protection(spec.get("protection", Snapshot.protection)),
-        reason=SnapshotReason((spec.get("origin") or {}).get("reason", Snapshot.reason)),
+        reason=SnapshotReason(origin.get("reason", Snapshot.reason)),
+        origin_branch_uid=origin.get("branchUID"),
+        restore_uid=origin.get("restoreUID"),
         generation=int(meta.get("generation", 1)),
         resource_version=meta.get("resourceVersion", ""),
         created=meta.get("creationTimestamp"),
@@ -128,4 +140,5 @@ def _parse_node(raw: Mapping[str, Any]) -> SnapshotNode:
         logical_bytes=raw.get("logicalBytes"),
         unique_bytes=raw.get("uniqueBytes"),
         deletion=Finding.from_dict(raw.get("deletion")),
+        generation=raw.get("generation"),
     )
