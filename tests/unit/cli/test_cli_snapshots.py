@@ -27,6 +27,7 @@ PATHS = {
     names.PROJECT_KIND: path_of(names.API_VERSION, names.PROJECTS, "team"),
     names.BRANCH_KIND: path_of(names.API_VERSION, names.BRANCHES, "team"),
     names.SNAPSHOT_KIND: path_of(names.API_VERSION, names.SNAPSHOTS, "team"),
+    names.RESTORE_KIND: path_of(names.API_VERSION, names.RESTORES, "team"),
 }
 
 
@@ -123,8 +124,10 @@ class FakeStore(Store):
         super().__init__(None, "team")  # type: ignore[arg-type]
         self.api = FakeApi()
         for builder in (project(), branch(), *builders):
-            body = builder.body()
-            self.api.put(PATHS[body["kind"]], body)
+            self.put(builder.body())
+
+    def put(self, body: Body) -> None:
+        self.api.put(PATHS[body["kind"]], body)
 
     def find(self, plural: str, name: str) -> Body | None:
         return self.api.get(path_of(names.API_VERSION, plural, "team", name))
