@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 from tests.factories import BranchBuilder, RestoreBuilder, SnapshotBuilder, branch, project, restore, snapshot
-from tests.unit.cli.test_cli_snapshots import FakeStore, run  # noqa: F401
+from tests.unit.cli.store import FakeStore
 
 from dbranch.api import names
 from dbranch.api.conditions import Condition, Reason
