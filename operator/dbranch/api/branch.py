@@ -11,6 +11,7 @@ from dbranch.api.conditions import Finding, Reason
 from dbranch.api.enums import Protection, State, TargetState, Undo
 from dbranch.api.owners import foreign_owners
 from dbranch.api.project import Project
+from dbranch.api.protection import is_protected
 from dbranch.api.restore import (
     BranchData,
     BranchRestore,
@@ -78,6 +79,8 @@ class Branch:
     """A DBBranch. `object_name` is `<project>-<branch>`, `name` what follows the project; `deleted`: RFC 3339.
 
     `source_snapshot`: the DBSnapshot that it is made from, in place of `source`. `source_uid`: of either.
+    `protected`: by spec.protection, or by spec.protectedUntil. `ttl`, `expires`: of the spec, the latter
+    spec.expirationTime; `default_ttl`, `expiration_time`: of the status, the former status.ttl.
     """
 
     namespace: str
@@ -96,6 +99,13 @@ class Branch:
     state: State = State.RUNNING
     protection: Protection = Protection.DISABLED
     undo: Undo | None = None
+    protected_until: str | None = None
+    protected: bool = False
+    ttl: str | None = None
+    expires: str | None = None
+    default_ttl: str | None = None
+    expiration_time: str | None = None
+    observed_generation: int = 0
     parameters: Mapping[str, str] = field(default_factory=dict)
     resources: Mapping[str, Any] = field(default_factory=dict)
     node_name: str | None = None
@@ -158,6 +168,15 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
         state=State(spec.get("state", Branch.state)),
         protection=Protection(spec.get("protection", Branch.protection)),
         undo=parse_undo(spec.get("undo")),
+        protected_until=spec.get("protectedUntil"),
+        protected=is_protected(
+            spec.get("protection"), spec.get("protectedUntil"), status.get("protectionEnded")
+        ),
+        ttl=spec.get("ttl"),
+        expires=spec.get("expirationTime"),
+        default_ttl=status.get("ttl"),
+        expiration_time=status.get("expirationTime"),
+        observed_generation=int(status.get("observedGeneration", 0)),
         parameters=dict(postgres.get("parameters") or {}),
         resources=dict(postgres.get("resources") or {}),
         node_name=status.get("nodeName"),

@@ -54,6 +54,7 @@ def _restore(condition: Condition, meaning: str, remedy: str = "") -> Entry:
 _READY, _SCHEDULED, _STORAGE = Condition.READY, Condition.SCHEDULED, Condition.STORAGE_READY
 _POSTGRES, _ROUTED, _BLOCKED = Condition.POSTGRES_READY, Condition.ROUTED, Condition.DELETION_BLOCKED
 _RECONCILING, _COMPLETE, _FAILED = Condition.RECONCILING, Condition.COMPLETE, Condition.FAILED
+_UNEXPIRED = Condition.EXPIRATION_BLOCKED
 
 CATALOG: Final[Mapping[Reason, Entry]] = {
     Reason.AVAILABLE: _all(
@@ -92,6 +93,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         project=(_SCHEDULED,),
         branch=(_SCHEDULED,),
         snapshot=(_READY,),
+        restore=(_RECONCILING,),
     ),
     Reason.AGENT_NOT_REPORTING: _both(
         _SCHEDULED,
@@ -140,6 +142,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Do what the sentence asks for: raise the quota, correct the policy or the object.",
         project=(_READY, _ROUTED),
         branch=(_SCHEDULED,),
+        restore=(_RECONCILING,),
     ),
     Reason.WAITING_FOR_DELETION: Entry(
         "An object that has a name that is needed is still being deleted.",
@@ -214,11 +217,6 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "A restore of this name was done on the branch before, so nothing was done again: the object was made anew "
         "by Git, a backup or a saved file.",
         "To restore again, make a DBRestore with another name.",
-    ),
-    Reason.PROTECTED: _restore(
-        _FAILED,
-        "The branch is protected: spec.protection.",
-        "Set spec.protection of the branch to Disabled, and make another DBRestore.",
     ),
     Reason.NO_SOURCE: _restore(
         _FAILED,
@@ -459,9 +457,11 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
     ),
     Reason.BRANCH_NOT_READY: Entry(
         "The branch in spec.activeBranch is not Ready yet; the old route stays and moves by itself. Or the branch of "
-        "a snapshot is not stored yet, or its project is stopped; the snapshot is taken by itself later.",
+        "a snapshot is not stored yet, or its project is stopped; the snapshot is taken by itself later. The branch "
+        "of a restore is not stored yet: it waits, until its startingDeadline.",
         project=(_ROUTED,),
         snapshot=(_READY,),
+        restore=(_RECONCILING,),
     ),
     Reason.BRANCH_STOPPED: _project(
         _ROUTED,
@@ -510,5 +510,23 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "The deletion waits for the snapshot of a branch that is being made of this one, or until nothing on the "
         "node uses the data; it goes on by itself.",
         "If the message names a process or mount on the node, end it.",
+    ),
+    Reason.ROOT_BRANCH: _branch(
+        _UNEXPIRED,
+        "The root branch of a project does not expire, whatever its spec says.",
+        "Take spec.ttl and spec.expirationTime away.",
+    ),
+    Reason.ACTIVE_BRANCH: _branch(
+        _UNEXPIRED,
+        "The branch has a time to expire, which does not count while it is the active branch or is to become it; "
+        "when another one is active, it goes no sooner than a day later, or its ttl if that is shorter.",
+        "Switch to another branch to let it expire (docs/expiry.md).",
+    ),
+    Reason.PROTECTED: Entry(
+        "The branch is protected: it is not restored, and its time to expire does not count; after that it goes no "
+        "sooner than a day later, or its ttl if that is shorter.",
+        "Run `dbranch unprotect BRANCH` to let it expire (docs/expiry.md), or to restore it by another DBRestore.",
+        branch=(_UNEXPIRED,),
+        restore=(_FAILED,),
     ),
 }

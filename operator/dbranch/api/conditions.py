@@ -29,6 +29,7 @@ class Condition(StrEnum):
     DELETION_BLOCKED = "DeletionBlocked"
     COMPLETE = "Complete"
     FAILED = "Failed"
+    EXPIRATION_BLOCKED = "ExpirationBlocked"
 
 
 class Reason(OpenEnum):
@@ -95,7 +96,6 @@ class Reason(OpenEnum):
     RESTORED = "Restored"
     ALREADY_APPLIED = "AlreadyApplied"
     # Failed of a restore
-    PROTECTED = "Protected"
     NO_SOURCE = "NoSource"
     BRANCH_REPLACED = "BranchReplaced"
     QUEUE_FULL = "QueueFull"
@@ -136,9 +136,13 @@ class Reason(OpenEnum):
     TLS_SECRET_INVALID = "TLSSecretInvalid"
     # DeletionBlocked
     WAITING_FOR_AGENT = "WaitingForAgent"
+    # ExpirationBlocked
+    ROOT_BRANCH = "RootBranch"
+    ACTIVE_BRANCH = "ActiveBranch"
+    PROTECTED = "Protected"
 
 
-# Their condition is True. DeletionBlocked exists only while it is True.
+# Their condition is True. DeletionBlocked and ExpirationBlocked exist only while they are True.
 TRUE_REASONS = frozenset(
     {
         Reason.AVAILABLE,
@@ -159,6 +163,9 @@ TRUE_REASONS = frozenset(
         Reason.RESTORED,
         Reason.ALREADY_APPLIED,
         Reason.WAITING_FOR_AGENT,
+        Reason.ROOT_BRANCH,
+        Reason.ACTIVE_BRANCH,
+        Reason.PROTECTED,
     }
 )
 # Their condition is Unknown: the node or its agent does not report.

@@ -166,7 +166,7 @@ class ProjectNode:
 
 @dataclass(frozen=True)
 class Project:
-    """A DBProject. `size` is in bytes."""
+    """A DBProject. `size` is in bytes. `default_ttl`, `max_ttl`: of its branches."""
 
     namespace: str
     name: str
@@ -183,6 +183,8 @@ class Project:
     protection: Protection = Protection.DISABLED
     deletion_policy: DeletionPolicy = DeletionPolicy.DELETE
     undo: UndoPolicy = field(default_factory=UndoPolicy)
+    default_ttl: str | None = None
+    max_ttl: str | None = None
     postgres: Postgres = field(default_factory=Postgres)
     size: int = 10 * 2**30
     node_selector: Mapping[str, str] = field(default_factory=dict)
@@ -254,6 +256,8 @@ def parse_project(body: Mapping[str, Any]) -> Project:
         protection=Protection(spec.get("protection", base.protection)),
         deletion_policy=DeletionPolicy(spec.get("deletionPolicy", base.deletion_policy)),
         undo=_parse_undo(spec.get("undo") or {}),
+        default_ttl=(spec.get("branchDefaults") or {}).get("ttl"),
+        max_ttl=(spec.get("branchPolicy") or {}).get("maxTTL"),
         postgres=Postgres(
             image=raw_pg.get("image", base.postgres.image),
             run_as_user=int(raw_pg.get("runAsUser", base.postgres.run_as_user)),

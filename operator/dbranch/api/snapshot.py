@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from datetime import timedelta
+from typing import Any
 
 from dbranch.api import names
 from dbranch.api.conditions import NO_PROGRESS_REASONS, Finding, Reason
 from dbranch.api.enums import Protection, SnapshotReason
-from dbranch.api.errors import InvalidInput
-from dbranch.api.quantity import parse_seconds
-
-# The value of `spec.ttl` of a snapshot that does not expire.
-NEVER: Final = "Never"
+from dbranch.api.expiry import NEVER, parse_ttl
 
 
 @dataclass(frozen=True)
@@ -90,15 +87,9 @@ class Snapshot:
         return self.protection == Protection.ENABLED
 
     @property
-    def ttl_seconds(self) -> float | None:
+    def lifetime(self) -> timedelta | None:
         """How long it is kept from its snapshot on; None: until somebody deletes it."""
-        if self.ttl == NEVER:
-            return None
-        try:
-            return parse_seconds(self.ttl)
-        except InvalidInput:
-            # The schema's pattern admits none; what cannot be read deletes nothing.
-            return None
+        return parse_ttl(self.ttl)
 
 
 def parse_snapshot(body: Mapping[str, Any]) -> Snapshot:
