@@ -85,9 +85,9 @@ def history_of(
     Restores whose objects are gone are shown as the branch's `status.restores` remembers them.
     """
     entries = [body for body in restores if body["spec"]["branch"] == branch]
-    known = {body["metadata"]["uid"] for body in entries}
+    existing = {body["metadata"]["uid"] for body in entries}
     if live is not None:
-        entries += [body for body in _remembered(branch, live) if body["metadata"]["uid"] not in known]
+        entries += [body for body in _remembered(branch, live) if body["metadata"]["uid"] not in existing]
     entries += [body for body in snapshots if body["spec"]["branch"] == branch]
     return sorted(entries, key=_time_of, reverse=True)
 

@@ -77,6 +77,7 @@ def restore(stage: Stage, quick: bool) -> Result:
     fill(client, main, 100)
     client.ask("sql", dsn=main, queries=["create table round as select 0 as number"])
     stage.create_until_ready(PROJECT, BRANCH)
+    request = {"dsn": dsn, "query": "select number from round", "pause": 0.005}
     samples: dict[str, list[float]] = {key: [] for key in ("bare", "complete", "held", "gap", "snapshot")}
     for index in range(1, 5 if quick else 17):
         wait_idle(stage)
@@ -88,8 +89,7 @@ def restore(stage: Stage, quick: bool) -> Result:
         answer: dict[str, Any] = {}
 
         def poll(expected: str = str(index), answer: dict[str, Any] = answer) -> None:
-            query = "select number from round"
-            answer |= client.ask("until_value", dsn=dsn, query=query, pause=0.005, expected=expected)
+            answer |= client.ask("until_value", **request, expected=expected)
 
         polling = threading.Thread(target=poll)
         polling.start()

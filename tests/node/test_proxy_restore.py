@@ -166,7 +166,7 @@ def test_a_client_that_is_logging_in_does_not_reach_the_old_data_behind_the_ackn
     assert fields["C"] == "57P01" and "is being restored" in fields["M"]
 
 
-def test_a_session_whose_backend_has_not_answered_waits_for_the_restored_data(
+def test_a_session_without_an_answer_of_its_backend_waits_for_the_restored_data(
     running: ProxyProcess, main: Backend, feature: Backend, threads: ThreadPoolExecutor
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:

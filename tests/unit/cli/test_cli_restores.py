@@ -119,7 +119,7 @@ def test_a_reset_that_cannot_be_meant_makes_no_object(run: Any, words: tuple[str
     assert created(store) == []
 
 
-def test_a_branch_whose_source_is_gone_is_not_reset_to_it(run: Any) -> None:
+def test_a_branch_without_its_source_is_not_reset_to_it(run: Any) -> None:
     store = FakeStore(branch("x", "gone"))
     assert failure(run(store, "reset", "x", "--no-wait")).code == ExitCode.NOT_FOUND
     assert created(store) == []
@@ -227,8 +227,8 @@ def test_undo_is_a_restore_from_that_copy(run: Any, monkeypatch: pytest.MonkeyPa
     expected = {"sourceSnapshot": "shop-x-undo-abcde", "ttlAfterFinished": "24h"}
     assert body["spec"] == {"project": "shop", "branch": "x", **expected}
     data = clock_time(at(timedelta(hours=5)))
-    again = "'undo' again takes this back; older: dbranch history x"
-    assert printed == f"branch x is back to the data of {data}; {again}\n"
+    offer = "'undo' again takes this back; older: dbranch history x"
+    assert printed == f"branch x is back to the data of {data}; {offer}\n"
 
 
 def test_undo_without_the_copy_of_the_last_restore_names_the_older_ones(run: Any) -> None:

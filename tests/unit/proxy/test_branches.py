@@ -117,10 +117,10 @@ def test_a_branch_that_is_restored_holds_new_sessions_and_keeps_the_open_ones() 
     assert decide_fate(table, open_session) == Stay()
     # One that is still logging in would come to the old data behind the acknowledgement.
     assert isinstance(decide_fate(table, open_session, greeted=False), End)
-    over = proxy_branch("main", BranchRoute(5, TargetState.READY, "10.0.0.9", 20001))
-    table = compose(SHOP, by_name(over))
+    ready = proxy_branch("main", BranchRoute(5, TargetState.READY, "10.0.0.9", 20001))
+    table = compose(SHOP, by_name(ready))
     assert decide(table, None) == Dial("main", "10.0.0.9", 20001)
-    assert over.awaited_acknowledgement() is None
+    assert ready.awaited_acknowledgement() is None
 
 
 @pytest.mark.parametrize(
