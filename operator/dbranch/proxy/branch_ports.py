@@ -62,11 +62,12 @@ class BranchPorts:
         self._branches: dict[str, ProxyBranch] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._listeners: dict[int, _Listener] = {}
+        self._closed = False
 
     def on_applied(self, branches: Mapping[str, ProxyBranch]) -> None:
         """Listen for the branches that are being restored, as the table in force has them."""
         restoring = {branch.uid: branch for branch in branches.values() if branch.restoring}
-        if not restoring and not self._branches:
+        if self._closed or not (restoring or self._branches):
             return
         for uid in restoring:
             if timer := self._timers.pop(uid, None):
@@ -103,7 +104,8 @@ class BranchPorts:
             log.warning(message, branch.name, port, error.strerror or error)
 
     def close(self) -> None:
-        """Stop listening; what has waited is accepted no more."""
+        """Stop listening for good; what has waited is accepted no more."""
+        self._closed = True
         for timer in self._timers.values():
             timer.cancel()
         for listener in self._listeners.values():

@@ -67,6 +67,17 @@ def is_older(branch: ProxyBranch, current: ProxyBranch | None) -> bool:
     return branch.route is None or branch.route.generation < current.route.generation
 
 
+def with_last_address(branch: ProxyBranch, current: ProxyBranch | None) -> ProxyBranch:
+    """Return a branch that is being restored with the address that its route had before, if it has none now.
+
+    No session is sent there, but there are the open ones, and a cancel may be of one that another proxy has.
+    """
+    route, last = branch.route, current.route if current and current.uid == branch.uid else None
+    if route is None or last is None or route.address or not branch.restoring:
+        return branch
+    return replace(branch, route=replace(route, address=last.address, port=last.port))
+
+
 def compose(project: ProxyProject, branches: Mapping[str, ProxyBranch], seen_generation: int = 0) -> Table:
     """Return the table of a project with its branches (by the names of their objects).
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from dbranch.api.errors import ClusterUnreachable, InvalidInput
 from dbranch.proxy import timing
 from dbranch.proxy.branch_ports import BranchPorts
-from dbranch.proxy.branches import ProxyBranch, compose, is_older, read_branch
+from dbranch.proxy.branches import ProxyBranch, compose, is_older, read_branch, with_last_address
 from dbranch.proxy.entries import Acknowledger, EntryWriter
 from dbranch.proxy.project import ProxyProject, read_project
 from dbranch.proxy.project_client import (
@@ -249,6 +249,8 @@ class _BranchReader:
             current = current_branches.get(name)
             if current and is_older(branch, current):
                 branches[name] = current
+            else:
+                branches[name] = with_last_address(branch, current)
         self._replace(branches)
 
     def on_change(self, item: object) -> None:
@@ -256,6 +258,7 @@ class _BranchReader:
             case ProxyBranch():
                 current_branches = self._applier.branches or {}
                 current = current_branches.get(item.object_name)
+                item = with_last_address(item, current)
                 if item != current and not is_older(item, current):
                     self._replace({**current_branches, item.object_name: item})
             case _Invalid():

@@ -11,9 +11,20 @@ from dbranch.api.branch import BranchRoute
 from dbranch.api.enums import TargetState
 from dbranch.api.errors import InvalidInput
 from dbranch.api.project import RouteTarget, Target
-from dbranch.proxy.branches import ProxyBranch, compose, is_older, read_branch
+from dbranch.proxy.branches import ProxyBranch, compose, is_older, read_branch, with_last_address
 from dbranch.proxy.project import ProxyProject
-from dbranch.proxy.routes import Backend, Dial, End, Reject, Stay, Table, Wait, decide, decide_fate
+from dbranch.proxy.routes import (
+    Backend,
+    Dial,
+    End,
+    Reject,
+    Stay,
+    Table,
+    Wait,
+    cancel_candidates,
+    decide,
+    decide_fate,
+)
 
 UP = BranchRoute(3, TargetState.READY, "10.0.0.1", 20001)
 
@@ -135,6 +146,18 @@ def test_only_a_route_that_is_starting_and_names_a_restore_is_held_for_it(route:
     branch = proxy_branch("main", route)
     assert not branch.restoring and branch.awaited_acknowledgement() is None
     assert not compose(SHOP, by_name(branch)).restoring
+
+
+def test_a_cancel_finds_a_branch_that_is_restored_where_it_was() -> None:
+    """Its route may name no address meanwhile."""
+    restored = proxy_branch("main", replace(RESTORING, address=None, port=None))
+    table = compose(SHOP, by_name(with_last_address(restored, MAIN)))
+    assert [(b.address, b.port) for b in cancel_candidates(table, (), 32)] == [("10.0.0.1", 20001)]
+    assert isinstance(decide(table, None), Wait)
+    assert with_last_address(restored, None) == restored
+    assert with_last_address(restored, proxy_branch("main", UP, "another object")) == restored
+    stopped = proxy_branch("main", BranchRoute(4, TargetState.STOPPED))
+    assert with_last_address(stopped, MAIN) == stopped
 
 
 def test_a_restore_holds_new_sessions_though_a_table_in_the_project_says_ready() -> None:
