@@ -31,6 +31,13 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         "dbranch restart feature-x",
         "dbranch restart feature-x --reset-alter-system",
     ),
+    "reset": (
+        "dbranch reset feature-x             # to its source's present data",
+        'dbranch reset feature-x --to-time "2h ago"',
+        "dbranch reset pr-118 --to-branch main --discard --yes  # in CI",
+    ),
+    "undo": ("dbranch undo feature-x",),
+    "history": ("dbranch history feature-x", "dbranch history feature-x -o wide"),
     "wait": (
         "dbranch wait feature-x --timeout 5m",
         "dbranch wait feature-x --for deleted",

@@ -24,6 +24,7 @@ from dbranch_cli import (
     orphans,
     projects,
     report,
+    restores,
     snapshots,
 )
 from dbranch_cli.failure import ExitCode, Failure, failure_from
@@ -75,6 +76,9 @@ cli.sections = {
         lifecycle.stop,
         lifecycle.resume,
         lifecycle.restart,
+        restores.reset,
+        restores.undo,
+        restores.history,
         branches.wait,
         branches.delete,
     ),

@@ -1,4 +1,4 @@
-"""DBProjects, DBBranches and DBSnapshots of one namespace. Bodies are the API server's JSON."""
+"""DBProjects, DBBranches, DBSnapshots and DBRestores of one namespace. Bodies are the API server's JSON."""
 
 from __future__ import annotations
 
@@ -37,8 +37,12 @@ def manifest(kind: str, namespace: str, name: str, spec: Mapping[str, Any]) -> B
 
 
 def plural_for(kind: str) -> str:
-    """Return the resource name of a kind: `dbprojects`, `dbbranches` or `dbsnapshots`."""
-    plurals = {names.PROJECT_KIND: names.PROJECTS, names.SNAPSHOT_KIND: names.SNAPSHOTS}
+    """Return the resource name of a kind: `dbprojects`, `dbbranches`, `dbsnapshots` or `dbrestores`."""
+    plurals = {
+        names.PROJECT_KIND: names.PROJECTS,
+        names.SNAPSHOT_KIND: names.SNAPSHOTS,
+        names.RESTORE_KIND: names.RESTORES,
+    }
     return plurals.get(kind, names.BRANCHES)
 
 
@@ -115,7 +119,14 @@ class Store:
 
     def snapshots(self, project: str) -> list[Body]:
         """Return a project's snapshots by age."""
-        listed = self._list(names.SNAPSHOTS, fieldSelector=f"spec.project={project}")
+        return self._by_age(names.SNAPSHOTS, project)
+
+    def restores(self, project: str) -> list[Body]:
+        """Return a project's DBRestores by age."""
+        return self._by_age(names.RESTORES, project)
+
+    def _by_age(self, plural: str, project: str) -> list[Body]:
+        listed = self._list(plural, fieldSelector=f"spec.project={project}")
         return sorted(
             listed, key=lambda b: (b["metadata"].get("creationTimestamp", ""), b["metadata"]["name"])
         )

@@ -35,7 +35,7 @@ def snapshot_table(snapshots: Sequence[Json], wide: bool, now: datetime | None =
             _ago(node.get("snapshotTime"), now),
             format_size(node, "logical"),
             format_size(node, "unique"),
-            _until(status.get("expirationTime"), now),
+            time_until(status.get("expirationTime"), now),
         ]
         if wide:
             row += [ready.get("reason") or "-", status.get("nodeName") or "-", body["metadata"]["name"]]
@@ -61,7 +61,7 @@ def snapshot_block(body: Json, events: Sequence[Json] | None, now: datetime | No
             if node.get("snapshotTime")
             else "-",
         ),
-        ("Expires", f"{expires} ({_until(expires, now)})" if expires else "never"),
+        ("Expires", f"{expires} ({time_until(expires, now)})" if expires else "never"),
         ("Node", status.get("nodeName") or "-"),
         ("Postgres", node.get("postgresVersion") or "-"),
         ("Size", f"{format_size(node, 'logical')}, {format_size(node, 'unique')} unique when it was taken"),
@@ -79,7 +79,7 @@ def _ago(time: str | None, now: datetime | None) -> str:
     return f"{format_age(time, now)} ago" if time else "-"
 
 
-def _until(time: str | None, now: datetime | None) -> str:
+def time_until(time: str | None, now: datetime | None) -> str:
     """Return the time until `time` (RFC 3339): `in 6d`, `now`; `-` for None."""
     if not time:
         return "-"
