@@ -72,7 +72,8 @@ _MAX_STARTS: Final = 1000
 class BranchReconciler:
     """Reconciles branches. All writes of a branch's `status.node` come from here, but for its sizes.
 
-    `request(namespace, name)` requests a reconcile of a branch, `request_snapshot` one of a DBSnapshot. `restores` reconciles what lies beside its data.
+    `request(namespace, name)` requests a reconcile of a branch, `request_snapshot` one of a DBSnapshot. `restores`
+    reconciles what lies beside a branch's data.
     """
 
     def __init__(
