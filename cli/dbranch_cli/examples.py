@@ -43,7 +43,11 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         "dbranch wait feature-x --for deleted",
         "dbranch wait feature-x --for PostgresReady=False",
     ),
-    "delete": ("dbranch delete feature-x", "dbranch delete pr-118 pr-119 --yes --ignore-not-found"),
+    "delete": (
+        "dbranch delete feature-x            # 'undelete' brings it back for a day",
+        "dbranch delete pr-118 pr-119 --yes --ignore-not-found --purge",
+    ),
+    "undelete": ("dbranch list --deleted", "dbranch undelete feature-x"),
     "psql": (
         "dbranch psql feature-x",
         "dbranch psql -- -c 'select count(*) from item'",

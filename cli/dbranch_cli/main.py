@@ -15,6 +15,7 @@ from dbranch_cli import (
     branches,
     completion,
     connect,
+    deletion,
     doctor,
     dump,
     lifecycle,
@@ -26,6 +27,7 @@ from dbranch_cli import (
     report,
     restores,
     snapshots,
+    undelete,
 )
 from dbranch_cli.failure import ExitCode, Failure, failure_from
 from dbranch_cli.formatting import escape_controls
@@ -80,7 +82,8 @@ cli.sections = {
         restores.undo,
         restores.history,
         branches.wait,
-        branches.delete,
+        deletion.delete,
+        undelete.undelete,
     ),
     "Data and connections": (
         connect.psql,

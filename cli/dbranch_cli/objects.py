@@ -211,9 +211,17 @@ class Store:
 
     def delete(self, live: Mapping[str, Any]) -> None:
         """Delete exactly this object, by its UID."""
+        self._delete(live, {})
+
+    def check_deletion(self, live: Mapping[str, Any]) -> None:
+        """Let the API server refuse the deletion of this object, as far as it would. Raise ApiError if it does."""
+        self._delete(live, {"dryRun": "All"})
+
+    def _delete(self, live: Mapping[str, Any], params: Mapping[str, str]) -> None:
         self.connection.request(
             "DELETE",
             resource_path(plural_for(live["kind"]), self.namespace, live["metadata"]["name"]),
+            params,
             body={
                 "apiVersion": "v1",
                 "kind": "DeleteOptions",

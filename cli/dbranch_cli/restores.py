@@ -10,11 +10,10 @@ from typing import Any, Final
 import click
 
 from dbranch.api import names
-from dbranch.api.branch import parse_branch
 from dbranch.api.conditions import Condition
 from dbranch.api.enums import Undo
 from dbranch.api.errors import ApiError
-from dbranch.api.project import parse_project
+from dbranch_cli.deletion import kept_for
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.formatting import format_count
 from dbranch_cli.invocation import Invocation
@@ -79,7 +78,7 @@ def reset(
     if discard:
         spec["undo"] = Undo.DISCARD.value
     _confirm(invocation, live, branch, text, discard, yes)
-    done = _restore(invocation, live, branch, spec, no_wait, timeout)
+    done = restore_in_place(invocation, live, branch, spec, no_wait, timeout)
     if no_wait:
         result = f"reset of branch {branch} to {text} requested"
     else:
@@ -101,7 +100,7 @@ def undo(invocation: Invocation, branch: str, yes: bool, no_wait: bool, timeout:
     at = clock_time(chosen["status"]["node"].get("snapshotTime"))
     _confirm(invocation, live, branch, f"its data of {at}", False, yes)
     spec = {"sourceSnapshot": chosen["metadata"]["name"]}
-    done = _restore(invocation, live, branch, spec, no_wait, timeout)
+    done = restore_in_place(invocation, live, branch, spec, no_wait, timeout)
     if no_wait:
         result = f"undo on branch {branch} requested: back to the data of {at}"
     else:
@@ -174,7 +173,7 @@ def _confirm(invocation: Invocation, live: Body, branch: str, text: str, discard
     """Ask before others notice it, or before data is gone for good."""
     project = invocation.project()
     sessions = count_branch_sessions(project, branch)
-    keep = None if discard else _kept_for(project, live)
+    keep = None if discard else kept_for(project, live)
     affected = [f"{format_count(sessions, 'session')} on it end" + ("s" if sessions == 1 else "")]
     affected = affected if sessions else []
     if branch == active_branch_of(project):
@@ -186,14 +185,7 @@ def _confirm(invocation: Invocation, live: Body, branch: str, text: str, discard
     invocation.confirm(f"Reset branch {branch}{because} to {text}? {lost}", yes)
 
 
-def _kept_for(project: Mapping[str, Any], live: Mapping[str, Any]) -> str | None:
-    """Return how long the data is kept that a restore of the branch replaces; None: it is deleted."""
-    policy, undo = parse_project(project).undo, parse_branch(live).undo
-    keeps = policy.keeps if undo is None else undo != Undo.DISCARD
-    return policy.ttl if keeps else None
-
-
-def _restore(
+def restore_in_place(
     invocation: Invocation,
     live: Body,
     branch: str,
