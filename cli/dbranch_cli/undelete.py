@@ -20,7 +20,7 @@ from dbranch_cli.naming import check_branch_name, did_you_mean
 from dbranch_cli.objects import Body, manifest
 from dbranch_cli.options import Command, ExistingName, no_wait_option, timeout_option, yes_option
 from dbranch_cli.restores import restore_in_place
-from dbranch_cli.snapshot_view import time_until, snapshot_name_of
+from dbranch_cli.snapshot_view import snapshot_name_of, time_until
 from dbranch_cli.waiting import has_condition, wait_deleted, wait_for
 
 Json = Mapping[str, Any]
