@@ -1,8 +1,7 @@
-"""The commands on branches: create, show, wait, delete."""
+"""The commands on branches: create, show, wait."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from dbranch.api import names
 from dbranch.api.conditions import Condition
 from dbranch.api.enums import ConditionStatus
 from dbranch.api.errors import ApiError
+from dbranch_cli.deletion import delete_branch
 from dbranch_cli.expiry import expiry_options, expiry_spec
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.invocation import Invocation, format_objects
@@ -21,7 +21,6 @@ from dbranch_cli.objects import (
     Body,
     active_branch_of,
     branch_name_of,
-    desired_branch_of,
     manifest,
     source_of,
 )
@@ -32,16 +31,10 @@ from dbranch_cli.options import (
     force_option,
     no_wait_option,
     timeout_option,
-    yes_option,
 )
 from dbranch_cli.snapshots import SnapshotName, chosen_snapshot
 from dbranch_cli.view import branch_block
 from dbranch_cli.waiting import Goal, has_condition, is_stopped, wait_deleted, wait_for
-
-# After a switch the policy that protects the active branch still reads the project as it was: the API server's cache
-# is behind by a few milliseconds, on a busy machine by seconds.
-_POLICY_LAG_SECONDS = 10.0
-_POLICY_RETRY_SECONDS = 0.2
 
 
 @click.command(cls=Command)
@@ -64,7 +57,7 @@ _POLICY_RETRY_SECONDS = 0.2
     type=click.Choice(["fail", "reuse", "replace"]),
     default="fail",
     show_default=True,
-    help="What to do if the branch exists; `replace` deletes it first.",
+    help="What to do if the branch exists; `replace` deletes it, with its data, first.",
 )
 @force_option()
 @no_wait_option()
@@ -108,7 +101,8 @@ def create(
         raise _already_exists(branch)
     if live is not None and if_exists == "replace":
         invocation.print_note(f"deleting branch {branch}")
-        _delete_inactive(invocation, branch, live)
+        # What is replaced on purpose, in CI all the time, is not kept.
+        delete_branch(invocation, branch, live, purge=True)
         wait_deleted(invocation.store, live, f"branch {branch}", timeout, quiet=not invocation.human_output)
         live = None
     is_new = False
@@ -287,59 +281,3 @@ def parse_goal(text: str) -> tuple[Goal, Condition]:
             f"invalid --for {text}: use Ready, stopped, deleted, or a condition: {', '.join(Condition)}",
         )
     return has_condition(condition_type, status), condition_type
-
-
-@click.command(cls=Command)
-@click.argument("branches", metavar="BRANCH...", nargs=-1, required=True, type=BranchName())
-@click.option("--ignore-not-found", is_flag=True, help="Succeed if a branch does not exist.")
-@yes_option()
-@no_wait_option()
-@timeout_option("2m")
-@click.pass_obj
-def delete(
-    invocation: Invocation,
-    branches: tuple[str, ...],
-    ignore_not_found: bool,
-    yes: bool,
-    no_wait: bool,
-    timeout: float,
-) -> None:
-    """Delete branches and their data. The root branch, the active and protected branches are refused."""
-    existing: dict[str, Mapping[str, Any]] = {}
-    for branch in dict.fromkeys(branches):
-        check_branch_name(invocation.project_name, branch)
-        body = invocation.store.find_branch(invocation.project_name, branch)
-        if body is not None:
-            existing[branch] = body
-        elif ignore_not_found:
-            invocation.print_note(f"branch {branch} not found, ignored")
-        else:
-            invocation.branch(branch)  # raises Failure with a similar name
-    if not existing:
-        return
-    noun = "branch" if len(existing) == 1 else "branches"
-    question = f"Delete {noun} {', '.join(existing)} of project {invocation.project_name} and all data?"
-    invocation.confirm(question, yes)
-    for branch, live in existing.items():
-        _delete_inactive(invocation, branch, live)
-        if not no_wait:
-            wait_deleted(
-                invocation.store, live, f"branch {branch}", timeout, quiet=not invocation.human_output
-            )
-        invocation.print_result(f"branch {branch} {'is being deleted' if no_wait else 'deleted'}", live)
-
-
-def _delete_inactive(invocation: Invocation, branch: str, live: Mapping[str, Any]) -> None:
-    """Delete a branch. Repeat it for a few seconds if it is refused as the active one, and is that no more."""
-    deadline = time.monotonic() + _POLICY_LAG_SECONDS
-    while True:
-        try:
-            invocation.store.delete(live)
-            return
-        except ApiError as error:
-            if "is the active branch" not in str(error) or time.monotonic() >= deadline:
-                raise
-            project = invocation.store.find(names.PROJECTS, live["spec"]["project"])
-            if project is not None and branch in (active_branch_of(project), desired_branch_of(project)):
-                raise
-        time.sleep(_POLICY_RETRY_SECONDS)

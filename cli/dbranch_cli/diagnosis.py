@@ -33,6 +33,7 @@ SPEC_FIELDS: Final[Mapping[str, frozenset[str]]] = {
             "proxy",
             "state",
             "storage",
+            "undo",
         }
     ),
     names.BRANCH_KIND: frozenset(
@@ -46,13 +47,19 @@ SPEC_FIELDS: Final[Mapping[str, frozenset[str]]] = {
             "sourceSnapshot",
             "state",
             "ttl",
+            "undo",
         }
     ),
     names.SNAPSHOT_KIND: frozenset({"branch", "origin", "project", "protection", "ttl"}),
+    names.RESTORE_KIND: frozenset(
+        {"branch", "project", "source", "sourceSnapshot", "startingDeadline", "ttlAfterFinished", "undo"}
+    ),
 }
 _SUMMARIES: Final = (Condition.READY, Condition.RECONCILING, Condition.STALLED)
 # For so long an object without a report, or one that is being deleted, is nothing unusual.
 _GRACE_PERIOD: Final = timedelta(minutes=1)
+# So long a restore that has failed is worth a word; it may stay as a record for ever.
+_FAILURE_PERIOD: Final = timedelta(days=1)
 
 
 class Severity(IntEnum):
@@ -207,7 +214,7 @@ def diagnose_orphans(count: int) -> Finding:
 
 
 def diagnose_objects(bodies: Sequence[Json], now: datetime) -> Iterator[Finding]:
-    """Judge DBProjects, DBBranches and DBSnapshots: what hangs, what is reported, what a condition warns of."""
+    """Judge dbranch's objects: what hangs, what is reported, what a condition warns of."""
     for body in bodies:
         yield from _diagnose_object(body, now)
 
@@ -235,6 +242,9 @@ def _diagnose_object(body: Json, now: datetime) -> Iterator[Finding]:
                 Severity.ERROR, check, text, "The controller does not run, or cannot write: see its log."
             )
         return
+    if body["kind"] == names.RESTORE_KIND:
+        yield from _diagnose_restore(body, check, now)
+        return
     ready = find_condition(status, Condition.READY) or {}
     seen = int(ready.get("observedGeneration", meta.get("generation", 1)))
     if seen < int(meta.get("generation", 1)) and age > _GRACE_PERIOD:
@@ -257,6 +267,20 @@ def _diagnose_object(body: Json, now: datetime) -> Iterator[Finding]:
             yield _finding(check, condition, Severity.WARNING, now)
 
 
+def _diagnose_restore(body: Json, check: str, now: datetime) -> Iterator[Finding]:
+    """Judge a DBRestore with conditions: it hangs at a step, or has failed of late."""
+    for condition_type, begin, end in (
+        (Condition.FAILED, timedelta(0), _FAILURE_PERIOD),
+        (Condition.RECONCILING, _GRACE_PERIOD, timedelta.max),
+    ):
+        condition = find_condition(body["status"], condition_type) or {}
+        if condition.get("status") != ConditionStatus.TRUE:
+            continue
+        age = now - _time(condition.get("lastTransitionTime") or body["metadata"]["creationTimestamp"])
+        if begin <= age < end:
+            yield _finding(check, condition, Severity.WARNING, now)
+
+
 def _finding(check: str, condition: Json, severity: Severity, now: datetime) -> Finding:
     entry = CATALOG.get(_reason(condition))
     since = format_age(condition.get("lastTransitionTime"), now)
@@ -274,6 +298,8 @@ def _subject(body: Json) -> str:
         return f"branch {meta['namespace']}/{body['spec']['project']}/{branch_name_of(body)}"
     if body["kind"] == names.SNAPSHOT_KIND:
         return f"snapshot {meta['namespace']}/{meta['name']}"
+    if body["kind"] == names.RESTORE_KIND:
+        return f"restore {meta['namespace']}/{meta['name']}"
     return f"project {meta['namespace']}/{meta['name']}"
 
 

@@ -37,12 +37,23 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         "dbranch protect feature-x --for 7d",
     ),
     "unprotect": ("dbranch unprotect feature-x",),
+    "reset": (
+        "dbranch reset feature-x             # to its source's present data",
+        'dbranch reset feature-x --to-time "2h ago"',
+        "dbranch reset pr-118 --to-branch main --discard --yes  # in CI",
+    ),
+    "undo": ("dbranch undo feature-x",),
+    "history": ("dbranch history feature-x", "dbranch history feature-x -o wide"),
     "wait": (
         "dbranch wait feature-x --timeout 5m",
         "dbranch wait feature-x --for deleted",
         "dbranch wait feature-x --for PostgresReady=False",
     ),
-    "delete": ("dbranch delete feature-x", "dbranch delete pr-118 pr-119 --yes --ignore-not-found"),
+    "delete": (
+        "dbranch delete feature-x            # 'undelete' brings it back for a day",
+        "dbranch delete pr-118 pr-119 --yes --ignore-not-found --purge",
+    ),
+    "undelete": ("dbranch list --deleted", "dbranch undelete feature-x"),
     "psql": (
         "dbranch psql feature-x",
         "dbranch psql -- -c 'select count(*) from item'",

@@ -19,6 +19,7 @@ from dbranch_cli.formatting import format_table
 from dbranch_cli.invocation import Invocation, format_objects
 from dbranch_cli.objects import Body, sorted_branches
 from dbranch_cli.options import Command
+from dbranch_cli.undelete import list_deleted
 from dbranch_cli.view import branch_header, branch_row, branch_table, branch_tree
 from dbranch_cli.watching import Change, follow
 
@@ -31,10 +32,14 @@ _CLEAR_LINES: Final = "\x1b[{lines}A\x1b[J"
 
 @click.command("list", cls=Command)
 @click.option("-w", "--watch", is_flag=True, help="Go on until interrupted, and show each change.")
+@click.option("--deleted", is_flag=True, help="Those that 'undelete' can bring back.")
 @click.pass_obj
-def list_branches(invocation: Invocation, watch: bool) -> None:
+def list_branches(invocation: Invocation, watch: bool, deleted: bool) -> None:
     """List the branches with their states and sizes."""
     project = invocation.project()
+    if deleted:
+        list_deleted(invocation)
+        return
     branches = invocation.store.branches(invocation.project_name)
     if watch:
         _Watch(invocation, project, branches).run()

@@ -15,6 +15,7 @@ from dbranch_cli import (
     branches,
     completion,
     connect,
+    deletion,
     doctor,
     dump,
     expiry,
@@ -25,7 +26,9 @@ from dbranch_cli import (
     orphans,
     projects,
     report,
+    restores,
     snapshots,
+    undelete,
 )
 from dbranch_cli.failure import ExitCode, Failure, failure_from
 from dbranch_cli.formatting import escape_controls
@@ -79,8 +82,12 @@ cli.sections = {
         expiry.extend,
         expiry.protect,
         expiry.unprotect,
+        restores.reset,
+        restores.undo,
+        restores.history,
         branches.wait,
-        branches.delete,
+        deletion.delete,
+        undelete.undelete,
     ),
     "Data and connections": (
         connect.psql,

@@ -1,4 +1,4 @@
-"""DBProjects, DBBranches and DBSnapshots of one namespace. Bodies are the API server's JSON."""
+"""DBProjects, DBBranches, DBSnapshots and DBRestores of one namespace. Bodies are the API server's JSON."""
 
 from __future__ import annotations
 
@@ -38,8 +38,12 @@ def manifest(kind: str, namespace: str, name: str, spec: Mapping[str, Any]) -> B
 
 
 def plural_for(kind: str) -> str:
-    """Return the resource name of a kind: `dbprojects`, `dbbranches` or `dbsnapshots`."""
-    plurals = {names.PROJECT_KIND: names.PROJECTS, names.SNAPSHOT_KIND: names.SNAPSHOTS}
+    """Return the resource name of a kind: `dbprojects`, `dbbranches`, `dbsnapshots` or `dbrestores`."""
+    plurals = {
+        names.PROJECT_KIND: names.PROJECTS,
+        names.SNAPSHOT_KIND: names.SNAPSHOTS,
+        names.RESTORE_KIND: names.RESTORES,
+    }
     return plurals.get(kind, names.BRANCHES)
 
 
@@ -116,7 +120,14 @@ class Store:
 
     def snapshots(self, project: str) -> list[Body]:
         """Return a project's snapshots by age."""
-        listed = self._list(names.SNAPSHOTS, fieldSelector=f"spec.project={project}")
+        return self._by_age(names.SNAPSHOTS, project)
+
+    def restores(self, project: str) -> list[Body]:
+        """Return a project's DBRestores by age."""
+        return self._by_age(names.RESTORES, project)
+
+    def _by_age(self, plural: str, project: str) -> list[Body]:
+        listed = self._list(plural, fieldSelector=f"spec.project={project}")
         return sorted(
             listed, key=lambda b: (b["metadata"].get("creationTimestamp", ""), b["metadata"]["name"])
         )
@@ -219,9 +230,17 @@ class Store:
 
     def delete(self, live: Mapping[str, Any]) -> None:
         """Delete exactly this object, by its UID."""
+        self._delete(live, {})
+
+    def check_deletion(self, live: Mapping[str, Any]) -> None:
+        """Let the API server refuse the deletion of this object, as far as it would. Raise ApiError if it does."""
+        self._delete(live, {"dryRun": "All"})
+
+    def _delete(self, live: Mapping[str, Any], params: Mapping[str, str]) -> None:
         self.connection.request(
             "DELETE",
             resource_path(plural_for(live["kind"]), self.namespace, live["metadata"]["name"]),
+            params,
             body={
                 "apiVersion": "v1",
                 "kind": "DeleteOptions",

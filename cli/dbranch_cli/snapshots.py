@@ -92,11 +92,20 @@ def chosen_snapshot(invocation: Invocation, branch: str | None, name: str | None
     if name is not None:
         return find_snapshot(invocation.store, invocation.project_name, name)
     branch = branch or active_branch_of(invocation.project())
-    moment = parse_moment(at or "", datetime.now(UTC))
+    return snapshot_as_of(invocation, branch, at or "", "nothing was created")
+
+
+def snapshot_as_of(invocation: Invocation, branch: str, at: str, nothing: str) -> Body:
+    """Return the branch's newest snapshot that was taken at the time `at` or before it, and say which that is.
+
+    Raise Failure if there is none; `nothing` says what was not done.
+    """
+    moment = parse_moment(at, datetime.now(UTC))
     snapshots = invocation.store.snapshots(invocation.project_name)
     body = newest_not_younger(snapshots, branch, moment)
     if body is None:
-        text = f"branch {branch} has no snapshot of {moment:%Y-%m-%d %H:%M:%S} UTC or before; nothing was created"
+        by = f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        text = f"branch {branch} has no snapshot of {by} or before; {nothing}"
         raise Failure(
             ExitCode.NOT_FOUND, "SnapshotNotFound", f"{text}; see 'dbranch snapshot list -b {branch}'"
         )

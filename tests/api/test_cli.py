@@ -139,7 +139,7 @@ class Team:
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     if not kubectl("get", "crd", "dbprojects.dbranch.io", "--ignore-not-found", "-o", "name"):
         kubectl("apply", "-f", str(ROOT / "crds"))
-        crds = ("crd/dbprojects.dbranch.io", "crd/dbbranches.dbranch.io")
+        crds = [f"crd/{plural}.dbranch.io" for plural in ("dbprojects", "dbbranches", "dbrestores")]
         kubectl("wait", "--for=condition=Established", *crds, f"--timeout={TIMEOUT}")
     created = Team(f"cli-{secrets.token_hex(3)}", tmp_path_factory.mktemp("context"))
     kubectl("create", "namespace", created.name)
@@ -281,6 +281,42 @@ def test_create_ends_with_time_out_and_with_stalled(shop: Team) -> None:
     assert "the message of DataLost" in stderr
     assert shop.fails(5, "-p", "shop", "wait", slow, "--timeout", "500ms")
     shop.succeeds("-p", "shop", "wait", slow, "--for", "Ready=False", "--timeout", TIMEOUT)
+
+
+def test_reset_makes_a_restore_and_waits_for_it(shop: Team) -> None:
+    """The schema accepts what is made; the name is never that of one before."""
+    shop.set_status_once(
+        '"ttlAfterFinished"',
+        "dbrestore",
+        "shop-feature-x-1",
+        ("Complete", "True", "Restored"),
+        phase="Complete",
+        source="main",
+        dataTime="2030-01-01T00:00:00Z",
+    )
+    done = shop.succeeds("-p", "shop", "reset", "feature-x", "--to-branch", "main")
+    assert done.startswith("branch feature-x has the data of main as of 20")
+    assert "what it had before is deleted" in done
+    spec = {"project": "shop", "branch": "feature-x", "source": "main"}
+    default = {"startingDeadline": "10m", "ttlAfterFinished": "24h"}
+    body = shop.get("dbrestore", "shop-feature-x-1")
+    assert body["spec"] == {**spec, **default}
+    assert names.CLI_MANAGER in {entry["manager"] for entry in body["metadata"]["managedFields"]}
+    for name, code, conditions in (
+        ("shop-feature-x-2", 7, (("Failed", "True", "Protected"), ("Stalled", "True", "Protected"))),
+        ("shop-feature-x-3", 5, (("Reconciling", "True", "ProjectStopped"),)),
+    ):
+        shop.set_status_once('"undo"', "dbrestore", name, *conditions)
+        timeout = TIMEOUT if code == 7 else "8s"
+        error = shop.fails(
+            code, "-p", "shop", "reset", "feature-x", "--discard", "--yes", "--timeout", timeout
+        )
+        assert code == 5 or "Protected: the message of Protected" in error
+    listed = json.loads(shop.succeeds("-p", "shop", "history", "feature-x", "-o", "json"))["items"]
+    assert {item["metadata"]["name"] for item in listed} == {f"shop-feature-x-{n}" for n in (1, 2, 3)}
+    assert "deleted for good" in shop.fails(2, "-p", "shop", "reset", "feature-x", "--discard")
+    assert "active branch" in shop.fails(2, "-p", "shop", "reset", "main", "--to-branch", "feature-x")
+    assert "has no data to go back to" in shop.fails(3, "-p", "shop", "undo", "feature-x")
 
 
 def test_dry_run_writes_nothing(shop: Team) -> None:

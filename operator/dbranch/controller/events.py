@@ -30,6 +30,9 @@ EXPIRING: Final = "Expiring"
 EXPIRED: Final = "Expired"
 EXPIRING_IN_GIT: Final = "ExpiringInGit"
 
+# Likewise: a branch that was deleted is made again, with its data.
+UNDELETED: Final = "Undeleted"
+
 # What becomes of the sessions on the old branch, by spec.proxy.onSwitch.
 _FATES: Final[Mapping[OnSwitch, str]] = {
     OnSwitch.TERMINATE: "are ended",

@@ -68,7 +68,42 @@ def put_example(api: FakeApi) -> None:
     put_branch(api, "feature-x", "main", HOURS_3, node={"logicalSize": "41Gi", "uniqueSize": "37Mi"})
     failed = condition("Ready", "False", "ImagePullFailed", PULL, MINUTES_14)
     put_branch(api, "pr-118", "main", MINUTES_14, conditions=[failed], ttl="72h", expirationTime=IN_3_DAYS)
+    put_restore(api)
     put_installation(api)
+
+
+def put_restore(api: FakeApi) -> None:
+    """Put the restore of feature-x, and the copy of what it had before."""
+    group = f"/apis/{names.API_VERSION}/namespaces/{TEAM}"
+    spec = {"project": "shop", "branch": "feature-x"}
+    copy = "shop-feature-x-undo-k3v7q"
+    restored = condition("Complete", "True", "Restored", "branch feature-x has the data of main", MINUTES_14)
+    status = {"phase": "Complete", "source": "main", "completionTime": MINUTES_14, "undoSnapshot": copy}
+    api.put(
+        f"{group}/{names.RESTORES}",
+        {
+            "apiVersion": names.API_VERSION,
+            "kind": names.RESTORE_KIND,
+            "metadata": {"name": "shop-feature-x-1", "creationTimestamp": MINUTES_14},
+            "spec": {**spec, "ttlAfterFinished": "24h"},
+            "status": {"conditions": [restored], **status},
+        },
+    )
+    api.put(
+        f"{group}/{names.SNAPSHOTS}",
+        {
+            "apiVersion": names.API_VERSION,
+            "kind": names.SNAPSHOT_KIND,
+            "metadata": {"name": copy, "creationTimestamp": MINUTES_14},
+            "spec": {**spec, "ttl": "24h", "origin": {"reason": "Restore"}},
+            "status": {
+                "conditions": [ready(MINUTES_14)],
+                "nodeName": "n1",
+                "expirationTime": "2030-01-14T11:45:30Z",
+                "node": {"snapshotTime": MINUTES_14, "logicalSize": "41Gi", "uniqueSize": "37Mi"},
+            },
+        },
+    )
 
 
 def put_project(api: FakeApi) -> None:

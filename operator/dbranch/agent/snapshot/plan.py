@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Final
+from datetime import datetime
 
 from dbranch.agent.pool.space import Space, check_space
 from dbranch.agent.timing import (
@@ -17,11 +16,9 @@ from dbranch.agent.timing import (
 from dbranch.agent.volume.marker import NewerMarker, SnapshotMarker
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.enums import SnapshotReason
+from dbranch.api.expiry import format_time
 from dbranch.api.project import Project
 from dbranch.api.snapshot import Snapshot
-
-# Only these are taken of a branch. All others are records of what was done once, and get the data that it left.
-_TAKEN: Final = frozenset({SnapshotReason.REQUESTED, SnapshotReason.SCHEDULE})
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def plan_snapshot(project: Project, snapshot: Snapshot, facts: SnapshotFacts) ->
         return SnapshotPlan(Finding(Reason.SNAPSHOT_LOST, text))
     if facts.retained_uid:
         return SnapshotPlan(stored_finding(project, snapshot), AdoptSnapshot(facts.retained_uid))
-    if is_record(snapshot):
+    if snapshot.is_record:
         if facts.awaited:
             # What leaves its data requests its reconcile; what is said until then is the controller's.
             return SnapshotPlan(None, retry_after=SNAPSHOT_AWAITED_POLL_SECONDS)
@@ -118,17 +115,11 @@ def _is_in_time(facts: SnapshotFacts) -> bool:
     return facts.seconds_late is not None and facts.seconds_late <= SCHEDULED_SNAPSHOT_SECONDS
 
 
-def is_record(snapshot: Snapshot) -> bool:
-    """Return True if it is never taken: it gets the data that a restore or a deletion leaves."""
-    return snapshot.reason not in _TAKEN
-
-
 def expiration_at(snapshot: Snapshot, now: datetime) -> str:
     """Return when a snapshot that is taken now is to go, by its present spec (RFC 3339); empty: never."""
-    if snapshot.ttl_seconds is None or snapshot.protected:
+    if snapshot.lifetime is None or snapshot.protected:
         return ""
-    expires = now.astimezone(UTC) + timedelta(seconds=snapshot.ttl_seconds)
-    return expires.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return format_time(now + snapshot.lifetime)
 
 
 def subject_of(snapshot: Snapshot) -> str:

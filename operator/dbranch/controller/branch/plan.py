@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import Any
 
 from dbranch.api import names
-from dbranch.api.branch import Branch, BranchRoute
+from dbranch.api.branch import Branch, BranchRoute, DeletionCopy
 from dbranch.api.conditions import NO_PROGRESS_REASONS, Condition, Finding, Reason
-from dbranch.api.enums import TargetState
+from dbranch.api.enums import SnapshotReason, TargetState
 from dbranch.api.project import Project
 from dbranch.api.snapshot import Snapshot
 from dbranch.controller import timing
@@ -39,7 +39,8 @@ class BranchFacts:
     the pods of the project's proxy; `problem`: why its objects could not be applied. `limits`: of its namespace;
     `is_excess`: it comes behind the number of branches that they allow.
     `snapshot`: that spec.sourceSnapshot names, and `project_node` the project's node: known before it is bound.
-    `taken`: the snapshots that are taken, or to be taken, of a branch that is being deleted.
+    `taken`: the snapshots that are taken, or to be taken, of a branch that is being deleted; `copy`: the one that
+    gets its data; `copy_problem`: why that one cannot be made.
     `git_manager`: Argo CD, Flux or Helm, if the branch is theirs; known to a reconcile only.
     """
 
@@ -54,6 +55,8 @@ class BranchFacts:
     snapshot: Snapshot | None = None
     project_node: NodeFacts | None = None
     taken: tuple[Snapshot, ...] = ()
+    copy: DeletionCopy | None = None
+    copy_problem: Finding | None = None
     git_manager: str | None = None
 
     @property
@@ -81,8 +84,8 @@ class BranchPlan:
 
 
 @dataclass(frozen=True)
-class BranchRemoval:
-    """How far a deletion may go. `done`: the controller lets go of the branch; `requeue_after`: seconds."""
+class BranchRemovalPlan:
+    """How far a deletion may go. `done`: the controller lets go of the branch, which `status` says."""
 
     done: bool
     status: Json
@@ -117,8 +120,16 @@ def plan_branch(facts: BranchFacts, now: str) -> BranchPlan:
     }
     if branch.source_text:
         fields["source"] = branch.source_text
+    if binding and facts.snapshot and _is_undeleted(branch, facts.snapshot):
+        fields["undeletes"] = facts.snapshot.origin_branch_uid
     is_reachable = route is not None and route.state == TargetState.READY
     return BranchPlan(binding, ready, fields, is_reachable, expiry.events)
+
+
+def _is_undeleted(branch: Branch, snapshot: Snapshot) -> bool:
+    """Return True if the snapshot has the data of a deleted branch of the same name: that goes back as it was."""
+    is_record = snapshot.reason == SnapshotReason.DELETION and snapshot.origin_branch_uid is not None
+    return is_record and snapshot.branch == branch.name
 
 
 def _schedule(facts: BranchFacts) -> tuple[Binding | None, Finding]:
@@ -150,7 +161,7 @@ def _is_active(facts: BranchFacts) -> bool:
     return route.branch == facts.branch.name
 
 
-def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemoval:
+def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemovalPlan:
     """Decide about a branch that is being deleted, since so many seconds.
 
     It waits until snapshots of it are taken, and until every proxy obeys its route, which says Deleting.
@@ -163,15 +174,18 @@ def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemoval:
     copies = [] if abandoned else _copies_awaited(facts)
     is_blocked = is_overdue and bool(copies)
     blocked = [(Condition.DELETION_BLOCKED, _blocked_finding(branch, min(copies)))] if is_blocked else []
+    if facts.copy_problem:
+        blocked = [(Condition.DELETION_BLOCKED, facts.copy_problem)]
     previous = branch.status.get("conditions") or ()
     status: Json = {
         "conditions": report_conditions(previous, blocked, ready, branch.generation, now),
         "phase": phase_of(ready),
+        "release": names.RELEASE_PENDING,
     }
     if project:
         status |= _route_fields(plan_branch_route(project, branch))
-    waiting = BranchRemoval(False, status, None if is_overdue else remaining + 1)
-    if copies:
+    waiting = BranchRemovalPlan(False, status, None if is_overdue else remaining + 1)
+    if copies or facts.copy_problem:
         return waiting
     if (
         project
@@ -180,7 +194,11 @@ def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemoval:
         and not is_withdrawn(project, branch, facts.proxies)
     ):
         return waiting
-    return BranchRemoval(True, status)
+    released: Json = {"release": branch.deleted}
+    if facts.copy:
+        # In the same write: an agent that reads the one reads the other.
+        released["copy"] = {"name": facts.copy.name, "uid": facts.copy.uid}
+    return BranchRemovalPlan(True, status | released)
 
 
 def held_status(branch: Branch, now: str) -> Json:
@@ -225,7 +243,11 @@ def _copies_awaited(facts: BranchFacts) -> list[str]:
     return branches + [
         f"snapshot {snapshot.name}"
         for snapshot in facts.taken
-        if is_running and snapshot.awaits_data and snapshot.branch_uid == branch.uid
+        # A record gets its data by the very deletion.
+        if is_running
+        and not snapshot.is_record
+        and snapshot.awaits_data
+        and snapshot.branch_uid == branch.uid
     ]
 
 
