@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 from dbranch.api import names
@@ -54,6 +55,7 @@ def test_delete_of_a_branch(shop: Project) -> None:
     shop.branch("gone")
     shop.branch("child", "gone")
     status = team.get("dbbranch", "shop-gone")
+    assert status["metadata"]["finalizers"] == [names.AGENT_FINALIZER]
     pod, uid = status["status"]["node"]["pod"], status["metadata"]["uid"]
     assert any(uid in name for name in cluster.names_in("mnt/*/*"))
     outcome = team.dbranch("-p", "shop", "delete", "gone", "--yes")
@@ -137,12 +139,14 @@ def test_a_project_bound_to_a_deleted_node_can_be_deleted(team: Namespace) -> No
     # The branch first: the controller creates a root branch itself as soon as the project exists.
     team.apply(ghost.branch_manifest("main", None), ghost.manifest(storage=nowhere))
     for kind, name in (("dbproject", "ghost"), ("dbbranch", "ghost-main")):
-        eventually(
-            f"{kind} {name} has the controller's finalizer",
-            lambda k=kind, n=name: team.get(k, n)["metadata"].get("finalizers"),
-        )
-        agent_finalizer = '[{"op": "add", "path": "/metadata/finalizers/-", "value": "dbranch.io/agent"}]'
-        team.kubectl("patch", kind, name, "--type=json", "-p", agent_finalizer)
+        if kind == "dbproject":
+            eventually(
+                "the project has the controller's finalizer",
+                lambda k=kind, n=name: team.get(k, n)["metadata"].get("finalizers"),
+            )
+        finalizers = [*(team.get(kind, name)["metadata"].get("finalizers") or ()), names.AGENT_FINALIZER]
+        finalized = json.dumps({"metadata": {"finalizers": finalizers}})
+        team.kubectl("patch", kind, name, "--type=merge", "-p", finalized)
         bind = ("--type=merge", "--subresource=status", "-p", '{"status": {"nodeName": "ghost-1"}}')
         team.kubectl("patch", kind, name, *bind)
     team.wait_reason("dbproject", "ghost", "Ready", "NodeGone")

@@ -33,6 +33,18 @@ ROOT = Path(__file__).parents[2]
 SAMPLED_KILLS = 3
 
 
+class ControlledApi(FakeApi):
+    """An API server beside a controller that lets go of each branch at once when it is deleted."""
+
+    def delete(
+        self, path: str, uid: str | None = None, grace: int | None = None, version: str | None = None
+    ) -> None:
+        super().delete(path, uid, grace, version)
+        body = self.peek(path) if path.startswith(f"{BRANCHES}/") else None
+        if body:
+            self.merge(f"{path}/status", {"status": {"release": body["metadata"]["deletionTimestamp"]}})
+
+
 class Kubelet(threading.Thread):
     """Runs the API's pods as processes, and stops them when they are deleted."""
 
@@ -107,7 +119,7 @@ class World:
     def __init__(self, node: Node, file: Path | None = None) -> None:
         self.node = node
         self._file = file or node.layout.base / "api.json"
-        self.api = FakeApi(self._file)
+        self.api = ControlledApi(self._file)
         for namespace in (NAMESPACE, "kube-system"):
             if self.api.get(f"{NAMESPACES}/{namespace}") is None:
                 self.api.put(NAMESPACES, {"metadata": {"name": namespace}})
@@ -116,6 +128,14 @@ class World:
         self.kills = 0
         self.name = "shop"
         self.effects: list[str] = []
+
+    def restart_node(self) -> None:
+        """Take away what a restart of the node takes: processes, mounts and loop devices. The pods start anew."""
+        self.kubelet.stop()
+        self.node.tear_down()
+        self.node.running.clear()
+        self.kubelet = Kubelet(self.api, self.node)
+        self.kubelet.start()
 
     def for_project(self, name: str) -> World:
         """Return the same node for another project on it."""

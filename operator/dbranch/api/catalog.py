@@ -512,6 +512,11 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "node uses the data; it goes on by itself.",
         "If the message names a process or mount on the node, end it.",
     ),
+    Reason.UNDO_REFUSED: _branch(
+        _BLOCKED,
+        "The DBSnapshot that is to keep the data of the branch cannot be made, so the branch and its data stay.",
+        "Do what the message says (a quota, a webhook), or set spec.undo to Discard: then nothing is kept.",
+    ),
     Reason.ROOT_BRANCH: _branch(
         _UNEXPIRED,
         "The root branch of a project does not expire, whatever its spec says.",

@@ -39,12 +39,24 @@ RESTARTED_AT: Final = f"{GROUP}/restartedAt"
 # Written on a DBBranch by a person or `dbranch restart --reset-alter-system`: its Postgres restarts without what
 # ALTER SYSTEM has set, once for each value (RFC 3339).
 ALTER_SYSTEM_RESET_AT: Final = f"{GROUP}/alterSystemResetAt"
+# On a slot's pod: the UID of the DBRestore that it was claimed or created for. Only the data of that restore is bound
+# in it, until that is the branch's own.
+POD_RESTORE: Final = f"{GROUP}/restore"
 # Characters of the value of either, as `status.node` repeats it.
 MAX_TIME_LENGTH: Final = 64
 # On an agent's own pod: what it can do that agents of an earlier release cannot, separated by commas.
 AGENT_FEATURES: Final = f"{AGENT_PREFIX}/features"
 FEATURE_SNAPSHOTS: Final = "snapshots"
 FEATURE_RESTORES: Final = "restores"
+# It makes the data of a branch that is being deleted the DBSnapshot that `status.copy` names.
+FEATURE_DELETION_COPIES: Final = "deletion-copies"
+# It touches a branch that is being deleted when `status.release` says so. Agents without it wait until the
+# controller's finalizer is gone.
+FEATURE_RELEASE: Final = "release"
+# What agents of this release can.
+FEATURES: Final = (FEATURE_DELETION_COPIES, FEATURE_RELEASE, FEATURE_RESTORES, FEATURE_SNAPSHOTS)
+# `status.release` of a branch that the controller has not let go of yet.
+RELEASE_PENDING: Final = "Pending"
 # On an agent's own pod: the UIDs of projects that do not exist and whose pools on its node can be adopted, separated
 # by commas.
 AGENT_RETAINED: Final = f"{AGENT_PREFIX}/retained"

@@ -35,6 +35,9 @@ RESTORED: Final = "Restored"
 RESTORE_FAILED: Final = "RestoreFailed"
 UNDO_REMOVED: Final = "UndoRemoved"
 
+# Likewise: a branch that was deleted is made again, with its data.
+UNDELETED: Final = "Undeleted"
+
 # What becomes of the sessions on the old branch, by spec.proxy.onSwitch.
 _FATES: Final[Mapping[OnSwitch, str]] = {
     OnSwitch.TERMINATE: "are ended",

@@ -15,6 +15,7 @@ import kopf
 
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
+from dbranch.api.enums import Undo
 from dbranch.api.errors import DbranchError
 from dbranch.api.expiry import format_time
 from dbranch.api.project import Project, parse_project
@@ -65,6 +66,7 @@ logger = logging.getLogger(__name__)
 _PROJECT: Any = (names.GROUP, names.VERSION, names.PROJECTS)
 _BRANCH: Any = (names.GROUP, names.VERSION, names.BRANCHES)
 _REQUESTED_AT: Any = ("metadata", "annotations", names.CONTROLLER_REQUESTED_AT)
+_UNSEEN: Any = object()
 # Fields of status.node that the agents measure: no condition and no route depends on them.
 _MEASURED_FIELDS = (
     *(
@@ -319,19 +321,26 @@ def _register_objects(registry: kopf.OperatorRegistry, work: Work) -> None:
     async def on_branch_change(body: kopf.Body, **kwargs: Any) -> None:
         work.request(parse_branch(body), kwargs)
 
-    # With a delete handler kopf puts the controller's finalizer on the object. The reconcile removes it: kopf would
+    # With a delete handler kopf puts the controller's finalizer on a project. The reconcile removes it: kopf would
     # sleep through the events that a deletion waits for (tried), and write for each time that it calls the handler.
+    # A branch needs none but the agent's (`status.release`). `when=` keeps kopf from adding one, and from removing
+    # one that a branch has, since kopf takes a finalizer off that no handler needs.
 
     @kopf.on.delete(*_PROJECT, id="project-removal", **options)
     async def on_project_deletion(body: kopf.Body, **kwargs: Any) -> None:
         work.request(parse_project(body), kwargs)
         requeue_after(timing.KOPF_DELETION_SECONDS, "its branches are being deleted")
 
-    @kopf.on.delete(*_BRANCH, id="branch-removal", **options)
+    @kopf.on.delete(*_BRANCH, id="branch-removal", when=_has_finalizer, **options)
     async def on_branch_deletion(body: kopf.Body, **kwargs: Any) -> None:
         work.request(parse_branch(body), kwargs)
         text = "sessions are still sent to it, or a copy of it is being made"
         requeue_after(timing.KOPF_DELETION_SECONDS, text)
+
+
+def _has_finalizer(meta: kopf.Meta, **_: Any) -> bool:
+    """Return True if an object has the controller's finalizer."""
+    return names.CONTROLLER_FINALIZER in (meta.get("finalizers") or ())
 
 
 def _register_related(registry: kopf.OperatorRegistry, work: Work, initial_sync: InitialSync) -> None:
@@ -340,14 +349,21 @@ def _register_related(registry: kopf.OperatorRegistry, work: Work, initial_sync:
     kopf updates the indices before it runs the handlers of an event, so the reconcile sees the change that led to it.
     """
     options: Any = {"registry": registry}
+    # By UID: spec.undo of branches, which can be changed while their deletion waits.
+    being_deleted: dict[str, Undo | None] = {}
 
     @kopf.on.event(*_BRANCH, **options)
     async def on_branch_event(event: Any, body: kopf.Body, **kwargs: Any) -> None:
         branch = parse_branch(body)
         work.follow(kwargs, branch)
         if event["type"] == "DELETED":
+            being_deleted.pop(branch.uid, None)
             work.forget(branch)
             initial_sync.mark_reconciled(branch.namespace, branch.object_name)
+        elif branch.deleting and being_deleted.get(branch.uid, _UNSEEN) != branch.undo:
+            # kopf calls no handler for a deletion that its own finalizer does not hold.
+            being_deleted[branch.uid] = branch.undo
+            work.request(branch, kwargs)
 
     @kopf.on.event(*_PROJECT, **options)
     async def on_project_event(event: Any, body: kopf.Body, **kwargs: Any) -> None:

@@ -86,6 +86,29 @@ def root_branch(project: Project) -> Json:
     return _object(names.API_VERSION, names.BRANCH_KIND, meta, spec={"project": project.name})
 
 
+def record_of_branch(project: Project, branch: Branch, name: str, origin: Json) -> Json:
+    """Return a DBSnapshot that is the record of what was done to a branch, and gets its data; it outlives the branch.
+
+    Kept for as long as the project says. The agent's finalizer is in place before the agent makes anything.
+    """
+    labels = {
+        names.LABEL_PROJECT: project.name,
+        names.LABEL_BRANCH: branch.name,
+        names.LABEL_BRANCH_UID: branch.uid,
+        names.LABEL_ORIGIN: origin["reason"],
+        names.LABEL_MANAGED_BY: "dbranch",
+    }
+    meta = {
+        "name": name,
+        "namespace": branch.namespace,
+        "labels": labels,
+        "finalizers": [names.AGENT_FINALIZER],
+        "ownerReferences": [_owner_reference(names.PROJECT_KIND, project.name, project.uid)],
+    }
+    spec = {"project": project.name, "branch": branch.name, "ttl": project.undo.ttl, "origin": origin}
+    return _object(names.API_VERSION, names.SNAPSHOT_KIND, meta, spec=spec)
+
+
 def conn_secret(
     project: Project, release: Release, credentials: Credentials, branch: Branch | None = None
 ) -> Json:
@@ -245,23 +268,10 @@ def allow_policy(namespace: str, release: Release) -> Json:
 
 
 def undo_snapshot(project: Project, branch: Branch, restore: Restore) -> Json:
-    """Return the DBSnapshot that takes the data which a restore replaces; its agent's finalizer is on it already."""
-    meta: Json = {
-        "name": names.derived_name(branch.object_name, "undo", restore.uid),
-        "namespace": project.namespace,
-        "labels": {
-            names.LABEL_PROJECT: project.name,
-            names.LABEL_BRANCH: branch.name,
-            names.LABEL_BRANCH_UID: branch.uid,
-            names.LABEL_ORIGIN: SnapshotReason.RESTORE.value,
-            names.LABEL_MANAGED_BY: "dbranch",
-        },
-        "finalizers": [names.AGENT_FINALIZER],
-        "ownerReferences": [_owner_reference(names.PROJECT_KIND, project.name, project.uid)],
-    }
+    """Return the DBSnapshot that takes the data which a restore replaces."""
     origin = {"reason": SnapshotReason.RESTORE.value, "restoreUID": restore.uid, "branchUID": branch.uid}
-    spec = {"project": project.name, "branch": branch.name, "ttl": project.undo.ttl, "origin": origin}
-    return _object(names.API_VERSION, names.SNAPSHOT_KIND, meta, spec=spec)
+    name = names.derived_name(branch.object_name, "undo", restore.uid)
+    return record_of_branch(project, branch, name, origin)
 
 
 def branch_service(project: Project, branch: Branch, release: Release) -> Json:

@@ -1,7 +1,7 @@
 """The controller without kopf, over a fake API server: the tests say which object is reconciled when.
 
-The cache is read from the API server at each reconcile, as kopf's indices follow it. kopf's own part, the finalizer,
-is played here. The agents and the proxies are the tests: `agent_…` and `proxy_…` write what those would.
+The cache is read from the API server at each reconcile, as kopf's indices follow it. kopf's own part, the finalizer
+of projects, is played here. The agents and the proxies are the tests: `agent_…` and `proxy_…` write what those would.
 """
 
 from __future__ import annotations
@@ -192,7 +192,9 @@ class Rig:
         call()
         return self.api.take_writes()
 
-    def emit(self, item: Project | Branch | Snapshot | Restore, event_type: str, reason: str, message: str) -> None:
+    def emit(
+        self, item: Project | Branch | Snapshot | Restore, event_type: str, reason: str, message: str
+    ) -> None:
         self.events.append((event_type, reason))
         self.event_texts.append(message)
 
@@ -204,7 +206,6 @@ class Rig:
 
     def reconcile_branch(self, name: str = "main", of: str = "shop", bypass_cache: bool = False) -> Json:
         """Reconcile the branch; return it."""
-        self._quietly(self._finalize, branch_path(NAMESPACE, f"{of}-{name}"), names.CONTROLLER_FINALIZER)
         self.result = self.branches.reconcile(NAMESPACE, f"{of}-{name}", self.cache(), bypass_cache)
         return self.branch(name, of)
 
@@ -231,16 +232,14 @@ class Rig:
     def remove_project(self, name: str = "shop") -> bool:
         """Reconcile the project, which is being deleted; return whether the controller has let go of it."""
         self.result = self.projects.reconcile(NAMESPACE, name, self.cache())
-        return self._is_let_go(project_path(NAMESPACE, name))
+        body = self.api.get(project_path(NAMESPACE, name))
+        return body is None or names.CONTROLLER_FINALIZER not in (body["metadata"].get("finalizers") or ())
 
     def remove_branch(self, name: str, of: str = "shop") -> bool:
         """Reconcile the branch, which is being deleted; return whether the controller has let go of it."""
         self.result = self.branches.reconcile(NAMESPACE, f"{of}-{name}", self.cache())
-        return self._is_let_go(branch_path(NAMESPACE, f"{of}-{name}"))
-
-    def _is_let_go(self, path: str) -> bool:
-        body = self.api.get(path)
-        return body is None or names.CONTROLLER_FINALIZER not in (body["metadata"].get("finalizers") or ())
+        body = self.api.get(branch_path(NAMESPACE, f"{of}-{name}"))
+        return body is None or parse_branch(body).is_released
 
     def run(self) -> None:
         """Reconcile all objects until nothing is written any more."""

@@ -8,20 +8,18 @@ from typing import Any
 
 import pytest
 from tests.factories import NAMESPACE, NODE, Json, ago, branch, project, restore, snapshot
-from tests.unit.controller.rig import PROJECTS, RESTORES, SNAPSHOTS, Rig, conditions_of, message_of
+from tests.unit.controller.rig import PROJECTS, RESTORES, SNAPSHOTS, Rig, conditions_of
 
 from dbranch.api import names
-from dbranch.api.conditions import MESSAGE_LIMIT, Condition, Finding, Reason
+from dbranch.api.conditions import MESSAGE_LIMIT, Finding, Reason
 from dbranch.api.enums import Undo
-from dbranch.api.errors import ApiError, ClusterUnreachable
+from dbranch.api.errors import ClusterUnreachable
 from dbranch.api.project import UndoPolicy
 from dbranch.api.restore import RestoreRecord
 from dbranch.controller.restore.admission import Admitted, Rejected, Waiting, admit
 from dbranch.controller.restore.facts import RestoreFacts
-from dbranch.controller.restore.plan import Step, plan_restore, surplus_copies
-from dbranch.controller.restore.watch import is_at_rest, needs_reconcile
+from dbranch.controller.restore.plan import Step, plan_restore
 from dbranch.controller.scheduling import NodeFacts
-from dbranch.controller.snapshot.plan import SnapshotFacts, plan_snapshot
 from dbranch.kube.client import branch_path, restore_path, snapshot_path
 
 NOW = datetime.now(UTC)

@@ -8,8 +8,9 @@ from datetime import datetime
 from typing import Any
 
 from dbranch.api import names
-from dbranch.api.branch import Branch, BranchRoute
+from dbranch.api.branch import Branch, BranchRoute, DeletionCopy
 from dbranch.api.conditions import NO_PROGRESS_REASONS, Condition, Finding, Reason
+from dbranch.api.enums import SnapshotReason
 from dbranch.api.project import Project
 from dbranch.api.snapshot import Snapshot
 from dbranch.controller import timing
@@ -39,7 +40,8 @@ class BranchFacts:
     the pods of the project's proxy; `problem`: why its objects could not be applied. `limits`: of its namespace;
     `is_excess`: it comes behind the number of branches that they allow.
     `snapshot`: that spec.sourceSnapshot names, and `project_node` the project's node: known before it is bound.
-    `taken`: the snapshots that are taken, or to be taken, of a branch that is being deleted.
+    `taken`: the snapshots that are taken, or to be taken, of a branch that is being deleted; `copy`: the one that
+    gets its data; `copy_problem`: why that one cannot be made.
     `git_manager`: Argo CD, Flux or Helm, if the branch is theirs; known to a reconcile only.
     """
 
@@ -54,6 +56,8 @@ class BranchFacts:
     snapshot: Snapshot | None = None
     project_node: NodeFacts | None = None
     taken: tuple[Snapshot, ...] = ()
+    copy: DeletionCopy | None = None
+    copy_problem: Finding | None = None
     git_manager: str | None = None
 
     @property
@@ -82,8 +86,8 @@ class BranchPlan:
 
 
 @dataclass(frozen=True)
-class BranchRemoval:
-    """How far a deletion may go. `done`: the controller lets go of the branch; `requeue_after`: seconds."""
+class BranchRemovalPlan:
+    """How far a deletion may go. `done`: the controller lets go of the branch, which `status` says."""
 
     done: bool
     status: Json
@@ -119,8 +123,16 @@ def plan_branch(facts: BranchFacts, now: str) -> BranchPlan:
     }
     if branch.source_text:
         fields["source"] = branch.source_text
+    if binding and facts.snapshot and _is_undeleted(branch, facts.snapshot):
+        fields["undeletes"] = facts.snapshot.origin_branch_uid
     addresses = service_addresses(project, bound, route, facts.proxies) if project else ()
     return BranchPlan(binding, ready, fields, addresses, expiry.events)
+
+
+def _is_undeleted(branch: Branch, snapshot: Snapshot) -> bool:
+    """Return True if the snapshot has the data of a deleted branch of the same name: that goes back as it was."""
+    is_record = snapshot.reason == SnapshotReason.DELETION and snapshot.origin_branch_uid is not None
+    return is_record and snapshot.branch == branch.name
 
 
 def _schedule(facts: BranchFacts) -> tuple[Binding | None, Finding]:
@@ -152,7 +164,7 @@ def _is_active(facts: BranchFacts) -> bool:
     return route.branch == facts.branch.name
 
 
-def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemoval:
+def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemovalPlan:
     """Decide about a branch that is being deleted, since so many seconds.
 
     It waits until snapshots of it are taken, and until every proxy obeys its route, which says Deleting.
@@ -165,15 +177,18 @@ def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemoval:
     copies = [] if abandoned else _copies_awaited(facts)
     is_blocked = is_overdue and bool(copies)
     blocked = [(Condition.DELETION_BLOCKED, _blocked_finding(branch, min(copies)))] if is_blocked else []
+    if facts.copy_problem:
+        blocked = [(Condition.DELETION_BLOCKED, facts.copy_problem)]
     previous = branch.status.get("conditions") or ()
     status: Json = {
         "conditions": report_conditions(previous, blocked, ready, branch.generation, now),
         "phase": phase_of(ready),
+        "release": names.RELEASE_PENDING,
     }
     if project:
         status |= _route_fields(plan_branch_route(project, branch))
-    waiting = BranchRemoval(False, status, None if is_overdue else remaining + 1)
-    if copies:
+    waiting = BranchRemovalPlan(False, status, None if is_overdue else remaining + 1)
+    if copies or facts.copy_problem:
         return waiting
     if (
         project
@@ -182,7 +197,11 @@ def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemoval:
         and not is_withdrawn(project, branch, facts.proxies)
     ):
         return waiting
-    return BranchRemoval(True, status)
+    released: Json = {"release": branch.deleted}
+    if facts.copy:
+        # In the same write: an agent that reads the one reads the other.
+        released["copy"] = {"name": facts.copy.name, "uid": facts.copy.uid}
+    return BranchRemovalPlan(True, status | released)
 
 
 def held_status(branch: Branch, now: str) -> Json:
@@ -225,15 +244,16 @@ def _copies_awaited(facts: BranchFacts) -> list[str]:
     branches = [f"branch {s.name}" for s in facts.siblings if _awaits_snapshot_of(branch, s, project)]
     # A project that is being deleted takes none any more.
     is_running = project is not None and project.running and not project.deleting
-    return (
-        branches
-        + copies_for_restores(branch, facts.siblings)
-        + [
-            f"snapshot {snapshot.name}"
-            for snapshot in facts.taken
-            if is_running and snapshot.awaits_data and snapshot.branch_uid == branch.uid
-        ]
-    )
+    snapshots = [
+        f"snapshot {snapshot.name}"
+        for snapshot in facts.taken
+        # A record gets its data by the very deletion.
+        if is_running
+        and not snapshot.is_record
+        and snapshot.awaits_data
+        and snapshot.branch_uid == branch.uid
+    ]
+    return branches + copies_for_restores(branch, facts.siblings) + snapshots
 
 
 def _awaits_snapshot_of(source: Branch, branch: Branch, project: Project | None) -> bool:

@@ -102,6 +102,9 @@ def bind_snapshot(facts: SnapshotFacts) -> SnapshotBinding | Finding:
     """Bind a snapshot to its project's node and to one very branch, or say what it waits for."""
     snapshot, project, branch, node = facts.snapshot, facts.project, facts.branch, facts.node
     subject = f"snapshot {snapshot.name}"
+    if branch and branch.node_name and _is_left_by(snapshot, branch):
+        # The controller was cut off between making it and binding it.
+        return SnapshotBinding(branch.node_name, branch.uid)
     if snapshot.reason != SnapshotReason.REQUESTED:
         # Who makes a record binds it, too.
         return awaited_finding(snapshot) if facts.is_awaited else _record_finding(snapshot)
@@ -132,6 +135,12 @@ def bind_snapshot(facts: SnapshotFacts) -> SnapshotBinding | Finding:
         text = f"branch {branch.name} is not stored yet; {subject} is taken when it is"
         return Finding(Reason.BRANCH_NOT_READY, text)
     return _limit_finding(facts, branch) or SnapshotBinding(project.node_name, branch.uid)
+
+
+def _is_left_by(snapshot: Snapshot, branch: Branch) -> bool:
+    """Return True if the branch is being deleted, and leaves its data to the snapshot."""
+    is_record = snapshot.reason == SnapshotReason.DELETION and snapshot.origin_branch_uid == branch.uid
+    return is_record and branch.deleting
 
 
 def _limit_finding(facts: SnapshotFacts, branch: Branch) -> Finding | None:
