@@ -46,7 +46,7 @@ class DeletionCopies:
                     raise
                 if not is_copy_of(existing, branch):
                     return undo_refused_finding(
-                        branch, NameTaken("another snapshot has its name; rename that one")
+                        branch, NameTaken("another snapshot has its name")
                     )
                 body = existing
             elif not is_refusal(error):
