@@ -36,6 +36,7 @@ from dbranch.controller.project.reconciler import ProjectReconciler
 from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of, switch_state
 from dbranch.controller.rollouts import Rollouts
 from dbranch.controller.snapshot.reconciler import SnapshotReconciler
+from dbranch.controller.snapshot.relief import PoolRelief
 from dbranch.controller.snapshot.watch import SnapshotWatch, concerned_by
 from dbranch.controller.snapshot_records import STATES, SnapshotRecords
 from dbranch.controller.stale import (
@@ -155,10 +156,12 @@ def register(
     metrics.watch_snapshots(STATES, records.count)
     rollouts.on_free = work.queue.add
     sweeper = Sweeper(cluster, release, owned)
+    relief = PoolRelief(cluster, lambda: dispatcher.cache)
     loops = {
         "snapshot watch": watch.run,
         "expiry of snapshots": watch.run_expiry,
         "expiry of branches": reaper.run,
+        "room in pools": relief.run,
     }
     _register_startup(registry, owned, work, partial(sweeper.run, resync_seconds), loops)
     _register_indices(registry, release.nodes_namespace)
