@@ -40,6 +40,7 @@ from dbranch.controller.restore.watch import concerned_by as restores_concerned_
 from dbranch.controller.restore_records import RestoreRecords
 from dbranch.controller.rollouts import Rollouts
 from dbranch.controller.snapshot.reconciler import SnapshotReconciler
+from dbranch.controller.snapshot.relief import PoolRelief
 from dbranch.controller.snapshot.watch import SnapshotWatch, concerned_by
 from dbranch.controller.snapshot_records import STATES, SnapshotRecords
 from dbranch.controller.stale import (
@@ -180,11 +181,13 @@ def register(
     metrics.watch_snapshots(STATES, records.count)
     rollouts.on_free = work.queue.add
     sweeper = Sweeper(cluster, release, owned)
+    relief = PoolRelief(cluster, lambda: dispatcher.cache)
     loops = {
         "snapshot watch": watch.run,
         "restore watch": restore_watch.run,
         "expiry of snapshots": watch.run_expiry,
         "expiry of branches": reaper.run,
+        "room in pools": relief.run,
     }
     _register_startup(registry, owned, work, partial(sweeper.run, resync_seconds), loops)
     _register_indices(registry, release.nodes_namespace)

@@ -50,6 +50,10 @@ CREATE_COUNTS_SECONDS: Final = 60.0
 EXPIRY_REFUSED_LONGEST_SECONDS: Final = 300.0
 # A branch that has expired this long ago, and exists, is worth an alert.
 EXPIRY_OVERDUE_SECONDS: Final = 900.0
+# How often it is looked whether pools are low; and behind a copy that was deleted in one, how long it takes at most
+# until btrfs has freed it and the agent, which looks every minute, has reported the pool.
+POOL_RELIEF_POLL_SECONDS: Final = 15.0
+POOL_MEASURED_SECONDS: Final = 150.0
 # What the API server refuses to delete of a project that is being deleted: its policies may not know that yet.
 POLICY_LAG_RETRY_SECONDS: Final = 0.5
 # Before that a deletion is not worth a write.
