@@ -1,4 +1,4 @@
-"""DBProjects, DBBranches and DBSnapshots of one namespace. Bodies are the API server's JSON."""
+"""DBProjects, DBBranches, DBSnapshots and DBRestores of one namespace. Bodies are the API server's JSON."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from dbranch.api import names
 from dbranch.api.errors import ApiError
+from dbranch.api.gitops import gitops_manager
 from dbranch.api.secrets import secret_texts
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.naming import did_you_mean
-from dbranch_cli.ownership import gitops_manager, merge_maps, owned_fields
+from dbranch_cli.ownership import merge_maps, owned_fields
 
 if TYPE_CHECKING:
     from dbranch_cli.connection import Connection
 
 Body = dict[str, Any]
 _APPLY = "application/apply-patch+yaml"
+_MERGE = "application/merge-patch+json"
 
 
 def resource_path(plural: str, namespace: str, name: str | None = None) -> str:
@@ -36,8 +38,12 @@ def manifest(kind: str, namespace: str, name: str, spec: Mapping[str, Any]) -> B
 
 
 def plural_for(kind: str) -> str:
-    """Return the resource name of a kind: `dbprojects`, `dbbranches` or `dbsnapshots`."""
-    plurals = {names.PROJECT_KIND: names.PROJECTS, names.SNAPSHOT_KIND: names.SNAPSHOTS}
+    """Return the resource name of a kind: `dbprojects`, `dbbranches`, `dbsnapshots` or `dbrestores`."""
+    plurals = {
+        names.PROJECT_KIND: names.PROJECTS,
+        names.SNAPSHOT_KIND: names.SNAPSHOTS,
+        names.RESTORE_KIND: names.RESTORES,
+    }
     return plurals.get(kind, names.BRANCHES)
 
 
@@ -114,7 +120,14 @@ class Store:
 
     def snapshots(self, project: str) -> list[Body]:
         """Return a project's snapshots by age."""
-        listed = self._list(names.SNAPSHOTS, fieldSelector=f"spec.project={project}")
+        return self._by_age(names.SNAPSHOTS, project)
+
+    def restores(self, project: str) -> list[Body]:
+        """Return a project's DBRestores by age."""
+        return self._by_age(names.RESTORES, project)
+
+    def _by_age(self, plural: str, project: str) -> list[Body]:
+        listed = self._list(plural, fieldSelector=f"spec.project={project}")
         return sorted(
             listed, key=lambda b: (b["metadata"].get("creationTimestamp", ""), b["metadata"]["name"])
         )
@@ -174,16 +187,34 @@ class Store:
 
     def set_field(self, live: Mapping[str, Any], field: str, value: str, force: bool) -> Body:
         """Set `spec.<field>` of an object. Raise Failure if Argo CD, Flux or Helm owns it, unless `force`."""
+        self._refuse_of_git(live, field, f"set it to {value}", force)
         kind, name = live["kind"], live["metadata"]["name"]
+        return self.apply(manifest(kind, self.namespace, name, {field: value}), live)
+
+    def clear_field(self, live: Mapping[str, Any], field: str, force: bool) -> Body:
+        """Take `spec.<field>` away, whoever has set it: not by server-side apply, which leaves what others have set.
+
+        Raise Failure if Argo CD, Flux or Helm owns it, unless `force`.
+        """
+        self._refuse_of_git(live, field, "take it away", force)
+        return self.connection.request(
+            "PATCH",
+            resource_path(plural_for(live["kind"]), self.namespace, live["metadata"]["name"]),
+            {"fieldManager": names.CLI_MANAGER, "fieldValidation": "Strict"},
+            {"metadata": {"uid": live["metadata"]["uid"]}, "spec": {field: None}},
+            _MERGE,
+        )
+
+    def _refuse_of_git(self, live: Mapping[str, Any], field: str, remedy: str, force: bool) -> None:
         manager = gitops_manager(live, "spec", field)
         if manager and not force:
+            kind, name = live["kind"], live["metadata"]["name"]
             raise Failure(
                 ExitCode.REFUSED,
                 "ManagedByGit",
                 f"spec.{field} of {kind} {name} is managed by {manager}, which would revert the change;"
-                f" set it to {value} in Git, or write it anyway with --force",
+                f" {remedy} in Git, or write it anyway with --force",
             )
-        return self.apply(manifest(kind, self.namespace, name, {field: value}), live)
 
     def request_restart(self, live: Mapping[str, Any], restarted_at: str, reset_alter_system: bool) -> Body:
         """Request one restart of a branch's Postgres, also without what ALTER SYSTEM has set in it.
@@ -199,9 +230,17 @@ class Store:
 
     def delete(self, live: Mapping[str, Any]) -> None:
         """Delete exactly this object, by its UID."""
+        self._delete(live, {})
+
+    def check_deletion(self, live: Mapping[str, Any]) -> None:
+        """Let the API server refuse the deletion of this object, as far as it would. Raise ApiError if it does."""
+        self._delete(live, {"dryRun": "All"})
+
+    def _delete(self, live: Mapping[str, Any], params: Mapping[str, str]) -> None:
         self.connection.request(
             "DELETE",
             resource_path(plural_for(live["kind"]), self.namespace, live["metadata"]["name"]),
+            params,
             body={
                 "apiVersion": "v1",
                 "kind": "DeleteOptions",

@@ -28,6 +28,7 @@ from tests.bench.figures import Result, as_json, from_json
 from tests.bench.hundreds import hundreds, idle
 from tests.bench.page import PLOTTED_BEFORE, page, summary
 from tests.bench.release import CHART
+from tests.bench.restores import restore
 from tests.bench.room import room
 from tests.bench.sizes import SIZES
 from tests.bench.snapshots import snapshots
@@ -42,6 +43,7 @@ MEASURES = {
     **CROWDS,
     **SIZES,
     "snapshots": snapshots,
+    "restore": restore,
     "costs": costs,
     "pgbench": pgbench,
     "hundreds": hundreds,

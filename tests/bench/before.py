@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 # The CRD, by its file, that a release must have for a measure.
-NEEDS = {"snapshots": "dbsnapshots.yaml"}
+NEEDS = {"snapshots": "dbsnapshots.yaml", "restore": "dbrestores.yaml"}
 # Of this tree's controller, whatever is installed.
 OF_THIS_TREE = frozenset({"room"})
 

@@ -66,13 +66,14 @@ def copies(series: dict[str, list[tuple[float, float]]], file: Path) -> None:
     _save(figure, file)
 
 
-# Writes that a watch sees before the agent's steps -> who worked since the write before.
-_WRITES = (
-    ("created", "API server"),
-    ("finalizer of the controller", "controller: finalizer"),
-    ("bound", "controller: node bound, Service created"),
-    ("finalizer of the agent", "agent: finalizer"),
-)
+# Writes that a watch sees before the agent's steps -> what was done since the write before. Their order and number
+# depend on the release.
+_WRITES = {
+    "created": "API server",
+    "finalizer of the controller": "controller: its finalizer",
+    "finalizer of the agent": "finalizer of the agent",
+    "bound": "controller: node bound, Service created",
+}
 # The agent's timings (see `StepTimer`) -> label.
 _AGENT_STEPS = {
     "read": "agent: reads branch and project",
@@ -91,24 +92,31 @@ _AGENT_STEPS = {
 
 def spans(traces: list[dict[str, Any]]) -> list[tuple[str, float]]:
     """Return (label, median milliseconds) of each step in order; what no step accounts for is the watch's delay."""
-    steps: list[tuple[str, list[float]]] = [(label, []) for _, label in _WRITES]
+    writes = _writes_seen(traces)
+    steps: list[tuple[str, list[float]]] = [(_WRITES[write], []) for write in writes]
     steps += [(label, []) for label in _AGENT_STEPS.values()]
     watch_delays: list[float] = []
     final: list[float] = []
     for trace in traces:
         seen, before = trace["seen"], 0.0
-        for index, (step, _) in enumerate(_WRITES):
-            # A release may do without one of these writes.
-            steps[index][1].append(max(0.0, seen.get(step, 0.0) - before))
-            before = max(before, seen.get(step, 0.0))
+        for index, write in enumerate(writes):
+            steps[index][1].append(max(0.0, seen.get(write, 0.0) - before))
+            before = max(before, seen.get(write, 0.0))
         agent = [trace["agent"].get(step, 0.0) for step in _AGENT_STEPS]
         for index, milliseconds in enumerate(agent):
-            steps[len(_WRITES) + index][1].append(milliseconds)
+            steps[len(writes) + index][1].append(milliseconds)
         watch_delays.append(max(0.0, seen["accepts"] - before - sum(agent)))
         final.append(seen["Ready"] - seen["accepts"])
-    steps.insert(len(_WRITES), ("watch: to the agent and back", watch_delays))
+    steps.insert(len(writes), ("watch: to the agent and back", watch_delays))
     steps.append(("controller: endpoints, Ready", final))
     return [(label, statistics.median(samples)) for label, samples in steps]
+
+
+def _writes_seen(traces: list[dict[str, Any]]) -> list[str]:
+    """Return the writes that most traces have, in the order in which they come."""
+    times = {write: [trace["seen"][write] for trace in traces if write in trace["seen"]] for write in _WRITES}
+    seen = [write for write, at in times.items() if len(at) * 2 > len(traces)]
+    return sorted(seen, key=lambda write: statistics.median(times[write]))
 
 
 def trace(traces: list[dict[str, Any]], file: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from tests.node.agent_life import SNAPSHOTS
@@ -167,22 +170,41 @@ def test_a_snapshot_that_is_lost_is_not_taken_again(world: World, project: str) 
     world.run_agent()
     assert storage_of(world, "record") == "SnapshotLost"
     world.assert_consistent(project, running=1, stored=1)
+    # A restore is made behind its record, so that one is waited for; and a run of a schedule has its time.
+    world.delete_snapshot("record")
+    world.make_snapshot("undo", "main", origin={"reason": "Restore", "restoreUID": "r"})
+    world.make_snapshot("late", "main", origin={"reason": "Schedule", "time": "2026-01-01T00:00:00Z"})
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    world.make_snapshot("nightly", "main", ttl="24h", origin={"reason": "Schedule", "time": now})
+    world.run_rounds()
+    assert "storage" not in (world.snapshot("undo")["status"].get("node") or {})
+    assert storage_of(world, "late") == "SnapshotMissed" and storage_of(world, "nightly") == "Stored"
+    facts = observe_subvolumes(world.node.layout, project)
+    (marker,) = facts.snapshots.values()
+    assert marker.snapshot == "shop-nightly" and marker.data.expiration_time > now
+    assert world.snapshot("nightly")["status"]["node"]["generation"] == marker.data.generation == 1
+
+
+@contextmanager
+def filled(pool: Path) -> Iterator[None]:
+    """Leave less room in the pool than new data needs at least, and enough for what runs."""
+    filler, sync = pool / "filler", ("btrfs", "filesystem", "sync", pool)
+    with filler.open("wb") as file:
+        # btrfs says only after a sync what is free.
+        while (free := os.statvfs(pool).f_bavail * os.statvfs(pool).f_frsize) > 56 * 2**20:
+            os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), free - 48 * 2**20)
+            subprocess.run(sync, check=True, stdout=subprocess.DEVNULL)
+    yield
+    filler.unlink()
+    subprocess.run(sync, check=True, stdout=subprocess.DEVNULL)
 
 
 def test_a_full_pool_takes_none_and_what_runs_goes_on(world: World, project: str) -> None:
-    pool = world.node.layout.pool(project)
-    filler = pool / "filler"
-    with filler.open("wb") as file:
-        # Below the least that new data needs, and enough for what runs. btrfs says only then what is free.
-        while (free := os.statvfs(pool).f_bavail * os.statvfs(pool).f_frsize) > 56 * 2**20:
-            os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), free - 48 * 2**20)
-            subprocess.run(["btrfs", "filesystem", "sync", pool], check=True, stdout=subprocess.DEVNULL)
-    world.make_snapshot("late", "main")
-    world.run_rounds()
-    assert storage_of(world, "late") == "PoolFull"
-    world.sql("main", "insert into item values (0)")
-    filler.unlink()
-    subprocess.run(["btrfs", "filesystem", "sync", pool], check=True, stdout=subprocess.DEVNULL)
+    with filled(world.node.layout.pool(project)):
+        world.make_snapshot("late", "main")
+        world.run_rounds()
+        assert storage_of(world, "late") == "PoolFull"
+        world.sql("main", "insert into item values (0)")
     world.run_agent()
     assert storage_of(world, "late") == "Stored"
 

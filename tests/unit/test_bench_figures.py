@@ -153,8 +153,8 @@ def test_requests_and_their_seconds_are_counted_without_the_clusters_own() -> No
 
 
 def test_the_steps_of_a_branch_that_is_becoming_ready() -> None:
-    body = {"metadata": {"finalizers": ["dbranch.io/controller"]}, "status": {"nodeName": "n1"}}
-    assert steps_of(body) == ["created", "finalizer of the controller", "bound"]
+    body = {"metadata": {"finalizers": ["dbranch.io/agent"]}, "status": {"nodeName": "n1"}}
+    assert steps_of(body) == ["created", "finalizer of the agent", "bound"]
     ready = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
     assert is_ready(ready) and not is_ready(body) and "Ready" in steps_of({**body, **ready})
 

@@ -7,17 +7,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dbranch.api import names
-from dbranch.api.conditions import Finding, Reason
-from dbranch.api.enums import Protection, State, TargetState
+from dbranch.api.conditions import Condition, Finding, Reason, find_condition
+from dbranch.api.enums import Protection, State, TargetState, Undo
 from dbranch.api.owners import foreign_owners
 from dbranch.api.project import Project
+from dbranch.api.protection import is_protected
+from dbranch.api.restore import (
+    BranchData,
+    BranchRestore,
+    NodeRestore,
+    RestoreRecord,
+    parse_branch_restore,
+    parse_data,
+    parse_node_restore,
+    parse_records,
+    parse_undo,
+)
 
 
 @dataclass(frozen=True)
 class BranchNode:
     """`status.node`: what the branch's agent reports of its subvolume and its Postgres.
 
+    `opened`: users could connect to the data, so that it is whole.
     `pod` is the Postgres pod's name in the nodes' namespace (the slot's name), `address` the pod's IP address.
+    `generation`: how often its data was exchanged by a restore, and 1.
     """
 
     source_uid: str | None = None
@@ -34,17 +48,24 @@ class BranchNode:
     logical_bytes: int | None = None
     unique_bytes: int | None = None
     written_bytes: int | None = None
+    generation: int = 1
+    restore: NodeRestore | None = None
     deletion: Finding | None = None
+    opened: bool = False
 
 
 @dataclass(frozen=True)
 class BranchRoute:
-    """`status.route`: where proxies reach the branch. The generation (from 1) rises with each change of the rest."""
+    """`status.route`: where proxies reach the branch. The generation (from 1) rises with each change of the rest.
+
+    `restore`: the UID of the DBRestore that exchanges the branch's data now; new sessions are held.
+    """
 
     generation: int
     state: TargetState
     address: str | None = None
     port: int | None = None
+    restore: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,10 +77,21 @@ class Acknowledgement:
 
 
 @dataclass(frozen=True)
+class DeletionCopy:
+    """`status.copy`: the DBSnapshot that gets the data of a branch that is being deleted, by its object's name."""
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
 class Branch:
     """A DBBranch. `object_name` is `<project>-<branch>`, `name` what follows the project; `deleted`: RFC 3339.
 
     `source_snapshot`: the DBSnapshot that it is made from, in place of `source`. `source_uid`: of either.
+    `undeletes`: the UID of the deleted DBBranch whose data it gets back.
+    `protected`: by spec.protection, or by spec.protectedUntil. `ttl`, `expires`: of the spec, the latter
+    spec.expirationTime; `default_ttl`, `expiration_time`: of the status, the former status.ttl.
     """
 
     namespace: str
@@ -77,6 +109,14 @@ class Branch:
     foreign_owners: tuple[str, ...] = ()
     state: State = State.RUNNING
     protection: Protection = Protection.DISABLED
+    undo: Undo | None = None
+    protected_until: str | None = None
+    protected: bool = False
+    ttl: str | None = None
+    expires: str | None = None
+    default_ttl: str | None = None
+    expiration_time: str | None = None
+    observed_generation: int = 0
     parameters: Mapping[str, str] = field(default_factory=dict)
     resources: Mapping[str, Any] = field(default_factory=dict)
     node_name: str | None = None
@@ -84,6 +124,12 @@ class Branch:
     active: bool = False
     route: BranchRoute | None = None
     proxies: tuple[Acknowledgement, ...] = ()
+    release: str | None = None
+    copy: DeletionCopy | None = None
+    undeletes: str | None = None
+    restore: BranchRestore | None = None
+    restores: tuple[RestoreRecord, ...] = ()
+    data: BranchData | None = None
     node: BranchNode = field(default_factory=BranchNode)
     status: Mapping[str, Any] = field(default_factory=dict)
 
@@ -91,6 +137,20 @@ class Branch:
     def deleting(self) -> bool:
         """True if the object has a deletionTimestamp."""
         return self.deleted is not None
+
+    @property
+    def is_released(self) -> bool:
+        """True if the controller has let go of a branch that is being deleted, so its agent may remove it.
+
+        A controller of release 0.1.0 writes no `status.release`: it reports the deletion while its finalizer is on
+        the branch, and removes that in the end. One of this release never reports a deletion without it.
+        """
+        if names.CONTROLLER_FINALIZER in self.finalizers:
+            return False
+        if self.release is not None:
+            return self.release == self.deleted
+        ready = find_condition(self.status, Condition.READY)
+        return (ready or {}).get("reason") == Reason.DELETING.value
 
     @property
     def name(self) -> str:
@@ -135,6 +195,16 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
         foreign_owners=foreign_owners(meta),
         state=State(spec.get("state", Branch.state)),
         protection=Protection(spec.get("protection", Branch.protection)),
+        undo=parse_undo(spec.get("undo")),
+        protected_until=spec.get("protectedUntil"),
+        protected=is_protected(
+            spec.get("protection"), spec.get("protectedUntil"), status.get("protectionEnded")
+        ),
+        ttl=spec.get("ttl"),
+        expires=spec.get("expirationTime"),
+        default_ttl=status.get("ttl"),
+        expiration_time=status.get("expirationTime"),
+        observed_generation=int(status.get("observedGeneration", 0)),
         parameters=dict(postgres.get("parameters") or {}),
         resources=dict(postgres.get("resources") or {}),
         node_name=status.get("nodeName"),
@@ -142,6 +212,12 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
         active=bool(status.get("active")),
         route=parse_branch_route(status.get("route")),
         proxies=parse_acknowledgements(status.get("proxies")),
+        release=status.get("release"),
+        copy=_parse_copy(status.get("copy")),
+        undeletes=status.get("undeletes"),
+        restore=parse_branch_restore(status.get("restore")),
+        restores=parse_records(status.get("restores")),
+        data=parse_data(status.get("data")),
         node=_parse_node(status.get("node") or {}),
         status=status,
     )
@@ -156,6 +232,7 @@ def parse_branch_route(raw: Any) -> BranchRoute | None:
             TargetState(raw["state"]),
             None if address is None else str(address),
             None if port is None else int(port),
+            raw.get("restore"),
         )
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
@@ -170,6 +247,13 @@ def parse_acknowledgements(raw: Any) -> tuple[Acknowledgement, ...]:
         except (KeyError, TypeError, ValueError):
             continue
     return tuple(entries)
+
+
+def _parse_copy(raw: Any) -> DeletionCopy | None:
+    try:
+        return DeletionCopy(str(raw["name"]), str(raw["uid"]))
+    except (KeyError, TypeError):
+        return None
 
 
 def _postgres_finding(raw: Mapping[str, Any]) -> Finding | None:
@@ -196,5 +280,8 @@ def _parse_node(raw: Mapping[str, Any]) -> BranchNode:
         logical_bytes=raw.get("logicalBytes"),
         unique_bytes=raw.get("uniqueBytes"),
         written_bytes=raw.get("writtenBytes"),
+        generation=int(raw.get("generation", 1)),
+        restore=parse_node_restore(raw.get("restore")),
         deletion=Finding.from_dict(raw.get("deletion")),
+        opened=raw.get("opened") is True,
     )

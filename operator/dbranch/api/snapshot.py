@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from datetime import timedelta
+from typing import Any
 
 from dbranch.api import names
 from dbranch.api.conditions import NO_PROGRESS_REASONS, Finding, Reason
 from dbranch.api.enums import Protection, SnapshotReason
-from dbranch.api.errors import InvalidInput
-from dbranch.api.quantity import parse_seconds
-
-# The value of `spec.ttl` of a snapshot that does not expire.
-NEVER: Final = "Never"
+from dbranch.api.expiry import NEVER, parse_ttl
 
 
 @dataclass(frozen=True)
 class SnapshotNode:
-    """`status.node`: what the snapshot's agent reports of its subvolume."""
+    """`status.node`: what the snapshot's agent reports of its subvolume.
+
+    `generation`: `status.node.generation` of the branch when it had this data.
+    """
 
     snapshot_time: str | None = None
     storage: Finding | None = None
@@ -26,6 +26,7 @@ class SnapshotNode:
     logical_bytes: int | None = None
     unique_bytes: int | None = None
     deletion: Finding | None = None
+    generation: int | None = None
 
     @property
     def stored(self) -> bool:
@@ -35,7 +36,11 @@ class SnapshotNode:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A DBSnapshot. `object_name`: of the object; `deleted`: RFC 3339. `branch`: the name of the branch."""
+    """A DBSnapshot. `object_name`: of the object; `deleted`: RFC 3339. `branch`: the name of the branch.
+
+    `origin_branch_uid`, `restore_uid`, `origin_time`, `branch_spec` (of a deleted branch): `spec.origin` of a record,
+    which the controller alone makes.
+    """
 
     namespace: str
     object_name: str
@@ -45,6 +50,10 @@ class Snapshot:
     ttl: str = NEVER
     protection: Protection = Protection.DISABLED
     reason: SnapshotReason = SnapshotReason.REQUESTED
+    origin_branch_uid: str | None = None
+    restore_uid: str | None = None
+    origin_time: str | None = None
+    branch_spec: Mapping[str, Any] = field(default_factory=dict)
     generation: int = 1
     resource_version: str = ""
     created: str | None = None
@@ -77,24 +86,24 @@ class Snapshot:
         return not is_over and not (storage and storage.reason in NO_PROGRESS_REASONS)
 
     @property
+    def is_record(self) -> bool:
+        """True if it is never taken: it gets the data that a restore or a deletion leaves."""
+        return self.reason not in (SnapshotReason.REQUESTED, SnapshotReason.SCHEDULE)
+
+    @property
     def protected(self) -> bool:
         return self.protection == Protection.ENABLED
 
     @property
-    def ttl_seconds(self) -> float | None:
+    def lifetime(self) -> timedelta | None:
         """How long it is kept from its snapshot on; None: until somebody deletes it."""
-        if self.ttl == NEVER:
-            return None
-        try:
-            return parse_seconds(self.ttl)
-        except InvalidInput:
-            # The schema's pattern admits none; what cannot be read deletes nothing.
-            return None
+        return parse_ttl(self.ttl)
 
 
 def parse_snapshot(body: Mapping[str, Any]) -> Snapshot:
     """Parse a DBSnapshot as the API server returns it. The schema's defaults apply here, too."""
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    origin = spec.get("origin") or {}
     return Snapshot(
         namespace=meta.get("namespace", ""),
         object_name=meta["name"],
@@ -103,7 +112,11 @@ def parse_snapshot(body: Mapping[str, Any]) -> Snapshot:
         branch=spec["branch"],
         ttl=str(spec.get("ttl", NEVER)),
         protection=Protection(spec.get("protection", Snapshot.protection)),
-        reason=SnapshotReason((spec.get("origin") or {}).get("reason", Snapshot.reason)),
+        reason=SnapshotReason(origin.get("reason", Snapshot.reason)),
+        origin_branch_uid=origin.get("branchUID"),
+        restore_uid=origin.get("restoreUID"),
+        branch_spec=dict(origin.get("branchSpec") or {}),
+        origin_time=origin.get("time"),
         generation=int(meta.get("generation", 1)),
         resource_version=meta.get("resourceVersion", ""),
         created=meta.get("creationTimestamp"),
@@ -128,4 +141,5 @@ def _parse_node(raw: Mapping[str, Any]) -> SnapshotNode:
         logical_bytes=raw.get("logicalBytes"),
         unique_bytes=raw.get("uniqueBytes"),
         deletion=Finding.from_dict(raw.get("deletion")),
+        generation=raw.get("generation"),
     )

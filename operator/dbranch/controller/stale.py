@@ -22,7 +22,7 @@ from dbranch.controller.cache import Cache
 from dbranch.controller.limits import Limits, excess
 from dbranch.controller.project import plan as project_plan
 from dbranch.controller.project.plan import ProjectFacts, plan_project, reported_applied
-from dbranch.controller.scheduling import needs_release
+from dbranch.controller.scheduling import missing_finalizers, needs_release
 from dbranch.runtime.clock import now_rfc3339, seconds_since
 from dbranch.runtime.result import Key
 
@@ -101,13 +101,15 @@ class _Reads:
         return frozenset() if limit is None else excess(self.cache.branches_in(namespace), limit)
 
 
-def stale(changes: Sequence[Change], cache: Cache, limits: Limits | None = None) -> set[Key]:
+def stale(
+    changes: Sequence[Change], cache: Cache, limits: Limits | None = None, now: str | None = None
+) -> set[Key]:
     """Return the keys of those who would now report something else, or whose deletion can go on.
 
     The cache has the changes already; of an object that is gone, `changes` has what it was. Who has reported nothing
-    yet is left out: its own creation is a request for its first reconcile.
+    yet is left out: its own creation is a request for its first reconcile. `now`: RFC 3339.
     """
-    now, reads = now_rfc3339(), _Reads(cache, limits or Limits())
+    now, reads = now or now_rfc3339(), _Reads(cache, limits or Limits())
     own = {key_of(change) for change in changes if isinstance(change, Project | Branch)}
     candidates = {key_of(item): item for item in _related(changes, own, reads)}
     outdated = {
@@ -226,11 +228,13 @@ def _is_branch_stale(branch: Branch, reads: _Reads, now: str) -> bool:
     if branch.deleting:
         if needs_release(branch, facts.node):
             return True
-        if names.CONTROLLER_FINALIZER not in branch.finalizers:
+        if branch.is_released:
             return bool(branch_plan.held_status(branch, now))
         return plan_removal(facts, seconds_since(branch.deleted), now).done
     if not branch.status.get("conditions"):
         return False
+    if facts.node and missing_finalizers(branch, facts.node):
+        return True
     return bool(plan_branch(facts, now).changes(branch.status))
 
 

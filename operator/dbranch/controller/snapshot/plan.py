@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 
 from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.conditions import Condition, Finding, Reason
 from dbranch.api.enums import SnapshotReason
+from dbranch.api.expiry import format_time, parse_time, with_grace
 from dbranch.api.project import Project
 from dbranch.api.snapshot import Snapshot
 from dbranch.controller.conditions import report_conditions
@@ -19,10 +20,6 @@ from dbranch.controller.scheduling import NodeFacts, agent_too_old_finding, not_
 
 Json = dict[str, Any]
 
-# What is new, shorter or no longer blocked takes effect after this time, or after the ttl if that is shorter.
-EXPIRATION_GRACE: Final = timedelta(hours=24)
-# The reason of an Event: a snapshot will be deleted sooner than it said before.
-EXPIRING: Final = "Expiring"
 # Nothing but an event changes what is said of such a snapshot.
 FINAL_REASONS: Final = frozenset({Reason.SNAPSHOT_LOST, Reason.SNAPSHOT_MISSED})
 
@@ -33,6 +30,7 @@ class SnapshotFacts:
 
     `branch`: the one of its name; `node`: the one that the snapshot is bound to, or its project if it is not bound
     yet. `siblings`: all snapshots of the project, also this one; they are counted only before it is bound.
+    `is_awaited`: a restore is going on that leaves its data.
     """
 
     snapshot: Snapshot
@@ -41,6 +39,7 @@ class SnapshotFacts:
     node: NodeFacts | None = None
     siblings: Sequence[Snapshot] = ()
     limits: NamespaceLimits = NO_LIMITS
+    is_awaited: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def plan_snapshot(facts: SnapshotFacts, now: datetime) -> SnapshotPlan:
     previous = snapshot.status.get("conditions") or ()
     fields: Json = {
         "observedGeneration": snapshot.generation,
-        "conditions": report_conditions(previous, [], ready, snapshot.generation, _rfc3339(now)),
+        "conditions": report_conditions(previous, [], ready, snapshot.generation, format_time(now)),
         "expirationTime": expiration,
     }
     if binding:
@@ -103,8 +102,12 @@ def bind_snapshot(facts: SnapshotFacts) -> SnapshotBinding | Finding:
     """Bind a snapshot to its project's node and to one very branch, or say what it waits for."""
     snapshot, project, branch, node = facts.snapshot, facts.project, facts.branch, facts.node
     subject = f"snapshot {snapshot.name}"
+    if branch and branch.node_name and _is_left_by(snapshot, branch):
+        # The controller was cut off between making it and binding it.
+        return SnapshotBinding(branch.node_name, branch.uid)
     if snapshot.reason != SnapshotReason.REQUESTED:
-        return _record_finding(snapshot)
+        # Who makes a record binds it, too.
+        return awaited_finding(snapshot) if facts.is_awaited else _record_finding(snapshot)
     if project is None or project.deleting:
         fact = "does not exist" if project is None else "is being deleted"
         text = f"project {snapshot.project} {fact}; nothing is taken; apply the DBProject {snapshot.project}"
@@ -134,6 +137,12 @@ def bind_snapshot(facts: SnapshotFacts) -> SnapshotBinding | Finding:
     return _limit_finding(facts, branch) or SnapshotBinding(project.node_name, branch.uid)
 
 
+def _is_left_by(snapshot: Snapshot, branch: Branch) -> bool:
+    """Return True if the branch is being deleted, and leaves its data to the snapshot."""
+    is_record = snapshot.reason == SnapshotReason.DELETION and snapshot.origin_branch_uid == branch.uid
+    return is_record and branch.deleting
+
+
 def _limit_finding(facts: SnapshotFacts, branch: Branch) -> Finding | None:
     """Return the finding of a snapshot that comes behind a limit. Those that are bound have their places."""
     others = [s for s in facts.siblings if s.uid != facts.snapshot.uid and s.node_name is not None]
@@ -150,6 +159,12 @@ def _limit_finding(facts: SnapshotFacts, branch: Branch) -> Finding | None:
             text = f"snapshot {facts.snapshot.name} is not taken: {fact}; delete one, or set a ttl"
             return Finding(Reason.LIMIT_EXCEEDED, text)
     return None
+
+
+def awaited_finding(snapshot: Snapshot) -> Finding:
+    """Return the finding of a record that gets the data which a restore or deletion leaves: nothing is taken."""
+    text = f"snapshot {snapshot.name} gets the data that a {snapshot.reason} of branch {snapshot.branch} replaces"
+    return Finding(Reason.PENDING, f"{text}; it comes when that is done")
 
 
 def _record_finding(snapshot: Snapshot) -> Finding:
@@ -182,6 +197,8 @@ def _ready_of(facts: SnapshotFacts) -> Finding:
         return Finding(Reason.AVAILABLE, f"{subject} holds the data of branch {snapshot.branch}")
     if not_ready:
         return not_ready
+    if storage is None and snapshot.reason in (SnapshotReason.RESTORE, SnapshotReason.DELETION):
+        return awaited_finding(snapshot)
     return storage or Finding(
         Reason.SNAPSHOTTING,
         f"{subject} is being taken of branch {snapshot.branch} on node {snapshot.node_name}",
@@ -191,28 +208,24 @@ def _ready_of(facts: SnapshotFacts) -> Finding:
 def expiration_of(snapshot: Snapshot, now: datetime) -> tuple[str | None, bool]:
     """Return `status.expirationTime`, and whether it is new or earlier than it was, after a grace.
 
-    A ttl that stood in the manifest at its creation counts from the snapshot. One that is new, shorter, or no longer
-    blocked by the protection takes effect in no less than EXPIRATION_GRACE or itself from now on.
+    A ttl that stood in the manifest at its creation counts from the snapshot; every other one has its grace.
     """
-    ttl, taken = snapshot.ttl_seconds, snapshot.node.snapshot_time
+    ttl, taken = snapshot.lifetime, parse_time(snapshot.node.snapshot_time)
     if ttl is None or taken is None or snapshot.protected:
         return None, False
-    computed = _parse(taken) + timedelta(seconds=ttl)
-    current = _parse(snapshot.expiration_time) if snapshot.expiration_time else None
-    if (current is None and snapshot.generation == 1) or (current is not None and computed >= current):
-        return _rfc3339(computed), False
-    graced = max(computed, now + min(EXPIRATION_GRACE, timedelta(seconds=ttl)))
-    if current is not None and graced >= current:
-        return _rfc3339(current), False
-    return _rfc3339(graced), True
+    computed, in_force = taken + ttl, parse_time(snapshot.expiration_time)
+    if in_force is None and snapshot.generation == 1:
+        return format_time(computed), False
+    moment, is_sooner = with_grace(computed, in_force, ttl, now)
+    return format_time(moment), is_sooner
 
 
 def is_expired(snapshot: Snapshot, now: datetime) -> bool:
     """Return True if `status.expirationTime` has passed, and is what follows from the present spec."""
-    if snapshot.expiration_time is None or snapshot.deleting:
+    expires = parse_time(snapshot.expiration_time)
+    if expires is None or snapshot.deleting:
         return False
-    is_current = snapshot.observed_generation == snapshot.generation
-    return is_current and _parse(snapshot.expiration_time) <= now
+    return snapshot.observed_generation == snapshot.generation and expires <= now
 
 
 def deletion_status(snapshot: Snapshot, now: datetime) -> Json:
@@ -222,7 +235,7 @@ def deletion_status(snapshot: Snapshot, now: datetime) -> Json:
     held = [(Condition.DELETION_BLOCKED, deletion)] if deletion else []
     previous = snapshot.status.get("conditions") or ()
     return {
-        "conditions": report_conditions(previous, held, ready, snapshot.generation, _rfc3339(now)),
+        "conditions": report_conditions(previous, held, ready, snapshot.generation, format_time(now)),
         "observedGeneration": snapshot.generation,
     }
 
@@ -230,7 +243,7 @@ def deletion_status(snapshot: Snapshot, now: datetime) -> Json:
 def failure_status(snapshot: Snapshot, finding: Finding, now: datetime) -> Json:
     """Return the status of a snapshot whose reconcile failed."""
     previous = snapshot.status.get("conditions") or ()
-    return {"conditions": report_conditions(previous, [], finding, snapshot.generation, _rfc3339(now))}
+    return {"conditions": report_conditions(previous, [], finding, snapshot.generation, format_time(now))}
 
 
 def labels_of(snapshot: Snapshot, binding: SnapshotBinding) -> dict[str, str]:
@@ -242,11 +255,3 @@ def labels_of(snapshot: Snapshot, binding: SnapshotBinding) -> dict[str, str]:
         names.LABEL_MANAGED_BY: snapshot.labels.get(names.LABEL_MANAGED_BY, "dbranch"),
     }
     return labels | ({names.LABEL_BRANCH_UID: binding.branch_uid} if binding.branch_uid else {})
-
-
-def _parse(timestamp: str) -> datetime:
-    return datetime.fromisoformat(timestamp.replace("Z", "+00:00"))
-
-
-def _rfc3339(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
