@@ -43,12 +43,19 @@ class Request:
 
 @contextmanager
 def audited() -> Iterator[bool]:
-    """Turn the audit log on, and off at the end; yield whether it is on: an existing cluster's is not touched."""
-    done = subprocess.run([_CLUSTER, "audit", "on"], timeout=300, check=False)
+    """Turn the audit log on, and off at the end unless it was on before; yield whether it is on.
+
+    That of an existing cluster is not touched.
+    """
+    before = subprocess.run(
+        [_CLUSTER, "audit", "status"], timeout=60, check=False, stdout=subprocess.PIPE, text=True
+    ).stdout.strip()
+    if before == "off":
+        subprocess.run([_CLUSTER, "audit", "on"], timeout=300, check=True)
     try:
-        yield done.returncode == 0
+        yield before in ("on", "off")
     finally:
-        if done.returncode == 0:
+        if before == "off":
             subprocess.run([_CLUSTER, "audit", "off"], timeout=300, check=True)
 
 
