@@ -11,6 +11,13 @@ from dbranch.api.conditions import Finding, Reason
 from dbranch.api.enums import Protection, State, TargetState
 from dbranch.api.owners import foreign_owners
 from dbranch.api.project import Project
+from dbranch.api.schedule import (
+    Schedule,
+    SnapshotsStatus,
+    parse_refresh,
+    parse_schedules,
+    parse_snapshots_status,
+)
 
 
 @dataclass(frozen=True)
@@ -18,6 +25,7 @@ class BranchNode:
     """`status.node`: what the branch's agent reports of its subvolume and its Postgres.
 
     `pod` is the Postgres pod's name in the nodes' namespace (the slot's name), `address` the pod's IP address.
+    `transaction`: of the pool's filesystem, one that has changed the data.
     """
 
     source_uid: str | None = None
@@ -34,6 +42,7 @@ class BranchNode:
     logical_bytes: int | None = None
     unique_bytes: int | None = None
     written_bytes: int | None = None
+    transaction: int | None = None
     deletion: Finding | None = None
 
 
@@ -60,6 +69,7 @@ class Branch:
     """A DBBranch. `object_name` is `<project>-<branch>`, `name` what follows the project; `deleted`: RFC 3339.
 
     `source_snapshot`: the DBSnapshot that it is made from, in place of `source`. `source_uid`: of either.
+    `snapshots`, `refresh`: the schedules of its snapshots, and of its refresh; `runs`: `status.snapshots`.
     """
 
     namespace: str
@@ -77,6 +87,8 @@ class Branch:
     foreign_owners: tuple[str, ...] = ()
     state: State = State.RUNNING
     protection: Protection = Protection.DISABLED
+    snapshots: tuple[Schedule, ...] = ()
+    refresh: Schedule | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
     resources: Mapping[str, Any] = field(default_factory=dict)
     node_name: str | None = None
@@ -84,6 +96,7 @@ class Branch:
     active: bool = False
     route: BranchRoute | None = None
     proxies: tuple[Acknowledgement, ...] = ()
+    runs: SnapshotsStatus = field(default_factory=SnapshotsStatus)
     node: BranchNode = field(default_factory=BranchNode)
     status: Mapping[str, Any] = field(default_factory=dict)
 
@@ -135,6 +148,8 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
         foreign_owners=foreign_owners(meta),
         state=State(spec.get("state", Branch.state)),
         protection=Protection(spec.get("protection", Branch.protection)),
+        snapshots=parse_schedules(spec.get("snapshots")),
+        refresh=parse_refresh(spec.get("refresh")),
         parameters=dict(postgres.get("parameters") or {}),
         resources=dict(postgres.get("resources") or {}),
         node_name=status.get("nodeName"),
@@ -142,6 +157,7 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
         active=bool(status.get("active")),
         route=parse_branch_route(status.get("route")),
         proxies=parse_acknowledgements(status.get("proxies")),
+        runs=parse_snapshots_status(status.get("snapshots")),
         node=_parse_node(status.get("node") or {}),
         status=status,
     )
@@ -196,5 +212,6 @@ def _parse_node(raw: Mapping[str, Any]) -> BranchNode:
         logical_bytes=raw.get("logicalBytes"),
         unique_bytes=raw.get("uniqueBytes"),
         written_bytes=raw.get("writtenBytes"),
+        transaction=raw.get("transaction"),
         deletion=Finding.from_dict(raw.get("deletion")),
     )

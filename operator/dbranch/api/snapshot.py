@@ -18,13 +18,17 @@ NEVER: Final = "Never"
 
 @dataclass(frozen=True)
 class SnapshotNode:
-    """`status.node`: what the snapshot's agent reports of its subvolume."""
+    """`status.node`: what the snapshot's agent reports of its subvolume.
+
+    `transaction`: of the pool's filesystem, the one that took it; of a scheduled one.
+    """
 
     snapshot_time: str | None = None
     storage: Finding | None = None
     postgres_version: str | None = None
     logical_bytes: int | None = None
     unique_bytes: int | None = None
+    transaction: int | None = None
     deletion: Finding | None = None
 
     @property
@@ -35,7 +39,10 @@ class SnapshotNode:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A DBSnapshot. `object_name`: of the object; `deleted`: RFC 3339. `branch`: the name of the branch."""
+    """A DBSnapshot. `object_name`: of the object; `deleted`: RFC 3339. `branch`: the name of the branch.
+
+    Of a scheduled one, `schedules`: whose run it is, and `due`: when it was to be taken, RFC 3339.
+    """
 
     namespace: str
     object_name: str
@@ -45,6 +52,8 @@ class Snapshot:
     ttl: str = NEVER
     protection: Protection = Protection.DISABLED
     reason: SnapshotReason = SnapshotReason.REQUESTED
+    schedules: tuple[str, ...] = ()
+    due: str | None = None
     generation: int = 1
     resource_version: str = ""
     created: str | None = None
@@ -95,6 +104,7 @@ class Snapshot:
 def parse_snapshot(body: Mapping[str, Any]) -> Snapshot:
     """Parse a DBSnapshot as the API server returns it. The schema's defaults apply here, too."""
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    origin = spec.get("origin") or {}
     return Snapshot(
         namespace=meta.get("namespace", ""),
         object_name=meta["name"],
@@ -103,7 +113,9 @@ def parse_snapshot(body: Mapping[str, Any]) -> Snapshot:
         branch=spec["branch"],
         ttl=str(spec.get("ttl", NEVER)),
         protection=Protection(spec.get("protection", Snapshot.protection)),
-        reason=SnapshotReason((spec.get("origin") or {}).get("reason", Snapshot.reason)),
+        reason=SnapshotReason(origin.get("reason", Snapshot.reason)),
+        schedules=tuple(map(str, origin.get("schedules") or ())),
+        due=origin.get("time"),
         generation=int(meta.get("generation", 1)),
         resource_version=meta.get("resourceVersion", ""),
         created=meta.get("creationTimestamp"),
@@ -127,5 +139,6 @@ def _parse_node(raw: Mapping[str, Any]) -> SnapshotNode:
         postgres_version=raw.get("postgresVersion"),
         logical_bytes=raw.get("logicalBytes"),
         unique_bytes=raw.get("uniqueBytes"),
+        transaction=raw.get("transaction"),
         deletion=Finding.from_dict(raw.get("deletion")),
     )

@@ -30,6 +30,7 @@ from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.reconciler import ProjectReconciler
 from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of, switch_state
 from dbranch.controller.rollouts import Rollouts
+from dbranch.controller.schedule.loop import ScheduleLoop
 from dbranch.controller.snapshot.reconciler import SnapshotReconciler
 from dbranch.controller.snapshot.watch import SnapshotWatch, concerned_by
 from dbranch.controller.snapshot_records import STATES, SnapshotRecords
@@ -63,6 +64,8 @@ _MEASURED_FIELDS = (
         for quantity in ("logical", "unique", "written", "used", "free", "allocated", "hostFree")
         for unit in ("Bytes", "Size")
     ),
+    # What schedules ask for; they look by themselves.
+    "transaction",
     "warmSlots",
 )
 
@@ -135,9 +138,10 @@ def register(
     work = Work(dispatcher, resync_seconds, limits, records)
     watch = SnapshotWatch(cluster, records, work.queue.add, lambda: dispatcher.cache)
     metrics.watch_snapshots(STATES, records.count)
+    schedules = ScheduleLoop(cluster, limits, metrics, work.queue.add, lambda: dispatcher.cache)
     rollouts.on_free = work.queue.add
     sweeper = Sweeper(cluster, release, owned)
-    loops = {"snapshot watch": watch.run, "expiry of snapshots": watch.run_expiry}
+    loops = {"snapshot watch": watch.run, "expiry of snapshots": watch.run_expiry, "schedules": schedules.run}
     _register_startup(registry, owned, work, partial(sweeper.run, resync_seconds), loops)
     _register_indices(registry, release.nodes_namespace)
     _register_objects(registry, work)

@@ -63,6 +63,16 @@ class ControllerMetrics:
         for state in states:
             gauge.labels(state).set_function(partial(count, state))
 
+    def watch_schedules(self, late: Callable[[], float]) -> None:
+        """Serve the number of branches whose schedules are late. `late`: called when the metrics are read."""
+        gauge = Gauge(
+            "schedules_late",
+            "Branches of which a scheduled snapshot is due since 15 minutes or more, and not taken.",
+            namespace="dbranch",
+            registry=self._registry,
+        )
+        gauge.set_function(late)
+
     def refused(self, kind: str) -> None:
         """Count an object of this kind that the API server refused."""
         self._refused.labels(kind).inc()

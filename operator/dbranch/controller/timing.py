@@ -34,6 +34,15 @@ SNAPSHOT_WATCH_RETRY_SECONDS: Final = 5.0
 EXPIRY_POLL_SECONDS: Final = 5.0
 MAX_EXPIRIES_AT_ONCE: Final = 10
 EXPIRED_RETRY_SECONDS: Final = 5.0
+# How often it is looked which schedules are due; and while runs wait for others on their node.
+SCHEDULE_POLL_SECONDS: Final = 5.0
+SCHEDULE_WAITING_POLL_SECONDS: Final = 1.0
+# So many scheduled snapshots are taken at once on a node.
+MAX_SCHEDULED_SNAPSHOTS: Final = 2
+# A branch that has no data so long after it was created holds back no snapshot any more.
+CREATION_SECONDS: Final = 120.0
+# A run that is not taken so long after its time is late: metrics say so.
+SCHEDULE_LATE_SECONDS: Final = 900.0
 # Before that a deletion is not worth a write.
 SNAPSHOT_DELETION_REPORT_SECONDS: Final = 5.0
 # While the first list of a kind that kopf watches is still read.

@@ -9,6 +9,7 @@ from dbranch.agent.checkpoint import checkpoint_source
 from dbranch.agent.context import NodeContext
 from dbranch.agent.held import HeldDeletions
 from dbranch.agent.layout import Layout
+from dbranch.agent.linux.btrfs import transactions_of
 from dbranch.agent.node_status import patch_node
 from dbranch.agent.pool.effect import ensure_pool, ensure_pool_down
 from dbranch.agent.pool.observe import observe_pool
@@ -32,6 +33,7 @@ from dbranch.agent.volume.snapshots import ensure_snapshot_adopted, ensure_snaps
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import NO_PROGRESS_REASONS
+from dbranch.api.enums import SnapshotReason
 from dbranch.api.errors import ApiError, Busy, ClusterUnreachable, StorageUnclear
 from dbranch.api.project import Project, parse_project
 from dbranch.api.snapshot import Snapshot, parse_snapshot
@@ -78,7 +80,7 @@ class SnapshotReconciler:
     def _reconcile(self, project: Project, snapshot: Snapshot) -> Result:
         try:
             facts = observe_snapshot(self._layout, self._context, project, snapshot)
-            plan = plan_snapshot(project, snapshot, facts)
+            plan = plan_snapshot(project, snapshot, facts, self._cluster.server_time())
             marker = facts.marker if isinstance(facts.marker, SnapshotMarker) else None
             marker = self._apply(project, snapshot, plan) or marker
         except (ApiError, ClusterUnreachable, Busy):
@@ -96,8 +98,10 @@ class SnapshotReconciler:
         layout, branch = self._layout, BranchNames(project.namespace, project.name, snapshot.branch)
         match plan.action:
             case TakeSnapshot(branch_uid):
-                with session.shared_connections():
-                    checkpoint_source(layout, project.uid, branch_uid, project.postgres.database)
+                if snapshot.reason != SnapshotReason.SCHEDULE:
+                    # A scheduled one is to cost nothing; a branch of it starts with the recovery of a crash.
+                    with session.shared_connections():
+                        checkpoint_source(layout, project.uid, branch_uid, project.postgres.database)
                 return ensure_snapshot_taken(
                     layout,
                     project.uid,
@@ -121,6 +125,7 @@ class SnapshotReconciler:
         must_measure = marker is not None and snapshot.node.unique_bytes is None
         if marker:
             node |= {"snapshotTime": marker.data.snapshot_time, "postgresVersion": str(marker.data.major)}
+            node |= self._transaction(project, snapshot)
         sizes = self._measure(project, snapshot, QUICK_MEASURE_SECONDS) if must_measure else {}
         patch_node(self._cluster, snapshot, node | sizes)
         if must_measure and not sizes:
@@ -132,6 +137,12 @@ class SnapshotReconciler:
         if plan.retry_after is not None:
             return Result(plan.retry_after, unfinished=True)
         return AT_REST
+
+    def _transaction(self, project: Project, snapshot: Snapshot) -> dict[str, Any]:
+        """Return by which transaction of the filesystem a scheduled snapshot was taken."""
+        if snapshot.reason != SnapshotReason.SCHEDULE:
+            return {}
+        return {"transaction": transactions_of(self._layout.branch(project.uid, snapshot.uid)).created}
 
     def _measure(self, project: Project, snapshot: Snapshot, seconds: float) -> dict[str, Any]:
         """Return the fields with the sizes; {} if they are not known within so many seconds."""

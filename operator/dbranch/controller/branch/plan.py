@@ -37,6 +37,7 @@ class BranchFacts:
     the pods of the project's proxy; `problem`: why its objects could not be applied. `limits`: of its namespace;
     `is_excess`: it comes behind the number of branches that they allow.
     `snapshot`: that spec.sourceSnapshot names, and `project_node` the project's node: known before it is bound.
+    `snapshotted`: what is said of its schedules of snapshots.
     `taken`: the snapshots that are taken, or to be taken, of a branch that is being deleted.
     """
 
@@ -51,6 +52,7 @@ class BranchFacts:
     snapshot: Snapshot | None = None
     project_node: NodeFacts | None = None
     taken: tuple[Snapshot, ...] = ()
+    snapshotted: Finding | None = None
 
     @property
     def is_refused(self) -> bool:
@@ -96,12 +98,14 @@ def plan_branch(facts: BranchFacts, now: str) -> BranchPlan:
     findings = branch_findings(project, bound, scheduled)
     host = names.service_host(branch.object_name, branch.namespace)
     ready = ready_finding(findings, f"branch {branch.name} accepts connections at {host}")
+    # No part of Ready: users connect to it.
+    others = [(Condition.SNAPSHOTTED, facts.snapshotted)] if facts.snapshotted else []
     previous = branch.status.get("conditions") or ()
     route = plan_branch_route(project, bound) if project else branch.route
     fields |= _route_fields(route)
     fields |= {
         "observedGeneration": branch.generation,
-        "conditions": report_conditions(previous, findings, ready, branch.generation, now),
+        "conditions": report_conditions(previous, [*findings, *others], ready, branch.generation, now),
         "phase": phase_of(ready),
         "active": _is_active(facts),
     }
