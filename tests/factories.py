@@ -1,4 +1,4 @@
-"""Builders of DBProjects, DBBranches, DBSnapshots, nodes and pods: as the API server returns them, and parsed.
+"""Builders of dbranch's objects, nodes and pods: as the API server returns them, and parsed.
 
     project("shop").bound("n1").up().routed("main", 3)       # .body() or .parsed()
 
@@ -17,6 +17,7 @@ from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Condition, Finding, Reason
 from dbranch.api.project import Project, parse_project
+from dbranch.api.restore import Restore, parse_restore
 from dbranch.api.snapshot import Snapshot, parse_snapshot
 
 Json = dict[str, Any]
@@ -133,6 +134,16 @@ class BranchBuilder(_Object):
         postgres = Finding(Reason.ACCEPTING, "accepts").as_dict()
         return self.stored().node(postgres=postgres, address=address, port=port)
 
+    def restoring(self, source_uid: str, state: str = "Preparing", **fields: Any) -> Self:
+        """Return it with a restore `again` from the branch with this UID, as the controller orders it."""
+        source = {"kind": "Branch", "name": "main", "uid": source_uid}
+        order = {"name": "again", "uid": "again-uid", "state": state, "source": source, "undo": "Discard"}
+        return self.status(restore={**order, **fields})
+
+    def answered(self, state: str, uid: str = "again-uid", **fields: Any) -> Self:
+        """Return it with its agent's answer to a restore."""
+        return self.node(restore={"uid": uid, "state": state, **fields})
+
     def parsed(self) -> Branch:
         return parse_branch(self._body)
 
@@ -147,6 +158,31 @@ class SnapshotBuilder(_Object):
 
     def parsed(self) -> Snapshot:
         return parse_snapshot(self._body)
+
+
+class RestoreBuilder(_Object):
+    """A DBRestore under construction."""
+
+    def parsed(self) -> Restore:
+        return parse_restore(self._body)
+
+
+def restore(name: str = "again", of: str = "feature-x", **spec: Any) -> RestoreBuilder:
+    """Return a DBRestore of the branch `of` of project shop, as a user creates it."""
+    return RestoreBuilder(
+        {
+            "apiVersion": names.API_VERSION,
+            "kind": names.RESTORE_KIND,
+            "metadata": {
+                "name": name,
+                "namespace": NAMESPACE,
+                "uid": f"{name}-uid",
+                "generation": 1,
+                "creationTimestamp": ago(),
+            },
+            "spec": {"project": "shop", "branch": of, **spec},
+        }
+    )
 
 
 def snapshot(name: str = "before", of: str = "main", **spec: Any) -> SnapshotBuilder:
@@ -224,7 +260,7 @@ def agent_pod(
     ready: bool = True,
     free_bytes: int = 100 * GIB,
     retained: str = "",
-    features: str = names.FEATURE_SNAPSHOTS,
+    features: str = f"{names.FEATURE_SNAPSHOTS},{names.FEATURE_RESTORES}",
 ) -> Json:
     """Return the agent's pod on a node."""
     annotations = {

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from dbranch.api import names
 from dbranch.api.errors import ApiError
+from dbranch.api.gitops import gitops_manager
 from dbranch.api.secrets import secret_texts
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.naming import did_you_mean
-from dbranch_cli.ownership import gitops_manager, merge_maps, owned_fields
+from dbranch_cli.ownership import merge_maps, owned_fields
 
 if TYPE_CHECKING:
     from dbranch_cli.connection import Connection

@@ -1,4 +1,4 @@
-"""Ownership of fields by `metadata.managedFields`: of this command line, and of Argo CD, Flux and Helm.
+"""Ownership of fields by `metadata.managedFields`: of this command line.
 
 Server-side apply removes a field that its manager applied before and now omits. So each write of one field
 also sends the fields that this command line owns already (as client-go's `Extract…` functions do).
@@ -13,10 +13,6 @@ from typing import Any
 
 from dbranch.api import names
 
-# Prefixes of field managers that would revert the field: Argo CD, Flux, Helm.
-_GITOPS_MANAGERS = ("argocd", "argo-cd", "flux", "kustomize-controller", "helm-controller", "helm")
-_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
-
 
 def owned_fields(body: Mapping[str, Any], manager: str = names.CLI_MANAGER) -> dict[str, Any]:
     """Return the part of an object that `manager` applied, with the object's present values."""
@@ -30,42 +26,6 @@ def owned_fields(body: Mapping[str, Any], manager: str = names.CLI_MANAGER) -> d
             part = _extract(entry.get("fieldsV1") or {}, body)
             fields = merge_maps(fields, part if isinstance(part, dict) else {})
     return fields
-
-
-def gitops_manager(body: Mapping[str, Any], *path: str) -> str | None:
-    """Return the field manager of Argo CD, Flux or Helm that owns the field at `path`, or None.
-
-    Whoever creates an object by client-side apply owns the fields that the API server has set to their defaults,
-    too; what the manifest named is in the annotation of kubectl's "last applied configuration".
-    """
-    applied = _last_applied(body)
-    for entry in body["metadata"].get("managedFields") or ():
-        manager = str(entry.get("manager", ""))
-        fields: Any = entry.get("fieldsV1") or {}
-        for key in path:
-            fields = fields.get(f"f:{key}") if isinstance(fields, dict) else None
-        if fields is None or not manager.lower().startswith(_GITOPS_MANAGERS):
-            continue
-        if entry.get("operation") == "Apply" or applied is None or _contains(applied, path):
-            return manager
-    return None
-
-
-def _last_applied(body: Mapping[str, Any]) -> Any:
-    """Return the manifest of the last client-side apply; None if there was none, or it cannot be read."""
-    text = (body["metadata"].get("annotations") or {}).get(_LAST_APPLIED)
-    try:
-        return json.loads(text) if text else None
-    except ValueError:
-        return None
-
-
-def _contains(value: Any, path: tuple[str, ...]) -> bool:
-    for key in path:
-        if not isinstance(value, Mapping) or key not in value:
-            return False
-        value = value[key]
-    return True
 
 
 def merge_maps(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

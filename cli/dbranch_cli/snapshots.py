@@ -13,8 +13,8 @@ from dbranch.api import names
 from dbranch.api.conditions import Condition
 from dbranch.api.enums import Protection
 from dbranch.api.errors import ApiError, InvalidInput
+from dbranch.api.expiry import NEVER
 from dbranch.api.quantity import parse_seconds
-from dbranch.api.snapshot import NEVER
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.formatting import format_age
 from dbranch_cli.invocation import Invocation

@@ -39,10 +39,10 @@ _PATH = re.compile(
 )
 # A write to the object itself leaves their status as it is, and one to /status leaves all else.
 _WITH_STATUS = frozenset(
-    {"dbprojects", "dbbranches", "dbsnapshots", "pods", "nodes", "services", "deployments"}
+    {"dbprojects", "dbbranches", "dbsnapshots", "dbrestores", "pods", "nodes", "services", "deployments"}
 )
 # Their metadata.generation counts the changes of the spec.
-_WITH_GENERATION = frozenset({"dbprojects", "dbbranches", "dbsnapshots", "deployments"})
+_WITH_GENERATION = frozenset({"dbprojects", "dbbranches", "dbsnapshots", "dbrestores", "deployments"})
 # What a client cannot change.
 _SERVER_FIELDS = ("name", "uid", "creationTimestamp", "deletionTimestamp", "generation", "resourceVersion")
 _READING_VERBS = frozenset({"get", "find", "watch"})

@@ -8,9 +8,21 @@ from typing import Any
 
 from dbranch.api import names
 from dbranch.api.conditions import Finding, Reason
-from dbranch.api.enums import Protection, State, TargetState
+from dbranch.api.enums import Protection, State, TargetState, Undo
 from dbranch.api.owners import foreign_owners
 from dbranch.api.project import Project
+from dbranch.api.protection import is_protected
+from dbranch.api.restore import (
+    BranchData,
+    BranchRestore,
+    NodeRestore,
+    RestoreRecord,
+    parse_branch_restore,
+    parse_data,
+    parse_node_restore,
+    parse_records,
+    parse_undo,
+)
 from dbranch.api.schedule import (
     Schedule,
     SnapshotsStatus,
@@ -26,6 +38,7 @@ class BranchNode:
 
     `pod` is the Postgres pod's name in the nodes' namespace (the slot's name), `address` the pod's IP address.
     `transaction`: of the pool's filesystem, one that has changed the data.
+    `generation`: how often its data was exchanged by a restore, and 1.
     """
 
     source_uid: str | None = None
@@ -43,17 +56,23 @@ class BranchNode:
     unique_bytes: int | None = None
     written_bytes: int | None = None
     transaction: int | None = None
+    generation: int = 1
+    restore: NodeRestore | None = None
     deletion: Finding | None = None
 
 
 @dataclass(frozen=True)
 class BranchRoute:
-    """`status.route`: where proxies reach the branch. The generation (from 1) rises with each change of the rest."""
+    """`status.route`: where proxies reach the branch. The generation (from 1) rises with each change of the rest.
+
+    `restore`: the UID of the DBRestore that exchanges the branch's data now; new sessions are held.
+    """
 
     generation: int
     state: TargetState
     address: str | None = None
     port: int | None = None
+    restore: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +89,8 @@ class Branch:
 
     `source_snapshot`: the DBSnapshot that it is made from, in place of `source`. `source_uid`: of either.
     `snapshots`, `refresh`: the schedules of its snapshots, and of its refresh; `runs`: `status.snapshots`.
+    `protected`: by spec.protection, or by spec.protectedUntil. `ttl`, `expires`: of the spec, the latter
+    spec.expirationTime; `default_ttl`, `expiration_time`: of the status, the former status.ttl.
     """
 
     namespace: str
@@ -89,6 +110,14 @@ class Branch:
     protection: Protection = Protection.DISABLED
     snapshots: tuple[Schedule, ...] = ()
     refresh: Schedule | None = None
+    undo: Undo | None = None
+    protected_until: str | None = None
+    protected: bool = False
+    ttl: str | None = None
+    expires: str | None = None
+    default_ttl: str | None = None
+    expiration_time: str | None = None
+    observed_generation: int = 0
     parameters: Mapping[str, str] = field(default_factory=dict)
     resources: Mapping[str, Any] = field(default_factory=dict)
     node_name: str | None = None
@@ -97,6 +126,9 @@ class Branch:
     route: BranchRoute | None = None
     proxies: tuple[Acknowledgement, ...] = ()
     runs: SnapshotsStatus = field(default_factory=SnapshotsStatus)
+    restore: BranchRestore | None = None
+    restores: tuple[RestoreRecord, ...] = ()
+    data: BranchData | None = None
     node: BranchNode = field(default_factory=BranchNode)
     status: Mapping[str, Any] = field(default_factory=dict)
 
@@ -150,6 +182,16 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
         protection=Protection(spec.get("protection", Branch.protection)),
         snapshots=parse_schedules(spec.get("snapshots")),
         refresh=parse_refresh(spec.get("refresh")),
+        undo=parse_undo(spec.get("undo")),
+        protected_until=spec.get("protectedUntil"),
+        protected=is_protected(
+            spec.get("protection"), spec.get("protectedUntil"), status.get("protectionEnded")
+        ),
+        ttl=spec.get("ttl"),
+        expires=spec.get("expirationTime"),
+        default_ttl=status.get("ttl"),
+        expiration_time=status.get("expirationTime"),
+        observed_generation=int(status.get("observedGeneration", 0)),
         parameters=dict(postgres.get("parameters") or {}),
         resources=dict(postgres.get("resources") or {}),
         node_name=status.get("nodeName"),
@@ -158,6 +200,9 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
         route=parse_branch_route(status.get("route")),
         proxies=parse_acknowledgements(status.get("proxies")),
         runs=parse_snapshots_status(status.get("snapshots")),
+        restore=parse_branch_restore(status.get("restore")),
+        restores=parse_records(status.get("restores")),
+        data=parse_data(status.get("data")),
         node=_parse_node(status.get("node") or {}),
         status=status,
     )
@@ -172,6 +217,7 @@ def parse_branch_route(raw: Any) -> BranchRoute | None:
             TargetState(raw["state"]),
             None if address is None else str(address),
             None if port is None else int(port),
+            raw.get("restore"),
         )
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
@@ -213,5 +259,7 @@ def _parse_node(raw: Mapping[str, Any]) -> BranchNode:
         unique_bytes=raw.get("uniqueBytes"),
         written_bytes=raw.get("writtenBytes"),
         transaction=raw.get("transaction"),
+        generation=int(raw.get("generation", 1)),
+        restore=parse_node_restore(raw.get("restore")),
         deletion=Finding.from_dict(raw.get("deletion")),
     )

@@ -16,7 +16,7 @@ from dbranch.api.conditions import Condition, Reason
 class Entry:
     """A reason for users: `meaning` in one sentence, `remedy` in one sentence ("" where nothing is to be done).
 
-    `project`, `branch` and `snapshot` are the conditions that carry it on a DBProject, DBBranch and DBSnapshot.
+    `project`, `branch`, `snapshot` and `restore` are the conditions that carry it on an object of that kind.
     """
 
     meaning: str
@@ -24,6 +24,7 @@ class Entry:
     project: tuple[Condition, ...] = ()
     branch: tuple[Condition, ...] = ()
     snapshot: tuple[Condition, ...] = ()
+    restore: tuple[Condition, ...] = ()
 
 
 def _both(condition: Condition, meaning: str, remedy: str = "") -> Entry:
@@ -46,9 +47,15 @@ def _all(condition: Condition, meaning: str, remedy: str = "") -> Entry:
     return Entry(meaning, remedy, (condition,), (condition,), (condition,))
 
 
+def _restore(condition: Condition, meaning: str, remedy: str = "") -> Entry:
+    return Entry(meaning, remedy, restore=(condition,))
+
+
 _READY, _SCHEDULED, _STORAGE = Condition.READY, Condition.SCHEDULED, Condition.STORAGE_READY
 _POSTGRES, _ROUTED, _BLOCKED = Condition.POSTGRES_READY, Condition.ROUTED, Condition.DELETION_BLOCKED
 _SNAPSHOTTED = Condition.SNAPSHOTTED
+_RECONCILING, _COMPLETE, _FAILED = Condition.RECONCILING, Condition.COMPLETE, Condition.FAILED
+_UNEXPIRED = Condition.EXPIRATION_BLOCKED
 
 CATALOG: Final[Mapping[Reason, Entry]] = {
     Reason.AVAILABLE: _all(
@@ -87,6 +94,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         project=(_SCHEDULED,),
         branch=(_SCHEDULED,),
         snapshot=(_READY,),
+        restore=(_RECONCILING,),
     ),
     Reason.AGENT_NOT_REPORTING: _both(
         _SCHEDULED,
@@ -109,13 +117,18 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
     Reason.PROJECT_NOT_READY: _branch(
         _SCHEDULED, "The project is not bound to a node yet.", "See the project's conditions."
     ),
-    Reason.SOURCE_NOT_FOUND: _branch(
-        _SCHEDULED,
-        "No branch of the project has the name in spec.source.",
-        "Make that branch, or make this one again from one that exists; the message names them.",
+    Reason.SOURCE_NOT_FOUND: Entry(
+        "No branch of the project has the name in spec.source; a restore waits for its source, also for a snapshot, "
+        "until its startingDeadline.",
+        "Make that branch, or make the object again with a source that exists; the message names them.",
+        branch=(_SCHEDULED,),
+        restore=(_RECONCILING, _FAILED),
     ),
-    Reason.SOURCE_NOT_READY: _branch(
-        _SCHEDULED, "The source branch is not stored yet.", "See the source's conditions."
+    Reason.SOURCE_NOT_READY: Entry(
+        "The source branch is not stored yet; of a restore: the source, also a snapshot.",
+        "See the source's conditions.",
+        branch=(_SCHEDULED,),
+        restore=(_RECONCILING,),
     ),
     Reason.NAME_TAKEN: Entry(
         "An object that is not dbranch's, or is another project's, has a name that is needed; it is left alone.",
@@ -130,6 +143,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Do what the sentence asks for: raise the quota, correct the policy or the object.",
         project=(_READY, _ROUTED),
         branch=(_SCHEDULED,),
+        restore=(_RECONCILING,),
     ),
     Reason.WAITING_FOR_DELETION: Entry(
         "An object that has a name that is needed is still being deleted.",
@@ -156,10 +170,12 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         _SCHEDULED, "The snapshot is not taken yet, or is lost.", "See the snapshot's conditions."
     ),
     Reason.AGENT_TOO_OLD: Entry(
-        "The node's agent is of a release that knows no snapshots; nothing is bound to the node until it is newer.",
+        "The node's agent is of a release that knows no snapshots or restores; nothing that needs them begins on the "
+        "node until it is newer.",
         "Wait for the rollout of the DaemonSet dbranch-agent, or upgrade the chart.",
         branch=(_SCHEDULED,),
         snapshot=(_READY,),
+        restore=(_RECONCILING,),
     ),
     Reason.ON_SCHEDULE: _branch(_SNAPSHOTTED, "Snapshots of the branch are taken as its schedules say."),
     Reason.INVALID_SCHEDULE: _branch(
@@ -176,6 +192,67 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "deletion that was made again; nothing is ever taken in its place.",
         "Delete it; where data should be there, look at the node's disk first.",
     ),
+    Reason.RESTORING: _branch(
+        _READY,
+        "A DBRestore exchanges its data: sessions end, new ones are held for less than a second or so.",
+    ),
+    Reason.QUEUED: _restore(
+        _RECONCILING,
+        "Another restore of the branch is going on or was made earlier; they are done one after the other.",
+    ),
+    Reason.PROJECT_STOPPED: _restore(
+        _RECONCILING,
+        "The project is stopped; the restore waits for it, until its startingDeadline.",
+        "Resume the project: `dbranch resume --all`.",
+    ),
+    Reason.CLEANING: _restore(
+        _RECONCILING, "What a copy must not keep of its source is removed; the old data serves on."
+    ),
+    Reason.SWITCHING: _restore(
+        _RECONCILING, "The new data is ready; new sessions are held, those of the old data end."
+    ),
+    Reason.STOPPING: _restore(_RECONCILING, "The sessions of the old data end."),
+    Reason.OPENING: _restore(
+        _RECONCILING,
+        "Postgres starts on the new data, which nobody else reaches yet; the old data serves on.",
+    ),
+    Reason.RESTORED: _restore(
+        _COMPLETE, "The branch has the data of the source; status.undoSnapshot has what it had before."
+    ),
+    Reason.ALREADY_APPLIED: _restore(
+        _COMPLETE,
+        "A restore of this name was done on the branch before, so nothing was done again: the object was made anew "
+        "by Git, a backup or a saved file.",
+        "To restore again, make a DBRestore with another name.",
+    ),
+    Reason.NO_SOURCE: _restore(
+        _FAILED,
+        "Neither spec.source nor spec.sourceSnapshot is named, and the root branch has no origin.",
+        "Name one of the two in another DBRestore.",
+    ),
+    Reason.BRANCH_REPLACED: _restore(
+        _FAILED,
+        "The branch was deleted, or made again under its name, which is another database.",
+        "Make another DBRestore.",
+    ),
+    Reason.QUEUE_FULL: _restore(
+        _FAILED, "Five restores of the branch wait already.", "Make it again when they are done."
+    ),
+    Reason.STARTING_DEADLINE_EXCEEDED: _restore(
+        _FAILED,
+        "What the message names was missing for as long as spec.startingDeadline; nothing was done.",
+        "Provide it, and make another DBRestore.",
+    ),
+    Reason.START_FAILED: _restore(
+        _FAILED,
+        "Postgres did not start on the new data, or did not take it over in time; the branch has its old data.",
+        "See the message; make another DBRestore.",
+    ),
+    Reason.CANCELED: _restore(
+        _FAILED,
+        "The restore was taken back before it was done; the branch has its old data.",
+        "Make another DBRestore.",
+    ),
     Reason.RECONCILE_FAILED: Entry(
         "A value cannot be used, or the controller has met a fault of its own; it is tried again, at last every "
         "five minutes.",
@@ -184,10 +261,12 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         branch=(_SCHEDULED,),
     ),
     Reason.POOL_MOUNTED: _project(_STORAGE, "The project's pool is attached and mounted."),
-    Reason.POOL_LOW: _project(
-        _STORAGE,
-        "The pool, or the node's disk below it, is almost full; what runs goes on.",
-        "Delete branches, raise spec.storage.size, or free space on the node.",
+    Reason.POOL_LOW: Entry(
+        "The pool, or the node's disk below it, is almost full; what runs goes on; no restore begins that keeps the "
+        "old data.",
+        "Delete branches, raise spec.storage.size, or free space on the node; `undo: Discard` keeps nothing.",
+        project=(_STORAGE,),
+        restore=(_FAILED,),
     ),
     Reason.CREATING_POOL: Entry(
         "The pool's image, filesystem or mount is being made.",
@@ -204,6 +283,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Delete branches or snapshots, or raise spec.storage.size.",
         branch=(_STORAGE,),
         snapshot=(_READY,),
+        restore=(_FAILED,),
     ),
     Reason.NODE_DISK_LOW: Entry(
         "The node's disk has too little space for anything new; what runs goes on.",
@@ -232,6 +312,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "The snapshot of the source is being made; something holds it up for a moment.",
         branch=(_STORAGE,),
         snapshot=(_READY,),
+        restore=(_RECONCILING,),
     ),
     Reason.INITIALIZING: _branch(_STORAGE, "initdb runs for the project's root branch."),
     Reason.SNAPSHOT_FAILED: Entry(
@@ -251,6 +332,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Move the data into PGDATA; the message names the path.",
         branch=(_STORAGE,),
         snapshot=(_READY,),
+        restore=(_FAILED,),
     ),
     Reason.SOURCE_DELETED: _branch(
         _STORAGE,
@@ -375,16 +457,19 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
     ),
     Reason.BRANCH_NOT_FOUND: Entry(
         "spec.activeBranch names no branch, so the old route stays; or the branch of a snapshot does not exist (any "
-        "more), so nothing is taken.",
+        "more), so nothing is taken; a restore waits for its branch, until its startingDeadline.",
         "Name a branch that exists; make a snapshot again with another spec.branch.",
         project=(_ROUTED,),
         snapshot=(_READY,),
+        restore=(_RECONCILING,),
     ),
     Reason.BRANCH_NOT_READY: Entry(
         "The branch in spec.activeBranch is not Ready yet; the old route stays and moves by itself. Or the branch of "
-        "a snapshot is not stored yet, or its project is stopped; the snapshot is taken by itself later.",
+        "a snapshot is not stored yet, or its project is stopped; the snapshot is taken by itself later. The branch "
+        "of a restore is not stored yet: it waits, until its startingDeadline.",
         project=(_ROUTED,),
         snapshot=(_READY,),
+        restore=(_RECONCILING,),
     ),
     Reason.BRANCH_STOPPED: _project(
         _ROUTED,
@@ -433,5 +518,23 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "The deletion waits for the snapshot of a branch that is being made of this one, or until nothing on the "
         "node uses the data; it goes on by itself.",
         "If the message names a process or mount on the node, end it.",
+    ),
+    Reason.ROOT_BRANCH: _branch(
+        _UNEXPIRED,
+        "The root branch of a project does not expire, whatever its spec says.",
+        "Take spec.ttl and spec.expirationTime away.",
+    ),
+    Reason.ACTIVE_BRANCH: _branch(
+        _UNEXPIRED,
+        "The branch has a time to expire, which does not count while it is the active branch or is to become it; "
+        "when another one is active, it goes no sooner than a day later, or its ttl if that is shorter.",
+        "Switch to another branch to let it expire (docs/expiry.md).",
+    ),
+    Reason.PROTECTED: Entry(
+        "The branch is protected: it is not restored, and its time to expire does not count; after that it goes no "
+        "sooner than a day later, or its ttl if that is shorter.",
+        "Run `dbranch unprotect BRANCH` to let it expire (docs/expiry.md), or to restore it by another DBRestore.",
+        branch=(_UNEXPIRED,),
+        restore=(_FAILED,),
     ),
 }

@@ -17,7 +17,7 @@ MESSAGE_LIMIT = 256
 
 
 class Condition(StrEnum):
-    """The condition types of DBProject, DBBranch and DBSnapshot."""
+    """The condition types of DBProject, DBBranch, DBSnapshot and DBRestore."""
 
     READY = "Ready"
     RECONCILING = "Reconciling"
@@ -28,6 +28,9 @@ class Condition(StrEnum):
     ROUTED = "Routed"
     SNAPSHOTTED = "Snapshotted"
     DELETION_BLOCKED = "DeletionBlocked"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+    EXPIRATION_BLOCKED = "ExpirationBlocked"
 
 
 class Reason(OpenEnum):
@@ -84,6 +87,25 @@ class Reason(OpenEnum):
     # Ready of a snapshot
     SNAPSHOT_MISSED = "SnapshotMissed"
     SNAPSHOT_LOST = "SnapshotLost"
+    # Ready of a branch, while a restore exchanges its data
+    RESTORING = "Restoring"
+    # Reconciling of a restore
+    QUEUED = "Queued"
+    PROJECT_STOPPED = "ProjectStopped"
+    CLEANING = "Cleaning"
+    SWITCHING = "Switching"
+    STOPPING = "Stopping"
+    OPENING = "Opening"
+    # Complete of a restore
+    RESTORED = "Restored"
+    ALREADY_APPLIED = "AlreadyApplied"
+    # Failed of a restore
+    NO_SOURCE = "NoSource"
+    BRANCH_REPLACED = "BranchReplaced"
+    QUEUE_FULL = "QueueFull"
+    STARTING_DEADLINE_EXCEEDED = "StartingDeadlineExceeded"
+    START_FAILED = "StartFailed"
+    CANCELED = "Canceled"
     # PostgresReady
     ACCEPTING = "Accepting"
     RESTART_PENDING = "RestartPending"
@@ -118,9 +140,13 @@ class Reason(OpenEnum):
     TLS_SECRET_INVALID = "TLSSecretInvalid"
     # DeletionBlocked
     WAITING_FOR_AGENT = "WaitingForAgent"
+    # ExpirationBlocked
+    ROOT_BRANCH = "RootBranch"
+    ACTIVE_BRANCH = "ActiveBranch"
+    PROTECTED = "Protected"
 
 
-# Their condition is True. DeletionBlocked exists only while it is True.
+# Their condition is True. DeletionBlocked and ExpirationBlocked exist only while they are True.
 TRUE_REASONS = frozenset(
     {
         Reason.AVAILABLE,
@@ -139,7 +165,12 @@ TRUE_REASONS = frozenset(
         Reason.IMAGE_CHANGED,
         Reason.ROUTED,
         Reason.DRAINING,
+        Reason.RESTORED,
+        Reason.ALREADY_APPLIED,
         Reason.WAITING_FOR_AGENT,
+        Reason.ROOT_BRANCH,
+        Reason.ACTIVE_BRANCH,
+        Reason.PROTECTED,
     }
 )
 # Their condition is Unknown: the node or its agent does not report.

@@ -71,6 +71,49 @@ class WhenInUse(OpenEnum):
     SKIP = "Skip"
 
 
+class Undo(OpenEnum):
+    """`spec.undo` of a branch or restore: what becomes of the data that the branch loses."""
+
+    KEEP = "Keep"
+    DISCARD = "Discard"
+
+
+class RestorePhase(OpenEnum):
+    """`status.phase` of a restore. Rejected: it never began."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+    REJECTED = "Rejected"
+
+
+class RestoreState(OpenEnum):
+    """`status.restore.state` of a branch: what its agent is to do now."""
+
+    PREPARING = "Preparing"
+    SWITCHING = "Switching"
+    CANCELING = "Canceling"
+
+
+class RestoreSourceKind(OpenEnum):
+    """`status.restore.source.kind` of a branch."""
+
+    BRANCH = "Branch"
+    SNAPSHOT = "Snapshot"
+
+
+class NodeRestoreState(OpenEnum):
+    """`status.node.restore.state` of a branch: how far its agent is."""
+
+    PREPARING = "Preparing"
+    PREPARED = "Prepared"
+    EXCHANGED = "Exchanged"
+    DONE = "Done"
+    FAILED = "Failed"
+    CANCELED = "Canceled"
+
+
 class DeletionPolicy(OpenEnum):
     """`spec.deletionPolicy` of a project."""
 

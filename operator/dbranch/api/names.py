@@ -5,6 +5,7 @@ Everything that dbranch creates, in the cluster or on a node, is named and label
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from typing import Final
 
@@ -14,9 +15,11 @@ API_VERSION: Final = f"{GROUP}/{VERSION}"
 PROJECT_KIND: Final = "DBProject"
 BRANCH_KIND: Final = "DBBranch"
 SNAPSHOT_KIND: Final = "DBSnapshot"
+RESTORE_KIND: Final = "DBRestore"
 PROJECTS: Final = "dbprojects"
 BRANCHES: Final = "dbbranches"
 SNAPSHOTS: Final = "dbsnapshots"
+RESTORES: Final = "dbrestores"
 
 ROOT_BRANCH: Final = "main"
 
@@ -41,6 +44,7 @@ MAX_TIME_LENGTH: Final = 64
 # On an agent's own pod: what it can do that agents of an earlier release cannot, separated by commas.
 AGENT_FEATURES: Final = f"{AGENT_PREFIX}/features"
 FEATURE_SNAPSHOTS: Final = "snapshots"
+FEATURE_RESTORES: Final = "restores"
 # On an agent's own pod: the UIDs of projects that do not exist and whose pools on its node can be adopted, separated
 # by commas.
 AGENT_RETAINED: Final = f"{AGENT_PREFIX}/retained"
@@ -82,6 +86,8 @@ TEMPLATE_HASH: Final = f"{AGENT_PREFIX}/template-hash"
 
 # In `features` of a proxy's entry in `status.proxies`: it reads `status.route` of the DBBranches.
 PROXY_FOLLOWS_BRANCHES: Final = "BranchRoutes"
+# It holds new sessions while `status.route.restore` stands, and says so in `status.proxies` of the DBBranch.
+PROXY_RESTORES: Final = "restores"
 
 COMPONENT_AGENT: Final = "agent"
 COMPONENT_PROXY: Final = "proxy"
@@ -143,6 +149,18 @@ def snapshot_short_name(project: str, object_name: str) -> str:
     ('before-migration', 'nightly')
     """
     return object_name.removeprefix(f"{project}-") or object_name
+
+
+def derived_name(object_name: str, use: str, uid: str) -> str:
+    """Return the name of an object that dbranch makes once for the object with this UID: of a restore, a branch.
+
+    `use`: `undo` or `deleted`. The same UID always gives the same name, so that nothing is made twice.
+
+    >>> derived_name("shop-feature-x", "undo", "5d1a")
+    'shop-feature-x-undo-tghak'
+    """
+    digest = base64.b32encode(hashlib.sha256(uid.encode()).digest()).decode().lower()
+    return f"{object_name}-{use}-{digest[:5]}"
 
 
 def project_service_name(project: str) -> str:

@@ -18,7 +18,7 @@ from dbranch.api.enums import (
 from dbranch.api.errors import InvalidInput
 from dbranch.api.owners import foreign_owners
 from dbranch.api.proxy_spec import Proxy, parse_proxy
-from dbranch.api.quantity import parse_bytes
+from dbranch.api.quantity import parse_bytes, parse_seconds
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,27 @@ class Postgres:
     parameters: Mapping[str, str] = field(default_factory=dict)
     resources: Mapping[str, Any] = field(default_factory=dict)
     image_pull_secrets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class UndoPolicy:
+    """`spec.undo`: how long the data that a branch lost is kept, and how many copies of restores a branch has."""
+
+    keep: str = "24h"
+    copies: int = 3
+
+    @property
+    def keeps(self) -> bool:
+        """True unless `keep` is no time at all. One in a form that only a newer release knows keeps."""
+        try:
+            return parse_seconds(self.keep) > 0
+        except InvalidInput:
+            return True
+
+    @property
+    def ttl(self) -> str:
+        """`spec.ttl` of a copy: the default where a branch or restore keeps one though the project does not."""
+        return self.keep if self.keeps else UndoPolicy.keep
 
 
 @dataclass(frozen=True)
@@ -113,6 +134,11 @@ class ProxyEntry:
         """True if the proxy reads `status.route` of the DBBranches; otherwise it needs `status.routes`."""
         return names.PROXY_FOLLOWS_BRANCHES in self.features
 
+    @property
+    def holds_for_restores(self) -> bool:
+        """True if the proxy holds new sessions while a branch's data is exchanged, and says so."""
+        return names.PROXY_RESTORES in self.features
+
 
 @dataclass(frozen=True)
 class ProjectNode:
@@ -140,7 +166,7 @@ class ProjectNode:
 
 @dataclass(frozen=True)
 class Project:
-    """A DBProject. `size` is in bytes."""
+    """A DBProject. `size` is in bytes. `default_ttl`, `max_ttl`: of its branches."""
 
     namespace: str
     name: str
@@ -156,6 +182,9 @@ class Project:
     state: State = State.RUNNING
     protection: Protection = Protection.DISABLED
     deletion_policy: DeletionPolicy = DeletionPolicy.DELETE
+    undo: UndoPolicy = field(default_factory=UndoPolicy)
+    default_ttl: str | None = None
+    max_ttl: str | None = None
     postgres: Postgres = field(default_factory=Postgres)
     size: int = 10 * 2**30
     node_selector: Mapping[str, str] = field(default_factory=dict)
@@ -226,6 +255,9 @@ def parse_project(body: Mapping[str, Any]) -> Project:
         state=State(spec.get("state", base.state)),
         protection=Protection(spec.get("protection", base.protection)),
         deletion_policy=DeletionPolicy(spec.get("deletionPolicy", base.deletion_policy)),
+        undo=_parse_undo(spec.get("undo") or {}),
+        default_ttl=(spec.get("branchDefaults") or {}).get("ttl"),
+        max_ttl=(spec.get("branchPolicy") or {}).get("maxTTL"),
         postgres=Postgres(
             image=raw_pg.get("image", base.postgres.image),
             run_as_user=int(raw_pg.get("runAsUser", base.postgres.run_as_user)),
@@ -283,6 +315,10 @@ def _parse_entry(raw: Mapping[str, Any]) -> ProxyEntry:
         ),
         tuple(map(str, raw.get("features") or ())),
     )
+
+
+def _parse_undo(raw: Mapping[str, Any]) -> UndoPolicy:
+    return UndoPolicy(str(raw.get("keep", UndoPolicy.keep)), int(raw.get("copies", UndoPolicy.copies)))
 
 
 def _parse_initdb(raw: Mapping[str, Any]) -> Initdb:

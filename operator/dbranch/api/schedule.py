@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from dbranch.api.enums import ScheduleState, WhenInUse
+from dbranch.api.expiry import format_time, parse_time
 
 DEFAULT_TIME_ZONE: Final = "Etc/UTC"
 # A scheduled snapshot is not taken later than so long after its time.
@@ -140,16 +141,3 @@ def parse_snapshots_status(raw: Any) -> SnapshotsStatus:
             for entry in raw.get("keep") or ()
         ),
     )
-
-
-def parse_time(text: str | None) -> datetime | None:
-    """Parse an RFC 3339 timestamp; None for None, and for what cannot be read."""
-    try:
-        return datetime.fromisoformat(text).astimezone(UTC) if text else None
-    except ValueError:
-        return None
-
-
-def format_time(moment: datetime) -> str:
-    """Return the RFC 3339 timestamp of a moment, in UTC and whole seconds."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

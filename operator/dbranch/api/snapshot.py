@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from datetime import timedelta
+from typing import Any
 
 from dbranch.api import names
 from dbranch.api.conditions import NO_PROGRESS_REASONS, Finding, Reason
 from dbranch.api.enums import Protection, SnapshotReason
-from dbranch.api.errors import InvalidInput
-from dbranch.api.quantity import parse_seconds
-
-# The value of `spec.ttl` of a snapshot that does not expire.
-NEVER: Final = "Never"
+from dbranch.api.expiry import NEVER, parse_ttl
 
 
 @dataclass(frozen=True)
@@ -21,6 +18,7 @@ class SnapshotNode:
     """`status.node`: what the snapshot's agent reports of its subvolume.
 
     `transaction`: of the pool's filesystem, the one that took it; of a scheduled one.
+    `generation`: `status.node.generation` of the branch when it had this data.
     """
 
     snapshot_time: str | None = None
@@ -30,6 +28,7 @@ class SnapshotNode:
     unique_bytes: int | None = None
     transaction: int | None = None
     deletion: Finding | None = None
+    generation: int | None = None
 
     @property
     def stored(self) -> bool:
@@ -42,6 +41,7 @@ class Snapshot:
     """A DBSnapshot. `object_name`: of the object; `deleted`: RFC 3339. `branch`: the name of the branch.
 
     Of a scheduled one, `schedules`: whose run it is, and `due`: when it was to be taken, RFC 3339.
+    `origin_branch_uid`, `restore_uid`: `spec.origin` of a record, which the controller alone makes.
     """
 
     namespace: str
@@ -54,6 +54,8 @@ class Snapshot:
     reason: SnapshotReason = SnapshotReason.REQUESTED
     schedules: tuple[str, ...] = ()
     due: str | None = None
+    origin_branch_uid: str | None = None
+    restore_uid: str | None = None
     generation: int = 1
     resource_version: str = ""
     created: str | None = None
@@ -90,15 +92,9 @@ class Snapshot:
         return self.protection == Protection.ENABLED
 
     @property
-    def ttl_seconds(self) -> float | None:
+    def lifetime(self) -> timedelta | None:
         """How long it is kept from its snapshot on; None: until somebody deletes it."""
-        if self.ttl == NEVER:
-            return None
-        try:
-            return parse_seconds(self.ttl)
-        except InvalidInput:
-            # The schema's pattern admits none; what cannot be read deletes nothing.
-            return None
+        return parse_ttl(self.ttl)
 
 
 def parse_snapshot(body: Mapping[str, Any]) -> Snapshot:
@@ -116,6 +112,8 @@ def parse_snapshot(body: Mapping[str, Any]) -> Snapshot:
         reason=SnapshotReason(origin.get("reason", Snapshot.reason)),
         schedules=tuple(map(str, origin.get("schedules") or ())),
         due=origin.get("time"),
+        origin_branch_uid=origin.get("branchUID"),
+        restore_uid=origin.get("restoreUID"),
         generation=int(meta.get("generation", 1)),
         resource_version=meta.get("resourceVersion", ""),
         created=meta.get("creationTimestamp"),
@@ -141,4 +139,5 @@ def _parse_node(raw: Mapping[str, Any]) -> SnapshotNode:
         unique_bytes=raw.get("uniqueBytes"),
         transaction=raw.get("transaction"),
         deletion=Finding.from_dict(raw.get("deletion")),
+        generation=raw.get("generation"),
     )

@@ -43,6 +43,10 @@ class Dispatcher:
         self._initial_sync.mark_reconciled(key.namespace, key.name)
         return result
 
+    def all_branches(self) -> list[Branch]:
+        """Return all branches, as the cache has them; none before the first event."""
+        return self.cache.all_branches() if self.cache else []
+
     def forget(self, item: Project | Branch) -> None:
         """Forget what is remembered of an object that is gone."""
         self._owned.forget_owner(item.uid)

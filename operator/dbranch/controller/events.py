@@ -1,4 +1,4 @@
-"""Events about projects and branches."""
+"""Events about projects, branches and snapshots."""
 
 from __future__ import annotations
 
@@ -17,11 +17,18 @@ from dbranch.api.conditions import (
 )
 from dbranch.api.enums import OnSwitch
 from dbranch.api.project import Project
+from dbranch.api.snapshot import Snapshot
 
 # The reason of an Event, of no condition: a generated password's Secret was gone, and another one is in force.
 PASSWORD_GENERATED: Final = "PasswordGenerated"
 # Likewise: the route of a project leads to another branch.
 SWITCHED: Final = "Switched"
+
+# Likewise: a branch or snapshot will be deleted sooner than was said before; it is deleted since its time has come; a
+# branch that Git makes again has a time to expire.
+EXPIRING: Final = "Expiring"
+EXPIRED: Final = "Expired"
+EXPIRING_IN_GIT: Final = "ExpiringInGit"
 
 # What becomes of the sessions on the old branch, by spec.proxy.onSwitch.
 _FATES: Final[Mapping[OnSwitch, str]] = {
@@ -75,12 +82,12 @@ def _is_new(item: Project | Branch, condition: Condition, reason: Reason) -> boo
     return previous is None or previous.get("reason") != reason.value
 
 
-def reference_of(item: Project | Branch) -> dict[str, Any]:
+def reference_of(item: Project | Branch | Snapshot) -> dict[str, Any]:
     """Return as much of the object's body as an Event about it needs."""
-    is_project = isinstance(item, Project)
     name = item.name if isinstance(item, Project) else item.object_name
+    kinds = {Project: names.PROJECT_KIND, Branch: names.BRANCH_KIND, Snapshot: names.SNAPSHOT_KIND}
     return {
         "apiVersion": names.API_VERSION,
-        "kind": names.PROJECT_KIND if is_project else names.BRANCH_KIND,
+        "kind": kinds[type(item)],
         "metadata": {"namespace": item.namespace, "name": name, "uid": item.uid},
     }

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -15,8 +16,11 @@ import kopf
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.errors import DbranchError
+from dbranch.api.expiry import format_time
 from dbranch.api.project import Project, parse_project
 from dbranch.controller import timing
+from dbranch.controller.branch.expiry import EXPIRY_STATES
+from dbranch.controller.branch.reaper import BranchReaper
 from dbranch.controller.branch.reconciler import BranchReconciler
 from dbranch.controller.branch.sources import Sources
 from dbranch.controller.cache import Cache
@@ -50,6 +54,7 @@ from dbranch.runtime.initial_sync import InitialSync
 from dbranch.runtime.kopf_settings import configure_kopf, login, requeue_after
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import Key
+from dbranch.runtime.steady_clock import SteadyClock
 from dbranch.runtime.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
@@ -74,9 +79,15 @@ class Work:
     """The work queue, and the cache that its reconciles read."""
 
     def __init__(
-        self, dispatcher: Dispatcher, resync_seconds: float, limits: Limits, snapshots: SnapshotRecords
+        self,
+        dispatcher: Dispatcher,
+        resync_seconds: float,
+        limits: Limits,
+        snapshots: SnapshotRecords,
+        clock: Callable[[], datetime],
     ) -> None:
         self._dispatcher, self._limits, self._snapshots = dispatcher, limits, snapshots
+        self._clock = clock
         self.queue = WorkQueue(dispatcher.reconcile, resync_seconds, dispatcher.report_failure)
         self._changes: list[Change] = []
         # Those that are reconciled in a moment.
@@ -101,7 +112,7 @@ class Work:
 
     def _enqueue_stale(self, cache: Cache) -> None:
         changes, self._changes = self._changes, []
-        for key in stale(changes, cache, self._limits):
+        for key in stale(changes, cache, self._limits, format_time(self._clock())):
             self.queue.add(key)
         for key in miscounted(changes, cache) - self._miscounted:
             self._miscounted.add(key)
@@ -132,16 +143,26 @@ def register(
     rollouts, limits = Rollouts(), limits or Limits()
     projects = ProjectReconciler(cluster, release, owned, locks, metrics, emit_event, rollouts, limits)
     records, sources = SnapshotRecords(), Sources()
-    branches = BranchReconciler(cluster, release, owned, locks, metrics, emit_event, limits, sources)
-    snapshots = SnapshotReconciler(cluster, locks, metrics, sources, records, limits)
+    clock = SteadyClock(cluster.server_time)
+    branches = BranchReconciler(
+        cluster, release, owned, locks, metrics, emit_event, limits, sources, clock=clock
+    )
+    snapshots = SnapshotReconciler(cluster, locks, metrics, sources, records, limits, clock=clock)
     dispatcher = Dispatcher(projects, branches, snapshots, owned, initial_sync)
-    work = Work(dispatcher, resync_seconds, limits, records)
-    watch = SnapshotWatch(cluster, records, work.queue.add, lambda: dispatcher.cache)
+    work = Work(dispatcher, resync_seconds, limits, records, clock)
+    watch = SnapshotWatch(cluster, records, work.queue.add, lambda: dispatcher.cache, clock)
+    reaper = BranchReaper(cluster, dispatcher.all_branches, work.queue.add, metrics, clock)
+    metrics.watch_expiry(EXPIRY_STATES, reaper.count)
     metrics.watch_snapshots(STATES, records.count)
-    schedules = ScheduleLoop(cluster, limits, metrics, work.queue.add, lambda: dispatcher.cache)
+    schedules = ScheduleLoop(cluster, limits, metrics, work.queue.add, lambda: dispatcher.cache, clock)
     rollouts.on_free = work.queue.add
     sweeper = Sweeper(cluster, release, owned)
-    loops = {"snapshot watch": watch.run, "expiry of snapshots": watch.run_expiry, "schedules": schedules.run}
+    loops = {
+        "snapshot watch": watch.run,
+        "expiry of snapshots": watch.run_expiry,
+        "expiry of branches": reaper.run,
+        "schedules": schedules.run,
+    }
     _register_startup(registry, owned, work, partial(sweeper.run, resync_seconds), loops)
     _register_indices(registry, release.nodes_namespace)
     _register_objects(registry, work)

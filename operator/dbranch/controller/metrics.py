@@ -51,6 +51,13 @@ class ControllerMetrics:
             registry=self._registry,
         )
 
+        self._expired = Counter(
+            "branches_expired_total",
+            "DBBranches that were deleted since their time had come.",
+            namespace="dbranch",
+            registry=self._registry,
+        )
+
     def watch_snapshots(self, states: Iterable[str], count: Callable[[str], int]) -> None:
         """Serve the number of snapshots by state. `count`: called with each state when the metrics are read."""
         gauge = Gauge(
@@ -72,6 +79,22 @@ class ControllerMetrics:
             registry=self._registry,
         )
         gauge.set_function(late)
+
+    def watch_expiry(self, states: Iterable[str], count: Callable[[str], int]) -> None:
+        """Serve the number of branches by expiry. `count`: called with each state when the metrics are read."""
+        gauge = Gauge(
+            "branches",
+            "DBBranches by expiry: never, blocked, later, soon (within a day), overdue (expired for 15 minutes).",
+            ["expiry"],
+            namespace="dbranch",
+            registry=self._registry,
+        )
+        for state in states:
+            gauge.labels(state).set_function(partial(count, state))
+
+    def expired(self) -> None:
+        """Count a branch that was deleted since its time had come."""
+        self._expired.inc()
 
     def refused(self, kind: str) -> None:
         """Count an object of this kind that the API server refused."""

@@ -102,13 +102,15 @@ class _Reads:
         return frozenset() if limit is None else excess(self.cache.branches_in(namespace), limit)
 
 
-def stale(changes: Sequence[Change], cache: Cache, limits: Limits | None = None) -> set[Key]:
+def stale(
+    changes: Sequence[Change], cache: Cache, limits: Limits | None = None, now: str | None = None
+) -> set[Key]:
     """Return the keys of those who would now report something else, or whose deletion can go on.
 
     The cache has the changes already; of an object that is gone, `changes` has what it was. Who has reported nothing
-    yet is left out: its own creation is a request for its first reconcile.
+    yet is left out: its own creation is a request for its first reconcile. `now`: RFC 3339.
     """
-    now, reads = now_rfc3339(), _Reads(cache, limits or Limits())
+    now, reads = now or now_rfc3339(), _Reads(cache, limits or Limits())
     own = {key_of(change) for change in changes if isinstance(change, Project | Branch)}
     candidates = {key_of(item): item for item in _related(changes, own, reads)}
     outdated = {

@@ -30,7 +30,7 @@ PROXY_ROLLOUT_POLL_SECONDS: Final = 5.0
 DRIFT_CHECK_SECONDS: Final = 300.0
 # What the watch of snapshots lists and follows begins anew after this time if it breaks.
 SNAPSHOT_WATCH_RETRY_SECONDS: Final = 5.0
-# How often it is looked which snapshots have expired, and how many of them are deleted at a time.
+# How often it is looked which branches and snapshots have expired, and how many snapshots are deleted at a time.
 EXPIRY_POLL_SECONDS: Final = 5.0
 MAX_EXPIRIES_AT_ONCE: Final = 10
 EXPIRED_RETRY_SECONDS: Final = 5.0
@@ -43,6 +43,17 @@ MAX_SCHEDULED_SNAPSHOTS: Final = 2
 CREATION_SECONDS: Final = 120.0
 # A run that is not taken so long after its time is late: metrics say so.
 SCHEDULE_LATE_SECONDS: Final = 900.0
+# So many branches are being deleted at a time when more expire, and one while a branch is being created. A deletion
+# or a create that takes longer than this holds up nobody.
+MAX_BRANCH_EXPIRIES: Final = 5
+DELETION_COUNTS_SECONDS: Final = 60.0
+CREATE_COUNTS_SECONDS: Final = 60.0
+# An expired branch whose deletion the API server refuses (a webhook, a policy) is tried again so late at last.
+EXPIRY_REFUSED_LONGEST_SECONDS: Final = 300.0
+# A branch that has expired this long ago, and exists, is worth an alert.
+EXPIRY_OVERDUE_SECONDS: Final = 900.0
+# What the API server refuses to delete of a project that is being deleted: its policies may not know that yet.
+POLICY_LAG_RETRY_SECONDS: Final = 0.5
 # Before that a deletion is not worth a write.
 SNAPSHOT_DELETION_REPORT_SECONDS: Final = 5.0
 # While the first list of a kind that kopf watches is still read.

@@ -14,7 +14,7 @@ PACKAGE = Path(next(iter(dbranch.__path__)))
 
 def test_every_reason_is_in_the_catalog_with_a_condition_that_carries_it() -> None:
     assert set(CATALOG) == set(Reason)
-    assert all(entry.project or entry.branch or entry.snapshot for entry in CATALOG.values())
+    assert all(entry.project or entry.branch or entry.snapshot or entry.restore for entry in CATALOG.values())
 
 
 def test_every_reason_is_produced_by_a_role() -> None:

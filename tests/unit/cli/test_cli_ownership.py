@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from dbranch_cli.ownership import gitops_manager, merge_maps, owned_fields
+from dbranch.api.gitops import gitops_manager
+from dbranch_cli.ownership import merge_maps, owned_fields
 
 
 def entry(

@@ -30,6 +30,7 @@ from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.project import Project, parse_project
 from dbranch.api.snapshot import Snapshot
 from dbranch.controller import nodes
+from dbranch.controller.branch.reaper import BranchReaper
 from dbranch.controller.branch.reconciler import BranchReconciler
 from dbranch.controller.branch.sources import Sources
 from dbranch.controller.cache import Cache
@@ -43,7 +44,7 @@ from dbranch.controller.snapshot.reconciler import SnapshotReconciler
 from dbranch.controller.snapshot_records import SnapshotRecords, record_of
 from dbranch.kube.client import Cluster, branch_path, path_of, project_path, snapshot_path
 from dbranch.runtime.locks import KeyedLocks
-from dbranch.runtime.result import DONE
+from dbranch.runtime.result import DONE, Key
 
 PROJECTS = path_of(names.API_VERSION, names.PROJECTS, NAMESPACE)
 BRANCHES = path_of(names.API_VERSION, names.BRANCHES, NAMESPACE)
@@ -77,7 +78,7 @@ class Rig:
     """A controller over a fake API server, with one node and its agent.
 
     `limits`: as the chart has them; `events`: (type, reason) as emitted, and `event_texts` their messages; `result`:
-    of the last reconcile.
+    of the last reconcile; `requested`: the reconciles that the reaper has requested.
     """
 
     def __init__(self, **limits: str) -> None:
@@ -99,7 +100,11 @@ class Rig:
         )
         sources = Sources()
         self.branches = BranchReconciler(
-            cluster, RELEASE, self.owned, locks, metrics, self.emit, self.limits, sources
+            cluster, RELEASE, self.owned, locks, metrics, self.emit, self.limits, sources, self.emit
+        )
+        self.requested: list[Key] = []
+        self.reaper = BranchReaper(
+            cluster, lambda: self.cache().all_branches(), self.requested.append, metrics, emit_event=self.emit
         )
         self.snapshots = SnapshotReconciler(
             cluster, locks, metrics, sources, SnapshotRecords(), self.limits, self.emit

@@ -180,10 +180,10 @@ def test_no_change_makes_a_snapshot_go_sooner_than_after_its_grace() -> None:
         new_text, _ = expiration_of(after, changed_at)
         if new_text is None:
             continue
-        new, seconds = datetime.fromisoformat(new_text), after.ttl_seconds
-        assert seconds is not None
+        new, ttl = datetime.fromisoformat(new_text), after.lifetime
+        assert ttl is not None
         if moment is None or new < moment:
-            assert new - changed_at >= min(DAY, timedelta(seconds=seconds)), (first, second)
+            assert new - changed_at >= min(DAY, ttl), (first, second)
         # Looked at again later, it is the same.
         assert expiration_of(taken(2, new, **second), changed_at + timedelta(minutes=10)) == (new_text, False)
 

@@ -14,8 +14,9 @@ from dbranch.agent.timing import (
 from dbranch.agent.volume.marker import NewerMarker, SnapshotMarker
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.enums import SnapshotReason
+from dbranch.api.expiry import parse_time
 from dbranch.api.project import Project
-from dbranch.api.schedule import SCHEDULE_DEADLINE, parse_time
+from dbranch.api.schedule import SCHEDULE_DEADLINE
 from dbranch.api.snapshot import Snapshot
 
 

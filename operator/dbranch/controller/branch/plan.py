@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from dbranch.api import names
@@ -13,6 +14,7 @@ from dbranch.api.enums import TargetState
 from dbranch.api.project import Project
 from dbranch.api.snapshot import Snapshot
 from dbranch.controller import timing
+from dbranch.controller.branch.expiry import plan_expiry
 from dbranch.controller.branch.status import branch_findings
 from dbranch.controller.conditions import held_deletion_status, phase_of, ready_finding, report_conditions
 from dbranch.controller.limits import NO_LIMITS, NamespaceLimits, above_finding, refused_finding
@@ -39,6 +41,7 @@ class BranchFacts:
     `snapshot`: that spec.sourceSnapshot names, and `project_node` the project's node: known before it is bound.
     `snapshotted`: what is said of its schedules of snapshots.
     `taken`: the snapshots that are taken, or to be taken, of a branch that is being deleted.
+    `git_manager`: Argo CD, Flux or Helm, if the branch is theirs; known to a reconcile only.
     """
 
     branch: Branch
@@ -53,6 +56,7 @@ class BranchFacts:
     project_node: NodeFacts | None = None
     taken: tuple[Snapshot, ...] = ()
     snapshotted: Finding | None = None
+    git_manager: str | None = None
 
     @property
     def is_refused(self) -> bool:
@@ -62,12 +66,16 @@ class BranchFacts:
 
 @dataclass(frozen=True)
 class BranchPlan:
-    """`binding` is new; `status` has every field that the controller writes; `reachable`: Postgres has an address."""
+    """`binding` is new; `status` has every field that the controller writes; `reachable`: Postgres has an address.
+
+    `announcements`: reasons and messages of Events that come before the status is written.
+    """
 
     binding: Binding | None
     ready: Finding
     status: Json
     reachable: bool
+    announcements: tuple[tuple[str, str], ...] = ()
 
     def changes(self, reported: Mapping[str, Any]) -> Json:
         """Return the fields that differ from the reported status, as a merge patch."""
@@ -102,7 +110,9 @@ def plan_branch(facts: BranchFacts, now: str) -> BranchPlan:
     others = [(Condition.SNAPSHOTTED, facts.snapshotted)] if facts.snapshotted else []
     previous = branch.status.get("conditions") or ()
     route = plan_branch_route(project, bound) if project else branch.route
-    fields |= _route_fields(route)
+    expiry = plan_expiry(branch, project, datetime.fromisoformat(now), facts.git_manager)
+    findings = [*findings, *expiry.findings]
+    fields |= _route_fields(route) | expiry.fields
     fields |= {
         "observedGeneration": branch.generation,
         "conditions": report_conditions(previous, [*findings, *others], ready, branch.generation, now),
@@ -111,7 +121,8 @@ def plan_branch(facts: BranchFacts, now: str) -> BranchPlan:
     }
     if branch.source_text:
         fields["source"] = branch.source_text
-    return BranchPlan(binding, ready, fields, route is not None and route.state == TargetState.READY)
+    is_reachable = route is not None and route.state == TargetState.READY
+    return BranchPlan(binding, ready, fields, is_reachable, expiry.events)
 
 
 def _schedule(facts: BranchFacts) -> tuple[Binding | None, Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from typing import Final
 
@@ -12,6 +13,8 @@ from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.errors import BeingDeleted, InvalidInput, NameTaken, ObjectRefused
+from dbranch.api.expiry import format_time
+from dbranch.api.gitops import gitops_manager
 from dbranch.api.project import Project, parse_project
 from dbranch.api.secrets import secret_text
 from dbranch.api.snapshot import Snapshot, parse_snapshot
@@ -20,6 +23,7 @@ from dbranch.controller.branch.plan import BranchFacts, BranchPlan, held_status,
 from dbranch.controller.branch.snapshotted import snapshotted_of
 from dbranch.controller.branch.sources import Sources
 from dbranch.controller.cache import Cache
+from dbranch.controller.event_requests import EventRequests
 from dbranch.controller.events import EmitEvent, emit_transition
 from dbranch.controller.failure import failure_finding, refusal_finding
 from dbranch.controller.finalizers import AbandonmentRefusals, release_if_abandoned
@@ -31,7 +35,7 @@ from dbranch.controller.owned import OwnedObjects, owner_uids
 from dbranch.controller.places import Places
 from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path, snapshot_path
 from dbranch.kube.status import patch_status
-from dbranch.runtime.clock import now_rfc3339, seconds_since
+from dbranch.runtime.clock import seconds_since
 from dbranch.runtime.finalizers import remove_finalizer
 from dbranch.runtime.limited import LimitedDict
 from dbranch.runtime.locks import KeyedLocks
@@ -56,8 +60,13 @@ class BranchReconciler:
         emit_event: EmitEvent,
         limits: Limits | None = None,
         sources: Sources | None = None,
+        announce: EmitEvent | None = None,
+        clock: Callable[[], datetime] | None = None,
     ) -> None:
-        """`sources`: shared with who else binds something to a branch."""
+        """`sources`: shared with who else binds something to a branch.
+
+        `announce`: emits an Event before what it announces is written. `clock`: the API server's time of day.
+        """
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
         self._metrics, self._emit_event = metrics, emit_event
         self._abandonment_refusals = AbandonmentRefusals(emit_event)
@@ -67,6 +76,8 @@ class BranchReconciler:
         self._sources = sources or Sources()
         self._limits = limits or Limits()
         self._places = Places(self._limits, "branches")
+        self._announce = announce or EventRequests(cluster)
+        self._clock = clock or cluster.server_time
 
     def forget_project(self, uid: str) -> None:
         """Forget the credentials of a project that is gone."""
@@ -79,20 +90,21 @@ class BranchReconciler:
             if body is None:
                 return GONE
             facts = self._observe(parse_branch(body), cache)
+            facts = replace(facts, git_manager=gitops_manager(body, "spec", "project"))
             self._foreign_owners.report(facts.branch)
             if facts.branch.deleting:
                 return self._remove(facts)
             if facts.is_refused:
-                self._report(facts.branch, plan_branch(facts, now_rfc3339()))
+                self._report(facts.branch, plan_branch(facts, self._now()))
                 return Result(timing.UNREADY_RESYNC_SECONDS, unfinished=True)
             # Nothing has been applied for it before its first report.
             is_new = not facts.branch.status.get("conditions")
             # Before the binding: if the Service's name is taken, the agent must make nothing.
             facts = replace(facts, problem=self._apply_service(facts, bypass_cache, is_new))
-            plan = plan_branch(facts, now_rfc3339())
+            plan = plan_branch(facts, self._now())
             if plan.binding is None:
                 facts = self._with_access(facts, plan, bypass_cache, is_new)
-                plan = plan_branch(facts, now_rfc3339())
+                plan = plan_branch(facts, self._now())
                 self._report(facts.branch, plan)
             else:
                 with self._sources.held(plan.binding.source_uid) as may_be_used:
@@ -106,7 +118,7 @@ class BranchReconciler:
                 # Behind the binding: the agent works meanwhile.
                 facts = replace(facts, branch=written, node=cache.node(plan.binding.node))
                 facts = self._with_access(facts, plan, bypass_cache, is_new)
-                plan = plan_branch(facts, now_rfc3339())
+                plan = plan_branch(facts, self._now())
                 if facts.problem:
                     self._report(written, plan)
             if plan.ready.done:
@@ -116,6 +128,9 @@ class BranchReconciler:
                 return Result(timing.REFUSED_RETRY_SECONDS, unfinished=True, longest=longest)
             # The controller does not watch what has a name that it needs.
             return Result(timing.UNREADY_RESYNC_SECONDS, unfinished=facts.problem is None)
+
+    def _now(self) -> str:
+        return format_time(self._clock())
 
     def _bind(self, branch: Branch, plan: BranchPlan) -> Branch:
         """Write the binding; return the branch as it is now."""
@@ -154,6 +169,9 @@ class BranchReconciler:
         changes = plan.changes(branch.status)
         if not changes:
             return branch
+        # Nothing goes sooner without an Event: one that is emitted twice, since the process ended here, does no harm.
+        for reason, message in plan.announcements:
+            self._announce(branch, "Normal", reason, message)
         written = patch_status(self._cluster, branch, changes)
         emit_transition(branch, plan.ready, plan.status["conditions"], self._emit_event)
         return parse_branch(written)
@@ -246,7 +264,7 @@ class BranchReconciler:
             if body is None or body["metadata"].get("deletionTimestamp"):
                 return
             facts = replace(self._observe(parse_branch(body), cache), problem=finding)
-            self._report(facts.branch, plan_branch(facts, now_rfc3339()))
+            self._report(facts.branch, plan_branch(facts, self._now()))
 
     def _remove(self, facts: BranchFacts) -> Result:
         """Report the deletion; in its end delete what was made for the branch, and let go of it.
@@ -258,24 +276,24 @@ class BranchReconciler:
         release_if_abandoned(self._cluster, branch, facts.node)
         self._abandonment_refusals.report(branch, facts.node)
         if names.CONTROLLER_FINALIZER not in branch.finalizers:
-            held = held_status(branch, now_rfc3339())
+            held = held_status(branch, self._now())
             if held:
                 patch_status(self._cluster, branch, held)
             return DONE
         with self._sources.held(branch.uid):
-            removal = plan_removal(facts, seconds_since(branch.deleted), now_rfc3339())
+            removal = plan_removal(facts, seconds_since(branch.deleted), self._now())
             changes = removal.changes(branch.status)
             if changes and not removal.done:
                 # Where no proxy is to be waited for, nothing but this has to be written.
                 branch = parse_branch(patch_status(self._cluster, branch, changes))
                 facts = replace(facts, branch=branch)
-                removal = plan_removal(facts, seconds_since(branch.deleted), now_rfc3339())
+                removal = plan_removal(facts, seconds_since(branch.deleted), self._now())
             if removal.done:
                 # A copy that was bound a moment ago may not be in the cache yet; none is bound behind this.
                 facts = replace(
                     facts, siblings=self._list_siblings(branch), taken=self._list_snapshots(branch)
                 )
-                removal = plan_removal(facts, seconds_since(branch.deleted), now_rfc3339())
+                removal = plan_removal(facts, seconds_since(branch.deleted), self._now())
             if removal.done:
                 self._sources.close(branch.uid)
         changes = removal.changes(branch.status)

@@ -335,10 +335,15 @@ class ProjectReconciler:
             return DONE
         path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)
         remaining = [b for b in self._cluster.find(path) if b["spec"]["project"] == project.name]
+        refused = False
         for body in remaining:
             meta = body["metadata"]
             if not meta.get("deletionTimestamp"):
-                self._cluster.delete(branch_path(meta["namespace"], meta["name"]), uid=meta["uid"])
+                path = branch_path(meta["namespace"], meta["name"])
+                refused = not self._delete(path, meta["uid"]) or refused
+        if refused:
+            longest = timing.REFUSED_LONGEST_RETRY_SECONDS
+            return Result(timing.POLICY_LAG_RETRY_SECONDS, unfinished=True, longest=longest)
         # The snapshots behind the branches: none is taken any more, and what is being made of one is gone.
         if remaining or self._delete_snapshots(project):
             return Result(timing.DELETION_RESYNC_SECONDS)
@@ -358,6 +363,20 @@ class ProjectReconciler:
             self._owned.delete("networking.k8s.io/v1", "networkpolicies", nodes_namespace, name)
         remove_finalizer(self._cluster, object_path(project), project.uid, names.CONTROLLER_FINALIZER)
         return DONE
+
+    def _delete(self, path: str, uid: str) -> bool:
+        """Delete a branch of a project that is being deleted; return False if that is refused.
+
+        The deletion policy holds the controller, too, and may not have heard of the project's deletion yet.
+        """
+        try:
+            self._cluster.delete(path, uid=uid)
+        except ApiError as error:
+            if not is_refusal(error):
+                raise
+            logger.info("%s: %s", path, error)
+            return False
+        return True
 
     def _delete_snapshots(self, project: Project) -> bool:
         """Delete the project's snapshots; return True while some of them still exist."""

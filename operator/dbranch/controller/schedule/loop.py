@@ -18,8 +18,8 @@ from dbranch.api.branch import Branch
 from dbranch.api.conditions import NO_PROGRESS_REASONS
 from dbranch.api.enums import SnapshotReason
 from dbranch.api.errors import ApiError
+from dbranch.api.expiry import format_time
 from dbranch.api.project import Project
-from dbranch.api.schedule import format_time
 from dbranch.api.snapshot import Snapshot
 from dbranch.controller import timing
 from dbranch.controller.branch.snapshotted import is_of_schedule, is_reported, snapshotted_of
@@ -59,7 +59,10 @@ class ScheduleLoop:
         metrics: ControllerMetrics,
         add: Callable[[Key], None],
         cache: Callable[[], Cache | None],
+        clock: Callable[[], datetime],
     ) -> None:
+        """`clock`: that of the API server, as far as it is believed."""
+        self._clock = clock
         self._cluster, self._limits, self._add, self._cache = cluster, limits, add, cache
         # By branch UID: up to where it was found that there is nothing to take.
         self._considered: LimitedDict[str, datetime] = LimitedDict(_MAX_REMEMBERED)
@@ -89,7 +92,7 @@ class ScheduleLoop:
         if not branches:
             self._late = 0
             return False
-        now, records = self._cluster.server_time(), _by_project(cache.snapshots.all())
+        now, records = self._clock(), _by_project(cache.snapshots.all())
         loads = _NodeLoads(cache)
         waits, late = False, 0
         for branch in branches:
@@ -161,7 +164,9 @@ class ScheduleLoop:
             self._delete(snapshot)
 
     def _take(self, branch: Branch, project: Project, run: Run, cache: Cache) -> None:
-        body = scheduled_snapshot(project, branch, run.name, run.schedules, format_time(run.due))
+        # What the agent goes by, also where that time is not believed here yet.
+        due = self._cluster.server_time()
+        body = scheduled_snapshot(project, branch, run.name, run.schedules, format_time(due))
         path = path_of(names.API_VERSION, names.SNAPSHOTS, branch.namespace)
         try:
             created = self._cluster.create(path, body)

@@ -14,7 +14,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from dbranch.api.branch import Branch
-from dbranch.api.schedule import Kept, Schedule, SnapshotsStatus, parse_time, run_name, run_of
+from dbranch.api.expiry import parse_time
+from dbranch.api.schedule import Kept, Schedule, SnapshotsStatus, run_name, run_of
 from dbranch.api.snapshot import Snapshot
 from dbranch.controller.cron import is_valid, last_run, next_run, shortest_interval
 from dbranch.controller.schedule.keep import order_of, plan_keep, shrinking, surplus
@@ -55,12 +56,11 @@ class ScheduleFacts:
 
 @dataclass(frozen=True)
 class Run:
-    """A snapshot to make. `time`: as the schedules have it; `due`: now."""
+    """A snapshot to make. `time`: as the schedules have it."""
 
     name: str
     schedules: tuple[str, ...]
     time: datetime
-    due: datetime
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _plan_due(
         return replace(plan, late=since)
     if not facts.node_free and now < since + MAX_WAIT:
         return replace(plan, waits=True, late=since)
-    run = Run(run_name(facts.branch.object_name, time), tuple(sorted(due)), time, now)
+    run = Run(run_name(facts.branch.object_name, time), tuple(sorted(due)), time)
     return replace(plan, run=run, late=since)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 
 from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.conditions import Condition, Finding, Reason
 from dbranch.api.enums import SnapshotReason
+from dbranch.api.expiry import format_time, parse_time, with_grace
 from dbranch.api.project import Project
-from dbranch.api.schedule import SCHEDULE_DEADLINE, parse_time
+from dbranch.api.schedule import SCHEDULE_DEADLINE
 from dbranch.api.snapshot import Snapshot
 from dbranch.controller.conditions import report_conditions
 from dbranch.controller.limits import NO_LIMITS, NamespaceLimits, reached_snapshot_limit
@@ -20,10 +21,6 @@ from dbranch.controller.scheduling import NodeFacts, agent_too_old_finding, not_
 
 Json = dict[str, Any]
 
-# What is new, shorter or no longer blocked takes effect after this time, or after the ttl if that is shorter.
-EXPIRATION_GRACE: Final = timedelta(hours=24)
-# The reason of an Event: a snapshot will be deleted sooner than it said before.
-EXPIRING: Final = "Expiring"
 # By whom a snapshot is taken; all others are records of what was done once.
 _TAKEN: Final = frozenset({SnapshotReason.REQUESTED, SnapshotReason.SCHEDULE})
 # Nothing but an event changes what is said of such a snapshot.
@@ -87,7 +84,7 @@ def plan_snapshot(facts: SnapshotFacts, now: datetime) -> SnapshotPlan:
     previous = snapshot.status.get("conditions") or ()
     fields: Json = {
         "observedGeneration": snapshot.generation,
-        "conditions": report_conditions(previous, [], ready, snapshot.generation, _rfc3339(now)),
+        "conditions": report_conditions(previous, [], ready, snapshot.generation, format_time(now)),
         "expirationTime": expiration,
     }
     if binding:
@@ -204,28 +201,24 @@ def _ready_of(facts: SnapshotFacts) -> Finding:
 def expiration_of(snapshot: Snapshot, now: datetime) -> tuple[str | None, bool]:
     """Return `status.expirationTime`, and whether it is new or earlier than it was, after a grace.
 
-    A ttl that stood in the manifest at its creation counts from the snapshot. One that is new, shorter, or no longer
-    blocked by the protection takes effect in no less than EXPIRATION_GRACE or itself from now on.
+    A ttl that stood in the manifest at its creation counts from the snapshot; every other one has its grace.
     """
-    ttl, taken = snapshot.ttl_seconds, snapshot.node.snapshot_time
+    ttl, taken = snapshot.lifetime, parse_time(snapshot.node.snapshot_time)
     if ttl is None or taken is None or snapshot.protected:
         return None, False
-    computed = _parse(taken) + timedelta(seconds=ttl)
-    current = _parse(snapshot.expiration_time) if snapshot.expiration_time else None
-    if (current is None and snapshot.generation == 1) or (current is not None and computed >= current):
-        return _rfc3339(computed), False
-    graced = max(computed, now + min(EXPIRATION_GRACE, timedelta(seconds=ttl)))
-    if current is not None and graced >= current:
-        return _rfc3339(current), False
-    return _rfc3339(graced), True
+    computed, in_force = taken + ttl, parse_time(snapshot.expiration_time)
+    if in_force is None and snapshot.generation == 1:
+        return format_time(computed), False
+    moment, is_sooner = with_grace(computed, in_force, ttl, now)
+    return format_time(moment), is_sooner
 
 
 def is_expired(snapshot: Snapshot, now: datetime) -> bool:
     """Return True if `status.expirationTime` has passed, and is what follows from the present spec."""
-    if snapshot.expiration_time is None or snapshot.deleting:
+    expires = parse_time(snapshot.expiration_time)
+    if expires is None or snapshot.deleting:
         return False
-    is_current = snapshot.observed_generation == snapshot.generation
-    return is_current and _parse(snapshot.expiration_time) <= now
+    return snapshot.observed_generation == snapshot.generation and expires <= now
 
 
 def deletion_status(snapshot: Snapshot, now: datetime) -> Json:
@@ -235,7 +228,7 @@ def deletion_status(snapshot: Snapshot, now: datetime) -> Json:
     held = [(Condition.DELETION_BLOCKED, deletion)] if deletion else []
     previous = snapshot.status.get("conditions") or ()
     return {
-        "conditions": report_conditions(previous, held, ready, snapshot.generation, _rfc3339(now)),
+        "conditions": report_conditions(previous, held, ready, snapshot.generation, format_time(now)),
         "observedGeneration": snapshot.generation,
     }
 
@@ -243,7 +236,7 @@ def deletion_status(snapshot: Snapshot, now: datetime) -> Json:
 def failure_status(snapshot: Snapshot, finding: Finding, now: datetime) -> Json:
     """Return the status of a snapshot whose reconcile failed."""
     previous = snapshot.status.get("conditions") or ()
-    return {"conditions": report_conditions(previous, [], finding, snapshot.generation, _rfc3339(now))}
+    return {"conditions": report_conditions(previous, [], finding, snapshot.generation, format_time(now))}
 
 
 def labels_of(snapshot: Snapshot, binding: SnapshotBinding) -> dict[str, str]:
@@ -255,11 +248,3 @@ def labels_of(snapshot: Snapshot, binding: SnapshotBinding) -> dict[str, str]:
         names.LABEL_MANAGED_BY: snapshot.labels.get(names.LABEL_MANAGED_BY, "dbranch"),
     }
     return labels | ({names.LABEL_BRANCH_UID: binding.branch_uid} if binding.branch_uid else {})
-
-
-def _parse(timestamp: str) -> datetime:
-    return datetime.fromisoformat(timestamp.replace("Z", "+00:00"))
-
-
-def _rfc3339(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

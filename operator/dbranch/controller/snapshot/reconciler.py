@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from datetime import datetime
 from typing import Final
 
 from dbranch.api import names
 from dbranch.api.conditions import WARNING_REASONS, Condition, find_condition
-from dbranch.api.errors import DbranchError
 from dbranch.api.project import parse_project
 from dbranch.api.snapshot import Snapshot, parse_snapshot
 from dbranch.controller import timing
 from dbranch.controller.branch.sources import Sources
 from dbranch.controller.cache import Cache
+from dbranch.controller.event_requests import EventRequests
+from dbranch.controller.events import EXPIRED, EXPIRING
 from dbranch.controller.failure import failure_finding
 from dbranch.controller.finalizers import release_if_abandoned
 from dbranch.controller.limits import Limits
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.snapshot.plan import (
-    EXPIRING,
     FINAL_REASONS,
     SnapshotBinding,
     SnapshotFacts,
@@ -35,7 +36,6 @@ from dbranch.controller.snapshot_records import SnapshotRecords, record_of
 from dbranch.kube.client import Cluster, Json, object_path, project_path, snapshot_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import seconds_since
-from dbranch.runtime.events import create_event
 from dbranch.runtime.finalizers import remove_finalizer
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import AT_REST, GONE, Result
@@ -44,8 +44,6 @@ logger = logging.getLogger(__name__)
 
 # Called with the snapshot, and the Event's type (Normal or Warning), reason and message.
 EmitSnapshotEvent = Callable[[Snapshot, str, str, str], None]
-# The reason of an Event: a snapshot was deleted since its time had come.
-EXPIRED: Final = "Expired"
 # A branch or project may have the same name; they do not wait for each other.
 _LOCK_PREFIX: Final = "snapshot/"
 # The lock under which the snapshots of a project are counted and bound.
@@ -64,10 +62,13 @@ class SnapshotReconciler:
         records: SnapshotRecords,
         limits: Limits | None = None,
         emit_event: EmitSnapshotEvent | None = None,
+        clock: Callable[[], datetime] | None = None,
     ) -> None:
         self._cluster, self._locks, self._metrics = cluster, locks, metrics
         self._sources, self._records, self._limits = sources, records, limits or Limits()
-        self._emit_event = emit_event or self._create_event
+        # What asks for a snapshot's reconcile is no handler of kopf's.
+        self._emit_event = emit_event or EventRequests(cluster)
+        self._clock = clock or cluster.server_time
 
     def reconcile(self, namespace: str, name: str, cache: Cache) -> Result:
         """Reconcile a snapshot, also one that is being deleted or has to be."""
@@ -81,13 +82,13 @@ class SnapshotReconciler:
             snapshot = parse_snapshot(body)
             if snapshot.deleting:
                 return self._remove(snapshot, cache)
-            if is_expired(snapshot, self._cluster.server_time()):
+            if is_expired(snapshot, self._clock()):
                 return self._expire(snapshot)
             if not needs_binding(snapshot):
-                plan = plan_snapshot(self._observe(snapshot, cache), self._cluster.server_time())
+                plan = plan_snapshot(self._observe(snapshot, cache), self._clock())
                 return self._report(snapshot, plan)
             with self._locks.held(namespace, _COUNT_PREFIX + snapshot.project):
-                plan = plan_snapshot(self._observe(snapshot, cache), self._cluster.server_time())
+                plan = plan_snapshot(self._observe(snapshot, cache), self._clock())
                 if plan.binding is None:
                     return self._report(snapshot, plan)
                 with self._sources.held(plan.binding.branch_uid) as may_be_used:
@@ -171,7 +172,7 @@ class SnapshotReconciler:
         left = timing.SNAPSHOT_DELETION_REPORT_SECONDS - seconds_since(snapshot.deleted)
         if left > 0:
             return Result(left)
-        status = deletion_status(snapshot, self._cluster.server_time())
+        status = deletion_status(snapshot, self._clock())
         if any(snapshot.status.get(key) != value for key, value in status.items()):
             patch_status(self._cluster, snapshot, status)
         return Result(timing.DELETION_RESYNC_SECONDS)
@@ -186,20 +187,5 @@ class SnapshotReconciler:
             snapshot = parse_snapshot(body)
             if snapshot.node.stored:
                 return
-            status = failure_status(snapshot, finding, self._cluster.server_time())
+            status = failure_status(snapshot, finding, self._clock())
             patch_status(self._cluster, snapshot, status)
-
-    def _create_event(self, snapshot: Snapshot, event_type: str, reason: str, message: str) -> None:
-        """Create an Event by a request: what asks for a snapshot's reconcile is no handler of kopf's."""
-        about = {
-            "apiVersion": names.API_VERSION,
-            "kind": names.SNAPSHOT_KIND,
-            "name": snapshot.object_name,
-            "namespace": snapshot.namespace,
-            "uid": snapshot.uid,
-        }
-        source = {"component": names.CONTROLLER_MANAGER}
-        try:
-            create_event(self._cluster, about, event_type, reason, message, source)
-        except DbranchError as error:
-            logger.warning("snapshot %s/%s: no Event: %s", snapshot.namespace, snapshot.object_name, error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 
 from dbranch.api import names
 from dbranch.api.branch import Branch
@@ -61,9 +62,10 @@ class SnapshotWatch:
         records: SnapshotRecords,
         add: Callable[[Key], None],
         cache: Callable[[], Cache | None],
+        clock: Callable[[], datetime] | None = None,
     ) -> None:
         self._cluster, self._records = cluster, records
-        self._add, self._cache = add, cache
+        self._add, self._cache, self._clock = add, cache, clock or cluster.server_time
 
     def run(self, beat: Callable[[], None]) -> None:
         """Watch for ever. `beat` is called in each round and at each event."""
@@ -118,7 +120,7 @@ class SnapshotWatch:
         expiring = [record for record in self._records.all() if record.snapshot.expiration_time]
         if not expiring:
             return
-        now = self._cluster.server_time()
+        now = self._clock()
         expired = [record for record in expiring if is_expired(record.snapshot, now)]
         expired.sort(key=lambda record: record.snapshot.expiration_time or "")
         for record in expired[: timing.MAX_EXPIRIES_AT_ONCE]:
