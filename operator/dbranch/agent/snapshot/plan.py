@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 
 from dbranch.agent.pool.space import Space, check_space
 from dbranch.agent.timing import (
@@ -14,9 +13,7 @@ from dbranch.agent.timing import (
 from dbranch.agent.volume.marker import NewerMarker, SnapshotMarker
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.enums import SnapshotReason
-from dbranch.api.expiry import parse_time
 from dbranch.api.project import Project
-from dbranch.api.schedule import SCHEDULE_DEADLINE
 from dbranch.api.snapshot import Snapshot
 
 
@@ -62,8 +59,8 @@ class SnapshotPlan:
     retry_after: float | None = None
 
 
-def plan_snapshot(project: Project, snapshot: Snapshot, facts: SnapshotFacts, now: datetime) -> SnapshotPlan:
-    """Plan towards a snapshot that is stored. `now`: of the API server."""
+def plan_snapshot(project: Project, snapshot: Snapshot, facts: SnapshotFacts) -> SnapshotPlan:
+    """Plan towards a snapshot that is stored."""
     subject = subject_of(snapshot)
     if isinstance(facts.marker, NewerMarker):
         text = f"{subject} was written by a newer release of dbranch ({facts.marker}); nothing is touched"
@@ -82,12 +79,7 @@ def plan_snapshot(project: Project, snapshot: Snapshot, facts: SnapshotFacts, no
         return SnapshotPlan(Finding(Reason.SNAPSHOT_LOST, text))
     if facts.retained_uid:
         return SnapshotPlan(stored_finding(project, snapshot), AdoptSnapshot(facts.retained_uid))
-    if snapshot.reason == SnapshotReason.SCHEDULE:
-        due = parse_time(snapshot.due)
-        if due is None or now > due + SCHEDULE_DEADLINE:
-            text = f"{subject} was not taken within ten minutes of its time; nothing is taken; the next run takes one"
-            return SnapshotPlan(Finding(Reason.SNAPSHOT_MISSED, text))
-    elif snapshot.reason != SnapshotReason.REQUESTED:
+    if snapshot.reason != SnapshotReason.REQUESTED:
         # The controller binds none.
         text = f"{subject} is the record of a {snapshot.reason}, and its data is missing; nothing is taken; delete it"
         return SnapshotPlan(Finding(Reason.SNAPSHOT_LOST, text))

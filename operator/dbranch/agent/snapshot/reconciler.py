@@ -80,7 +80,7 @@ class SnapshotReconciler:
     def _reconcile(self, project: Project, snapshot: Snapshot) -> Result:
         try:
             facts = observe_snapshot(self._layout, self._context, project, snapshot)
-            plan = plan_snapshot(project, snapshot, facts, self._cluster.server_time())
+            plan = plan_snapshot(project, snapshot, facts)
             marker = facts.marker if isinstance(facts.marker, SnapshotMarker) else None
             marker = self._apply(project, snapshot, plan) or marker
         except (ApiError, ClusterUnreachable, Busy):
@@ -98,10 +98,8 @@ class SnapshotReconciler:
         layout, branch = self._layout, BranchNames(project.namespace, project.name, snapshot.branch)
         match plan.action:
             case TakeSnapshot(branch_uid):
-                if snapshot.reason != SnapshotReason.SCHEDULE:
-                    # A scheduled one is to cost nothing; a branch of it starts with the recovery of a crash.
-                    with session.shared_connections():
-                        checkpoint_source(layout, project.uid, branch_uid, project.postgres.database)
+                with session.shared_connections():
+                    checkpoint_source(layout, project.uid, branch_uid, project.postgres.database)
                 return ensure_snapshot_taken(
                     layout,
                     project.uid,
