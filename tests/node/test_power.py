@@ -5,6 +5,7 @@ their tables, and the agent repairs everything else.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import subprocess
@@ -19,11 +20,19 @@ import psycopg
 import pytest
 from tests.node.agent_life import BRANCHES
 from tests.node.machine import Node, owner_session, postgres_directory, unmount
+from tests.node.test_cleaning import sql
+from tests.node.test_restore_volumes import LATER, Pool, check_whole, start_beside, writing
+from tests.node.test_restore_volumes import Writer as RestoreWriter
 from tests.node.world import World
 
 from dbranch.agent.layout import Layout
 from dbranch.agent.pool import effect as pool
 from dbranch.agent.postgres.session import Endpoint
+from dbranch.agent.slot import effect as slot
+from dbranch.agent.volume.marker import RestoreMark
+from dbranch.agent.volume.observe import observe_subvolumes
+from dbranch.agent.volume.restore_rules import VolumeState
+from dbranch.agent.volume.restores import ensure_restore_finished
 
 
 def run(*argv: object) -> str:
@@ -215,3 +224,95 @@ def test_power_cuts_around_the_rename_of_a_snapshot(disk: Path, soak: bool) -> N
             rows = after.sql("of-snapshot", "select count(*), max(id) from item")[0]
             assert rows[0] == rows[1]
             check_indexes(after, "of-snapshot")
+
+
+class CutAtCommands(logging.Handler):
+    """Cuts the power before each logged command; `cuts`: when, what is left of the disk, rows acknowledged."""
+
+    def __init__(self, disk: Path, writer: RestoreWriter) -> None:
+        super().__init__()
+        self._disk, self._writer = disk, writer
+        self.cuts: list[tuple[str, Path, int]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.cut(record.getMessage())
+
+    def cut(self, moment: str) -> None:
+        before = self._writer.acknowledged
+        self.cuts.append((moment, cut_power(self._disk, self._disk / "base", len(self.cuts)), before))
+
+
+@pytest.fixture
+def commands() -> Iterator[logging.Logger]:
+    logger = logging.getLogger("dbranch.command")
+    level, handlers = logger.level, list(logger.handlers)
+    logger.setLevel(logging.INFO)
+    yield logger
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
+
+
+def test_power_cuts_around_the_exchange_of_a_restore(
+    disk: Path, commands: logging.Logger, soak: bool
+) -> None:
+    """Both Postgres run and the old one is written to: afterwards either data is whole, and neither is lost."""
+    base = disk / "base"
+    run("btrfs", "subvolume", "create", base)
+    base.chmod(0o711)
+    node = Node(Layout(base))
+    try:
+        pool.ensure_base(node.layout)
+        node.ensure_pool()
+        restored = Pool.make(node)
+        mark = restored.mark()
+        with writing(restored) as (old, writer):
+            cutter = CutAtCommands(disk, writer)
+            commands.addHandler(cutter)
+            restored.take(mark)
+            commands.removeHandler(cutter)
+            start_beside(node, restored.x, "beside")
+            commands.addHandler(cutter)
+            restored.exchange(mark)
+            cutter.cut("exchanged")
+            commands.removeHandler(cutter)
+        node.stop_postgres(old.slot)
+        slot.ensure_slot_removed(node.layout, old.slot)
+        commands.addHandler(cutter)
+        restored.keep()
+        cutter.cut("kept")
+    finally:
+        node.tear_down()
+    moments = [moment for moment, _, _ in cutter.cuts]
+    exchange = next(number for number, moment in enumerate(moments) if "--exchange" in moment)
+    # Between the exchange and its sync, and right after it, in any case.
+    decisive = cutter.cuts[exchange + 1 : exchange + 3]
+    tried = cutter.cuts if soak else [*decisive, random.choice(cutter.cuts[: exchange + 1]), cutter.cuts[-2]]
+    for moment, copy, acknowledged in tried:
+        after = Node(Layout(copy), node.project, pool_uuid=node.pool_uuid)
+        try:
+            after.ensure_pool()
+            check_after_cut(Pool(after, restored.root, restored.x), mark, acknowledged, moment)
+        finally:
+            after.tear_down()
+    print(f"{len(tried)} power cuts around an exchange ({len(cutter.cuts)} moments), none lost")
+
+
+def check_after_cut(restored: Pool, mark: RestoreMark, acknowledged: int, moment: str) -> None:
+    """Go on as an agent that finds no restore wanted; check the data of the branch, and of its undo snapshot."""
+    node, x = restored.node, restored.x
+    assert restored.state() is not VolumeState.UNCLEAR, moment
+    generation = restored.marker(x).generation
+    ensure_restore_finished(restored.layout, restored.project, x, LATER)
+    facts = observe_subvolumes(restored.layout, restored.project)
+    assert set(facts.branches) == {restored.root, x} and facts.unfinished == (), moment
+    assert set(facts.snapshots) == ({mark.undo_uid} if generation == 2 else set()), moment
+    if generation == 2:
+        endpoint = node.start_postgres(x)
+        assert sql(node, endpoint, "select count(*) from item") == [(1000,)]
+        check_whole(node, endpoint, restored.path(x))
+        slot.ensure_slot_removed(restored.layout, endpoint.slot)
+        restored.restore(restored.mark(), mark.undo_uid)
+    endpoint = node.start_postgres(x)
+    count, last = sql(node, endpoint, "select count(*), max(id) from item")[0]
+    assert count == last and int(str(count)) >= acknowledged, (moment, count, last, acknowledged)
+    check_whole(node, endpoint, restored.path(x))

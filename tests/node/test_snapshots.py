@@ -6,6 +6,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 from tests.node.agent_life import SNAPSHOTS
@@ -167,6 +168,19 @@ def test_a_snapshot_that_is_lost_is_not_taken_again(world: World, project: str) 
     world.run_agent()
     assert storage_of(world, "record") == "SnapshotLost"
     world.assert_consistent(project, running=1, stored=1)
+    # A restore is made behind its record, so that one is waited for; and a run of a schedule has its time.
+    world.delete_snapshot("record")
+    world.make_snapshot("undo", "main", origin={"reason": "Restore", "restoreUID": "r"})
+    world.make_snapshot("late", "main", origin={"reason": "Schedule", "time": "2026-01-01T00:00:00Z"})
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    world.make_snapshot("nightly", "main", ttl="24h", origin={"reason": "Schedule", "time": now})
+    world.run_rounds()
+    assert "storage" not in (world.snapshot("undo")["status"].get("node") or {})
+    assert storage_of(world, "late") == "SnapshotMissed" and storage_of(world, "nightly") == "Stored"
+    facts = observe_subvolumes(world.node.layout, project)
+    (marker,) = facts.snapshots.values()
+    assert marker.snapshot == "shop-nightly" and marker.data.expiration_time > now
+    assert world.snapshot("nightly")["status"]["node"]["generation"] == marker.data.generation == 1
 
 
 def test_a_full_pool_takes_none_and_what_runs_goes_on(world: World, project: str) -> None:

@@ -15,6 +15,7 @@ from dbranch.agent.layout import Layout
 from dbranch.agent.linux.btrfs import is_subvolume
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.project.reconciler import ProjectReconciler
+from dbranch.agent.restore.reconciler import RestoreReconciler
 from dbranch.agent.snapshot.reconciler import SnapshotReconciler
 from dbranch.agent.snapshot.watch import SnapshotRecords
 from dbranch.agent.timing import BRANCH_RESYNC_SECONDS, BUSY_RETRY_SECONDS, PROJECT_RESYNC_SECONDS
@@ -70,8 +71,11 @@ class Dispatcher:
             self._report_retained,
             self._request_snapshots,
         )
+        restores = RestoreReconciler(
+            *(cluster, layout, context, self.warm, metrics, self.request_branch, self.request_snapshot)
+        )
         self.branches = BranchReconciler(
-            cluster, layout, context, locks, self.warm, metrics, self.request_branch
+            cluster, layout, context, locks, self.warm, metrics, self.request_branch, restores
         )
         self.snapshots = SnapshotReconciler(cluster, layout, context, locks)
 

@@ -65,6 +65,7 @@ def register(
     @kopf.on.create(*_BRANCH, id="branch", **options)
     @kopf.on.update(*_BRANCH, field="spec", id="branch", **options)
     @kopf.on.field(*_BRANCH, field=_REQUESTED_AT, id="branch", **options)
+    @kopf.on.field(*_BRANCH, field="status.restore", id="branch", **options)
     @kopf.on.field(*_BRANCH, field=_RESTARTED_AT, id="branch", **options)
     @kopf.on.field(*_BRANCH, field=_ALTER_SYSTEM_RESET_AT, id="branch", **options)
     async def branch(namespace: Any, name: str, **_: Any) -> None:

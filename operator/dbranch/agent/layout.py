@@ -7,7 +7,7 @@ checked here.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -63,7 +63,7 @@ class SubvolumeKind(StrEnum):
     NEW = "new"
     # Where initdb runs, before it is the root branch.
     INIT = "init"
-    # Data that is being prepared to take the place of its owner's.
+    # Data that is being prepared to take the place of its owner's, or that was replaced.
     RESTORE = "restore"
     # Waits to be destroyed. It stays in the directory where it was: a read-only subvolume cannot be moved into
     # another one (tried: EROFS).
@@ -74,8 +74,9 @@ class SubvolumeKind(StrEnum):
 class SubvolumeName:
     """The name of a subvolume at the top of a pool: `[.<kind>-]<owner-uid>[-<suffix>]`.
 
-    The owner is the DBBranch with that UID. A bare UID is its data; what else it owns has a kind. `kind` may be one
-    that only a newer release knows: see `is_understood`. `suffix` makes several of a kind differ: [0-9a-z]+.
+    The owner is the DBBranch or DBSnapshot with that UID. A bare UID is its data; what else it owns has a kind.
+    `kind` may be one that only a newer release knows: see `is_understood`. `suffix` makes several of a kind differ:
+    [0-9a-z]+.
     """
 
     owner_uid: str
@@ -86,6 +87,11 @@ class SubvolumeName:
     def is_data(self) -> bool:
         """True for the data of the owner itself."""
         return self.kind is None and self.suffix is None
+
+    @property
+    def may_hold_data(self) -> bool:
+        """True for a subvolume that holds somebody's data, or did, or was about to."""
+        return self.is_data or self.kind == SubvolumeKind.RESTORE
 
     @property
     def is_understood(self) -> bool:
@@ -110,9 +116,35 @@ class SubvolumeName:
 
 @dataclass(frozen=True)
 class Layout:
-    """The paths below one base directory (absolute)."""
+    """The paths below one base directory (absolute).
+
+    `data_kind`: of the subvolumes that are the branches' data in this view, see `prepared`.
+    """
 
     base: Path
+    data_kind: SubvolumeKind | None = None
+
+    @property
+    def prepared(self) -> Layout:
+        """The same node, where a branch's data is what a restore prepares (or has left behind) beside its own.
+
+        So whatever is done to a branch's data can be done to that one, too, by the same functions.
+        """
+        return replace(self, data_kind=SubvolumeKind.RESTORE)
+
+    def owner_of(self, subvolume: str) -> str | None:
+        """Return the UID of the branch whose data the subvolume of this name is; None if it is no branch's.
+
+        >>> uid = "0f5b3b0c-9d0e-4b52-8d4c-5f8d3c1b2a19"
+        >>> layout = Layout(Path("/base"))
+        >>> layout.owner_of(uid) == layout.prepared.owner_of(f".restore-{uid}") == uid
+        True
+        >>> layout.owner_of(f".restore-{uid}"), layout.prepared.owner_of(uid)
+        (None, None)
+        """
+        name = SubvolumeName.parse(subvolume)
+        is_data = name is not None and (name.kind, name.suffix) == (self.data_kind, None)
+        return name.owner_uid if name is not None and is_data else None
 
     @property
     def pools(self) -> Path:
@@ -193,7 +225,7 @@ class Layout:
 
     def branch(self, project_uid: str, branch_uid: str) -> Path:
         """The subvolume with a branch's data."""
-        return self.subvolume(project_uid, SubvolumeName(branch_uid))
+        return self.subvolume(project_uid, SubvolumeName(branch_uid, self.data_kind))
 
     def new_snapshot(self, project_uid: str, branch_uid: str) -> Path:
         """The subvolume in which a branch's snapshot is made, before it is the branch."""
@@ -202,6 +234,10 @@ class Layout:
     def initdb_area(self, project_uid: str, branch_uid: str) -> Path:
         """The subvolume in which `initdb` runs, before it is the root branch."""
         return self.subvolume(project_uid, SubvolumeName(branch_uid, SubvolumeKind.INIT))
+
+    def restore(self, project_uid: str, branch_uid: str) -> Path:
+        """The subvolume with what is to replace a branch's data; once it has, with the data that it replaced."""
+        return self.subvolume(project_uid, SubvolumeName(branch_uid, SubvolumeKind.RESTORE))
 
     def slot(self, slot: str) -> Path:
         """The directory that the slot's pod mounts at `/slot`."""

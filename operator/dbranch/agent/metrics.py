@@ -16,6 +16,8 @@ _START_BUCKETS_SECONDS: Final = (0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 SlotOrigin = Literal["warm", "new"]
+RestoreStep = Literal["prepare", "switch"]
+_RESTORE_OUTCOMES: Final = ("Done", "Failed", "Canceled")
 
 
 class AgentMetrics:
@@ -73,6 +75,23 @@ class AgentMetrics:
             subsystem="agent",
             registry=self._registry,
         )
+        self._restores = Counter(
+            "restores",
+            "Restores in place that have ended on the node, by outcome (Done, Failed, Canceled).",
+            ["outcome"],
+            namespace="dbranch",
+            subsystem="agent",
+            registry=self._registry,
+        )
+        self._restore_seconds = Histogram(
+            "restore_seconds",
+            "Restores in place, by step: prepare (beside what serves), switch (until the new data admits users).",
+            ["step"],
+            buckets=_START_BUCKETS_SECONDS,
+            namespace="dbranch",
+            subsystem="agent",
+            registry=self._registry,
+        )
         self._orphans = Gauge(
             "orphans",
             "Pools and branches on the node that no object names, by kind (pool, branch); they are kept.",
@@ -116,6 +135,11 @@ class AgentMetrics:
         for slot in origins:
             self._starts.labels(slot)
             self._claims.labels(slot)
+        for outcome in _RESTORE_OUTCOMES:
+            self._restores.labels(outcome)
+        steps: tuple[RestoreStep, ...] = ("prepare", "switch")
+        for step in steps:
+            self._restore_seconds.labels(step)
 
     def set_warm_slots(
         self, free: Mapping[tuple[str, str], int], targets: Mapping[tuple[str, str], int]
@@ -140,6 +164,14 @@ class AgentMetrics:
     def observe_start(self, slot: SlotOrigin, seconds: float) -> None:
         """Count a branch whose Postgres accepts, in a slot that was `warm` or is `new`."""
         self._starts.labels(slot).observe(seconds)
+
+    def observe_restore(self, step: RestoreStep, seconds: float) -> None:
+        """Count a step of a restore that took so long."""
+        self._restore_seconds.labels(step).observe(seconds)
+
+    def count_restore(self, outcome: str) -> None:
+        """Count a restore that has ended: Done, Failed or Canceled."""
+        self._restores.labels(outcome).inc()
 
     def set_orphans(self, sizes: Mapping[str, Sequence[int]]) -> None:
         """Set the number of orphans and their bytes, by kind."""

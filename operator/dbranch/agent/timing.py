@@ -51,8 +51,30 @@ SNAPSHOT_FAILED_RETRY_SECONDS: Final = 3.0
 SNAPSHOT_WATCH_RETRY_SECONDS: Final = 5.0
 # Its deletion waits for a branch that is being made of it, of which no event comes.
 SNAPSHOT_COPY_POLL_SECONDS: Final = 1.0
+# At first, until the data that a restore or a deletion leaves has the name of its snapshot; no event comes after a
+# restart of the agent.
+SNAPSHOT_AWAITED_POLL_SECONDS: Final = 1.0
+# So long after its time a scheduled snapshot is still taken: later it would be another moment's.
+SCHEDULED_SNAPSHOT_SECONDS: Final = 600.0
+# So long the record of a restore may be there before the restore that names it.
+SNAPSHOT_RECORD_GRACE_SECONDS: Final = 60.0
 # What can be measured within this time is reported together with the snapshot itself.
 QUICK_MEASURE_SECONDS: Final = 0.2
+
+# A restore. Each polls what no event announces: others of the node, pods that end, a switch that is tried again.
+RESTORE_QUEUED_POLL_SECONDS: Final = 1.0
+RESTORE_POD_DELETION_POLL_SECONDS: Final = 0.5
+RESTORE_SWITCH_RETRY_SECONDS: Final = 0.1
+RESTORE_START_POLL_SECONDS: Final = 2.0
+# While it is switched, new sessions are held: what is not exchanged within this time is taken back.
+RESTORE_SWITCH_TIMEOUT_SECONDS: Final = 10.0
+# A preparation that fails all this time is given up, and one that has not come to an end after the second.
+RESTORE_FAILING_SECONDS: Final = 10.0
+RESTORE_PREPARATION_TIMEOUT_SECONDS: Final = 600.0
+# A session ends when its backend sees the signal.
+SESSIONS_END_FIRST_POLL_SECONDS: Final = 0.002
+SESSIONS_END_LONGEST_POLL_SECONDS: Final = 0.1
+SESSIONS_END_TIMEOUT_SECONDS: Final = 3.0
 
 # initdb of a new project.
 INITDB_RETRY_SECONDS: Final = 10.0

@@ -40,8 +40,8 @@ class SnapshotNode:
 class Snapshot:
     """A DBSnapshot. `object_name`: of the object; `deleted`: RFC 3339. `branch`: the name of the branch.
 
-    Of a scheduled one, `schedules`: whose run it is, and `due`: when it was to be taken, RFC 3339.
-    `origin_branch_uid`, `restore_uid`: `spec.origin` of a record, which the controller alone makes.
+    `origin_branch_uid`, `restore_uid`, `origin_time`: `spec.origin` of a record, which the controller alone makes.
+    `schedules`: of a scheduled one, whose run it is.
     """
 
     namespace: str
@@ -53,9 +53,9 @@ class Snapshot:
     protection: Protection = Protection.DISABLED
     reason: SnapshotReason = SnapshotReason.REQUESTED
     schedules: tuple[str, ...] = ()
-    due: str | None = None
     origin_branch_uid: str | None = None
     restore_uid: str | None = None
+    origin_time: str | None = None
     generation: int = 1
     resource_version: str = ""
     created: str | None = None
@@ -111,9 +111,9 @@ def parse_snapshot(body: Mapping[str, Any]) -> Snapshot:
         protection=Protection(spec.get("protection", Snapshot.protection)),
         reason=SnapshotReason(origin.get("reason", Snapshot.reason)),
         schedules=tuple(map(str, origin.get("schedules") or ())),
-        due=origin.get("time"),
         origin_branch_uid=origin.get("branchUID"),
         restore_uid=origin.get("restoreUID"),
+        origin_time=origin.get("time"),
         generation=int(meta.get("generation", 1)),
         resource_version=meta.get("resourceVersion", ""),
         created=meta.get("creationTimestamp"),

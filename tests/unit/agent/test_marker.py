@@ -15,10 +15,12 @@ from dbranch.agent.volume.marker import (
     FORMAT,
     FROM_BRANCH,
     FROM_INITDB,
+    UNDO_KEEP,
     BranchNames,
     Marker,
     NewerMarker,
     Origin,
+    RestoreMark,
     Role,
     SnapshotMarker,
     parse_marker,
@@ -49,16 +51,24 @@ COPY = replace(
     password="v1",
     names=BranchNames("team", "shop", "x"),
 )
+RESTORED = replace(
+    COPY,
+    generation=7,
+    lineage=("r-uid", "x-uid"),
+    restore=RestoreMark("restore-uid", UNDO_KEEP, "undo-uid"),
+    quiet=True,
+    expiration_time=TAKEN,
+)
 # Keys of a release that this one does not know, beside its own and inside them.
 UNKNOWN = {
-    "lineage": ["a", "b"],
-    "quiet": {"since": TAKEN},
-    "origin": {"generation": 3},
+    "hooks": ["a", "b"],
+    "masked": {"since": TAKEN},
+    "origin": {"snapshot": 3},
     "names": {"cluster": "c"},
 }
 
 
-@pytest.mark.parametrize("marker", [ROOT, COPY])
+@pytest.mark.parametrize("marker", [ROOT, COPY, RESTORED])
 def test_a_marker_is_parsed_as_it_was_rendered(marker: Marker) -> None:
     assert parse_marker(render_marker(marker)) == marker
 
@@ -71,7 +81,7 @@ def test_what_a_marker_says_on_disk() -> None:
         "project_uid": "p-uid",
         "owner_uid": "x-uid",
         "names": {"namespace": "team", "project": "shop", "branch": "x"},
-        "origin": {"kind": "branch", "uid": "r-uid", "time": TAKEN},
+        "origin": {"kind": "branch", "uid": "r-uid", "time": TAKEN, "generation": 1},
         "snapshot_time": TAKEN,
         "major": 17,
         "cleaned": False,
@@ -84,7 +94,14 @@ def test_what_a_marker_says_on_disk() -> None:
         "alter_system_reset": "",
         "verifiers": "",
         "verifiers_of": "",
+        "generation": 1,
+        "lineage": [],
+        "quiet": False,
+        "expiration_time": "",
     }
+    restored = replace(COPY, restore=RestoreMark("restore-uid", UNDO_KEEP, "undo-uid"))
+    raw = json.loads(render_marker(restored))
+    assert raw["restore"] == {"uid": "restore-uid", "undo": "Keep", "undo_uid": "undo-uid"}
 
 
 def merged(marker: Marker, unknown: dict[str, object]) -> str:
@@ -100,8 +117,8 @@ def test_every_rewrite_keeps_the_keys_that_this_release_does_not_know() -> None:
     rewritten = marker.with_cleaned().with_password_version("v2").with_alter_system_reset(TAKEN)
     rewritten = rewritten.reassigned_to("q-uid", "y-uid", BranchNames("team", "other", "main"))
     raw = json.loads(render_marker(rewritten))
-    assert raw["lineage"] == ["a", "b"] and raw["quiet"] == {"since": TAKEN}
-    assert raw["origin"] == {"kind": "branch", "uid": "r-uid", "time": TAKEN, "generation": 3}
+    assert raw["hooks"] == ["a", "b"] and raw["masked"] == {"since": TAKEN}
+    assert raw["origin"] == {"kind": "branch", "uid": "r-uid", "time": TAKEN, "generation": 1, "snapshot": 3}
     assert raw["names"] == {"namespace": "team", "project": "other", "branch": "main", "cluster": "c"}
     assert (raw["cleaned"], raw["password"], raw["owner_uid"]) == (True, "v2", "y-uid")
     # Who adopts the data with the request of then does not ask again.
@@ -132,6 +149,31 @@ def test_any_unknown_key_comes_through(unknown: dict[str, object]) -> None:
     marker = parse_marker(json.dumps({**fields, **unknown}))
     assert isinstance(marker, Marker)
     assert json.loads(render_marker(marker)) == {**fields, **unknown}
+
+
+def test_data_of_an_earlier_release_was_never_restored() -> None:
+    raw = json.loads(render_marker(COPY))
+    for key in ("generation", "lineage", "quiet", "expiration_time"):
+        del raw[key]
+    del raw["origin"]["generation"]
+    marker = parse_marker(json.dumps(raw))
+    assert marker == COPY and isinstance(marker, Marker)
+    assert marker.generation == marker.origin.generation == 1 and marker.restore is None and not marker.quiet
+
+
+def test_the_lineage_is_bounded_and_ends_with_the_last_owner() -> None:
+    marker = ROOT
+    for number in range(100):
+        marker = replace(marker, owner_uid=str(number), lineage=marker.descent)
+    assert len(marker.descent) == 32 and marker.descent[-2:] == ("98", "99")
+
+
+def test_what_a_newer_release_adds_to_a_restore_is_kept() -> None:
+    raw = json.loads(render_marker(RESTORED))
+    raw["restore"]["hooks"] = "done"
+    marker = parse_marker(json.dumps(raw))
+    assert isinstance(marker, Marker) and marker.restore == RESTORED.restore
+    assert json.loads(render_marker(marker.with_quiet_ended()))["restore"] == raw["restore"]
 
 
 @given(unknown=st.dictionaries(st.text(min_size=1), json_values))
@@ -184,8 +226,13 @@ def test_what_cannot_be_read_is_no_marker(text: str) -> None:
 
 def test_the_start_script_knows_the_root_by_its_marker() -> None:
     script = (resources.files("dbranch.agent.slot") / "slot-start.sh").read_text()
-    match = re.search(r"grep -q '(.*role.*)' \$d/marker.json", script)
-    assert match
+    match = re.search(r"grep -q '([^']*role[^']*)' \$d/marker.json", script)
+    quiet = re.search(r"grep -q '([^']*quiet[^']*)' \$d/marker.json", script)
+    assert match and quiet
+    is_quiet = re.compile(quiet[1], re.MULTILINE)
+    assert is_quiet.search(render_marker(RESTORED)) and not is_quiet.search(render_marker(ROOT))
+    assert not is_quiet.search(render_marker(replace(COPY, unknown={"restore": {"quiet": True}})))
+    assert replace(ROOT, quiet=True).running_role is Role.COPY and ROOT.running_role is Role.ROOT
     is_root = re.compile(match[1], re.MULTILINE)
     assert is_root.search(render_marker(ROOT)) and not is_root.search(render_marker(COPY))
     # Neither a name nor a key that this release does not know passes for it.

@@ -11,10 +11,31 @@ import pytest
 from dbranch.agent.housekeeping.orphans import Existing, Fate, Rounds, StoredPool, is_adoptable, unnamed
 from dbranch.agent.layout import SubvolumeKind, SubvolumeName
 from dbranch.agent.pool.record import NewerRecord, PoolRecord, check_adoptable, parse_record, render_record
+from dbranch.agent.volume.marker import (
+    FROM_BRANCH,
+    BranchNames,
+    Marker,
+    NewerMarker,
+    Origin,
+    Role,
+    SnapshotMarker,
+)
+from dbranch.agent.volume.observe import SubvolumesFacts
+from dbranch.agent.volume.origins.adopt import retained_branch
 from dbranch.api.errors import PoolLost, StorageUnclear
 
 POOL, OTHER, BRANCH = (f"{n}0000000-0000-4000-8000-000000000000" for n in (1, 2, 3))
 RECORD = PoolRecord(POOL, "fs", "team", "shop", "ns-uid", "c1", "Delete", "m1", initialized=True)
+DATA = Marker(
+    POOL,
+    BRANCH,
+    Role.COPY,
+    Origin(FROM_BRANCH, "r", "t"),
+    "t",
+    17,
+    True,
+    names=BranchNames("team", "shop", "x"),
+)
 NOTHING = Existing(frozenset(), frozenset(), "c1")
 
 
@@ -54,11 +75,43 @@ def test_in_a_pool_that_is_named_only_what_was_being_made_goes() -> None:
     existing = replace(NOTHING, projects=frozenset({POOL}))
     markers = {SubvolumeName(BRANCH): None, SubvolumeName(BRANCH, SubvolumeKind.NEW): None}
     assert fates(StoredPool(POOL, RECORD, markers), existing) == [Fate.KEEP]
+    expected = {
+        SubvolumeKind.NEW: [Fate.REMOVE_TEMPORARY],
+        SubvolumeKind.INIT: [Fate.REMOVE_TEMPORARY],
+        # It may be all that is left of the branch.
+        SubvolumeKind.RESTORE: [Fate.KEEP],
+    }
     for kind in SubvolumeKind:
         pool = StoredPool(POOL, RECORD, {SubvolumeName(BRANCH, kind): None})
-        expected = [Fate.REMOVE_TEMPORARY] if kind in (SubvolumeKind.NEW, SubvolumeKind.INIT) else []
-        assert fates(pool, existing) == expected
+        assert fates(pool, existing) == expected.get(kind, [])
         assert fates(pool, replace(existing, branches=frozenset({BRANCH}))) == []
+
+
+def test_what_a_restore_left_beside_the_data_of_a_branch_that_is_gone_is_finished() -> None:
+    existing = replace(NOTHING, projects=frozenset({POOL}))
+    name = SubvolumeName(BRANCH)
+    markers: dict[SubvolumeName, Any] = {name: DATA, SubvolumeName(BRANCH, SubvolumeKind.RESTORE): None}
+    assert fates(StoredPool(POOL, RECORD, markers), existing) == [Fate.KEEP, Fate.FINISH_RESTORE]
+    # While the branch exists it is the branch's own.
+    assert fates(StoredPool(POOL, RECORD, markers), replace(existing, branches=frozenset({BRANCH}))) == []
+    # Beside data that cannot be read, or that only a newer release understands, nothing is touched.
+    unreadable = StoredPool(POOL, RECORD, {**markers, name: None})
+    assert fates(unreadable, existing) == [Fate.KEEP]
+    assert fates(StoredPool(POOL, RECORD, {**markers, name: NewerMarker(3)}), existing) == []
+    assert fates(StoredPool(OTHER, RECORD, markers), NOTHING) == [Fate.KEEP]
+
+
+def test_the_data_of_the_highest_generation_is_adopted_and_never_a_snapshot() -> None:
+    def data(generation: int, time: str, **changes: Any) -> Marker:
+        return replace(DATA, project_uid="old", generation=generation, snapshot_time=time, **changes)
+
+    markers: dict[str, Any] = {"a": data(2, "1"), "b": data(1, "9"), "c": None, "d": NewerMarker(3)}
+    assert retained_branch(markers, {"old"}, "x", "new") == "a"
+    # Among equals, such as those of earlier releases, that which was made last.
+    assert retained_branch({"a": data(1, "1"), "b": data(1, "2")}, {"old"}, "x", "new") == "b"
+    undo = SnapshotMarker(data(9, "9"), "shop-x-undo-abcde")
+    facts = SubvolumesFacts({SubvolumeName(BRANCH): undo, SubvolumeName(OTHER): data(1, "1")})
+    assert retained_branch(facts.branches, {"old"}, "x", "new") == OTHER
 
 
 def test_rounds_are_consecutive() -> None:

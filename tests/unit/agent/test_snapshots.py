@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
@@ -11,7 +12,13 @@ from tests.fakes.api import FakeApi
 
 from dbranch.agent.context import NodeContext
 from dbranch.agent.pool.space import Space
-from dbranch.agent.snapshot.plan import AdoptSnapshot, SnapshotFacts, TakeSnapshot, plan_snapshot
+from dbranch.agent.snapshot.plan import (
+    AdoptSnapshot,
+    SnapshotFacts,
+    TakeSnapshot,
+    expiration_at,
+    plan_snapshot,
+)
 from dbranch.agent.snapshot.watch import SnapshotRecords, follow_snapshots, needs_reconcile, record_of
 from dbranch.agent.volume.marker import (
     FROM_BRANCH,
@@ -59,6 +66,38 @@ def test_what_is_in_the_way(facts: dict[str, Any], changes: dict[str, Any], reas
     plan = plan_snapshot(SHOP, BOUND.spec(**changes).parsed(), replace(UP, **facts))
     assert plan.action is None and plan.storage and plan.storage.reason == reason
     assert len(plan.storage.message) <= 256
+
+
+RECORDS = ({"reason": "Restore", "restoreUID": "r"}, {"reason": "Deletion"}, {"reason": "OfALaterRelease"})
+
+
+@pytest.mark.parametrize("origin", RECORDS)
+def test_a_record_is_never_taken_it_waits_for_its_data(origin: dict[str, str]) -> None:
+    record = BOUND.spec(origin=origin).parsed()
+    waiting = plan_snapshot(SHOP, record, replace(UP, awaited=True))
+    assert waiting.action is None and waiting.storage is None and waiting.retry_after
+    lost = plan_snapshot(SHOP, record, UP)
+    assert lost.action is None and lost.storage and lost.storage.reason == Reason.SNAPSHOT_LOST
+    # Whatever was said before: once it is there, it is there.
+    stored = plan_snapshot(SHOP, record, replace(UP, marker=SnapshotMarker(DATA, "shop-before")))
+    assert stored.storage and stored.storage.reason == Reason.STORED
+
+
+def test_a_scheduled_snapshot_is_taken_within_ten_minutes_or_never() -> None:
+    scheduled = BOUND.spec(origin={"reason": "Schedule", "time": "2026-01-01T00:00:00Z"}).parsed()
+    # Without a CHECKPOINT: nobody waits for it.
+    assert plan_snapshot(SHOP, scheduled, replace(UP, seconds_late=600.0)).action == TakeSnapshot("b", False)
+    for late in (601.0, None):
+        plan = plan_snapshot(SHOP, scheduled, replace(UP, seconds_late=late))
+        assert plan.action is None and plan.storage and plan.storage.reason == Reason.SNAPSHOT_MISSED
+        assert len(plan.storage.message) <= 256 and plan.retry_after is None
+
+
+def test_the_marker_says_when_a_snapshot_is_to_go() -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    assert expiration_at(BOUND.spec(ttl="24h").parsed(), now) == "2026-01-02T00:00:00Z"
+    for spec in ({}, {"ttl": "Never"}, {"ttl": "24h", "protection": "Enabled"}):
+        assert expiration_at(BOUND.spec(**spec).parsed(), now) == ""
 
 
 def test_what_was_taken_once_is_not_taken_again() -> None:

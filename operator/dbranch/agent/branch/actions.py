@@ -9,9 +9,10 @@ from dbranch.agent.slot.pod_status import PodFacts
 
 @dataclass(frozen=True)
 class DeletePod:
-    """Delete one of the branch's pods."""
+    """Delete one of the branch's pods, with `grace` seconds; None: with the pod's own grace period."""
 
     pod: PodFacts
+    grace: int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,13 @@ class PromoteInitdb:
 @dataclass(frozen=True)
 class TakeSnapshot:
     """Take a snapshot of the source's subvolume."""
+
+    source_uid: str
+
+
+@dataclass(frozen=True)
+class TakeRestore:
+    """Take a snapshot of a restore's source, a branch or a snapshot, beside the branch's own subvolume."""
 
     source_uid: str
 
@@ -132,6 +140,7 @@ Action = (
     | CreateInitdbPod
     | PromoteInitdb
     | TakeSnapshot
+    | TakeRestore
     | Adopt
     | Claim
     | CreatePod

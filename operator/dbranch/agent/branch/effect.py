@@ -24,6 +24,7 @@ from dbranch.agent.branch.actions import (
     ResetAlterSystem,
     SetOwnVerifiers,
     SetPasswords,
+    TakeRestore,
     TakeSnapshot,
     WriteSettings,
 )
@@ -48,11 +49,12 @@ from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.slot.scripts import read_initdb, read_slot_start
 from dbranch.agent.volume import effect as subvolume
 from dbranch.agent.volume.alter_system import ensure_alter_system_reset
-from dbranch.agent.volume.marker import Marker
+from dbranch.agent.volume.marker import Marker, RestoreMark
 from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.agent.volume.origins.adopt import ensure_branch_adopted
 from dbranch.agent.volume.origins.initdb import ensure_initdb_area, ensure_initdb_promoted
 from dbranch.agent.volume.origins.snapshot import ensure_snapshot
+from dbranch.agent.volume.restores import ensure_restore_taken
 from dbranch.api import names
 from dbranch.api.errors import DbranchError, NotAccepting
 from dbranch.api.project import Project
@@ -111,9 +113,11 @@ class BranchEffects:
             case CreateInitdbArea() | PromoteInitdb() | TakeSnapshot() | Adopt():
                 self._apply_to_volume(desired, action, outcome)
                 outcome.stored = outcome.marker is not None
+            case TakeRestore():
+                self._take_restore(desired, action, outcome)
             case ResetAlterSystem(requested_at):
                 outcome.marker = ensure_alter_system_reset(
-                    self._layout, desired.project.uid, desired.branch.uid, requested_at
+                    self._layout_of(desired), desired.project.uid, desired.branch.uid, requested_at
                 )
             case _:
                 self._apply_to_slot(desired, action, outcome)
@@ -140,26 +144,44 @@ class BranchEffects:
                 )
             case Adopt(retained_uid):
                 outcome.marker = ensure_branch_adopted(
-                    layout, project.uid, retained_uid, branch.uid, settings
+                    layout, project.uid, retained_uid, branch.uid, settings, now_rfc3339()
                 )
 
+    def _take_restore(self, desired: Desired, action: TakeRestore, outcome: Outcome) -> None:
+        project, branch, restore, layout = desired.project, desired.branch, desired.restore, self._layout
+        assert restore is not None
+        checkpoint_source(layout, project.uid, action.source_uid, project.postgres.database)
+        outcome.timer.record("Checkpoint")
+        done_by = RestoreMark(restore.uid, restore.undo.value, restore.undo_uid or "")
+        outcome.marker = ensure_restore_taken(
+            layout, project.uid, branch.uid, action.source_uid, done_by, desired.settings, now_rfc3339()
+        )
+        outcome.stored = True
+
+    def _layout_of(self, desired: Desired) -> Layout:
+        """Return where the data is that is meant: the branch's own, or that of a restore beside it."""
+        return self._layout.prepared if desired.restore else self._layout
+
     def _apply_to_slot(self, desired: Desired, action: Action, outcome: Outcome) -> None:
-        project, branch, layout = desired.project, desired.branch, self._layout
+        project, branch, layout = desired.project, desired.branch, self._layout_of(desired)
         owner, namespace = project.postgres.run_as_user, self._context.namespace
+        restore_uid = desired.restore.uid if desired.restore else None
         match action:
-            case DeletePod(pod):
-                pods.delete_pod(self._cluster, namespace, pod)
+            case DeletePod(pod, grace):
+                pods.delete_pod(self._cluster, namespace, pod, grace)
             case RemoveSlot(name):
                 slot.ensure_slot_removed(layout, name)
             case CreateInitdbPod():
                 body = initdb_pod(self._context, layout, project, branch, read_initdb())
                 pods.ensure_pod(self._cluster, body)
             case Claim(pod):
-                claim = claim_patch(project, branch, pod.uid)
+                claim = claim_patch(project, branch, pod.uid, restore_uid)
                 outcome.claimed_pod = pods.ensure_claimed(self._cluster, namespace, pod, claim)
                 outcome.slot, outcome.has_new_pod = pod.name, True
             case CreatePod(name):
-                body = branch_pod(self._context, layout, project, branch, name, read_slot_start())
+                body = branch_pod(
+                    self._context, layout, project, branch, name, read_slot_start(), restore_uid
+                )
                 pods.ensure_slot_with_pod(self._cluster, layout, owner, body)
                 outcome.slot, outcome.has_new_pod = name, True
             case Bind(name):
@@ -173,7 +195,7 @@ class BranchEffects:
     def _apply_to_postgres(
         self, desired: Desired, action: Action, endpoint: Endpoint, outcome: Outcome
     ) -> None:
-        project, branch, layout = desired.project, desired.branch, self._layout
+        project, branch, layout = desired.project, desired.branch, self._layout_of(desired)
         match action:
             case Clean():
                 cleaned = ensure_cleaned(layout, project.uid, branch.uid, endpoint)

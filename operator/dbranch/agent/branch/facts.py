@@ -15,15 +15,22 @@ from dbranch.agent.volume.settings import Settings
 from dbranch.api import names
 from dbranch.api.branch import Branch, should_run
 from dbranch.api.conditions import Finding
+from dbranch.api.enums import NodeRestoreState
 from dbranch.api.project import Project
+from dbranch.api.restore import BranchRestore
 
 
 @dataclass(frozen=True)
 class Desired:
-    """A project and one of its branches as they should be, and as their status reported them last."""
+    """A project and one of its branches as they should be, and as their status reported them last.
+
+    `restore`: what is meant is the data that this restore prepares beside the branch's own. It runs, whether the
+    branch does or not, and admits no user.
+    """
 
     project: Project
     branch: Branch
+    restore: BranchRestore | None = None
 
     @property
     def subject(self) -> str:
@@ -33,7 +40,22 @@ class Desired:
     @property
     def runs(self) -> bool:
         """True if the branch's Postgres is to run."""
-        return should_run(self.project, self.branch)
+        return self.restore is not None or should_run(self.project, self.branch)
+
+    @property
+    def awaits_restore(self) -> bool:
+        """True if a restore is going to exchange the branch's data: what a restart would do waits for that."""
+        order, answer = self.branch.restore, self.branch.node.restore
+        if order is None:
+            return False
+        before = (NodeRestoreState.PREPARING, NodeRestoreState.PREPARED)
+        return answer is None or answer.uid != order.uid or answer.state in before
+
+    @property
+    def next_slot(self) -> str:
+        """The name of the slot that a new pod gets."""
+        attempt = self.restore.uid if self.restore else self.branch.node.slot or ""
+        return names.slot_name(self.branch.uid, attempt)
 
     @property
     def reset_command(self) -> str:
@@ -84,7 +106,8 @@ class BranchFacts:
     its data. `source_problem`: why its source cannot be copied, looked up only before the branch is stored. `newer`:
     a newer release wrote its data.
 
-    `pods`: its Postgres pods. `warm_pods`: pods of its class that it can claim; read only if it has no pod.
+    `pods`: its Postgres pods, `restore_pods`: those of a restore beside it. `warm_pods`: pods of its class that it
+    can claim; read only if it has no pod.
     `initdb_pod`: the one-shot pod of a root branch; `initdb_done`: the initdb area holds a complete database.
     `backoff_seconds`: by step, for how long it creates no pod, since its last one failed.
 
@@ -97,7 +120,8 @@ class BranchFacts:
     `unanswered_long`: it has not answered several times since. `pending_settings`: the names of its settings that
     need a restart. `rejected_settings`: what it does not take of its settings files. `altered`: it does not accept
     the agent's session, and ALTER SYSTEM has set something in it. `settings_outdated`: its
-    settings files are not as the spec asks, or Postgres has not loaded them yet.
+    settings files are not as the spec asks, or Postgres has not loaded them yet. `hba_closed`: its pg_hba.conf admits
+    nobody, though it was opened: a restore was cut off.
     `outdated_collations`: what the running image sorts otherwise than the one that built the indexes; None unless the
     marker records another image than the pod's. `passwords_differ`: a role has another password than the project's
     Secrets say. `missing_role`: the application's, if Postgres does not have it. `brake`: what it may not do, since
@@ -108,6 +132,7 @@ class BranchFacts:
     space: Space
     marker: Marker | None = None
     pods: tuple[PodFacts, ...] = ()
+    restore_pods: tuple[PodFacts, ...] = ()
     warm_pods: tuple[PodFacts, ...] = ()
     initdb_pod: PodFacts | None = None
     initdb_done: bool = False
@@ -129,6 +154,7 @@ class BranchFacts:
     missing_superuser: bool = False
     outdated_collations: tuple[str, ...] | None = None
     settings_outdated: bool = False
+    hba_closed: bool = False
     passwords_differ: bool = False
     missing_role: str | None = None
     brake: Brake | None = None

@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from dbranch.agent.branch.facts import BranchFacts, Desired
+from dbranch.agent.branch.pods import is_beside
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout, SubvolumeKind
 from dbranch.agent.machine import observe_machine
-from dbranch.agent.pool.observe import observe_pool
+from dbranch.agent.pool.observe import PoolFacts, observe_pool
 from dbranch.agent.pool.record import PoolRecord
 from dbranch.agent.pool.records import read_record
 from dbranch.agent.pool.space import Space
@@ -21,12 +22,17 @@ from dbranch.agent.postgres.collations import outdated_collations
 from dbranch.agent.postgres.server import observe_server
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.slot.image_ref import digest_of
-from dbranch.agent.slot.observe import observe_branch_slots, observe_pods, observe_slot
+from dbranch.agent.slot.observe import (
+    observe_both_slots,
+    observe_branch_slots,
+    observe_pods,
+    observe_slot,
+)
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.status import failed_storage_finding
 from dbranch.agent.volume.alter_system import has_altered_settings
 from dbranch.agent.volume.brake import observe_brake
-from dbranch.agent.volume.effect import settings_outdated, settings_written_at
+from dbranch.agent.volume.effect import is_hba_closed, settings_outdated, settings_written_at
 from dbranch.agent.volume.marker import Marker, NewerMarker
 from dbranch.agent.volume.observe import observe_initdb_done, observe_marker, observe_subvolumes
 from dbranch.agent.volume.origins.adopt import retained_branch
@@ -50,8 +56,7 @@ def observe_branch(
     """
     project, branch = desired.project, desired.branch
     pool = observe_pool(layout, project.uid)
-    machine = observe_machine(layout)
-    pods = observe_pods(cluster, context.namespace, f"{names.LABEL_BRANCH_UID}={branch.uid}")
+    observed_pods = observe_pods(cluster, context.namespace, f"{names.LABEL_BRANCH_UID}={branch.uid}")
     initdb_pod_name = names.initdb_pod_name(project.uid)
     stored = observe_marker(layout, project.uid, branch.uid)
     newer = stored if isinstance(stored, NewerMarker) else None
@@ -74,38 +79,55 @@ def observe_branch(
     marker = stored if isinstance(stored, Marker) else None
     source_problem: Finding | None = None
     if stored is None and retained_uid is None and branch.source_uid and pool.mounted:
-        source_problem = _source_problem(layout, desired, branch.source_uid)
+        source_problem = find_source_problem(layout, desired, branch.source_uid)
+    initdb_slot = initdb_pod_name if branch.is_root else None
+    bound_slots, restore_slots = observe_both_slots(layout, branch.uid, initdb_slot)
+    restored_by = marker.restore.uid if marker and marker.restore else None
+    beside = tuple(pod for pod in observed_pods if is_beside(pod, bound_slots, restore_slots, restored_by))
+    pods = tuple(pod for pod in observed_pods if pod not in beside)
     warm_pods: tuple[PodFacts, ...] = ()
     if not pods and desired.runs and (marker or branch.source_uid or retained_uid):
         warm_pods = observe_free_pods(cluster, context, desired.slot_class, template_hash)
-    initdb_slot = initdb_pod_name if branch.is_root else None
-    bound_slots = observe_branch_slots(layout, branch.uid, initdb_slot)
-    slots = [observe_slot(layout, slot) for slot in bound_slots]
     return BranchFacts(
         pool_mounted=pool.mounted and not pool.read_only,
-        space=Space(
-            pool.total_bytes,
-            pool.free_bytes,
-            machine.host_total_bytes,
-            machine.host_free_bytes,
-            context.eviction.of(machine.host_total_bytes),
-        ),
+        space=observe_space(layout, context, pool),
         brake=observe_brake(layout, branch.uid),
         marker=marker,
         newer=newer,
         retained_uid=retained_uid,
         source_problem=source_problem,
         pods=tuple(pod for pod in pods if pod.name != initdb_pod_name),
+        restore_pods=beside,
         warm_pods=warm_pods,
         initdb_pod=next((pod for pod in pods if pod.name == initdb_pod_name), None),
         initdb_done=initdb_done,
         bound_slots=bound_slots,
-        bind_not_propagated=any(slot.bind_not_propagated for slot in slots),
-        start_blocked_by=next((slot.start_blocked_by for slot in slots if slot.start_blocked_by), None),
+        **bound_slot_facts(layout, bound_slots),
     )
 
 
-def _source_problem(layout: Layout, desired: Desired, source_uid: str) -> Finding | None:
+def observe_space(layout: Layout, context: NodeContext, pool: PoolFacts) -> Space:
+    """Return the bytes of a pool, and of the node's disk."""
+    machine = observe_machine(layout)
+    return Space(
+        pool.total_bytes,
+        pool.free_bytes,
+        machine.host_total_bytes,
+        machine.host_free_bytes,
+        context.eviction.of(machine.host_total_bytes),
+    )
+
+
+def bound_slot_facts(layout: Layout, bound_slots: Sequence[str]) -> dict[str, Any]:
+    """Return what the scripts in the slots say in which the data is bound, as fields of BranchFacts."""
+    slots = [observe_slot(layout, slot) for slot in bound_slots]
+    return {
+        "bind_not_propagated": any(slot.bind_not_propagated for slot in slots),
+        "start_blocked_by": next((slot.start_blocked_by for slot in slots if slot.start_blocked_by), None),
+    }
+
+
+def find_source_problem(layout: Layout, desired: Desired, source_uid: str) -> Finding | None:
     """Return why the source cannot be copied, if that can be seen without a snapshot."""
     try:
         check_source(layout, desired.project.uid, source_uid)
@@ -144,6 +166,7 @@ def observe_postgres(layout: Layout, desired: Desired, facts: BranchFacts) -> Br
         pending_settings=server.pending_settings,
         rejected_settings=server.rejected_settings,
         settings_outdated=outdated,
+        hba_closed=facts.marker.opened and is_hba_closed(layout, project.uid, branch.uid, facts.marker),
         altered=not server.version and has_altered_settings(layout, project.uid, branch.uid),
         **_password_facts(desired, facts.marker, server, roles),
     )

@@ -41,7 +41,8 @@ class BranchPlan:
 
     `postgres` None: the status keeps what it says. `steps`: the names of the steps that were planned. `awaits`: the
     slot whose Postgres is waited for. `requeue_after`: seconds after which to reconcile again, if no event will
-    come. `retry_after`: the same after a failure; failures that repeat are retried less and less often.
+    come. `retry_after`: the same after a failure; failures that repeat are retried less and less often. `complete`:
+    no step is left once the actions are done.
     """
 
     actions: tuple[Action, ...]
@@ -51,6 +52,7 @@ class BranchPlan:
     awaits: str | None = None
     requeue_after: float | None = None
     retry_after: float | None = None
+    complete: bool = False
 
 
 def plan_branch(project: Project, branch: Branch, facts: BranchFacts) -> BranchPlan:
@@ -64,18 +66,18 @@ def plan_branch(project: Project, branch: Branch, facts: BranchFacts) -> BranchP
         # Also stop what runs on a lost pool: then the pool can be detached.
         return _stop(desired, facts, BranchPlan((), storage_without_pool(desired)))
     if facts.pool_mounted and facts.marker is None and origin_of(desired, facts).runs_pod:
-        return _walk(desired, facts)
+        return plan_steps(desired, facts)
     if not desired.runs:
-        return _stop(desired, facts, _walk(desired, facts))
+        return _stop(desired, facts, plan_steps(desired, facts))
     if facts.brake is Brake.STOPPED and facts.marker:
         plan = BranchPlan((), _stored_finding(desired))
         return replace(_stop(desired, facts, plan), postgres=writer_stopped_finding(desired, facts))
     removals, facts = remove_slots(facts) if facts.pool_mounted else ((), facts)
-    plan = _walk(desired, facts)
+    plan = plan_steps(desired, facts)
     return replace(plan, actions=(*removals, *plan.actions))
 
 
-def _walk(desired: Desired, facts: BranchFacts) -> BranchPlan:
+def plan_steps(desired: Desired, facts: BranchFacts) -> BranchPlan:
     """Plan the steps that are needed and not done, up to the first one behind which has to be waited."""
     actions: list[Action] = []
     names: list[str] = []
@@ -103,7 +105,7 @@ def _walk(desired: Desired, facts: BranchFacts) -> BranchPlan:
         facts, requeue_after = planned.then, planned.requeue_after or requeue_after
     postgres = _accepting_finding(desired, facts) if desired.runs else None
     plan = BranchPlan(_pods_first(actions), _stored_finding(desired), postgres, tuple(names))
-    return replace(plan, requeue_after=requeue_after)
+    return replace(plan, requeue_after=requeue_after, complete=True)
 
 
 def _pods_first(actions: list[Action]) -> tuple[Action, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from dbranch.agent.branch.facts import BranchFacts, Desired
@@ -33,6 +34,19 @@ def choose_pod(desired: Desired, facts: BranchFacts) -> PodChoice:
     return PodChoice(usable[0] if usable else None, surplus, terminated)
 
 
+def is_beside(
+    pod: PodFacts, bound_slots: Collection[str], restore_slots: Collection[str], restored_by: str | None
+) -> bool:
+    """True if the pod is that of a restore beside the branch's data, and none of the branch's own.
+
+    What is bound in a slot says whose pod it is, before and after an exchange. `bound_slots`: with the branch's own
+    data; `restore_slots`: with that of a restore; `restored_by`: the UID of the restore that the branch's data is of.
+    """
+    if pod.name in bound_slots or pod.name in restore_slots:
+        return pod.name in restore_slots
+    return pod.restore is not None and pod.restore != restored_by
+
+
 def has_other_class(pod: PodFacts, desired: Desired) -> bool:
     """True if the pod was created for another slot class than the branch's present one."""
     return bool(pod.class_hash) and not desired.slot_class.includes_apart_from_priority(pod)
@@ -46,7 +60,7 @@ def waits_for_old_image(pod: PodFacts, project: Project) -> bool:
 
 def reset_is_due(desired: Desired, facts: BranchFacts) -> bool:
     """True if a request to undo ALTER SYSTEM was not obeyed yet in the branch's data."""
-    requested_at = desired.alter_system_reset_at
+    requested_at = "" if desired.awaits_restore else desired.alter_system_reset_at
     return bool(requested_at) and facts.marker is not None and facts.marker.alter_system_reset != requested_at
 
 
@@ -56,7 +70,7 @@ def _must_be_replaced(pod: PodFacts, desired: Desired, facts: BranchFacts) -> bo
     Only without a Postgres ALTER SYSTEM can be undone, so the pod that has the branch bound goes for that.
     """
     restarted_at = desired.branch.annotations.get(names.RESTARTED_AT)
-    if restarted_at and pod.restarted_at != restarted_at:
+    if restarted_at and pod.restarted_at != restarted_at and not desired.awaits_restore:
         return True
     if reset_is_due(desired, facts) and pod.name in facts.bound_slots:
         return True

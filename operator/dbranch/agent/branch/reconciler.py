@@ -9,10 +9,12 @@ from typing import Final
 
 from dbranch.agent.branch.actions import Claim, CreatePod, DeletePod
 from dbranch.agent.branch.answers import AnswerMemory
+from dbranch.agent.branch.applying import apply_plan
 from dbranch.agent.branch.backoffs import BranchBackoffs
+from dbranch.agent.branch.beside import RestorePart, RestoreReconciles
 from dbranch.agent.branch.effect import BranchEffects, Outcome
 from dbranch.agent.branch.facts import BranchFacts, Desired
-from dbranch.agent.branch.observe import endpoint_of, observe_branch, observe_postgres, observe_started
+from dbranch.agent.branch.observe import endpoint_of, observe_branch, observe_postgres
 from dbranch.agent.branch.plan import BranchPlan, plan_branch
 from dbranch.agent.branch.removal import BranchRemoval
 from dbranch.agent.branch.report import (
@@ -44,7 +46,6 @@ from dbranch.agent.timing import (
     FINALIZER_REMOVED_CHECK_SECONDS,
     POD_ADDRESS_POLL_SECONDS,
     RELOADED_SETTINGS_POLL_SECONDS,
-    WARM_START_TIMEOUT_SECONDS,
 )
 from dbranch.agent.volume.marker import Role
 from dbranch.agent.warm.reconciler import WarmReconciler
@@ -71,7 +72,7 @@ _MAX_STARTS: Final = 1000
 class BranchReconciler:
     """Reconciles branches. All writes of a branch's `status.node` come from here, but for its sizes.
 
-    `request(namespace, name)` requests a reconcile of a branch.
+    `request(namespace, name)` requests a reconcile of a branch. `restores` reconciles what lies beside its data.
     """
 
     def __init__(
@@ -83,10 +84,11 @@ class BranchReconciler:
         warm: WarmReconciler,
         metrics: AgentMetrics,
         request: Callable[[str, str], None],
+        restores: RestoreReconciles,
     ) -> None:
         self._cluster, self._layout, self._context, self._locks = cluster, layout, context, locks
         self._warm, self._metrics = warm, metrics
-        self._effects = BranchEffects(cluster, layout, context)
+        self._effects, self._restores = BranchEffects(cluster, layout, context), restores
         self._start_watcher = StartWatcher(layout, request)
         self._removal = BranchRemoval(cluster, layout, context, warm)
         self._backoffs, self._answers = BranchBackoffs(), AnswerMemory()
@@ -118,7 +120,13 @@ class BranchReconciler:
             desired = Desired(project, branch)
             try:
                 with session.shared_connections():
-                    result = self._reconcile_until_claimed(desired, timer)
+                    part = self._restores.begin(desired, timer)
+                    if part.holds:
+                        patch_node(self._cluster, branch, part.fields(desired, False))
+                        result = Result()
+                    else:
+                        result = self._reconcile_until_claimed(desired, part, timer)
+                    result = self._restores.finish(desired, part, result)
             except (ApiError, ClusterUnreachable, Busy):
                 # Neither says anything about the branch.
                 raise
@@ -133,6 +141,7 @@ class BranchReconciler:
         if names.AGENT_FINALIZER not in branch.finalizers:
             return GONE
         self._start_watcher.stop(branch)
+        self._restores.forget(branch)
         try:
             result, finding = self._removal.remove(branch)
         except Busy as error:
@@ -177,16 +186,16 @@ class BranchReconciler:
             return None
         return parse_project(body)
 
-    def _reconcile_until_claimed(self, desired: Desired, timer: StepTimer) -> Result:
+    def _reconcile_until_claimed(self, desired: Desired, part: RestorePart, timer: StepTimer) -> Result:
         """Reconcile, again without each pod that another branch claimed first; without any left it gets a new pod."""
         tried: set[str] = set()
         while True:
             try:
-                return self._reconcile(desired, tried, timer)
+                return self._reconcile(desired, part, tried, timer)
             except SlotTaken as error:
                 logger.info("branch %s/%s: %s", desired.branch.namespace, desired.branch.object_name, error)
 
-    def _reconcile(self, desired: Desired, tried: set[str], timer: StepTimer) -> Result:
+    def _reconcile(self, desired: Desired, part: RestorePart, tried: set[str], timer: StepTimer) -> Result:
         """Observe, plan, apply and report once. `tried`: the pods not to claim; the one claimed here is added."""
         project, branch = desired.project, desired.branch
         facts = self._observe(desired, tried)
@@ -196,16 +205,14 @@ class BranchReconciler:
         tried |= {action.pod.name for action in plan.actions if isinstance(action, Claim)}
         outcome = Outcome(facts.marker, timer)
         changes_pods = any(isinstance(action, Claim | CreatePod | DeletePod) for action in plan.actions)
-        error = self._apply(desired, plan, outcome)
-        if error is None and plan.awaits and outcome.claimed_pod and outcome.marker:
-            # In a warm slot Postgres accepts soon: then one write reports everything.
-            endpoint = endpoint_of(desired, plan.awaits, outcome.marker)
-            version = session.await_accepting(self._layout, endpoint, WARM_START_TIMEOUT_SECONDS)
-            timer.record("accept")
-            if version:
-                facts = observe_started(self._layout, desired, facts, outcome.claimed_pod, version)
-                plan = plan_branch(project, branch, facts)
-                error = self._apply(desired, plan, outcome)
+
+        def make_plan(changed: BranchFacts) -> BranchPlan:
+            return plan_branch(project, branch, changed)
+
+        applied = apply_plan(self._effects, self._layout, desired, facts, make_plan, plan, outcome)
+        facts, plan, error = applied.facts, applied.plan, applied.error
+        if error:
+            self._log(desired, error)
         if outcome.rejected_settings and not error:
             # Postgres has not loaded what was written just now.
             rejecting = replace(
@@ -216,7 +223,7 @@ class BranchReconciler:
                 passwords_differ=False,
             )
             plan = replace(plan, postgres=plan_branch(project, branch, rejecting).postgres)
-        result = self._report(desired, facts, plan, outcome, error)
+        result = self._report(desired, part, facts, plan, outcome, error)
         if outcome.has_new_pod and desired.slot_class.class_hash == slot_class_of(project).class_hash:
             self._warm.record_use(desired.slot_class, "warm" if outcome.claimed_pod else "new")
         if changes_pods or branch.node.observed_generation != branch.generation:
@@ -236,21 +243,10 @@ class BranchReconciler:
         facts = replace(facts, warm_pods=untried, backoff_seconds=backoff_seconds)
         return self._answers.judged(desired, observe_postgres(self._layout, desired, facts))
 
-    def _apply(self, desired: Desired, plan: BranchPlan, outcome: Outcome) -> Exception | None:
-        """Apply the actions; return the exception that ended them, if one did. Raises SlotTaken."""
-        try:
-            for action in plan.actions:
-                self._effects.apply(desired, action, outcome)
-        except SlotTaken:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the branch's status says it
-            self._log(desired, error)
-            return error
-        return None
-
     def _report(
         self,
         desired: Desired,
+        part: RestorePart,
         facts: BranchFacts,
         plan: BranchPlan,
         outcome: Outcome,
@@ -267,6 +263,7 @@ class BranchReconciler:
             facts = replace(facts, server_version=None, refusal=Answer.STARTING)
             postgres = still_starting_finding(desired)
         node = node_fields(desired, facts, marker, outcome.slot, storage, postgres)
+        node |= part.fields(desired, serves=opened is not None and bool(opened.address) and error is None)
         if marker and marker.role is Role.ROOT and not desired.project.node.initialized:
             initialized = {"initialized": True, "superuser": marker.superuser}
             body = patch_status(self._cluster, desired.project, {"node": initialized})

@@ -10,7 +10,7 @@ from dbranch.agent.pool.effect import ensure_pool, ensure_pool_down
 from dbranch.agent.pool.observe import observe_pool
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot import pods
-from dbranch.agent.slot.observe import observe_branch_slots, observe_pods
+from dbranch.agent.slot.observe import observe_both_slots, observe_pods
 from dbranch.agent.status import failed_storage_finding
 from dbranch.agent.timing import (
     BRANCH_POD_DELETION_POLL_SECONDS,
@@ -20,6 +20,7 @@ from dbranch.agent.timing import (
 )
 from dbranch.agent.volume import effect as subvolume
 from dbranch.agent.volume.brake import ensure_brake
+from dbranch.agent.volume.restores import ensure_restore_finished
 from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.api import names
 from dbranch.api.branch import Branch
@@ -27,6 +28,7 @@ from dbranch.api.conditions import Finding
 from dbranch.api.errors import StorageUnclear
 from dbranch.api.project import parse_project
 from dbranch.kube.client import Cluster, project_path
+from dbranch.runtime.clock import now_rfc3339
 from dbranch.runtime.result import Result
 
 logger = logging.getLogger(__name__)
@@ -62,8 +64,9 @@ class BranchRemoval:
 
     def _delete_data(self, branch: Branch) -> None:
         """Remove the branch's slots and its subvolume. Raises StorageUnclear if a newer release wrote the data."""
-        # Also the slot in its status, which may have been created and never bound.
-        for name in observe_branch_slots(self._layout, branch.uid, branch.node.slot):
+        # Also the slot in its status, which may have been created and never bound, and that of a restore.
+        own_slots, restore_slots = observe_both_slots(self._layout, branch.uid, branch.node.slot)
+        for name in (*own_slots, *restore_slots):
             slot.ensure_slot_removed(self._layout, name)
         body = self._cluster.get(project_path(branch.namespace, branch.project))
         project = parse_project(body) if body else None
@@ -76,6 +79,8 @@ class BranchRemoval:
         if not pool.mounted:
             node = project.node
             ensure_pool(self._layout, project.uid, 0, node.pool_uuid, node.machine_id)
+        # The former data of a restore becomes its undo snapshot, which outlives the branch.
+        ensure_restore_finished(self._layout, project.uid, branch.uid, now_rfc3339())
         subvolume.ensure_trashed(self._layout, project.uid, branch.uid)
         subvolume.ensure_trash_emptied(self._layout, project.uid)
         if not pool.mounted:

@@ -28,15 +28,17 @@ def node_fields(
     was bound or created last. `postgres` None: the status keeps what it says.
     """
     node: dict[str, Any] = {
-        "observedGeneration": desired.branch.generation,
         "storage": storage.as_dict(),
         **_endpoint_fields(desired, facts, marker, slot),
     }
+    if not desired.awaits_restore:
+        # Until then a new spec is obeyed by the data that a restore is about to put in place.
+        node["observedGeneration"] = desired.branch.generation
     if postgres:
         node["postgres"] = postgres.as_dict()
     if marker:
         node |= {"sourceUID": marker.origin.uid, "snapshotTime": marker.snapshot_time}
-        node |= {"alterSystemResetAt": marker.alter_system_reset or None}
+        node |= {"alterSystemResetAt": marker.alter_system_reset or None, "generation": marker.generation}
     return node
 
 

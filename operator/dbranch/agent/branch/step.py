@@ -54,6 +54,11 @@ def runs(desired: Desired) -> bool:
     return desired.runs
 
 
+def serves_users(desired: Desired) -> bool:
+    """Return True if the branch's Postgres is to run for users: what a restore prepares does not yet."""
+    return desired.runs and desired.restore is None
+
+
 def slot_of(facts: BranchFacts) -> str:
     """Return the slot of the branch's live pod, which every step behind the slot's has."""
     assert facts.live_pod is not None

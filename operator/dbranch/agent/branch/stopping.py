@@ -10,7 +10,7 @@ from dbranch.api.conditions import Finding, Reason
 from dbranch.api.quantity import format_bytes
 
 
-def remove_slots(facts: BranchFacts) -> tuple[tuple[Action, ...], BranchFacts]:
+def remove_slots(facts: BranchFacts) -> tuple[tuple[RemoveSlot, ...], BranchFacts]:
     """Return the removals of bound slots whose pods are gone, and the facts after them."""
     pod_names = {pod.name for pod in facts.pods}
     surplus = [slot for slot in facts.bound_slots if slot not in pod_names]

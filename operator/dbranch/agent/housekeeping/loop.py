@@ -137,7 +137,7 @@ class Housekeeping:
             adoptable = [pool.uid for pool in self.sweeper.stored if is_adoptable(pool, existing)]
             desired[names.AGENT_RETAINED] = ",".join(adoptable[:_MAX_ADOPTABLE])
             desired[names.AGENT_ORPHANS] = render_published(tuple(orphans), self._refused) or None
-        desired[names.AGENT_FEATURES] = names.FEATURE_SNAPSHOTS
+        desired[names.AGENT_FEATURES] = f"{names.FEATURE_SNAPSHOTS},{names.FEATURE_RESTORES}"
         free, published_free = (
             observe_machine(self._layout).host_free_bytes,
             current.get(names.AGENT_HOST_FREE),

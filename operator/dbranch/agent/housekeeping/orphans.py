@@ -20,6 +20,8 @@ class Fate(StrEnum):
     REMOVE_POOL = "remove-pool"
     # A subvolume in which a branch or snapshot was being made that never came to be.
     REMOVE_TEMPORARY = "remove-temporary"
+    # What a restore that was cut off left beside a branch's data: it goes, or becomes the undo snapshot.
+    FINISH_RESTORE = "finish-restore"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class Unnamed:
     @property
     def is_pool(self) -> bool:
         """True if it is a whole pool."""
-        return self.owner_uid == self.pool_uid and self.fate is not Fate.REMOVE_TEMPORARY
+        temporary = (Fate.REMOVE_TEMPORARY, Fate.FINISH_RESTORE)
+        return self.owner_uid == self.pool_uid and self.fate not in temporary
 
 
 def unnamed(pools: Iterable[StoredPool], existing: Existing) -> Iterator[Unnamed]:
@@ -107,7 +110,7 @@ def _unnamed_pool(pool: StoredPool, existing: Existing) -> Unnamed:
         return Unnamed(
             pool.uid, pool.uid, Fate.KEEP, f"it is of another cluster ({record.cluster})", foreign=True
         )
-    has_data = any(name.is_data for name in pool.markers)
+    has_data = any(name.may_hold_data for name in pool.markers)
     if not record.initialized and not has_data and record.cluster == existing.cluster != "":
         return Unnamed(pool.uid, pool.uid, Fate.REMOVE_POOL)
     if record.retained:
@@ -130,24 +133,33 @@ def _unnamed_in(pool: StoredPool, existing: Existing) -> Iterator[Unnamed]:
         for name, marker in pool.markers.items()
         if not name.is_understood or isinstance(marker, NewerMarker)
     }
-    seen: set[str] = set()
-    for name, marker in sorted(pool.markers.items(), key=lambda item: not item[0].is_data):
-        owner = name.owner_uid
-        if owner in existing.owners or owner in newer or owner in seen:
-            continue
-        if name.is_data:
-            why = "its DBBranch is gone, and nobody asked for the removal of the data"
-            if isinstance(marker, SnapshotMarker):
-                why = "its DBSnapshot is gone, and nobody asked for the removal of the data"
-                if marker.data.project_uid != pool.uid:
-                    why = "no DBSnapshot of the project that adopted the pool names it"
-            if isinstance(marker, Marker) and marker.project_uid != pool.uid:
-                why = "no DBBranch of the project that adopted the pool names it"
-            seen.add(owner)
-            yield Unnamed(owner, pool.uid, Fate.KEEP, why)
-        elif name.kind in (SubvolumeKind.NEW, SubvolumeKind.INIT):
-            seen.add(owner)
-            yield Unnamed(owner, pool.uid, Fate.REMOVE_TEMPORARY)
+    owners = sorted({name.owner_uid for name in pool.markers} - existing.owners - newer)
+    for owner in owners:
+        yield from _unnamed_of(owner, pool)
+
+
+def _unnamed_of(owner: str, pool: StoredPool) -> Iterator[Unnamed]:
+    """Yield what an owner has in the pool that exists no more, or never did."""
+    kinds = {name.kind for name in pool.markers if name.owner_uid == owner}
+    name = SubvolumeName(owner)
+    has_data, marker = name in pool.markers, pool.markers.get(name)
+    if has_data:
+        why = "its DBBranch is gone, and nobody asked for the removal of the data"
+        if isinstance(marker, SnapshotMarker):
+            why = "its DBSnapshot is gone, and nobody asked for the removal of the data"
+            if marker.data.project_uid != pool.uid:
+                why = "no DBSnapshot of the project that adopted the pool names it"
+        if isinstance(marker, Marker) and marker.project_uid != pool.uid:
+            why = "no DBBranch of the project that adopted the pool names it"
+        yield Unnamed(owner, pool.uid, Fate.KEEP, why)
+    if SubvolumeKind.RESTORE in kinds and isinstance(marker, Marker):
+        yield Unnamed(owner, pool.uid, Fate.FINISH_RESTORE)
+    elif SubvolumeKind.RESTORE in kinds and not has_data:
+        why = "a restore prepared or replaced it, and the branch's data is gone"
+        yield Unnamed(owner, pool.uid, Fate.KEEP, why)
+    # Beside data that cannot be read nothing is touched.
+    if kinds & {SubvolumeKind.NEW, SubvolumeKind.INIT} and (not has_data or isinstance(marker, Marker)):
+        yield Unnamed(owner, pool.uid, Fate.REMOVE_TEMPORARY)
 
 
 class Rounds:

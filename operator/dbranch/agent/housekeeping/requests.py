@@ -19,10 +19,12 @@ from dbranch.agent.pool.tombstone import ensure_tombstone
 from dbranch.agent.slot.unused import ensure_unused
 from dbranch.agent.timing import OWN_POD_WATCH_RETRY_SECONDS
 from dbranch.agent.volume.effect import ensure_trash_emptied, ensure_trashed
+from dbranch.agent.volume.restores import ensure_restore_finished
 from dbranch.api import names
-from dbranch.api.errors import Busy, DbranchError, InvalidInput
+from dbranch.api.errors import Busy, DbranchError, InvalidInput, StorageUnclear
 from dbranch.api.orphans import Orphan, OrphanKind
 from dbranch.kube.client import Cluster, path_of
+from dbranch.runtime.clock import now_rfc3339
 from dbranch.runtime.file_lock import held_temporary
 from dbranch.runtime.logs import log_error
 
@@ -89,6 +91,10 @@ class Obedience:
     def _delete_branch(self, orphan: Orphan) -> None:
         ensure_unused(self._cluster, self._layout, self._context, names.LABEL_BRANCH_UID, orphan.uid)
         logger.warning("subvolume %s in pool %s is removed on request", orphan.uid, orphan.pool)
+        try:
+            ensure_restore_finished(self._layout, orphan.pool, orphan.uid, now_rfc3339())
+        except StorageUnclear as error:
+            logger.warning("orphan %s is removed with what lies beside it: %s", orphan.uid, error)
         ensure_trashed(self._layout, orphan.pool, orphan.uid)
         ensure_trash_emptied(self._layout, orphan.pool)
 

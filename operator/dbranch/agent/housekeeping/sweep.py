@@ -9,7 +9,7 @@ from dbranch.agent.context import NodeContext
 from dbranch.agent.housekeeping.isolation import Isolation
 from dbranch.agent.housekeeping.observe import observe_existing, observe_stored_pools
 from dbranch.agent.housekeeping.orphans import Existing, Fate, Rounds, StoredPool, Unnamed, unnamed
-from dbranch.agent.layout import Layout
+from dbranch.agent.layout import Layout, SubvolumeKind, SubvolumeName
 from dbranch.agent.linux.btrfs import superblock_uuid
 from dbranch.agent.pool.effect import ensure_pool, ensure_pool_down, ensure_pool_removed
 from dbranch.agent.pool.record import PoolRecord
@@ -27,11 +27,13 @@ from dbranch.agent.timing import ORPHAN_ROUNDS, ORPHAN_SLOT_ROUNDS
 from dbranch.agent.volume.effect import ensure_temporaries_destroyed
 from dbranch.agent.volume.marker import Marker, SnapshotMarker
 from dbranch.agent.volume.observe import observe_subvolumes
+from dbranch.agent.volume.restores import ensure_restore_finished
 from dbranch.agent.volume.sizes import observe_sizes
 from dbranch.api import names
 from dbranch.api.orphans import Orphan, OrphanKind
 from dbranch.api.quantity import format_bytes
 from dbranch.kube.client import Cluster, path_of
+from dbranch.runtime.clock import now_rfc3339
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +117,8 @@ class Sweeper:
             )
             return orphan, size
         uid = item.owner_uid
-        marker = next((m for name, m in pool.markers.items() if name.is_data and name.owner_uid == uid), None)
+        held = SubvolumeName(uid), SubvolumeName(uid, SubvolumeKind.RESTORE)
+        marker = next((pool.markers[name] for name in held if name in pool.markers), None)
         if uid not in self._branch_bytes:
             sizes = observe_sizes(self._layout, pool.uid, uid)
             self._branch_bytes[uid] = sizes.unique_bytes if sizes else 0
@@ -150,8 +153,13 @@ class Sweeper:
                     "what %s was being made in has no DBBranch or DBSnapshot; it is removed", item.owner_uid
                 )
                 ensure_temporaries_destroyed(self._layout, item.pool_uid, item.owner_uid)
+            case Fate.FINISH_RESTORE:
+                logger.warning(
+                    "what a restore left beside branch %s has no DBBranch; it is finished", item.owner_uid
+                )
+                ensure_restore_finished(self._layout, item.pool_uid, item.owner_uid, now_rfc3339())
             case Fate.KEEP if item.is_pool:
-                if observe_subvolumes(self._layout, item.pool_uid).branches:
+                if observe_subvolumes(self._layout, item.pool_uid).holds_data:
                     # Once it is down this cannot be seen.
                     ensure_initialized_recorded(self._layout, item.pool_uid)
                 ensure_pool_down(self._layout, item.pool_uid)
@@ -162,7 +170,7 @@ class Sweeper:
         if uuid is None:
             return False
         ensure_pool(self._layout, pool_uid, 0, uuid, None)
-        return bool(observe_subvolumes(self._layout, pool_uid).branches)
+        return observe_subvolumes(self._layout, pool_uid).holds_data
 
     def _finish_removals(self) -> None:
         """Go on with the removals that were requested, of pools branch_names project does not exist any more."""
@@ -177,7 +185,8 @@ class Sweeper:
         path = path_of("v1", "pods", self._context.namespace)
         bodies = self._cluster.find(path, names.LABEL_SLOT, f"spec.nodeName={self._context.node}")
         labels = [body["metadata"]["labels"] for body in bodies]
-        bound = (uid for uids in observe_bind_mounts(self._layout).values() for uid in uids)
+        layouts = self._layout, self._layout.prepared
+        bound = (uid for each in layouts for uids in observe_bind_mounts(each).values() for uid in uids)
         labelled = (
             each.get(label) for each in labels for label in (names.LABEL_PROJECT_UID, names.LABEL_BRANCH_UID)
         )

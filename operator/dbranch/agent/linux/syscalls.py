@@ -21,6 +21,7 @@ RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
 _RENAME_NOREPLACE: Final = 1
+_RENAME_EXCHANGE: Final = 2
 _AT_FDCWD: Final = -100
 
 _MS_NOSUID: Final = 2
@@ -68,13 +69,22 @@ def rename_new(old: Path, new: Path) -> None:
 
 def rename_new_at(old_directory: int, old: str | Path, new_directory: int, new: str | Path) -> None:
     """Rename `old` in one open directory to `new` in another, as `rename_new` does (RENAME_NOREPLACE)."""
+    _renameat2(old_directory, old, new_directory, new, _RENAME_NOREPLACE)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Exchange the names of two that exist, in one step: at no moment is either name missing (RENAME_EXCHANGE)."""
+    _renameat2(_AT_FDCWD, one, _AT_FDCWD, other, _RENAME_EXCHANGE)
+
+
+def _renameat2(old_directory: int, old: str | Path, new_directory: int, new: str | Path, flags: int) -> None:
     _check(
         _libc.renameat2(
             ctypes.c_int(old_directory),
             ctypes.c_char_p(os.fsencode(old)),
             ctypes.c_int(new_directory),
             ctypes.c_char_p(os.fsencode(new)),
-            ctypes.c_uint(_RENAME_NOREPLACE),
+            ctypes.c_uint(flags),
         ),
         new,
     )

@@ -32,6 +32,8 @@ from dbranch.api.conditions import printable
 from dbranch.api.errors import NotAccepting, SqlFailed
 from dbranch.runtime.limited import LimitedDict
 
+# Of the agent's sessions.
+APPLICATION_NAME: Final = "dbranch-agent"
 # Characters of a server's text in a message.
 _TEXT_LIMIT: Final = 200
 # What a tenant may have set otherwise for the database or the role.
@@ -87,7 +89,7 @@ class Session:
             "parameters": {
                 "user": endpoint.user,
                 "database": database,
-                "application_name": "dbranch-agent",
+                "application_name": APPLICATION_NAME,
                 "client_encoding": "SQL_ASCII",
                 "options": startup_options(endpoint.major, seconds),
             },

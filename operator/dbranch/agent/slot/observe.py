@@ -26,7 +26,7 @@ class SlotFacts:
     """A slot.
 
     `bound`: something is mounted at `data`. `project_uid`, `branch_uid`: of the subvolume mounted there, from
-    mountinfo; `branch_uid` is None if it is an initdb area, a deleted or a foreign subvolume.
+    mountinfo; `branch_uid` is None if it is no branch's data (`observe_bind_mounts`), or a foreign subvolume.
     `start_blocked_by`: why the slot's script does not start Postgres; the tenant may write this, too.
     `bind_not_propagated`: seconds after the bind the script still saw no branch.
     """
@@ -42,11 +42,17 @@ class SlotFacts:
 def observe_bind_mounts(layout: Layout) -> dict[str, tuple[str, str | None]]:
     """Return `{slot: (project UID, branch UID)}` of all slots with a subvolume of a pool, by one read of mountinfo.
 
-    The branch UID is None if the subvolume is an initdb area or deleted.
+    The branch UID is None if the subvolume is no branch's data: an initdb area, one of a restore, or deleted.
     """
+    mounted = _observe_bound_subvolumes(layout)
+    return {slot: (project_uid, layout.owner_of(name)) for slot, (project_uid, name) in mounted.items()}
+
+
+def _observe_bound_subvolumes(layout: Layout) -> dict[str, tuple[str, str]]:
+    """Return `{slot: (project UID, name of the subvolume)}` of all slots with a subvolume of a pool."""
     mounts = read_mounts()
     pools = _pools(layout, mounts)
-    bind_mounts: dict[str, tuple[str, str | None]] = {}
+    bind_mounts: dict[str, tuple[str, str]] = {}
     # Strings: a Path for each of a node's mounts costs more than the rest of a reconcile.
     prefix = f"{layout.slots}/"
     for mount in mounts:
@@ -57,8 +63,7 @@ def observe_bind_mounts(layout: Layout) -> dict[str, tuple[str, str | None]]:
             # A later mount lies over an earlier one.
             bind_mounts.pop(slot, None)
             if mount.device in pools:
-                name = mount.root.removeprefix("/")
-                bind_mounts[slot] = pools[mount.device], name if is_uid(name) else None
+                bind_mounts[slot] = pools[mount.device], mount.root.removeprefix("/")
     return bind_mounts
 
 
@@ -88,7 +93,7 @@ def observe_slot(layout: Layout, slot: str) -> SlotFacts:
         exists=True,
         bound=True,
         project_uid=pools.get(top.device),
-        branch_uid=name if is_uid(name) and top.device in pools else None,
+        branch_uid=layout.owner_of(name) if top.device in pools else None,
         start_blocked_by=start_blocked_by,
         bind_not_propagated=_is_run_unseen(layout, slot, mounts)
         or (
@@ -144,8 +149,17 @@ def observe_pods(cluster: Cluster, namespace: str, labels: str) -> tuple[PodFact
 
 def observe_branch_slots(layout: Layout, branch_uid: str, extra_slot: str | None) -> tuple[str, ...]:
     """Return the slots in which the branch is bound, and `extra_slot` if it has a directory."""
-    slots = (slot for slot, (_, uid) in observe_bind_mounts(layout).items() if uid == branch_uid)
-    return _with_extra(layout, extra_slot, slots)
+    return observe_both_slots(layout, branch_uid, extra_slot)[0]
+
+
+def observe_both_slots(
+    layout: Layout, branch_uid: str, extra_slot: str | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the slots as `observe_branch_slots`, and those in which the data of a restore is bound beside it."""
+    bound = _observe_bound_subvolumes(layout)
+    own = (slot for slot, (_, name) in bound.items() if layout.owner_of(name) == branch_uid)
+    beside = (slot for slot, (_, name) in bound.items() if layout.prepared.owner_of(name) == branch_uid)
+    return _with_extra(layout, extra_slot, own), tuple(sorted(beside))
 
 
 def observe_project_slots(layout: Layout, project_uid: str) -> tuple[str, ...]:

@@ -136,17 +136,28 @@ def warm_pod(
 
 
 def branch_pod(
-    context: NodeContext, layout: Layout, project: Project, branch: Branch, slot: str, script: str
+    context: NodeContext,
+    layout: Layout,
+    project: Project,
+    branch: Branch,
+    slot: str,
+    script: str,
+    restore_uid: str | None = None,
 ) -> dict[str, Any]:
-    """Return the manifest of a branch's pod. It waits until the branch is bound in its slot, then runs Postgres."""
+    """Return the manifest of a branch's pod. It waits until the branch is bound in its slot, then runs Postgres.
+
+    `restore_uid`: of the DBRestore whose data it is for, beside the branch's own.
+    """
     pod = warm_pod(context, layout, slot_class_of(project, branch), slot, script)
     pod["metadata"]["labels"] |= branch_labels(project, branch)
-    pod["metadata"]["annotations"] |= restart_annotation(branch)
+    pod["metadata"]["annotations"] |= _annotations(branch, restore_uid)
     return pod
 
 
-def claim_patch(project: Project, branch: Branch, pod_uid: str) -> list[dict[str, Any]]:
-    """Return the JSON patch that gives the free pod with this UID to the branch.
+def claim_patch(
+    project: Project, branch: Branch, pod_uid: str, restore_uid: str | None = None
+) -> list[dict[str, Any]]:
+    """Return the JSON patch that gives the free pod with this UID to the branch, as `branch_pod` makes one.
 
     It fails on a pod that is claimed or being deleted.
     """
@@ -157,7 +168,8 @@ def claim_patch(project: Project, branch: Branch, pod_uid: str) -> list[dict[str
         f"{labels}/{_escaped(names.LABEL_BRANCH_UID)}": None,
     }
     adds = {f"{labels}/{_escaped(key)}": value for key, value in branch_labels(project, branch).items()}
-    adds |= {f"{annotations}/{_escaped(key)}": value for key, value in restart_annotation(branch).items()}
+    claimed = _annotations(branch, restore_uid)
+    adds |= {f"{annotations}/{_escaped(key)}": value for key, value in claimed.items()}
     return [
         *({"op": "test", "path": path, "value": value} for path, value in tests.items()),
         *({"op": "add", "path": path, "value": value} for path, value in adds.items()),
@@ -348,6 +360,11 @@ def restart_annotation(branch: Branch) -> dict[str, str]:
     """Return the annotation of the restart that was requested last; the pod that serves it carries it, too."""
     restarted_at = branch.annotations.get(names.RESTARTED_AT)
     return {names.RESTARTED_AT: restarted_at} if restarted_at else {}
+
+
+def _annotations(branch: Branch, restore_uid: str | None) -> dict[str, str]:
+    restore = {names.POD_RESTORE: restore_uid} if restore_uid else {}
+    return restart_annotation(branch) | restore
 
 
 def branch_labels(project: Project, branch: Branch) -> dict[str, str]:

@@ -37,7 +37,8 @@ class PodFacts:
     """A pod with one container.
 
     `resource_version`: of the pod as it was read. `class_hash`, `template_hash`: of the slot that the pod was
-    created for, empty if it has none. `restarted_at`: the restart that the pod was created for.
+    created for, empty if it has none. `restarted_at`: the restart that the pod was created for. `restore`: the UID of
+    the DBRestore that it was claimed or created for.
     `terminating`: its deletion was requested. `terminated`: its phase is Succeeded or Failed. `restarts`: of the
     container. `reason`, `message`: of the container that waits or has terminated, or of the pod; empty if there is
     none. `last_termination_message`: one line of the container that terminated last.
@@ -50,6 +51,7 @@ class PodFacts:
     class_hash: str = ""
     template_hash: str = ""
     restarted_at: str | None = None
+    restore: str | None = None
     terminating: bool = False
     terminated: bool = False
     running: bool = False
@@ -79,6 +81,7 @@ def pod_facts(body: Mapping[str, Any]) -> PodFacts:
         class_hash=(meta.get("labels") or {}).get(names.LABEL_CLASS, ""),
         template_hash=annotations.get(names.TEMPLATE_HASH, ""),
         restarted_at=annotations.get(names.RESTARTED_AT),
+        restore=annotations.get(names.POD_RESTORE),
         terminating=bool(meta.get("deletionTimestamp")),
         terminated=status.get("phase") in ("Succeeded", "Failed"),
         running="running" in state,

@@ -34,8 +34,9 @@ rm -f /slot/run/.s.PGSQL.* /slot/run/start-blocked-by
 # PGPORT would also hold for one that names another host.
 ln -s ".s.PGSQL.$port" /slot/run/.s.PGSQL.5432
 set --
-if ! grep -q '^ "role": "root"' $d/marker.json; then
+if ! grep -q '^ "role": "root"' $d/marker.json || grep -q '^ "quiet": true' $d/marker.json; then
   # A copy must not continue its source's subscriptions, even if a superuser creates them again, nor run its jobs.
+  # Nor must what is prepared for the root, while the root's own data is in use.
   # The settings file, which the tenant cannot write, lists the libraries that are not loaded.
   off=$(sed -n 's/^# Not loaded in a copy: //p' $d/postgresql.conf)
   kept='' left=''

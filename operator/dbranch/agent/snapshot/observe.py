@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from datetime import datetime
 
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
@@ -11,19 +12,26 @@ from dbranch.agent.pool.observe import observe_pool
 from dbranch.agent.pool.record import PoolRecord
 from dbranch.agent.pool.records import read_record
 from dbranch.agent.pool.space import Space
-from dbranch.agent.snapshot.plan import SnapshotFacts, subject_of
+from dbranch.agent.snapshot.plan import SnapshotFacts, is_record, subject_of
 from dbranch.agent.status import error_message, failed_storage_finding
+from dbranch.agent.timing import SNAPSHOT_RECORD_GRACE_SECONDS
 from dbranch.agent.volume.observe import observe_snapshot_marker, observe_subvolumes
 from dbranch.agent.volume.origins.snapshot import check_source
+from dbranch.agent.volume.restores import observe_restore
 from dbranch.agent.volume.snapshots import retained_snapshot
+from dbranch.api import names
+from dbranch.api.branch import parse_branch
 from dbranch.api.conditions import Finding, Reason
+from dbranch.api.enums import SnapshotReason
 from dbranch.api.errors import DataLost, DbranchError
 from dbranch.api.project import Project
 from dbranch.api.snapshot import Snapshot
+from dbranch.kube.client import Cluster, branch_path
+from dbranch.runtime.clock import seconds_since
 
 
 def observe_snapshot(
-    layout: Layout, context: NodeContext, project: Project, snapshot: Snapshot
+    cluster: Cluster, layout: Layout, context: NodeContext, project: Project, snapshot: Snapshot
 ) -> SnapshotFacts:
     """Return the facts of a snapshot."""
     pool, machine = observe_pool(layout, project.uid), observe_machine(layout)
@@ -31,6 +39,7 @@ def observe_snapshot(
     is_up = pool.mounted and not pool.read_only
     retained_uid: str | None = None
     source_problem: Finding | None = None
+    awaited = False
     if marker is None and is_up and not snapshot.node.snapshot_time:
         if project.adopt:
             record = read_record(layout, project.uid)
@@ -39,7 +48,9 @@ def observe_snapshot(
             retained_uid = retained_snapshot(
                 markers, {project.adopt, *previous}, snapshot.object_name, snapshot.uid
             )
-        if retained_uid is None and snapshot.branch_uid:
+        if retained_uid is None and is_record(snapshot):
+            awaited = _is_awaited(cluster, layout, project, snapshot)
+        elif retained_uid is None and snapshot.branch_uid:
             source_problem = _source_problem(layout, project, snapshot, snapshot.branch_uid)
     return SnapshotFacts(
         is_up,
@@ -53,7 +64,41 @@ def observe_snapshot(
         marker,
         retained_uid,
         source_problem,
+        awaited,
+        _seconds_late(cluster, snapshot),
     )
+
+
+def _seconds_late(cluster: Cluster, snapshot: Snapshot) -> float | None:
+    """Return the seconds since the time for which the snapshot was scheduled, by the API server's clock."""
+    if not snapshot.origin_time:
+        return None
+    try:
+        scheduled = datetime.fromisoformat(snapshot.origin_time)
+        return (cluster.server_time() - scheduled).total_seconds()
+    except (ValueError, TypeError):
+        return None
+
+
+def _is_awaited(cluster: Cluster, layout: Layout, project: Project, snapshot: Snapshot) -> bool:
+    """Return True if a restore or the deletion of its branch is still to leave the snapshot's data."""
+    if snapshot.branch_uid is None:
+        return False
+    body = cluster.get(
+        branch_path(snapshot.namespace, names.branch_object_name(project.name, snapshot.branch))
+    )
+    branch = parse_branch(body) if body else None
+    if branch is not None and branch.uid != snapshot.branch_uid:
+        branch = None
+    if snapshot.reason == SnapshotReason.DELETION:
+        return branch is not None and branch.deleting
+    if snapshot.reason != SnapshotReason.RESTORE:
+        return False
+    if branch and branch.restore and branch.restore.undo_uid == snapshot.uid:
+        return True
+    if seconds_since(snapshot.created) < SNAPSHOT_RECORD_GRACE_SECONDS:
+        return True
+    return observe_restore(layout, project.uid, snapshot.branch_uid).undo_uid == snapshot.uid
 
 
 def _source_problem(layout: Layout, project: Project, snapshot: Snapshot, branch_uid: str) -> Finding | None:

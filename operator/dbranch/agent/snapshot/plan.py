@@ -1,12 +1,16 @@
-"""Plan what a snapshot needs on its node: it is taken once, or adopted, or never. Pure."""
+"""Plan what a snapshot needs on its node: it is taken once, or adopted, or its data comes, or never. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from dbranch.agent.pool.space import Space, check_space
 from dbranch.agent.timing import (
     NO_SPACE_RETRY_SECONDS,
+    SCHEDULED_SNAPSHOT_SECONDS,
+    SNAPSHOT_AWAITED_POLL_SECONDS,
     SNAPSHOT_FAILED_RETRY_SECONDS,
     STORAGE_UNCLEAR_RETRY_SECONDS,
 )
@@ -16,12 +20,16 @@ from dbranch.api.enums import SnapshotReason
 from dbranch.api.project import Project
 from dbranch.api.snapshot import Snapshot
 
+# Only these are taken of a branch. All others are records of what was done once, and get the data that it left.
+_TAKEN: Final = frozenset({SnapshotReason.REQUESTED, SnapshotReason.SCHEDULE})
+
 
 @dataclass(frozen=True)
 class TakeSnapshot:
-    """Take the snapshot of the branch."""
+    """Take the snapshot of the branch, after a CHECKPOINT if `checkpoint`."""
 
     branch_uid: str
+    checkpoint: bool = True
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,8 @@ class SnapshotFacts:
 
     `marker`: of its subvolume, None before it is taken. `retained_uid`: the UID under which an adopted pool holds its
     data. `source_problem`: why its branch cannot be copied; it and `retained_uid` are looked up only before it is
-    taken.
+    taken. `awaited`: something is still to leave its data, for one that is never taken. `seconds_late`: since the
+    time for which it was scheduled; None: it was not.
     """
 
     pool_mounted: bool
@@ -45,6 +54,8 @@ class SnapshotFacts:
     marker: SnapshotMarker | NewerMarker | None = None
     retained_uid: str | None = None
     source_problem: Finding | None = None
+    awaited: bool = False
+    seconds_late: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,10 +90,15 @@ def plan_snapshot(project: Project, snapshot: Snapshot, facts: SnapshotFacts) ->
         return SnapshotPlan(Finding(Reason.SNAPSHOT_LOST, text))
     if facts.retained_uid:
         return SnapshotPlan(stored_finding(project, snapshot), AdoptSnapshot(facts.retained_uid))
-    if snapshot.reason != SnapshotReason.REQUESTED:
-        # The controller binds none.
+    if is_record(snapshot):
+        if facts.awaited:
+            # What leaves its data requests its reconcile; what is said until then is the controller's.
+            return SnapshotPlan(None, retry_after=SNAPSHOT_AWAITED_POLL_SECONDS)
         text = f"{subject} is the record of a {snapshot.reason}, and its data is missing; nothing is taken; delete it"
         return SnapshotPlan(Finding(Reason.SNAPSHOT_LOST, text))
+    if snapshot.reason == SnapshotReason.SCHEDULE and not _is_in_time(facts):
+        text = f"{subject} is of a scheduled time that has passed; nothing is taken in its place; delete it"
+        return SnapshotPlan(Finding(Reason.SNAPSHOT_MISSED, text))
     no_space = check_space(facts.space, subject)
     if no_space:
         # Space comes back without an event, by and by, when others are deleted.
@@ -92,7 +108,27 @@ def plan_snapshot(project: Project, snapshot: Snapshot, facts: SnapshotFacts) ->
         return SnapshotPlan(Finding(Reason.BRANCH_NOT_FOUND, f"{text} {snapshot.branch}; nothing is taken"))
     if facts.source_problem:
         return SnapshotPlan(facts.source_problem, retry_after=SNAPSHOT_FAILED_RETRY_SECONDS)
-    return SnapshotPlan(stored_finding(project, snapshot), TakeSnapshot(snapshot.branch_uid))
+    # A schedule's run makes no peak of writes on the branch.
+    checkpoint = snapshot.reason != SnapshotReason.SCHEDULE
+    return SnapshotPlan(stored_finding(project, snapshot), TakeSnapshot(snapshot.branch_uid, checkpoint))
+
+
+def _is_in_time(facts: SnapshotFacts) -> bool:
+    # One that does not say for when it was could be of any time.
+    return facts.seconds_late is not None and facts.seconds_late <= SCHEDULED_SNAPSHOT_SECONDS
+
+
+def is_record(snapshot: Snapshot) -> bool:
+    """Return True if it is never taken: it gets the data that a restore or a deletion leaves."""
+    return snapshot.reason not in _TAKEN
+
+
+def expiration_at(snapshot: Snapshot, now: datetime) -> str:
+    """Return when a snapshot that is taken now is to go, by its present spec (RFC 3339); empty: never."""
+    if snapshot.ttl_seconds is None or snapshot.protected:
+        return ""
+    expires = now.astimezone(UTC) + timedelta(seconds=snapshot.ttl_seconds)
+    return expires.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def subject_of(snapshot: Snapshot) -> str:

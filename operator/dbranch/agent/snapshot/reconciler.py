@@ -15,7 +15,14 @@ from dbranch.agent.pool.effect import ensure_pool, ensure_pool_down
 from dbranch.agent.pool.observe import observe_pool
 from dbranch.agent.postgres import session
 from dbranch.agent.snapshot.observe import failed_finding, observe_snapshot
-from dbranch.agent.snapshot.plan import AdoptSnapshot, SnapshotPlan, TakeSnapshot, plan_snapshot, subject_of
+from dbranch.agent.snapshot.plan import (
+    AdoptSnapshot,
+    SnapshotPlan,
+    TakeSnapshot,
+    expiration_at,
+    plan_snapshot,
+    subject_of,
+)
 from dbranch.agent.status import held_deletion_finding, size_fields
 from dbranch.agent.timing import (
     BUSY_RETRY_SECONDS,
@@ -79,7 +86,7 @@ class SnapshotReconciler:
 
     def _reconcile(self, project: Project, snapshot: Snapshot) -> Result:
         try:
-            facts = observe_snapshot(self._layout, self._context, project, snapshot)
+            facts = observe_snapshot(self._cluster, self._layout, self._context, project, snapshot)
             plan = plan_snapshot(project, snapshot, facts)
             marker = facts.marker if isinstance(facts.marker, SnapshotMarker) else None
             marker = self._apply(project, snapshot, plan) or marker
@@ -97,9 +104,10 @@ class SnapshotReconciler:
         """Apply the action, if there is one; return the marker of the snapshot that it made."""
         layout, branch = self._layout, BranchNames(project.namespace, project.name, snapshot.branch)
         match plan.action:
-            case TakeSnapshot(branch_uid):
-                with session.shared_connections():
-                    checkpoint_source(layout, project.uid, branch_uid, project.postgres.database)
+            case TakeSnapshot(branch_uid, checkpoint):
+                if checkpoint:
+                    with session.shared_connections():
+                        checkpoint_source(layout, project.uid, branch_uid, project.postgres.database)
                 return ensure_snapshot_taken(
                     layout,
                     project.uid,
@@ -108,6 +116,7 @@ class SnapshotReconciler:
                     branch,
                     snapshot.object_name,
                     now_rfc3339(),
+                    expiration_at(snapshot, self._cluster.server_time()),
                 )
             case AdoptSnapshot(old_uid):
                 return ensure_snapshot_adopted(
@@ -124,6 +133,7 @@ class SnapshotReconciler:
         if marker:
             node |= {"snapshotTime": marker.data.snapshot_time, "postgresVersion": str(marker.data.major)}
             node |= self._transaction(project, snapshot)
+            node |= {"generation": marker.data.generation}
         sizes = self._measure(project, snapshot, QUICK_MEASURE_SECONDS) if must_measure else {}
         patch_node(self._cluster, snapshot, node | sizes)
         if must_measure and not sizes:

@@ -101,12 +101,12 @@ def write_settings(subvolume: Path, marker: Marker, settings: Settings, durable:
     return changed
 
 
-def rename_to_branch(subvolume: Path, branch: Path) -> Marker:
-    """Make a subvolume with a marker the branch, durably, in one step; return its marker."""
-    log_command("mv", "--no-clobber", subvolume, branch)
-    rename_new(subvolume, branch)
-    sync(branch.parent)
-    return marker_of(branch)
+def rename_durably(subvolume: Path, path: Path) -> Marker:
+    """Give a subvolume with a branch's marker its name, durably, in one step; return its marker."""
+    log_command("mv", "--no-clobber", subvolume, path)
+    rename_new(subvolume, path)
+    sync(path.parent)
+    return marker_of(path)
 
 
 def ensure_settings(layout: Layout, project_uid: str, branch_uid: str, settings: Settings) -> bool:
@@ -159,11 +159,26 @@ def settings_written_at(layout: Layout, project_uid: str, branch_uid: str) -> fl
 
 def ensure_hba_open(layout: Layout, project_uid: str, branch_uid: str) -> None:
     """Write the pg_hba.conf that admits users. Postgres has to reload it."""
-    branch = _branch_on_mounted_pool(layout, project_uid, branch_uid)
-    text = render_hba(marker_of(branch).superuser, is_open=True)
+    _write_hba(_branch_on_mounted_pool(layout, project_uid, branch_uid), is_open=True)
+
+
+def ensure_hba_closed(layout: Layout, project_uid: str, branch_uid: str) -> None:
+    """Write the pg_hba.conf that admits only the agent. Postgres has to reload it; sessions go on."""
+    _write_hba(_branch_on_mounted_pool(layout, project_uid, branch_uid), is_open=False)
+
+
+def _write_hba(branch: Path, is_open: bool) -> None:
+    text = render_hba(marker_of(branch).superuser, is_open)
     if _text_of(branch / PG_HBA) != text:
         # A bind writes the settings files before Postgres reads them, so a power cut may take this one.
         write_atomically(branch / PG_HBA, text, durable=False)
+
+
+def is_hba_closed(layout: Layout, project_uid: str, branch_uid: str, marker: Marker) -> bool:
+    """Return True if the branch's pg_hba.conf admits the agent alone."""
+    return _text_of(layout.branch(project_uid, branch_uid) / PG_HBA) == render_hba(
+        marker.superuser, is_open=False
+    )
 
 
 def ensure_recorded(
@@ -213,10 +228,15 @@ def ensure_trashed(layout: Layout, project_uid: str, owner_uid: str) -> None:
         read_marker(path)
         check_unused(path, layout)
     for path in owned:
-        trashed = pool / str(_new_trash_name(owner_uid))
-        log_command("mv", "--no-clobber", path, trashed)
-        rename_new(path, trashed)
+        rename_to_trash(path, owner_uid)
     sync(pool)
+
+
+def rename_to_trash(path: Path, owner_uid: str) -> None:
+    """Rename a subvolume at the top of a pool to trash of this owner. The caller syncs."""
+    trashed = path.with_name(str(_new_trash_name(owner_uid)))
+    log_command("mv", "--no-clobber", path, trashed)
+    rename_new(path, trashed)
 
 
 def ensure_temporaries_destroyed(layout: Layout, project_uid: str, owner_uid: str) -> None:

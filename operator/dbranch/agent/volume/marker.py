@@ -12,6 +12,8 @@ from dbranch.api import names
 
 # What this release reads and writes. Only a newer release understands a higher number.
 FORMAT: Final = 2
+# UIDs in `lineage`: enough to see where data came from, however often it was restored.
+_MAX_LINEAGE: Final = 32
 # What owns the data: a DBBranch or a DBSnapshot.
 _OWNER_KIND: Final = "branch"
 _SNAPSHOT_KIND: Final = "snapshot"
@@ -50,12 +52,31 @@ class BranchNames:
 class Origin:
     """Where the data came from: `kind` is a FROM_…, `uid` that of the branch or snapshot that was copied.
 
-    `time` (RFC 3339) is the moment as of which the data is.
+    `time` (RFC 3339) is the moment as of which the data is, `generation` that of the data that was copied.
     """
 
     kind: str
     uid: str | None
     time: str
+    generation: int = 1
+
+
+# What becomes of the data that a restore replaces.
+UNDO_KEEP: Final = "Keep"
+UNDO_DISCARD: Final = "Discard"
+
+
+@dataclass(frozen=True)
+class RestoreMark:
+    """The DBRestore that made the data, and what becomes of the data that it replaces.
+
+    `undo`: UNDO_KEEP or UNDO_DISCARD. `undo_uid`: the UID of the DBSnapshot that takes the old data; empty with
+    UNDO_DISCARD.
+    """
+
+    uid: str
+    undo: str
+    undo_uid: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,8 +92,11 @@ class Marker:
     initdb made, empty in a marker of the first release (`observe.marker_at` reads it elsewhere). `initdb_settings`:
     what initdb wrote to its own postgresql.conf; they stand below the user's parameters. `image`: the digest of the
     image that its indexes are known to be sorted by, empty if unknown. `alter_system_reset`: the request to undo
-    ALTER SYSTEM that was obeyed last, empty before the first. `unknown`: keys that this release does not know, as
-    they were read; every rewrite keeps them.
+    ALTER SYSTEM that was obeyed last, empty before the first. `generation`: 1, and one more with each restore in
+    place. `restore`: the restore that made this data, if one did. `lineage`: the UIDs of those that the data was of
+    before, oldest first, the last ones if they are many. `quiet`: no job runs on it, even if it is the root's: other
+    data still does the work. `expiration_time` (RFC 3339): when it is to go, as far as its agent knew; empty: never.
+    `unknown`: keys that this release does not know, as they were read; every rewrite keeps them.
     """
 
     project_uid: str
@@ -92,7 +116,26 @@ class Marker:
     alter_system_reset: str = ""
     verifiers: str = ""
     verifiers_of: str = ""
+    generation: int = 1
+    lineage: tuple[str, ...] = ()
+    restore: RestoreMark | None = None
+    quiet: bool = False
+    expiration_time: str = ""
     unknown: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def running_role(self) -> Role:
+        """The role by which Postgres runs: that of a copy while it is quiet."""
+        return Role.COPY if self.quiet else self.role
+
+    @property
+    def descent(self) -> tuple[str, ...]:
+        """The lineage of what is copied from it."""
+        return (*self.lineage, self.owner_uid)[-_MAX_LINEAGE:]
+
+    def with_quiet_ended(self) -> Marker:
+        """Return the marker of the same branch, whose jobs run from the next start on."""
+        return replace(self, quiet=False)
 
     def with_cleaned(self) -> Marker:
         """Return the marker of the same branch, cleaned."""
@@ -152,7 +195,7 @@ class NewerMarker:
 
 
 def render_marker(marker: Marker) -> str:
-    """Render the marker as JSON, a key a line. slot-start.sh looks for the line ` "role": "root"`."""
+    """Render the marker as JSON, a key a line. slot-start.sh looks for the lines with `role` and `quiet`."""
     return _render(marker, _OWNER_KIND)
 
 
@@ -164,6 +207,8 @@ def render_snapshot_marker(marker: SnapshotMarker) -> str:
 def _render(marker: Marker, kind: str, additions: Mapping[str, Any] | None = None) -> str:
     fields = asdict(marker)
     unknown = fields.pop("unknown")
+    if marker.restore is None:
+        del fields["restore"]
     understood = _merge(additions or {}, {**fields, "format": FORMAT, "kind": kind})
     return json.dumps(_merge(unknown, understood), indent=1, sort_keys=True) + "\n"
 
@@ -190,6 +235,8 @@ def parse_marker(text: str) -> Marker | SnapshotMarker | NewerMarker | None:
                 str(origin["kind"]),
                 None if origin["uid"] is None else str(origin["uid"]),
                 str(origin["time"]),
+                # Data of earlier releases was never restored.
+                int(origin.get("generation", 1)),
             ),
             snapshot_time=str(raw["snapshot_time"]),
             major=int(raw["major"]),
@@ -202,6 +249,11 @@ def parse_marker(text: str) -> Marker | SnapshotMarker | NewerMarker | None:
             alter_system_reset=str(raw.get("alter_system_reset", "")),
             verifiers=str(raw.get("verifiers", "")),
             verifiers_of=str(raw.get("verifiers_of", "")),
+            generation=int(raw.get("generation", 1)),
+            lineage=tuple(map(str, raw.get("lineage", ()))),
+            restore=_parse_restore(raw.get("restore")),
+            quiet=raw.get("quiet", False) is True,
+            expiration_time=str(raw.get("expiration_time", "")),
             names=BranchNames(str(branch["namespace"]), str(branch["project"]), str(branch["branch"])),
             superuser=str(raw.get("superuser", "")),
             initdb_settings={str(k): str(v) for k, v in dict(raw.get("initdb_settings", {})).items()},
@@ -210,10 +262,18 @@ def parse_marker(text: str) -> Marker | SnapshotMarker | NewerMarker | None:
     except (ValueError, KeyError, TypeError):
         return None
     understood: dict[str, Any] = {**asdict(marker), "format": 0, "kind": ""}
+    if marker.restore is None:
+        del understood["restore"]
     if snapshot is not None:
         understood["names"]["snapshot"] = snapshot
     marker = replace(marker, unknown=_without(raw, understood))
     return marker if snapshot is None else SnapshotMarker(marker, snapshot)
+
+
+def _parse_restore(raw: Any) -> RestoreMark | None:
+    if raw is None:
+        return None
+    return RestoreMark(str(raw["uid"]), str(raw["undo"]), str(raw.get("undo_uid", "")))
 
 
 def _without(raw: Mapping[str, Any], understood: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,11 @@ class SubvolumesFacts:
         }
 
     @property
+    def holds_data(self) -> bool:
+        """True if any of them may be the data of a branch or snapshot, or was, or was about to be."""
+        return any(name.may_hold_data for name in self.markers)
+
+    @property
     def unfinished(self) -> tuple[SubvolumeName, ...]:
         """The subvolumes that are not the data of a branch (yet, or any more)."""
         return tuple(name for name in self.markers if not name.is_data)

@@ -21,9 +21,9 @@ _MAX_PREPARED: Final = "max_prepared_transactions"
 
 # On btrfs, reusing a WAL file gains nothing, and writing zeros first means writing twice.
 _ALWAYS: Final = {"wal_init_zero": "off", "wal_recycle": "off"}
-# A copy must not run its source's jobs, unless its own parameters ask for it. slot-start.sh reads these comment
-# lines: libraries that it removes from shared_preload_libraries, and settings; both go on the command line, so that
-# ALTER SYSTEM cannot undo them. TimescaleDB cannot be removed: its tables need it.
+# A copy must not run its source's jobs, unless its own parameters ask for it; nor must quiet data. slot-start.sh
+# reads these comment lines: libraries that it removes from shared_preload_libraries, and settings; both go on the
+# command line, so that ALTER SYSTEM cannot undo them. TimescaleDB cannot be removed: its tables need it.
 _PRELOAD: Final = "shared_preload_libraries"
 _SCHEDULERS: Final = "pg_cron pg_partman_bgw pg_timetable pglogical bdr pg_task pg_dbms_job"
 _WORKERS: Final = "timescaledb.max_background_workers"
@@ -166,7 +166,7 @@ def render_files(settings: Settings, marker: Marker) -> dict[str, str]:
     return {
         PORT: f"{settings.port}\n",
         POSTGRESQL_CONF: render_postgresql_conf(
-            settings, marker.role, marker.prepared_floor, marker.initdb_settings
+            settings, marker.running_role, marker.prepared_floor, marker.initdb_settings
         ),
         PG_HBA: render_hba(marker.superuser, marker.opened),
         PG_IDENT: render_ident(marker.superuser),

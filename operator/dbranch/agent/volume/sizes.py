@@ -35,11 +35,12 @@ def observe_sizes(
 ) -> Sizes | None:
     """Measure all that the branch or snapshot owns except trash, from its extents (FIEMAP; about 20 µs per file).
 
-    Returns None if its data does not exist (yet). Raises OSError with E2BIG if it has more files and extents than are
+    Returns None if it has no data (yet). Raises OSError with E2BIG if it has more files and extents than are
     read within so many seconds.
     """
     deadline = time.monotonic() + seconds
-    if not is_subvolume(layout.branch(project_uid, branch_uid)):
+    data = layout.branch(project_uid, branch_uid), layout.restore(project_uid, branch_uid)
+    if not any(map(is_subvolume, data)):
         return None
     pool = layout.pool(project_uid)
     subvolumes = [

@@ -1,4 +1,4 @@
-"""Snapshots of branches as read-only subvolumes: taken atomically, and adopted by another DBSnapshot. Never cleaned.
+"""Snapshots of branches as read-only subvolumes: taken atomically, or what a branch's data becomes. Never cleaned.
 
 The name of a snapshot on disk is the UID of its DBSnapshot, as a branch's is that of its DBBranch; the marker says
 which of the two it is. The order is marker, sync, read-only flag, name, sync: a subvolume with that name is whole.
@@ -10,22 +10,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from dbranch.agent.layout import MARKER, Layout
+from dbranch.agent.layout import MARKER, Layout, SubvolumeName
 from dbranch.agent.linux import btrfs
 from dbranch.agent.linux.files import opened_directory, write_atomically
 from dbranch.agent.linux.syscalls import rename_new
-from dbranch.agent.volume import tenant
-from dbranch.agent.volume.effect import destroy, mounted_pool, read_any_marker, sync
-from dbranch.agent.volume.marker import (
-    FROM_BRANCH,
-    BranchNames,
-    Marker,
-    Origin,
-    SnapshotMarker,
-    render_snapshot_marker,
-)
-from dbranch.agent.volume.quotas import create_subvolume
-from dbranch.api.errors import DataLost, StorageUnclear
+from dbranch.agent.volume.copies import copying, marker_of_snapshot
+from dbranch.agent.volume.effect import check_unused, mounted_pool, read_any_marker, sync
+from dbranch.agent.volume.marker import BranchNames, Marker, SnapshotMarker, render_snapshot_marker
+from dbranch.api.errors import DataLost, StorageUnclear, Unsafe
 from dbranch.runtime.logs import log_command
 
 
@@ -37,43 +29,66 @@ def ensure_snapshot_taken(
     branch: BranchNames,
     snapshot: str,
     now: str,
+    expiration_time: str = "",
 ) -> SnapshotMarker:
     """Take the snapshot of a branch, durable; return its marker. No-op if it exists.
 
-    `snapshot`: the name of its DBSnapshot; `now`: RFC 3339, kept as `snapshotTime`. Raises SourceUnsafe (with the
-    path) if the branch holds data outside its subvolume, DataLost if its subvolume is missing.
+    `snapshot`: the name of its DBSnapshot; `now`: RFC 3339, kept as `snapshotTime`; `expiration_time`: empty if it
+    does not expire. Raises as `copies.copying` does.
     """
     mounted_pool(layout, project_uid)
-    source, path = layout.branch(project_uid, branch_uid), layout.branch(project_uid, snapshot_uid)
+    path = layout.branch(project_uid, snapshot_uid)
     if path.exists():
         return snapshot_marker_of(path)
-    new = layout.new_snapshot(project_uid, snapshot_uid)
-    read_any_marker(new)
-    destroy(new)
-    if not btrfs.is_subvolume(source):
-        raise DataLost(f"branch {branch_uid} has no subvolume at {source}; no snapshot is taken")
-    create_subvolume(new, source)
-    try:
-        # From the snapshot itself: the marker beside it may be newer than the data. It goes first: a snapshot that
-        # is cut off here must never pass for a branch.
-        data = read_any_marker(new)
-        if not isinstance(data, Marker):
-            raise DataLost(f"branch {branch_uid} has no marker that can be read; no snapshot is taken")
-        (new / MARKER).unlink()
-        tenant.check_self_contained(new, source)
-        data = replace(
-            data,
-            project_uid=project_uid,
-            owner_uid=snapshot_uid,
-            names=branch,
-            origin=Origin(FROM_BRANCH, branch_uid, now),
-            snapshot_time=now,
+    with copying(layout, project_uid, branch_uid, snapshot_uid) as copy:
+        if isinstance(copy.of_source, SnapshotMarker):
+            raise DataLost(f"subvolume {branch_uid} is a snapshot by its marker; no snapshot is taken of it")
+        data = replace(copy.data, project_uid=project_uid, names=branch)
+        _write_marker(
+            copy.path, marker_of_snapshot(data, snapshot_uid, branch_uid, snapshot, now, expiration_time)
         )
-        _write_marker(new, SnapshotMarker(data, snapshot))
-        return _finish(new, path)
-    except Exception:
-        destroy(new)
-        raise
+        return _finish(copy.path, path)
+
+
+def ensure_kept_as_snapshot(
+    layout: Layout,
+    project_uid: str,
+    name: SubvolumeName,
+    snapshot_uid: str,
+    snapshot: str,
+    now: str,
+    expiration_time: str = "",
+) -> SnapshotMarker:
+    """Make a subvolume with a branch's data a snapshot, read-only, durably; return its marker. No-op if it is one.
+
+    `name`: of the subvolume, whose owner is the branch: its data, or the data that a restore has replaced.
+    `snapshot`: the name of the DBSnapshot with the UID `snapshot_uid`; `now`: RFC 3339, kept as `snapshotTime`;
+    `expiration_time`: empty if it does not expire. Raises Busy while a Postgres uses it, DataLost if there is neither
+    the subvolume nor the snapshot or its marker cannot be read, Unsafe if a restore of the branch's data is not
+    finished (`restores.ensure_restore_finished`), StorageUnclear if a newer release wrote the data.
+    """
+    mounted_pool(layout, project_uid)
+    old, path = layout.subvolume(project_uid, name), layout.branch(project_uid, snapshot_uid)
+    if path.exists():
+        if old.exists():
+            raise StorageUnclear(
+                f"both {old.name} and {path.name} are to be one snapshot; nothing is touched"
+            )
+        return snapshot_marker_of(path)
+    if name.is_data and layout.restore(project_uid, name.owner_uid).exists():
+        # Only the marker of the branch's data says what becomes of that.
+        raise Unsafe(f"a restore of branch {name.owner_uid} is not finished; its data stays as it is")
+    marker = read_any_marker(old) if btrfs.is_subvolume(old) else None
+    if marker is None:
+        raise DataLost(f"{old} has no marker that can be read; it becomes no snapshot; nothing is touched")
+    check_unused(old, layout)
+    # The marker comes first: from then on this passes for no branch. A call that is cut off behind it goes on here.
+    if isinstance(marker, Marker):
+        marker = marker_of_snapshot(marker, snapshot_uid, name.owner_uid, snapshot, now, expiration_time)
+        _write_marker(old, marker)
+    if marker.data.owner_uid != snapshot_uid:
+        raise StorageUnclear(f"subvolume {old.name} is another snapshot by its marker; nothing is touched")
+    return _finish(old, path)
 
 
 def ensure_snapshot_adopted(

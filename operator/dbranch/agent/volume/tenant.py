@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -28,10 +29,10 @@ from dbranch.runtime.logs import log_command
 
 logger = logging.getLogger(__name__)
 
-# Files of the source's server that would mislead the copy's: its process, a standby or recovery, a base backup.
+# Files of the source's server process: they would mislead another one.
+_PROCESS_FILES: Final = ("postmaster.pid", "postmaster.opts")
+# Files of the source's server that would mislead the copy's besides: a standby or recovery, a base backup.
 _STALE_FILES: Final = (
-    "postmaster.pid",
-    "postmaster.opts",
     "standby.signal",
     "recovery.signal",
     "promote",
@@ -153,13 +154,23 @@ def _unsafe(path: Path, problem: str) -> SourceUnsafe:
     )
 
 
+def ensure_process_files_removed(subvolume: Path) -> None:
+    """Remove from PGDATA of a snapshot what was the server's process that wrote it, and nothing else."""
+    with opened_directory(subvolume, PGDATA) as pgdata:
+        _remove_files(subvolume, pgdata, _PROCESS_FILES)
+
+
+def _remove_files(subvolume: Path, pgdata: int, file_names: Sequence[str]) -> None:
+    for name in file_names:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=pgdata)
+            log_command("rm", subvolume / PGDATA / name)
+
+
 def ensure_cleaned_offline(subvolume: Path) -> None:
     """Remove from PGDATA of a snapshot what only its source may keep: PID and signal files, replication slots."""
     with opened_directory(subvolume, PGDATA) as pgdata:
-        for name in _STALE_FILES:
-            with suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=pgdata)
-                log_command("rm", subvolume / PGDATA / name)
+        _remove_files(subvolume, pgdata, (*_PROCESS_FILES, *_STALE_FILES))
         try:
             slots = openat2(pgdata, _REPLICATION_SLOTS, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:

@@ -173,7 +173,7 @@ def _reported(
     now: datetime,
 ) -> SnapshotsStatus:
     """Return the status with the run that was ordered last, once its snapshot is there: one write for both."""
-    due = parse_time(ordered.snapshot.due) or now
+    due = parse_time(ordered.snapshot.origin_time) or now
     if not (ordered.at_rest or ordered.snapshot.deleting or now > due + _REPORT_TIME or now < due):
         return status
     return replace(status, last=_time_of(ordered), next=upcoming)

@@ -145,7 +145,7 @@ def bind_snapshot(facts: SnapshotFacts, now: datetime) -> SnapshotBinding | Find
 
 def is_missed(snapshot: Snapshot, now: datetime) -> bool:
     """Return True if a scheduled snapshot is not taken any more: its time is too long ago, or was never said."""
-    due = parse_time(snapshot.due)
+    due = parse_time(snapshot.origin_time)
     return snapshot.reason == SnapshotReason.SCHEDULE and (due is None or now > due + SCHEDULE_DEADLINE)
 
 

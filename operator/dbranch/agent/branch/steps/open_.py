@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from dbranch.agent.branch.actions import Open
 from dbranch.agent.branch.facts import BranchFacts, Desired
-from dbranch.agent.branch.step import Planned, Step, runs, slot_of
+from dbranch.agent.branch.step import Planned, Step, serves_users, slot_of
 from dbranch.api.conditions import Condition
 
 
@@ -19,4 +19,4 @@ def _plan(desired: Desired, facts: BranchFacts) -> Planned:
     return Planned((Open(slot_of(facts)),), then=then)
 
 
-OPEN = Step("open", Condition.POSTGRES_READY, runs, _done, _plan)
+OPEN = Step("open", Condition.POSTGRES_READY, serves_users, _done, _plan)

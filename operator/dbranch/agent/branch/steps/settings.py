@@ -11,7 +11,11 @@ from dbranch.api.conditions import Condition
 
 
 def _done(desired: Desired, facts: BranchFacts) -> bool:
-    return not facts.settings_outdated
+    if not facts.settings_outdated:
+        return True
+    # The data that a restore is about to put in place gets them; what protects the node and its users does not wait.
+    waits = desired.awaits_restore and desired.restore is None
+    return waits and not facts.hba_closed and facts.brake is None
 
 
 def _plan(desired: Desired, facts: BranchFacts) -> Planned:

@@ -68,7 +68,7 @@ def _plan_next_pod(
         warm_pod = min(facts.warm_pods, key=lambda pod: names.slot_name(branch.uid, pod.name))
         then = replace(facts, pods=(replace(warm_pod, running=True),), warm_pods=())
         return Planned((*actions, Claim(warm_pod)), then=then)
-    slot = names.slot_name(branch.uid, branch.node.slot or "")
+    slot = desired.next_slot
     # It serves the restart that was requested last.
     pod = PodFacts(slot, restarted_at=branch.annotations.get(names.RESTARTED_AT))
     return Planned((*actions, CreatePod(slot)), then=replace(facts, pods=(pod,)))

@@ -10,13 +10,13 @@ from dataclasses import replace
 
 from dbranch.agent.branch.actions import SetOwnVerifiers
 from dbranch.agent.branch.facts import BranchFacts, Desired
-from dbranch.agent.branch.step import Planned, Step, slot_of
+from dbranch.agent.branch.step import Planned, Step, serves_users, slot_of
 from dbranch.agent.timing import OWN_VERIFIERS_DELAY_SECONDS
 from dbranch.api.conditions import Condition
 
 
 def _needed(desired: Desired) -> bool:
-    return desired.runs and desired.project.password_version is not None
+    return serves_users(desired) and desired.project.password_version is not None
 
 
 def _done(desired: Desired, facts: BranchFacts) -> bool:

@@ -10,7 +10,7 @@ from dbranch.agent.volume.effect import (
     marker_of,
     mounted_pool,
     read_marker,
-    rename_to_branch,
+    rename_durably,
     sync,
     write_new_files,
 )
@@ -75,4 +75,4 @@ def ensure_initdb_promoted(
         )
         write_new_files(area, marker, settings)
         tenant.remove_beneath(area, INITDB_DONE)
-    return rename_to_branch(area, branch)
+    return rename_durably(area, branch)

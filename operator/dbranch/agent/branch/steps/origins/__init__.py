@@ -8,10 +8,11 @@ from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.branch.steps.origins.adopt import ADOPT
 from dbranch.agent.branch.steps.origins.initdb import INITDB
 from dbranch.agent.branch.steps.origins.origin import DataOrigin
+from dbranch.agent.branch.steps.origins.restore import RESTORE
 from dbranch.agent.branch.steps.origins.snapshot import SNAPSHOT
 
 # The last one applies to every branch.
-ORIGINS: Final = (ADOPT, INITDB, SNAPSHOT)
+ORIGINS: Final = (RESTORE, ADOPT, INITDB, SNAPSHOT)
 
 
 def origin_of(desired: Desired, facts: BranchFacts) -> DataOrigin:
