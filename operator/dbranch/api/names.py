@@ -39,8 +39,8 @@ RESTARTED_AT: Final = f"{GROUP}/restartedAt"
 # Written on a DBBranch by a person or `dbranch restart --reset-alter-system`: its Postgres restarts without what
 # ALTER SYSTEM has set, once for each value (RFC 3339).
 ALTER_SYSTEM_RESET_AT: Final = f"{GROUP}/alterSystemResetAt"
-# On a slot's pod: the UID of the DBRestore that it was claimed or created for. Only the data of that restore is bound in
-# it, until that is the branch's own.
+# On a slot's pod: the UID of the DBRestore that it was claimed or created for. Only the data of that restore is bound
+# in it, until that is the branch's own.
 POD_RESTORE: Final = f"{GROUP}/restore"
 # Characters of the value of either, as `status.node` repeats it.
 MAX_TIME_LENGTH: Final = 64

@@ -83,7 +83,8 @@ class RestoreEffects:
             name = desired.restore.undo_snapshot
         body = self._cluster.get(snapshot_path(project.namespace, name))
         snapshot = parse_snapshot(body) if body else None
-        ttl = snapshot.ttl_seconds if snapshot and snapshot.uid == undo_uid else None
+        lifetime = snapshot.lifetime if snapshot and snapshot.uid == undo_uid else None
+        ttl = lifetime.total_seconds() if lifetime is not None else None
         ensure_old_kept(layout, project.uid, branch.uid, name, now_rfc3339(), _after(ttl))
         if snapshot:
             # Its data came by a rename, of which no event tells.

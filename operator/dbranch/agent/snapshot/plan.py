@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 from dbranch.agent.pool.space import Space, check_space
@@ -17,6 +17,7 @@ from dbranch.agent.timing import (
 from dbranch.agent.volume.marker import NewerMarker, SnapshotMarker
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.enums import SnapshotReason
+from dbranch.api.expiry import format_time
 from dbranch.api.project import Project
 from dbranch.api.snapshot import Snapshot
 
@@ -125,10 +126,9 @@ def is_record(snapshot: Snapshot) -> bool:
 
 def expiration_at(snapshot: Snapshot, now: datetime) -> str:
     """Return when a snapshot that is taken now is to go, by its present spec (RFC 3339); empty: never."""
-    if snapshot.ttl_seconds is None or snapshot.protected:
+    if snapshot.lifetime is None or snapshot.protected:
         return ""
-    expires = now.astimezone(UTC) + timedelta(seconds=snapshot.ttl_seconds)
-    return expires.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return format_time(now + snapshot.lifetime)
 
 
 def subject_of(snapshot: Snapshot) -> str:
