@@ -24,6 +24,7 @@ from dbranch_cli import (
     orphans,
     projects,
     report,
+    schedules,
     snapshots,
 )
 from dbranch_cli.failure import ExitCode, Failure, failure_from
@@ -85,6 +86,7 @@ cli.sections = {
         load.load,
         dump.dump,
         snapshots.snapshot,
+        schedules.schedule,
     ),
     "Projects": (projects.init, projects.status, projects.current, projects.project),
     "Cluster": (doctor.doctor, report.report, orphans.orphan, completion.completion),

@@ -59,11 +59,11 @@ class Play:
         branch = self._cache().all_branches()[0]
         return delay_of(branch, branch.snapshots)
 
-    def look(self, at: datetime | None = None) -> list[str]:
+    def step(self, at: datetime | None = None) -> list[str]:
         """Let the loop look once; return its writes."""
         self.now = at or self.now
         self.rig.api.take_requests()
-        self.loop.look()
+        self.loop.run_due()
         return self.rig.api.take_writes()
 
     def written(self) -> None:
@@ -96,20 +96,20 @@ class Play:
     def hour(self, hours: int) -> list[str]:
         """Play the run of an hour after noon, with something written before; return the loop's writes."""
         self.written()
-        writes = self.look(NOON + hours * HOUR + self.delay)
+        writes = self.step(NOON + hours * HOUR + self.delay)
         self.take()
-        return writes + self.look(self.now + timedelta(seconds=5))
+        return writes + self.step(self.now + timedelta(seconds=5))
 
 
 def test_the_life_of_a_scheduled_snapshot_is_four_writes_and_one_of_its_branch() -> None:
     play = Play(HOURLY)
-    assert play.look() == ["merge dbbranches/shop-main/status"]
+    assert play.step() == ["merge dbbranches/shop-main/status"]
     assert play.rig.branch()["status"]["snapshots"] == {
         "nextScheduleTime": "2030-06-01T12:00:00Z",
         "keep": [{"name": "hourly", "count": 2}],
     }
-    assert play.look(NOON + play.delay - timedelta(seconds=1)) == []
-    assert play.look(NOON + play.delay) == ["create dbsnapshots/shop-main-203006011200"]
+    assert play.step(NOON + play.delay - timedelta(seconds=1)) == []
+    assert play.step(NOON + play.delay) == ["create dbsnapshots/shop-main-203006011200"]
     assert play.added == [Key(names.SNAPSHOT_KIND, "team", "shop-main-203006011200")]
     body = play.rig.snapshot("main-203006011200")
     assert body["spec"]["origin"] == {
@@ -118,36 +118,36 @@ def test_the_life_of_a_scheduled_snapshot_is_four_writes_and_one_of_its_branch()
         "time": format_time(play.now),
     }
     assert [o["kind"] for o in body["metadata"]["ownerReferences"]] == [names.PROJECT_KIND]
-    assert play.look() == []
+    assert play.step() == []
     # Binding, the agent, Ready.
     writes = play.rig.writes_of(play.take)
     assert writes == ["merge dbsnapshots/shop-main-203006011200/status"] * 3
-    assert play.look(play.now + MINUTE) == ["merge dbbranches/shop-main/status"]
+    assert play.step(play.now + MINUTE) == ["merge dbbranches/shop-main/status"]
     assert play.rig.branch()["status"]["snapshots"] == {
         "lastScheduleTime": "2030-06-01T12:00:00Z",
         "lastSuccessfulTime": format_time(NOON + play.delay),
         "nextScheduleTime": "2030-06-01T13:00:00Z",
         "keep": [{"name": "hourly", "count": 2}],
     }
-    assert play.look() == [] and play.rig.events == []
+    assert play.step() == [] and play.rig.events == []
 
 
 def test_an_idle_system_with_schedules_writes_nothing_for_days() -> None:
     play = Play(HOURLY, {"name": "daily", "schedule": "0 3 * * *"})
-    play.look()
+    play.step()
     play.hour(0)
     for minutes in range(1, 3 * 24 * 60, 7):
-        assert play.look(NOON + play.delay + WORD_TIME + minutes * MINUTE) == []
+        assert play.step(NOON + play.delay + WORD_TIME + minutes * MINUTE) == []
     # A controller that starts knows it, too.
     play.start()
     for _ in range(3):
-        assert play.look(play.now + WORD_TIME) == []
+        assert play.step(play.now + WORD_TIME) == []
     assert play.snapshots() == ["203006011200"]
 
 
 def test_the_oldest_goes_when_a_new_one_is_there() -> None:
     play = Play(HOURLY)
-    play.look()
+    play.step()
     for hours in range(4):
         writes = play.hour(hours)
         assert writes.count("merge dbbranches/shop-main/status") == 1
@@ -167,7 +167,7 @@ def test_what_was_cut_off_at_any_write_is_done_once_and_only_once() -> None:
     for verb, pattern in (("create", writes[0]), ("merge", writes[1]), ("delete", writes[2])):
         for lost in (False, True):
             play = Play(HOURLY)
-            play.look()
+            play.step()
             for hours in range(4):
                 if lost:
                     play.rig.api.lose_answer(verb, pattern)
@@ -177,7 +177,7 @@ def test_what_was_cut_off_at_any_write_is_done_once_and_only_once() -> None:
                 # What the process knew is gone.
                 play.start()
                 for _ in range(3):
-                    play.look(play.now + timedelta(seconds=10))
+                    play.step(play.now + timedelta(seconds=10))
                     play.take()
                 play.rig.api.answer_again()
             assert play.snapshots() == ["203006011400", "203006011500"], (verb, lost)
@@ -185,21 +185,21 @@ def test_what_was_cut_off_at_any_write_is_done_once_and_only_once() -> None:
 
 def test_a_controller_that_was_away_makes_up_the_last_run() -> None:
     play = Play(HOURLY)
-    play.look()
+    play.step()
     play.hour(0)
     play.written()
     play.start()
-    assert play.look(NOON + 50 * HOUR + 20 * MINUTE) == ["create dbsnapshots/shop-main-203006031400"]
+    assert play.step(NOON + 50 * HOUR + 20 * MINUTE) == ["create dbsnapshots/shop-main-203006031400"]
     body = play.rig.snapshot("main-203006031400")
     # Now it is to be taken: the agent takes none that is ten minutes late.
     assert body["spec"]["origin"]["time"] == format_time(play.now)
     play.take()
-    assert play.look() == ["merge dbbranches/shop-main/status"]
+    assert play.step() == ["merge dbbranches/shop-main/status"]
 
 
 def test_a_name_that_somebody_has_is_left_alone() -> None:
     play = Play(HOURLY)
-    play.look()
+    play.step()
     play.rig.api.put(
         SNAPSHOTS,
         {
@@ -209,8 +209,8 @@ def test_a_name_that_somebody_has_is_left_alone() -> None:
             "spec": {"project": "shop", "branch": "main"},
         },
     )
-    assert play.look(NOON + play.delay) == ["create dbsnapshots/shop-main-203006011200"]
-    assert play.look(play.now + MINUTE) == []
+    assert play.step(NOON + play.delay) == ["create dbsnapshots/shop-main-203006011200"]
+    assert play.step(play.now + MINUTE) == []
     assert "origin" not in play.rig.snapshot("main-203006011200")["spec"]
 
 
@@ -219,32 +219,32 @@ def test_two_at_a_time_on_a_node_behind_creates_but_not_for_ever() -> None:
     for name in ("a", "b", "c"):
         play.rig.branch_up(name)
         play.rig.change_branch(name, snapshots=[HOURLY])
-    play.look()
+    play.step()
     # All are due.
-    assert len(play.look(NOON + 7 * MINUTE)) == 2 and play.loop.look()
-    assert play.look() == []
+    assert len(play.step(NOON + 7 * MINUTE)) == 2 and play.loop.run_due()
+    assert play.step() == []
     play.take()
-    writes = play.look()
+    writes = play.step()
     assert len([w for w in writes if w.startswith("create")]) == 2
     play.take()
-    play.look()
+    play.step()
     play.rig.put(branch("new"))
     play.rig.api.merge(f"{BRANCHES}/shop-new/status", {"status": {"nodeName": NODE}})
     play.rig.api.merge(
         f"{BRANCHES}/shop-new", {"metadata": {"creationTimestamp": format_time(datetime.now(UTC))}}
     )
     play.written()
-    assert not [w for w in play.look(NOON + HOUR + 7 * MINUTE) if w.startswith("create")]
-    assert [w for w in play.look(NOON + HOUR + play.delay + MAX_WAIT) if "shop-main" in w]
+    assert not [w for w in play.step(NOON + HOUR + 7 * MINUTE) if w.startswith("create")]
+    assert [w for w in play.step(NOON + HOUR + play.delay + MAX_WAIT) if "shop-main" in w]
 
 
 def test_limits_are_said_before_and_nothing_is_made() -> None:
     play = Play({**HOURLY, "keep": 9}, snapshotsPerBranch="2")
-    play.look()
+    play.step()
     for hours in range(2):
         play.hour(hours)
     play.written()
-    assert play.look(NOON + 2 * HOUR + play.delay) == []
+    assert play.step(NOON + 2 * HOUR + play.delay) == []
     assert Key(names.BRANCH_KIND, "team", "shop-main") in play.added
     body = play.rig.reconcile_branch()
     assert (
@@ -253,11 +253,11 @@ def test_limits_are_said_before_and_nothing_is_made() -> None:
     assert "limits.snapshotsPerBranch" in message_of(body, "Snapshotted")
     assert "Stalled" not in conditions_of(body)
     play.added.clear()
-    assert play.look() == [] and play.added == []
+    assert play.step() == [] and play.added == []
     # A place: the run that is due is made up.
     play.rig.api.delete(f"{SNAPSHOTS}/shop-main-203006011200")
     play.take()
-    assert play.look() == ["create dbsnapshots/shop-main-203006011400"]
+    assert play.step() == ["create dbsnapshots/shop-main-203006011400"]
 
 
 @pytest.mark.parametrize(
@@ -282,10 +282,10 @@ def test_what_a_branch_says_of_its_schedules(schedules: list[Json], reason: str 
     assert play.rig.writes_of(play.rig.reconcile_branch) == []
 
 
-def test_a_run_whose_snapshot_is_not_taken_is_said() -> None:
+def test_a_snapshot_that_is_not_taken_is_reported() -> None:
     play = Play(HOURLY)
-    play.look()
-    play.look(NOON + play.delay)
+    play.step()
+    play.step(NOON + play.delay)
     path = f"{SNAPSHOTS}/shop-main-203006011200"
     play.rig.snapshots.reconcile("team", "shop-main-203006011200", play._cache())
     full = Finding(Reason.POOL_FULL, "the pool of project shop is full").as_dict()
@@ -299,10 +299,10 @@ def test_a_run_whose_snapshot_is_not_taken_is_said() -> None:
     missed = Finding(Reason.SNAPSHOT_MISSED, "it was not taken").as_dict()
     play.rig.api.merge(f"{path}/status", {"status": {"node": {"storage": missed}}})
     play.rig.snapshots.reconcile("team", "shop-main-203006011200", play._cache())
-    play.look(NOON + HOUR + play.delay)
+    play.step(NOON + HOUR + play.delay)
     play.take()
-    play.look(play.now + MINUTE)
-    play.look(play.now + MINUTE)
+    play.step(play.now + MINUTE)
+    play.step(play.now + MINUTE)
     assert conditions_of(play.rig.reconcile_branch())["Snapshotted"] == "OnSchedule"
     play.take()
     assert play.snapshots() == ["203006011300"]
@@ -311,8 +311,8 @@ def test_a_run_whose_snapshot_is_not_taken_is_said() -> None:
 def test_a_record_that_is_made_again_takes_nothing() -> None:
     """Velero, or `kubectl apply` of a saved file: the time has passed; or the branch is another one of its name."""
     play = Play(HOURLY)
-    play.look()
-    play.look(NOON + play.delay)
+    play.step()
+    play.step(NOON + play.delay)
     old: Any = play.rig.snapshot("main-203006011200")
     play.rig.api.merge(f"{SNAPSHOTS}/shop-main-203006011200", {"metadata": {"finalizers": []}})
     play.rig.api.delete(f"{SNAPSHOTS}/shop-main-203006011200")
@@ -328,15 +328,15 @@ def test_a_record_that_is_made_again_takes_nothing() -> None:
             {"time": format_time(due)} if due else {}
         )
         play.rig.api.put(SNAPSHOTS, body)
-        again = play.rig.reconcile_snapshot("again")
-        assert again is not None and conditions_of(again)["Ready"] == reason
-        assert "nodeName" not in again["status"]
+        repeated = play.rig.reconcile_snapshot("again")
+        assert repeated is not None and conditions_of(repeated)["Ready"] == reason
+        assert "nodeName" not in repeated["status"]
         play.rig.api.delete(f"{SNAPSHOTS}/shop-again")
 
 
 def test_nothing_is_done_before_all_snapshots_are_known_or_where_things_end() -> None:
     play = Play(HOURLY)
-    play.look()
+    play.step()
     play.loop = ScheduleLoop(
         cast(Cluster, play.rig.api),
         play.rig.limits,
@@ -345,30 +345,30 @@ def test_nothing_is_done_before_all_snapshots_are_known_or_where_things_end() ->
         play.rig.cache,
         lambda: play.now,
     )
-    assert play.look(NOON + 10 * MINUTE) == []
+    assert play.step(NOON + 10 * MINUTE) == []
     play.start()
     play.rig.api.refuse(
         "create", "dbsnapshots", ApiError(403, "Forbidden", "the namespace is being terminated")
     )
-    play.look(NOON + 10 * MINUTE)
+    play.step(NOON + 10 * MINUTE)
     play.rig.api.answer_again()
     play.rig.api.delete(f"{BRANCHES}/shop-main")
-    assert play.look() == []
+    assert play.step() == []
 
 
 def test_fewer_are_said_a_day_before() -> None:
     play = Play({**HOURLY, "keep": 3})
-    play.look()
+    play.step()
     for hours in range(3):
         play.hour(hours)
     play.rig.change_branch(snapshots=[{**HOURLY, "keep": 1}])
-    writes = play.look()
+    writes = play.step()
     assert "merge dbbranches/shop-main/status" in writes and any("events" in write for write in writes)
-    assert len(play.snapshots()) == 3 and play.look() == []
+    assert len(play.snapshots()) == 3 and play.step() == []
     (event,) = play.rig.api.find("/api/v1/namespaces/team/events")
     assert event["reason"] == "Expiring" and "no longer 3" in event["message"]
     assert len(play.snapshots()) == 3
-    play.look(play.now + timedelta(hours=24))
-    play.look()
+    play.step(play.now + timedelta(hours=24))
+    play.step()
     play.take()
     assert play.snapshots() == ["203006011400"]

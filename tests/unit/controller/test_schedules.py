@@ -183,8 +183,8 @@ def test_paused_and_invalid_schedules_have_no_runs_and_nothing_is_made_up() -> N
     for off in ({**HOURLY, "state": "Paused"}, {**HOURLY, "schedule": "0 25 * * *"}):
         held = plan(ScheduleFacts(main(off, runs=runs)), NOON + 5 * HOUR)
         assert held.run is None and held.status.next is None and held.status.last == NOON
-    again = plan(ScheduleFacts(main(HOURLY, runs=replace(runs, next=None))), NOON + 5 * HOUR + 10 * MINUTE)
-    assert again.run is None and again.status.next == NOON + 6 * HOUR
+    resumed = plan(ScheduleFacts(main(HOURLY, runs=replace(runs, next=None))), NOON + 5 * HOUR + 10 * MINUTE)
+    assert resumed.run is None and resumed.status.next == NOON + 6 * HOUR
 
 
 def test_other_schedules_move_the_next_run() -> None:
@@ -192,8 +192,8 @@ def test_other_schedules_move_the_next_run() -> None:
     often = {"name": "often", "schedule": "*/5 * * * *"}
     sooner = plan(ScheduleFacts(main(HOURLY, often, runs=runs), [taken(NOON)]), NOON + 12 * MINUTE)
     assert sooner.status.next == NOON + 15 * MINUTE and sooner.run is None
-    later = plan(ScheduleFacts(main(DAILY, runs=runs), [taken(NOON)]), NOON + 61 * MINUTE)
-    assert later.status.next == NOON + 15 * HOUR and later.run is None
+    rarer = plan(ScheduleFacts(main(DAILY, runs=runs), [taken(NOON)]), NOON + 61 * MINUTE)
+    assert rarer.status.next == NOON + 15 * HOUR and rarer.run is None
 
 
 def test_a_clock_that_was_ahead_is_believed_no_longer_than_it_is() -> None:

@@ -79,9 +79,9 @@ class WrittenWatch:
         while True:
             beat()
             time.sleep(WRITTEN_POLL_SECONDS)
-            self.look()
+            self.check()
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Report the branches that have been written to since their last scheduled snapshots, once for each."""
         with self._lock:
             branches, projects = dict(self._branches), dict(self._projects)

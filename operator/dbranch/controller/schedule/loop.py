@@ -77,12 +77,12 @@ class ScheduleLoop:
             beat()
             waits = False
             try:
-                waits = self.look()
+                waits = self.run_due()
             except Exception as error:  # noqa: BLE001
                 log_error(logger, error, "schedules")
             time.sleep(timing.SCHEDULE_WAITING_POLL_SECONDS if waits else timing.SCHEDULE_POLL_SECONDS)
 
-    def look(self) -> bool:
+    def run_due(self) -> bool:
         """Do what is due now; return True if a run waits for others on its node."""
         cache = self._cache()
         # Before all snapshots are listed nothing is known of what was ordered.
