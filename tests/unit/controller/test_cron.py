@@ -42,7 +42,6 @@ def runs(cron: str, zone: str, start: str, end: str) -> list[str]:
         ("0 24 * * *", "Etc/UTC", "bad hour"),
         ("0 0 31 2 *", "Etc/UTC", "bad day-of-month"),
         ("0 0 * * MOO", "Etc/UTC", "bad day-of-week"),
-        ("0 0 30 2 1L", "Etc/UTC", "50 years"),
         ("* * */20 * 1L", "Etc/UTC", "50 years"),
         ("0 0 * * 1L/2", "Etc/UTC", "bad day-of-week"),
         ("0 0 L,1/2 * *", "Etc/UTC", ""),

@@ -33,9 +33,13 @@ class Play:
         self.rig = Rig(**limits).ready()
         self.transaction = 100
         self.added: list[Key] = []
+        # Of the loop's requests: verb, pattern of the path, whether only the answer is lost.
+        self.interruptions: list[tuple[str, str, bool]] = []
         self.now = NOON - 30 * MINUTE
         self.rig.api.clock = lambda: self.now
         self.rig.change_branch(snapshots=list(schedules))
+        # It says that it has schedules.
+        self.rig.reconcile_branch()
         self.start()
 
     def start(self) -> None:
@@ -95,7 +99,13 @@ class Play:
 
     def hour(self, hours: int) -> list[str]:
         """Play the run of an hour after noon, with something written before; return the loop's writes."""
+        self.rig.api.answer_again()
         self.written()
+        for verb, pattern, lost in self.interruptions:
+            if lost:
+                self.rig.api.lose_answer(verb, pattern)
+            else:
+                self.rig.api.refuse(verb, pattern, times=1)
         writes = self.step(NOON + hours * HOUR + self.delay)
         self.take()
         return writes + self.step(self.now + timedelta(seconds=5))
@@ -168,11 +178,8 @@ def test_what_was_cut_off_at_any_write_is_done_once_and_only_once() -> None:
         for lost in (False, True):
             play = Play(HOURLY)
             play.step()
+            play.interruptions = [(verb, pattern, lost)]
             for hours in range(4):
-                if lost:
-                    play.rig.api.lose_answer(verb, pattern)
-                else:
-                    play.rig.api.refuse(verb, pattern, times=1)
                 play.hour(hours)
                 # What the process knew is gone.
                 play.start()

@@ -110,6 +110,14 @@ def test_a_run_is_known_by_its_snapshots_name_until_the_status_says_it() -> None
     assert late.run is None and late.status.next == NOON + HOUR and late.status.succeeded is None
 
 
+def test_a_run_that_is_due_when_the_one_before_is_reported_is_done() -> None:
+    before = SnapshotsStatus(next=NOON, keep=(Kept("hourly", 3),))
+    facts = ScheduleFacts(main(HOURLY, runs=before, transaction=9), [taken(NOON, 7)])
+    both = plan(facts, NOON + HOUR + delay())
+    assert both.status.last == NOON and both.status.next == NOON + HOUR
+    assert both.run and both.run.time == NOON + HOUR
+
+
 def test_one_snapshot_where_several_schedules_fall_together() -> None:
     three = NOON.replace(hour=3)
     facts = ScheduleFacts(main(HOURLY, DAILY, runs=SnapshotsStatus(next=three)))

@@ -111,7 +111,7 @@ def _plan_runs(facts: ScheduleFacts, now: datetime) -> SchedulePlan:
     upcoming = next_run(schedules, clock)
     ordered = _last_ordered(facts, clock)
     if ordered and (status.last is None or _time_of(ordered) > status.last):
-        status = _reported(status, ordered, upcoming, now)
+        status = _reported(status, ordered, next_run(schedules, _time_of(ordered)), now)
     status = replace(status, succeeded=_succeeded(facts, status))
     if upcoming is None:
         return SchedulePlan(replace(status, next=None))
@@ -169,14 +169,14 @@ def _time_of(record: SnapshotRecord) -> datetime:
 def _reported(
     status: SnapshotsStatus,
     ordered: SnapshotRecord,
-    upcoming: datetime | None,
+    following: datetime | None,
     now: datetime,
 ) -> SnapshotsStatus:
     """Return the status with the run that was ordered last, once its snapshot is there: one write for both."""
     due = parse_time(ordered.snapshot.origin_time) or now
     if not (ordered.at_rest or ordered.snapshot.deleting or now > due + _REPORT_TIME or now < due):
         return status
-    return replace(status, last=_time_of(ordered), next=upcoming)
+    return replace(status, last=_time_of(ordered), next=following)
 
 
 def _succeeded(facts: ScheduleFacts, status: SnapshotsStatus) -> datetime | None:
