@@ -121,6 +121,14 @@ class ProjectBuilder(_Object):
 class BranchBuilder(_Object):
     """A DBBranch under construction."""
 
+    def bound(self, node: str = NODE) -> Self:
+        """Return it bound to a node, with its agent's finalizer."""
+        return self.status(nodeName=node).finalizers(names.AGENT_FINALIZER)
+
+    def released(self) -> Self:
+        """Return it, which is being deleted, as the controller has let go of it."""
+        return self.status(release=self._body["metadata"]["deletionTimestamp"])
+
     def of(self, source_uid: str) -> Self:
         """Return it bound to this very source."""
         return self.status(sourceUID=source_uid)
@@ -235,7 +243,6 @@ def branch(
                 "namespace": namespace,
                 "uid": f"{object_name}-uid",
                 "generation": 1,
-                "finalizers": [names.CONTROLLER_FINALIZER],
             },
             "spec": {"project": of, **({"source": source} if source else {})},
         }
@@ -260,7 +267,7 @@ def agent_pod(
     ready: bool = True,
     free_bytes: int = 100 * GIB,
     retained: str = "",
-    features: str = f"{names.FEATURE_SNAPSHOTS},{names.FEATURE_RESTORES}",
+    features: str = ",".join(names.FEATURES),
 ) -> Json:
     """Return the agent's pod on a node."""
     annotations = {

@@ -1,8 +1,7 @@
-"""The commands on branches: create, show, wait, delete."""
+"""The commands on branches: create, show, wait."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,8 @@ from dbranch.api import names
 from dbranch.api.conditions import Condition
 from dbranch.api.enums import ConditionStatus
 from dbranch.api.errors import ApiError
+from dbranch_cli.deletion import delete_branch
+from dbranch_cli.expiry import expiry_options, expiry_spec
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.invocation import Invocation, format_objects
 from dbranch_cli.lifecycle import use_branch
@@ -20,7 +21,6 @@ from dbranch_cli.objects import (
     Body,
     active_branch_of,
     branch_name_of,
-    desired_branch_of,
     manifest,
     source_of,
 )
@@ -31,16 +31,10 @@ from dbranch_cli.options import (
     force_option,
     no_wait_option,
     timeout_option,
-    yes_option,
 )
 from dbranch_cli.snapshots import SnapshotName, chosen_snapshot
 from dbranch_cli.view import branch_block
 from dbranch_cli.waiting import Goal, has_condition, is_stopped, wait_deleted, wait_for
-
-# After a switch the policy that protects the active branch still reads the project as it was: the API server's cache
-# is behind by a few milliseconds, on a busy machine by seconds.
-_POLICY_LAG_SECONDS = 10.0
-_POLICY_RETRY_SECONDS = 0.2
 
 
 @click.command(cls=Command)
@@ -56,13 +50,14 @@ _POLICY_RETRY_SECONDS = 0.2
     metavar="TIME",
     help='Start with the source\'s newest snapshot that was taken by then, as "2h ago".',
 )
+@expiry_options()
 @click.option("-u", "--use", is_flag=True, help="Make it the active branch once it is Ready.")
 @click.option(
     "--if-exists",
     type=click.Choice(["fail", "reuse", "replace"]),
     default="fail",
     show_default=True,
-    help="What to do if the branch exists; `replace` deletes it first.",
+    help="What to do if the branch exists; `replace` deletes it, with its data, first.",
 )
 @force_option()
 @no_wait_option()
@@ -75,6 +70,8 @@ def create(
     source: str | None,
     from_snapshot: str | None,
     at: str | None,
+    ttl: str | None,
+    expires: str | None,
     use: bool,
     if_exists: str,
     force: bool,
@@ -89,12 +86,13 @@ def create(
     if from_snapshot and (source or at):
         message = "--from-snapshot names the data; leave out --source and --at"
         raise Failure(ExitCode.USAGE, "InvalidInput", message)
+    expiry = expiry_spec(ttl, expires)
     name = invocation.project_name
     check_branch_name(name, branch)
     if source:
         check_branch_name(name, source)
     if dry_run == "client":
-        body = _manifest(invocation, branch, _spec_source(invocation, source, from_snapshot, at))
+        body = _manifest(invocation, branch, _spec_source(invocation, source, from_snapshot, at) | expiry)
         click.echo(format_objects(body, "json" if invocation.output == "json" else "yaml"))
         return
     invocation.project()
@@ -103,13 +101,16 @@ def create(
         raise _already_exists(branch)
     if live is not None and if_exists == "replace":
         invocation.print_note(f"deleting branch {branch}")
-        _delete_inactive(invocation, branch, live)
+        # What is replaced on purpose, in CI all the time, is not kept.
+        delete_branch(invocation, branch, live, purge=True)
         wait_deleted(invocation.store, live, f"branch {branch}", timeout, quiet=not invocation.human_output)
         live = None
     is_new = False
     asked_for: Body | None = None
     if live is None:
-        asked_for = _manifest(invocation, branch, _spec_source(invocation, source, from_snapshot, at))
+        asked_for = _manifest(
+            invocation, branch, _spec_source(invocation, source, from_snapshot, at) | expiry
+        )
         if "source" in asked_for["spec"]:
             _require_source(invocation, asked_for["spec"]["source"])
         invocation.print_note(f"creating branch {branch} from {source_of(asked_for)}")
@@ -123,6 +124,10 @@ def create(
         result = _reuse(branch, live, source_of(asked_for))
     else:
         result = _reuse(branch, live, None)
+    if expiry and not is_new:
+        invocation.print_note(
+            f"branch {branch} keeps its own time to expire; 'dbranch extend {branch} DURATION'"
+        )
     if not no_wait:
         live = wait_for(
             invocation.store,
@@ -192,9 +197,10 @@ def _spec_source(
     return {"source": source or active_branch_of(invocation.project())}
 
 
-def _manifest(invocation: Invocation, branch: str, source: dict[str, str]) -> Body:
+def _manifest(invocation: Invocation, branch: str, fields: dict[str, str]) -> Body:
+    """Return a branch to create. `fields`: of its spec, beside the project."""
     project = invocation.project_name
-    spec = {"project": project, **source}
+    spec = {"project": project, **fields}
     return manifest(names.BRANCH_KIND, invocation.namespace, names.branch_object_name(project, branch), spec)
 
 
@@ -275,59 +281,3 @@ def parse_goal(text: str) -> tuple[Goal, Condition]:
             f"invalid --for {text}: use Ready, stopped, deleted, or a condition: {', '.join(Condition)}",
         )
     return has_condition(condition_type, status), condition_type
-
-
-@click.command(cls=Command)
-@click.argument("branches", metavar="BRANCH...", nargs=-1, required=True, type=BranchName())
-@click.option("--ignore-not-found", is_flag=True, help="Succeed if a branch does not exist.")
-@yes_option()
-@no_wait_option()
-@timeout_option("2m")
-@click.pass_obj
-def delete(
-    invocation: Invocation,
-    branches: tuple[str, ...],
-    ignore_not_found: bool,
-    yes: bool,
-    no_wait: bool,
-    timeout: float,
-) -> None:
-    """Delete branches and their data. The root branch, the active and protected branches are refused."""
-    existing: dict[str, Mapping[str, Any]] = {}
-    for branch in dict.fromkeys(branches):
-        check_branch_name(invocation.project_name, branch)
-        body = invocation.store.find_branch(invocation.project_name, branch)
-        if body is not None:
-            existing[branch] = body
-        elif ignore_not_found:
-            invocation.print_note(f"branch {branch} not found, ignored")
-        else:
-            invocation.branch(branch)  # raises Failure with a similar name
-    if not existing:
-        return
-    noun = "branch" if len(existing) == 1 else "branches"
-    question = f"Delete {noun} {', '.join(existing)} of project {invocation.project_name} and all data?"
-    invocation.confirm(question, yes)
-    for branch, live in existing.items():
-        _delete_inactive(invocation, branch, live)
-        if not no_wait:
-            wait_deleted(
-                invocation.store, live, f"branch {branch}", timeout, quiet=not invocation.human_output
-            )
-        invocation.print_result(f"branch {branch} {'is being deleted' if no_wait else 'deleted'}", live)
-
-
-def _delete_inactive(invocation: Invocation, branch: str, live: Mapping[str, Any]) -> None:
-    """Delete a branch. Repeat it for a few seconds if it is refused as the active one, and is that no more."""
-    deadline = time.monotonic() + _POLICY_LAG_SECONDS
-    while True:
-        try:
-            invocation.store.delete(live)
-            return
-        except ApiError as error:
-            if "is the active branch" not in str(error) or time.monotonic() >= deadline:
-                raise
-            project = invocation.store.find(names.PROJECTS, live["spec"]["project"])
-            if project is not None and branch in (active_branch_of(project), desired_branch_of(project)):
-                raise
-        time.sleep(_POLICY_RETRY_SECONDS)

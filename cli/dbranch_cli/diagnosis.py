@@ -23,14 +23,43 @@ _OLDEST_KUBERNETES: Final = (1, 32)
 # What this command line reads and writes; a test holds it against crds/.
 SPEC_FIELDS: Final[Mapping[str, frozenset[str]]] = {
     names.PROJECT_KIND: frozenset(
-        {"activeBranch", "deletionPolicy", "postgres", "protection", "proxy", "state", "storage"}
+        {
+            "activeBranch",
+            "branchDefaults",
+            "branchPolicy",
+            "deletionPolicy",
+            "postgres",
+            "protection",
+            "proxy",
+            "state",
+            "storage",
+            "undo",
+        }
     ),
-    names.BRANCH_KIND: frozenset({"postgres", "project", "protection", "source", "sourceSnapshot", "state"}),
+    names.BRANCH_KIND: frozenset(
+        {
+            "expirationTime",
+            "postgres",
+            "project",
+            "protectedUntil",
+            "protection",
+            "source",
+            "sourceSnapshot",
+            "state",
+            "ttl",
+            "undo",
+        }
+    ),
     names.SNAPSHOT_KIND: frozenset({"branch", "origin", "project", "protection", "ttl"}),
+    names.RESTORE_KIND: frozenset(
+        {"branch", "project", "source", "sourceSnapshot", "startingDeadline", "ttlAfterFinished", "undo"}
+    ),
 }
 _SUMMARIES: Final = (Condition.READY, Condition.RECONCILING, Condition.STALLED)
 # For so long an object without a report, or one that is being deleted, is nothing unusual.
 _GRACE_PERIOD: Final = timedelta(minutes=1)
+# So long a restore that has failed is worth a word; it may stay as a record for ever.
+_FAILURE_PERIOD: Final = timedelta(days=1)
 
 
 class Severity(IntEnum):
@@ -185,7 +214,7 @@ def diagnose_orphans(count: int) -> Finding:
 
 
 def diagnose_objects(bodies: Sequence[Json], now: datetime) -> Iterator[Finding]:
-    """Judge DBProjects, DBBranches and DBSnapshots: what hangs, what is reported, what a condition warns of."""
+    """Judge dbranch's objects: what hangs, what is reported, what a condition warns of."""
     for body in bodies:
         yield from _diagnose_object(body, now)
 
@@ -213,6 +242,9 @@ def _diagnose_object(body: Json, now: datetime) -> Iterator[Finding]:
                 Severity.ERROR, check, text, "The controller does not run, or cannot write: see its log."
             )
         return
+    if body["kind"] == names.RESTORE_KIND:
+        yield from _diagnose_restore(body, check, now)
+        return
     ready = find_condition(status, Condition.READY) or {}
     seen = int(ready.get("observedGeneration", meta.get("generation", 1)))
     if seen < int(meta.get("generation", 1)) and age > _GRACE_PERIOD:
@@ -235,6 +267,20 @@ def _diagnose_object(body: Json, now: datetime) -> Iterator[Finding]:
             yield _finding(check, condition, Severity.WARNING, now)
 
 
+def _diagnose_restore(body: Json, check: str, now: datetime) -> Iterator[Finding]:
+    """Judge a DBRestore with conditions: it hangs at a step, or has failed of late."""
+    for condition_type, begin, end in (
+        (Condition.FAILED, timedelta(0), _FAILURE_PERIOD),
+        (Condition.RECONCILING, _GRACE_PERIOD, timedelta.max),
+    ):
+        condition = find_condition(body["status"], condition_type) or {}
+        if condition.get("status") != ConditionStatus.TRUE:
+            continue
+        age = now - _time(condition.get("lastTransitionTime") or body["metadata"]["creationTimestamp"])
+        if begin <= age < end:
+            yield _finding(check, condition, Severity.WARNING, now)
+
+
 def _finding(check: str, condition: Json, severity: Severity, now: datetime) -> Finding:
     entry = CATALOG.get(_reason(condition))
     since = format_age(condition.get("lastTransitionTime"), now)
@@ -252,6 +298,8 @@ def _subject(body: Json) -> str:
         return f"branch {meta['namespace']}/{body['spec']['project']}/{branch_name_of(body)}"
     if body["kind"] == names.SNAPSHOT_KIND:
         return f"snapshot {meta['namespace']}/{meta['name']}"
+    if body["kind"] == names.RESTORE_KIND:
+        return f"restore {meta['namespace']}/{meta['name']}"
     return f"project {meta['namespace']}/{meta['name']}"
 
 

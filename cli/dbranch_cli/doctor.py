@@ -39,7 +39,10 @@ _KINDS: Final = {
     names.PROJECTS: names.PROJECT_KIND,
     names.BRANCHES: names.BRANCH_KIND,
     names.SNAPSHOTS: names.SNAPSHOT_KIND,
+    names.RESTORES: names.RESTORE_KIND,
 }
+# A cluster of an earlier release has no CRD of them.
+_LATER_KINDS: Final = (names.SNAPSHOT_KIND, names.RESTORE_KIND)
 _POLICIES: Final = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
 
 
@@ -49,8 +52,8 @@ _POLICIES: Final = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpol
 def doctor(context: click.Context, all_namespaces: bool) -> None:
     """Look for what is wrong, and say what to do about it.
 
-    Looks at versions, CRDs, controller, agents, policies, orphans, and at the projects, branches and
-    snapshots of the namespace. What you may not read is said, and is no error.
+    Looks at versions, CRDs, controller, agents, policies, orphans, and at the projects, branches, snapshots
+    and restores of the namespace. What you may not read is said, and is no error.
 
     The exit code is 0 if nothing is wrong, 7 if something needs somebody, 1 if something may heal by itself.
     """
@@ -114,18 +117,19 @@ class _Examination:
                 format_count(kinds[names.PROJECT_KIND], "project"),
                 format_count(kinds[names.BRANCH_KIND], "branch"),
             ]
-            if kinds[names.SNAPSHOT_KIND]:
-                counts.append(format_count(kinds[names.SNAPSHOT_KIND], "snapshot"))
+            for kind, noun in ((names.SNAPSHOT_KIND, "snapshot"), (names.RESTORE_KIND, "restore")):
+                if kinds[kind]:
+                    counts.append(format_count(kinds[kind], noun))
             yield Finding(Severity.OK, "objects", f"{', '.join(counts)}: nothing to report")
 
     def _objects(self) -> list[Body]:
-        """Return the DBProjects, then the DBBranches, then the DBSnapshots (none before their CRD is there)."""
+        """Return the DBProjects, DBBranches, DBSnapshots and DBRestores (of the latter none without their CRD)."""
         bodies: list[Body] = []
         for plural, kind in _KINDS.items():
             try:
                 listed = self._connection.get(f"/apis/{names.API_VERSION}{self._scope}/{plural}")
             except ApiError as error:
-                if error.status != 404 or kind != names.SNAPSHOT_KIND:
+                if error.status != 404 or kind not in _LATER_KINDS:
                     raise
                 continue
             bodies += [{"kind": kind, **item} for item in listed["items"]]

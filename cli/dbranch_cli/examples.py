@@ -14,7 +14,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "create": (
         "dbranch create feature-x --use      # from the active branch; switch to it",
         "dbranch create fixed --from-snapshot before-migration",
-        "dbranch create pr-118 -s main --if-exists replace      # in CI",
+        "dbranch create pr-118 -s main --ttl 3d --if-exists replace   # in CI",
     ),
     "use": ("dbranch use feature-x", "dbranch use main --timeout 5m"),
     "list": ("dbranch list -o wide", "dbranch list --watch", "dbranch list -o name"),
@@ -31,12 +31,29 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         "dbranch restart feature-x",
         "dbranch restart feature-x --reset-alter-system",
     ),
+    "extend": ("dbranch extend feature-x 2d", "dbranch extend pr-118 12h"),
+    "protect": (
+        "dbranch protect feature-x           # until it is unprotected",
+        "dbranch protect feature-x --for 7d",
+    ),
+    "unprotect": ("dbranch unprotect feature-x",),
+    "reset": (
+        "dbranch reset feature-x             # to its source's present data",
+        'dbranch reset feature-x --to-time "2h ago"',
+        "dbranch reset pr-118 --to-branch main --discard --yes  # in CI",
+    ),
+    "undo": ("dbranch undo feature-x",),
+    "history": ("dbranch history feature-x", "dbranch history feature-x -o wide"),
     "wait": (
         "dbranch wait feature-x --timeout 5m",
         "dbranch wait feature-x --for deleted",
         "dbranch wait feature-x --for PostgresReady=False",
     ),
-    "delete": ("dbranch delete feature-x", "dbranch delete pr-118 pr-119 --yes --ignore-not-found"),
+    "delete": (
+        "dbranch delete feature-x            # 'undelete' brings it back for a day",
+        "dbranch delete pr-118 pr-119 --yes --ignore-not-found --purge",
+    ),
+    "undelete": ("dbranch list --deleted", "dbranch undelete feature-x"),
     "psql": (
         "dbranch psql feature-x",
         "dbranch psql -- -c 'select count(*) from item'",

@@ -13,6 +13,7 @@ from dbranch.api.branch import parse_branch, should_run
 from dbranch.api.conditions import Condition, Reason, find_condition
 from dbranch.api.enums import OnSwitch, State
 from dbranch.api.project import parse_project
+from dbranch_cli.expiry_view import leaving_note
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.formatting import format_count
 from dbranch_cli.invocation import Invocation, format_objects
@@ -77,6 +78,7 @@ def use_branch(
     if old_branch != branch:
         effect = _effect_on_sessions(project, sessions, old_branch)
         invocation.print_note(f"{old_branch} → {branch}: {effect}")
+        _note_expiry(invocation, changed, old_branch)
     if not timeout:
         return changed
     return wait_for(
@@ -88,6 +90,16 @@ def use_branch(
         primary=Condition.ROUTED,
         quiet=not invocation.human_output,
     )
+
+
+def _note_expiry(invocation: Invocation, project: Body, old_branch: str) -> None:
+    """Say when the branch goes that was the active one, if that has kept it beyond its time."""
+    if not invocation.human_output or old_branch == names.ROOT_BRANCH:
+        return
+    old = invocation.store.find_branch(invocation.project_name, old_branch)
+    note = leaving_note(project, old, datetime.now(UTC).astimezone()) if old else None
+    if note:
+        invocation.print_note(note)
 
 
 def _effect_on_sessions(project: Mapping[str, Any], sessions: int, old_branch: str) -> str:

@@ -19,10 +19,12 @@ from dbranch_cli.formatting import format_table
 from dbranch_cli.invocation import Invocation, format_objects
 from dbranch_cli.objects import Body, sorted_branches
 from dbranch_cli.options import Command
+from dbranch_cli.undelete import list_deleted
 from dbranch_cli.view import branch_header, branch_row, branch_table, branch_tree
 from dbranch_cli.watching import Change, follow
 
-_AGE: Final = branch_header(wide=False).index("AGE")
+# Columns whose text changes with the time alone.
+_TIMES: Final = [branch_header(wide=False).index(column) for column in ("EXPIRES", "AGE")]
 _STATE: Final = branch_header(wide=False).index("STATE")
 _DIAGRAMS: Final = {"mermaid": mermaid_graph, "dot": dot_graph}
 _CLEAR_LINES: Final = "\x1b[{lines}A\x1b[J"
@@ -30,10 +32,14 @@ _CLEAR_LINES: Final = "\x1b[{lines}A\x1b[J"
 
 @click.command("list", cls=Command)
 @click.option("-w", "--watch", is_flag=True, help="Go on until interrupted, and show each change.")
+@click.option("--deleted", is_flag=True, help="Those that 'undelete' can bring back.")
 @click.pass_obj
-def list_branches(invocation: Invocation, watch: bool) -> None:
+def list_branches(invocation: Invocation, watch: bool, deleted: bool) -> None:
     """List the branches with their states and sizes."""
     project = invocation.project()
+    if deleted:
+        list_deleted(invocation)
+        return
     branches = invocation.store.branches(invocation.project_name)
     if watch:
         _Watch(invocation, project, branches).run()
@@ -63,7 +69,7 @@ class _Watch:
         self._wide, self._on_terminal = invocation.output == "wide", sys.stdout.isatty()
         self._branches = {body["metadata"]["uid"]: body for body in branches}
         self._changes: queue.SimpleQueue[Change | DbranchError] = queue.SimpleQueue()
-        # By UID: the rows as they were printed last, without the age; and how many lines are on the terminal.
+        # By UID: the rows as they were printed last, without what the time changes. And the lines on the terminal.
         self._printed: dict[str, list[str]] = {}
         self._lines = 0
 
@@ -129,7 +135,8 @@ class _Watch:
         if not self._printed:
             click.echo(lines[0])
         for (uid, row), line in zip(rows.items(), lines[1:], strict=True):
-            compared = row[:_AGE] + row[_AGE + 1 :]
+            compared = [cell for index, cell in enumerate(row) if index not in _TIMES]
+            compared.append((self._branches.get(uid, {}).get("status") or {}).get("expirationTime") or "")
             if self._printed.get(uid) != compared:
                 click.echo(line)
             self._printed[uid] = compared

@@ -15,8 +15,10 @@ from dbranch_cli import (
     branches,
     completion,
     connect,
+    deletion,
     doctor,
     dump,
+    expiry,
     lifecycle,
     listing,
     load,
@@ -24,8 +26,10 @@ from dbranch_cli import (
     orphans,
     projects,
     report,
+    restores,
     schedules,
     snapshots,
+    undelete,
 )
 from dbranch_cli.failure import ExitCode, Failure, failure_from
 from dbranch_cli.formatting import escape_controls
@@ -76,8 +80,15 @@ cli.sections = {
         lifecycle.stop,
         lifecycle.resume,
         lifecycle.restart,
+        expiry.extend,
+        expiry.protect,
+        expiry.unprotect,
+        restores.reset,
+        restores.undo,
+        restores.history,
         branches.wait,
-        branches.delete,
+        deletion.delete,
+        undelete.undelete,
     ),
     "Data and connections": (
         connect.psql,

@@ -1,4 +1,4 @@
-"""DBProjects, DBBranches and DBSnapshots of one namespace. Bodies are the API server's JSON."""
+"""DBProjects, DBBranches, DBSnapshots and DBRestores of one namespace. Bodies are the API server's JSON."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Body = dict[str, Any]
 _APPLY = "application/apply-patch+yaml"
 _JSON_PATCH = "application/json-patch+json"
+_MERGE = "application/merge-patch+json"
 
 
 def resource_path(plural: str, namespace: str, name: str | None = None) -> str:
@@ -38,8 +39,12 @@ def manifest(kind: str, namespace: str, name: str, spec: Mapping[str, Any]) -> B
 
 
 def plural_for(kind: str) -> str:
-    """Return the resource name of a kind: `dbprojects`, `dbbranches` or `dbsnapshots`."""
-    plurals = {names.PROJECT_KIND: names.PROJECTS, names.SNAPSHOT_KIND: names.SNAPSHOTS}
+    """Return the resource name of a kind: `dbprojects`, `dbbranches`, `dbsnapshots` or `dbrestores`."""
+    plurals = {
+        names.PROJECT_KIND: names.PROJECTS,
+        names.SNAPSHOT_KIND: names.SNAPSHOTS,
+        names.RESTORE_KIND: names.RESTORES,
+    }
     return plurals.get(kind, names.BRANCHES)
 
 
@@ -116,7 +121,14 @@ class Store:
 
     def snapshots(self, project: str) -> list[Body]:
         """Return a project's snapshots by age."""
-        listed = self._list(names.SNAPSHOTS, fieldSelector=f"spec.project={project}")
+        return self._by_age(names.SNAPSHOTS, project)
+
+    def restores(self, project: str) -> list[Body]:
+        """Return a project's DBRestores by age."""
+        return self._by_age(names.RESTORES, project)
+
+    def _by_age(self, plural: str, project: str) -> list[Body]:
+        listed = self._list(plural, fieldSelector=f"spec.project={project}")
         return sorted(
             listed, key=lambda b: (b["metadata"].get("creationTimestamp", ""), b["metadata"]["name"])
         )
@@ -176,9 +188,34 @@ class Store:
 
     def set_field(self, live: Mapping[str, Any], field: str, value: str, force: bool) -> Body:
         """Set `spec.<field>` of an object. Raise Failure if Argo CD, Flux or Helm owns it, unless `force`."""
+        self._refuse_of_git(live, field, f"set it to {value}", force)
         kind, name = live["kind"], live["metadata"]["name"]
-        _check_not_of_git(live, field, f"set it to {value}", force)
         return self.apply(manifest(kind, self.namespace, name, {field: value}), live)
+
+    def clear_field(self, live: Mapping[str, Any], field: str, force: bool) -> Body:
+        """Take `spec.<field>` away, whoever has set it: not by server-side apply, which leaves what others have set.
+
+        Raise Failure if Argo CD, Flux or Helm owns it, unless `force`.
+        """
+        self._refuse_of_git(live, field, "take it away", force)
+        return self.connection.request(
+            "PATCH",
+            resource_path(plural_for(live["kind"]), self.namespace, live["metadata"]["name"]),
+            {"fieldManager": names.CLI_MANAGER, "fieldValidation": "Strict"},
+            {"metadata": {"uid": live["metadata"]["uid"]}, "spec": {field: None}},
+            _MERGE,
+        )
+
+    def _refuse_of_git(self, live: Mapping[str, Any], field: str, remedy: str, force: bool) -> None:
+        manager = gitops_manager(live, "spec", field)
+        if manager and not force:
+            kind, name = live["kind"], live["metadata"]["name"]
+            raise Failure(
+                ExitCode.REFUSED,
+                "ManagedByGit",
+                f"spec.{field} of {kind} {name} is managed by {manager}, which would revert the change;"
+                f" {remedy} in Git, or write it anyway with --force",
+            )
 
     def apply_schedules(self, live: Mapping[str, Any], spec: Mapping[str, Any], force: bool) -> Body:
         """Set fields of spec.snapshots (entries by name) and spec.refresh of a branch, and of none but those named.
@@ -186,7 +223,7 @@ class Store:
         Raise Failure if Argo CD, Flux or Helm owns one of the two, unless `force`.
         """
         for field in spec:
-            _check_not_of_git(live, field, "change it", force)
+            self._refuse_of_git(live, field, "change it", force)
         changed = {str(entry["name"]): entry for entry in spec.get("snapshots") or ()}
         if changed:
             owned = (owned_fields(live).get("spec") or {}).get("snapshots") or ()
@@ -207,13 +244,13 @@ class Store:
             {"op": "test", "path": "/metadata/uid", "value": live["metadata"]["uid"]},
         ]
         if snapshots:
-            _check_not_of_git(live, "snapshots", "remove it", force)
+            self._refuse_of_git(live, "snapshots", "remove it", force)
             left = [entry for entry in entries if entry["name"] not in snapshots]
             operations.append({"op": "test", "path": "/spec/snapshots", "value": entries})
             change = {"op": "replace", "value": left} if left else {"op": "remove"}
             operations.append({"path": "/spec/snapshots", **change})
         if refresh:
-            _check_not_of_git(live, "refresh", "remove it", force)
+            self._refuse_of_git(live, "refresh", "remove it", force)
             operations.append({"op": "remove", "path": "/spec/refresh"})
         path = resource_path(plural_for(live["kind"]), self.namespace, live["metadata"]["name"])
         params = {"fieldManager": names.CLI_MANAGER}
@@ -233,9 +270,17 @@ class Store:
 
     def delete(self, live: Mapping[str, Any]) -> None:
         """Delete exactly this object, by its UID."""
+        self._delete(live, {})
+
+    def check_deletion(self, live: Mapping[str, Any]) -> None:
+        """Let the API server refuse the deletion of this object, as far as it would. Raise ApiError if it does."""
+        self._delete(live, {"dryRun": "All"})
+
+    def _delete(self, live: Mapping[str, Any], params: Mapping[str, str]) -> None:
         self.connection.request(
             "DELETE",
             resource_path(plural_for(live["kind"]), self.namespace, live["metadata"]["name"]),
+            params,
             body={
                 "apiVersion": "v1",
                 "kind": "DeleteOptions",
@@ -286,14 +331,3 @@ def event_time(event: Mapping[str, Any]) -> str:
         or event["metadata"].get("creationTimestamp")
         or ""
     )
-
-
-def _check_not_of_git(live: Mapping[str, Any], field: str, advice: str, force: bool) -> None:
-    """Raise Failure if Argo CD, Flux or Helm owns `spec.<field>` of the object, unless `force`."""
-    manager = gitops_manager(live, "spec", field)
-    if manager and not force:
-        kind, name = live["kind"], live["metadata"]["name"]
-        text = f"spec.{field} of {kind} {name} is managed by {manager}, which would revert the change"
-        raise Failure(
-            ExitCode.REFUSED, "ManagedByGit", f"{text}; {advice} in Git, or write it anyway with --force"
-        )

@@ -57,7 +57,7 @@ class Collector:
             "doctor.txt",
             lambda: "\n".join(finding_lines(examine(self._invocation, self._all))) + "\n",
         )
-        for plural in (names.PROJECTS, names.BRANCHES, names.SNAPSHOTS):
+        for plural in (names.PROJECTS, names.BRANCHES, names.SNAPSHOTS, names.RESTORES):
             path = f"/apis/{names.API_VERSION}{self._scope}/{plural}"
             self._add(f"{plural}.yaml", partial(self._objects, path))
         self._add("events.yaml", self._events)
@@ -97,8 +97,8 @@ class Collector:
         return [redact_object(body) for body in self._list(path)]
 
     def _events(self) -> list[dict[str, Any]]:
-        """Return the Events of projects and branches, and those of dbranch's pods."""
-        kinds = (names.PROJECT_KIND, names.BRANCH_KIND)
+        """Return the Events of dbranch's objects, and those of its pods."""
+        kinds = (names.PROJECT_KIND, names.BRANCH_KIND, names.SNAPSHOT_KIND, names.RESTORE_KIND)
         scopes = [self._scope] if self._all else [self._scope, f"/namespaces/{self._nodes_namespace}"]
         events = []
         for scope in dict.fromkeys(scopes):

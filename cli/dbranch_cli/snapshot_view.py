@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from dbranch.api import names
 from dbranch.api.conditions import Condition, find_condition
 from dbranch.api.enums import Protection
+from dbranch_cli.durations import format_until
 from dbranch_cli.formatting import format_age, format_fields, format_size, format_table
 from dbranch_cli.view import conditions_and_events, state_of
 
@@ -35,7 +36,7 @@ def snapshot_table(snapshots: Sequence[Json], wide: bool, now: datetime | None =
             _ago(node.get("snapshotTime"), now),
             format_size(node, "logical"),
             format_size(node, "unique"),
-            _until(status.get("expirationTime"), now),
+            format_until(status.get("expirationTime"), now),
         ]
         if wide:
             row += [ready.get("reason") or "-", status.get("nodeName") or "-", body["metadata"]["name"]]
@@ -61,7 +62,7 @@ def snapshot_block(body: Json, events: Sequence[Json] | None, now: datetime | No
             if node.get("snapshotTime")
             else "-",
         ),
-        ("Expires", f"{expires} ({_until(expires, now)})" if expires else "never"),
+        ("Expires", f"{expires} ({format_until(expires, now)})" if expires else "never"),
         ("Node", status.get("nodeName") or "-"),
         ("Postgres", node.get("postgresVersion") or "-"),
         ("Size", f"{format_size(node, 'logical')}, {format_size(node, 'unique')} unique when it was taken"),
@@ -77,14 +78,3 @@ def _origin_of(body: Json) -> str:
 
 def _ago(time: str | None, now: datetime | None) -> str:
     return f"{format_age(time, now)} ago" if time else "-"
-
-
-def _until(time: str | None, now: datetime | None) -> str:
-    """Return the time until `time` (RFC 3339): `in 6d`, `now`; `-` for None."""
-    if not time:
-        return "-"
-    now = now or datetime.now(UTC)
-    left = datetime.fromisoformat(time.replace("Z", "+00:00")) - now
-    if left <= timedelta(0):
-        return "now"
-    return f"in {format_age((now - left).isoformat(), now)}"

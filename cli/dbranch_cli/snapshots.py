@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
@@ -13,8 +13,7 @@ from dbranch.api import names
 from dbranch.api.conditions import Condition
 from dbranch.api.enums import Protection
 from dbranch.api.errors import ApiError, InvalidInput
-from dbranch.api.expiry import NEVER
-from dbranch.api.quantity import parse_seconds
+from dbranch_cli.durations import parse_moment, parse_ttl
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.formatting import format_age
 from dbranch_cli.invocation import Invocation
@@ -36,8 +35,6 @@ from dbranch_cli.waiting import has_condition, wait_deleted, wait_for
 Json = Mapping[str, Any]
 
 _OBJECT_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_DAYS: Final = re.compile(r"([0-9]+)([dw])")
-_HOURS: Final[Mapping[str, int]] = {"d": 24, "w": 7 * 24}
 
 
 class SnapshotName(ExistingName):
@@ -69,41 +66,6 @@ def find_snapshot(store: Store, project: str, name: str) -> Body:
     raise Failure(ExitCode.NOT_FOUND, "NotFound", text)
 
 
-def parse_ttl(text: str) -> str:
-    """Return a duration as the API takes it: days and weeks in hours. Raise InvalidInput if it is none.
-
-    >>> parse_ttl("7d"), parse_ttl("1h30m"), parse_ttl("never")
-    ('168h', '1h30m', 'Never')
-    """
-    if text.capitalize() == NEVER:
-        return NEVER
-    days = _DAYS.fullmatch(text)
-    if days:
-        return f"{int(days[1]) * _HOURS[days[2]]}h"
-    if not re.fullmatch(r"([0-9]+[hms])+", text) or parse_seconds(text) <= 0:
-        raise InvalidInput(f'invalid --ttl "{text}": write it as 90m, 12h, 7d or 2w, or Never')
-    return text
-
-
-def parse_moment(text: str, now: datetime) -> datetime:
-    """Return the moment of `2h ago`, `3d ago` or an RFC 3339 time. Raise InvalidInput if it is none.
-
-    >>> parse_moment("2h ago", datetime(2030, 1, 2, tzinfo=UTC)).isoformat()
-    '2030-01-01T22:00:00+00:00'
-    """
-    ago = text.removesuffix("ago").strip() if text.endswith("ago") else None
-    try:
-        if ago:
-            days = _DAYS.fullmatch(ago)
-            hours = f"{int(days[1]) * _HOURS[days[2]]}h" if days else ago
-            return now - timedelta(seconds=parse_seconds(hours))
-        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-        return moment if moment.tzinfo else moment.astimezone()
-    except (InvalidInput, ValueError) as error:
-        message = f'invalid time "{text}": write it as "2h ago", "3d ago" or 2030-01-31T13:40:00Z'
-        raise InvalidInput(message) from error
-
-
 def newest_not_younger(snapshots: Sequence[Body], branch: str, moment: datetime) -> Body | None:
     """Return the newest snapshot of the branch that is stored and was taken at that moment or before it."""
     candidates = [
@@ -130,11 +92,20 @@ def chosen_snapshot(invocation: Invocation, branch: str | None, name: str | None
     if name is not None:
         return find_snapshot(invocation.store, invocation.project_name, name)
     branch = branch or active_branch_of(invocation.project())
-    moment = parse_moment(at or "", datetime.now(UTC))
+    return snapshot_as_of(invocation, branch, at or "", "nothing was created")
+
+
+def snapshot_as_of(invocation: Invocation, branch: str, at: str, nothing: str) -> Body:
+    """Return the branch's newest snapshot that was taken at the time `at` or before it, and say which that is.
+
+    Raise Failure if there is none; `nothing` says what was not done.
+    """
+    moment = parse_moment(at, datetime.now(UTC))
     snapshots = invocation.store.snapshots(invocation.project_name)
     body = newest_not_younger(snapshots, branch, moment)
     if body is None:
-        text = f"branch {branch} has no snapshot of {moment:%Y-%m-%d %H:%M:%S} UTC or before; nothing was created"
+        by = f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        text = f"branch {branch} has no snapshot of {by} or before; {nothing}"
         raise Failure(
             ExitCode.NOT_FOUND, "SnapshotNotFound", f"{text}; see 'dbranch snapshot list -b {branch}'"
         )

@@ -9,7 +9,9 @@ from typing import Any
 
 from dbranch.api import names
 from dbranch.api.conditions import Condition, Reason, find_condition, is_condition_true
-from dbranch.api.enums import ConditionStatus, Protection
+from dbranch.api.enums import ConditionStatus, NodeRestoreState
+from dbranch_cli.durations import format_until
+from dbranch_cli.expiry_view import expires_text, protection_text
 from dbranch_cli.formatting import (
     escape_controls,
     format_age,
@@ -25,10 +27,12 @@ Json = Mapping[str, Any]
 
 
 def state_of(body: Json) -> str:
-    """Return the state of a branch or project: Ready, Pending, Stopped, Deleting, Stalled or Unknown."""
+    """Return an object's state: Ready, Pending, Stopped, Deleting, Stalled or Unknown; of a branch also Restoring."""
     status = body.get("status") or {}
     if body["metadata"].get("deletionTimestamp"):
         return "Deleting"
+    if restore_of(body):
+        return "Restoring"
     ready = find_condition(status, Condition.READY)
     if ready and ready["status"] == ConditionStatus.TRUE:
         return "Ready"
@@ -41,6 +45,30 @@ def state_of(body: Json) -> str:
     return "Pending"
 
 
+def restore_of(branch: Json) -> Mapping[str, Any] | None:
+    """Return `status.restore` of a branch that a restore is to give other data; None if it has that already."""
+    status = branch.get("status") or {}
+    restore, answer = status.get("restore"), (status.get("node") or {}).get("restore") or {}
+    if not restore:
+        return None
+    is_answered = answer.get("uid") == restore.get("uid") and answer.get("state") not in (
+        NodeRestoreState.PREPARING,
+        NodeRestoreState.PREPARED,
+    )
+    return None if is_answered else restore
+
+
+def data_source_of(branch: Json) -> str | None:
+    """Return what a branch's data is of, as `source_of`: since its last restore, else since its creation."""
+    return ((branch.get("status") or {}).get("data") or {}).get("source") or source_of(branch)
+
+
+def data_time_of(branch: Json) -> str | None:
+    """Return the time (RFC 3339) as of which a branch has its source's data; None for a root branch."""
+    status = branch.get("status") or {}
+    return (status.get("data") or {}).get("time") or (status.get("node") or {}).get("snapshotTime")
+
+
 def problem_of(body: Json) -> tuple[str, str] | None:
     """Return reason and message of Ready if it is neither True nor Stopped, else None."""
     ready = find_condition(body.get("status"), Condition.READY)
@@ -51,8 +79,8 @@ def problem_of(body: Json) -> tuple[str, str] | None:
 
 def branch_header(wide: bool) -> list[str]:
     """Return the columns of `dbranch list`; `wide` adds some."""
-    header = ["ACTIVE", "BRANCH", "SOURCE", "STATE", "SIZE", "UNIQUE", "AGE"]
-    return header + (["REASON", "NODE", "MESSAGE"] if wide else [])
+    header = ["ACTIVE", "BRANCH", "SOURCE", "STATE", "SIZE", "UNIQUE", "EXPIRES", "AGE"]
+    return header + (["DATA", "REASON", "NODE", "MESSAGE"] if wide else [])
 
 
 def branch_row(project: Json, body: Json, wide: bool, now: datetime | None = None) -> list[str]:
@@ -62,14 +90,20 @@ def branch_row(project: Json, body: Json, wide: bool, now: datetime | None = Non
     row = [
         "*" if branch_name_of(body) == active_branch_of(project) else "",
         branch_name_of(body),
-        source_of(body) or "-",
+        data_source_of(body) or "-",
         state_of(body),
         format_size(node, "logical"),
         format_size(node, "unique"),
+        format_until(status.get("expirationTime"), now),
         format_age(body["metadata"].get("creationTimestamp"), now),
     ]
     if wide:
-        row += [ready.get("reason") or "-", status.get("nodeName") or "-", ready.get("message") or ""]
+        row += [
+            format_age(data_time_of(body), now),
+            ready.get("reason") or "-",
+            status.get("nodeName") or "-",
+            ready.get("message") or "",
+        ]
     return row
 
 
@@ -108,6 +142,13 @@ def count_sessions(project: Json) -> tuple[int, int]:
     """Return the open sessions and the draining sessions of all proxy pods."""
     proxies = (project.get("status") or {}).get("proxies") or ()
     return sum(int(p.get("sessions", 0)) for p in proxies), sum(int(p.get("draining", 0)) for p in proxies)
+
+
+def count_branch_sessions(project: Json, branch: str) -> int:
+    """Return the open sessions on a branch of all proxy pods, draining ones included; others nobody counts."""
+    proxies = (project.get("status") or {}).get("proxies") or ()
+    entries = [b for p in proxies for b in p.get("branches") or () if b.get("branch") == branch]
+    return sum(int(b.get("sessions", 0)) + int(b.get("draining", 0)) for b in entries)
 
 
 def status_block(project: Json, branches: Sequence[Json], context: str, wide: bool = False) -> str:
@@ -185,7 +226,6 @@ def branch_block(body: Json, active: bool, events: Sequence[Json] | None, now: d
     meta, spec, status = body["metadata"], body["spec"], body.get("status") or {}
     node = status.get("node") or {}
     host = names.service_host(meta["name"], meta["namespace"])
-    snapshot_age = format_age(node.get("snapshotTime"), now)
     pairs = [
         ("Branch", f"{branch_name_of(body)}{' (active)' if active else ''}"),
         ("Object", f"dbbranch/{meta['name']} (namespace {meta['namespace']})"),
@@ -197,14 +237,37 @@ def branch_block(body: Json, active: bool, events: Sequence[Json] | None, now: d
         ("Pod", node.get("pod") or "-"),
         ("Postgres", node.get("postgresVersion") or "-"),
         ("Size", _sizes_of(node)),
-        ("Snapshot", f"{snapshot_age} ago" if node.get("snapshotTime") else "-"),
+        ("Data", _data_line(body, now)),
         ("Age", format_age(meta.get("creationTimestamp"), now)),
+        ("Expires", expires_text(body, now)),
     ]
-    if spec.get("protection", Protection.DISABLED) != Protection.DISABLED:
-        pairs.append(("Protection", spec["protection"]))
+    if restore := restore_of(body):
+        pairs.append(("Restore", _restore_line(restore, node)))
+    protection = protection_text(body, now)
+    if protection:
+        pairs.append(("Protection", protection))
     refreshed = refresh_line(body)
     top = [refreshed, ""] if refreshed else []
     return "\n".join([*top, format_fields(pairs), "", *conditions_and_events(status, events, now)])
+
+
+def _data_line(body: Json, now: datetime | None) -> str:
+    """Say what a branch's data is of, and as of when; `-` for the root branch that was never restored."""
+    data, time = (body.get("status") or {}).get("data") or {}, data_time_of(body)
+    if not time:
+        return "-"
+    line = f"of {data_source_of(body) or '-'} as of {time} ({format_age(time, now)} ago)"
+    return f"{line}, by restore {data['restore']}" if data.get("restore") else line
+
+
+def _restore_line(restore: Mapping[str, Any], node: Mapping[str, Any]) -> str:
+    """Say which restore is going on, and at which step it is."""
+    source, answer = restore.get("source") or {}, node.get("restore") or {}
+    of = f"snapshot/{source.get('name')}" if source.get("kind") == "Snapshot" else source.get("name")
+    step = answer.get("reason") or restore.get("state")
+    return f"{restore.get('name')} from {of}: {step}" + (
+        f", {answer['message']}" if answer.get("message") else ""
+    )
 
 
 def conditions_and_events(

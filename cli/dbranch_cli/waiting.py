@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from dbranch.api.catalog import CATALOG
 from dbranch.api.conditions import Condition, Reason, find_condition
@@ -98,7 +98,8 @@ def last_reason(body: Mapping[str, Any], primary: Condition | None = None) -> st
     for condition_type in (primary, ready, Condition.READY):
         condition = find_condition(body.get("status"), condition_type) if condition_type else None
         if condition and (
-            condition["status"] != ConditionStatus.TRUE or condition_type == Condition.DELETION_BLOCKED
+            condition["status"] != ConditionStatus.TRUE
+            or condition_type in (Condition.DELETION_BLOCKED, Condition.RECONCILING)
         ):
             reason = str(condition["reason"])
             return f"{reason}: {condition['message']}" if condition.get("message") else reason
@@ -112,6 +113,16 @@ class _WatchFailed:
     """The last item of the queue if the watching thread fails."""
 
     error: Exception
+
+
+class Printer(Protocol):
+    """What a wait shows of an object; on a terminal it has a line of its own that is drawn anew."""
+
+    def print_changes(self, body: Mapping[str, Any]) -> None: ...
+
+    def redraw(self) -> None: ...
+
+    def clear(self) -> None: ...
 
 
 class ConditionPrinter:
@@ -186,16 +197,17 @@ def wait_for(
     primary: Condition | None = None,
     quiet: bool = False,
     since: Mapping[str, Any] | None = None,
+    printer: Printer | None = None,
 ) -> Body:
     """Return the object once it meets the goal.
 
     `goal_text` is the goal in messages ("branch x is Ready"), `primary` the condition that a time-out quotes,
     `timeout` in seconds. Raise Failure with TIMED_OUT and the last reason, STALLED, NOT_FOUND if the object is
     deleted meanwhile, or INTERRUPTED. `since`: the object before a request that changes no spec: what it was stalled
-    by then is no answer to the request, until it has changed.
+    by then is no answer to the request, until it has changed. `printer`: in place of that of the conditions.
     """
     before = current_condition(since, Condition.STALLED) if since else None
-    printer, last = ConditionPrinter(quiet), dict(live)
+    printer, last = printer or ConditionPrinter(quiet), dict(live)
     try:
         for body in _watch_versions(store, live, timeout, printer):
             if body is None:
@@ -256,7 +268,7 @@ def interrupted(doing: str) -> Failure:
 
 
 def _watch_versions(
-    store: Store, live: Mapping[str, Any], timeout: float, printer: ConditionPrinter
+    store: Store, live: Mapping[str, Any], timeout: float, printer: Printer
 ) -> Iterator[Body | None]:
     """Yield each version of exactly this object until the time-out; None, as the last, if it is deleted."""
     deadline = time.monotonic() + timeout

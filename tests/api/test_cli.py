@@ -139,7 +139,7 @@ class Team:
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     if not kubectl("get", "crd", "dbprojects.dbranch.io", "--ignore-not-found", "-o", "name"):
         kubectl("apply", "-f", str(ROOT / "crds"))
-        crds = ("crd/dbprojects.dbranch.io", "crd/dbbranches.dbranch.io")
+        crds = [f"crd/{plural}.dbranch.io" for plural in ("dbprojects", "dbbranches", "dbrestores")]
         kubectl("wait", "--for=condition=Established", *crds, f"--timeout={TIMEOUT}")
     created = Team(f"cli-{secrets.token_hex(3)}", tmp_path_factory.mktemp("context"))
     kubectl("create", "namespace", created.name)
@@ -171,7 +171,7 @@ def shop(team: Team) -> Team:
 
 def test_list_status_show_and_their_output_formats(shop: Team) -> None:
     lines = shop.succeeds("-p", "shop", "list").split("\n")
-    assert lines[0].split() == ["ACTIVE", "BRANCH", "SOURCE", "STATE", "SIZE", "UNIQUE", "AGE"]
+    assert lines[0].split() == ["ACTIVE", "BRANCH", "SOURCE", "STATE", "SIZE", "UNIQUE", "EXPIRES", "AGE"]
     assert lines[1].split()[:4] == ["*", "main", "-", "Ready"]
     assert lines[2].split()[:3] == ["feature-x", "main", "Ready"]
     status = shop.succeeds("-p", "shop", "status")
@@ -281,6 +281,42 @@ def test_create_ends_with_time_out_and_with_stalled(shop: Team) -> None:
     assert "the message of DataLost" in stderr
     assert shop.fails(5, "-p", "shop", "wait", slow, "--timeout", "500ms")
     shop.succeeds("-p", "shop", "wait", slow, "--for", "Ready=False", "--timeout", TIMEOUT)
+
+
+def test_reset_makes_a_restore_and_waits_for_it(shop: Team) -> None:
+    """The schema accepts what is made; the name is never that of one before."""
+    shop.set_status_once(
+        '"ttlAfterFinished"',
+        "dbrestore",
+        "shop-feature-x-1",
+        ("Complete", "True", "Restored"),
+        phase="Complete",
+        source="main",
+        dataTime="2030-01-01T00:00:00Z",
+    )
+    done = shop.succeeds("-p", "shop", "reset", "feature-x", "--to-branch", "main")
+    assert done.startswith("branch feature-x has the data of main as of 20")
+    assert "what it had before is deleted" in done
+    spec = {"project": "shop", "branch": "feature-x", "source": "main"}
+    default = {"startingDeadline": "10m", "ttlAfterFinished": "24h"}
+    body = shop.get("dbrestore", "shop-feature-x-1")
+    assert body["spec"] == {**spec, **default}
+    assert names.CLI_MANAGER in {entry["manager"] for entry in body["metadata"]["managedFields"]}
+    for name, code, conditions in (
+        ("shop-feature-x-2", 7, (("Failed", "True", "Protected"), ("Stalled", "True", "Protected"))),
+        ("shop-feature-x-3", 5, (("Reconciling", "True", "ProjectStopped"),)),
+    ):
+        shop.set_status_once('"undo"', "dbrestore", name, *conditions)
+        timeout = TIMEOUT if code == 7 else "8s"
+        error = shop.fails(
+            code, "-p", "shop", "reset", "feature-x", "--discard", "--yes", "--timeout", timeout
+        )
+        assert code == 5 or "Protected: the message of Protected" in error
+    listed = json.loads(shop.succeeds("-p", "shop", "history", "feature-x", "-o", "json"))["items"]
+    assert {item["metadata"]["name"] for item in listed} == {f"shop-feature-x-{n}" for n in (1, 2, 3)}
+    assert "deleted for good" in shop.fails(2, "-p", "shop", "reset", "feature-x", "--discard")
+    assert "active branch" in shop.fails(2, "-p", "shop", "reset", "main", "--to-branch", "feature-x")
+    assert "has no data to go back to" in shop.fails(3, "-p", "shop", "undo", "feature-x")
 
 
 def test_dry_run_writes_nothing(shop: Team) -> None:
@@ -459,3 +495,24 @@ def test_a_name_that_is_another_projects_branch_is_reported(team: Team) -> None:
     team.apply("DBBranch", "eu-west-north", {"project": "eu", "source": "main"})
     said = team.fails(6, "-p", "eu-west", "create", "north", "--source", "main", "--no-wait")
     assert "the name eu-west-north is taken by a branch of project eu" in said
+
+
+def test_times_and_protections_are_written_and_taken_away(shop: Team) -> None:
+    shop.apply("DBBranch", "shop-aging", {"project": "shop", "source": "main", "ttl": "1h"})
+    shop.apply("DBBranch", "shop-aging", {"protectedUntil": "2999-01-01T00:00:00Z"}, manager="somebody")
+    shop.set_status("dbbranch", "shop-aging", ("Ready", "True", "Available"))
+    assert "stays until" in shop.succeeds("-p", "shop", "extend", "aging", "2d")
+    shop.succeeds("-p", "shop", "protect", "aging", "--for", "7d")
+    shop.succeeds("-p", "shop", "protect", "aging")
+    spec = shop.get("dbbranch", "shop-aging")["spec"]
+    assert spec["protection"] == "Enabled" and spec["ttl"] == "1h" and "expirationTime" in spec
+    assert spec["protectedUntil"] == "2999-01-01T00:00:00Z"
+    assert "is protected" in shop.fails(6, "-p", "shop", "delete", "aging", "--yes")
+    # Also what others have set: else it would stay, and with it the protection.
+    shop.succeeds("-p", "shop", "unprotect", "aging")
+    spec = shop.get("dbbranch", "shop-aging")["spec"]
+    assert spec["protection"] == "Disabled" and "protectedUntil" not in spec and "expirationTime" in spec
+    # And it does not come back with the next write.
+    shop.succeeds("-p", "shop", "extend", "aging", "3d")
+    assert "protectedUntil" not in shop.get("dbbranch", "shop-aging")["spec"]
+    shop.succeeds("-p", "shop", "delete", "aging", "--yes", "--no-wait")

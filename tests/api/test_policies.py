@@ -236,6 +236,7 @@ def test_an_agent_creates_the_pods_of_its_branches(agent: Api, at_node: Shop) ->
         branch_pod(prioritized, LAYOUT, project, branch, SLOT, "true"),
         initdb_pod(prioritized, LAYOUT, project, replace(branch, object_name="shop-main"), "true"),
         branch_pod(CONTEXT, LAYOUT, project, branch, SLOT, "true"),
+        branch_pod(CONTEXT, LAYOUT, project, branch, SLOT, "true", "of-a-restore"),
         initdb_pod(CONTEXT, LAYOUT, project, branch, "true"),
         warm_pod(CONTEXT, LAYOUT, slot_class_of(project), SLOT, "true"),
     ):
@@ -386,12 +387,13 @@ def warm(admin: Api, shop: Shop) -> Iterator[Json]:
 
 def test_an_agent_claims_a_warm_pod_once(agent: Api, shop: Shop, warm: Json) -> None:
     path = path_of("v1", "pods", NODES, warm["metadata"]["name"])
-    patch = claim_patch(shop.read(), shop.branch(), warm["metadata"]["uid"])
+    patch = claim_patch(shop.read(), shop.branch(), warm["metadata"]["uid"], "of-a-restore")
     another = claim_patch(shop.read(), shop.branch(), "3b0f1f4e-0000-4000-8000-00000000ffff")
     agent.rejected("PATCH", path, another)
     claimed = agent.allowed("PATCH", path, patch)
     labels = claimed["metadata"]["labels"]
     assert labels[names.LABEL_NAMESPACE] == shop.team and labels[names.LABEL_BRANCH] == "feature-x"
+    assert claimed["metadata"]["annotations"][names.POD_RESTORE] == "of-a-restore"
     # A second claim fails by the test in its patch, and one without a test by the policy.
     assert "rejected our request" in agent.rejected("PATCH", path, patch)
     reclaimed = {"metadata": {"labels": {names.LABEL_BRANCH_UID: "another"}}}
@@ -657,6 +659,8 @@ def test_the_spec_of_what_is_being_deleted_cannot_be_changed(admin: Api, shop: S
         admin.allowed("PATCH", path, {"metadata": {"annotations": {names.ABANDON_NODE: NODE}}})
         admin.allowed("PATCH", f"{path}/status", {"status": {"phase": "Deleting"}})
     admin.allowed("PATCH", shop.path, {"spec": {"deletionPolicy": "Retain"}}, dry=True)
+    # What becomes of the data can still be said: the deletion may wait for it.
+    admin.allowed("PATCH", branch, {"spec": {"undo": "Discard"}}, dry=True)
     for path in (branch, shop.path):
         admin.allowed("PATCH", path, {"metadata": {"finalizers": []}})
 

@@ -23,6 +23,7 @@ from tests.bench.crowds import CROWDS
 from tests.bench.figures import Result, as_json, from_json
 from tests.bench.hundreds import hundreds
 from tests.bench.page import page, summary
+from tests.bench.restores import restore
 from tests.bench.room import room
 from tests.bench.sizes import SIZES
 from tests.bench.snapshots import snapshots
@@ -37,6 +38,7 @@ MEASURES = {
     **CROWDS,
     **SIZES,
     "snapshots": snapshots,
+    "restore": restore,
     "costs": costs,
     "pgbench": pgbench,
     "hundreds": hundreds,

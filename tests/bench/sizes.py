@@ -115,7 +115,7 @@ def bulk(megabytes: int) -> str:
     )
 
 
-def _create_bulky_project(stage: Stage, client: Client, project: str, megabytes: int) -> float:
+def create_bulky_project(stage: Stage, client: Client, project: str, megabytes: int) -> float:
     """Create a project whose database has that size; return the seconds that filling it took."""
     stage.create_project(project, size=f"{6 + megabytes * 16 // 10000}Gi", parameters=NO_WAL)
     dsn = dsn_of(stage, project, option="main")
@@ -129,7 +129,7 @@ def _create_bulky_project(stage: Stage, client: Client, project: str, megabytes:
 def size(stage: Stage, quick: bool) -> Result:
     """Measure the creation of a branch of a large database beside one of a small database."""
     client, probe, rows = stage.start_client(), ClusterProbe(stage.cluster), []
-    _create_bulky_project(stage, client, "small", 100)
+    create_bulky_project(stage, client, "small", 100)
     node = str(stage.get_branch("small", names.ROOT_BRANCH)["status"]["nodeName"])
     speed = 0.0
     for megabytes in (1000,) if quick else (10_000, 50_000):
@@ -139,7 +139,7 @@ def size(stage: Stage, quick: bool) -> Result:
             assert rows, obstacle
             rows.append(replace(rows.pop(), note=f"not measured at {megabytes / 1000:g} GB: {obstacle}"))
             break
-        speed = megabytes / _create_bulky_project(stage, client, "large", megabytes)
+        speed = megabytes / create_bulky_project(stage, client, "large", megabytes)
         times: dict[str, list[float]] = {"small": [], "large": []}
         for _ in range(6 if quick else 8):
             for project, samples in times.items():

@@ -54,9 +54,8 @@ def steps_of(body: Json) -> list[str]:
     node = status.get("node") or {}
     done = {
         "created": bool(meta),
-        "finalizer of the controller": names.CONTROLLER_FINALIZER in (meta.get("finalizers") or ()),
-        "bound": bool(status.get("nodeName")),
         "finalizer of the agent": names.AGENT_FINALIZER in (meta.get("finalizers") or ()),
+        "bound": bool(status.get("nodeName")),
         "accepts": (node.get("postgres") or {}).get("reason") == "Accepting",
         "Ready": any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or ()),
     }

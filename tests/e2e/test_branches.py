@@ -15,7 +15,7 @@ def test_apply_of_manifests_becomes_ready(shop: Project) -> None:
     assert status["node"]["address"] and status["node"]["port"] != 5432
     assert status["node"]["sourceUID"] == shop.team.get("dbbranch", "shop-main")["metadata"]["uid"]
     columns = shop.team.kubectl("get", "dbbranch", "shop-plain").out.split("\n")[0].split()
-    assert columns == ["NAME", "PROJECT", "SOURCE", "READY", "REASON", "ACTIVE", "UNIQUE", "AGE"]
+    assert columns == ["NAME", "PROJECT", "SOURCE", "READY", "REASON", "ACTIVE", "UNIQUE", "EXPIRES", "AGE"]
     shop.discard("plain")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 from dbranch.api import names
@@ -54,6 +55,7 @@ def test_delete_of_a_branch(shop: Project) -> None:
     shop.branch("gone")
     shop.branch("child", "gone")
     status = team.get("dbbranch", "shop-gone")
+    assert status["metadata"]["finalizers"] == [names.AGENT_FINALIZER]
     pod, uid = status["status"]["node"]["pod"], status["metadata"]["uid"]
     assert any(uid in name for name in cluster.names_in("mnt/*/*"))
     outcome = team.dbranch("-p", "shop", "delete", "gone", "--yes")
@@ -68,6 +70,50 @@ def test_delete_of_a_branch(shop: Project) -> None:
     assert f"slots/{pod}" not in cluster.names_in("slots/*")
     assert shop.sql("select name from item where id = 1", "child") == "first"
     shop.discard("child")
+
+
+def test_a_branch_that_was_deleted_by_mistake_comes_back(shop: Project) -> None:
+    team = shop.team
+    shop.branch("slip", postgres={"parameters": {"work_mem": "8MB"}})
+    shop.branch("child", "slip")
+    shop.sql("update item set name = 'only here' where id = 1", "slip")
+    uri = team.secret("shop-slip-conn")
+    said = team.dbranch("-p", "shop", "delete", "slip", "--yes").output
+    assert "its data is kept for 24h: dbranch undelete slip" in said
+    assert not team.exists("dbbranch", "shop-slip")
+    assert "slip" in team.dbranch("-p", "shop", "list", "--deleted").output
+    assert "slip" in team.dbranch("-p", "shop", "undelete", "slip").output
+    assert shop.sql("select name from item where id = 1", "slip") == "only here"
+    assert shop.sql("show work_mem", "slip") == "8MB"
+    assert team.secret("shop-slip-conn") == uri
+    events = team.kubectl(
+        "get", "events", "--field-selector", "involvedObject.name=shop-slip", "-o", "json"
+    ).out
+    assert "Undeleted" in {event["reason"] for event in json.loads(events)["items"]}
+    # It exists: another slip is undone by a reset of it, and what nobody wants is not kept.
+    shop.sql("update item set name = 'newer' where id = 1", "slip")
+    team.dbranch("-p", "shop", "undelete", "slip", "--yes")
+    assert shop.sql("select name from item where id = 1", "slip") == "only here"
+    team.dbranch("-p", "shop", "delete", "slip", "child", "--yes", "--purge")
+    kept = json.loads(team.dbranch("-p", "shop", "list", "--deleted", "-o", "json").out)["items"]
+    assert "child" not in {body["spec"]["branch"] for body in kept}
+    assert len([body for body in kept if body["spec"]["branch"] == "slip"]) == 1
+
+
+def test_a_deletion_that_cannot_keep_the_data_waits_with_the_servers_sentence(shop: Project) -> None:
+    team = shop.team
+    shop.branch("kept")
+    quota = {"kind": "ResourceQuota", "apiVersion": "v1", "metadata": {"name": "no-snapshots"}}
+    team.apply({**quota, "spec": {"hard": {"count/dbsnapshots.dbranch.io": "0"}}})
+    eventually(
+        "the quota counts",
+        lambda: "used" in (team.get("resourcequota", "no-snapshots").get("status") or {}),
+    )
+    shop.discard("kept")
+    team.wait_reason("dbbranch", "shop-kept", "DeletionBlocked", "UndoRefused")
+    team.kubectl("patch", "dbbranch", "shop-kept", "--type=merge", "-p", '{"spec": {"undo": "Discard"}}')
+    team.await_deleted("dbbranch", "shop-kept")
+    team.kubectl("delete", "resourcequota", "no-snapshots")
 
 
 def test_a_branch_created_again_under_the_same_name_has_no_old_data(shop: Project) -> None:
@@ -137,12 +183,14 @@ def test_a_project_bound_to_a_deleted_node_can_be_deleted(team: Namespace) -> No
     # The branch first: the controller creates a root branch itself as soon as the project exists.
     team.apply(ghost.branch_manifest("main", None), ghost.manifest(storage=nowhere))
     for kind, name in (("dbproject", "ghost"), ("dbbranch", "ghost-main")):
-        eventually(
-            f"{kind} {name} has the controller's finalizer",
-            lambda k=kind, n=name: team.get(k, n)["metadata"].get("finalizers"),
-        )
-        agent_finalizer = '[{"op": "add", "path": "/metadata/finalizers/-", "value": "dbranch.io/agent"}]'
-        team.kubectl("patch", kind, name, "--type=json", "-p", agent_finalizer)
+        if kind == "dbproject":
+            eventually(
+                "the project has the controller's finalizer",
+                lambda k=kind, n=name: team.get(k, n)["metadata"].get("finalizers"),
+            )
+        finalizers = [*(team.get(kind, name)["metadata"].get("finalizers") or ()), names.AGENT_FINALIZER]
+        finalized = json.dumps({"metadata": {"finalizers": finalizers}})
+        team.kubectl("patch", kind, name, "--type=merge", "-p", finalized)
         bind = ("--type=merge", "--subresource=status", "-p", '{"status": {"nodeName": "ghost-1"}}')
         team.kubectl("patch", kind, name, *bind)
     team.wait_reason("dbproject", "ghost", "Ready", "NodeGone")

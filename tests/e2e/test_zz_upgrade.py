@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from dbranch.api import names
 from tests.e2e.cluster import (
     KUBECTL_TIMEOUT,
     NODES,
@@ -145,11 +146,27 @@ def test_parts_of_the_last_release_work_beside_those_of_this_one(
     other_team.wait_reason("dbsnapshot", "mixed-early", "Ready", "AgentTooOld")
     assert "nodeName" not in other_team.get("dbsnapshot", "mixed-early")["status"]
     other_team.kubectl("delete", "dbsnapshot", "mixed-early", KUBECTL_TIMEOUT)
-    set_images(cluster, controller=RELEASE_IMAGE, others=SERVER_IMAGE)
-    use_a_branch(mixed, SERVER_IMAGE)
+    # An agent that waits for the controller's finalizer to go gets that on its branches.
+    assert finalizers_of(mixed, "main") == {names.CONTROLLER_FINALIZER, names.AGENT_FINALIZER}
     set_images(cluster, controller=SERVER_IMAGE, others=SERVER_IMAGE)
     other_team.wait_ready("dbproject", "late")
+    mixed.branch("kept")
+    assert finalizers_of(mixed, "kept") == {names.AGENT_FINALIZER}
+    # A roll-back of the controller alone, which knows no status.release.
+    set_images(cluster, controller=RELEASE_IMAGE, others=SERVER_IMAGE)
+    use_a_branch(mixed, SERVER_IMAGE)
+    eventually(
+        "the older controller holds every branch",
+        lambda: names.CONTROLLER_FINALIZER in finalizers_of(mixed, "kept"),
+    )
+    mixed.delete("kept")
+    set_images(cluster, controller=SERVER_IMAGE, others=SERVER_IMAGE)
     mixed.delete()
+
+
+def finalizers_of(project: Project, branch: str) -> set[str]:
+    body = project.team.get("dbbranch", f"{project.name}-{branch}")
+    return set(body["metadata"].get("finalizers") or ())
 
 
 def use_a_branch(project: Project, proxy_image: str) -> None:

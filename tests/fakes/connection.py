@@ -50,6 +50,22 @@ class FakeConnection:
         items = self._api.find(path, params.get("labelSelector", ""), params.get("fieldSelector", ""))
         return {"kind": LIST_KINDS.get(plural, "List"), "metadata": {"resourceVersion": "1"}, "items": items}
 
+    def request(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+    ) -> Any:
+        if method == "GET":
+            return self.get(path, **params or {})
+        if method == "POST":
+            return self._api.create(path, body or {})
+        assert method == "PATCH"
+        verb = self._api.apply if "apply" in content_type else self._api.merge
+        return verb(path, body or {})
+
     def lines(self, path: str, params: Mapping[str, str], silence_seconds: float) -> Iterator[str]:
         assert silence_seconds > 0
         key = f"{path}?container={params['container']}" + ("&previous" if "previous" in params else "")

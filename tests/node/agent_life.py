@@ -135,6 +135,9 @@ class CountingApi(FakeApi):
 def is_converged(body: Json, project: Json | None, has_pods: bool) -> bool:
     """True if the agent has nothing more to do for this branch."""
     node = (body.get("status") or {}).get("node") or {}
+    if (body.get("status") or {}).get("restore") or node.get("restore"):
+        # The controller ends it, here `tests.node.restores`.
+        return False
     run = body["spec"].get("state", "Running") == "Running"
     if project is None or project["spec"].get("state", "Running") != "Running":
         run = False

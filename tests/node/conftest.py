@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.node.machine import Node
 from tests.node.proxy_backend import Backend, MakeProxy, Proxy, make_certificate, running_backend
+from tests.node.restores import Restores
 from tests.node.world import World
 
 from dbranch.agent.layout import Layout
@@ -45,6 +46,12 @@ def world(node: Node) -> Iterator[World]:
     world = World(node)
     yield world
     world.kubelet.stop()
+
+
+@pytest.fixture
+def restores(world: World) -> Iterator[Restores]:
+    with Restores(world) as restores:
+        yield restores
 
 
 # For the proxy.

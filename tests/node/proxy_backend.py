@@ -165,6 +165,7 @@ class Proxy:
         self.port = free_port()
         self.table = table
         self._tls = tls
+        self._own_server: asyncio.Server | None = None
         self._loop = uvloop.new_event_loop()
         self.trouble: list[dict[str, Any]] = []
         self._loop.set_exception_handler(lambda _, context: self.trouble.append(context))
@@ -179,6 +180,19 @@ class Proxy:
             lambda: ClientStart(switchboard, canceller), sock=listening_socket(self.port)
         )
         return switchboard
+
+    def open_own_port(self, branch: str) -> int:
+        """Listen for a branch's own Service, too, and return the port."""
+        port = free_port()
+
+        async def now() -> None:
+            canceller = Canceller()
+            self._own_server = await self._loop.create_server(
+                lambda: ClientStart(self.switchboard, canceller, branch), sock=listening_socket(port)
+            )
+
+        self._call(now())
+        return port
 
     def _call(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
@@ -231,6 +245,8 @@ class Proxy:
     def close(self) -> None:
         async def now() -> None:
             self._server.close()
+            if self._own_server:
+                self._own_server.close()
             self.switchboard.begin_shutdown()
             self.switchboard.end_all("the test is over")
             await asyncio.sleep(0.05)

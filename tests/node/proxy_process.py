@@ -155,12 +155,15 @@ class FakeProject:
             self.body["status"]["route"] = {"generation": generation, "branch": branch, "target": target}
             self._emit()
 
-    def route_branch(self, branch: str, state: str, backend: Backend | None = None) -> None:
-        """Give a branch the next generation of its route; `backend`: where it is, if Ready."""
+    def route_branch(
+        self, branch: str, state: str, backend: Backend | None = None, restore: str | None = None
+    ) -> None:
+        """Give a branch the next generation of its route; `backend`: where it is, if Ready or being restored."""
         with self._changed:
             body = self.branches[branch]
             generation = body["status"]["route"]["generation"] + 1
             body["status"]["route"] = {"generation": generation, "state": state, **address_of(backend)}
+            body["status"]["route"] |= {"restore": restore} if restore else {}
             self._emit_branch("MODIFIED", body)
 
     def put_branch(self, backend: Backend, uid: str) -> None:

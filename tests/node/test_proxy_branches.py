@@ -64,7 +64,8 @@ def held_session(running: ProxyProcess) -> Iterator[list[str]]:
 
 def test_a_proxy_says_that_it_reads_the_routes_of_branches(running: ProxyProcess) -> None:
     wait_until(lambda: obeyed(running.project) == [1])
-    assert running.project.entries()[0]["features"] == [names.PROXY_FOLLOWS_BRANCHES]
+    features = [names.PROXY_FOLLOWS_BRANCHES, names.PROXY_RESTORES]
+    assert running.project.entries()[0]["features"] == features
 
 
 @pytest.mark.parametrize("state", ["Ready", "Starting", "Stopped", "Deleting"])

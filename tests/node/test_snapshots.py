@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from tests.node.agent_life import SNAPSHOTS
@@ -183,20 +185,26 @@ def test_a_snapshot_that_is_lost_is_not_taken_again(world: World, project: str) 
     assert world.snapshot("nightly")["status"]["node"]["generation"] == marker.data.generation == 1
 
 
-def test_a_full_pool_takes_none_and_what_runs_goes_on(world: World, project: str) -> None:
-    pool = world.node.layout.pool(project)
-    filler = pool / "filler"
+@contextmanager
+def filled(pool: Path) -> Iterator[None]:
+    """Leave less room in the pool than new data needs at least, and enough for what runs."""
+    filler, sync = pool / "filler", ("btrfs", "filesystem", "sync", pool)
     with filler.open("wb") as file:
-        # Below the least that new data needs, and enough for what runs. btrfs says only then what is free.
+        # btrfs says only after a sync what is free.
         while (free := os.statvfs(pool).f_bavail * os.statvfs(pool).f_frsize) > 56 * 2**20:
             os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), free - 48 * 2**20)
-            subprocess.run(["btrfs", "filesystem", "sync", pool], check=True, stdout=subprocess.DEVNULL)
-    world.make_snapshot("late", "main")
-    world.run_rounds()
-    assert storage_of(world, "late") == "PoolFull"
-    world.sql("main", "insert into item values (0)")
+            subprocess.run(sync, check=True, stdout=subprocess.DEVNULL)
+    yield
     filler.unlink()
-    subprocess.run(["btrfs", "filesystem", "sync", pool], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(sync, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_full_pool_takes_none_and_what_runs_goes_on(world: World, project: str) -> None:
+    with filled(world.node.layout.pool(project)):
+        world.make_snapshot("late", "main")
+        world.run_rounds()
+        assert storage_of(world, "late") == "PoolFull"
+        world.sql("main", "insert into item values (0)")
     world.run_agent()
     assert storage_of(world, "late") == "Stored"
 

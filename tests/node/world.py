@@ -33,6 +33,18 @@ ROOT = Path(__file__).parents[2]
 SAMPLED_KILLS = 3
 
 
+class ControlledApi(FakeApi):
+    """An API server beside a controller that lets go of each branch at once when it is deleted."""
+
+    def delete(
+        self, path: str, uid: str | None = None, grace: int | None = None, version: str | None = None
+    ) -> None:
+        super().delete(path, uid, grace, version)
+        body = self.peek(path) if path.startswith(f"{BRANCHES}/") else None
+        if body:
+            self.merge(f"{path}/status", {"status": {"release": body["metadata"]["deletionTimestamp"]}})
+
+
 class Kubelet(threading.Thread):
     """Runs the API's pods as processes, and stops them when they are deleted."""
 
@@ -107,7 +119,7 @@ class World:
     def __init__(self, node: Node, file: Path | None = None) -> None:
         self.node = node
         self._file = file or node.layout.base / "api.json"
-        self.api = FakeApi(self._file)
+        self.api = ControlledApi(self._file)
         for namespace in (NAMESPACE, "kube-system"):
             if self.api.get(f"{NAMESPACES}/{namespace}") is None:
                 self.api.put(NAMESPACES, {"metadata": {"name": namespace}})
@@ -116,6 +128,14 @@ class World:
         self.kills = 0
         self.name = "shop"
         self.effects: list[str] = []
+
+    def restart_node(self) -> None:
+        """Take away what a restart of the node takes: processes, mounts and loop devices. The pods start anew."""
+        self.kubelet.stop()
+        self.node.tear_down()
+        self.node.running.clear()
+        self.kubelet = Kubelet(self.api, self.node)
+        self.kubelet.start()
 
     def for_project(self, name: str) -> World:
         """Return the same node for another project on it."""
@@ -257,6 +277,26 @@ class World:
         """Delete the branch and run an agent until it is gone."""
         self.api.delete(f"{BRANCHES}/{self.name}-{name}")
         self.run_agent()
+
+    def keep_at_deletion(self, name: str, **spec: object) -> str:
+        """Create the DBSnapshot that gets the data of a branch when it is deleted, as the controller does.
+
+        Return its name as in `snapshot`.
+        """
+        uid, object_name = self.uid(name), f"{self.name}-{name}"
+        kept = names.derived_name(object_name, "deleted", uid).removeprefix(f"{self.name}-")
+        origin = {"reason": "Deletion", "branchUID": uid}
+        snapshot_uid = self.make_snapshot(kept, name, origin=origin, ttl="24h", **spec)
+        copy = {"name": f"{self.name}-{kept}", "uid": snapshot_uid}
+        self.api.merge(f"{BRANCHES}/{object_name}/status", {"status": {"copy": copy}})
+        return kept
+
+    def undelete(self, name: str, snapshot: str) -> str:
+        """Create a DBBranch again from the data of the deleted one, as the controller binds it; return its UID."""
+        deleted = self.snapshot(snapshot)["spec"]["origin"]["branchUID"]
+        uid = self.make_branch_of_snapshot(name, snapshot)
+        self.api.merge(f"{BRANCHES}/{self.name}-{name}/status", {"status": {"undeletes": deleted}})
+        return uid
 
     def branch(self, name: str) -> Json:
         body = self.api.get(f"{BRANCHES}/{self.name}-{name}")

@@ -53,8 +53,8 @@ def test_raw_numbers_come_back_as_they_were_and_make_the_page() -> None:
 
 
 def test_the_steps_of_a_branch_that_is_becoming_ready() -> None:
-    body = {"metadata": {"finalizers": ["dbranch.io/controller"]}, "status": {"nodeName": "n1"}}
-    assert steps_of(body) == ["created", "finalizer of the controller", "bound"]
+    body = {"metadata": {"finalizers": ["dbranch.io/agent"]}, "status": {"nodeName": "n1"}}
+    assert steps_of(body) == ["created", "finalizer of the agent", "bound"]
     ready = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
     assert is_ready(ready) and not is_ready(body) and "Ready" in steps_of({**body, **ready})
 

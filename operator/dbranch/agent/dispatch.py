@@ -75,7 +75,9 @@ class Dispatcher:
             *(cluster, layout, context, self.warm, metrics, self.request_branch, self.request_snapshot)
         )
         self.branches = BranchReconciler(
-            cluster, layout, context, locks, self.warm, metrics, self.request_branch, restores
+            *(cluster, layout, context, locks, self.warm, metrics, self.request_branch),
+            restores,
+            self.request_snapshot,
         )
         self.snapshots = SnapshotReconciler(cluster, layout, context, locks)
 

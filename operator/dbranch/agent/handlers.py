@@ -71,8 +71,9 @@ def register(
     async def branch(namespace: Any, name: str, **_: Any) -> None:
         dispatcher.request_branch(namespace, name)
 
-    # With a delete handler kopf puts the agent's finalizer on the object. The reconcile removes it: kopf would sleep
-    # through the events that a deletion waits for (tried), and write for each time that it calls the handler.
+    # With a delete handler kopf puts the agent's finalizer on the object, if it is not there yet: on a branch the
+    # controller has. The reconcile removes it: kopf would sleep through the events that a deletion waits for (tried),
+    # and write for each time that it calls the handler.
 
     @kopf.on.delete(*_PROJECT, id="project-removal", **options)
     @kopf.on.delete(*_BRANCH, id="branch-removal", **options)
@@ -99,7 +100,7 @@ class Deletions:
         self._versions: dict[str, tuple[object, ...]] = {}
 
     def has_changed(self, event_type: str | None, body: Mapping[str, Any]) -> bool:
-        """Return True if the removal can go on: a finalizer has gone, or somebody requests it.
+        """Return True if the removal can go on: the controller lets go of it, or somebody requests it.
 
         The status that the removal itself writes is no such event.
         """
@@ -110,7 +111,8 @@ class Deletions:
         if not meta.get("deletionTimestamp"):
             return False
         annotations = meta.get("annotations") or {}
-        version = (*(meta.get("finalizers") or ()), annotations.get(names.AGENT_REQUESTED_AT))
+        release = (body.get("status") or {}).get("release")
+        version = (*(meta.get("finalizers") or ()), release, annotations.get(names.AGENT_REQUESTED_AT))
         changed = self._versions.get(meta["uid"]) != version
         self._versions[meta["uid"]] = version
         return changed

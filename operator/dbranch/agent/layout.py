@@ -132,6 +132,10 @@ class Layout:
         """
         return replace(self, data_kind=SubvolumeKind.RESTORE)
 
+    def data_name(self, branch_uid: str) -> str:
+        """Return the name of the subvolume with a branch's data."""
+        return str(SubvolumeName(branch_uid, self.data_kind))
+
     def owner_of(self, subvolume: str) -> str | None:
         """Return the UID of the branch whose data the subvolume of this name is; None if it is no branch's.
 
@@ -225,7 +229,7 @@ class Layout:
 
     def branch(self, project_uid: str, branch_uid: str) -> Path:
         """The subvolume with a branch's data."""
-        return self.subvolume(project_uid, SubvolumeName(branch_uid, self.data_kind))
+        return self.pool(project_uid) / self.data_name(checked_uid(branch_uid))
 
     def new_snapshot(self, project_uid: str, branch_uid: str) -> Path:
         """The subvolume in which a branch's snapshot is made, before it is the branch."""

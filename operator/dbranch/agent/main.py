@@ -107,6 +107,7 @@ def main() -> None:
     interval = parse_seconds(os.environ.get("DBRANCH_HOUSEKEEPING_INTERVAL", "60s"))
     housekeeping = Housekeeping(cluster, layout, context, pod, dispatcher.metrics, interval)
     dispatcher.on_pool_retained = housekeeping.trigger
+    housekeeping.publish_features()
     loops: dict[str, Callable[[Callable[[], None]], None]] = {
         "pod watch": partial(watch_pods, cluster, context, dispatcher.warm, dispatcher.request_branch),
         "snapshot watch": partial(

@@ -8,8 +8,9 @@ from typing import Final
 LONGEST_RETRY_SECONDS: Final = 300.0
 BUSY_RETRY_SECONDS: Final = 0.5
 FAILED_RETRY_SECONDS: Final = 3.0
-# Deletions wait for events: of the object and of its pods. This is for an event that was lost.
+# Deletions wait for events: of the object and of its pods. These are for an event that was lost.
 CONTROLLER_FINALIZER_POLL_SECONDS: Final = 60.0
+RELEASE_POLL_SECONDS: Final = 60.0
 BRANCH_POD_DELETION_POLL_SECONDS: Final = 5.0
 # A pod requests its branch only; a project's pods are its branches', so there hardly ever are any.
 POD_DELETION_POLL_SECONDS: Final = 0.3

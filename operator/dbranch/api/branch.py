@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dbranch.api import names
-from dbranch.api.conditions import Finding, Reason
+from dbranch.api.conditions import Condition, Finding, Reason, find_condition
 from dbranch.api.enums import Protection, State, TargetState, Undo
 from dbranch.api.owners import foreign_owners
 from dbranch.api.project import Project
@@ -36,6 +36,7 @@ from dbranch.api.schedule import (
 class BranchNode:
     """`status.node`: what the branch's agent reports of its subvolume and its Postgres.
 
+    `opened`: users could connect to the data, so that it is whole.
     `pod` is the Postgres pod's name in the nodes' namespace (the slot's name), `address` the pod's IP address.
     `transaction`: of the pool's filesystem, one that has changed the data.
     `generation`: how often its data was exchanged by a restore, and 1.
@@ -59,6 +60,7 @@ class BranchNode:
     generation: int = 1
     restore: NodeRestore | None = None
     deletion: Finding | None = None
+    opened: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,20 @@ class Acknowledgement:
 
 
 @dataclass(frozen=True)
+class DeletionCopy:
+    """`status.copy`: the DBSnapshot that gets the data of a branch that is being deleted, by its object's name."""
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
 class Branch:
     """A DBBranch. `object_name` is `<project>-<branch>`, `name` what follows the project; `deleted`: RFC 3339.
 
     `source_snapshot`: the DBSnapshot that it is made from, in place of `source`. `source_uid`: of either.
     `snapshots`, `refresh`: the schedules of its snapshots, and of its refresh; `runs`: `status.snapshots`.
+    `undeletes`: the UID of the deleted DBBranch whose data it gets back.
     `protected`: by spec.protection, or by spec.protectedUntil. `ttl`, `expires`: of the spec, the latter
     spec.expirationTime; `default_ttl`, `expiration_time`: of the status, the former status.ttl.
     """
@@ -126,6 +137,9 @@ class Branch:
     route: BranchRoute | None = None
     proxies: tuple[Acknowledgement, ...] = ()
     runs: SnapshotsStatus = field(default_factory=SnapshotsStatus)
+    release: str | None = None
+    copy: DeletionCopy | None = None
+    undeletes: str | None = None
     restore: BranchRestore | None = None
     restores: tuple[RestoreRecord, ...] = ()
     data: BranchData | None = None
@@ -136,6 +150,20 @@ class Branch:
     def deleting(self) -> bool:
         """True if the object has a deletionTimestamp."""
         return self.deleted is not None
+
+    @property
+    def is_released(self) -> bool:
+        """True if the controller has let go of a branch that is being deleted, so its agent may remove it.
+
+        A controller of release 0.1.0 writes no `status.release`: it reports the deletion while its finalizer is on
+        the branch, and removes that in the end. One of this release never reports a deletion without it.
+        """
+        if names.CONTROLLER_FINALIZER in self.finalizers:
+            return False
+        if self.release is not None:
+            return self.release == self.deleted
+        ready = find_condition(self.status, Condition.READY)
+        return (ready or {}).get("reason") == Reason.DELETING.value
 
     @property
     def name(self) -> str:
@@ -200,6 +228,9 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
         route=parse_branch_route(status.get("route")),
         proxies=parse_acknowledgements(status.get("proxies")),
         runs=parse_snapshots_status(status.get("snapshots")),
+        release=status.get("release"),
+        copy=_parse_copy(status.get("copy")),
+        undeletes=status.get("undeletes"),
         restore=parse_branch_restore(status.get("restore")),
         restores=parse_records(status.get("restores")),
         data=parse_data(status.get("data")),
@@ -234,6 +265,13 @@ def parse_acknowledgements(raw: Any) -> tuple[Acknowledgement, ...]:
     return tuple(entries)
 
 
+def _parse_copy(raw: Any) -> DeletionCopy | None:
+    try:
+        return DeletionCopy(str(raw["name"]), str(raw["uid"]))
+    except (KeyError, TypeError):
+        return None
+
+
 def _postgres_finding(raw: Mapping[str, Any]) -> Finding | None:
     """Parse `status.node.postgres`. With an address users can connect, whatever a newer agent's reason says."""
     finding = Finding.from_dict(raw.get("postgres"))
@@ -262,4 +300,5 @@ def _parse_node(raw: Mapping[str, Any]) -> BranchNode:
         generation=int(raw.get("generation", 1)),
         restore=parse_node_restore(raw.get("restore")),
         deletion=Finding.from_dict(raw.get("deletion")),
+        opened=raw.get("opened") is True,
     )

@@ -259,6 +259,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Correct what the message names; the controller's log has more.",
         project=(_READY, _ROUTED),
         branch=(_SCHEDULED,),
+        restore=(_RECONCILING,),
     ),
     Reason.POOL_MOUNTED: _project(_STORAGE, "The project's pool is attached and mounted."),
     Reason.POOL_LOW: Entry(
@@ -518,6 +519,11 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "The deletion waits for the snapshot of a branch that is being made of this one, or until nothing on the "
         "node uses the data; it goes on by itself.",
         "If the message names a process or mount on the node, end it.",
+    ),
+    Reason.UNDO_REFUSED: _branch(
+        _BLOCKED,
+        "The DBSnapshot that is to keep the data of the branch cannot be made, so the branch and its data stay.",
+        "Do what the message says (a quota, a webhook), or set spec.undo to Discard: then nothing is kept.",
     ),
     Reason.ROOT_BRANCH: _branch(
         _UNEXPIRED,

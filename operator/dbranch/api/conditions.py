@@ -140,6 +140,7 @@ class Reason(OpenEnum):
     TLS_SECRET_INVALID = "TLSSecretInvalid"
     # DeletionBlocked
     WAITING_FOR_AGENT = "WaitingForAgent"
+    UNDO_REFUSED = "UndoRefused"
     # ExpirationBlocked
     ROOT_BRANCH = "RootBranch"
     ACTIVE_BRANCH = "ActiveBranch"
@@ -168,6 +169,7 @@ TRUE_REASONS = frozenset(
         Reason.RESTORED,
         Reason.ALREADY_APPLIED,
         Reason.WAITING_FOR_AGENT,
+        Reason.UNDO_REFUSED,
         Reason.ROOT_BRANCH,
         Reason.ACTIVE_BRANCH,
         Reason.PROTECTED,

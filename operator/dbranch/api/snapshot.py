@@ -40,7 +40,8 @@ class SnapshotNode:
 class Snapshot:
     """A DBSnapshot. `object_name`: of the object; `deleted`: RFC 3339. `branch`: the name of the branch.
 
-    `origin_branch_uid`, `restore_uid`, `origin_time`: `spec.origin` of a record, which the controller alone makes.
+    `origin_branch_uid`, `restore_uid`, `origin_time`, `branch_spec` (of a deleted branch): `spec.origin` of a record,
+    which the controller alone makes.
     `schedules`: of a scheduled one, whose run it is.
     """
 
@@ -56,6 +57,7 @@ class Snapshot:
     origin_branch_uid: str | None = None
     restore_uid: str | None = None
     origin_time: str | None = None
+    branch_spec: Mapping[str, Any] = field(default_factory=dict)
     generation: int = 1
     resource_version: str = ""
     created: str | None = None
@@ -88,6 +90,11 @@ class Snapshot:
         return not is_over and not (storage and storage.reason in NO_PROGRESS_REASONS)
 
     @property
+    def is_record(self) -> bool:
+        """True if it is never taken: it gets the data that a restore or a deletion leaves."""
+        return self.reason not in (SnapshotReason.REQUESTED, SnapshotReason.SCHEDULE)
+
+    @property
     def protected(self) -> bool:
         return self.protection == Protection.ENABLED
 
@@ -113,6 +120,7 @@ def parse_snapshot(body: Mapping[str, Any]) -> Snapshot:
         schedules=tuple(map(str, origin.get("schedules") or ())),
         origin_branch_uid=origin.get("branchUID"),
         restore_uid=origin.get("restoreUID"),
+        branch_spec=dict(origin.get("branchSpec") or {}),
         origin_time=origin.get("time"),
         generation=int(meta.get("generation", 1)),
         resource_version=meta.get("resourceVersion", ""),

@@ -34,10 +34,12 @@ def refusal_finding(error: DbranchError, effect: str) -> Finding:
         text = f"{error}; {effect}; it goes on when that is gone"
         return Finding(Reason.WAITING_FOR_DELETION, text)
     subject = error.subject if isinstance(error, ObjectRefused) else "the API server refuses a request"
-    return Finding(Reason.OBJECT_REFUSED, _message(subject, str(error), f"{effect}; it is tried again"))
+    return Finding(
+        Reason.OBJECT_REFUSED, refusal_message(subject, str(error), f"{effect}; it is tried again")
+    )
 
 
-def _message(subject: str, sentence: str, advice: str) -> str:
+def refusal_message(subject: str, sentence: str, advice: str) -> str:
     """Return `<subject>: <sentence>; <advice>`, with the sentence cut so that the message is not."""
     sentence = sentence_of(sentence)
     room = MESSAGE_LIMIT - len(f"{subject}: ; {advice}")

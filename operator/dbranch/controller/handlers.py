@@ -15,6 +15,7 @@ import kopf
 
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
+from dbranch.api.enums import Undo
 from dbranch.api.errors import DbranchError
 from dbranch.api.expiry import format_time
 from dbranch.api.project import Project, parse_project
@@ -33,9 +34,14 @@ from dbranch.controller.nodes import AgentPod, NodeObject, agent_pod, node_objec
 from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.reconciler import ProjectReconciler
 from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of, switch_state
+from dbranch.controller.restore.reconciler import RestoreReconciler
+from dbranch.controller.restore.watch import PHASES, RestoreWatch
+from dbranch.controller.restore.watch import concerned_by as restores_concerned_by
+from dbranch.controller.restore_records import RestoreRecords
 from dbranch.controller.rollouts import Rollouts
 from dbranch.controller.schedule.loop import ScheduleLoop
 from dbranch.controller.snapshot.reconciler import SnapshotReconciler
+from dbranch.controller.snapshot.relief import PoolRelief
 from dbranch.controller.snapshot.watch import SnapshotWatch, concerned_by
 from dbranch.controller.snapshot_records import STATES, SnapshotRecords
 from dbranch.controller.stale import (
@@ -62,6 +68,7 @@ logger = logging.getLogger(__name__)
 _PROJECT: Any = (names.GROUP, names.VERSION, names.PROJECTS)
 _BRANCH: Any = (names.GROUP, names.VERSION, names.BRANCHES)
 _REQUESTED_AT: Any = ("metadata", "annotations", names.CONTROLLER_REQUESTED_AT)
+_UNSEEN: Any = object()
 # Fields of status.node that the agents measure: no condition and no route depends on them.
 _MEASURED_FIELDS = (
     *(
@@ -84,9 +91,11 @@ class Work:
         resync_seconds: float,
         limits: Limits,
         snapshots: SnapshotRecords,
+        restores: RestoreRecords,
         clock: Callable[[], datetime],
     ) -> None:
         self._dispatcher, self._limits, self._snapshots = dispatcher, limits, snapshots
+        self._restores = restores
         self._clock = clock
         self.queue = WorkQueue(dispatcher.reconcile, resync_seconds, dispatcher.report_failure)
         self._changes: list[Change] = []
@@ -95,12 +104,12 @@ class Work:
 
     def request(self, item: Project | Branch, kwargs: Mapping[str, Any]) -> None:
         """Reconcile the object itself."""
-        self._dispatcher.cache = cache_of(kwargs, self._snapshots)
+        self._dispatcher.cache = cache_of(kwargs, self._snapshots, self._restores)
         self.queue.add(key_of(item))
 
     def follow(self, kwargs: Mapping[str, Any], change: Change) -> None:
         """Reconcile who would report something else after the change, for all events that come together."""
-        self._dispatcher.cache = cache_of(kwargs, self._snapshots)
+        self._dispatcher.cache = cache_of(kwargs, self._snapshots, self._restores)
         if not self._changes:
             asyncio.get_running_loop().call_soon(self._enqueue_stale, self._dispatcher.cache)
         self._changes.append(change)
@@ -119,6 +128,9 @@ class Work:
             loop = asyncio.get_running_loop()
             loop.call_later(timing.BRANCH_COUNT_DELAY_SECONDS, self._enqueue_miscounted, key)
         records = self._snapshots.all()
+        for change in changes:
+            for key in restores_concerned_by(_changed(change), self._restores, cache):
+                self.queue.add(key)
         for change in changes if records else ():
             item = change.node if isinstance(change, NodeChange) else change
             if isinstance(item, Project | Branch | str):
@@ -148,20 +160,39 @@ def register(
         cluster, release, owned, locks, metrics, emit_event, limits, sources, clock=clock
     )
     snapshots = SnapshotReconciler(cluster, locks, metrics, sources, records, limits, clock=clock)
-    dispatcher = Dispatcher(projects, branches, snapshots, owned, initial_sync)
-    work = Work(dispatcher, resync_seconds, limits, records, clock)
+    known_restores = RestoreRecords()
+
+    def request(key: Key) -> None:
+        work.queue.add(key)
+
+    restores = RestoreReconciler(
+        cluster,
+        locks,
+        metrics,
+        sources,
+        known_restores,
+        clock=clock,
+        request=request,
+    )
+    dispatcher = Dispatcher(projects, branches, snapshots, restores, owned, initial_sync)
+    work = Work(dispatcher, resync_seconds, limits, records, known_restores, clock)
     watch = SnapshotWatch(cluster, records, work.queue.add, lambda: dispatcher.cache, clock)
+    restore_watch = RestoreWatch(cluster, known_restores, work.queue.add, lambda: dispatcher.cache)
+    metrics.watch_restores(PHASES, known_restores.count)
     reaper = BranchReaper(cluster, dispatcher.all_branches, work.queue.add, metrics, clock)
     metrics.watch_expiry(EXPIRY_STATES, reaper.count)
     metrics.watch_snapshots(STATES, records.count)
     schedules = ScheduleLoop(cluster, limits, metrics, work.queue.add, lambda: dispatcher.cache, clock)
     rollouts.on_free = work.queue.add
     sweeper = Sweeper(cluster, release, owned)
+    relief = PoolRelief(cluster, lambda: dispatcher.cache)
     loops = {
         "snapshot watch": watch.run,
+        "restore watch": restore_watch.run,
         "expiry of snapshots": watch.run_expiry,
         "expiry of branches": reaper.run,
         "schedules": schedules.run,
+        "room in pools": relief.run,
     }
     _register_startup(registry, owned, work, partial(sweeper.run, resync_seconds), loops)
     _register_indices(registry, release.nodes_namespace)
@@ -254,10 +285,23 @@ def _register_indices(registry: kopf.OperatorRegistry, nodes_namespace: str) -> 
         return {(branch.namespace, branch.project): branch}
 
 
-def cache_of(kwargs: Mapping[str, Any], snapshots: SnapshotRecords | None = None) -> Cache:
-    """Return the cache over the indices among a handler's keyword arguments, and over the records of snapshots."""
+def cache_of(
+    kwargs: Mapping[str, Any],
+    snapshots: SnapshotRecords | None = None,
+    restores: RestoreRecords | None = None,
+) -> Cache:
+    """Return the cache over the indices among a handler's keyword arguments, and over the records."""
     indices = (kwargs[f"{noun}_index"] for noun in ("node", "agent", "project", "branch", "proxy"))
-    return replace(Cache(*indices), snapshots=snapshots or SnapshotRecords())
+    return replace(
+        Cache(*indices), snapshots=snapshots or SnapshotRecords(), restores=restores or RestoreRecords()
+    )
+
+
+def _changed(change: Change) -> Project | Branch | str | tuple[str, str]:
+    """Return a change as the restores' part knows it."""
+    if isinstance(change, NodeChange):
+        return change.node
+    return change if isinstance(change, Project | Branch) else (change.namespace, change.project)
 
 
 def _register_objects(registry: kopf.OperatorRegistry, work: Work) -> None:
@@ -285,19 +329,26 @@ def _register_objects(registry: kopf.OperatorRegistry, work: Work) -> None:
     async def on_branch_change(body: kopf.Body, **kwargs: Any) -> None:
         work.request(parse_branch(body), kwargs)
 
-    # With a delete handler kopf puts the controller's finalizer on the object. The reconcile removes it: kopf would
+    # With a delete handler kopf puts the controller's finalizer on a project. The reconcile removes it: kopf would
     # sleep through the events that a deletion waits for (tried), and write for each time that it calls the handler.
+    # A branch needs none but the agent's (`status.release`). `when=` keeps kopf from adding one, and from removing
+    # one that a branch has, since kopf takes a finalizer off that no handler needs.
 
     @kopf.on.delete(*_PROJECT, id="project-removal", **options)
     async def on_project_deletion(body: kopf.Body, **kwargs: Any) -> None:
         work.request(parse_project(body), kwargs)
         requeue_after(timing.KOPF_DELETION_SECONDS, "its branches are being deleted")
 
-    @kopf.on.delete(*_BRANCH, id="branch-removal", **options)
+    @kopf.on.delete(*_BRANCH, id="branch-removal", when=_has_finalizer, **options)
     async def on_branch_deletion(body: kopf.Body, **kwargs: Any) -> None:
         work.request(parse_branch(body), kwargs)
         text = "sessions are still sent to it, or a copy of it is being made"
         requeue_after(timing.KOPF_DELETION_SECONDS, text)
+
+
+def _has_finalizer(meta: kopf.Meta, **_: Any) -> bool:
+    """Return True if an object has the controller's finalizer."""
+    return names.CONTROLLER_FINALIZER in (meta.get("finalizers") or ())
 
 
 def _register_related(registry: kopf.OperatorRegistry, work: Work, initial_sync: InitialSync) -> None:
@@ -306,14 +357,21 @@ def _register_related(registry: kopf.OperatorRegistry, work: Work, initial_sync:
     kopf updates the indices before it runs the handlers of an event, so the reconcile sees the change that led to it.
     """
     options: Any = {"registry": registry}
+    # By UID: spec.undo of branches, which can be changed while their deletion waits.
+    being_deleted: dict[str, Undo | None] = {}
 
     @kopf.on.event(*_BRANCH, **options)
     async def on_branch_event(event: Any, body: kopf.Body, **kwargs: Any) -> None:
         branch = parse_branch(body)
         work.follow(kwargs, branch)
         if event["type"] == "DELETED":
+            being_deleted.pop(branch.uid, None)
             work.forget(branch)
             initial_sync.mark_reconciled(branch.namespace, branch.object_name)
+        elif branch.deleting and being_deleted.get(branch.uid, _UNSEEN) != branch.undo:
+            # kopf calls no handler for a deletion that its own finalizer does not hold.
+            being_deleted[branch.uid] = branch.undo
+            work.request(branch, kwargs)
 
     @kopf.on.event(*_PROJECT, **options)
     async def on_project_event(event: Any, body: kopf.Body, **kwargs: Any) -> None:

@@ -141,6 +141,21 @@ def needs_release(item: Project | Branch | Snapshot, node: NodeFacts | None) -> 
     return waits and node is not None and is_abandoned(node, item.annotations)
 
 
+def missing_finalizers(branch: Branch, node: NodeFacts) -> tuple[str, ...]:
+    """Return the finalizers that a branch needs on this node and has not: the agent's, where it is to be bound.
+
+    An agent of a release without FEATURE_RELEASE knows only the controller's finalizer as a sign that the branch must
+    not be touched yet. A bound branch gets that when such an agent is Ready, as behind the roll-back of a DaemonSet:
+    nobody knows of an agent that starts what it can.
+    """
+    is_old = names.FEATURE_RELEASE not in node.features
+    if branch.node_name is None:
+        needed = [names.AGENT_FINALIZER, *([names.CONTROLLER_FINALIZER] if is_old else [])]
+    else:
+        needed = [names.CONTROLLER_FINALIZER] if is_old and node.agent_ready else []
+    return tuple(name for name in needed if name not in branch.finalizers)
+
+
 def bind_branch(
     project: Project | None,
     branch: Branch,

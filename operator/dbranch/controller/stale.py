@@ -23,7 +23,7 @@ from dbranch.controller.cache import Cache
 from dbranch.controller.limits import Limits, excess
 from dbranch.controller.project import plan as project_plan
 from dbranch.controller.project.plan import ProjectFacts, plan_project, reported_applied
-from dbranch.controller.scheduling import needs_release
+from dbranch.controller.scheduling import missing_finalizers, needs_release
 from dbranch.runtime.clock import now_rfc3339, seconds_since
 from dbranch.runtime.result import Key
 
@@ -229,11 +229,13 @@ def _is_branch_stale(branch: Branch, reads: _Reads, now: str) -> bool:
     if branch.deleting:
         if needs_release(branch, facts.node):
             return True
-        if names.CONTROLLER_FINALIZER not in branch.finalizers:
+        if branch.is_released:
             return bool(branch_plan.held_status(branch, now))
         return plan_removal(facts, seconds_since(branch.deleted), now).done
     if not branch.status.get("conditions"):
         return False
+    if facts.node and missing_finalizers(branch, facts.node):
+        return True
     return bool(plan_branch(facts, now).changes(branch.status))
 
 

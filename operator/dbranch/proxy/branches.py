@@ -35,9 +35,16 @@ class ProxyBranch:
         route = self.route
         return Target(self.name, route.state, route.address, route.port) if route else None
 
+    @property
+    def restoring(self) -> bool:
+        """True if new sessions wait for the end of a restore."""
+        return bool(self.route and self.route.restore and self.route.state == TargetState.STARTING)
+
     def awaited_acknowledgement(self) -> int | None:
         """Return the generation of the route that each proxy has to acknowledge; None if nothing waits for it."""
-        return self.route.generation if self.route and self.route.state == TargetState.DELETING else None
+        if self.route and (self.route.state == TargetState.DELETING or self.restoring):
+            return self.route.generation
+        return None
 
 
 def read_branch(body: Mapping[str, Any]) -> ProxyBranch:
@@ -60,20 +67,37 @@ def is_older(branch: ProxyBranch, current: ProxyBranch | None) -> bool:
     return branch.route is None or branch.route.generation < current.route.generation
 
 
+def with_last_address(branch: ProxyBranch, current: ProxyBranch | None) -> ProxyBranch:
+    """Return a branch that is being restored with the address that its route had before, if it has none now.
+
+    No session is sent there, but there are the open ones, and a cancel may be of one that another proxy has.
+    """
+    route, last = branch.route, current.route if current and current.uid == branch.uid else None
+    if route is None or last is None or route.address or not branch.restoring:
+        return branch
+    return replace(branch, route=replace(route, address=last.address, port=last.port))
+
+
 def compose(project: ProxyProject, branches: Mapping[str, ProxyBranch], seen_generation: int = 0) -> Table:
     """Return the table of a project with its branches (by the names of their objects).
 
     `seen_generation`: the highest of the project's route for which `Table.is_active_seen` was True.
 
     While the project has a table of its own, that counts, since the controller may be of release 0.1.0 and not write
-    the branches' routes; but a branch whose own route says Deleting gets no session. Otherwise the active branch is
-    Starting, so that new sessions wait, until it was read as of the switch.
+    the branches' routes; but a branch whose own route says Deleting, or names a restore, gets no session. Otherwise
+    the active branch is Starting, so that new sessions wait, until it was read as of the switch.
     """
     routed = {branch.name: branch.target for branch in branches.values() if branch.target}
+    restoring = frozenset(branch.name for branch in branches.values() if branch.restoring)
+    table = replace(project.table, restoring=restoring)
     if project.has_targets:
-        deleting = {name: target for name, target in routed.items() if target.state == TargetState.DELETING}
-        return replace(project.table, targets={**project.table.targets, **deleting})
-    table, active = project.table, project.table.active
+        withheld = {
+            name: target
+            for name, target in routed.items()
+            if target.state == TargetState.DELETING or name in restoring
+        }
+        return replace(table, targets={**table.targets, **withheld})
+    active = table.active
     if active is None or table.generation <= seen_generation:
         return replace(table, targets=routed)
     branch = branches.get(names.branch_object_name(table.project, active))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from dataclasses import replace
 from typing import Final, cast
 
 from dbranch.proxy import sqlstate, timing, wire
@@ -41,10 +42,14 @@ _MAX_CANCEL_CANDIDATES: Final = 32
 
 
 class ClientStart(asyncio.Protocol):
-    """The client's side until its backend has answered."""
+    """The client's side until its backend has answered.
 
-    def __init__(self, switchboard: Switchboard, canceller: Canceller) -> None:
-        self.switchboard, self.canceller = switchboard, canceller
+    `own_branch`: the branch to whose own port the client has come, by the branch's Service. It is for that branch
+    whatever its startup packet says, and as with the branch's Postgres there is neither TLS nor a PROXY header.
+    """
+
+    def __init__(self, switchboard: Switchboard, canceller: Canceller, own_branch: str | None = None) -> None:
+        self.switchboard, self.canceller, self._own_branch = switchboard, canceller, own_branch
         self.loop = asyncio.get_running_loop()
         self.startup_parser = wire.StartupParser()
         self.session: Session | None = None
@@ -75,7 +80,7 @@ class ClientStart(asyncio.Protocol):
         self._timer = self.loop.call_later(self._handshake_seconds, self._on_handshake_timeout)
         self.switchboard.add_starting(self)
         # A port-forward comes from the pod's own address, and sends no header.
-        if table.proxy_protocol and not is_loopback(self.peer):
+        if table.proxy_protocol and self._own_branch is None and not is_loopback(self.peer):
             if expects_header(table, peer_host(self.peer)):
                 self._partial_header = b""
                 return
@@ -144,7 +149,7 @@ class ClientStart(asyncio.Protocol):
                 if context:
                     self._start_tls(context, client_hello, direct=True)
                 else:
-                    message = "this proxy has no certificate and does not accept TLS"
+                    message = "this port does not accept TLS: it has no certificate"
                     self._reject(Reject(sqlstate.PROTOCOL_VIOLATION, message, reason="tls"))
             case wire.CancelRequest(key, packet):
                 self._cancel(key, packet)
@@ -216,7 +221,7 @@ class ClientStart(asyncio.Protocol):
 
     def _tls_context(self) -> ssl.SSLContext | None:
         certificate = self.switchboard.certificate
-        return certificate.context() if certificate else None
+        return certificate.context() if certificate and self._own_branch is None else None
 
     def _start_tls(self, context: ssl.SSLContext, client_hello: bytes, direct: bool = False) -> None:
         """Begin the TLS handshake with what was read of it. `direct`: without an SSLRequest before it."""
@@ -272,7 +277,9 @@ class ClientStart(asyncio.Protocol):
             task = self.canceller.send_own(owner.backend, packet)
         else:
             branches = tuple(switchboard.sessions_by_branch)
-            backends = cancel_candidates(table, branches, _MAX_CANCEL_CANDIDATES) if table else []
+            backends = (
+                cancel_candidates(table, branches, _MAX_CANCEL_CANDIDATES, self._own_branch) if table else []
+            )
             task = self.canceller.send_guesses(backends, packet)
         switchboard.metrics.count_cancel("dropped" if not task else "own" if owner else "tried")
         if task:
@@ -289,7 +296,8 @@ class ClientStart(asyncio.Protocol):
         assert table, "the proxy serves before it has read its project"
         # A pod that was made before spec.proxy.tls has no certificate's mount: until the rollout has replaced it,
         # it accepts what it accepted before.
-        if table.tls_required and switchboard.certificate and not self.tls_version:
+        has_certificate = switchboard.certificate and self._own_branch is None
+        if table.tls_required and has_certificate and not self.tls_version:
             message = f"project {table.project} accepts only TLS connections"
             hint = "Connect with sslmode=require."
             self._reject(Reject(sqlstate.INVALID_AUTHORIZATION, message, hint, reason="tls_required"))
@@ -303,6 +311,8 @@ class ClientStart(asyncio.Protocol):
         self.session = Session(switchboard, self.canceller, self.transport, self.peer)
         self.session.parameters, self.session.tls_version = dict(startup.parameters), self.tls_version
         self.early_data = startup.remaining
+        if self._own_branch is not None:
+            startup = replace(startup, branch=self._own_branch)
         self._task = self.loop.create_task(connect(self.session, startup, self._hand_over))
         self._task.add_done_callback(self._on_connect_done)
 

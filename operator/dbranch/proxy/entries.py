@@ -17,7 +17,7 @@ from dbranch.proxy.switchboard import Switchboard
 
 log = logging.getLogger(__name__)
 
-_FEATURES: Final = (names.PROXY_FOLLOWS_BRANCHES,)
+_FEATURES: Final = (names.PROXY_FOLLOWS_BRANCHES, names.PROXY_RESTORES)
 
 
 class EntryWriter:
@@ -96,10 +96,10 @@ class EntryWriter:
 
 
 class Acknowledger:
-    """Writer of this pod's entry of `status.proxies` of each branch that is being deleted.
+    """Writer of this pod's entry of `status.proxies` of each branch that is being deleted or restored.
 
-    It is written when the table in force has the branch as Deleting, so that no session of this pod reaches it, and
-    removed should that state pass.
+    It is written when the table in force has the branch so, and no new session of this pod reaches it; and removed
+    when that state has passed.
     """
 
     def __init__(self, client: ProjectClient, proxy_pod: ProxyPod) -> None:

@@ -12,7 +12,8 @@ from typing import Protocol
 
 from dbranch.api.errors import ClusterUnreachable, InvalidInput
 from dbranch.proxy import timing
-from dbranch.proxy.branches import ProxyBranch, compose, is_older, read_branch
+from dbranch.proxy.branch_ports import BranchPorts
+from dbranch.proxy.branches import ProxyBranch, compose, is_older, read_branch, with_last_address
 from dbranch.proxy.entries import Acknowledger, EntryWriter
 from dbranch.proxy.project import ProxyProject, read_project
 from dbranch.proxy.project_client import (
@@ -36,6 +37,7 @@ async def follow(
     switchboard: Switchboard,
     writer: EntryWriter,
     acknowledger: Acknowledger,
+    branch_ports: BranchPorts,
     on_applied: Callable[[], None],
 ) -> None:
     """List and watch the DBProject and its DBBranches forever, and put each state of them in force on `switchboard`.
@@ -43,7 +45,7 @@ async def follow(
     A controller of release 0.1.0 gives no right to the branches, but a table in the DBProject: that counts then.
     While the API server is unreachable the table stays as it is.
     """
-    applier = _Applier(proxy_pod, switchboard, writer, acknowledger, on_applied)
+    applier = _Applier(proxy_pod, switchboard, writer, acknowledger, branch_ports, on_applied)
     await asyncio.gather(
         _list_and_watch(client, client.project, _ProjectReader(applier), proxy_pod),
         _list_and_watch(client, client.branches, _BranchReader(applier), proxy_pod),
@@ -157,10 +159,12 @@ class _Applier:
         switchboard: Switchboard,
         writer: EntryWriter,
         acknowledger: Acknowledger,
+        branch_ports: BranchPorts,
         on_applied: Callable[[], None],
     ) -> None:
         self.proxy_pod, self._switchboard = proxy_pod, switchboard
         self._writer, self._acknowledger, self._on_applied = writer, acknowledger, on_applied
+        self._branch_ports = branch_ports
         self.project: ProxyProject | None = None
         # By the names of their objects; None until they were listed.
         self.branches: dict[str, ProxyBranch] | None = None
@@ -195,6 +199,8 @@ class _Applier:
         if previous is None or (previous.generation, previous.active) != (table.generation, table.active):
             log.info("route generation %d: branch %s", table.generation, table.active)
         self._writer.on_applied(project.entry_pods)
+        # Before the acknowledgement: behind it the controller sends here what comes to the branch's own Service.
+        self._branch_ports.on_applied(self.branches or {})
         self._acknowledger.on_applied(self.branches or {})
         self._on_applied()
 
@@ -243,6 +249,8 @@ class _BranchReader:
             current = current_branches.get(name)
             if current and is_older(branch, current):
                 branches[name] = current
+            else:
+                branches[name] = with_last_address(branch, current)
         self._replace(branches)
 
     def on_change(self, item: object) -> None:
@@ -250,6 +258,7 @@ class _BranchReader:
             case ProxyBranch():
                 current_branches = self._applier.branches or {}
                 current = current_branches.get(item.object_name)
+                item = with_last_address(item, current)
                 if item != current and not is_older(item, current):
                     self._replace({**current_branches, item.object_name: item})
             case _Invalid():

@@ -18,6 +18,7 @@ import uvloop
 from dbranch.api import names
 from dbranch.api.errors import InvalidInput
 from dbranch.proxy import timing
+from dbranch.proxy.branch_ports import BranchPorts
 from dbranch.proxy.cancel import Canceller
 from dbranch.proxy.client import ClientStart
 from dbranch.proxy.entries import Acknowledger, EntryWriter
@@ -99,6 +100,7 @@ async def serve(settings: ProxySettings, log_lines: QueuedLines) -> None:
     canceller = Canceller()
     client = ProjectClient(settings.api, proxy_pod)
     writer, acknowledger = EntryWriter(client, proxy_pod, switchboard), Acknowledger(client, proxy_pod)
+    branch_ports = BranchPorts(switchboard, canceller)
     servers: list[asyncio.Server] = []
 
     def not_ready_reason() -> str:
@@ -108,7 +110,9 @@ async def serve(settings: ProxySettings, log_lines: QueuedLines) -> None:
 
     health = HealthServer(not_ready_reason, switchboard.metrics)
     await health.start(settings.health_port)
-    following = loop.create_task(follow(client, proxy_pod, switchboard, writer, acknowledger, table_read.set))
+    following = loop.create_task(
+        follow(client, proxy_pod, switchboard, writer, acknowledger, branch_ports, table_read.set)
+    )
     tasks: list[asyncio.Task[None]] = [
         following,
         loop.create_task(writer.run()),
@@ -137,6 +141,7 @@ async def serve(settings: ProxySettings, log_lines: QueuedLines) -> None:
             await asyncio.sleep(settings.withdraw_seconds)
         for server in servers:
             server.close()
+        branch_ports.close()
         await drain_sessions(switchboard, settings.grace_seconds)
         for task in tasks:
             if task.done():

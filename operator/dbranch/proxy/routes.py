@@ -20,7 +20,8 @@ class Table:
     """The routing table: what a DBProject says that concerns its proxy. Times are in seconds.
 
     `generation` is that of `status.route` (0: no route yet); `targets` maps branch names to where they are reached.
-    `is_active_seen`: the active branch was read as of the switch to it. `deleted`: the project no longer exists.
+    `restoring` names those whose data is being exchanged by a restore. `is_active_seen`: the active branch was read
+    as of the switch to it. `deleted`: the project no longer exists.
     `trusted_proxies`: who has to send a PROXY header under `proxy_protocol`, and nobody else may; None: everybody has
     to.
     """
@@ -40,6 +41,7 @@ class Table:
     trusted_proxies: tuple[Network, ...] | None = None
     limits: ProxyLimits = field(default_factory=ProxyLimits)
     is_active_seen: bool = True
+    restoring: frozenset[str] = frozenset()
 
     @property
     def obeyed_generation(self) -> int:
@@ -159,6 +161,8 @@ def decide(table: Table, requested_branch: str | None) -> Decision:
     if target.state == TargetState.DELETING:
         message = f'branch "{branch}" of project {table.project} is being deleted'
         return Reject(sqlstate.ADMIN_SHUTDOWN, message, reason="deleted")
+    if branch in table.restoring:
+        return Wait(f'the restore of branch "{branch}" of project {table.project} to end')
     if target.state != TargetState.READY or not target.address or not target.port:
         return Wait(f'branch "{branch}" of project {table.project} to start')
     return Dial(branch, target.address, target.port)
@@ -201,14 +205,19 @@ def _limits_hint(table: Table) -> str:
     return f"Close some, or raise spec.proxy.limits of DBProject {table.project}."
 
 
-def cancel_candidates(table: Table, branches_with_sessions: Sequence[str], limit: int) -> list[Backend]:
+def cancel_candidates(
+    table: Table, branches_with_sessions: Sequence[str], limit: int, own_branch: str | None = None
+) -> list[Backend]:
     """Return at most `limit` backends that may own a cancel key unknown to this pod.
 
     Another replica of the proxy may have the key's session. The active branch comes first, then
-    `branches_with_sessions` (those with sessions on this pod), then the other branches.
+    `branches_with_sessions` (those with sessions on this pod), then the other branches; but what comes to
+    `own_branch`'s own port is for that one alone.
     """
     first = [table.active] if table.active else []
     order = dict.fromkeys([*first, *branches_with_sessions, *sorted(table.targets)])
+    if own_branch is not None:
+        order = {own_branch: None}
     targets = (table.targets[b] for b in order if b in table.targets)
     backends = [
         Backend(t.branch, t.address, t.port, requested=False) for t in targets if t.address and t.port
@@ -252,12 +261,15 @@ def decide_fate(table: Table, backend: Backend, greeted: bool = True) -> Fate:
     """Return what a session on `backend` has to do under `table`; each new table replaces the last fate.
 
     `greeted`: Postgres has let the client in. A client that is still logging in counts as new: a switch ends
-    its session whatever `onSwitch` says, else it would reach the old branch after the switch.
+    its session whatever `onSwitch` says, else it would reach the old branch after the switch; and so does a restore,
+    which leaves all others to Postgres.
     """
     target = table.targets.get(backend.branch)
     branch = f'branch "{backend.branch}" of project {table.project}'
     if table.deleted or target is None or target.state == TargetState.DELETING:
         return End(f"terminating connection: {branch} is deleted")
+    if backend.branch in table.restoring and not greeted:
+        return End(f"terminating connection: {branch} is being restored", "Connect again.")
     moved = (target.address, target.port) != (backend.address, backend.port)
     if target.state == TargetState.READY and target.address and moved:
         return End(f"terminating connection: {branch} was restarted", "Connect again.")

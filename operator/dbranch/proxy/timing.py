@@ -39,6 +39,12 @@ CERTIFICATE_CHECK_SECONDS: Final = 1.0
 # than half of it.
 MIN_HANDSHAKE_SPACING_SECONDS: Final = 0.004
 
+# Restores
+
+# A branch's own port is listened on this much longer than new sessions are held: the cluster's nodes need some time
+# to send to the branch's pod again what comes to its Service.
+BRANCH_PORT_LINGER_SECONDS: Final = 10.0
+
 # Measuring
 
 HEALTH_KEEPALIVE_SECONDS: Final = 15.0

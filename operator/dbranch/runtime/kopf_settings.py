@@ -31,7 +31,7 @@ def configure_kopf(
     wake_only_on_change()
     settings.persistence.finalizer = finalizer
     settings.persistence.progress_storage = InMemoryProgressStorage(f"kopf-state.{prefix}")
-    settings.persistence.diffbase_storage = InMemoryDiffBaseStorage(finalizer, ignored_fields)
+    settings.persistence.diffbase_storage = InMemoryDiffBaseStorage(ignored_fields)
     settings.peering.standalone = True
     settings.scanning.disabled = True
     settings.execution.max_workers = _MAX_WORKERS

@@ -13,17 +13,24 @@ from typing import Any
 
 import kopf
 
+from dbranch.runtime.limited import LimitedDict
+
 _MAX_RECORDS = 10_000
+# Some 2 KB each.
+_MAX_HANDLED = 40_000
 
 
 class InMemoryDiffBaseStorage(kopf.DiffBaseStorage):
-    """The last handled state of each object, by UID; handlers run for what differs from it."""
+    """The last handled state of each object, by UID; handlers run for what differs from it.
 
-    def __init__(self, finalizer: str, ignored_fields: Sequence[tuple[str, ...]] = ()) -> None:
+    An object is new until this process has handled it, whatever finalizers it has: the controller puts the agent's on
+    a branch that the agent has never seen.
+    """
+
+    def __init__(self, ignored_fields: Sequence[tuple[str, ...]] = ()) -> None:
         super().__init__(ignored_fields=ignored_fields)
-        self._finalizer = finalizer
-        # None: first seen without the finalizer, so the object is new until it has been handled.
-        self._handled: dict[str, Any] = {}
+        # One that is left out is handled once more.
+        self._handled: LimitedDict[str, Any] = LimitedDict(_MAX_HANDLED)
         # By kind: the fields besides spec, labels and annotations that handlers watch.
         self._fields: dict[str, tuple[tuple[str, ...], ...]] = {}
 
@@ -32,16 +39,12 @@ class InMemoryDiffBaseStorage(kopf.DiffBaseStorage):
         return self._essence(body)
 
     def fetch(self, *, body: kopf.Body) -> Any:
-        meta, kind = body["metadata"], str(body.get("kind"))
+        meta = body["metadata"]
         if meta.get("deletionTimestamp"):
             # The deletionTimestamp starts the delete handlers; no difference is needed.
             self._handled.pop(meta["uid"], None)
             return None
-        if meta["uid"] not in self._handled:
-            # An object with the finalizer was handled by an earlier process: kopf resumes it as it is.
-            handled_before = self._finalizer in (meta.get("finalizers") or ()) and kind in self._fields
-            self._handled[meta["uid"]] = self._essence(body) if handled_before else None
-        return copy.deepcopy(self._handled[meta["uid"]])
+        return copy.deepcopy(self._handled.get(meta["uid"]))
 
     def _essence(self, body: kopf.Body) -> Any:
         """Return kopf's essence of the body, built from the parts that can be in it.

@@ -21,6 +21,7 @@ from dbranch.agent.branch.actions import (
     ResetAlterSystem,
     SetOwnVerifiers,
     SetPasswords,
+    TakeRestore,
     TakeSnapshot,
     WriteSettings,
 )
@@ -111,6 +112,9 @@ def apply(branch: Branch, facts: BranchFacts, action: Action) -> BranchFacts:
         case TakeSnapshot():
             assert facts.marker is None
             return replace(facts, marker=marker(branch, cleaned=False))
+        case TakeRestore():
+            assert facts.marker is None
+            return replace(facts, marker=marker(branch, cleaned=False))
         case Adopt():
             assert facts.marker is None
             return replace(facts, marker=marker(branch), retained_uid=None)
@@ -132,7 +136,7 @@ def apply(branch: Branch, facts: BranchFacts, action: Action) -> BranchFacts:
             return recorded(facts, verifiers="own", verifiers_of=branch.uid)
         case WriteSettings():
             assert facts.marker is not None
-            return replace(facts, settings_outdated=False)
+            return replace(facts, settings_outdated=False, hba_closed=False)
         case RecordImage(_, digest):
             return replace(recorded(facts, image=digest), outdated_collations=None)
         case Open():

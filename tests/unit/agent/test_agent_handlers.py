@@ -26,6 +26,16 @@ def test_a_deletion_goes_on_when_a_finalizer_goes_and_when_somebody_requests_it(
     assert not deletions.has_changed("MODIFIED", requested)
 
 
+def test_a_branch_goes_on_with_the_controllers_word_and_not_with_what_else_is_written() -> None:
+    deletions = Deletions()
+    held = body(finalizers=BOTH[1:]) | {"status": {"release": "Pending"}}
+    assert deletions.has_changed("MODIFIED", held)
+    assert not deletions.has_changed(
+        "MODIFIED", held | {"status": {"release": "Pending", "phase": "Deleting"}}
+    )
+    assert deletions.has_changed("MODIFIED", held | {"status": {"release": "2026-11-28T08:00:00Z"}})
+
+
 def test_an_agent_that_starts_goes_on_and_what_is_gone_is_forgotten() -> None:
     deletions = Deletions()
     assert deletions.has_changed(None, body())

@@ -12,7 +12,7 @@ import pytest
 from tests.fakes.api import FakeApi, Json
 from tests.unit.agent.branch_model import COPY, INITDB, PROJECT, ROOMY, ROOT, VERSION, marker
 
-from dbranch.agent.branch import backoffs, reconciler
+from dbranch.agent.branch import applying, backoffs, reconciler
 from dbranch.agent.branch.actions import (
     Action,
     Claim,
@@ -25,6 +25,7 @@ from dbranch.agent.branch.actions import (
     SetPasswords,
     TakeSnapshot,
 )
+from dbranch.agent.branch.beside import RestorePart
 from dbranch.agent.branch.effect import BranchEffects, Outcome
 from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.branch.reconciler import BranchReconciler
@@ -32,6 +33,7 @@ from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.pool.space import Space
+from dbranch.agent.postgres import session
 from dbranch.agent.postgres.answer import Answer
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.timing import BRANCH_RESYNC_SECONDS, OWN_VERIFIERS_DELAY_SECONDS
@@ -39,11 +41,15 @@ from dbranch.agent.volume.marker import NewerMarker
 from dbranch.agent.warm.reconciler import WarmReconciler
 from dbranch.agent.warm.sizing import WarmLimits
 from dbranch.api import names
+from dbranch.api.branch import Branch
 from dbranch.api.conditions import Finding, Reason
+from dbranch.api.enums import NodeRestoreState
 from dbranch.api.errors import ApiError, NotAccepting, PodRejected
+from dbranch.api.restore import NodeRestore
 from dbranch.kube.client import Cluster, branch_path, path_of, project_path
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import Result
+from dbranch.runtime.timings import StepTimer
 
 NAMESPACE, NAME = COPY.namespace, COPY.object_name
 FREE = PodFacts("warm-1", "w1", running=True, address="10.0.0.9")
@@ -69,6 +75,22 @@ class Api(FakeApi):
         if path.startswith(branch_path(NAMESPACE, NAME)):
             self.writes.append(body)
         return super().merge(path, body)
+
+
+class Beside:
+    """The restore's reconciler, whose part is given."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+
+    def begin(self, desired: Desired, timer: StepTimer) -> RestorePart:
+        return self._bench.part
+
+    def forget(self, branch: Branch) -> None:
+        pass
+
+    def finish(self, desired: Desired, part: RestorePart, result: Result) -> Result:
+        return result
 
 
 class Bench:
@@ -106,14 +128,15 @@ class Bench:
         cluster, layout = cast(Cluster, self.api), Layout(tmp_path)
         context, metrics = NodeContext("n1", "node-uid", "dbranch-nodes", "dbranch"), AgentMetrics()
         warm = WarmReconciler(cluster, layout, context, WarmLimits(), metrics)
+        self.part = RestorePart(is_idle=True)
         self.reconciler = BranchReconciler(
-            cluster, layout, context, KeyedLocks(), warm, metrics, lambda *_: None
+            *(cluster, layout, context, KeyedLocks(), warm, metrics, lambda *_: None, Beside(self))
         )
         monkeypatch.setattr(reconciler, "observe_branch", lambda *_: self._observe())
         monkeypatch.setattr(reconciler, "observe_postgres", lambda _, __, facts: facts)
-        monkeypatch.setattr(reconciler, "observe_started", lambda *_: STARTED)
+        monkeypatch.setattr(applying, "observe_started", lambda *_: STARTED)
         monkeypatch.setattr(reconciler, "patch_sizes", lambda *_: None)
-        monkeypatch.setattr(reconciler.session, "await_accepting", lambda *_: self.accepts)
+        monkeypatch.setattr(session, "await_accepting", lambda *_: self.accepts)
         monkeypatch.setattr(BranchEffects, "apply", lambda _, *args: self._apply(*args))
         monkeypatch.setattr(backoffs, "time", SimpleNamespace(monotonic=lambda: self.now))
 
@@ -333,3 +356,24 @@ def test_initdb_that_fails_is_tried_ever_more_rarely(tmp_path: Path, monkeypatch
     attempts = sum(isinstance(action, CreateInitdbPod) for action in bench.actions)
     assert 5 < attempts < 60
     assert bench.node()["storage"]["reason"] == "InitdbFailed" and len(bench.api.writes) < 5
+
+
+def test_an_exchange_is_said_together_with_the_address_of_the_new_data(bench: Bench) -> None:
+    """Nobody is sent to data that is not open to users yet."""
+    bench.part = RestorePart(NodeRestore("r", NodeRestoreState.EXCHANGED), is_answered=True)
+    bench.facts = replace(STARTED, marker=replace(marker(COPY), password=VERSION))
+    bench.failing = {Open: NotAccepting("Postgres in slot warm-1: gone")}
+    bench.reconcile()
+    assert "restore" not in bench.node() and not bench.part.serves
+    bench.failing, before = {}, len(bench.api.writes)
+    bench.reconcile()
+    assert len(bench.api.writes) == before + 1
+    assert bench.node()["restore"] == {"uid": "r", "state": "Exchanged"}
+    assert bench.node()["address"] == "10.0.0.9" and bench.part.serves
+
+
+def test_a_branch_whose_sessions_end_for_a_restore_is_not_touched_otherwise(bench: Bench) -> None:
+    bench.part = RestorePart(holds=True)
+    bench.facts = replace(STARTED, settings_outdated=True)
+    bench.reconcile()
+    assert bench.actions == [] and bench.api.writes == []

@@ -70,6 +70,11 @@ class Running:
         except urllib.error.HTTPError as error:
             return error.code
 
+    def existing(self, path: str) -> Any:
+        body = self.api.get(path)
+        assert body is not None
+        return body
+
     def finalizers(self, path: str) -> list[str]:
         return list((self.api.get(path) or {"metadata": {}})["metadata"].get("finalizers") or ())
 
@@ -86,7 +91,9 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running
     register(registry, running.dispatcher, NODE, running.heartbeats)
     for path, builder in ((PROJECTS, project()), (BRANCHES, branch("x"))):
         body: Any = builder.body()
-        body["metadata"]["finalizers"] = [names.CONTROLLER_FINALIZER]
+        body["metadata"]["finalizers"] = (
+            [names.AGENT_FINALIZER] if path == BRANCHES else [names.CONTROLLER_FINALIZER]
+        )
         running.api.create(path, body)
     for path in (project_path(NAMESPACE, "shop", "status"), branch_path(NAMESPACE, "shop-x", "status")):
         running.api.merge(path, {"status": {"nodeName": NODE}})
@@ -126,11 +133,26 @@ def test_a_deletion_goes_on_with_the_events_that_it_waits_for_and_writes_nothing
         wait_until(lambda: running.seen)
         time.sleep(0.2)
         assert names.AGENT_FINALIZER in running.finalizers(path)
-        running.api.merge(path, {"metadata": {"finalizers": [names.AGENT_FINALIZER]}})
-        wait_until(lambda path=path: running.api.get(path) is None)  # type: ignore[misc]
         short = "/".join(path.split("/")[-2:])
-        writes = running.api.take_writes()
-        assert writes == [f"delete {short}", f"merge {short}", f"merge {short}"]
+        let_go = f"merge {short}"
+        if path.startswith(PROJECTS):
+            running.api.merge(path, {"metadata": {"finalizers": [names.AGENT_FINALIZER]}})
+        else:
+            deleted = running.existing(path)["metadata"]["deletionTimestamp"]
+            running.api.merge(f"{path}/status", {"status": {"release": deleted}})
+            let_go += "/status"
+        wait_until(lambda path=path: running.api.get(path) is None)  # type: ignore[misc]
+        assert running.api.take_writes() == [f"delete {short}", let_go, f"merge {short}"]
+
+
+def test_a_branch_that_comes_with_the_agents_finalizer_is_new_to_the_agent(running: Running) -> None:
+    """The controller puts it on the branch, so that the agent's kopf has nothing to write."""
+    body: Any = branch("y").finalizers(names.AGENT_FINALIZER).body()
+    running.api.create(BRANCHES, body)
+    running.api.take_requests()
+    running.api.merge(branch_path(NAMESPACE, "shop-y", "status"), {"status": {"nodeName": NODE}})
+    wait_until(lambda: "shop-y" in running.seen)
+    assert running.api.take_writes() == ["merge dbbranches/shop-y/status"]
 
 
 def test_a_removal_that_fails_is_reported_in_the_status(
@@ -145,5 +167,6 @@ def test_a_removal_that_fails_is_reported_in_the_status(
         patched.setattr(running.dispatcher.branches._removal, "remove", fail)
         running.api.delete(path)
         wait_until(lambda: "a bug" in str((running.api.get(path) or {})["status"].get("node")))
-    running.api.merge(path, {"metadata": {"finalizers": [names.AGENT_FINALIZER]}})
+    deleted = running.existing(path)["metadata"]["deletionTimestamp"]
+    running.api.merge(f"{path}/status", {"status": {"release": deleted}})
     wait_until(lambda: running.api.get(path) is None)

@@ -15,11 +15,12 @@ from tests.fakes.connection import FakeConnection, stop_clock
 from dbranch.api import names
 from dbranch.api.errors import ApiError
 from dbranch.api.orphans import Orphan, OrphanKind, render_published
-from dbranch_cli import connection, doctor, formatting, report
+from dbranch_cli import connection, doctor, durations, expiry, formatting, lifecycle, report
 
 NOW = datetime(2030, 1, 13, 12, 0, 0, tzinfo=UTC)
 TEAM = "team-a"
 DAYS_12, HOURS_3, MINUTES_14 = "2030-01-01T11:00:00Z", "2030-01-13T08:30:00Z", "2030-01-13T11:45:30Z"
+IN_3_DAYS = "2030-01-16T11:45:30Z"
 PULL = "cannot pull postgres:17 (403); Postgres is not started; check postgres.imagePullSecrets"
 IMAGE = "dbranch-server:0.1.0"
 ORPHANS = (
@@ -66,8 +67,43 @@ def put_example(api: FakeApi) -> None:
     put_branch(api, "main", "", DAYS_12, node={"logicalSize": "41Gi", "uniqueSize": "39Gi"})
     put_branch(api, "feature-x", "main", HOURS_3, node={"logicalSize": "41Gi", "uniqueSize": "37Mi"})
     failed = condition("Ready", "False", "ImagePullFailed", PULL, MINUTES_14)
-    put_branch(api, "pr-118", "main", MINUTES_14, conditions=[failed])
+    put_branch(api, "pr-118", "main", MINUTES_14, conditions=[failed], ttl="72h", expirationTime=IN_3_DAYS)
+    put_restore(api)
     put_installation(api)
+
+
+def put_restore(api: FakeApi) -> None:
+    """Put the restore of feature-x, and the copy of what it had before."""
+    group = f"/apis/{names.API_VERSION}/namespaces/{TEAM}"
+    spec = {"project": "shop", "branch": "feature-x"}
+    copy = "shop-feature-x-undo-k3v7q"
+    restored = condition("Complete", "True", "Restored", "branch feature-x has the data of main", MINUTES_14)
+    status = {"phase": "Complete", "source": "main", "completionTime": MINUTES_14, "undoSnapshot": copy}
+    api.put(
+        f"{group}/{names.RESTORES}",
+        {
+            "apiVersion": names.API_VERSION,
+            "kind": names.RESTORE_KIND,
+            "metadata": {"name": "shop-feature-x-1", "creationTimestamp": MINUTES_14},
+            "spec": {**spec, "ttlAfterFinished": "24h"},
+            "status": {"conditions": [restored], **status},
+        },
+    )
+    api.put(
+        f"{group}/{names.SNAPSHOTS}",
+        {
+            "apiVersion": names.API_VERSION,
+            "kind": names.SNAPSHOT_KIND,
+            "metadata": {"name": copy, "creationTimestamp": MINUTES_14},
+            "spec": {**spec, "ttl": "24h", "origin": {"reason": "Restore"}},
+            "status": {
+                "conditions": [ready(MINUTES_14)],
+                "nodeName": "n1",
+                "expirationTime": "2030-01-14T11:45:30Z",
+                "node": {"snapshotTime": MINUTES_14, "logicalSize": "41Gi", "uniqueSize": "37Mi"},
+            },
+        },
+    )
 
 
 def put_project(api: FakeApi) -> None:
@@ -182,5 +218,5 @@ def use_example(monkeypatch: pytest.MonkeyPatch, directory: Path, texts: dict[st
     monkeypatch.setattr(doctor, "client_version", lambda: "0.1.0")
     monkeypatch.setattr(platform, "platform", lambda: "Linux-6.12")
     monkeypatch.setattr(platform, "python_version", lambda: "3.13.1")
-    stop_clock(monkeypatch, NOW, formatting, doctor, report)
+    stop_clock(monkeypatch, NOW, durations, expiry, formatting, doctor, lifecycle, report)
     return api

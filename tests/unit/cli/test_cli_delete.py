@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from dbranch.api.errors import ApiError
-from dbranch_cli import branches
+from dbranch_cli import deletion
 from dbranch_cli.invocation import Invocation
 
 ACTIVE = (
@@ -43,14 +43,14 @@ Delete = Callable[[FakeStore], BaseException | None]
 
 @pytest.fixture
 def delete(monkeypatch: pytest.MonkeyPatch) -> Delete:
-    monkeypatch.setattr(branches, "_POLICY_LAG_SECONDS", 0.3)
-    monkeypatch.setattr(branches, "_POLICY_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(deletion, "_POLICY_LAG_SECONDS", 0.3)
+    monkeypatch.setattr(deletion, "_POLICY_RETRY_SECONDS", 0.01)
 
     def run(store: FakeStore) -> BaseException | None:
         invocation = Invocation(project_option="shop")
         invocation.__dict__["store"] = store
         arguments = ["x", "--yes", "--no-wait"]
-        return CliRunner().invoke(branches.delete, arguments, obj=invocation).exception
+        return CliRunner().invoke(deletion.delete, arguments, obj=invocation).exception
 
     return run
 

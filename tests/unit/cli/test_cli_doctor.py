@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from dbranch_cli.objects import Store
 CRDS = Path(__file__).parents[3] / "crds"
 NOW = datetime(2030, 1, 13, 12, 0, 0, tzinfo=UTC)
 _SNAPSHOTS = f"/apis/{names.API_VERSION}/namespaces/team/dbsnapshots"
+_RESTORES = f"/apis/{names.API_VERSION}/namespaces/team/dbrestores"
 OLD, NEW = "2030-01-13T11:00:00Z", "2030-01-13T11:59:50Z"
 
 
@@ -212,6 +213,7 @@ class FakeConnection:
             f"/apis/{names.API_VERSION}/namespaces/team/dbprojects": {"items": list(projects.values())},
             f"/apis/{names.API_VERSION}/namespaces/team/dbbranches": {"items": []},
             _SNAPSHOTS: {"items": []},
+            _RESTORES: {"items": []},
             "/openapi/v3/apis/dbranch.io/v1alpha1": SCHEMA,
             "/apis/apps/v1/deployments": {"items": [CONTROLLER]},
             "/apis/apps/v1/daemonsets": {"items": [AGENTS]},
@@ -271,10 +273,54 @@ def test_snapshots_are_examined_once_their_crd_is_there(monkeypatch: pytest.Monk
     assert done.exit_code == 7 and "error    snapshot team/shop-before: SnapshotLost" in done.stdout
 
 
+def restore_with(condition: str, reason: str, since: str) -> dict[str, Any]:
+    made = {
+        "type": condition,
+        "status": "True",
+        "reason": reason,
+        "message": "m",
+        "lastTransitionTime": since,
+    }
+    meta = {"name": "shop-x-1", "namespace": "team", "creationTimestamp": "2030-01-01T00:00:00Z"}
+    spec = {"project": "shop", "branch": "x"}
+    return {"kind": "DBRestore", "metadata": meta, "spec": spec, "status": {"conditions": [made]}}
+
+
+@pytest.mark.parametrize(
+    ("condition", "reason", "hours_ago", "is_reported"),
+    [
+        ("Complete", "Restored", 1.0, False),
+        ("Complete", "AlreadyApplied", 1.0, False),
+        ("Reconciling", "ProjectStopped", 1.0, True),
+        ("Reconciling", "Cleaning", 0.001, False),
+        ("Failed", "PoolFull", 1.0, True),
+        ("Failed", "PoolFull", 30.0, False),
+    ],
+)
+def test_a_restore_that_hangs_or_has_failed_of_late_is_reported(
+    condition: str, reason: str, hours_ago: float, is_reported: bool
+) -> None:
+    """A record of one that failed long ago may stay for ever."""
+    now = datetime(2030, 1, 10, tzinfo=UTC)
+    since = (now - timedelta(hours=hours_ago)).isoformat()
+    findings = list(diagnose_objects([restore_with(condition, reason, since)], now))
+    assert [finding.check for finding in findings] == (["restore team/shop-x-1"] if is_reported else [])
+    assert all(finding.severity == Severity.WARNING for finding in findings)
+
+
+def test_restores_are_examined_once_their_crd_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = FakeConnection()
+    connection.answers[_RESTORES] = ApiError(404, "NotFound", "no such resource")
+    assert "objects: 0 projects, 0 branches: nothing" in run(monkeypatch, connection).stdout
+    done = restore_with("Complete", "Restored", "2030-01-01T00:00:00Z")
+    connection.answers[_RESTORES] = {"items": [done]}
+    assert "0 branches, 1 restore: nothing to report" in run(monkeypatch, connection).stdout
+
+
 def test_what_a_user_may_not_see_is_said_and_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     connection = FakeConnection()
     forbidden = ApiError(403, "Forbidden", "no")
-    for path in list(connection.answers)[5:]:
+    for path in list(connection.answers)[6:]:
         connection.answers[path] = forbidden
     done = run(monkeypatch, connection)
     assert done.exit_code == 0

@@ -7,27 +7,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-from tests.factories import BranchBuilder, SnapshotBuilder, branch, project, snapshot
-from tests.fakes.api import FakeApi
+from tests.factories import SnapshotBuilder, snapshot
+from tests.unit.cli.store import PATHS, FakeStore
 
 from dbranch.api import names
 from dbranch.api.conditions import Condition, Reason
 from dbranch.api.errors import InvalidInput
-from dbranch.kube.client import path_of
-from dbranch_cli import invocation
 from dbranch_cli.failure import ExitCode, Failure
-from dbranch_cli.main import cli
-from dbranch_cli.objects import Body, Store
 from dbranch_cli.snapshot_view import snapshot_block, snapshot_table
 from dbranch_cli.snapshots import newest_not_younger, parse_moment, parse_ttl
 
 NOW = datetime(2030, 1, 13, 12, tzinfo=UTC)
-PATHS = {
-    names.PROJECT_KIND: path_of(names.API_VERSION, names.PROJECTS, "team"),
-    names.BRANCH_KIND: path_of(names.API_VERSION, names.BRANCHES, "team"),
-    names.SNAPSHOT_KIND: path_of(names.API_VERSION, names.SNAPSHOTS, "team"),
-}
 
 
 def taken(name: str, ago: timedelta, of: str = "main", **spec: Any) -> SnapshotBuilder:
@@ -114,43 +104,6 @@ def test_the_newest_that_was_taken_by_then() -> None:
 
 
 # The commands.
-
-
-class FakeStore(Store):
-    """The objects of a fake API server, which keeps what is created and deleted."""
-
-    def __init__(self, *builders: SnapshotBuilder | BranchBuilder) -> None:
-        super().__init__(None, "team")  # type: ignore[arg-type]
-        self.api = FakeApi()
-        for builder in (project(), branch(), *builders):
-            body = builder.body()
-            self.api.put(PATHS[body["kind"]], body)
-
-    def find(self, plural: str, name: str) -> Body | None:
-        return self.api.get(path_of(names.API_VERSION, plural, "team", name))
-
-    def create(self, body: Any) -> Body:
-        return self.api.create(PATHS[body["kind"]], body)
-
-    def delete(self, live: Any) -> None:
-        self.api.delete(f"{PATHS[live['kind']]}/{live['metadata']['name']}")
-
-    def _list(self, plural: str, **params: str) -> list[Body]:
-        path = path_of(names.API_VERSION, plural, "team")
-        return self.api.find(path, fields=params.get("fieldSelector", ""))
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a function that runs a command over a store and returns its result."""
-    monkeypatch.delenv("DBRANCH_PROJECT", raising=False)
-
-    def run(store: FakeStore, *arguments: str) -> Result:
-        monkeypatch.setattr(invocation.Invocation, "store", store)
-        monkeypatch.setattr(invocation.Invocation, "namespace", "team")
-        return CliRunner().invoke(cli, [*arguments, "-p", "shop"])
-
-    return run
 
 
 def test_a_snapshot_is_created_with_its_projects_name(run: Any) -> None:

@@ -90,10 +90,10 @@ PROJECT: dict[str, Any] = {
 def test_list() -> None:
     assert branch_table(PROJECT, [MAIN, FEATURE, PR], wide=False, now=NOW) == "\n".join(
         [
-            "ACTIVE  BRANCH     SOURCE  STATE    SIZE  UNIQUE  AGE",
-            "        main       -       Ready    41Gi  39Gi    12d",
-            "*       feature-x  main    Ready    41Gi  37Mi    3h",
-            "        pr-118     main    Pending  -     -       9s",
+            "ACTIVE  BRANCH     SOURCE  STATE    SIZE  UNIQUE  EXPIRES  AGE",
+            "        main       -       Ready    41Gi  39Gi    -        12d",
+            "*       feature-x  main    Ready    41Gi  37Mi    -        3h",
+            "        pr-118     main    Pending  -     -       -        9s",
         ]
     )
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from dbranch.api.conditions import Condition
 from dbranch_cli import waiting
 from dbranch_cli.failure import Failure
-from dbranch_cli.waiting import ConditionPrinter
+from dbranch_cli.waiting import ConditionPrinter, last_reason
 
 
 def body(**reasons: tuple[str, str]) -> dict[str, Any]:
@@ -17,6 +18,14 @@ def body(**reasons: tuple[str, str]) -> dict[str, Any]:
         for kind, (status, reason) in reasons.items()
     ]
     return {"metadata": {"generation": 1}, "status": {"conditions": conditions}}
+
+
+def test_the_step_of_a_restore_is_what_a_time_out_quotes() -> None:
+    waits = body(Reconciling=("True", "ProjectStopped"))
+    assert last_reason(waits, Condition.RECONCILING) == "ProjectStopped: about ProjectStopped"
+    # Of other objects Ready says more.
+    branch = body(Ready=("False", "Starting"), Reconciling=("True", "Starting"))
+    assert last_reason(branch) == "Starting: about Starting"
 
 
 def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> ConditionPrinter:

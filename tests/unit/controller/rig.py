@@ -1,7 +1,7 @@
 """The controller without kopf, over a fake API server: the tests say which object is reconciled when.
 
-The cache is read from the API server at each reconcile, as kopf's indices follow it. kopf's own part, the finalizer,
-is played here. The agents and the proxies are the tests: `agent_…` and `proxy_…` write what those would.
+The cache is read from the API server at each reconcile, as kopf's indices follow it. kopf's own part, the finalizer
+of projects, is played here. The agents and the proxies are the tests: `agent_…` and `proxy_…` write what those would.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tests.factories import (
     BranchBuilder,
     Json,
     ProjectBuilder,
+    RestoreBuilder,
     SnapshotBuilder,
     agent_pod,
     branch,
@@ -28,6 +29,7 @@ from tests.fakes.api import FakeApi
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.project import Project, parse_project
+from dbranch.api.restore import Restore, parse_restore
 from dbranch.api.snapshot import Snapshot
 from dbranch.controller import nodes
 from dbranch.controller.branch.reaper import BranchReaper
@@ -40,19 +42,23 @@ from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.reconciler import ProjectReconciler
 from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of
+from dbranch.controller.restore.reconciler import RestoreReconciler
+from dbranch.controller.restore_records import RestoreRecords
 from dbranch.controller.snapshot.reconciler import SnapshotReconciler
 from dbranch.controller.snapshot_records import SnapshotRecords, record_of
-from dbranch.kube.client import Cluster, branch_path, path_of, project_path, snapshot_path
+from dbranch.kube.client import Cluster, branch_path, path_of, project_path, restore_path, snapshot_path
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import DONE, Key
 
 PROJECTS = path_of(names.API_VERSION, names.PROJECTS, NAMESPACE)
 BRANCHES = path_of(names.API_VERSION, names.BRANCHES, NAMESPACE)
 SNAPSHOTS = path_of(names.API_VERSION, names.SNAPSHOTS, NAMESPACE)
+RESTORES = path_of(names.API_VERSION, names.RESTORES, NAMESPACE)
 _COLLECTIONS = {
     names.PROJECT_KIND: PROJECTS,
     names.BRANCH_KIND: BRANCHES,
     names.SNAPSHOT_KIND: SNAPSHOTS,
+    names.RESTORE_KIND: RESTORES,
 }
 PODS = path_of("v1", "pods", NAMESPACE)
 AGENTS = path_of("v1", "pods", NODES_NAMESPACE)
@@ -109,10 +115,12 @@ class Rig:
         self.snapshots = SnapshotReconciler(
             cluster, locks, metrics, sources, SnapshotRecords(), self.limits, self.emit
         )
+        self.known_restores = RestoreRecords()
+        self.restores = RestoreReconciler(cluster, locks, metrics, sources, self.known_restores, self.emit)
 
     # Objects.
 
-    def put(self, *builders: ProjectBuilder | BranchBuilder | SnapshotBuilder) -> None:
+    def put(self, *builders: ProjectBuilder | BranchBuilder | SnapshotBuilder | RestoreBuilder) -> None:
         """Create objects as they are."""
         for builder in builders:
             body = builder.body()
@@ -172,7 +180,11 @@ class Rig:
         snapshots = SnapshotRecords()
         for body in self.api.find(path_of(names.API_VERSION, names.SNAPSHOTS)):
             snapshots.put(record_of(body))
-        return Cache(node_objects, agents, projects, branches, proxies, snapshots)
+        for body in self.api.find(path_of(names.API_VERSION, names.RESTORES)):
+            self.known_restores.put(parse_restore(body))
+        existing = {(b["metadata"]["namespace"], b["metadata"]["name"]) for b in self.api.find(RESTORES)}
+        self.known_restores.keep_only(existing)
+        return Cache(node_objects, agents, projects, branches, proxies, snapshots, self.known_restores)
 
     def writes_of(self, call: Callable[[], object]) -> list[str]:
         """Return the writes that a call causes."""
@@ -180,7 +192,9 @@ class Rig:
         call()
         return self.api.take_writes()
 
-    def emit(self, item: Project | Branch | Snapshot, event_type: str, reason: str, message: str) -> None:
+    def emit(
+        self, item: Project | Branch | Snapshot | Restore, event_type: str, reason: str, message: str
+    ) -> None:
         self.events.append((event_type, reason))
         self.event_texts.append(message)
 
@@ -192,7 +206,6 @@ class Rig:
 
     def reconcile_branch(self, name: str = "main", of: str = "shop", bypass_cache: bool = False) -> Json:
         """Reconcile the branch; return it."""
-        self._quietly(self._finalize, branch_path(NAMESPACE, f"{of}-{name}"), names.CONTROLLER_FINALIZER)
         self.result = self.branches.reconcile(NAMESPACE, f"{of}-{name}", self.cache(), bypass_cache)
         return self.branch(name, of)
 
@@ -206,19 +219,27 @@ class Rig:
         self.result = self.snapshots.reconcile(NAMESPACE, f"shop-{name}", self.cache())
         return self.api.get(snapshot_path(NAMESPACE, f"shop-{name}"))
 
+    def restore(self, name: str = "again") -> Json:
+        body = self.api.get(restore_path(NAMESPACE, name))
+        assert body is not None, f"restore {name} does not exist"
+        return body
+
+    def reconcile_restore(self, name: str = "again") -> Json | None:
+        """Reconcile the restore; return it, None if it is gone."""
+        self.result = self.restores.reconcile(NAMESPACE, name, self.cache())
+        return self.api.get(restore_path(NAMESPACE, name))
+
     def remove_project(self, name: str = "shop") -> bool:
         """Reconcile the project, which is being deleted; return whether the controller has let go of it."""
         self.result = self.projects.reconcile(NAMESPACE, name, self.cache())
-        return self._is_let_go(project_path(NAMESPACE, name))
+        body = self.api.get(project_path(NAMESPACE, name))
+        return body is None or names.CONTROLLER_FINALIZER not in (body["metadata"].get("finalizers") or ())
 
     def remove_branch(self, name: str, of: str = "shop") -> bool:
         """Reconcile the branch, which is being deleted; return whether the controller has let go of it."""
         self.result = self.branches.reconcile(NAMESPACE, f"{of}-{name}", self.cache())
-        return self._is_let_go(branch_path(NAMESPACE, f"{of}-{name}"))
-
-    def _is_let_go(self, path: str) -> bool:
-        body = self.api.get(path)
-        return body is None or names.CONTROLLER_FINALIZER not in (body["metadata"].get("finalizers") or ())
+        body = self.api.get(branch_path(NAMESPACE, f"{of}-{name}"))
+        return body is None or parse_branch(body).is_released
 
     def run(self) -> None:
         """Reconcile all objects until nothing is written any more."""

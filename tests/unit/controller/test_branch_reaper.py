@@ -184,7 +184,7 @@ def test_a_change_of_the_project_concerns_its_branches_at_once() -> None:
     rig.run()
     # The grace: as long as the cap itself, from now on.
     assert rig.expiration() == 10 * HOUR and rig.events == [("Normal", "Expiring")]
-    # Set back, it is as it was, and nobody is told.
+    # Set back, it is as it was, and nothing is said.
     rig.change_project(branchPolicy=None)
     rig.run()
     assert rig.expiration() == 71 * HOUR and len(rig.events) == 1
@@ -228,12 +228,12 @@ def test_a_branch_that_git_makes_again_is_a_new_one() -> None:
     assert rig.api.peek(B) is None
     fields = {"f:spec": {"f:project": {}, "f:ttl": {}}}
     entry = {"manager": "argocd-controller", "operation": "Apply", "fieldsV1": fields}
-    again = branch("b").changed(
-        metadata={"uid": "again", "creationTimestamp": format_time(rig.now), "managedFields": [entry]},
+    recreated = branch("b").changed(
+        metadata={"uid": "recreated", "creationTimestamp": format_time(rig.now), "managedFields": [entry]},
         spec={"ttl": "2h"},
     )
     rig.events.clear()
-    rig.put(again)
+    rig.put(recreated)
     rig.run()
     rig.reaper.reap()
     assert not rig.is_going() and rig.expiration() == 2 * HOUR
@@ -251,7 +251,7 @@ def test_what_the_cache_still_has_is_no_other_branch() -> None:
     rig.reaper._branches = old.all_branches
     rig.api.merge(B, {"metadata": {"finalizers": None}})
     rig.api.delete(B)
-    metadata = {"uid": "again", "creationTimestamp": format_time(rig.now)}
+    metadata = {"uid": "recreated", "creationTimestamp": format_time(rig.now)}
     rig.put(branch("b").changed(metadata=metadata, spec={"ttl": "2h"}))
     rig.reconcile_branch("b")
     rig.wait(3 * HOUR)
@@ -290,17 +290,17 @@ def test_a_controller_that_is_cut_off_at_every_write(lose: bool) -> None:
         for verb in ("merge", "delete", "create", "apply"):
             rig.api.before(verb, ".*", fail, times=1000)
 
-    scenes: list[Callable[[Clocked], None]] = [
+    changes: list[Callable[[Clocked], None]] = [
         lambda rig: rig.change_project(branchPolicy={"maxTTL": "30m"}),
         lambda rig: rig.change_branch("b", ttl="30m"),
         lambda rig: rig.change_branch("b", protectedUntil=format_time(rig.now - HOUR)),
         lambda rig: rig.wait(2 * HOUR),
     ]
-    for scene in scenes:
+    for change in changes:
         for count in range(1, 6):
             rig = rig_with(ttl="2h")
             in_force = rig.branch("b")["status"]["expirationTime"]
-            scene(rig)
+            change(rig)
             if lose:
                 rig.api.lose_answer("merge", "shop-b/status")
                 rig.api.lose_answer("delete", "shop-b")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 from tests.factories import branch
-from tests.unit.controller.rig import BRANCHES
+from tests.unit.controller.rig import BRANCHES, PODS
 from tests.unit.controller.test_stale import Follower
 
 from dbranch.api import names
@@ -36,13 +36,15 @@ def shop() -> Costs:
     return Costs()
 
 
-def test_a_create_costs_six_writes_and_one_for_the_count(shop: Costs) -> None:
+def test_a_create_costs_seven_writes_and_one_for_the_count(shop: Costs) -> None:
     shop.put(branch("y"))
     bound = shop.followed()
     shop.agent_reports(branch("y").accepting("10.0.0.10"))
     ready = shop.followed()
     assert bound == [
         "create services/shop-y",
+        # The agent's finalizer: neither kopf writes one.
+        "merge dbbranches/shop-y",
         "merge dbbranches/shop-y/status",
         "create secrets/shop-y-conn",
         # A moment later, and once for all branches of a burst.
@@ -70,6 +72,30 @@ def test_a_switch_costs_one_write_before_and_three_behind_the_acknowledgement(sh
     ]
 
 
+def test_a_branch_costs_its_own_object_five_writes_of_the_controller(shop: Costs) -> None:
+    """A finalizer of kopf's in each of the two roles, and the removal of one, were three more."""
+    shop.api.take_requests()
+    shop.put(branch("y"))
+    shop.follow()
+    shop.agent_reports(branch("y").accepting("10.0.0.10"))
+    shop.follow()
+    shop.api.delete(f"{BRANCHES}/shop-y")
+    shop.follow()
+    shop.proxy_acknowledges("y")
+    shop.follow()
+    own = [
+        write for write in shop.api.take_writes() if "dbbranches/shop-y" in write and "delete" not in write
+    ]
+    assert own == ["merge dbbranches/shop-y"] + ["merge dbbranches/shop-y/status"] * 4
+
+
+def test_a_deletion_without_a_proxy_writes_the_branch_once(shop: Costs) -> None:
+    shop.api.remove_pod(f"{PODS}/p1")
+    shop.follow()
+    shop.api.delete(f"{BRANCHES}/shop-x")
+    assert [write for write in shop.followed() if "dbbranches" in write] == ["merge dbbranches/shop-x/status"]
+
+
 def test_a_deletion_costs_five_writes_and_one_for_the_count(shop: Costs) -> None:
     shop.api.delete(f"{BRANCHES}/shop-x")
     assert shop.followed() == ["merge dbbranches/shop-x/status"]
@@ -78,8 +104,8 @@ def test_a_deletion_costs_five_writes_and_one_for_the_count(shop: Costs) -> None
         "delete endpointslices/shop-x",
         "delete services/shop-x",
         "delete secrets/shop-x-conn",
-        # The controller's finalizer.
-        "merge dbbranches/shop-x",
+        # Its last conditions and status.release.
+        "merge dbbranches/shop-x/status",
     ]
     assert shop.branch("x")["metadata"]["finalizers"] == [names.AGENT_FINALIZER]
     shop.api.merge(f"{BRANCHES}/shop-x", {"metadata": {"finalizers": []}})

@@ -123,8 +123,8 @@ def test_when_a_new_branch_goes(
     assert goes(item, shop, now) == expected
     assert reasons(item, shop, now) == ([EXPIRING] if is_said else [])
     # Said once: the next report is the same, and says nothing.
-    again = seen(item, shop, now)
-    assert (goes(again, shop, now + HOUR), reasons(again, shop, now + HOUR)) == (expected, [])
+    repeated = seen(item, shop, now)
+    assert (goes(repeated, shop, now + HOUR), reasons(repeated, shop, now + HOUR)) == (expected, [])
 
 
 def test_a_default_is_read_once() -> None:
@@ -231,8 +231,8 @@ def test_no_change_makes_a_branch_go_without_its_grace() -> None:
             assert moment - now >= shortest, (first, second, shop, other, delay)
             assert [reason for reason, _ in plan.events] == [EXPIRING]
             # Looked at again, it is the same, and nothing is said.
-            later = seen(after, other, now)
-            repeated = plan_expiry(later, other, now + timedelta(minutes=10))
+            reported = seen(after, other, now)
+            repeated = plan_expiry(reported, other, now + timedelta(minutes=10))
             if not repeated.findings and repeated.fields["protectionEnded"] == plan.fields["protectionEnded"]:
                 assert parse_time(repeated.fields["expirationTime"]) == moment and repeated.events == ()
             checked += 1
@@ -284,22 +284,23 @@ def test_a_block_that_ends_begins_the_grace(spec: dict[str, Any], grace: timedel
 
 
 def test_a_lease_of_protection_ends_by_the_clock_and_an_extension_counts_at_once() -> None:
-    until, later = format_time(BORN + DAY), format_time(BORN + 2 * DAY)
+    until, extension = format_time(BORN + DAY), format_time(BORN + 2 * DAY)
     item = born(protectedUntil=until)
     assert plan_expiry(item, SHOP, BORN).fields["protectionEnded"] is None
-    ended = seen(item, SHOP, BORN + DAY)
-    assert ended.status["protectionEnded"] == until
+    past_lease = seen(item, SHOP, BORN + DAY)
+    assert past_lease.status["protectionEnded"] == until
     assert (
-        plan_expiry(edited(ended, protectedUntil=later), SHOP, BORN + DAY).fields["protectionEnded"] is None
+        plan_expiry(edited(past_lease, protectedUntil=extension), SHOP, BORN + DAY).fields["protectionEnded"]
+        is None
     )
-    body = branch("b").changed(spec={"protectedUntil": later}, status={"protectionEnded": until}).body()
+    body = branch("b").changed(spec={"protectedUntil": extension}, status={"protectionEnded": until}).body()
     assert parse_branch(body).protected
-    body["status"]["protectionEnded"] = later
+    body["status"]["protectionEnded"] = extension
     assert not parse_branch(body).protected
     # A clock that goes back takes the end back.
-    assert plan_expiry(ended, SHOP, BORN).fields["protectionEnded"] is None
-    assert outdated_leases([item, ended], BORN + DAY) == [item]
-    assert outdated_leases([item, ended], BORN) == [ended]
+    assert plan_expiry(past_lease, SHOP, BORN).fields["protectionEnded"] is None
+    assert outdated_leases([item, past_lease], BORN + DAY) == [item]
+    assert outdated_leases([item, past_lease], BORN) == [past_lease]
 
 
 # Events.
@@ -344,12 +345,12 @@ def test_few_go_at_a_time_the_longest_expired_first() -> None:
     assert [item.name for item in first] == [f"b{number}" for number in (19, 18, 17, 16, 15)]
     assert going_now([], now) == [] == going_now([expiring("later", now + HOUR)], now)
     going = [replace(item, deleted=format_time(now - timedelta(seconds=5))) for item in first]
-    rest = [item for item in items if item not in first]
-    assert going_now([*going, *rest], now) == []
-    assert len(going_now([*going[:3], *rest], now)) == 2
+    waiting = [item for item in items if item not in first]
+    assert going_now([*going, *waiting], now) == []
+    assert len(going_now([*going[:3], *waiting], now)) == 2
     # A deletion that is held up holds up nobody.
     stuck = [replace(item, deleted=format_time(now - HOUR)) for item in first]
-    assert len(going_now([*stuck, *rest], now)) == timing.MAX_BRANCH_EXPIRIES
+    assert len(going_now([*stuck, *waiting], now)) == timing.MAX_BRANCH_EXPIRIES
 
 
 def test_creates_come_first() -> None:
@@ -373,6 +374,16 @@ def test_what_has_expired_and_what_has_not() -> None:
     assert not may_go(item, capped(None, active="b"), now)
     assert not may_go(replace(item, protection=Protection.ENABLED), SHOP, now)
     assert may_go(item, None, now)
+
+
+def test_a_branch_that_a_backup_brings_back_is_not_deleted_by_what_its_status_says() -> None:
+    """Velero restores the object with its status; both of its times are past, and it has just been created."""
+    now = BORN + 10 * DAY
+    for spec in ({"expirationTime": format_time(BORN + HOUR)}, {"ttl": "1h"}, {"ttl": "72h"}):
+        restored = replace(seen(born(**spec), SHOP, BORN), created=format_time(now))
+        assert is_expired(restored, now)
+        assert not may_go(restored, SHOP, now)
+        assert (goes(restored, SHOP, now) or BORN) >= now + HOUR
 
 
 def test_states_for_the_metrics() -> None:

@@ -9,6 +9,7 @@ from tests.factories import branch, project
 from tests.unit.controller.rig import BRANCHES, SECRETS, Rig, conditions_of, message_of
 
 from dbranch.api import names
+from dbranch.api.branch import parse_branch
 from dbranch.api.errors import ApiError
 from dbranch.kube.client import path_of
 
@@ -23,13 +24,13 @@ def shop() -> Rig:
     return Rig().ready()
 
 
-def test_what_the_controller_made_for_a_branch_goes_before_its_finalizer(shop: Rig) -> None:
+def test_what_the_controller_made_for_a_branch_goes_before_it_is_released(shop: Rig) -> None:
     shop.branch_up("x")
     shop.api.delete(X)
     shop.run()
     shop.proxies_obey()
     shop.run()
-    assert shop.branch("x")["metadata"]["finalizers"] == [names.AGENT_FINALIZER]
+    assert parse_branch(shop.branch("x")).is_released
     for path in (f"{SERVICES}/shop-x", f"{SLICES}/shop-x", f"{SECRETS}/shop-x-conn"):
         assert not shop.exists(path), path
 
@@ -67,7 +68,7 @@ def test_a_deletion_that_is_refused_holds_up_nothing(shop: Rig) -> None:
     shop.run()
     shop.proxies_obey()
     shop.run()
-    assert shop.branch("x")["metadata"]["finalizers"] == [names.AGENT_FINALIZER]
+    assert parse_branch(shop.branch("x")).is_released
 
 
 @pytest.mark.parametrize("is_known", [True, False])

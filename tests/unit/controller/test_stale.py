@@ -59,7 +59,7 @@ class Follower(Rig):
         if body is None:
             return False
         if body["metadata"].get("deletionTimestamp"):
-            if names.CONTROLLER_FINALIZER not in body["metadata"].get("finalizers", ()):
+            if is_let_go(body):
                 return False
             if is_project:
                 self.remove_project(key.name)
@@ -85,6 +85,13 @@ class Follower(Rig):
     def all_keys(self) -> set[Key]:
         bodies = [*self.api.find(PROJECTS), *self.api.find(BRANCHES)]
         return {Key(body["kind"], body["metadata"]["namespace"], body["metadata"]["name"]) for body in bodies}
+
+
+def is_let_go(body: Json) -> bool:
+    """Return True if the controller has let go of an object that is being deleted."""
+    if body["kind"] == names.BRANCH_KIND:
+        return parse_branch(body).is_released
+    return names.CONTROLLER_FINALIZER not in body["metadata"].get("finalizers", ())
 
 
 def change_of(path: str, body: Json) -> Change | None:
@@ -148,7 +155,7 @@ def agent_destroys(rig: Rig) -> None:
     """Remove the agent's finalizer where the controller has let go."""
     for body in [*rig.api.find(BRANCHES), *rig.api.find(PROJECTS)]:
         meta = body["metadata"]
-        if meta.get("deletionTimestamp") and names.CONTROLLER_FINALIZER not in meta["finalizers"]:
+        if meta.get("deletionTimestamp") and is_let_go(body):
             collection = BRANCHES if body["kind"] == names.BRANCH_KIND else PROJECTS
             rig.api.merge(f"{collection}/{meta['name']}", {"metadata": {"finalizers": []}})
 
@@ -204,7 +211,9 @@ def change_agent(rig: Rig, name: str, state: str) -> None:
     rig.api.remove_pod(f"{AGENTS}/agent-{name}")
     if state != "gone":
         free_bytes = 2**20 if state == "full" else 2**40
-        rig.api.put(AGENTS, agent_pod(name, ready=state != "not ready", free_bytes=free_bytes))
+        features = names.FEATURE_SNAPSHOTS if state == "old" else ",".join(names.FEATURES)
+        pod = agent_pod(name, ready=state != "not ready", free_bytes=free_bytes, features=features)
+        rig.api.put(AGENTS, pod)
 
 
 def happening(act: Callable[..., None], *choices: tuple[Any, ...]) -> st.SearchStrategy[Any]:
@@ -222,7 +231,7 @@ HAPPENINGS = st.one_of(
     happening(acknowledge, ("p1", "p2"), (0, 1), (False, True)),
     happening(acknowledge_deletion, ("p1", "p2"), BRANCH_NAMES),
     happening(change_node, (NODE, "n2"), ("ready", "not ready", "cordoned", "gone")),
-    happening(change_agent, (NODE, "n2"), ("ready", "not ready", "full", "gone")),
+    happening(change_agent, (NODE, "n2"), ("ready", "not ready", "full", "old", "gone")),
     happening(delete, (SHOP, *BRANCH_PATHS)),
     happening(agent_destroys),
     happening(create_project),

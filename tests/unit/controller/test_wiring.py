@@ -11,10 +11,11 @@ from typing import cast
 import kopf
 import pytest
 from tests.factories import Json, branch, project
-from tests.unit.controller.rig import BRANCHES, PROJECTS, RELEASE, Rig, conditions_of
+from tests.unit.controller.rig import BRANCHES, PROJECTS, RELEASE, Rig, conditions_of, message_of
 from tests.unit.kopf_thread import running_kopf
 
 from dbranch.api import names
+from dbranch.api.branch import parse_branch
 from dbranch.api.errors import ApiError
 from dbranch.controller.handlers import register
 from dbranch.controller.metrics import ControllerMetrics
@@ -60,8 +61,8 @@ class Running(Rig):
 
 
 def unfinished(body: Json) -> Json:
-    """Return the object as a user creates it: kopf puts the finalizer on it."""
-    del body["metadata"]["finalizers"]
+    """Return the object as a user creates it: without a finalizer."""
+    body["metadata"].pop("finalizers", None)
     return body
 
 
@@ -100,12 +101,14 @@ def test_a_branch_lives_from_its_creation_to_its_deletion(running: Running) -> N
     wait_until(lambda: running.has(f"{PROJECTS}/shop", "Routed", "Routed"))
     running.api.delete(X)
     wait_until(lambda: running.branch("x")["status"]["route"]["state"] == "Deleting")
-    assert names.CONTROLLER_FINALIZER in running.branch("x")["metadata"]["finalizers"]
+    assert running.branch("x")["status"]["release"] == "Pending"
     running.api.take_requests()
     running.proxy_acknowledges("x")
-    wait_until(lambda: running.branch("x")["metadata"]["finalizers"] == [names.AGENT_FINALIZER])
+    wait_until(lambda: parse_branch(running.branch("x")).is_released)
     # Nothing but what the deletion needs was written, and no annotation that wakes kopf.
-    assert "merge dbbranches/shop-x" in running.api.take_writes()
+    writes = running.api.take_writes()
+    assert writes.count("merge dbbranches/shop-x/status") == 1 and "merge dbbranches/shop-x" not in writes
+    assert running.branch("x")["metadata"]["finalizers"] == [names.AGENT_FINALIZER]
     assert not running.branch("x")["metadata"].get("annotations")
     running.api.merge(X, {"metadata": {"finalizers": []}})
     wait_until(lambda: running.project()["status"]["branches"] == 1)
@@ -127,9 +130,7 @@ def test_a_project_goes_with_its_branches(running: Running) -> None:
     running.api.delete(f"{PROJECTS}/shop")
     for name in ("main", "x"):
         path = f"{BRANCHES}/shop-{name}"
-        wait_until(
-            lambda path=path: running.existing(path)["metadata"]["finalizers"] == [names.AGENT_FINALIZER]  # type: ignore[misc]
-        )
+        wait_until(lambda path=path: parse_branch(running.existing(path)).is_released)  # type: ignore[misc]
         running.api.merge(path, {"metadata": {"finalizers": []}})
     wait_until(lambda: running.project()["metadata"]["finalizers"] == [names.AGENT_FINALIZER])
 
@@ -156,10 +157,42 @@ def test_a_controller_that_starts_writes_nothing_and_goes_on_with_deletions(dire
         wait_until(lambda: paths <= {request.path for request in rig.api.requests})
         assert rig.api.take_writes() == []
         rig.proxy_acknowledges("x")
-        wait_until(lambda: rig.branch("x")["metadata"]["finalizers"] == [names.AGENT_FINALIZER])
+        wait_until(lambda: parse_branch(rig.branch("x")).is_released)
         writes = rig.api.take_writes()
-        assert {"delete endpointslices/shop-x", "merge dbbranches/shop-x"} <= set(writes)
-        assert not any(write.endswith("shop-x/status") for write in writes)
+        assert {"delete endpointslices/shop-x", "merge dbbranches/shop-x/status"} <= set(writes)
+        assert "merge dbbranches/shop-x" not in writes
+
+
+def test_kopf_neither_adds_the_controllers_finalizer_to_a_branch_nor_takes_one_off(directory: Path) -> None:
+    """One that release 0.1.0 has left, or that an agent of that release needs, goes when the branch is released."""
+    rig = Running()
+    rig.ready()
+    rig.branch_up("x")
+    rig.branch_up("old")
+    both = [names.CONTROLLER_FINALIZER, names.AGENT_FINALIZER]
+    rig.api.merge(f"{BRANCHES}/shop-old", {"metadata": {"finalizers": both}})
+    rig.api.take_requests()
+    with controller(rig, directory):
+        rig.api.create(BRANCHES, unfinished(branch("never", "nowhere").body()))
+        wait_until(lambda: rig.has(f"{BRANCHES}/shop-never", "Scheduled", "SourceNotFound"))
+        rig.change_branch("old", state="Stopped")
+        wait_until(lambda: message_of(rig.branch("old"), "Ready").endswith("is shutting down"))
+        assert [
+            write for write in rig.api.take_writes() if write.startswith("merge dbbranches/shop-old")
+        ] == [
+            # The test's, and the controller's.
+            "merge dbbranches/shop-old",
+            "merge dbbranches/shop-old/status",
+        ]
+        assert "finalizers" not in rig.branch("never")["metadata"]
+        rig.api.delete(f"{BRANCHES}/shop-never")
+        assert not rig.exists(f"{BRANCHES}/shop-never")
+        rig.api.delete(f"{BRANCHES}/shop-old")
+        wait_until(lambda: rig.branch("old")["status"]["route"]["state"] == "Deleting")
+        assert rig.branch("old")["metadata"]["finalizers"] == both
+        rig.proxy_acknowledges("old")
+        wait_until(lambda: rig.branch("old")["metadata"]["finalizers"] == [names.AGENT_FINALIZER])
+        assert parse_branch(rig.branch("old")).is_released
 
 
 def test_the_numbers_of_sessions_wake_nobody(running: Running) -> None:

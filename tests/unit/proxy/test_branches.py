@@ -11,9 +11,20 @@ from dbranch.api.branch import BranchRoute
 from dbranch.api.enums import TargetState
 from dbranch.api.errors import InvalidInput
 from dbranch.api.project import RouteTarget, Target
-from dbranch.proxy.branches import ProxyBranch, compose, is_older, read_branch
+from dbranch.proxy.branches import ProxyBranch, compose, is_older, read_branch, with_last_address
 from dbranch.proxy.project import ProxyProject
-from dbranch.proxy.routes import Backend, Dial, End, Reject, Stay, Table, Wait, decide, decide_fate
+from dbranch.proxy.routes import (
+    Backend,
+    Dial,
+    End,
+    Reject,
+    Stay,
+    Table,
+    Wait,
+    cancel_candidates,
+    decide,
+    decide_fate,
+)
 
 UP = BranchRoute(3, TargetState.READY, "10.0.0.1", 20001)
 
@@ -102,6 +113,59 @@ def test_a_table_in_the_project_counts_and_what_is_being_deleted_besides() -> No
     assert decide(table, None) == Dial("main", "10.0.0.2", 2) and table.is_active_seen
     assert decide(table, "x") == Dial("x", "10.0.0.2", 2)
     assert isinstance(decide(table, "y"), Reject)
+
+
+RESTORING = BranchRoute(4, TargetState.STARTING, "10.0.0.1", 20001, "restore-uid")
+
+
+def test_a_branch_that_is_restored_holds_new_sessions_and_keeps_the_open_ones() -> None:
+    restored = proxy_branch("main", RESTORING)
+    table = compose(SHOP, by_name(restored))
+    awaited = Wait('the restore of branch "main" of project shop to end')
+    assert decide(table, None) == decide(table, "main") == awaited
+    assert restored.awaited_acknowledgement() == 4
+    open_session = Backend("main", "10.0.0.1", 20001, requested=False)
+    assert decide_fate(table, open_session) == Stay()
+    # One that is still logging in would come to the old data behind the acknowledgement.
+    assert isinstance(decide_fate(table, open_session, greeted=False), End)
+    ready = proxy_branch("main", BranchRoute(5, TargetState.READY, "10.0.0.9", 20001))
+    table = compose(SHOP, by_name(ready))
+    assert decide(table, None) == Dial("main", "10.0.0.9", 20001)
+    assert ready.awaited_acknowledgement() is None
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        replace(RESTORING, state=TargetState.READY),
+        replace(RESTORING, state=TargetState.STOPPED),
+        replace(RESTORING, restore=None),
+    ],
+)
+def test_only_a_route_that_is_starting_and_names_a_restore_is_held_for_it(route: BranchRoute) -> None:
+    branch = proxy_branch("main", route)
+    assert not branch.restoring and branch.awaited_acknowledgement() is None
+    assert not compose(SHOP, by_name(branch)).restoring
+
+
+def test_a_cancel_finds_a_branch_that_is_restored_where_it_was() -> None:
+    """Its route may name no address meanwhile."""
+    restored = proxy_branch("main", replace(RESTORING, address=None, port=None))
+    table = compose(SHOP, by_name(with_last_address(restored, MAIN)))
+    assert [(b.address, b.port) for b in cancel_candidates(table, (), 32)] == [("10.0.0.1", 20001)]
+    assert isinstance(decide(table, None), Wait)
+    assert with_last_address(restored, None) == restored
+    assert with_last_address(restored, proxy_branch("main", UP, "another object")) == restored
+    stopped = proxy_branch("main", BranchRoute(4, TargetState.STOPPED))
+    assert with_last_address(stopped, MAIN) == stopped
+
+
+def test_a_restore_holds_new_sessions_though_a_table_in_the_project_says_ready() -> None:
+    """That is there for the proxies of release 0.1.0, and this one acknowledges the branch's own route."""
+    targets = {"main": Target("main", TargetState.READY, "10.0.0.1", 20001)}
+    project = ProxyProject(replace(SHOP.table, targets=targets), has_targets=True)
+    table = compose(project, by_name(proxy_branch("main", RESTORING)))
+    assert "the restore" in str(decide(table, None))
 
 
 def test_a_lagging_api_server_takes_no_route_back() -> None:

@@ -41,6 +41,12 @@ TABLE = Table(
 )
 
 
+def test_a_cancel_at_a_branchs_own_port_is_tried_at_that_branch_alone() -> None:
+    assert [b.branch for b in cancel_candidates(TABLE, ("bye",), 32, own_branch="pr-1")] == ["pr-1"]
+    assert cancel_candidates(TABLE, ("bye",), 32, own_branch="new") == []
+    assert cancel_candidates(TABLE, (), 32, own_branch="gone") == []
+
+
 def test_the_table_of_a_project() -> None:
     project = read_project(
         {

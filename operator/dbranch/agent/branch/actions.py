@@ -43,9 +43,10 @@ class PromoteInitdb:
 
 @dataclass(frozen=True)
 class TakeSnapshot:
-    """Take a snapshot of the source's subvolume."""
+    """Take a snapshot of the source's subvolume. `undeletes`: the UID of the deleted branch whose data comes back."""
 
     source_uid: str
+    undeletes: str | None = None
 
 
 @dataclass(frozen=True)

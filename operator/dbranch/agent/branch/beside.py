@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from dbranch.agent.branch.facts import Desired
 from dbranch.api.branch import Branch
@@ -11,6 +11,8 @@ from dbranch.api.enums import NodeRestoreState
 from dbranch.api.restore import NodeRestore
 from dbranch.runtime.result import Result
 from dbranch.runtime.timings import StepTimer
+
+_EXCHANGED_STATES: Final = (NodeRestoreState.EXCHANGED, NodeRestoreState.DONE)
 
 
 @dataclass
@@ -36,12 +38,13 @@ class RestorePart:
         `serves`: users reach the branch's data. Where a restore has exchanged it, that is said together with its
         address only.
         """
-        is_exchanged = self.answer is not None and self.answer.state == NodeRestoreState.EXCHANGED
-        if is_exchanged:
-            self.serves = serves or not desired.runs
+        current = desired.branch.node.restore
+        if self.answer is not None and self.answer.state in _EXCHANGED_STATES:
+            is_reported = current is not None and current.state in _EXCHANGED_STATES
+            self.serves = serves or is_reported or not desired.runs
             if not self.serves:
                 return {}
-        return restore_fields(desired.branch.node.restore, self.answer) if self.is_answered else {}
+        return restore_fields(current, self.answer) if self.is_answered else {}
 
 
 def restore_fields(current: NodeRestore | None, answer: NodeRestore | None) -> dict[str, Any]:

@@ -136,11 +136,11 @@ class BranchEffects:
                 outcome.marker = ensure_initdb_promoted(
                     layout, project.uid, branch.uid, settings, now_rfc3339()
                 )
-            case TakeSnapshot(source_uid):
+            case TakeSnapshot(source_uid, undeletes):
                 checkpoint_source(layout, project.uid, source_uid, project.postgres.database)
                 outcome.timer.record("Checkpoint")
                 outcome.marker = ensure_snapshot(
-                    layout, project.uid, source_uid, branch.uid, settings, now_rfc3339()
+                    layout, project.uid, source_uid, branch.uid, settings, now_rfc3339(), undeletes
                 )
             case Adopt(retained_uid):
                 outcome.marker = ensure_branch_adopted(

@@ -106,8 +106,8 @@ class BranchFacts:
     its data. `source_problem`: why its source cannot be copied, looked up only before the branch is stored. `newer`:
     a newer release wrote its data.
 
-    `pods`: its Postgres pods, `restore_pods`: those of a restore beside it. `warm_pods`: pods of its class that it
-    can claim; read only if it has no pod.
+    `pods`: its Postgres pods, `stray_pods`: those of a restore beside it in which nothing is bound. `warm_pods`: pods
+    of its class that it can claim; read only if it has no pod.
     `initdb_pod`: the one-shot pod of a root branch; `initdb_done`: the initdb area holds a complete database.
     `backoff_seconds`: by step, for how long it creates no pod, since its last one failed.
 
@@ -132,7 +132,7 @@ class BranchFacts:
     space: Space
     marker: Marker | None = None
     pods: tuple[PodFacts, ...] = ()
-    restore_pods: tuple[PodFacts, ...] = ()
+    stray_pods: tuple[PodFacts, ...] = ()
     warm_pods: tuple[PodFacts, ...] = ()
     initdb_pod: PodFacts | None = None
     initdb_done: bool = False

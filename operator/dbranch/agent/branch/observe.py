@@ -97,7 +97,7 @@ def observe_branch(
         retained_uid=retained_uid,
         source_problem=source_problem,
         pods=tuple(pod for pod in pods if pod.name != initdb_pod_name),
-        restore_pods=beside,
+        stray_pods=tuple(pod for pod in beside if pod.name not in restore_slots),
         warm_pods=warm_pods,
         initdb_pod=next((pod for pod in pods if pod.name == initdb_pod_name), None),
         initdb_done=initdb_done,

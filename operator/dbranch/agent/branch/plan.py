@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from dbranch.agent.branch.actions import Action, Claim, CreatePod
+from dbranch.agent.branch.actions import Action, Claim, CreatePod, DeletePod
 from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.branch.guards import blocking_finding
 from dbranch.agent.branch.pods import has_other_class
@@ -25,6 +25,7 @@ from dbranch.agent.branch.stopping import (
 )
 from dbranch.agent.slot.image_ref import digest_of, short
 from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.agent.timing import NO_CHECKPOINT_GRACE_SECONDS
 from dbranch.agent.volume.brake import Brake
 from dbranch.api.branch import Branch
 from dbranch.api.conditions import MESSAGE_LIMIT, Condition, Finding, Reason
@@ -74,7 +75,16 @@ def plan_branch(project: Project, branch: Branch, facts: BranchFacts) -> BranchP
         return replace(_stop(desired, facts, plan), postgres=writer_stopped_finding(desired, facts))
     removals, facts = remove_slots(facts) if facts.pool_mounted else ((), facts)
     plan = plan_steps(desired, facts)
-    return replace(plan, actions=(*removals, *plan.actions))
+    return replace(plan, actions=(*removals, *_delete_strays(desired, facts), *plan.actions))
+
+
+def _delete_strays(desired: Desired, facts: BranchFacts) -> tuple[Action, ...]:
+    """Return the deletions of pods of a restore of which nothing else is left."""
+    if desired.branch.restore or desired.branch.node.restore or not facts.pool_mounted:
+        return ()
+    return tuple(
+        DeletePod(pod, NO_CHECKPOINT_GRACE_SECONDS) for pod in facts.stray_pods if not pod.terminating
+    )
 
 
 def plan_steps(desired: Desired, facts: BranchFacts) -> BranchPlan:

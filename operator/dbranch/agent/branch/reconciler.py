@@ -72,7 +72,8 @@ _MAX_STARTS: Final = 1000
 class BranchReconciler:
     """Reconciles branches. All writes of a branch's `status.node` come from here, but for its sizes.
 
-    `request(namespace, name)` requests a reconcile of a branch. `restores` reconciles what lies beside its data.
+    `request(namespace, name)` requests a reconcile of a branch, `request_snapshot` one of a DBSnapshot. `restores`
+    reconciles what lies beside a branch's data.
     """
 
     def __init__(
@@ -85,12 +86,13 @@ class BranchReconciler:
         metrics: AgentMetrics,
         request: Callable[[str, str], None],
         restores: RestoreReconciles,
+        request_snapshot: Callable[[str, str], None] = lambda namespace, name: None,
     ) -> None:
         self._cluster, self._layout, self._context, self._locks = cluster, layout, context, locks
         self._warm, self._metrics = warm, metrics
         self._effects, self._restores = BranchEffects(cluster, layout, context), restores
         self._start_watcher = StartWatcher(layout, request)
-        self._removal = BranchRemoval(cluster, layout, context, warm)
+        self._removal = BranchRemoval(cluster, layout, context, warm, request_snapshot)
         self._backoffs, self._answers = BranchBackoffs(), AnswerMemory()
         self._held = HeldDeletions()
         # By UID: the timers of reconciles whose Postgres is starting, and the origins of their slots.

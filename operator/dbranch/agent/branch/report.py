@@ -39,6 +39,7 @@ def node_fields(
     if marker:
         node |= {"sourceUID": marker.origin.uid, "snapshotTime": marker.snapshot_time}
         node |= {"alterSystemResetAt": marker.alter_system_reset or None, "generation": marker.generation}
+        node["opened"] = marker.opened or None
     return node
 
 

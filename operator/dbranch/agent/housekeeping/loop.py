@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 # Refused requests are published until so many others were refused.
 _MAX_REFUSED: Final = 20
+_FEATURES: Final = ",".join(names.FEATURES)
 # UIDs in one annotation: a tenth of what all annotations of an object may hold.
 _MAX_ADOPTABLE: Final = 700
 
@@ -54,6 +55,12 @@ class Housekeeping:
         self._triggered = threading.Event()
         self._refused: dict[str, str] = {}
         self._has_read_published = False
+
+    def publish_features(self) -> None:
+        """Write what this agent can, before its pod is Ready: an agent that is Ready and says nothing is older."""
+        with self._isolation.item("features of the agent"):
+            annotations = {names.AGENT_FEATURES: _FEATURES}
+            self._cluster.merge(self._pod_path, {"metadata": {"annotations": annotations}})
 
     def trigger(self) -> None:
         """Publish, and obey requests, at once. Any thread may call it."""
@@ -137,7 +144,7 @@ class Housekeeping:
             adoptable = [pool.uid for pool in self.sweeper.stored if is_adoptable(pool, existing)]
             desired[names.AGENT_RETAINED] = ",".join(adoptable[:_MAX_ADOPTABLE])
             desired[names.AGENT_ORPHANS] = render_published(tuple(orphans), self._refused) or None
-        desired[names.AGENT_FEATURES] = f"{names.FEATURE_SNAPSHOTS},{names.FEATURE_RESTORES}"
+        desired[names.AGENT_FEATURES] = _FEATURES
         free, published_free = (
             observe_machine(self._layout).host_free_bytes,
             current.get(names.AGENT_HOST_FREE),

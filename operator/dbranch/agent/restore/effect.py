@@ -83,16 +83,14 @@ class RestoreEffects:
             name = desired.restore.undo_snapshot
         body = self._cluster.get(snapshot_path(project.namespace, name))
         snapshot = parse_snapshot(body) if body else None
-        lifetime = snapshot.lifetime if snapshot and snapshot.uid == undo_uid else None
-        ttl = lifetime.total_seconds() if lifetime is not None else None
-        ensure_old_kept(layout, project.uid, branch.uid, name, now_rfc3339(), _after(ttl))
-        if snapshot:
-            # Its data came by a rename, of which no event tells.
+        is_there = snapshot is not None and snapshot.uid == undo_uid
+        expires = _after(snapshot.lifetime) if snapshot and is_there and not snapshot.protected else ""
+        ensure_old_kept(layout, project.uid, branch.uid, name, now_rfc3339(), expires)
+        if is_there:
+            # Its data came by a rename, of which no event is seen.
             self._request_snapshot(project.namespace, name)
 
 
-def _after(seconds: float | None) -> str:
-    """Return the time (RFC 3339) after so many seconds; "" for None."""
-    if seconds is None:
-        return ""
-    return (datetime.now(UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _after(lifetime: timedelta | None) -> str:
+    """Return the time (RFC 3339) after so long from now; "" for None."""
+    return (datetime.now(UTC) + lifetime).strftime("%Y-%m-%dT%H:%M:%SZ") if lifetime else ""

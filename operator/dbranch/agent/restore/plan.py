@@ -73,9 +73,8 @@ def plan_restore(desired: Desired, facts: RestoreFacts) -> RestorePlan:
     """Plan towards what the branch's `status.restore` asks for; without one, towards nothing beside its own data."""
     order, reported = desired.branch.restore, desired.branch.node.restore
     answer = reported if order and reported and reported.uid == order.uid else None
-    if not facts.beside.pool_mounted and desired.project.running:
-        # Until the pool is up nobody knows whose pods they are.
-        return RestorePlan(is_answered=False, requeue_after=RESTORE_QUEUED_POLL_SECONDS)
+    if not facts.beside.pool_mounted:
+        return _plan_without_pool(desired, facts)
     if facts.volume.state is VolumeState.UNCLEAR:
         return _plan_unclear(desired, answer)
     if facts.volume.state is VolumeState.OLD:
@@ -96,6 +95,13 @@ def plan_restore(desired: Desired, facts: RestoreFacts) -> RestorePlan:
         plan = _throw_away(facts, _preparing(order, _snapshotting(desired)))
         return replace(plan, requeue_after=plan.requeue_after or RESTORE_SWITCH_RETRY_SECONDS)
     return _plan_order(desired, order, facts)
+
+
+def _plan_without_pool(desired: Desired, facts: RestoreFacts) -> RestorePlan:
+    """Let go of the pool of a stopped project. What the data is can only be said when the pool is mounted again."""
+    if desired.project.running:
+        return RestorePlan(is_answered=False, requeue_after=RESTORE_QUEUED_POLL_SECONDS)
+    return replace(_throw_away(facts, None), is_answered=False)
 
 
 def _plan_order(desired: Desired, order: BranchRestore, facts: RestoreFacts) -> RestorePlan:

@@ -74,15 +74,18 @@ class RestoreReconciler:
             self.forget(branch)
             return RestorePart(is_idle=True)
         desired = replace(desired, restore=branch.restore)
-        while True:
+        part: RestorePart | None = None
+        while part is None:
             try:
                 part = self._reconcile(desired, timer)
             except SlotTaken as error:
                 logger.info("restore of branch %s/%s: %s", branch.namespace, branch.object_name, error)
-                continue
-            if part is not None:
-                break
-        if part.answer is None or part.answer.state in _FINAL_STATES:
+            except (ApiError, ClusterUnreachable):
+                raise
+            except Exception as error:  # noqa: BLE001 - the branch's own status does not say it
+                self._log(desired, error)
+                part = RestorePart(requeue_after=RESTORE_START_POLL_SECONDS)
+        if part.is_answered and (part.answer is None or part.answer.state in _FINAL_STATES):
             self._memory.release(branch.uid)
         return part
 

@@ -157,8 +157,9 @@ def observe_both_slots(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the slots as `observe_branch_slots`, and those in which the data of a restore is bound beside it."""
     bound = _observe_bound_subvolumes(layout)
-    own = (slot for slot, (_, name) in bound.items() if layout.owner_of(name) == branch_uid)
-    beside = (slot for slot, (_, name) in bound.items() if layout.prepared.owner_of(name) == branch_uid)
+    own_name, beside_name = layout.data_name(branch_uid), layout.prepared.data_name(branch_uid)
+    own = (slot for slot, (_, name) in bound.items() if name == own_name)
+    beside = (slot for slot, (_, name) in bound.items() if name == beside_name)
     return _with_extra(layout, extra_slot, own), tuple(sorted(beside))
 
 

@@ -12,7 +12,7 @@ from dbranch.agent.pool.observe import observe_pool
 from dbranch.agent.pool.record import PoolRecord
 from dbranch.agent.pool.records import read_record
 from dbranch.agent.pool.space import Space
-from dbranch.agent.snapshot.plan import SnapshotFacts, is_record, subject_of
+from dbranch.agent.snapshot.plan import SnapshotFacts, subject_of
 from dbranch.agent.status import error_message, failed_storage_finding
 from dbranch.agent.timing import SNAPSHOT_RECORD_GRACE_SECONDS
 from dbranch.agent.volume.observe import observe_snapshot_marker, observe_subvolumes
@@ -48,7 +48,7 @@ def observe_snapshot(
             retained_uid = retained_snapshot(
                 markers, {project.adopt, *previous}, snapshot.object_name, snapshot.uid
             )
-        if retained_uid is None and is_record(snapshot):
+        if retained_uid is None and snapshot.is_record:
             awaited = _is_awaited(cluster, layout, project, snapshot)
         elif retained_uid is None and snapshot.branch_uid:
             source_problem = _source_problem(layout, project, snapshot, snapshot.branch_uid)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
 
 from dbranch.agent.pool.space import Space, check_space
 from dbranch.agent.timing import (
@@ -20,9 +19,6 @@ from dbranch.api.enums import SnapshotReason
 from dbranch.api.expiry import format_time
 from dbranch.api.project import Project
 from dbranch.api.snapshot import Snapshot
-
-# Only these are taken of a branch. All others are records of what was done once, and get the data that it left.
-_TAKEN: Final = frozenset({SnapshotReason.REQUESTED, SnapshotReason.SCHEDULE})
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ def plan_snapshot(project: Project, snapshot: Snapshot, facts: SnapshotFacts) ->
         return SnapshotPlan(Finding(Reason.SNAPSHOT_LOST, text))
     if facts.retained_uid:
         return SnapshotPlan(stored_finding(project, snapshot), AdoptSnapshot(facts.retained_uid))
-    if is_record(snapshot):
+    if snapshot.is_record:
         if facts.awaited:
             # What leaves its data requests its reconcile; what is said until then is the controller's.
             return SnapshotPlan(None, retry_after=SNAPSHOT_AWAITED_POLL_SECONDS)
@@ -117,11 +113,6 @@ def plan_snapshot(project: Project, snapshot: Snapshot, facts: SnapshotFacts) ->
 def _is_in_time(facts: SnapshotFacts) -> bool:
     # One that does not say for when it was could be of any time.
     return facts.seconds_late is not None and facts.seconds_late <= SCHEDULED_SNAPSHOT_SECONDS
-
-
-def is_record(snapshot: Snapshot) -> bool:
-    """Return True if it is never taken: it gets the data that a restore or a deletion leaves."""
-    return snapshot.reason not in _TAKEN
 
 
 def expiration_at(snapshot: Snapshot, now: datetime) -> str:

@@ -36,6 +36,11 @@ class Copy:
         """What the source's marker says of the data."""
         return self.of_source.data if isinstance(self.of_source, SnapshotMarker) else self.of_source
 
+    def is_data_of(self, branch_uid: str) -> bool:
+        """Return True for a snapshot of that very branch."""
+        is_snapshot = isinstance(self.of_source, SnapshotMarker)
+        return is_snapshot and (self.data.origin.kind, self.data.origin.uid) == (FROM_BRANCH, branch_uid)
+
 
 def source_marker(source: Path) -> Marker | SnapshotMarker:
     """Read the marker of a source; raise DataLost if there is no subvolume with one."""
@@ -104,6 +109,20 @@ def marker_of_copy(
         superuser=data.superuser,
         initdb_settings=data.initdb_settings,
         lineage=data.descent,
+    )
+
+
+def marker_of_own(copy: Copy, project_uid: str, branch_uid: str, source_uid: str) -> Marker:
+    """Return the marker of a branch's own data that comes back: as it was, but for where it comes from."""
+    data = copy.data
+    return replace(
+        data,
+        project_uid=project_uid,
+        owner_uid=branch_uid,
+        origin=Origin(FROM_SNAPSHOT, source_uid, data.snapshot_time, data.generation),
+        lineage=data.descent,
+        expiration_time="",
+        prepared_floor=max(data.prepared_floor, tenant.max_prepared_of_server(copy.path)),
     )
 
 

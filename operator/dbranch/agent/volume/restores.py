@@ -13,7 +13,7 @@ from dbranch.agent.layout import MARKER, Layout, SubvolumeKind, SubvolumeName
 from dbranch.agent.linux.btrfs import is_subvolume
 from dbranch.agent.linux.syscalls import exchange
 from dbranch.agent.volume import tenant
-from dbranch.agent.volume.copies import Copy, copying, marker_of_copy
+from dbranch.agent.volume.copies import copying, marker_of_copy, marker_of_own
 from dbranch.agent.volume.effect import (
     check_unused,
     destroy,
@@ -27,11 +27,8 @@ from dbranch.agent.volume.effect import (
     write_new_files,
 )
 from dbranch.agent.volume.marker import (
-    FROM_BRANCH,
-    FROM_SNAPSHOT,
     UNDO_KEEP,
     Marker,
-    Origin,
     RestoreMark,
     Role,
     SnapshotMarker,
@@ -91,9 +88,9 @@ def ensure_restore_taken(
     if volume.state is not VolumeState.ABSENT:
         raise Busy(f"{path} is of another restore and has not gone yet; it is tried again")
     with copying(layout, project_uid, source_uid, branch_uid) as copy:
-        if _is_own(copy, branch_uid):
+        if copy.is_data_of(branch_uid):
             tenant.ensure_process_files_removed(copy.path)
-            marker = _marker_of_own(copy, project_uid, branch_uid, source_uid)
+            marker = marker_of_own(copy, project_uid, branch_uid, source_uid)
         else:
             tenant.ensure_cleaned_offline(copy.path)
             marker = marker_of_copy(copy, project_uid, branch_uid, source_uid, settings.names, now)
@@ -111,26 +108,6 @@ def ensure_restore_taken(
         )
         write_new_files(copy.path, marker, settings)
     return rename_durably(copy.path, path)
-
-
-def _is_own(copy: Copy, branch_uid: str) -> bool:
-    """True for a snapshot of the very branch that gets it back."""
-    is_snapshot = isinstance(copy.of_source, SnapshotMarker)
-    return is_snapshot and (copy.data.origin.kind, copy.data.origin.uid) == (FROM_BRANCH, branch_uid)
-
-
-def _marker_of_own(copy: Copy, project_uid: str, branch_uid: str, source_uid: str) -> Marker:
-    """Return the marker of a branch's own data that comes back: as it was, but for where it comes from."""
-    data = copy.data
-    return replace(
-        data,
-        project_uid=project_uid,
-        owner_uid=branch_uid,
-        origin=Origin(FROM_SNAPSHOT, source_uid, data.snapshot_time, data.generation),
-        lineage=data.descent,
-        expiration_time="",
-        prepared_floor=max(data.prepared_floor, tenant.max_prepared_of_server(copy.path)),
-    )
 
 
 def ensure_exchanged(layout: Layout, project_uid: str, branch_uid: str, restore_uid: str) -> Marker:

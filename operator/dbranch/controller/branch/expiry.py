@@ -49,16 +49,15 @@ def plan_expiry(
     Only what stood in the manifest at the branch's creation counts without a grace.
     """
     branch = replace(branch, default_ttl=_default_ttl(branch, project))
-    ended = ended_protection(branch.protected_until, now)
-    fields: Json = {"ttl": branch.default_ttl, "expirationTime": None, "protectionEnded": ended}
+    protection_ended = ended_protection(branch.protected_until, now)
+    fields: Json = {"ttl": branch.default_ttl, "expirationTime": None, "protectionEnded": protection_ended}
     deadline = deadline_of(branch, project.max_ttl if project else None)
     if deadline is None:
         return Expiry(fields)
-    blocked = _blocked_finding(branch, project, ended)
+    blocked = _blocked_finding(branch, project, protection_ended)
     if blocked:
         return Expiry(fields, ((Condition.EXPIRATION_BLOCKED, blocked),))
-    in_force = parse_time(branch.expiration_time) or _time_in_manifest(branch)
-    moment, is_sooner = with_grace(deadline.time, in_force, deadline.ttl, now)
+    moment, is_sooner = with_grace(deadline.time, _time_in_force(branch), deadline.ttl, now)
     fields["expirationTime"] = format_time(moment)
     events = [(EXPIRING, _expiring_text(branch, deadline, moment))] if is_sooner else []
     had_none = branch.expiration_time is None
@@ -74,14 +73,15 @@ def _default_ttl(branch: Branch, project: Project | None) -> str | None:
     return NEVER if branch.is_root else project.default_ttl or NEVER
 
 
-def _time_in_manifest(branch: Branch) -> datetime | None:
-    """Return the time that stood in the manifest of a branch that is seen for the first time; None: it had none."""
+def _time_in_force(branch: Branch) -> datetime | None:
+    """Return when the branch was to go until now: by its status, or by its manifest if it was never seen before."""
     asked, created = asked_deadline(branch), parse_time(branch.created)
+    moment = parse_time(branch.expiration_time)
     is_first = branch.generation == 1 and not branch.status.get("conditions")
-    if not is_first or asked is None or created is None or asked.field == FIELD_DEFAULT:
-        return None
-    # A manifest whose time was past when it was applied (again) is no order to delete.
-    return asked.time if asked.time > created else None
+    if is_first and asked is not None and asked.field != FIELD_DEFAULT:
+        moment = asked.time
+    # One that was past at the creation is of another object: a manifest applied again, a status from a backup.
+    return moment if moment is None or created is None or moment > created else None
 
 
 def is_active(branch: Branch, project: Project) -> bool:
@@ -89,7 +89,7 @@ def is_active(branch: Branch, project: Project) -> bool:
     return branch.name in (project.active_branch, project.route.branch if project.route else None)
 
 
-def _blocked_finding(branch: Branch, project: Project | None, ended: str | None) -> Finding | None:
+def _blocked_finding(branch: Branch, project: Project | None, protection_ended: str | None) -> Finding | None:
     subject = f"branch {branch.name}"
     if branch.is_root:
         text = f"{subject} is the root branch of project {branch.project}; it does not expire"
@@ -97,7 +97,7 @@ def _blocked_finding(branch: Branch, project: Project | None, ended: str | None)
     if project and is_active(branch, project):
         text = f"{subject} is the active branch of project {branch.project}; it does not expire meanwhile"
         return Finding(Reason.ACTIVE_BRANCH, f"{text}; switch to another one to let it expire")
-    if is_protected(branch.protection, branch.protected_until, ended):
+    if is_protected(branch.protection, branch.protected_until, protection_ended):
         text = f"{subject} is protected; it does not expire meanwhile"
         return Finding(Reason.PROTECTED, f"{text}; to let it expire: dbranch unprotect {branch.name}")
     return None

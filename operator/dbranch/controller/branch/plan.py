@@ -8,18 +8,19 @@ from datetime import datetime
 from typing import Any
 
 from dbranch.api import names
-from dbranch.api.branch import Branch, BranchRoute
+from dbranch.api.branch import Branch, BranchRoute, DeletionCopy
 from dbranch.api.conditions import NO_PROGRESS_REASONS, Condition, Finding, Reason
-from dbranch.api.enums import TargetState
+from dbranch.api.enums import SnapshotReason
 from dbranch.api.project import Project
 from dbranch.api.snapshot import Snapshot
 from dbranch.controller import timing
 from dbranch.controller.branch.expiry import plan_expiry
+from dbranch.controller.branch.restoring import copies_for_restores, restoring_finding, restoring_status
 from dbranch.controller.branch.status import branch_findings
 from dbranch.controller.conditions import held_deletion_status, phase_of, ready_finding, report_conditions
 from dbranch.controller.limits import NO_LIMITS, NamespaceLimits, above_finding, refused_finding
 from dbranch.controller.proxy_pods import ProxyPod
-from dbranch.controller.routing import is_withdrawn, laggards, plan_branch_route
+from dbranch.controller.routing import is_withdrawn, laggards, plan_branch_route, service_addresses
 from dbranch.controller.scheduling import (
     Binding,
     NodeFacts,
@@ -39,8 +40,9 @@ class BranchFacts:
     the pods of the project's proxy; `problem`: why its objects could not be applied. `limits`: of its namespace;
     `is_excess`: it comes behind the number of branches that they allow.
     `snapshot`: that spec.sourceSnapshot names, and `project_node` the project's node: known before it is bound.
+    `taken`: the snapshots that are taken, or to be taken, of a branch that is being deleted; `copy`: the one that
+    gets its data; `copy_problem`: why that one cannot be made.
     `snapshotted`: what is said of its schedules of snapshots.
-    `taken`: the snapshots that are taken, or to be taken, of a branch that is being deleted.
     `git_manager`: Argo CD, Flux or Helm, if the branch is theirs; known to a reconcile only.
     """
 
@@ -56,6 +58,8 @@ class BranchFacts:
     project_node: NodeFacts | None = None
     taken: tuple[Snapshot, ...] = ()
     snapshotted: Finding | None = None
+    copy: DeletionCopy | None = None
+    copy_problem: Finding | None = None
     git_manager: str | None = None
 
     @property
@@ -66,15 +70,16 @@ class BranchFacts:
 
 @dataclass(frozen=True)
 class BranchPlan:
-    """`binding` is new; `status` has every field that the controller writes; `reachable`: Postgres has an address.
+    """`binding` is new; `status` has every field that the controller writes.
 
+    `addresses`: of the pods that its own Service leads to.
     `announcements`: reasons and messages of Events that come before the status is written.
     """
 
     binding: Binding | None
     ready: Finding
     status: Json
-    reachable: bool
+    addresses: tuple[str, ...] = ()
     announcements: tuple[tuple[str, str], ...] = ()
 
     def changes(self, reported: Mapping[str, Any]) -> Json:
@@ -83,8 +88,8 @@ class BranchPlan:
 
 
 @dataclass(frozen=True)
-class BranchRemoval:
-    """How far a deletion may go. `done`: the controller lets go of the branch; `requeue_after`: seconds."""
+class BranchRemovalPlan:
+    """How far a deletion may go. `done`: the controller lets go of the branch, which `status` says."""
 
     done: bool
     status: Json
@@ -105,14 +110,15 @@ def plan_branch(facts: BranchFacts, now: str) -> BranchPlan:
     bound = replace(branch, node_name=binding.node) if binding else branch
     findings = branch_findings(project, bound, scheduled)
     host = names.service_host(branch.object_name, branch.namespace)
-    ready = ready_finding(findings, f"branch {branch.name} accepts connections at {host}")
     # No part of Ready: users connect to it.
     others = [(Condition.SNAPSHOTTED, facts.snapshotted)] if facts.snapshotted else []
     previous = branch.status.get("conditions") or ()
     route = plan_branch_route(project, bound) if project else branch.route
+    available = f"branch {branch.name} accepts connections at {host}"
+    ready = restoring_finding(branch, route) or ready_finding(findings, available)
     expiry = plan_expiry(branch, project, datetime.fromisoformat(now), facts.git_manager)
     findings = [*findings, *expiry.findings]
-    fields |= _route_fields(route) | expiry.fields
+    fields |= _route_fields(route) | expiry.fields | restoring_status(branch, now)
     fields |= {
         "observedGeneration": branch.generation,
         "conditions": report_conditions(previous, [*findings, *others], ready, branch.generation, now),
@@ -121,8 +127,16 @@ def plan_branch(facts: BranchFacts, now: str) -> BranchPlan:
     }
     if branch.source_text:
         fields["source"] = branch.source_text
-    is_reachable = route is not None and route.state == TargetState.READY
-    return BranchPlan(binding, ready, fields, is_reachable, expiry.events)
+    if binding and facts.snapshot and _is_undeleted(branch, facts.snapshot):
+        fields["undeletes"] = facts.snapshot.origin_branch_uid
+    addresses = service_addresses(project, bound, route, facts.proxies) if project else ()
+    return BranchPlan(binding, ready, fields, addresses, expiry.events)
+
+
+def _is_undeleted(branch: Branch, snapshot: Snapshot) -> bool:
+    """Return True if the snapshot has the data of a deleted branch of the same name: that goes back as it was."""
+    is_record = snapshot.reason == SnapshotReason.DELETION and snapshot.origin_branch_uid is not None
+    return is_record and snapshot.branch == branch.name
 
 
 def _schedule(facts: BranchFacts) -> tuple[Binding | None, Finding]:
@@ -154,7 +168,7 @@ def _is_active(facts: BranchFacts) -> bool:
     return route.branch == facts.branch.name
 
 
-def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemoval:
+def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemovalPlan:
     """Decide about a branch that is being deleted, since so many seconds.
 
     It waits until snapshots of it are taken, and until every proxy obeys its route, which says Deleting.
@@ -167,15 +181,18 @@ def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemoval:
     copies = [] if abandoned else _copies_awaited(facts)
     is_blocked = is_overdue and bool(copies)
     blocked = [(Condition.DELETION_BLOCKED, _blocked_finding(branch, min(copies)))] if is_blocked else []
+    if facts.copy_problem:
+        blocked = [(Condition.DELETION_BLOCKED, facts.copy_problem)]
     previous = branch.status.get("conditions") or ()
     status: Json = {
         "conditions": report_conditions(previous, blocked, ready, branch.generation, now),
         "phase": phase_of(ready),
+        "release": names.RELEASE_PENDING,
     }
     if project:
         status |= _route_fields(plan_branch_route(project, branch))
-    waiting = BranchRemoval(False, status, None if is_overdue else remaining + 1)
-    if copies:
+    waiting = BranchRemovalPlan(False, status, None if is_overdue else remaining + 1)
+    if copies or facts.copy_problem:
         return waiting
     if (
         project
@@ -184,7 +201,11 @@ def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemoval:
         and not is_withdrawn(project, branch, facts.proxies)
     ):
         return waiting
-    return BranchRemoval(True, status)
+    released: Json = {"release": branch.deleted}
+    if facts.copy:
+        # In the same write: an agent that reads the one reads the other.
+        released["copy"] = {"name": facts.copy.name, "uid": facts.copy.uid}
+    return BranchRemovalPlan(True, status | released)
 
 
 def held_status(branch: Branch, now: str) -> Json:
@@ -197,7 +218,8 @@ def _route_fields(route: BranchRoute | None) -> Json:
     if route is None:
         return {}
     fields: Json = {"generation": route.generation, "state": route.state.value}
-    return {"route": fields | ({"address": route.address, "port": route.port} if route.address else {})}
+    fields |= {"address": route.address, "port": route.port} if route.address else {}
+    return {"route": fields | ({"restore": route.restore} if route.restore else {})}
 
 
 def _changes(status: Json, reported: Mapping[str, Any]) -> Json:
@@ -226,11 +248,16 @@ def _copies_awaited(facts: BranchFacts) -> list[str]:
     branches = [f"branch {s.name}" for s in facts.siblings if _awaits_snapshot_of(branch, s, project)]
     # A project that is being deleted takes none any more.
     is_running = project is not None and project.running and not project.deleting
-    return branches + [
+    snapshots = [
         f"snapshot {snapshot.name}"
         for snapshot in facts.taken
-        if is_running and snapshot.awaits_data and snapshot.branch_uid == branch.uid
+        # A record gets its data by the very deletion.
+        if is_running
+        and not snapshot.is_record
+        and snapshot.awaits_data
+        and snapshot.branch_uid == branch.uid
     ]
+    return branches + copies_for_restores(branch, facts.siblings) + snapshots
 
 
 def _awaits_snapshot_of(source: Branch, branch: Branch, project: Project | None) -> bool:

@@ -1,4 +1,4 @@
-"""The controller's reconciles of a branch: observe, plan, effect, report; and its deletion."""
+"""The controller's reconciles of a branch: observe, plan, effect, report."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from dbranch.api.project import Project, parse_project
 from dbranch.api.secrets import secret_text
 from dbranch.api.snapshot import Snapshot, parse_snapshot
 from dbranch.controller import manifests, timing
-from dbranch.controller.branch.plan import BranchFacts, BranchPlan, held_status, plan_branch, plan_removal
+from dbranch.controller.branch.plan import BranchFacts, BranchPlan, plan_branch
+from dbranch.controller.branch.removal import BranchRemoval
 from dbranch.controller.branch.snapshotted import snapshotted_of
 from dbranch.controller.branch.sources import Sources
 from dbranch.controller.cache import Cache
 from dbranch.controller.event_requests import EventRequests
-from dbranch.controller.events import EmitEvent, emit_transition
+from dbranch.controller.events import UNDELETED, EmitEvent, emit_transition
 from dbranch.controller.failure import failure_finding, refusal_finding
-from dbranch.controller.finalizers import AbandonmentRefusals, release_if_abandoned
 from dbranch.controller.foreign_owners import ForeignOwners
 from dbranch.controller.limits import Limits
 from dbranch.controller.manifests import Credentials, Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects, owner_uids
 from dbranch.controller.places import Places
+from dbranch.controller.scheduling import missing_finalizers
 from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path, snapshot_path
 from dbranch.kube.status import patch_status
-from dbranch.runtime.clock import seconds_since
-from dbranch.runtime.finalizers import remove_finalizer
+from dbranch.runtime.finalizers import ensure_finalizers
 from dbranch.runtime.limited import LimitedDict
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import DONE, GONE, Result
@@ -69,15 +69,15 @@ class BranchReconciler:
         """
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
         self._metrics, self._emit_event = metrics, emit_event
-        self._abandonment_refusals = AbandonmentRefusals(emit_event)
+        self._clock = clock or cluster.server_time
         self._foreign_owners = ForeignOwners(emit_event)
         # By project UID: the password's version and the credentials with that password.
         self._credentials: LimitedDict[str, tuple[str, Credentials]] = LimitedDict(_MAX_CREDENTIALS)
         self._sources = sources or Sources()
+        self._removal = BranchRemoval(cluster, owned, self._sources, emit_event, self._now)
         self._limits = limits or Limits()
         self._places = Places(self._limits, "branches")
         self._announce = announce or EventRequests(cluster)
-        self._clock = clock or cluster.server_time
 
     def forget_project(self, uid: str) -> None:
         """Forget the credentials of a project that is gone."""
@@ -93,7 +93,7 @@ class BranchReconciler:
             facts = replace(facts, git_manager=gitops_manager(body, "spec", "project"))
             self._foreign_owners.report(facts.branch)
             if facts.branch.deleting:
-                return self._remove(facts)
+                return self._removal.remove(facts, body["spec"])
             if facts.is_refused:
                 self._report(facts.branch, plan_branch(facts, self._now()))
                 return Result(timing.UNREADY_RESYNC_SECONDS, unfinished=True)
@@ -103,6 +103,7 @@ class BranchReconciler:
             facts = replace(facts, problem=self._apply_service(facts, bypass_cache, is_new))
             plan = plan_branch(facts, self._now())
             if plan.binding is None:
+                facts = self._with_finalizers(facts)
                 facts = self._with_access(facts, plan, bypass_cache, is_new)
                 plan = plan_branch(facts, self._now())
                 self._report(facts.branch, plan)
@@ -114,7 +115,10 @@ class BranchReconciler:
                     in_namespace = partial(cache.branches_in, namespace)
                     if not self._places.take(facts.branch, in_namespace):
                         return Result(timing.PLACE_TAKEN_RETRY_SECONDS)
-                    written = self._bind(facts.branch, plan)
+                    written = self._bind(facts, plan)
+                if written is None:
+                    # It is being deleted: that is an event.
+                    return DONE
                 # Behind the binding: the agent works meanwhile.
                 facts = replace(facts, branch=written, node=cache.node(plan.binding.node))
                 facts = self._with_access(facts, plan, bypass_cache, is_new)
@@ -132,13 +136,37 @@ class BranchReconciler:
     def _now(self) -> str:
         return format_time(self._clock())
 
-    def _bind(self, branch: Branch, plan: BranchPlan) -> Branch:
-        """Write the binding; return the branch as it is now."""
+    def _bind(self, facts: BranchFacts, plan: BranchPlan) -> Branch | None:
+        """Write finalizers, then the binding; return the branch as it is now, None if it is not to be bound.
+
+        These are two requests, since the status is a resource of its own. In this order the agent, which the binding
+        makes aware of the branch, finds its finalizer in place.
+        """
         try:
-            return self._report(branch, plan)
+            branch = self._with_finalizers(facts, plan).branch
+            if branch.deleting:
+                self._places.release(branch)
+                return None
+            written = self._report(branch, plan)
         except Exception:
-            self._places.release(branch)
+            self._places.release(facts.branch)
             raise
+        if written.undeletes:
+            text = f"branch {branch.name}, which was deleted, is made again with its data: {written.source_snapshot}"
+            self._emit_event(written, "Normal", UNDELETED, text)
+        return written
+
+    def _with_finalizers(self, facts: BranchFacts, plan: BranchPlan | None = None) -> BranchFacts:
+        """Put the finalizers on the branch that it needs on its node, or on the one that it is to be bound to."""
+        branch, node = facts.branch, facts.project_node if plan else facts.node
+        if node is None or (plan is None and branch.node_name is None):
+            return facts
+        missing = missing_finalizers(branch, node)
+        if not missing:
+            return facts
+        version, existing = branch.resource_version, branch.finalizers
+        body = ensure_finalizers(self._cluster, object_path(branch), branch.uid, version, existing, missing)
+        return replace(facts, branch=parse_branch(body) if body else replace(branch, deleted=self._now()))
 
     def _observe(self, branch: Branch, cache: Cache) -> BranchFacts:
         body = self._cluster.get(project_path(branch.namespace, branch.project))
@@ -207,7 +235,7 @@ class BranchReconciler:
             branch.route is not None and branch.route.generation == 1
         )
         is_needed = (
-            plan.reachable
+            bool(plan.addresses)
             or bypass_cache
             or not was_never_ready
             or self._owned.is_remembered(api, plural, branch.namespace, branch.object_name)
@@ -217,7 +245,7 @@ class BranchReconciler:
             and is_needed
             and (facts.problem is None or facts.problem.reason == Reason.OBJECT_REFUSED)
         ):
-            endpoints = manifests.branch_endpoints(project, branch, self._release, ip_family, plan.reachable)
+            endpoints = manifests.branch_endpoints(project, branch, self._release, ip_family, plan.addresses)
             problems.append(
                 _problem_of(
                     lambda: self._owned.apply(api, plural, endpoints, bypass_cache, was_never_ready),
@@ -265,63 +293,6 @@ class BranchReconciler:
                 return
             facts = replace(self._observe(parse_branch(body), cache), problem=finding)
             self._report(facts.branch, plan_branch(facts, self._now()))
-
-    def _remove(self, facts: BranchFacts) -> Result:
-        """Report the deletion; in its end delete what was made for the branch, and let go of it.
-
-        Until then snapshots of the branch are awaited, or a proxy does not obey the route that excludes it yet: an
-        event of those leads here again.
-        """
-        branch = facts.branch
-        release_if_abandoned(self._cluster, branch, facts.node)
-        self._abandonment_refusals.report(branch, facts.node)
-        if names.CONTROLLER_FINALIZER not in branch.finalizers:
-            held = held_status(branch, self._now())
-            if held:
-                patch_status(self._cluster, branch, held)
-            return DONE
-        with self._sources.held(branch.uid):
-            removal = plan_removal(facts, seconds_since(branch.deleted), self._now())
-            changes = removal.changes(branch.status)
-            if changes and not removal.done:
-                # Where no proxy is to be waited for, nothing but this has to be written.
-                branch = parse_branch(patch_status(self._cluster, branch, changes))
-                facts = replace(facts, branch=branch)
-                removal = plan_removal(facts, seconds_since(branch.deleted), self._now())
-            if removal.done:
-                # A copy that was bound a moment ago may not be in the cache yet; none is bound behind this.
-                facts = replace(
-                    facts, siblings=self._list_siblings(branch), taken=self._list_snapshots(branch)
-                )
-                removal = plan_removal(facts, seconds_since(branch.deleted), self._now())
-            if removal.done:
-                self._sources.close(branch.uid)
-        changes = removal.changes(branch.status)
-        if changes:
-            patch_status(self._cluster, branch, changes)
-        if not removal.done:
-            return Result(removal.requeue_after or timing.DELETION_RESYNC_SECONDS)
-        namespace, name = branch.namespace, branch.object_name
-        for api, plural, owned_name in (
-            ("discovery.k8s.io/v1", "endpointslices", name),
-            ("v1", "services", name),
-            ("v1", "secrets", names.conn_secret_name(name)),
-        ):
-            self._owned.delete(api, plural, namespace, owned_name, branch.uid)
-        remove_finalizer(self._cluster, object_path(branch), branch.uid, names.CONTROLLER_FINALIZER)
-        return DONE
-
-    def _list_siblings(self, branch: Branch) -> tuple[Branch, ...]:
-        """List the branches of the project uncached."""
-        path = path_of(names.API_VERSION, names.BRANCHES, branch.namespace)
-        bodies = self._cluster.find(path, fields=f"spec.project={branch.project}")
-        return tuple(map(parse_branch, bodies))
-
-    def _list_snapshots(self, branch: Branch) -> tuple[Snapshot, ...]:
-        """List the snapshots that are bound to the branch uncached."""
-        path = path_of(names.API_VERSION, names.SNAPSHOTS, branch.namespace)
-        labels = f"{names.LABEL_BRANCH_UID}={branch.uid}"
-        return tuple(map(parse_snapshot, self._cluster.find(path, labels)))
 
 
 def _snapshots_of(branch: Branch, cache: Cache) -> tuple[Snapshot, ...]:

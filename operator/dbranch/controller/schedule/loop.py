@@ -240,9 +240,9 @@ class _NodeLoads:
 
 
 def _is_busy(branch: Branch) -> bool:
-    """Return True while the branch is being created on its node, and that can go on."""
+    """Return True while the branch is being created on its node, and that can go on; or while it is restored."""
     storage = branch.node.storage
-    return (
+    return branch.restore is not None or (
         branch.node_name is not None
         and branch.node.snapshot_time is None
         and not branch.deleting

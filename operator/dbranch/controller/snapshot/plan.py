@@ -33,6 +33,7 @@ class SnapshotFacts:
 
     `branch`: the one of its name; `node`: the one that the snapshot is bound to, or its project if it is not bound
     yet. `siblings`: all snapshots of the project, also this one; they are counted only before it is bound.
+    `is_awaited`: a restore is going on that leaves its data.
     """
 
     snapshot: Snapshot
@@ -41,6 +42,7 @@ class SnapshotFacts:
     node: NodeFacts | None = None
     siblings: Sequence[Snapshot] = ()
     limits: NamespaceLimits = NO_LIMITS
+    is_awaited: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,12 @@ def bind_snapshot(facts: SnapshotFacts, now: datetime) -> SnapshotBinding | Find
     """
     snapshot, project, branch, node = facts.snapshot, facts.project, facts.branch, facts.node
     subject = f"snapshot {snapshot.name}"
+    if branch and branch.node_name and _is_left_by(snapshot, branch):
+        # The controller was cut off between making it and binding it.
+        return SnapshotBinding(branch.node_name, branch.uid)
     if is_missed(snapshot, now) or snapshot.reason not in _TAKEN:
-        return _record_finding(snapshot)
+        # Who makes a record binds it, too.
+        return awaited_finding(snapshot) if facts.is_awaited else _record_finding(snapshot)
     if project is None or project.deleting:
         fact = "does not exist" if project is None else "is being deleted"
         text = f"project {snapshot.project} {fact}; nothing is taken; apply the DBProject {snapshot.project}"
@@ -149,6 +155,12 @@ def is_missed(snapshot: Snapshot, now: datetime) -> bool:
     return snapshot.reason == SnapshotReason.SCHEDULE and (due is None or now > due + SCHEDULE_DEADLINE)
 
 
+def _is_left_by(snapshot: Snapshot, branch: Branch) -> bool:
+    """Return True if the branch is being deleted, and leaves its data to the snapshot."""
+    is_record = snapshot.reason == SnapshotReason.DELETION and snapshot.origin_branch_uid == branch.uid
+    return is_record and branch.deleting
+
+
 def _limit_finding(facts: SnapshotFacts, branch: Branch) -> Finding | None:
     """Return the finding of a snapshot that comes behind a limit. Those that are bound have their places."""
     others = [snapshot for snapshot in facts.siblings if snapshot.uid != facts.snapshot.uid]
@@ -160,6 +172,12 @@ def _limit_finding(facts: SnapshotFacts, branch: Branch) -> Finding | None:
     fact = f"{subject} has as many as {facts.limits.path(limit)} of the dbranch chart allows"
     text = f"snapshot {facts.snapshot.name} is not taken: {fact}: {facts.limits.count(limit)}"
     return Finding(Reason.LIMIT_EXCEEDED, f"{text}; delete one, or set a ttl")
+
+
+def awaited_finding(snapshot: Snapshot) -> Finding:
+    """Return the finding of a record that gets the data which a restore or deletion leaves: nothing is taken."""
+    text = f"snapshot {snapshot.name} gets the data that a {snapshot.reason} of branch {snapshot.branch} replaces"
+    return Finding(Reason.PENDING, f"{text}; it comes when that is done")
 
 
 def _record_finding(snapshot: Snapshot) -> Finding:
@@ -192,6 +210,8 @@ def _ready_of(facts: SnapshotFacts) -> Finding:
         return Finding(Reason.AVAILABLE, f"{subject} holds the data of branch {snapshot.branch}")
     if not_ready:
         return not_ready
+    if storage is None and snapshot.reason in (SnapshotReason.RESTORE, SnapshotReason.DELETION):
+        return awaited_finding(snapshot)
     return storage or Finding(
         Reason.SNAPSHOTTING,
         f"{subject} is being taken of branch {snapshot.branch} on node {snapshot.node_name}",

@@ -27,7 +27,8 @@ def _plan(desired: Desired, facts: BranchFacts) -> Planned:
         # The controller binds no copy without one.
         text = f"{desired.subject} waits for its source to be chosen"
         return Planned(finding=Finding(Reason.PENDING, text))
-    return Planned((TakeSnapshot(source_uid),), then=with_marker(desired, facts, cleaned=False))
+    action = TakeSnapshot(source_uid, desired.branch.undeletes)
+    return Planned((action,), then=with_marker(desired, facts, cleaned=False))
 
 
 SNAPSHOT = DataOrigin("snapshot", _applies, _plan)
