@@ -200,7 +200,9 @@ def _objection(facts: RestoreFacts) -> Finding | None:
     if not project.running:
         text = f"{subject}: project {project.name} was stopped; the branch has its old data"
         return Finding(Reason.CANCELED, f"{text}; resume it and make another DBRestore")
-    return protected_finding(restore, branch) if branch.protected else None
+    # The branch's own schedule is part of what it is.
+    is_held = branch.protected and restore.scheduled_for != branch.uid
+    return protected_finding(restore, branch) if is_held else None
 
 
 def _is_handed_over(facts: RestoreFacts, now: datetime) -> bool:
