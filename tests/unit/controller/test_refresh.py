@@ -31,7 +31,7 @@ NIGHTLY: Json = {"schedule": "0 3 * * *"}
 RESTORES = path_of(names.API_VERSION, names.RESTORES, "team")
 
 
-def copy_of_main(runs: SnapshotsStatus | None = None, **refresh: str) -> Branch:
+def copy_of_main(runs: SnapshotsStatus | None = None, **refresh: Any) -> Branch:
     parsed = branch("x").bound().stored().spec(refresh={**NIGHTLY, **refresh}).parsed()
     return replace(parsed, refreshes=runs or SnapshotsStatus())
 
@@ -139,7 +139,7 @@ def restored(name: str) -> Restore:
 
 
 def test_what_a_branch_says_of_its_refresh() -> None:
-    def said(*restores: Restore, reported: Reason | None = None, **refresh: str) -> Finding | None:
+    def said(*restores: Restore, reported: Reason | None = None, **refresh: Any) -> Finding | None:
         item = copy_of_main(**refresh)
         if reported:
             status = branch("x").reported(Condition.REFRESHED, reported, "as it was").body()["status"]
