@@ -79,8 +79,8 @@ def test_a_run_is_made_up_within_an_hour_and_not_later() -> None:
 
 def test_a_refresh_that_was_cut_off_behind_its_restore_makes_no_second_one() -> None:
     facts = RefreshFacts(copy_of_main(SnapshotsStatus(next=THREE)), [made(THREE)])
-    known = plan_refresh(facts, THREE + MINUTE)
-    assert known.name is None and known.status == SnapshotsStatus(THREE, None, THREE + DAY)
+    cut_off = plan_refresh(facts, THREE + MINUTE)
+    assert cut_off.name is None and cut_off.status == SnapshotsStatus(THREE, None, THREE + DAY)
 
 
 def test_what_is_in_use_is_left_as_it_is_if_that_is_asked_for() -> None:

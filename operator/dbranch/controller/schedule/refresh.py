@@ -68,14 +68,14 @@ def plan_refresh(facts: RefreshFacts, now: datetime) -> RefreshPlan:
     time = last_run(schedule, now)
     if time is None or time < begin:
         return RefreshPlan(replace(status, next=max(begin, upcoming)))
-    over = replace(status, next=upcoming)
+    passed = replace(status, next=upcoming)
     if time <= done:
-        return RefreshPlan(replace(over, last=time))
+        return RefreshPlan(replace(passed, last=time))
     if now > time + REFRESH_DEADLINE or (facts.in_use and schedule.when_in_use == WhenInUse.SKIP):
-        return RefreshPlan(over)
+        return RefreshPlan(passed)
     if not facts.can_run:
         return RefreshPlan(status)
-    return RefreshPlan(replace(over, last=time), run_name(branch.object_name, time, REFRESH))
+    return RefreshPlan(replace(passed, last=time), run_name(branch.object_name, time, REFRESH))
 
 
 def is_in_use(project: Project, branch: Branch) -> bool:
