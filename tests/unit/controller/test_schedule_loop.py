@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -16,6 +17,7 @@ from dbranch.api.errors import ApiError
 from dbranch.api.expiry import format_time
 from dbranch.controller.cache import Cache
 from dbranch.controller.metrics import ControllerMetrics
+from dbranch.controller.schedule import loop as schedule_loop
 from dbranch.controller.schedule import plan as schedule_plan
 from dbranch.controller.schedule.loop import ScheduleLoop
 from dbranch.controller.schedule.plan import MAX_WAIT, WORD_TIME, delay_of
@@ -363,6 +365,22 @@ def test_nothing_is_done_before_all_snapshots_are_known_or_where_things_end() ->
     play.rig.api.answer_again()
     play.rig.api.delete(f"{BRANCHES}/shop-main")
     assert play.step() == []
+
+
+def test_what_the_api_server_refuses_is_not_tried_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    play, seconds = Play(HOURLY), [0.0]
+    monkeypatch.setattr(schedule_loop, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    play.step()
+    quota = ApiError(403, "Forbidden", "exceeded quota: snapshots")
+    play.rig.api.refuse("create", "dbsnapshots", quota)
+    created = "create dbsnapshots/shop-main-203006011200"
+    assert play.step(NOON + play.delay) == [created]
+    assert play.step(play.now + MINUTE) == []
+    seconds[0] += 61
+    assert play.step(play.now + MINUTE) == [created]
+    play.rig.api.answer_again()
+    seconds[0] += 61
+    assert play.step(play.now + MINUTE) == [created] and play.snapshots() == ["203006011200"]
 
 
 def test_fewer_are_said_a_day_before() -> None:

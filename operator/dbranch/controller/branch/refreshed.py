@@ -41,7 +41,9 @@ def refreshed_finding(branch: Branch, restores: Sequence[Restore]) -> Finding | 
         return None
     last = last_finished(restores)
     if last and last.failure:
-        return last.failure
+        # Of a project it is only a warning; here nothing was replaced because of it.
+        is_low = last.failure.reason == Reason.POOL_LOW
+        return Finding(Reason.POOL_FULL, last.failure.message) if is_low else last.failure
     reported = Finding.from_dict(find_condition(branch.status, Condition.REFRESHED))
     if last is None and reported and reported.reason != Reason.INVALID_SCHEDULE:
         return reported

@@ -28,6 +28,7 @@ from dbranch.controller.branch.snapshotted import is_of_schedule, is_reported, s
 from dbranch.controller.cache import Cache
 from dbranch.controller.event_requests import EventRequests
 from dbranch.controller.events import EXPIRING, REFRESH_FAILED
+from dbranch.controller.failure import is_refusal
 from dbranch.controller.limits import Limits, reached_snapshot_limit
 from dbranch.controller.manifests import refresh_restore, scheduled_snapshot
 from dbranch.controller.metrics import ControllerMetrics
@@ -70,6 +71,8 @@ class ScheduleLoop:
         self._considered: LimitedDict[str, datetime] = LimitedDict(_MAX_REMEMBERED)
         # UIDs of DBRestores of which an Event says that they failed.
         self._failures: LimitedDict[str, bool] = LimitedDict(_MAX_REMEMBERED)
+        # By branch UID: until when what the API server has refused is not tried again, as `time.monotonic()` counts.
+        self._refused: LimitedDict[str, float] = LimitedDict(_MAX_REMEMBERED)
         # By branch UID: the resourceVersion as of which the status was written last.
         self._written: LimitedDict[str, int] = LimitedDict(_MAX_REMEMBERED)
         self._late = 0
@@ -103,6 +106,9 @@ class ScheduleLoop:
             project = cache.project(branch.namespace, branch.project)
             if branch.deleting or project is None or project.deleting or self._is_outdated(branch):
                 continue
+            if self._refused.get(branch.uid, 0.0) > time.monotonic():
+                late += 1
+                continue
             of_project = records.get((branch.namespace, branch.project), [])
             plan = plan_schedules(self._facts(branch, project, of_project, cache, loads), now)
             waits |= plan.waits
@@ -112,6 +118,9 @@ class ScheduleLoop:
                 self._refresh(branch, project, cache, now)
                 self._request_report(branch, cache)
             except Exception as error:  # noqa: BLE001 - the schedules of others go on
+                if isinstance(error, ApiError) and is_refusal(error):
+                    # Quota, webhook: nothing says when that is over.
+                    self._refused[branch.uid] = time.monotonic() + timing.REFUSED_LONGEST_RETRY_SECONDS
                 log_error(logger, error, f"schedules of branch {branch.namespace}/{branch.object_name}")
             if plan.run:
                 loads.add(branch.node_name or "")
