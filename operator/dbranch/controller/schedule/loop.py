@@ -73,8 +73,8 @@ class ScheduleLoop:
         self._failures: LimitedDict[str, bool] = LimitedDict(_MAX_REMEMBERED)
         # By branch UID: until when what the API server has refused is not tried again, as `time.monotonic()` counts.
         self._refused: LimitedDict[str, float] = LimitedDict(_MAX_REMEMBERED)
-        # By branch UID: the resourceVersion as of which the status was written last.
-        self._written: LimitedDict[str, int] = LimitedDict(_MAX_REMEMBERED)
+        # By branch UID: the resourceVersion as of which the status was written last, and when that was.
+        self._written: LimitedDict[str, tuple[int, float]] = LimitedDict(_MAX_REMEMBERED)
         self._late = 0
         metrics.watch_schedules(lambda: self._late)
 
@@ -128,9 +128,12 @@ class ScheduleLoop:
         return waits
 
     def _is_outdated(self, branch: Branch) -> bool:
-        """Return True if the cache has the branch as it was before its status was written."""
+        """Return True if the cache has the branch as it was before its status was written, a moment ago."""
         version = branch.resource_version
-        return version.isdecimal() and int(version) < self._written.get(branch.uid, 0)
+        written, at = self._written.get(branch.uid, (0, 0.0))
+        # Not for ever: an etcd that is restored from a backup has lower versions.
+        is_recent = time.monotonic() < at + timing.CACHE_BEHIND_SECONDS
+        return is_recent and version.isdecimal() and int(version) < written
 
     def _facts(
         self,
@@ -245,7 +248,7 @@ class ScheduleLoop:
         if status != reported:
             changes = {**dict.fromkeys(reported), **status} if status else None
             written = patch_status(self._cluster, branch, {field: changes})
-            self._written[branch.uid] = int(written["metadata"]["resourceVersion"])
+            self._written[branch.uid] = int(written["metadata"]["resourceVersion"]), time.monotonic()
 
 
 def _has_schedules(branch: Branch) -> bool:
