@@ -195,8 +195,8 @@ def _objection(facts: RestoreFacts) -> Finding | None:
     if restore.deleting or facts.is_gone:
         return Finding(Reason.CANCELED, f"{subject}: its DBRestore was deleted; the branch has its old data")
     if project is None or project.deleting or branch is None or branch.deleting:
-        what = f"branch {restore.branch}" if branch and branch.deleting else f"project {restore.project}"
-        return Finding(Reason.CANCELED, f"{subject}: {what} is being deleted; nothing else was done")
+        cause = f"branch {restore.branch}" if branch and branch.deleting else f"project {restore.project}"
+        return Finding(Reason.CANCELED, f"{subject}: {cause} is being deleted; nothing else was done")
     if not project.running:
         text = f"{subject}: project {project.name} was stopped; the branch has its old data"
         return Finding(Reason.CANCELED, f"{text}; resume it and make another DBRestore")
@@ -235,13 +235,13 @@ def _complete(facts: RestoreFacts, now: datetime) -> RestorePlan:
         "completionTime": record.completion_time or format_time(now),
         "startTime": restore.start_time or record.completion_time or format_time(now),
     }
-    known = {
+    optional = {
         "sourceUID": order.source.uid if order else of_this.source_uid if of_this else None,
         "undoSnapshot": record.undo_snapshot,
         "dataTime": facts.answer.data_time if facts.answer else of_this.time if of_this else None,
         "heldSeconds": None if facts.held_seconds is None else round(facts.held_seconds, 3),
     }
-    fields |= {key: value for key, value in known.items() if value is not None}
+    fields |= {key: value for key, value in optional.items() if value is not None}
     return _report(facts, RestorePhase.COMPLETE, Finding(Reason.RESTORED, text), now, **fields)
 
 
