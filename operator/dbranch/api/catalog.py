@@ -285,6 +285,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         project=(_STORAGE,),
         branch=(_STORAGE,),
         snapshot=(_READY,),
+        restore=(_FAILED,),
     ),
     Reason.POOL_LOST: _project(
         _STORAGE,
@@ -343,6 +344,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         project=(_STORAGE,),
         branch=(_STORAGE,),
         snapshot=(_READY,),
+        restore=(_FAILED,),
     ),
     Reason.ACCEPTING: _both(_POSTGRES, "Postgres accepts connections."),
     Reason.RESTART_PENDING: _both(
@@ -437,6 +439,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Set spec.postgres.image to a major version that the message names.",
         project=(_POSTGRES,),
         branch=(_STORAGE, _POSTGRES),
+        restore=(_FAILED,),
     ),
     Reason.ROLE_NOT_FOUND: _both(
         _POSTGRES,

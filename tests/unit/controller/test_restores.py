@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.factories import NAMESPACE, NODE, Json, ago, branch, project, restore, snapshot
-from tests.unit.controller.rig import PROJECTS, RESTORES, SNAPSHOTS, Rig, conditions_of
+from tests.unit.controller.rig import PODS, PROJECTS, RESTORES, SNAPSHOTS, Rig, conditions_of, message_of
 
 from dbranch.api import names
 from dbranch.api.conditions import MESSAGE_LIMIT, Finding, Reason
@@ -18,9 +18,12 @@ from dbranch.api.project import UndoPolicy
 from dbranch.api.restore import RestoreRecord
 from dbranch.controller.restore.admission import Admitted, Rejected, Waiting, admit
 from dbranch.controller.restore.facts import RestoreFacts
-from dbranch.controller.restore.plan import Step, plan_restore
+from dbranch.controller.restore.plan import Step, plan_restore, surplus_copies
+from dbranch.controller.restore.watch import concerned_by, is_at_rest, needs_reconcile
 from dbranch.controller.scheduling import NodeFacts
-from dbranch.kube.client import branch_path, restore_path, snapshot_path
+from dbranch.controller.snapshot.plan import SnapshotFacts, plan_snapshot
+from dbranch.kube.client import branch_path, path_of, restore_path, snapshot_path
+from dbranch.runtime.result import Key
 
 NOW = datetime.now(UTC)
 FEATURES = frozenset({names.FEATURE_SNAPSHOTS, names.FEATURE_RESTORES})
@@ -439,3 +442,219 @@ def test_a_controller_cut_off_at_any_write_is_followed_by_one_that_ends_the_rest
         assert len(agent.exchanges) == (1 if ends == "done" else 0), f"cut at write {at}"
         at, cuts = at + 1, cuts + 1
     assert cuts > 5
+
+
+def test_a_branch_that_is_protected_meanwhile_keeps_its_data() -> None:
+    rig = shop()
+    agent = Agent(rig)
+    rig.put(restore())
+    rig.reconcile_restore()
+    agent.act()
+    rig.change_branch("feature-x", protection="Enabled")
+    # Neither is the route withdrawn.
+    assert "restore" not in rig.reconcile_branch("feature-x")["status"]["route"]
+    finish(rig, agent)
+    assert rig.restore()["status"]["phase"] == "Failed" and agent.exchanges == []
+    assert conditions_of(rig.restore()) == {"Failed": "Protected", "Stalled": "Protected"}
+    assert rig.api.find(SNAPSHOTS) == [] and ("Warning", "RestoreFailed") in rig.events
+
+
+def test_what_fails_on_the_node_leaves_the_old_data_and_says_why() -> None:
+    rig = shop()
+    agent = Agent(rig, fails="Preparing")
+    rig.put(restore())
+    finish(rig, agent)
+    body = rig.restore()
+    assert body["status"]["phase"] == "Failed" and message_of(body, "Failed").startswith(
+        "Postgres did not start"
+    )
+    assert "undoSnapshot" not in body["status"] and rig.api.find(SNAPSHOTS) == []
+    status = rig.branch("feature-x")["status"]
+    assert "restore" not in status and "restores" not in status and status["route"]["address"] == "10.0.0.2"
+    # Another name may be done, and this one is not tried again.
+    rig.put(restore("second"))
+    agent.fails = ""
+    finish(rig, agent, "again", "second")
+    assert rig.restore("second")["status"]["phase"] == "Complete" and agent.exchanges == ["second-uid"]
+
+
+def test_restores_of_a_branch_are_done_one_after_the_other_and_keep_three_copies() -> None:
+    rig = shop()
+    agent = Agent(rig)
+    restores = [f"r{n}" for n in range(5)]
+    for n, name in enumerate(restores):
+        rig.put(restore(name).changed(metadata={"creationTimestamp": ago(60 - n)}))
+    finish(rig, agent, *reversed(restores))
+    assert agent.exchanges == [f"{name}-uid" for name in restores]
+    kept = {body["spec"]["origin"]["restoreUID"] for body in rig.api.find(SNAPSHOTS)}
+    assert kept == {"r2-uid", "r3-uid", "r4-uid"}
+    assert ("Normal", "UndoRemoved") in rig.events
+    assert rig.branch("feature-x")["status"]["node"]["generation"] == 6
+
+
+def test_neither_protected_copies_nor_what_is_copied_now_make_room() -> None:
+    copies = [
+        replace(
+            snapshot(f"c{n}", "feature-x").taken_of(FEATURE.uid).node(generation=n + 1).parsed(),
+            restore_uid=f"r{n}",
+        )
+        for n in range(6)
+    ]
+    last = RestoreRecord("again", RESTORE.uid)
+    seen = facts(branch=replace(FEATURE, restores=(last,)), copies=copies)
+    assert [copy.uid for copy in surplus_copies(seen)] == [copy.uid for copy in copies[:3]]
+    protected = [replace(copies[0], protection="Enabled"), *copies[1:]]
+    assert [copy.uid for copy in surplus_copies(replace(seen, copies=protected))] == [
+        c.uid for c in copies[1:3]
+    ]
+    in_use = replace(seen, in_use=frozenset({copies[1].uid}))
+    assert [copy.uid for copy in surplus_copies(in_use)] == [copies[0].uid, copies[2].uid]
+    # One that waits for its data is the newest; an earlier restore that is reconciled deletes nothing.
+    coming = replace(snapshot("new", "feature-x").bound().parsed(), restore_uid="r6", branch_uid=FEATURE.uid)
+    assert len(surplus_copies(replace(seen, copies=[coming, *copies]))) == 4
+    later = replace(FEATURE, restores=(last, RestoreRecord("later", "later-uid")))
+    assert surplus_copies(replace(seen, branch=later)) == ()
+
+
+def test_a_stopped_branch_has_no_sessions_to_hold() -> None:
+    rig = shop()
+    agent = Agent(rig)
+    rig.change_branch("feature-x", state="Stopped")
+    rig.api.merge(
+        branch_path(NAMESPACE, "shop-feature-x", "status"),
+        {"status": {"node": {"postgres": Finding(Reason.STOPPED, "it is stopped").as_dict()}}},
+    )
+    rig.run()
+    route = rig.branch("feature-x")["status"]["route"]
+    rig.put(restore(undo="Discard"))
+    finish(rig, agent)
+    assert rig.restore()["status"]["phase"] == "Complete" and agent.exchanges == ["again-uid"]
+    assert rig.branch("feature-x")["status"]["route"] == route and rig.api.find(SNAPSHOTS) == []
+
+
+def test_a_proxy_that_is_silent_or_old_does_not_hold_up_a_restore() -> None:
+    rig = shop()
+    agent = Agent(rig)
+    rig.proxy("old")
+    rig.proxy_obeys("old")
+    rig.put(restore())
+    rig.reconcile_restore()
+    agent.act()
+    rig.reconcile_branch("feature-x")
+    rig.reconcile_restore()
+    assert rig.branch("feature-x")["status"]["restore"]["state"] == "Preparing"
+    conditions = rig.branch("feature-x")["status"]["conditions"]
+    for condition in conditions:
+        condition["lastTransitionTime"] = ago(6)
+    path = branch_path(NAMESPACE, "shop-feature-x", "status")
+    rig.api.merge(path, {"status": {"conditions": conditions}})
+    rig.reconcile_restore()
+    assert rig.branch("feature-x")["status"]["restore"]["state"] == "Switching"
+    # The old one has not acknowledged anything, and nobody waited for it alone.
+    body = rig.branch("feature-x")["status"]
+    assert not body.get("proxies")
+
+
+def test_the_branchs_own_service_leads_to_the_proxies_while_they_hold() -> None:
+    rig = shop()
+    agent = Agent(rig)
+    pod = rig.existing(f"{PODS}/p1")
+    rig.api.merge(f"{PODS}/p1/status", {"status": {**pod["status"], "podIPs": [{"ip": "10.0.2.1"}]}})
+    path = path_of("discovery.k8s.io/v1", "endpointslices", NAMESPACE, "shop-feature-x")
+
+    def addresses() -> list[str]:
+        return [address for entry in rig.existing(path)["endpoints"] for address in entry["addresses"]]
+
+    rig.put(restore())
+    rig.reconcile_restore()
+    agent.act()
+    rig.reconcile_branch("feature-x")
+    # Not before they hold: until then its Postgres admits everybody.
+    assert addresses() == ["10.0.0.2"]
+    Proxy(rig).act()
+    rig.reconcile_branch("feature-x")
+    assert addresses() == ["10.0.2.1"]
+    finish(rig, agent)
+    assert addresses() == ["10.0.1.2"]
+
+
+def test_a_restore_goes_when_its_time_has_come_and_not_before() -> None:
+    rig = shop()
+    agent = Agent(rig)
+    rig.put(restore(ttlAfterFinished="1h"))
+    finish(rig, agent)
+    assert rig.restore()["status"]["phase"] == "Complete"
+    rig.reconcile_restore()
+    assert rig.result.requeue_after and 3500 < rig.result.requeue_after <= 3602
+    rig.api.merge(restore_path(NAMESPACE, "again", "status"), {"status": {"completionTime": ago(3700)}})
+    assert rig.reconcile_restore() is None
+    assert rig.branch("feature-x")["status"]["restores"]
+
+
+def test_a_project_goes_behind_the_restore_that_exchanges_data() -> None:
+    rig = shop()
+    agent = Agent(rig)
+    rig.put(restore(), restore("waiting").changed(metadata={"creationTimestamp": ago(-5)}))
+    rig.reconcile_restore()
+    agent.act()
+    rig.reconcile_branch("feature-x")
+    Proxy(rig).act()
+    rig.reconcile_restore()
+    assert rig.branch("feature-x")["status"]["restore"]["state"] == "Switching"
+    rig.api.delete(f"{PROJECTS}/shop")
+    assert not rig.remove_project()
+    assert not rig.exists(restore_path(NAMESPACE, "waiting"))
+    assert rig.restore()["metadata"]["deletionTimestamp"]
+    assert not rig.branch("feature-x")["metadata"].get("deletionTimestamp")
+    agent.act()
+    rig.reconcile_branch("feature-x")
+    assert rig.reconcile_restore() is None
+    rig.remove_project()
+    assert rig.branch("feature-x")["metadata"]["deletionTimestamp"]
+
+
+def test_a_source_that_is_deleted_waits_for_the_copy_of_it() -> None:
+    rig = shop()
+    agent = Agent(rig)
+    rig.branch_up("seed", "10.0.0.3")
+    rig.put(restore(source="seed"))
+    rig.reconcile_restore()
+    assert rig.branch("feature-x")["status"]["restore"]["source"]["name"] == "seed"
+    rig.api.delete(branch_path(NAMESPACE, "shop-seed"))
+    rig.remove_branch("seed")
+    assert rig.branch("seed")["status"].get("release") != rig.branch("seed")["metadata"]["deletionTimestamp"]
+    agent.act()
+    rig.remove_branch("seed")
+    body = rig.api.peek(branch_path(NAMESPACE, "shop-seed"))
+    assert body is None or body["status"]["route"]["state"] == "Deleting"
+
+
+def test_a_record_of_a_restore_that_was_made_again_takes_nothing() -> None:
+    record = snapshot("x", origin={"reason": "Restore", "restoreUID": "r", "branchUID": FEATURE.uid}).parsed()
+    plan = plan_snapshot(SnapshotFacts(record, SHOP, FEATURE, UP), NOW)
+    assert plan.binding is None and plan.ready.reason == Reason.SNAPSHOT_LOST
+    plan = plan_snapshot(SnapshotFacts(record, SHOP, FEATURE, UP, is_awaited=True), NOW)
+    assert plan.binding is None and plan.ready.reason == Reason.PENDING
+
+
+def test_who_is_reconciled_after_what() -> None:
+    done = restore().status(phase="Complete").parsed()
+    assert is_at_rest(done) and not needs_reconcile(None, done) and needs_reconcile(None, RESTORE)
+    assert not is_at_rest(replace(done, ttl_after_finished="1h"))
+    assert not is_at_rest(replace(done, finalizers=(names.CONTROLLER_FINALIZER,)))
+    assert needs_reconcile(done, replace(done, deleted=ago()))
+    assert not needs_reconcile(RESTORE, replace(RESTORE, start_time=ago()))
+    rig = shop()
+    rig.put(restore(), restore("other", "else"))
+    cache = rig.cache()
+    key = Key(names.RESTORE_KIND, NAMESPACE, "again")
+    for change in (SHOP, NODE, (NAMESPACE, "shop"), FEATURE, MAIN):
+        assert key in set(concerned_by(change, cache.restores, cache)), change
+    named = replace(RESTORE, source="main")
+    cache.restores.put(named)
+    of_others = set(concerned_by(branch("else").parsed(), cache.restores, cache))
+    assert of_others == {Key(names.RESTORE_KIND, NAMESPACE, "other")}
+    assert set(concerned_by((NAMESPACE, "another"), cache.restores, cache)) == set()
+    # What an order leaves behind whose DBRestore is gone.
+    left = replace(FEATURE, restore=branch().restoring(MAIN.uid, name="gone").parsed().restore)
+    assert Key(names.RESTORE_KIND, NAMESPACE, "gone") in set(concerned_by(left, cache.restores, cache))
