@@ -12,7 +12,7 @@ from tests.unit.controller.rig import PODS, PROJECTS, RESTORES, SNAPSHOTS, Rig, 
 
 from dbranch.api import names
 from dbranch.api.conditions import MESSAGE_LIMIT, Finding, Reason
-from dbranch.api.enums import Undo
+from dbranch.api.enums import RestorePhase, Undo
 from dbranch.api.errors import ClusterUnreachable
 from dbranch.api.project import UndoPolicy
 from dbranch.api.restore import RestoreRecord
@@ -591,26 +591,77 @@ def test_a_restore_goes_when_its_time_has_come_and_not_before() -> None:
     assert rig.branch("feature-x")["status"]["restores"]
 
 
-def test_a_project_goes_behind_the_restore_that_exchanges_data() -> None:
-    rig = shop()
-    agent = Agent(rig)
-    rig.put(restore(), restore("waiting").changed(metadata={"creationTimestamp": ago(-5)}))
+def switching(rig: Rig, agent: Agent) -> None:
+    """Bring restore `again` to the order to exchange."""
+    rig.put(restore())
     rig.reconcile_restore()
     agent.act()
     rig.reconcile_branch("feature-x")
     Proxy(rig).act()
     rig.reconcile_restore()
     assert rig.branch("feature-x")["status"]["restore"]["state"] == "Switching"
+
+
+def test_a_deleted_restore_waits_from_the_order_to_exchange_until_it_is_done() -> None:
+    rig = shop()
+    agent = Agent(rig)
+    switching(rig, agent)
+    rig.api.delete(restore_path(NAMESPACE, "again"))
+    assert rig.reconcile_restore() and rig.branch("feature-x")["status"]["restore"]["state"] == "Switching"
+    finish(rig, agent)
+    assert rig.reconcile_restore() is None and agent.exchanges == ["again-uid"]
+    assert [r["uid"] for r in rig.branch("feature-x")["status"]["restores"]] == ["again-uid"]
+    assert len(rig.api.find(SNAPSHOTS)) == 1
+
+
+def test_a_project_that_is_deleted_ends_its_restores_first() -> None:
+    rig = shop()
+    agent = Agent(rig)
+    rig.put(restore("waiting").changed(metadata={"creationTimestamp": ago(-5)}))
+    switching(rig, agent)
     rig.api.delete(f"{PROJECTS}/shop")
     assert not rig.remove_project()
     assert not rig.exists(restore_path(NAMESPACE, "waiting"))
-    assert rig.restore()["metadata"]["deletionTimestamp"]
     assert not rig.branch("feature-x")["metadata"].get("deletionTimestamp")
-    agent.act()
-    rig.reconcile_branch("feature-x")
+    # The agents of a project that is being deleted answer nobody.
     assert rig.reconcile_restore() is None
     rig.remove_project()
     assert rig.branch("feature-x")["metadata"]["deletionTimestamp"]
+
+
+@pytest.mark.parametrize("state", ["Preparing", "Switching"])
+def test_a_branch_that_is_deleted_ends_its_restore(state: str) -> None:
+    rig = shop()
+    agent = Agent(rig)
+    if state == "Switching":
+        switching(rig, agent)
+    else:
+        rig.put(restore())
+        rig.reconcile_restore()
+    path = branch_path(NAMESPACE, "shop-feature-x")
+    rig.api.delete(path)
+    rig.reconcile_restore()
+    if state == "Switching":
+        # It may be exchanged in this very moment; the agent says so, and the old data is not thrown away.
+        assert rig.restore()["status"]["phase"] == "Running"
+        agent.act()
+        rig.remove_branch("feature-x")
+        rig.reconcile_restore()
+        assert conditions_of(rig.restore()) == {"Complete": "Restored"}
+        assert len(rig.api.find(SNAPSHOTS)) >= 1
+    else:
+        assert conditions_of(rig.restore()) == {"Failed": "Canceled", "Stalled": "Canceled"}
+        assert all(body["metadata"].get("deletionTimestamp") for body in rig.api.find(SNAPSHOTS))
+    assert not rig.restore()["metadata"].get("finalizers")
+
+
+def test_the_old_data_of_a_branch_that_is_gone_is_not_thrown_away() -> None:
+    undo = snapshot("x", "feature-x", origin={"reason": "Restore", "restoreUID": RESTORE.uid})
+    bound = undo.bound().status(branchUID=FEATURE.uid).parsed()
+    running = replace(RESTORE, phase=RestorePhase.RUNNING, branch_uid=FEATURE.uid)
+    plan = plan_restore(facts(restore=running, branch=None, undo=bound), NOW)
+    assert plan.step is None and conditions_of({"status": plan.status})["Failed"] == "BranchReplaced"
+    assert plan_restore(facts(restore=running, branch=None, undo=undo.parsed()), NOW).step == Step.DELETE_UNDO
 
 
 def test_a_source_that_is_deleted_waits_for_the_copy_of_it() -> None:
