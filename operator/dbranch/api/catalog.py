@@ -297,6 +297,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         project=(_STORAGE,),
         branch=(_STORAGE,),
         snapshot=(_READY,),
+        restore=(_FAILED,),
     ),
     Reason.POOL_LOST: _project(
         _STORAGE,
@@ -356,6 +357,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         project=(_STORAGE,),
         branch=(_STORAGE,),
         snapshot=(_READY,),
+        restore=(_FAILED,),
     ),
     Reason.ACCEPTING: _both(_POSTGRES, "Postgres accepts connections."),
     Reason.RESTART_PENDING: _both(
@@ -450,6 +452,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Set spec.postgres.image to a major version that the message names.",
         project=(_POSTGRES,),
         branch=(_STORAGE, _POSTGRES),
+        restore=(_FAILED,),
     ),
     Reason.ROLE_NOT_FOUND: _both(
         _POSTGRES,
