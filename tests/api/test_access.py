@@ -26,9 +26,11 @@ VERBS: dict[str, tuple[str, ...]] = {
     "dbprojects": (*_READS, *_WRITES, "set-policy"),
     "dbbranches": (*_READS, *_WRITES, "restore", "copy-unrestricted"),
     "dbsnapshots": (*_READS, *_WRITES),
+    "dbrestores": (*_READS, *_WRITES),
     "dbprojects/status": (*_READS, *_WRITES),
     "dbbranches/status": (*_READS, *_WRITES),
     "dbsnapshots/status": (*_READS, *_WRITES),
+    "dbrestores/status": (*_READS, *_WRITES),
 }
 
 

@@ -17,6 +17,7 @@ from tests.api.test_policies import AGENT, NODE, NODES, OTHER_UID, STATUS_KEYS, 
 
 from dbranch.api import names
 from dbranch.controller import manifests
+from dbranch.controller.branch.deletion import copy_manifest
 from dbranch.controller.manifests import Credentials, Release
 from dbranch.controller.project.plan import desired_objects
 from dbranch.kube.client import branch_path, path_of
@@ -58,7 +59,7 @@ def objects_of(shop: Shop) -> dict[str, tuple[str, str, Json]]:
         (
             "discovery.k8s.io/v1",
             "endpointslices",
-            manifests.branch_endpoints(project, branch, RELEASE, "IPv4", reachable=False),
+            manifests.branch_endpoints(project, branch, RELEASE, "IPv4", ()),
         ),
     ]
     return {f"{body['kind']} {body['metadata']['name']}": (api, plural, body) for api, plural, body in made}
@@ -312,3 +313,16 @@ def test_nobody_but_dbranch_writes_a_status(admin: Api, shop: Shop) -> None:
     Api(AGENT, node_name=NODE, pod_name="dbranch-agent-aaaaa").allowed("PATCH", branch, facts, dry=True)
     Api(CONTROLLER).allowed("PATCH", branch, {"status": {"phase": "Ready"}}, dry=True)
     admin.allowed("PATCH", branch, {"status": {"phase": "Ready"}}, dry=True)
+
+
+def test_of_snapshots_it_makes_only_the_records_of_what_it_does(controller: Api, shop: Shop) -> None:
+    project, branch = shop.read(), shop.branch()
+    collection = path_of(names.API_VERSION, names.SNAPSHOTS, project.namespace)
+    record = copy_manifest(
+        project, branch, {"project": project.name, "source": "main", "later": {"field": 1}}
+    )
+    controller.allowed("POST", collection, record, dry=True)
+    assert record["spec"]["origin"]["branchSpec"]["later"] == {"field": 1}
+    requested = deepcopy(record)
+    del requested["spec"]["origin"]
+    assert "makes no DBSnapshot but" in controller.rejected("POST", collection, requested)

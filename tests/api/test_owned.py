@@ -247,7 +247,8 @@ def test_endpoints_have_the_family_of_the_service(cluster: Cluster, team: str, f
     path = path_of("discovery.k8s.io/v1", "endpointslices", team, "shop-x")
     owned = OwnedObjects(cluster)
     for ip_family, reachable in ((other, False), (family, False), (family, True), (family, False)):
-        slice_ = manifests.branch_endpoints(project, branch, RELEASE, ip_family, reachable)
+        addresses = (address,) if reachable else ()
+        slice_ = manifests.branch_endpoints(project, branch, RELEASE, ip_family, addresses)
         slice_["metadata"].pop("ownerReferences")
         owned.apply("discovery.k8s.io/v1", "endpointslices", slice_)
         body = cluster.get(path)

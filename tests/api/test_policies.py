@@ -659,6 +659,8 @@ def test_the_spec_of_what_is_being_deleted_cannot_be_changed(admin: Api, shop: S
         admin.allowed("PATCH", path, {"metadata": {"annotations": {names.ABANDON_NODE: NODE}}})
         admin.allowed("PATCH", f"{path}/status", {"status": {"phase": "Deleting"}})
     admin.allowed("PATCH", shop.path, {"spec": {"deletionPolicy": "Retain"}}, dry=True)
+    # What becomes of the data can still be said: the deletion may wait for it.
+    admin.allowed("PATCH", branch, {"spec": {"undo": "Discard"}}, dry=True)
     for path in (branch, shop.path):
         admin.allowed("PATCH", path, {"metadata": {"finalizers": []}})
 

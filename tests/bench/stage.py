@@ -135,6 +135,8 @@ class Stage:
         spec = {
             "postgres": {"image": POSTGRES_IMAGE, "user": "postgres", **postgres},
             "storage": {"size": size},
+            # As for a pipeline: what it deletes is gone.
+            "undo": {"keep": "0s"},
         }
         body = {"apiVersion": names.API_VERSION, "kind": names.PROJECT_KIND, "metadata": {"name": name}}
         began = time.monotonic()

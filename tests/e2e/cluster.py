@@ -31,7 +31,7 @@ KUBECTL_TIMEOUT = f"--timeout={TIMEOUT_SECONDS:g}s"
 _HOLDS_SECONDS = 5.0
 
 # Commands of `dbranch` that wait for less long.
-_WAITING_COMMANDS = {"create", "delete", "use", "stop", "resume", "restart"}
+_WAITING_COMMANDS = {"create", "delete", "undelete", "use", "stop", "resume", "restart"}
 
 # libpq's errors of a connection that was not made: nothing was sent through it, so the query can be repeated.
 _NOT_CONNECTED = re.compile(r"could not translate host name|connection to server at .* failed: ", re.DOTALL)

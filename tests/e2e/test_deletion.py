@@ -72,6 +72,50 @@ def test_delete_of_a_branch(shop: Project) -> None:
     shop.discard("child")
 
 
+def test_a_branch_that_was_deleted_by_mistake_comes_back(shop: Project) -> None:
+    team = shop.team
+    shop.branch("slip", postgres={"parameters": {"work_mem": "8MB"}})
+    shop.branch("child", "slip")
+    shop.sql("update item set name = 'only here' where id = 1", "slip")
+    uri = team.secret("shop-slip-conn")
+    said = team.dbranch("-p", "shop", "delete", "slip", "--yes").output
+    assert "its data is kept for 24h: dbranch undelete slip" in said
+    assert not team.exists("dbbranch", "shop-slip")
+    assert "slip" in team.dbranch("-p", "shop", "list", "--deleted").output
+    assert "slip" in team.dbranch("-p", "shop", "undelete", "slip").output
+    assert shop.sql("select name from item where id = 1", "slip") == "only here"
+    assert shop.sql("show work_mem", "slip") == "8MB"
+    assert team.secret("shop-slip-conn") == uri
+    events = team.kubectl(
+        "get", "events", "--field-selector", "involvedObject.name=shop-slip", "-o", "json"
+    ).out
+    assert "Undeleted" in {event["reason"] for event in json.loads(events)["items"]}
+    # It exists: another slip is undone by a reset of it, and what nobody wants is not kept.
+    shop.sql("update item set name = 'newer' where id = 1", "slip")
+    team.dbranch("-p", "shop", "undelete", "slip", "--yes")
+    assert shop.sql("select name from item where id = 1", "slip") == "only here"
+    team.dbranch("-p", "shop", "delete", "slip", "child", "--yes", "--purge")
+    kept = json.loads(team.dbranch("-p", "shop", "list", "--deleted", "-o", "json").out)["items"]
+    assert "child" not in {body["spec"]["branch"] for body in kept}
+    assert len([body for body in kept if body["spec"]["branch"] == "slip"]) == 1
+
+
+def test_a_deletion_that_cannot_keep_the_data_waits_with_the_servers_sentence(shop: Project) -> None:
+    team = shop.team
+    shop.branch("kept")
+    quota = {"kind": "ResourceQuota", "apiVersion": "v1", "metadata": {"name": "no-snapshots"}}
+    team.apply({**quota, "spec": {"hard": {"count/dbsnapshots.dbranch.io": "0"}}})
+    eventually(
+        "the quota counts",
+        lambda: "used" in (team.get("resourcequota", "no-snapshots").get("status") or {}),
+    )
+    shop.discard("kept")
+    team.wait_reason("dbbranch", "shop-kept", "DeletionBlocked", "UndoRefused")
+    team.kubectl("patch", "dbbranch", "shop-kept", "--type=merge", "-p", '{"spec": {"undo": "Discard"}}')
+    team.await_deleted("dbbranch", "shop-kept")
+    team.kubectl("delete", "resourcequota", "no-snapshots")
+
+
 def test_a_branch_created_again_under_the_same_name_has_no_old_data(shop: Project) -> None:
     for round_ in range(3):
         shop.branch("again")

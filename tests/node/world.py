@@ -278,6 +278,26 @@ class World:
         self.api.delete(f"{BRANCHES}/{self.name}-{name}")
         self.run_agent()
 
+    def keep_at_deletion(self, name: str, **spec: object) -> str:
+        """Create the DBSnapshot that gets the data of a branch when it is deleted, as the controller does.
+
+        Return its name as in `snapshot`.
+        """
+        uid, object_name = self.uid(name), f"{self.name}-{name}"
+        kept = names.derived_name(object_name, "deleted", uid).removeprefix(f"{self.name}-")
+        origin = {"reason": "Deletion", "branchUID": uid}
+        snapshot_uid = self.make_snapshot(kept, name, origin=origin, ttl="24h", **spec)
+        copy = {"name": f"{self.name}-{kept}", "uid": snapshot_uid}
+        self.api.merge(f"{BRANCHES}/{object_name}/status", {"status": {"copy": copy}})
+        return kept
+
+    def undelete(self, name: str, snapshot: str) -> str:
+        """Create a DBBranch again from the data of the deleted one, as the controller binds it; return its UID."""
+        deleted = self.snapshot(snapshot)["spec"]["origin"]["branchUID"]
+        uid = self.make_branch_of_snapshot(name, snapshot)
+        self.api.merge(f"{BRANCHES}/{self.name}-{name}/status", {"status": {"undeletes": deleted}})
+        return uid
+
     def branch(self, name: str) -> Json:
         body = self.api.get(f"{BRANCHES}/{self.name}-{name}")
         assert body is not None

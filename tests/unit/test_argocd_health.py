@@ -74,3 +74,19 @@ def test_what_a_person_has_to_mend_is_degraded(reason: Reason) -> None:
 def test_an_object_in_an_unknown_state_is_degraded() -> None:
     unknown = condition("Ready", "Unknown", Reason.NODE_NOT_READY, "node n1 is not Ready")
     assert health(an_object(unknown)) == ("Degraded", "node n1 is not Ready")
+
+
+def a_restore(*conditions: Json) -> Json:
+    return {**an_object(*conditions), "kind": "DBRestore"}
+
+
+def test_a_restore_is_healthy_once_it_is_complete() -> None:
+    assert health(a_restore()) == ("Progressing", "waiting for the controller")
+    step = condition("Reconciling", "True", Reason.SWITCHING, "new sessions are held")
+    assert health(a_restore(step)) == ("Progressing", "new sessions are held")
+    done = condition("Complete", "True", Reason.RESTORED, "it has the data of main")
+    assert health(a_restore(done)) == ("Healthy", "it has the data of main")
+    again = condition("Complete", "True", Reason.ALREADY_APPLIED, "it was done before")
+    assert health(a_restore(again)) == ("Healthy", "it was done before")
+    failed = [condition(name, "True", Reason.POOL_FULL, "the pool is full") for name in ("Failed", "Stalled")]
+    assert health(a_restore(*failed)) == ("Degraded", "the pool is full")

@@ -53,6 +53,7 @@ def _restore(condition: Condition, meaning: str, remedy: str = "") -> Entry:
 
 _READY, _SCHEDULED, _STORAGE = Condition.READY, Condition.SCHEDULED, Condition.STORAGE_READY
 _POSTGRES, _ROUTED, _BLOCKED = Condition.POSTGRES_READY, Condition.ROUTED, Condition.DELETION_BLOCKED
+_SNAPSHOTTED = Condition.SNAPSHOTTED
 _RECONCILING, _COMPLETE, _FAILED = Condition.RECONCILING, Condition.COMPLETE, Condition.FAILED
 _UNEXPIRED = Condition.EXPIRATION_BLOCKED
 
@@ -157,7 +158,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "in PostgresReady.",
         "Delete what is not needed any more, or ask a cluster administrator to raise the limit (docs/limits.md).",
         project=(_SCHEDULED, _POSTGRES),
-        branch=(_SCHEDULED,),
+        branch=(_SCHEDULED, _SNAPSHOTTED),
         snapshot=(_READY,),
     ),
     Reason.SNAPSHOT_NOT_FOUND: _branch(
@@ -175,6 +176,12 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         branch=(_SCHEDULED,),
         snapshot=(_READY,),
         restore=(_RECONCILING,),
+    ),
+    Reason.ON_SCHEDULE: _branch(_SNAPSHOTTED, "Snapshots of the branch are taken as its schedules say."),
+    Reason.INVALID_SCHEDULE: _branch(
+        _SNAPSHOTTED,
+        "A schedule is no five fields of cron that have a time, or names a time zone that does not exist.",
+        "Correct the schedule that the message names, in spec.snapshots.",
     ),
     Reason.SNAPSHOT_MISSED: _snapshot(
         "It is the record of a schedule's run, and its time has passed; a record is never taken again.",
@@ -252,6 +259,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Correct what the message names; the controller's log has more.",
         project=(_READY, _ROUTED),
         branch=(_SCHEDULED,),
+        restore=(_RECONCILING,),
     ),
     Reason.POOL_MOUNTED: _project(_STORAGE, "The project's pool is attached and mounted."),
     Reason.POOL_LOW: Entry(
@@ -309,9 +317,10 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
     ),
     Reason.INITIALIZING: _branch(_STORAGE, "initdb runs for the project's root branch."),
     Reason.SNAPSHOT_FAILED: Entry(
-        "The snapshot could not be made; it is tried again.",
+        "The snapshot could not be made; it is tried again. In Snapshotted: the last one of a schedule was not "
+        "taken, as the message says; the next run takes another.",
         "See the message and the agent's log.",
-        branch=(_STORAGE,),
+        branch=(_STORAGE, _SNAPSHOTTED),
         snapshot=(_READY,),
     ),
     Reason.INITDB_FAILED: _branch(

@@ -1,6 +1,6 @@
 """The controller's view of nodes, agents, proxies, projects and branches: kopf's indices, read without a request.
 
-Of snapshots, which kopf does not watch, it has the records of the controller's own watch.
+Of snapshots and restores, which kopf does not watch, it has the records of the controller's own watches.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dbranch.api.branch import Branch
 from dbranch.api.project import Project
 from dbranch.controller.nodes import AgentPod, NodeObject, node_facts
 from dbranch.controller.proxy_pods import ProxyPod
+from dbranch.controller.restore_records import RestoreRecords
 from dbranch.controller.scheduling import NodeFacts, bytes_committed_to
 from dbranch.controller.snapshot_records import SnapshotRecords
 
@@ -35,6 +36,7 @@ class Cache:
     branches: Index
     proxies: Index
     snapshots: SnapshotRecords = field(default_factory=SnapshotRecords)
+    restores: RestoreRecords = field(default_factory=RestoreRecords)
 
     def node(self, name: str, committed_bytes: int = 0) -> NodeFacts:
         """Return the facts about a node, which need not exist any more. `committed_bytes`: as in NodeFacts."""

@@ -32,7 +32,32 @@ def report_conditions(
         listed.append((Condition.STALLED, ConditionStatus.TRUE, ready))
     elif not ready.done and ready.reason not in AT_REST_REASONS and ready.reason != Reason.DELETING:
         listed.append((Condition.RECONCILING, ConditionStatus.TRUE, ready))
+    # Of what is no part of Ready.
+    invalid = next((finding for _, finding in findings if finding.reason == Reason.INVALID_SCHEDULE), None)
+    if invalid and ready.done:
+        listed.append((Condition.STALLED, ConditionStatus.TRUE, invalid))
     listed += [(condition_type, finding.status, finding) for condition_type, finding in findings]
+    return _conditions(listed, previous, generation, now)
+
+
+def report_true_conditions(
+    previous: Sequence[Mapping[str, Any]],
+    types: Sequence[Condition],
+    finding: Finding,
+    generation: int,
+    now: str,
+) -> list[Json]:
+    """Return `status.conditions` of an object without Ready: these `types`, which are True for the same reason."""
+    listed = [(condition_type, ConditionStatus.TRUE, finding) for condition_type in types]
+    return _conditions(listed, previous, generation, now)
+
+
+def _conditions(
+    listed: Sequence[tuple[Condition, ConditionStatus, Finding]],
+    previous: Sequence[Mapping[str, Any]],
+    generation: int,
+    now: str,
+) -> list[Json]:
     previous_by_type = {condition.get("type"): condition for condition in previous}
     conditions = []
     for condition_type, status, finding in listed:

@@ -10,6 +10,7 @@ from dbranch.controller.branch.reconciler import BranchReconciler
 from dbranch.controller.cache import Cache
 from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.reconciler import ProjectReconciler
+from dbranch.controller.restore.reconciler import RestoreReconciler
 from dbranch.controller.snapshot.reconciler import SnapshotReconciler
 from dbranch.runtime.initial_sync import InitialSync
 from dbranch.runtime.result import Key, Result
@@ -23,20 +24,24 @@ class Dispatcher:
         projects: ProjectReconciler,
         branches: BranchReconciler,
         snapshots: SnapshotReconciler,
+        restores: RestoreReconciler,
         owned: OwnedObjects,
         initial_sync: InitialSync,
     ) -> None:
         self._projects, self._branches, self._snapshots = projects, branches, snapshots
+        self._restores = restores
         self._owned, self._initial_sync = owned, initial_sync
         self.cache: Cache | None = None
 
     def reconcile(self, key: Key, resync: bool) -> Result:
         """Reconcile the object. `resync`: no event has asked for it, so what is remembered is read anew."""
         if self.cache is None:
-            # Only a snapshot comes before the first event of another kind.
+            # Only snapshots and restores come before the first event of another kind.
             return Result(timing.CACHE_EMPTY_RETRY_SECONDS)
         if key.kind == names.SNAPSHOT_KIND:
             return self._snapshots.reconcile(key.namespace, key.name, self.cache)
+        if key.kind == names.RESTORE_KIND:
+            return self._restores.reconcile(key.namespace, key.name, self.cache)
         if key.kind == names.PROJECT_KIND:
             return self._projects.reconcile(key.namespace, key.name, self.cache, resync)
         result = self._branches.reconcile(key.namespace, key.name, self.cache, resync)
@@ -58,6 +63,8 @@ class Dispatcher:
         """Report a reconcile that failed in a condition of the object."""
         if key.kind == names.SNAPSHOT_KIND:
             self._snapshots.report_failure(key.namespace, key.name, error)
+        elif key.kind == names.RESTORE_KIND:
+            self._restores.report_failure(key.namespace, key.name, error)
         elif self.cache is not None:
             reconciler = self._projects if key.kind == names.PROJECT_KIND else self._branches
             reconciler.report_failure(key.namespace, key.name, self.cache, error)

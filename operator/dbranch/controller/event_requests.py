@@ -8,6 +8,7 @@ from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.errors import DbranchError
 from dbranch.api.project import Project
+from dbranch.api.restore import Restore
 from dbranch.api.snapshot import Snapshot
 from dbranch.controller.events import reference_of
 from dbranch.kube.client import Cluster
@@ -22,7 +23,9 @@ class EventRequests:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
-    def __call__(self, item: Project | Branch | Snapshot, event_type: str, reason: str, message: str) -> None:
+    def __call__(
+        self, item: Project | Branch | Snapshot | Restore, event_type: str, reason: str, message: str
+    ) -> None:
         """Create an Event about the object. `event_type`: Normal or Warning."""
         reference = reference_of(item)
         about = {"apiVersion": reference["apiVersion"], "kind": reference["kind"], **reference["metadata"]}

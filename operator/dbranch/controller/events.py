@@ -1,4 +1,4 @@
-"""Events about projects, branches and snapshots."""
+"""Events about projects, branches, snapshots and restores."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from dbranch.api.conditions import (
 )
 from dbranch.api.enums import OnSwitch
 from dbranch.api.project import Project
+from dbranch.api.restore import Restore
 from dbranch.api.snapshot import Snapshot
 
 # The reason of an Event, of no condition: a generated password's Secret was gone, and another one is in force.
@@ -29,6 +30,10 @@ SWITCHED: Final = "Switched"
 EXPIRING: Final = "Expiring"
 EXPIRED: Final = "Expired"
 EXPIRING_IN_GIT: Final = "ExpiringInGit"
+# Likewise, of a branch: a restore gave it other data; one did not; a copy of former data was deleted.
+RESTORED: Final = "Restored"
+RESTORE_FAILED: Final = "RestoreFailed"
+UNDO_REMOVED: Final = "UndoRemoved"
 
 # Likewise: a branch that was deleted is made again, with its data.
 UNDELETED: Final = "Undeleted"
@@ -85,10 +90,15 @@ def _is_new(item: Project | Branch, condition: Condition, reason: Reason) -> boo
     return previous is None or previous.get("reason") != reason.value
 
 
-def reference_of(item: Project | Branch | Snapshot) -> dict[str, Any]:
+def reference_of(item: Project | Branch | Snapshot | Restore) -> dict[str, Any]:
     """Return as much of the object's body as an Event about it needs."""
     name = item.name if isinstance(item, Project) else item.object_name
-    kinds = {Project: names.PROJECT_KIND, Branch: names.BRANCH_KIND, Snapshot: names.SNAPSHOT_KIND}
+    kinds = {
+        Project: names.PROJECT_KIND,
+        Branch: names.BRANCH_KIND,
+        Snapshot: names.SNAPSHOT_KIND,
+        Restore: names.RESTORE_KIND,
+    }
     return {
         "apiVersion": names.API_VERSION,
         "kind": kinds[type(item)],

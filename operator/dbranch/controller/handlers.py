@@ -34,8 +34,14 @@ from dbranch.controller.nodes import AgentPod, NodeObject, agent_pod, node_objec
 from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.reconciler import ProjectReconciler
 from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of, switch_state
+from dbranch.controller.restore.reconciler import RestoreReconciler
+from dbranch.controller.restore.watch import PHASES, RestoreWatch
+from dbranch.controller.restore.watch import concerned_by as restores_concerned_by
+from dbranch.controller.restore_records import RestoreRecords
 from dbranch.controller.rollouts import Rollouts
+from dbranch.controller.schedule.loop import ScheduleLoop
 from dbranch.controller.snapshot.reconciler import SnapshotReconciler
+from dbranch.controller.snapshot.relief import PoolRelief
 from dbranch.controller.snapshot.watch import SnapshotWatch, concerned_by
 from dbranch.controller.snapshot_records import STATES, SnapshotRecords
 from dbranch.controller.stale import (
@@ -70,6 +76,8 @@ _MEASURED_FIELDS = (
         for quantity in ("logical", "unique", "written", "used", "free", "allocated", "hostFree")
         for unit in ("Bytes", "Size")
     ),
+    # What schedules ask for; they look by themselves.
+    "transaction",
     "warmSlots",
 )
 
@@ -83,9 +91,11 @@ class Work:
         resync_seconds: float,
         limits: Limits,
         snapshots: SnapshotRecords,
+        restores: RestoreRecords,
         clock: Callable[[], datetime],
     ) -> None:
         self._dispatcher, self._limits, self._snapshots = dispatcher, limits, snapshots
+        self._restores = restores
         self._clock = clock
         self.queue = WorkQueue(dispatcher.reconcile, resync_seconds, dispatcher.report_failure)
         self._changes: list[Change] = []
@@ -94,12 +104,12 @@ class Work:
 
     def request(self, item: Project | Branch, kwargs: Mapping[str, Any]) -> None:
         """Reconcile the object itself."""
-        self._dispatcher.cache = cache_of(kwargs, self._snapshots)
+        self._dispatcher.cache = cache_of(kwargs, self._snapshots, self._restores)
         self.queue.add(key_of(item))
 
     def follow(self, kwargs: Mapping[str, Any], change: Change) -> None:
         """Reconcile who would report something else after the change, for all events that come together."""
-        self._dispatcher.cache = cache_of(kwargs, self._snapshots)
+        self._dispatcher.cache = cache_of(kwargs, self._snapshots, self._restores)
         if not self._changes:
             asyncio.get_running_loop().call_soon(self._enqueue_stale, self._dispatcher.cache)
         self._changes.append(change)
@@ -118,6 +128,9 @@ class Work:
             loop = asyncio.get_running_loop()
             loop.call_later(timing.BRANCH_COUNT_DELAY_SECONDS, self._enqueue_miscounted, key)
         records = self._snapshots.all()
+        for change in changes:
+            for key in restores_concerned_by(_changed(change), self._restores, cache):
+                self.queue.add(key)
         for change in changes if records else ():
             item = change.node if isinstance(change, NodeChange) else change
             if isinstance(item, Project | Branch | str):
@@ -147,18 +160,39 @@ def register(
         cluster, release, owned, locks, metrics, emit_event, limits, sources, clock=clock
     )
     snapshots = SnapshotReconciler(cluster, locks, metrics, sources, records, limits, clock=clock)
-    dispatcher = Dispatcher(projects, branches, snapshots, owned, initial_sync)
-    work = Work(dispatcher, resync_seconds, limits, records, clock)
+    known_restores = RestoreRecords()
+
+    def request(key: Key) -> None:
+        work.queue.add(key)
+
+    restores = RestoreReconciler(
+        cluster,
+        locks,
+        metrics,
+        sources,
+        known_restores,
+        clock=clock,
+        request=request,
+    )
+    dispatcher = Dispatcher(projects, branches, snapshots, restores, owned, initial_sync)
+    work = Work(dispatcher, resync_seconds, limits, records, known_restores, clock)
     watch = SnapshotWatch(cluster, records, work.queue.add, lambda: dispatcher.cache, clock)
+    restore_watch = RestoreWatch(cluster, known_restores, work.queue.add, lambda: dispatcher.cache)
+    metrics.watch_restores(PHASES, known_restores.count)
     reaper = BranchReaper(cluster, dispatcher.all_branches, work.queue.add, metrics, clock)
     metrics.watch_expiry(EXPIRY_STATES, reaper.count)
     metrics.watch_snapshots(STATES, records.count)
+    schedules = ScheduleLoop(cluster, limits, metrics, work.queue.add, lambda: dispatcher.cache, clock)
     rollouts.on_free = work.queue.add
     sweeper = Sweeper(cluster, release, owned)
+    relief = PoolRelief(cluster, lambda: dispatcher.cache)
     loops = {
         "snapshot watch": watch.run,
+        "restore watch": restore_watch.run,
         "expiry of snapshots": watch.run_expiry,
         "expiry of branches": reaper.run,
+        "schedules": schedules.run,
+        "room in pools": relief.run,
     }
     _register_startup(registry, owned, work, partial(sweeper.run, resync_seconds), loops)
     _register_indices(registry, release.nodes_namespace)
@@ -251,10 +285,23 @@ def _register_indices(registry: kopf.OperatorRegistry, nodes_namespace: str) -> 
         return {(branch.namespace, branch.project): branch}
 
 
-def cache_of(kwargs: Mapping[str, Any], snapshots: SnapshotRecords | None = None) -> Cache:
-    """Return the cache over the indices among a handler's keyword arguments, and over the records of snapshots."""
+def cache_of(
+    kwargs: Mapping[str, Any],
+    snapshots: SnapshotRecords | None = None,
+    restores: RestoreRecords | None = None,
+) -> Cache:
+    """Return the cache over the indices among a handler's keyword arguments, and over the records."""
     indices = (kwargs[f"{noun}_index"] for noun in ("node", "agent", "project", "branch", "proxy"))
-    return replace(Cache(*indices), snapshots=snapshots or SnapshotRecords())
+    return replace(
+        Cache(*indices), snapshots=snapshots or SnapshotRecords(), restores=restores or RestoreRecords()
+    )
+
+
+def _changed(change: Change) -> Project | Branch | str | tuple[str, str]:
+    """Return a change as the restores' part knows it."""
+    if isinstance(change, NodeChange):
+        return change.node
+    return change if isinstance(change, Project | Branch) else (change.namespace, change.project)
 
 
 def _register_objects(registry: kopf.OperatorRegistry, work: Work) -> None:

@@ -10,9 +10,10 @@ from urllib.parse import quote
 
 from dbranch.api import names
 from dbranch.api.branch import Branch
-from dbranch.api.enums import ServiceType
+from dbranch.api.enums import ServiceType, SnapshotReason
 from dbranch.api.project import Project
 from dbranch.api.proxy_spec import ProxyPods
+from dbranch.api.restore import Restore
 from dbranch.api.scram import joined_version, render_branch_verifiers
 
 Json = dict[str, Any]
@@ -266,6 +267,13 @@ def allow_policy(namespace: str, release: Release) -> Json:
     return _object("networking.k8s.io/v1", "NetworkPolicy", meta, spec=spec)
 
 
+def undo_snapshot(project: Project, branch: Branch, restore: Restore) -> Json:
+    """Return the DBSnapshot that takes the data which a restore replaces."""
+    origin = {"reason": SnapshotReason.RESTORE.value, "restoreUID": restore.uid, "branchUID": branch.uid}
+    name = names.derived_name(branch.object_name, "undo", restore.uid)
+    return record_of_branch(project, branch, name, origin)
+
+
 def branch_service(project: Project, branch: Branch, release: Release) -> Json:
     """Return a branch's Service, which has no selector but an EndpointSlice of ours."""
     spec = {
@@ -276,13 +284,13 @@ def branch_service(project: Project, branch: Branch, release: Release) -> Json:
 
 
 def branch_endpoints(
-    project: Project, branch: Branch, release: Release, ip_family: str, reachable: bool
+    project: Project, branch: Branch, release: Release, ip_family: str, addresses: Sequence[str]
 ) -> Json:
-    """Return the EndpointSlice of a branch's Service: its pod's address if `reachable`, and its Postgres' port.
+    """Return the EndpointSlice of a branch's Service: the addresses that it leads to, and its Postgres' port.
 
-    `ip_family` is the Service's, IPv4 or IPv6: a slice's address type never changes.
+    `ip_family` is the Service's, IPv4 or IPv6: a slice's address type never changes, and it has no other addresses.
     """
-    address = branch.node.address if reachable else None
+    of_family = [address for address in addresses if (":" in address) == (ip_family == "IPv6")]
     meta = _branch_metadata(project, branch, release, branch.object_name)
     meta["labels"] |= {
         "kubernetes.io/service-name": branch.object_name,
@@ -293,8 +301,30 @@ def branch_endpoints(
         "EndpointSlice",
         meta,
         addressType=ip_family,
-        endpoints=[{"addresses": [address], "conditions": {"ready": True}}] if address else [],
+        endpoints=[{"addresses": [address], "conditions": {"ready": True}} for address in of_family],
         ports=[
             {"name": "postgres", "port": names.branch_port(branch.uid), "protocol": "TCP"},
         ],
     )
+
+
+def scheduled_snapshot(
+    project: Project, branch: Branch, name: str, schedules: Sequence[str], due: str
+) -> Json:
+    """Return the DBSnapshot of a schedule's run, with what its binding would write. `due`: now, RFC 3339."""
+    meta = {
+        "name": name,
+        "namespace": branch.namespace,
+        "labels": {
+            names.LABEL_PROJECT: project.name,
+            names.LABEL_BRANCH: branch.name,
+            names.LABEL_BRANCH_UID: branch.uid,
+            names.LABEL_ORIGIN: SnapshotReason.SCHEDULE.value,
+            names.LABEL_MANAGED_BY: "dbranch",
+        },
+        "finalizers": [names.AGENT_FINALIZER],
+        "ownerReferences": [_owner_reference(names.PROJECT_KIND, project.name, project.uid)],
+    }
+    origin = {"reason": SnapshotReason.SCHEDULE.value, "schedules": list(schedules), "time": due}
+    spec = {"project": project.name, "branch": branch.name, "origin": origin}
+    return _object(names.API_VERSION, names.SNAPSHOT_KIND, meta, spec=spec)

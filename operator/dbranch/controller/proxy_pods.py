@@ -22,13 +22,14 @@ class ProxyPod:
     """A proxy's pod that exists, also while it is Terminating (then it is not `ready`).
 
     `has_ended`: its container has ended and is restarted, if at all; a proxy reads the project before it serves.
-    `trouble`: why it does not run, in words.
+    `trouble`: why it does not run, in words. `addresses`: its IP addresses, one of each family.
     """
 
     name: str
     ready: bool
     has_ended: bool = False
     trouble: str | None = None
+    addresses: tuple[str, ...] = ()
 
 
 def proxy_pod_of(body: Mapping[str, Any]) -> ProxyPod | None:
@@ -39,7 +40,8 @@ def proxy_pod_of(body: Mapping[str, Any]) -> ProxyPod | None:
     containers = status.get("containerStatuses") or ()
     is_ended = bool(containers) and all(map(_has_ended, containers))
     ready = is_ready(body) and not meta.get("deletionTimestamp")
-    return ProxyPod(meta["name"], ready, is_ended, None if ready else _trouble(status))
+    addresses = tuple(entry["ip"] for entry in status.get("podIPs") or () if entry.get("ip"))
+    return ProxyPod(meta["name"], ready, is_ended, None if ready else _trouble(status), addresses)
 
 
 def _has_ended(container: Mapping[str, Any]) -> bool:

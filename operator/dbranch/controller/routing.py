@@ -9,12 +9,30 @@ from typing import Final
 from dbranch.api import names
 from dbranch.api.branch import Branch, BranchRoute, should_run
 from dbranch.api.conditions import MESSAGE_LIMIT, Finding, Reason, clip
-from dbranch.api.enums import TargetState
+from dbranch.api.enums import NodeRestoreState, RestoreState, TargetState
 from dbranch.api.project import Project, ProxyEntry, Route, RouteTarget, Target
 from dbranch.controller.proxy_pods import ProxyPod
 
 # Which targets of too many are left out last.
 _LEFT_OUT_LAST: Final = (TargetState.READY, TargetState.STARTING, TargetState.DELETING, TargetState.STOPPED)
+
+
+def exchanging(project: Project, branch: Branch) -> str | None:
+    """Return the UID of the restore that exchanges the branch's data now; None if none does.
+
+    That is from the moment that its new data is prepared until the agent says that it has it, or keeps the old: then
+    nobody is to reach it. A branch that does not run has no sessions to hold.
+    """
+    order, answer = branch.restore, branch.node.restore
+    if order is None or answer is None or answer.uid != order.uid:
+        return None
+    if branch.deleting or not should_run(project, branch):
+        return None
+    is_prepared = answer.state == NodeRestoreState.PREPARED
+    if order.state == RestoreState.PREPARING:
+        return order.uid if is_prepared and not branch.protected else None
+    is_switching = order.state == RestoreState.SWITCHING
+    return order.uid if is_switching and (is_prepared or answer.state == NodeRestoreState.PREPARING) else None
 
 
 def target_of(project: Project, branch: Branch) -> Target | None:
@@ -25,6 +43,8 @@ def target_of(project: Project, branch: Branch) -> Target | None:
         return Target(branch.name, TargetState.DELETING)
     if not should_run(project, branch):
         return Target(branch.name, TargetState.STOPPED)
+    if exchanging(project, branch):
+        return Target(branch.name, TargetState.STARTING)
     node = branch.node
     if node.postgres and node.postgres.admits and node.address and node.port:
         return Target(branch.name, TargetState.READY, node.address, node.port)
@@ -42,7 +62,13 @@ def plan_branch_route(project: Project, branch: Branch) -> BranchRoute | None:
     target, current = target_of(project, branch), branch.route
     if target is None:
         return current
-    desired = BranchRoute(current.generation if current else 0, target.state, target.address, target.port)
+    desired = BranchRoute(
+        current.generation if current else 0,
+        target.state,
+        target.address,
+        target.port,
+        exchanging(project, branch),
+    )
     return current if desired == current else replace(desired, generation=desired.generation + 1)
 
 
@@ -134,6 +160,40 @@ def is_withdrawn(project: Project, branch: Branch, pods: Iterable[ProxyPod]) -> 
         return in_table and (project.route is None or entry.generation >= project.route.generation)
 
     return all(obeys(entry) for entry in project.proxies if entry.pod not in terminated)
+
+
+def is_held(project: Project, branch: Branch, pods: Iterable[ProxyPod]) -> bool:
+    """Return True if the branch's data is being exchanged, and no proxy sends it a session.
+
+    A proxy that cannot hold sessions is not waited for: it takes the branch for one that starts.
+    """
+    route = branch.route
+    if route is None or route.restore is None:
+        return False
+    terminated = {pod.name for pod in pods if pod.has_ended}
+    acknowledged = {entry.pod: entry.generation for entry in branch.proxies}
+    return all(
+        acknowledged.get(entry.pod, 0) >= route.generation
+        for entry in project.proxies
+        if entry.holds_for_restores and entry.pod not in terminated
+    )
+
+
+def service_addresses(
+    project: Project, branch: Branch, route: BranchRoute | None, pods: Iterable[ProxyPod]
+) -> tuple[str, ...]:
+    """Return the addresses that the branch's own Service leads to, with the `route` that is desired.
+
+    While the branch's data is exchanged that is the proxies', which hold who comes; its Postgres before they do.
+    """
+    if route is not None and route.restore is not None:
+        if route != branch.route or not is_held(project, branch, pods):
+            return (branch.node.address,) if branch.node.address else ()
+        holding = {entry.pod for entry in project.proxies if entry.holds_for_restores}
+        held = [address for pod in pods if pod.ready and pod.name in holding for address in pod.addresses]
+        return tuple(sorted(held))
+    is_reached = route is not None and route.state == TargetState.READY and route.address
+    return (route.address,) if route is not None and is_reached and route.address else ()
 
 
 def routed_finding(

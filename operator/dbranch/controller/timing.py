@@ -28,12 +28,28 @@ PROXY_ROLLOUT_POLL_SECONDS: Final = 5.0
 # While a user's Secret is read every UNREADY_RESYNC_SECONDS, all that is made for the project is compared as rarely
 # as this.
 DRIFT_CHECK_SECONDS: Final = 300.0
-# What the watch of snapshots lists and follows begins anew after this time if it breaks.
-SNAPSHOT_WATCH_RETRY_SECONDS: Final = 5.0
+# What a watch of the controller's own lists and follows begins anew after this time if it breaks.
+OBJECT_WATCH_RETRY_SECONDS: Final = 5.0
+# While a branch's data is exchanged new sessions are held, so a proxy that does not say that it does so is not waited
+# for any longer: what it lets through is refused by Postgres.
+RESTORE_HOLD_SECONDS: Final = 5.0
+# A restore that waits for its turn, or for what is missing, looks so often; events come before that.
+RESTORE_WAITING_SECONDS: Final = 10.0
+# And one that runs, or has left something behind: what it waits for is an event.
+RESTORE_RUNNING_SECONDS: Final = 10.0
 # How often it is looked which branches and snapshots have expired, and how many snapshots are deleted at a time.
 EXPIRY_POLL_SECONDS: Final = 5.0
 MAX_EXPIRIES_AT_ONCE: Final = 10
 EXPIRED_RETRY_SECONDS: Final = 5.0
+# How often it is looked which schedules are due; and while runs wait for others on their node.
+SCHEDULE_POLL_SECONDS: Final = 5.0
+SCHEDULE_WAITING_POLL_SECONDS: Final = 1.0
+# So many scheduled snapshots are taken at once on a node.
+MAX_SCHEDULED_SNAPSHOTS: Final = 2
+# A branch that has no data so long after it was created holds back no snapshot any more.
+CREATION_SECONDS: Final = 120.0
+# A run that is not taken so long after its time is late: metrics say so.
+SCHEDULE_LATE_SECONDS: Final = 900.0
 # So many branches are being deleted at a time when more expire, and one while a branch is being created. A deletion
 # or a create that takes longer than this holds up nobody.
 MAX_BRANCH_EXPIRIES: Final = 5
@@ -43,6 +59,10 @@ CREATE_COUNTS_SECONDS: Final = 60.0
 EXPIRY_REFUSED_LONGEST_SECONDS: Final = 300.0
 # A branch that has expired this long ago, and exists, is worth an alert.
 EXPIRY_OVERDUE_SECONDS: Final = 900.0
+# How often it is looked whether pools are low; and behind a copy that was deleted in one, how long it takes at most
+# until btrfs has freed it and the agent, which looks every minute, has reported the pool.
+POOL_RELIEF_POLL_SECONDS: Final = 15.0
+POOL_MEASURED_SECONDS: Final = 150.0
 # What the API server refuses to delete of a project that is being deleted: its policies may not know that yet.
 POLICY_LAG_RETRY_SECONDS: Final = 0.5
 # Before that a deletion is not worth a write.

@@ -22,6 +22,7 @@ from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.errors import ApiError, ClusterUnreachable
 from dbranch.api.project import Project
+from dbranch.api.restore import Restore
 from dbranch.api.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -67,8 +68,15 @@ def snapshot_path(namespace: str, name: str, sub: str = "") -> str:
     return path_of(names.API_VERSION, names.SNAPSHOTS, namespace, name, sub)
 
 
-def object_path(item: Project | Branch | Snapshot, sub: str = "") -> str:
-    """Return the URL path of a DBProject, DBBranch or DBSnapshot."""
+def restore_path(namespace: str, name: str, sub: str = "") -> str:
+    """Return the URL path of a DBRestore, by its object's name."""
+    return path_of(names.API_VERSION, names.RESTORES, namespace, name, sub)
+
+
+def object_path(item: Project | Branch | Snapshot | Restore, sub: str = "") -> str:
+    """Return the URL path of a DBProject, DBBranch, DBSnapshot or DBRestore."""
+    if isinstance(item, Restore):
+        return restore_path(item.namespace, item.object_name, sub)
     if isinstance(item, Snapshot):
         return snapshot_path(item.namespace, item.object_name, sub)
     if isinstance(item, Project):

@@ -1,4 +1,4 @@
-"""Writes to the status of a DBProject, DBBranch or DBSnapshot."""
+"""Writes to the status of a DBProject, DBBranch, DBSnapshot or DBRestore."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Final
 from dbranch.api.branch import Branch
 from dbranch.api.errors import ApiError
 from dbranch.api.project import Project
+from dbranch.api.restore import Restore
 from dbranch.api.snapshot import Snapshot
 from dbranch.kube.client import Cluster, Json, object_path
 
@@ -17,7 +18,7 @@ _MAX_ATTEMPTS: Final = 10
 
 def patch_status(
     cluster: Cluster,
-    item: Project | Branch | Snapshot,
+    item: Project | Branch | Snapshot | Restore,
     changes: Mapping[str, Any],
     resource_version: str | None = None,
 ) -> Json:
@@ -46,7 +47,7 @@ def _merge(cluster: Cluster, path: str, version: str, changes: Mapping[str, Any]
     return cluster.merge(path, {"metadata": {"resourceVersion": version}, "status": changes})
 
 
-def _read_version(cluster: Cluster, item: Project | Branch | Snapshot) -> str:
+def _read_version(cluster: Cluster, item: Project | Branch | Snapshot | Restore) -> str:
     """Return the present resourceVersion of this very object. Raises ApiError: 404 or 409 if it is gone."""
     path = object_path(item)
     body = cluster.get(path)

@@ -16,6 +16,7 @@ from tests.factories import (
     BranchBuilder,
     Json,
     ProjectBuilder,
+    RestoreBuilder,
     SnapshotBuilder,
     agent_pod,
     branch,
@@ -28,6 +29,7 @@ from tests.fakes.api import FakeApi
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.project import Project, parse_project
+from dbranch.api.restore import Restore, parse_restore
 from dbranch.api.snapshot import Snapshot
 from dbranch.controller import nodes
 from dbranch.controller.branch.reaper import BranchReaper
@@ -40,19 +42,23 @@ from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.reconciler import ProjectReconciler
 from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of
+from dbranch.controller.restore.reconciler import RestoreReconciler
+from dbranch.controller.restore_records import RestoreRecords
 from dbranch.controller.snapshot.reconciler import SnapshotReconciler
 from dbranch.controller.snapshot_records import SnapshotRecords, record_of
-from dbranch.kube.client import Cluster, branch_path, path_of, project_path, snapshot_path
+from dbranch.kube.client import Cluster, branch_path, path_of, project_path, restore_path, snapshot_path
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import DONE, Key
 
 PROJECTS = path_of(names.API_VERSION, names.PROJECTS, NAMESPACE)
 BRANCHES = path_of(names.API_VERSION, names.BRANCHES, NAMESPACE)
 SNAPSHOTS = path_of(names.API_VERSION, names.SNAPSHOTS, NAMESPACE)
+RESTORES = path_of(names.API_VERSION, names.RESTORES, NAMESPACE)
 _COLLECTIONS = {
     names.PROJECT_KIND: PROJECTS,
     names.BRANCH_KIND: BRANCHES,
     names.SNAPSHOT_KIND: SNAPSHOTS,
+    names.RESTORE_KIND: RESTORES,
 }
 PODS = path_of("v1", "pods", NAMESPACE)
 AGENTS = path_of("v1", "pods", NODES_NAMESPACE)
@@ -109,10 +115,12 @@ class Rig:
         self.snapshots = SnapshotReconciler(
             cluster, locks, metrics, sources, SnapshotRecords(), self.limits, self.emit
         )
+        self.known_restores = RestoreRecords()
+        self.restores = RestoreReconciler(cluster, locks, metrics, sources, self.known_restores, self.emit)
 
     # Objects.
 
-    def put(self, *builders: ProjectBuilder | BranchBuilder | SnapshotBuilder) -> None:
+    def put(self, *builders: ProjectBuilder | BranchBuilder | SnapshotBuilder | RestoreBuilder) -> None:
         """Create objects as they are."""
         for builder in builders:
             body = builder.body()
@@ -172,7 +180,11 @@ class Rig:
         snapshots = SnapshotRecords()
         for body in self.api.find(path_of(names.API_VERSION, names.SNAPSHOTS)):
             snapshots.put(record_of(body))
-        return Cache(node_objects, agents, projects, branches, proxies, snapshots)
+        for body in self.api.find(path_of(names.API_VERSION, names.RESTORES)):
+            self.known_restores.put(parse_restore(body))
+        existing = {(b["metadata"]["namespace"], b["metadata"]["name"]) for b in self.api.find(RESTORES)}
+        self.known_restores.keep_only(existing)
+        return Cache(node_objects, agents, projects, branches, proxies, snapshots, self.known_restores)
 
     def writes_of(self, call: Callable[[], object]) -> list[str]:
         """Return the writes that a call causes."""
@@ -180,7 +192,9 @@ class Rig:
         call()
         return self.api.take_writes()
 
-    def emit(self, item: Project | Branch | Snapshot, event_type: str, reason: str, message: str) -> None:
+    def emit(
+        self, item: Project | Branch | Snapshot | Restore, event_type: str, reason: str, message: str
+    ) -> None:
         self.events.append((event_type, reason))
         self.event_texts.append(message)
 
@@ -204,6 +218,16 @@ class Rig:
         """Reconcile the snapshot; return it, None if it is gone."""
         self.result = self.snapshots.reconcile(NAMESPACE, f"shop-{name}", self.cache())
         return self.api.get(snapshot_path(NAMESPACE, f"shop-{name}"))
+
+    def restore(self, name: str = "again") -> Json:
+        body = self.api.get(restore_path(NAMESPACE, name))
+        assert body is not None, f"restore {name} does not exist"
+        return body
+
+    def reconcile_restore(self, name: str = "again") -> Json | None:
+        """Reconcile the restore; return it, None if it is gone."""
+        self.result = self.restores.reconcile(NAMESPACE, name, self.cache())
+        return self.api.get(restore_path(NAMESPACE, name))
 
     def remove_project(self, name: str = "shop") -> bool:
         """Reconcile the project, which is being deleted; return whether the controller has let go of it."""

@@ -66,6 +66,6 @@ def is_copy_of(body: Mapping[str, Any], branch: Branch) -> bool:
 
 def undo_refused_finding(branch: Branch, error: DbranchError) -> Finding:
     """Return the finding of DeletionBlocked of a branch whose DBSnapshot cannot be made."""
-    subject = f"DBSnapshot {copy_name(branch)}"
+    subject = f"DBSnapshot {copy_name(branch)} cannot be made"
     advice = f"branch {branch.name} and its data stay; it is tried again; spec.undo: Discard lets it go"
     return Finding(Reason.UNDO_REFUSED, refusal_message(subject, str(error), advice))

@@ -45,9 +45,7 @@ class DeletionCopies:
                 if existing is None:
                     raise
                 if not is_copy_of(existing, branch):
-                    return undo_refused_finding(
-                        branch, NameTaken("another snapshot has its name; rename that one")
-                    )
+                    return undo_refused_finding(branch, NameTaken("another snapshot has its name"))
                 body = existing
             elif not is_refusal(error):
                 raise

@@ -10,16 +10,17 @@ from typing import Any
 from dbranch.api import names
 from dbranch.api.branch import Branch, BranchRoute, DeletionCopy
 from dbranch.api.conditions import NO_PROGRESS_REASONS, Condition, Finding, Reason
-from dbranch.api.enums import SnapshotReason, TargetState
+from dbranch.api.enums import SnapshotReason
 from dbranch.api.project import Project
 from dbranch.api.snapshot import Snapshot
 from dbranch.controller import timing
 from dbranch.controller.branch.expiry import plan_expiry
+from dbranch.controller.branch.restoring import copies_for_restores, restoring_finding, restoring_status
 from dbranch.controller.branch.status import branch_findings
 from dbranch.controller.conditions import held_deletion_status, phase_of, ready_finding, report_conditions
 from dbranch.controller.limits import NO_LIMITS, NamespaceLimits, above_finding, refused_finding
 from dbranch.controller.proxy_pods import ProxyPod
-from dbranch.controller.routing import is_withdrawn, laggards, plan_branch_route
+from dbranch.controller.routing import is_withdrawn, laggards, plan_branch_route, service_addresses
 from dbranch.controller.scheduling import (
     Binding,
     NodeFacts,
@@ -41,6 +42,7 @@ class BranchFacts:
     `snapshot`: that spec.sourceSnapshot names, and `project_node` the project's node: known before it is bound.
     `taken`: the snapshots that are taken, or to be taken, of a branch that is being deleted; `copy`: the one that
     gets its data; `copy_problem`: why that one cannot be made.
+    `snapshotted`: what is said of its schedules of snapshots.
     `git_manager`: Argo CD, Flux or Helm, if the branch is theirs; known to a reconcile only.
     """
 
@@ -55,6 +57,7 @@ class BranchFacts:
     snapshot: Snapshot | None = None
     project_node: NodeFacts | None = None
     taken: tuple[Snapshot, ...] = ()
+    snapshotted: Finding | None = None
     copy: DeletionCopy | None = None
     copy_problem: Finding | None = None
     git_manager: str | None = None
@@ -67,15 +70,16 @@ class BranchFacts:
 
 @dataclass(frozen=True)
 class BranchPlan:
-    """`binding` is new; `status` has every field that the controller writes; `reachable`: Postgres has an address.
+    """`binding` is new; `status` has every field that the controller writes.
 
+    `addresses`: of the pods that its own Service leads to.
     `announcements`: reasons and messages of Events that come before the status is written.
     """
 
     binding: Binding | None
     ready: Finding
     status: Json
-    reachable: bool
+    addresses: tuple[str, ...] = ()
     announcements: tuple[tuple[str, str], ...] = ()
 
     def changes(self, reported: Mapping[str, Any]) -> Json:
@@ -106,15 +110,18 @@ def plan_branch(facts: BranchFacts, now: str) -> BranchPlan:
     bound = replace(branch, node_name=binding.node) if binding else branch
     findings = branch_findings(project, bound, scheduled)
     host = names.service_host(branch.object_name, branch.namespace)
-    ready = ready_finding(findings, f"branch {branch.name} accepts connections at {host}")
+    # No part of Ready: users connect to it.
+    others = [(Condition.SNAPSHOTTED, facts.snapshotted)] if facts.snapshotted else []
     previous = branch.status.get("conditions") or ()
     route = plan_branch_route(project, bound) if project else branch.route
+    available = f"branch {branch.name} accepts connections at {host}"
+    ready = restoring_finding(branch, route) or ready_finding(findings, available)
     expiry = plan_expiry(branch, project, datetime.fromisoformat(now), facts.git_manager)
     findings = [*findings, *expiry.findings]
-    fields |= _route_fields(route) | expiry.fields
+    fields |= _route_fields(route) | expiry.fields | restoring_status(branch, now)
     fields |= {
         "observedGeneration": branch.generation,
-        "conditions": report_conditions(previous, findings, ready, branch.generation, now),
+        "conditions": report_conditions(previous, [*findings, *others], ready, branch.generation, now),
         "phase": phase_of(ready),
         "active": _is_active(facts),
     }
@@ -122,8 +129,8 @@ def plan_branch(facts: BranchFacts, now: str) -> BranchPlan:
         fields["source"] = branch.source_text
     if binding and facts.snapshot and _is_undeleted(branch, facts.snapshot):
         fields["undeletes"] = facts.snapshot.origin_branch_uid
-    is_reachable = route is not None and route.state == TargetState.READY
-    return BranchPlan(binding, ready, fields, is_reachable, expiry.events)
+    addresses = service_addresses(project, bound, route, facts.proxies) if project else ()
+    return BranchPlan(binding, ready, fields, addresses, expiry.events)
 
 
 def _is_undeleted(branch: Branch, snapshot: Snapshot) -> bool:
@@ -211,7 +218,8 @@ def _route_fields(route: BranchRoute | None) -> Json:
     if route is None:
         return {}
     fields: Json = {"generation": route.generation, "state": route.state.value}
-    return {"route": fields | ({"address": route.address, "port": route.port} if route.address else {})}
+    fields |= {"address": route.address, "port": route.port} if route.address else {}
+    return {"route": fields | ({"restore": route.restore} if route.restore else {})}
 
 
 def _changes(status: Json, reported: Mapping[str, Any]) -> Json:
@@ -240,7 +248,7 @@ def _copies_awaited(facts: BranchFacts) -> list[str]:
     branches = [f"branch {s.name}" for s in facts.siblings if _awaits_snapshot_of(branch, s, project)]
     # A project that is being deleted takes none any more.
     is_running = project is not None and project.running and not project.deleting
-    return branches + [
+    snapshots = [
         f"snapshot {snapshot.name}"
         for snapshot in facts.taken
         # A record gets its data by the very deletion.
@@ -249,6 +257,7 @@ def _copies_awaited(facts: BranchFacts) -> list[str]:
         and snapshot.awaits_data
         and snapshot.branch_uid == branch.uid
     ]
+    return branches + copies_for_restores(branch, facts.siblings) + snapshots
 
 
 def _awaits_snapshot_of(source: Branch, branch: Branch, project: Project | None) -> bool:

@@ -21,6 +21,7 @@ from dbranch.api.snapshot import Snapshot, parse_snapshot
 from dbranch.controller import manifests, timing
 from dbranch.controller.branch.plan import BranchFacts, BranchPlan, plan_branch
 from dbranch.controller.branch.removal import BranchRemoval
+from dbranch.controller.branch.snapshotted import snapshotted_of
 from dbranch.controller.branch.sources import Sources
 from dbranch.controller.cache import Cache
 from dbranch.controller.event_requests import EventRequests
@@ -181,6 +182,7 @@ class BranchReconciler:
             snapshot=self._source_snapshot(branch),
             project_node=cache.node(project.node_name) if project and project.node_name else None,
             taken=_snapshots_of(branch, cache),
+            snapshotted=snapshotted_of(branch, cache.snapshots, self._limits.of(branch.namespace)),
         )
 
     def _source_snapshot(self, branch: Branch) -> Snapshot | None:
@@ -233,7 +235,7 @@ class BranchReconciler:
             branch.route is not None and branch.route.generation == 1
         )
         is_needed = (
-            plan.reachable
+            bool(plan.addresses)
             or bypass_cache
             or not was_never_ready
             or self._owned.is_remembered(api, plural, branch.namespace, branch.object_name)
@@ -243,7 +245,7 @@ class BranchReconciler:
             and is_needed
             and (facts.problem is None or facts.problem.reason == Reason.OBJECT_REFUSED)
         ):
-            endpoints = manifests.branch_endpoints(project, branch, self._release, ip_family, plan.reachable)
+            endpoints = manifests.branch_endpoints(project, branch, self._release, ip_family, plan.addresses)
             problems.append(
                 _problem_of(
                     lambda: self._owned.apply(api, plural, endpoints, bypass_cache, was_never_ready),

@@ -44,7 +44,7 @@ from dbranch.controller.pull_secrets import PullSecrets
 from dbranch.controller.rollouts import Rollouts, is_rolled_out
 from dbranch.controller.routing import no_proxy_finding
 from dbranch.controller.scheduling import Binding, bind_project
-from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path, snapshot_path
+from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import now_rfc3339
 from dbranch.runtime.finalizers import remove_finalizer
@@ -333,6 +333,9 @@ class ProjectReconciler:
             if held:
                 patch_status(self._cluster, project, held)
             return DONE
+        # Restores first: one that exchanges a branch's data now comes to its end.
+        if self._delete_restores(project):
+            return Result(timing.DELETION_RESYNC_SECONDS)
         path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)
         remaining = [b for b in self._cluster.find(path) if b["spec"]["project"] == project.name]
         refused = False
@@ -380,13 +383,21 @@ class ProjectReconciler:
 
     def _delete_snapshots(self, project: Project) -> bool:
         """Delete the project's snapshots; return True while some of them still exist."""
-        path = path_of(names.API_VERSION, names.SNAPSHOTS, project.namespace)
+        return bool(self._delete_all(names.SNAPSHOTS, project))
+
+    def _delete_restores(self, project: Project) -> bool:
+        """Delete the project's restores; return True while one of them cannot go yet."""
+        return any(body["metadata"].get("finalizers") for body in self._delete_all(names.RESTORES, project))
+
+    def _delete_all(self, plural: str, project: Project) -> list[dict[str, Any]]:
+        """Delete the project's objects of a kind; return those that there were."""
+        path = path_of(names.API_VERSION, plural, project.namespace)
         remaining = self._cluster.find(path, fields=f"spec.project={project.name}")
         for body in remaining:
             meta = body["metadata"]
             if not meta.get("deletionTimestamp"):
-                self._cluster.delete(snapshot_path(meta["namespace"], meta["name"]), uid=meta["uid"])
-        return bool(remaining)
+                self._cluster.delete(f"{path}/{meta['name']}", uid=meta["uid"])
+        return remaining
 
 
 def _key(project: Project) -> Key:

@@ -111,6 +111,7 @@ class SnapshotReconciler:
             cache.node(node) if node else None,
             [record.snapshot for record in cache.snapshots.of_project(snapshot.namespace, snapshot.project)],
             self._limits.of(snapshot.namespace),
+            cache.restores.is_unfinished(snapshot.restore_uid),
         )
 
     def _label(self, snapshot: Snapshot, binding: SnapshotBinding) -> Snapshot:

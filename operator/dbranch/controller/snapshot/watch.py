@@ -6,7 +6,6 @@ it, a project whose deletion does. At a start only those are reconciled that are
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
@@ -17,13 +16,11 @@ from dbranch.api.conditions import Reason
 from dbranch.api.project import Project
 from dbranch.controller import timing
 from dbranch.controller.cache import Cache
+from dbranch.controller.object_watch import ObjectWatch
 from dbranch.controller.snapshot.plan import is_expired
 from dbranch.controller.snapshot_records import SnapshotRecord, SnapshotRecords, record_of
-from dbranch.kube.client import Cluster, path_of
-from dbranch.runtime.logs import log_error
+from dbranch.kube.client import Cluster, Json
 from dbranch.runtime.result import Key
-
-logger = logging.getLogger(__name__)
 
 
 def key_of(record: SnapshotRecord) -> Key:
@@ -39,8 +36,11 @@ def needs_reconcile(old: SnapshotRecord | None, new: SnapshotRecord) -> bool:
 
 
 def dependents_of(record: SnapshotRecord, is_gone: bool, cache: Cache) -> Iterator[Key]:
-    """Yield the branches and the project that wait for a snapshot which has changed, or is gone."""
+    """Yield the branches, restores and the project that wait for a snapshot which has changed, or is gone."""
     snapshot = record.snapshot
+    for restore in cache.restores.unfinished():
+        if (restore.namespace, restore.project) == (snapshot.namespace, snapshot.project):
+            yield Key(names.RESTORE_KIND, restore.namespace, restore.object_name)
     for branch in cache.branches_of(snapshot.namespace, snapshot.project):
         is_made_of_it = branch.node_name is None and branch.source_snapshot == snapshot.object_name
         if is_made_of_it or (branch.deleting and branch.uid == snapshot.branch_uid):
@@ -50,11 +50,13 @@ def dependents_of(record: SnapshotRecord, is_gone: bool, cache: Cache) -> Iterat
         yield Key(names.PROJECT_KIND, project.namespace, project.name)
 
 
-class SnapshotWatch:
+class SnapshotWatch(ObjectWatch):
     """The watch of snapshots. `add`: puts a key into the work queue, from any thread.
 
     `cache`: returns the cache, None before the first event of another kind.
     """
+
+    plural = names.SNAPSHOTS
 
     def __init__(
         self,
@@ -64,39 +66,26 @@ class SnapshotWatch:
         cache: Callable[[], Cache | None],
         clock: Callable[[], datetime] | None = None,
     ) -> None:
-        self._cluster, self._records = cluster, records
+        super().__init__(cluster)
+        self._records = records
         self._add, self._cache, self._clock = add, cache, clock or cluster.server_time
 
-    def run(self, beat: Callable[[], None]) -> None:
-        """Watch for ever. `beat` is called in each round and at each event."""
-        while True:
-            beat()
-            try:
-                self.follow(beat)
-            except Exception as error:  # noqa: BLE001
-                log_error(logger, error, "watch of snapshots")
-                time.sleep(timing.SNAPSHOT_WATCH_RETRY_SECONDS)
+    def changed(self, body: Json) -> None:
+        record = record_of(body)
+        old = self._records.put(record)
+        if needs_reconcile(old, record):
+            self._add(key_of(record))
+        if old is None or old.version != record.version:
+            self._request_dependents(record, is_gone=False)
 
-    def follow(self, beat: Callable[[], None] = lambda: None) -> None:
-        """List all snapshots and follow them until the server ends the watch."""
-        listed: set[tuple[str, str]] = set()
-        for event in self._cluster.watch(path_of(names.API_VERSION, names.SNAPSHOTS)):
-            beat()
-            if event["type"] == "SYNCED":
-                for record in self._records.keep_only(listed):
-                    self._request_dependents(record, is_gone=True)
-                continue
-            record = record_of(event["object"])
-            key = record.snapshot.namespace, record.snapshot.object_name
-            listed.add(key)
-            if event["type"] == "DELETED":
-                self._request_dependents(self._records.forget(*key) or record, is_gone=True)
-                continue
-            old = self._records.put(record)
-            if needs_reconcile(old, record):
-                self._add(key_of(record))
-            if old is None or old.version != record.version:
-                self._request_dependents(record, is_gone=False)
+    def removed(self, body: Json) -> None:
+        record = record_of(body)
+        known = self._records.forget(record.snapshot.namespace, record.snapshot.object_name)
+        self._request_dependents(known or record, is_gone=True)
+
+    def listed(self, keys: set[tuple[str, str]]) -> None:
+        for record in self._records.keep_only(keys):
+            self._request_dependents(record, is_gone=True)
 
     def _request_dependents(self, record: SnapshotRecord, is_gone: bool) -> None:
         if is_gone:
