@@ -292,6 +292,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         project=(_STORAGE,),
         branch=(_STORAGE,),
         snapshot=(_READY,),
+        restore=(_FAILED,),
     ),
     Reason.POOL_LOST: _project(
         _STORAGE,
@@ -351,6 +352,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         project=(_STORAGE,),
         branch=(_STORAGE,),
         snapshot=(_READY,),
+        restore=(_FAILED,),
     ),
     Reason.ACCEPTING: _both(_POSTGRES, "Postgres accepts connections."),
     Reason.RESTART_PENDING: _both(
@@ -445,6 +447,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Set spec.postgres.image to a major version that the message names.",
         project=(_POSTGRES,),
         branch=(_STORAGE, _POSTGRES),
+        restore=(_FAILED,),
     ),
     Reason.ROLE_NOT_FOUND: _both(
         _POSTGRES,

@@ -188,6 +188,8 @@ def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemovalP
         "conditions": report_conditions(previous, blocked, ready, branch.generation, now),
         "phase": phase_of(ready),
         "release": names.RELEASE_PENDING,
+        # The data may have been exchanged in the very moment of the deletion: then the restore was done.
+        **restoring_status(branch, now),
     }
     if project:
         status |= _route_fields(plan_branch_route(project, branch))
