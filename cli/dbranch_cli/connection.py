@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pykube
@@ -46,7 +46,7 @@ class Connection:
         method: str,
         path: str,
         params: Mapping[str, str] | None = None,
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | Sequence[Any] | None = None,
         content_type: str = "application/json",
     ) -> dict[str, Any]:
         """Return the response's JSON. `path` begins at the server's root; `body` is sent as JSON (also YAML)."""
@@ -89,7 +89,7 @@ class Connection:
         method: str,
         path: str,
         params: Mapping[str, str] | None,
-        body: Mapping[str, Any] | None,
+        body: Mapping[str, Any] | Sequence[Any] | None,
         content_type: str,
         read_timeout_seconds: float,
         stream: bool = False,

@@ -71,6 +71,11 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         "dbranch dump main shop.sql.zst --schema-only",
         "dbranch dump main - | dbranch load - feature-x",
     ),
+    "schedule": (
+        "dbranch schedule main --snapshots '0 * * * *' --keep 24",
+        "dbranch schedule feature-x --refresh '0 3 * * *' --time-zone Europe/Berlin",
+        "dbranch schedule main               # show them, with the last and the next",
+    ),
     "snapshot": (
         "dbranch snapshot create before-migration",
         "dbranch snapshot list",

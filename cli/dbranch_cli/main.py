@@ -27,6 +27,7 @@ from dbranch_cli import (
     projects,
     report,
     restores,
+    schedules,
     snapshots,
     undelete,
 )
@@ -96,6 +97,7 @@ cli.sections = {
         load.load,
         dump.dump,
         snapshots.snapshot,
+        schedules.schedule,
     ),
     "Projects": (projects.init, projects.status, projects.current, projects.project),
     "Cluster": (doctor.doctor, report.report, orphans.orphan, completion.completion),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dbranch.api import names
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Body = dict[str, Any]
 _APPLY = "application/apply-patch+yaml"
+_JSON_PATCH = "application/json-patch+json"
 _MERGE = "application/merge-patch+json"
 
 
@@ -215,6 +216,45 @@ class Store:
                 f"spec.{field} of {kind} {name} is managed by {manager}, which would revert the change;"
                 f" {remedy} in Git, or write it anyway with --force",
             )
+
+    def apply_schedules(self, live: Mapping[str, Any], spec: Mapping[str, Any], force: bool) -> Body:
+        """Set fields of spec.snapshots (entries by name) and spec.refresh of a branch, and of none but those named.
+
+        Raise Failure if Argo CD, Flux or Helm owns one of the two, unless `force`.
+        """
+        for field in spec:
+            self._refuse_of_git(live, field, "change it", force)
+        changed = {str(entry["name"]): entry for entry in spec.get("snapshots") or ()}
+        if changed:
+            owned = (owned_fields(live).get("spec") or {}).get("snapshots") or ()
+            entries = {str(entry["name"]): entry for entry in owned}
+            entries |= {name: merge_maps(entries.get(name) or {}, entry) for name, entry in changed.items()}
+            spec = {**spec, "snapshots": list(entries.values())}
+        return self.apply(manifest(live["kind"], self.namespace, live["metadata"]["name"], spec), live)
+
+    def remove_schedules(
+        self, live: Mapping[str, Any], snapshots: Sequence[str], refresh: bool, force: bool
+    ) -> Body:
+        """Remove entries of spec.snapshots by name, and spec.refresh, whoever has set them, if nothing has changed.
+
+        Raise Failure if Argo CD, Flux or Helm owns one of the two, unless `force`.
+        """
+        entries = live["spec"].get("snapshots") or []
+        operations: list[Body] = [
+            {"op": "test", "path": "/metadata/uid", "value": live["metadata"]["uid"]},
+        ]
+        if snapshots:
+            self._refuse_of_git(live, "snapshots", "remove it", force)
+            left = [entry for entry in entries if entry["name"] not in snapshots]
+            operations.append({"op": "test", "path": "/spec/snapshots", "value": entries})
+            change = {"op": "replace", "value": left} if left else {"op": "remove"}
+            operations.append({"path": "/spec/snapshots", **change})
+        if refresh:
+            self._refuse_of_git(live, "refresh", "remove it", force)
+            operations.append({"op": "remove", "path": "/spec/refresh"})
+        path = resource_path(plural_for(live["kind"]), self.namespace, live["metadata"]["name"])
+        params = {"fieldManager": names.CLI_MANAGER}
+        return self.connection.request("PATCH", path, params, operations, _JSON_PATCH)
 
     def request_restart(self, live: Mapping[str, Any], restarted_at: str, reset_alter_system: bool) -> Body:
         """Request one restart of a branch's Postgres, also without what ALTER SYSTEM has set in it.

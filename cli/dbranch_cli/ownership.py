@@ -52,10 +52,17 @@ def _extract(fields: Mapping[str, Any], value: Any) -> Any:
             if key.startswith("f:") and key[2:] in value
         }
     if isinstance(value, list):
-        keys = [json.loads(key[2:]) for key in fields if key.startswith("k:")]
+        sets = [(json.loads(key[2:]), subset) for key, subset in fields.items() if key.startswith("k:")]
         return [
-            copy.deepcopy(item)
+            _extract_item(key, subset, item)
             for item in value
-            if any(isinstance(item, Mapping) and key.items() <= item.items() for key in keys)
+            for key, subset in sets
+            if isinstance(item, Mapping) and key.items() <= item.items()
         ] or copy.deepcopy(value)
     return copy.deepcopy(value)
+
+
+def _extract_item(key: Mapping[str, Any], subset: Mapping[str, Any], item: Mapping[str, Any]) -> Any:
+    """Return an item of a list by its key: the key, and the fields of the set. Others may own the rest of it."""
+    fields = [name for name in subset if name != "."]
+    return {**key, **(_extract(subset, item) if fields else {})}

@@ -21,6 +21,7 @@ from dbranch_cli.formatting import (
     format_table,
 )
 from dbranch_cli.objects import active_branch_of, branch_name_of, event_time, source_of
+from dbranch_cli.schedule_view import refresh_line
 
 Json = Mapping[str, Any]
 
@@ -245,7 +246,9 @@ def branch_block(body: Json, active: bool, events: Sequence[Json] | None, now: d
     protection = protection_text(body, now)
     if protection:
         pairs.append(("Protection", protection))
-    return "\n".join([format_fields(pairs), "", *conditions_and_events(status, events, now)])
+    refreshed = refresh_line(body)
+    top = [refreshed, ""] if refreshed else []
+    return "\n".join([*top, format_fields(pairs), "", *conditions_and_events(status, events, now)])
 
 
 def _data_line(body: Json, now: datetime | None) -> str:

@@ -18,6 +18,7 @@ LIST_KINDS = {
     names.PROJECTS: f"{names.PROJECT_KIND}List",
     names.BRANCHES: f"{names.BRANCH_KIND}List",
     names.SNAPSHOTS: f"{names.SNAPSHOT_KIND}List",
+    names.RESTORES: f"{names.RESTORE_KIND}List",
 }
 COLLECTIONS = frozenset(
     {

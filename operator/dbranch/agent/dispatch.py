@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from dbranch.agent.branch.reconciler import BranchReconciler
+from dbranch.agent.branch.written import WrittenWatch
 from dbranch.agent.context import NodeContext
 from dbranch.agent.layout import Layout
 from dbranch.agent.linux.btrfs import is_subvolume
@@ -50,6 +51,7 @@ class Dispatcher:
     ) -> None:
         self.metrics, self._layout = metrics, layout
         self.snapshot_records = SnapshotRecords()
+        self.written = WrittenWatch(cluster, layout, self.snapshot_records.last_transactions)
         # Called when a pool was retained: from now on it can be adopted.
         self.on_pool_retained: Callable[[], None] = lambda: None
         self.queue = WorkQueue(

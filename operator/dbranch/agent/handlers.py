@@ -82,11 +82,13 @@ def register(
 
     @kopf.on.event(*_PROJECT, id="project-event", **options)
     async def project_event(event: Any, body: kopf.Body, **_: Any) -> None:
+        dispatcher.written.follow_project(event["type"], body)
         if deletions.has_changed(event["type"], body):
             dispatcher.request_project(body["metadata"]["namespace"], body["metadata"]["name"])
 
     @kopf.on.event(*_BRANCH, id="branch-event", **options)
     async def branch_event(event: Any, body: kopf.Body, **_: Any) -> None:
+        dispatcher.written.follow_branch(event["type"], body)
         if deletions.has_changed(event["type"], body):
             dispatcher.request_branch(body["metadata"]["namespace"], body["metadata"]["name"])
 

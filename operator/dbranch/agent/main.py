@@ -115,6 +115,7 @@ def main() -> None:
         ),
         "warm slots": partial(dispatcher.warm.run, dispatcher.wait_idle),
         "space": space.run,
+        "written branches": dispatcher.written.run,
         "housekeeping": housekeeping.run,
         "requests": partial(watch_requests, cluster, context, pod, housekeeping.trigger),
     }

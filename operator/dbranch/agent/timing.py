@@ -174,3 +174,5 @@ READINESS_TIMEOUT_SECONDS: Final = 10
 # processors (tried). Only people who look at the pod wait for it.
 READINESS_PERIOD_SECONDS: Final = 120
 POD_WATCH_RETRY_SECONDS: Final = 1.0
+# How often it is looked whether branches with schedules have been written to.
+WRITTEN_POLL_SECONDS: Final = 10.0

@@ -23,6 +23,13 @@ from dbranch.api.restore import (
     parse_records,
     parse_undo,
 )
+from dbranch.api.schedule import (
+    Schedule,
+    SnapshotsStatus,
+    parse_refresh,
+    parse_schedules,
+    parse_snapshots_status,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class BranchNode:
 
     `opened`: users could connect to the data, so that it is whole.
     `pod` is the Postgres pod's name in the nodes' namespace (the slot's name), `address` the pod's IP address.
+    `transaction`: of the pool's filesystem, one that has changed the data.
     `generation`: how often its data was exchanged by a restore, and 1.
     """
 
@@ -48,6 +56,7 @@ class BranchNode:
     logical_bytes: int | None = None
     unique_bytes: int | None = None
     written_bytes: int | None = None
+    transaction: int | None = None
     generation: int = 1
     restore: NodeRestore | None = None
     deletion: Finding | None = None
@@ -89,6 +98,8 @@ class Branch:
     """A DBBranch. `object_name` is `<project>-<branch>`, `name` what follows the project; `deleted`: RFC 3339.
 
     `source_snapshot`: the DBSnapshot that it is made from, in place of `source`. `source_uid`: of either.
+    `snapshots`, `refresh`: the schedules of its snapshots, and of its refresh; `runs`: `status.snapshots`,
+    `refreshes`: `status.refresh`.
     `undeletes`: the UID of the deleted DBBranch whose data it gets back.
     `protected`: by spec.protection, or by spec.protectedUntil. `ttl`, `expires`: of the spec, the latter
     spec.expirationTime; `default_ttl`, `expiration_time`: of the status, the former status.ttl.
@@ -109,6 +120,8 @@ class Branch:
     foreign_owners: tuple[str, ...] = ()
     state: State = State.RUNNING
     protection: Protection = Protection.DISABLED
+    snapshots: tuple[Schedule, ...] = ()
+    refresh: Schedule | None = None
     undo: Undo | None = None
     protected_until: str | None = None
     protected: bool = False
@@ -124,6 +137,8 @@ class Branch:
     active: bool = False
     route: BranchRoute | None = None
     proxies: tuple[Acknowledgement, ...] = ()
+    runs: SnapshotsStatus = field(default_factory=SnapshotsStatus)
+    refreshes: SnapshotsStatus = field(default_factory=SnapshotsStatus)
     release: str | None = None
     copy: DeletionCopy | None = None
     undeletes: str | None = None
@@ -195,6 +210,8 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
         foreign_owners=foreign_owners(meta),
         state=State(spec.get("state", Branch.state)),
         protection=Protection(spec.get("protection", Branch.protection)),
+        snapshots=parse_schedules(spec.get("snapshots")),
+        refresh=parse_refresh(spec.get("refresh")),
         undo=parse_undo(spec.get("undo")),
         protected_until=spec.get("protectedUntil"),
         protected=is_protected(
@@ -212,6 +229,8 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
         active=bool(status.get("active")),
         route=parse_branch_route(status.get("route")),
         proxies=parse_acknowledgements(status.get("proxies")),
+        runs=parse_snapshots_status(status.get("snapshots")),
+        refreshes=parse_snapshots_status(status.get("refresh")),
         release=status.get("release"),
         copy=_parse_copy(status.get("copy")),
         undeletes=status.get("undeletes"),
@@ -280,6 +299,7 @@ def _parse_node(raw: Mapping[str, Any]) -> BranchNode:
         logical_bytes=raw.get("logicalBytes"),
         unique_bytes=raw.get("uniqueBytes"),
         written_bytes=raw.get("writtenBytes"),
+        transaction=raw.get("transaction"),
         generation=int(raw.get("generation", 1)),
         restore=parse_node_restore(raw.get("restore")),
         deletion=Finding.from_dict(raw.get("deletion")),

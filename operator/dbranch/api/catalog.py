@@ -48,11 +48,14 @@ def _all(condition: Condition, meaning: str, remedy: str = "") -> Entry:
 
 
 def _restore(condition: Condition, meaning: str, remedy: str = "") -> Entry:
-    return Entry(meaning, remedy, restore=(condition,))
+    # A refresh that fails says why in its branch, too.
+    branch = (Condition.REFRESHED,) if condition == Condition.FAILED else ()
+    return Entry(meaning, remedy, branch=branch, restore=(condition,))
 
 
 _READY, _SCHEDULED, _STORAGE = Condition.READY, Condition.SCHEDULED, Condition.STORAGE_READY
 _POSTGRES, _ROUTED, _BLOCKED = Condition.POSTGRES_READY, Condition.ROUTED, Condition.DELETION_BLOCKED
+_SNAPSHOTTED, _REFRESHED = Condition.SNAPSHOTTED, Condition.REFRESHED
 _RECONCILING, _COMPLETE, _FAILED = Condition.RECONCILING, Condition.COMPLETE, Condition.FAILED
 _UNEXPIRED = Condition.EXPIRATION_BLOCKED
 
@@ -157,7 +160,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "in PostgresReady.",
         "Delete what is not needed any more, or ask a cluster administrator to raise the limit (docs/limits.md).",
         project=(_SCHEDULED, _POSTGRES),
-        branch=(_SCHEDULED,),
+        branch=(_SCHEDULED, _SNAPSHOTTED),
         snapshot=(_READY,),
     ),
     Reason.SNAPSHOT_NOT_FOUND: _branch(
@@ -175,6 +178,15 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         branch=(_SCHEDULED,),
         snapshot=(_READY,),
         restore=(_RECONCILING,),
+    ),
+    Reason.ON_SCHEDULE: Entry(
+        "Snapshots of the branch are taken, or its data is replaced, as its schedules say.",
+        branch=(_SNAPSHOTTED, _REFRESHED),
+    ),
+    Reason.INVALID_SCHEDULE: Entry(
+        "A schedule is no five fields of cron that have a time, or names a time zone that does not exist.",
+        "Correct the schedule that the message names, in spec.snapshots or spec.refresh.",
+        branch=(_SNAPSHOTTED, _REFRESHED),
     ),
     Reason.SNAPSHOT_MISSED: _snapshot(
         "It is the record of a schedule's run, and its time has passed; a record is never taken again.",
@@ -285,6 +297,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         project=(_STORAGE,),
         branch=(_STORAGE,),
         snapshot=(_READY,),
+        restore=(_FAILED,),
     ),
     Reason.POOL_LOST: _project(
         _STORAGE,
@@ -310,9 +323,10 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
     ),
     Reason.INITIALIZING: _branch(_STORAGE, "initdb runs for the project's root branch."),
     Reason.SNAPSHOT_FAILED: Entry(
-        "The snapshot could not be made; it is tried again.",
+        "The snapshot could not be made; it is tried again. In Snapshotted: the last one of a schedule was not "
+        "taken, as the message says; the next run takes another.",
         "See the message and the agent's log.",
-        branch=(_STORAGE,),
+        branch=(_STORAGE, _SNAPSHOTTED),
         snapshot=(_READY,),
     ),
     Reason.INITDB_FAILED: _branch(
@@ -343,6 +357,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         project=(_STORAGE,),
         branch=(_STORAGE,),
         snapshot=(_READY,),
+        restore=(_FAILED,),
     ),
     Reason.ACCEPTING: _both(_POSTGRES, "Postgres accepts connections."),
     Reason.RESTART_PENDING: _both(
@@ -437,6 +452,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Set spec.postgres.image to a major version that the message names.",
         project=(_POSTGRES,),
         branch=(_STORAGE, _POSTGRES),
+        restore=(_FAILED,),
     ),
     Reason.ROLE_NOT_FOUND: _both(
         _POSTGRES,

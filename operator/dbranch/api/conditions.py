@@ -26,6 +26,8 @@ class Condition(StrEnum):
     STORAGE_READY = "StorageReady"
     POSTGRES_READY = "PostgresReady"
     ROUTED = "Routed"
+    SNAPSHOTTED = "Snapshotted"
+    REFRESHED = "Refreshed"
     DELETION_BLOCKED = "DeletionBlocked"
     COMPLETE = "Complete"
     FAILED = "Failed"
@@ -80,6 +82,9 @@ class Reason(OpenEnum):
     SOURCE_DELETED = "SourceDeleted"
     DATA_LOST = "DataLost"
     STORAGE_UNCLEAR = "StorageUnclear"
+    # Snapshotted
+    ON_SCHEDULE = "OnSchedule"
+    INVALID_SCHEDULE = "InvalidSchedule"
     # Ready of a snapshot
     SNAPSHOT_MISSED = "SnapshotMissed"
     SNAPSHOT_LOST = "SnapshotLost"
@@ -152,6 +157,7 @@ TRUE_REASONS = frozenset(
         Reason.POOL_MOUNTED,
         Reason.POOL_LOW,
         Reason.STORED,
+        Reason.ON_SCHEDULE,
         Reason.ACCEPTING,
         Reason.RESTART_PENDING,
         Reason.SETTINGS_REJECTED,
@@ -184,6 +190,7 @@ STALLED_REASONS = frozenset(
         Reason.SOURCE_DELETED,
         Reason.DATA_LOST,
         Reason.STORAGE_UNCLEAR,
+        Reason.INVALID_SCHEDULE,
         Reason.SNAPSHOT_MISSED,
         Reason.SNAPSHOT_LOST,
         Reason.INVALID_PARAMETERS,

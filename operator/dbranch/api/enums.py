@@ -57,6 +57,20 @@ class SnapshotReason(OpenEnum):
     DELETION = "Deletion"
 
 
+class ScheduleState(OpenEnum):
+    """`state` of a schedule."""
+
+    ACTIVE = "Active"
+    PAUSED = "Paused"
+
+
+class WhenInUse(OpenEnum):
+    """`spec.refresh.whenInUse` of a branch: what becomes of a refresh while sessions are open."""
+
+    REPLACE = "Replace"
+    SKIP = "Skip"
+
+
 class Undo(OpenEnum):
     """`spec.undo` of a branch or restore: what becomes of the data that the branch loses."""
 

@@ -17,6 +17,7 @@ from dbranch.api.expiry import NEVER, parse_ttl
 class SnapshotNode:
     """`status.node`: what the snapshot's agent reports of its subvolume.
 
+    `transaction`: of the pool's filesystem, the one that took it; of a scheduled one.
     `generation`: `status.node.generation` of the branch when it had this data.
     """
 
@@ -25,6 +26,7 @@ class SnapshotNode:
     postgres_version: str | None = None
     logical_bytes: int | None = None
     unique_bytes: int | None = None
+    transaction: int | None = None
     deletion: Finding | None = None
     generation: int | None = None
 
@@ -40,6 +42,7 @@ class Snapshot:
 
     `origin_branch_uid`, `restore_uid`, `origin_time`, `branch_spec` (of a deleted branch): `spec.origin` of a record,
     which the controller alone makes.
+    `schedules`: of a scheduled one, whose run it is.
     """
 
     namespace: str
@@ -50,6 +53,7 @@ class Snapshot:
     ttl: str = NEVER
     protection: Protection = Protection.DISABLED
     reason: SnapshotReason = SnapshotReason.REQUESTED
+    schedules: tuple[str, ...] = ()
     origin_branch_uid: str | None = None
     restore_uid: str | None = None
     origin_time: str | None = None
@@ -113,6 +117,7 @@ def parse_snapshot(body: Mapping[str, Any]) -> Snapshot:
         ttl=str(spec.get("ttl", NEVER)),
         protection=Protection(spec.get("protection", Snapshot.protection)),
         reason=SnapshotReason(origin.get("reason", Snapshot.reason)),
+        schedules=tuple(map(str, origin.get("schedules") or ())),
         origin_branch_uid=origin.get("branchUID"),
         restore_uid=origin.get("restoreUID"),
         branch_spec=dict(origin.get("branchSpec") or {}),
@@ -140,6 +145,7 @@ def _parse_node(raw: Mapping[str, Any]) -> SnapshotNode:
         postgres_version=raw.get("postgresVersion"),
         logical_bytes=raw.get("logicalBytes"),
         unique_bytes=raw.get("uniqueBytes"),
+        transaction=raw.get("transaction"),
         deletion=Finding.from_dict(raw.get("deletion")),
         generation=raw.get("generation"),
     )

@@ -32,6 +32,10 @@ def report_conditions(
         listed.append((Condition.STALLED, ConditionStatus.TRUE, ready))
     elif not ready.done and ready.reason not in AT_REST_REASONS and ready.reason != Reason.DELETING:
         listed.append((Condition.RECONCILING, ConditionStatus.TRUE, ready))
+    # Of what is no part of Ready.
+    invalid = next((finding for _, finding in findings if finding.reason == Reason.INVALID_SCHEDULE), None)
+    if invalid and ready.done:
+        listed.append((Condition.STALLED, ConditionStatus.TRUE, invalid))
     listed += [(condition_type, finding.status, finding) for condition_type, finding in findings]
     return _conditions(listed, previous, generation, now)
 

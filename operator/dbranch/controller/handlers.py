@@ -39,6 +39,7 @@ from dbranch.controller.restore.watch import PHASES, RestoreWatch
 from dbranch.controller.restore.watch import concerned_by as restores_concerned_by
 from dbranch.controller.restore_records import RestoreRecords
 from dbranch.controller.rollouts import Rollouts
+from dbranch.controller.schedule.loop import ScheduleLoop
 from dbranch.controller.snapshot.reconciler import SnapshotReconciler
 from dbranch.controller.snapshot.relief import PoolRelief
 from dbranch.controller.snapshot.watch import SnapshotWatch, concerned_by
@@ -75,6 +76,8 @@ _MEASURED_FIELDS = (
         for quantity in ("logical", "unique", "written", "used", "free", "allocated", "hostFree")
         for unit in ("Bytes", "Size")
     ),
+    # What schedules ask for; they look by themselves.
+    "transaction",
     "warmSlots",
 )
 
@@ -179,6 +182,7 @@ def register(
     reaper = BranchReaper(cluster, dispatcher.all_branches, work.queue.add, metrics, clock)
     metrics.watch_expiry(EXPIRY_STATES, reaper.count)
     metrics.watch_snapshots(STATES, records.count)
+    schedules = ScheduleLoop(cluster, limits, metrics, work.queue.add, lambda: dispatcher.cache, clock)
     rollouts.on_free = work.queue.add
     sweeper = Sweeper(cluster, release, owned)
     relief = PoolRelief(cluster, lambda: dispatcher.cache)
@@ -187,6 +191,7 @@ def register(
         "restore watch": restore_watch.run,
         "expiry of snapshots": watch.run_expiry,
         "expiry of branches": reaper.run,
+        "schedules": schedules.run,
         "room in pools": relief.run,
     }
     _register_startup(registry, owned, work, partial(sweeper.run, resync_seconds), loops)

@@ -17,6 +17,7 @@ from dbranch.api.conditions import MESSAGE_LIMIT, Finding, Reason
 from dbranch.api.errors import InvalidInput
 from dbranch.api.project import Project
 from dbranch.api.quantity import format_bytes, parse_quantity
+from dbranch.api.snapshot import Snapshot
 
 COUNTS: Final = ("projects", "branches", "snapshotsPerBranch", "snapshotsPerProject", "proxyReplicas")
 QUANTITIES: Final = ("storageSize", "cpu", "memory", "ephemeralStorage")
@@ -110,6 +111,26 @@ def excess(items: Iterable[Project | Branch], limit: int | None) -> frozenset[st
         return frozenset()
     counted = sorted((item for item in items if item.node_name is not None or not item.deleting), key=turn)
     return frozenset(item.uid for item in counted[limit:])
+
+
+def reached_snapshot_limit(
+    branch_uid: str, snapshots: Iterable[Snapshot], limits: NamespaceLimits
+) -> str | None:
+    """Return the limit that leaves no place for another snapshot of the branch. `snapshots`: others of its project.
+
+    Those that are bound have their places; records of restores and deletions, which come and go by themselves, take
+    none.
+    """
+    bound = [snapshot for snapshot in snapshots if snapshot.node_name is not None and not snapshot.is_record]
+    counts = {
+        "snapshotsPerBranch": sum(snapshot.branch_uid == branch_uid for snapshot in bound),
+        "snapshotsPerProject": len(bound),
+    }
+    for limit, count in counts.items():
+        allowed = limits.count(limit)
+        if allowed is not None and count >= allowed:
+            return limit
+    return None
 
 
 def refused_finding(item: Project | Branch, limits: NamespaceLimits) -> Finding:

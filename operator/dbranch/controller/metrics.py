@@ -88,6 +88,16 @@ class ControllerMetrics:
         for state in states:
             gauge.labels(state).set_function(partial(count, state))
 
+    def watch_schedules(self, late: Callable[[], float]) -> None:
+        """Serve the number of branches whose schedules are late. `late`: called when the metrics are read."""
+        gauge = Gauge(
+            "schedules_late",
+            "Branches of which a scheduled snapshot is due since 15 minutes or more, and not taken.",
+            namespace="dbranch",
+            registry=self._registry,
+        )
+        gauge.set_function(late)
+
     def watch_expiry(self, states: Iterable[str], count: Callable[[str], int]) -> None:
         """Serve the number of branches by expiry. `count`: called with each state when the metrics are read."""
         gauge = Gauge(

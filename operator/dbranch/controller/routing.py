@@ -145,7 +145,8 @@ def is_withdrawn(project: Project, branch: Branch, pods: Iterable[ProxyPod]) -> 
 
     Each proxy acknowledges the generation of the branch's route; one of release 0.1.0 that of the project's.
     """
-    if branch.node_name is None:
+    pods = tuple(pods)
+    if branch.node_name is None or not (project.proxies or pods):
         return True
     if branch.route is None or branch.route.state != TargetState.DELETING:
         return False

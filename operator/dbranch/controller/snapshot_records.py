@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dbranch.api import names
 from dbranch.api.conditions import STALLED_REASONS, Condition, Finding, Reason, find_condition
 from dbranch.api.snapshot import Snapshot, parse_snapshot
 
@@ -21,12 +22,14 @@ STATES = ("ready", "pending", "stalled", "deleting")
 class SnapshotRecord:
     """A snapshot without its labels, annotations and conditions. `ready`: what its condition Ready says.
 
-    `at_rest`: only an event can change what is said of it.
+    `at_rest`: only an event can change what is said of it. `ordered_of`: the UID of the branch, by its label: the
+    controller makes scheduled ones with it.
     """
 
     snapshot: Snapshot
     ready: Finding | None
     at_rest: bool
+    ordered_of: str | None = None
 
     @property
     def version(self) -> tuple[object, ...]:
@@ -62,7 +65,8 @@ def record_of(body: Mapping[str, Any]) -> SnapshotRecord:
         ready.done or ready.reason in (Reason.SNAPSHOT_LOST, Reason.SNAPSHOT_MISSED)
     )
     at_rest = observed and is_final and not snapshot.deleting
-    return SnapshotRecord(replace(snapshot, status={}, labels={}, annotations={}), ready, at_rest)
+    ordered_of = snapshot.labels.get(names.LABEL_BRANCH_UID)
+    return SnapshotRecord(replace(snapshot, status={}, labels={}, annotations={}), ready, at_rest, ordered_of)
 
 
 class SnapshotRecords:
@@ -71,6 +75,8 @@ class SnapshotRecords:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._records: dict[ObjectKey, SnapshotRecord] = {}
+        # True once all have been listed: what is not here does not exist.
+        self.complete = False
 
     def put(self, record: SnapshotRecord) -> SnapshotRecord | None:
         """Remember the record, unless a later one of the object is known; return the one before."""
@@ -93,6 +99,7 @@ class SnapshotRecords:
         with self._lock:
             gone = [record for key, record in self._records.items() if key not in kept]
             self._records = {key: record for key, record in self._records.items() if key in kept}
+            self.complete = True
         return gone
 
     def get(self, namespace: str, name: str) -> Snapshot | None:

@@ -41,6 +41,17 @@ RESTORE_RUNNING_SECONDS: Final = 10.0
 EXPIRY_POLL_SECONDS: Final = 5.0
 MAX_EXPIRIES_AT_ONCE: Final = 10
 EXPIRED_RETRY_SECONDS: Final = 5.0
+# How often it is looked which schedules are due; and while runs wait for others on their node.
+SCHEDULE_POLL_SECONDS: Final = 5.0
+SCHEDULE_WAITING_POLL_SECONDS: Final = 1.0
+# So many scheduled snapshots are taken at once on a node.
+MAX_SCHEDULED_SNAPSHOTS: Final = 2
+# What was written is in the cache within this time.
+CACHE_BEHIND_SECONDS: Final = 60.0
+# A branch that has no data so long after it was created holds back no snapshot any more.
+CREATION_SECONDS: Final = 120.0
+# A run that is not taken so long after its time is late: metrics say so.
+SCHEDULE_LATE_SECONDS: Final = 900.0
 # So many branches are being deleted at a time when more expire, and one while a branch is being created. A deletion
 # or a create that takes longer than this holds up nobody.
 MAX_BRANCH_EXPIRIES: Final = 5

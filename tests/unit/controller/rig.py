@@ -304,7 +304,7 @@ class Rig:
         """Write the proxy's entry, by default with the route's generation. `is_old`: it is of release 0.1.0."""
         body = self.project(of)
         if not is_old:
-            fields["features"] = [names.PROXY_FOLLOWS_BRANCHES]
+            fields.setdefault("features", [names.PROXY_FOLLOWS_BRANCHES])
         if generation is None:
             generation = body["status"]["route"]["generation"]
         entry = {"pod": name, "generation": generation, **fields}

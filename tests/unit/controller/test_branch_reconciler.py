@@ -67,6 +67,8 @@ def test_a_new_branch_costs_one_write_for_its_binding_and_one_for_each_object(sh
     # Its Service before it is bound: if the name is taken, the agent must make nothing.
     assert shop.writes_of(lambda: shop.reconcile_branch("x")) == [
         "create services/shop-x",
+        # The agent's finalizer, which it finds in place then.
+        "merge dbbranches/shop-x",
         "merge dbbranches/shop-x/status",
         "create secrets/shop-x-conn",
     ]

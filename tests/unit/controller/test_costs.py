@@ -91,7 +91,7 @@ def test_a_branch_costs_its_own_object_five_writes_of_the_controller(shop: Costs
 
 def test_a_deletion_without_a_proxy_writes_the_branch_once(shop: Costs) -> None:
     shop.api.remove_pod(f"{PODS}/p1")
-    shop.follow()
+    shop.reconcile_project()
     shop.api.delete(f"{BRANCHES}/shop-x")
     assert [write for write in shop.followed() if "dbbranches" in write] == ["merge dbbranches/shop-x/status"]
 

@@ -30,6 +30,10 @@ _INO_LOOKUP_USER: Final = 0xD000943E
 _DEV_INFO: Final = 0xD000941E
 _SUBVOL_GETFLAGS: Final = 0x80089419
 _SUBVOL_SETFLAGS: Final = 0x4008941A
+_GET_SUBVOL_INFO: Final = 0x81F8943C
+# In struct btrfs_ioctl_get_subvol_info_args: ctransid and otransid.
+_SUBVOL_INFO_BYTES: Final = 504
+_CHANGED_OFFSET, _CREATED_OFFSET = 344, 352
 _READ_ONLY: Final = 2
 _SYNC: Final = 0x9408
 _GET_DEV_STATS: Final = 0xC4089434
@@ -160,6 +164,27 @@ def _flags_of(handle: int) -> int:
     flags = bytearray(8)
     fcntl.ioctl(handle, _SUBVOL_GETFLAGS, flags, True)
     return int(struct.unpack("=Q", flags)[0])
+
+
+@dataclass(frozen=True)
+class Transactions:
+    """Transactions of the filesystem, which are numbered: that created a subvolume, and that changed it last.
+
+    A snapshot that is taken of a subvolume does not change it; what was fsynced has (tried).
+    """
+
+    created: int
+    changed: int
+
+
+def transactions_of(path: Path) -> Transactions:
+    """Return by which transactions a subvolume was created, and changed last."""
+    page = bytearray(_SUBVOL_INFO_BYTES)
+    with _opened(path) as handle:
+        fcntl.ioctl(handle, _GET_SUBVOL_INFO, page, True)
+    (changed,) = struct.unpack_from("=Q", page, _CHANGED_OFFSET)
+    (created,) = struct.unpack_from("=Q", page, _CREATED_OFFSET)
+    return Transactions(created, changed)
 
 
 def destroy_subvolume(path: Path) -> None:

@@ -9,6 +9,7 @@ from dbranch.agent.checkpoint import checkpoint_source
 from dbranch.agent.context import NodeContext
 from dbranch.agent.held import HeldDeletions
 from dbranch.agent.layout import Layout
+from dbranch.agent.linux.btrfs import transactions_of
 from dbranch.agent.node_status import patch_node
 from dbranch.agent.pool.effect import ensure_pool, ensure_pool_down
 from dbranch.agent.pool.observe import observe_pool
@@ -39,6 +40,7 @@ from dbranch.agent.volume.snapshots import ensure_snapshot_adopted, ensure_snaps
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import NO_PROGRESS_REASONS
+from dbranch.api.enums import SnapshotReason
 from dbranch.api.errors import ApiError, Busy, ClusterUnreachable, StorageUnclear
 from dbranch.api.project import Project, parse_project
 from dbranch.api.snapshot import Snapshot, parse_snapshot
@@ -130,6 +132,7 @@ class SnapshotReconciler:
         must_measure = marker is not None and snapshot.node.unique_bytes is None
         if marker:
             node |= {"snapshotTime": marker.data.snapshot_time, "postgresVersion": str(marker.data.major)}
+            node |= self._transaction(project, snapshot)
             node |= {"generation": marker.data.generation}
         sizes = self._measure(project, snapshot, QUICK_MEASURE_SECONDS) if must_measure else {}
         patch_node(self._cluster, snapshot, node | sizes)
@@ -142,6 +145,12 @@ class SnapshotReconciler:
         if plan.retry_after is not None:
             return Result(plan.retry_after, unfinished=True)
         return AT_REST
+
+    def _transaction(self, project: Project, snapshot: Snapshot) -> dict[str, Any]:
+        """Return by which transaction of the filesystem a scheduled snapshot was taken."""
+        if snapshot.reason != SnapshotReason.SCHEDULE:
+            return {}
+        return {"transaction": transactions_of(self._layout.branch(project.uid, snapshot.uid)).created}
 
     def _measure(self, project: Project, snapshot: Snapshot, seconds: float) -> dict[str, Any]:
         """Return the fields with the sizes; {} if they are not known within so many seconds."""

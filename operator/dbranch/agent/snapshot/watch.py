@@ -28,12 +28,17 @@ ObjectKey = tuple[str, str]
 
 @dataclass(frozen=True)
 class SnapshotRecord:
-    """What is remembered of a snapshot. `version`: what a change of asks for a reconcile."""
+    """What is remembered of a snapshot. `version`: what a change of asks for a reconcile.
+
+    `transaction`: that took a scheduled snapshot of the branch `branch_uid`.
+    """
 
     uid: str
     project: str
     at_rest: bool
     version: tuple[object, ...]
+    branch_uid: str | None = None
+    transaction: int | None = None
 
 
 def record_of(body: Mapping[str, Any]) -> SnapshotRecord:
@@ -47,7 +52,9 @@ def record_of(body: Mapping[str, Any]) -> SnapshotRecord:
         snapshot.finalizers if snapshot.deleting else (),
         requested,
     )
-    return SnapshotRecord(snapshot.uid, snapshot.project, at_rest, version)
+    return SnapshotRecord(
+        snapshot.uid, snapshot.project, at_rest, version, snapshot.branch_uid, snapshot.node.transaction
+    )
 
 
 def needs_reconcile(old: SnapshotRecord | None, new: SnapshotRecord) -> bool:
@@ -72,6 +79,15 @@ class SnapshotRecords:
                 for (where, name), record in self._records.items()
                 if where == namespace and record.project == project
             }
+
+    def last_transactions(self) -> dict[str, int]:
+        """Return the transactions that took the last scheduled snapshots, by the branch's UID."""
+        last: dict[str, int] = {}
+        with self._lock:
+            for record in self._records.values():
+                if record.branch_uid and record.transaction is not None:
+                    last[record.branch_uid] = max(last.get(record.branch_uid, 0), record.transaction)
+        return last
 
     def put(self, key: ObjectKey, record: SnapshotRecord | None) -> SnapshotRecord | None:
         """Set the record (None: forget it); return the one before."""

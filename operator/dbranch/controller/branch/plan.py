@@ -42,6 +42,7 @@ class BranchFacts:
     `snapshot`: that spec.sourceSnapshot names, and `project_node` the project's node: known before it is bound.
     `taken`: the snapshots that are taken, or to be taken, of a branch that is being deleted; `copy`: the one that
     gets its data; `copy_problem`: why that one cannot be made.
+    `snapshotted`, `refreshed`: what is said of its schedules of snapshots, and of its refresh.
     `git_manager`: Argo CD, Flux or Helm, if the branch is theirs; known to a reconcile only.
     """
 
@@ -56,6 +57,8 @@ class BranchFacts:
     snapshot: Snapshot | None = None
     project_node: NodeFacts | None = None
     taken: tuple[Snapshot, ...] = ()
+    snapshotted: Finding | None = None
+    refreshed: Finding | None = None
     copy: DeletionCopy | None = None
     copy_problem: Finding | None = None
     git_manager: str | None = None
@@ -108,6 +111,9 @@ def plan_branch(facts: BranchFacts, now: str) -> BranchPlan:
     bound = replace(branch, node_name=binding.node) if binding else branch
     findings = branch_findings(project, bound, scheduled)
     host = names.service_host(branch.object_name, branch.namespace)
+    # No part of Ready: users connect to it.
+    schedules = ((Condition.SNAPSHOTTED, facts.snapshotted), (Condition.REFRESHED, facts.refreshed))
+    others = [(condition, finding) for condition, finding in schedules if finding]
     previous = branch.status.get("conditions") or ()
     route = plan_branch_route(project, bound) if project else branch.route
     available = f"branch {branch.name} accepts connections at {host}"
@@ -117,7 +123,7 @@ def plan_branch(facts: BranchFacts, now: str) -> BranchPlan:
     fields |= _route_fields(route) | expiry.fields | restoring_status(branch, now)
     fields |= {
         "observedGeneration": branch.generation,
-        "conditions": report_conditions(previous, findings, ready, branch.generation, now),
+        "conditions": report_conditions(previous, [*findings, *others], ready, branch.generation, now),
         "phase": phase_of(ready),
         "active": _is_active(facts),
     }
@@ -184,6 +190,8 @@ def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemovalP
         "conditions": report_conditions(previous, blocked, ready, branch.generation, now),
         "phase": phase_of(ready),
         "release": names.RELEASE_PENDING,
+        # The data may have been exchanged in the very moment of the deletion: then the restore was done.
+        **restoring_status(branch, now),
     }
     if project:
         status |= _route_fields(plan_branch_route(project, branch))

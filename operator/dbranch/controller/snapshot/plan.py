@@ -13,13 +13,16 @@ from dbranch.api.conditions import Condition, Finding, Reason
 from dbranch.api.enums import SnapshotReason
 from dbranch.api.expiry import format_time, parse_time, with_grace
 from dbranch.api.project import Project
+from dbranch.api.schedule import SCHEDULE_DEADLINE
 from dbranch.api.snapshot import Snapshot
 from dbranch.controller.conditions import report_conditions
-from dbranch.controller.limits import NO_LIMITS, NamespaceLimits
+from dbranch.controller.limits import NO_LIMITS, NamespaceLimits, reached_snapshot_limit
 from dbranch.controller.scheduling import NodeFacts, agent_too_old_finding, not_reporting_finding
 
 Json = dict[str, Any]
 
+# By whom a snapshot is taken; all others are records of what was done once.
+_TAKEN: Final = frozenset({SnapshotReason.REQUESTED, SnapshotReason.SCHEDULE})
 # Nothing but an event changes what is said of such a snapshot.
 FINAL_REASONS: Final = frozenset({Reason.SNAPSHOT_LOST, Reason.SNAPSHOT_MISSED})
 
@@ -69,7 +72,7 @@ def plan_snapshot(facts: SnapshotFacts, now: datetime) -> SnapshotPlan:
     snapshot = facts.snapshot
     binding = None
     if needs_binding(snapshot):
-        bound = bind_snapshot(facts)
+        bound = bind_snapshot(facts, now)
         if isinstance(bound, Finding):
             ready = bound if snapshot.node_name is None else _ready_of(facts)
         else:
@@ -98,14 +101,17 @@ def needs_binding(snapshot: Snapshot) -> bool:
     return snapshot.node_name is None or (snapshot.branch_uid is None and not snapshot.node.stored)
 
 
-def bind_snapshot(facts: SnapshotFacts) -> SnapshotBinding | Finding:
-    """Bind a snapshot to its project's node and to one very branch, or say what it waits for."""
+def bind_snapshot(facts: SnapshotFacts, now: datetime) -> SnapshotBinding | Finding:
+    """Bind a snapshot to its project's node and to one very branch, or say what it waits for.
+
+    A scheduled one is bound to the branch that it was made for, and only for a while after its time.
+    """
     snapshot, project, branch, node = facts.snapshot, facts.project, facts.branch, facts.node
     subject = f"snapshot {snapshot.name}"
     if branch and branch.node_name and _is_left_by(snapshot, branch):
         # The controller was cut off between making it and binding it.
         return SnapshotBinding(branch.node_name, branch.uid)
-    if snapshot.reason != SnapshotReason.REQUESTED:
+    if is_missed(snapshot, now) or snapshot.reason not in _TAKEN:
         # Who makes a record binds it, too.
         return awaited_finding(snapshot) if facts.is_awaited else _record_finding(snapshot)
     if project is None or project.deleting:
@@ -134,7 +140,34 @@ def bind_snapshot(facts: SnapshotFacts) -> SnapshotBinding | Finding:
     if branch.node.snapshot_time is None:
         text = f"branch {branch.name} is not stored yet; {subject} is taken when it is"
         return Finding(Reason.BRANCH_NOT_READY, text)
+    made_for = snapshot.labels.get(names.LABEL_BRANCH_UID)
+    if snapshot.reason == SnapshotReason.SCHEDULE and made_for != branch.uid:
+        text = (
+            f"branch {branch.name} of {subject} was deleted, and made again as another one; nothing is taken"
+        )
+        return Finding(Reason.BRANCH_NOT_FOUND, f"{text}; delete it")
     return _limit_finding(facts, branch) or SnapshotBinding(project.node_name, branch.uid)
+
+
+def has_no_maker(snapshot: Snapshot, branch: Branch | None, is_awaited: bool) -> bool:
+    """Return True if a snapshot was made for a restore that went before it was ordered, so that no data can come.
+
+    `branch`: of its name, None if that does not exist. One that was bound may get its data by the branch's deletion.
+    """
+    if snapshot.reason != SnapshotReason.RESTORE or is_awaited or snapshot.deleting:
+        return False
+    if snapshot.node.snapshot_time is not None or snapshot.node.storage is not None:
+        return False
+    if branch is None or branch.uid != snapshot.origin_branch_uid:
+        return snapshot.node_name is None
+    is_ordered = branch.restore is not None and branch.restore.uid == snapshot.restore_uid
+    return not is_ordered and all(record.uid != snapshot.restore_uid for record in branch.restores)
+
+
+def is_missed(snapshot: Snapshot, now: datetime) -> bool:
+    """Return True if a scheduled snapshot is not taken any more: its time is too long ago, or was never said."""
+    due = parse_time(snapshot.origin_time)
+    return snapshot.reason == SnapshotReason.SCHEDULE and (due is None or now > due + SCHEDULE_DEADLINE)
 
 
 def _is_left_by(snapshot: Snapshot, branch: Branch) -> bool:
@@ -145,20 +178,15 @@ def _is_left_by(snapshot: Snapshot, branch: Branch) -> bool:
 
 def _limit_finding(facts: SnapshotFacts, branch: Branch) -> Finding | None:
     """Return the finding of a snapshot that comes behind a limit. Those that are bound have their places."""
-    others = [s for s in facts.siblings if s.uid != facts.snapshot.uid and s.node_name is not None]
-    counts = (
-        ("snapshotsPerBranch", f"branch {branch.name}", sum(s.branch_uid == branch.uid for s in others)),
-        ("snapshotsPerProject", f"project {facts.snapshot.project}", len(others)),
-    )
-    for limit, subject, count in counts:
-        allowed = facts.limits.count(limit)
-        if allowed is not None and count >= allowed:
-            fact = (
-                f"{subject} has as many as {facts.limits.path(limit)} of the dbranch chart allows: {allowed}"
-            )
-            text = f"snapshot {facts.snapshot.name} is not taken: {fact}; delete one, or set a ttl"
-            return Finding(Reason.LIMIT_EXCEEDED, text)
-    return None
+    others = [snapshot for snapshot in facts.siblings if snapshot.uid != facts.snapshot.uid]
+    limit = reached_snapshot_limit(branch.uid, others, facts.limits)
+    if limit is None:
+        return None
+    is_project = limit == "snapshotsPerProject"
+    subject = f"project {facts.snapshot.project}" if is_project else f"branch {branch.name}"
+    fact = f"{subject} has as many as {facts.limits.path(limit)} of the dbranch chart allows"
+    text = f"snapshot {facts.snapshot.name} is not taken: {fact}: {facts.limits.count(limit)}"
+    return Finding(Reason.LIMIT_EXCEEDED, f"{text}; delete one, or set a ttl")
 
 
 def awaited_finding(snapshot: Snapshot) -> Finding:

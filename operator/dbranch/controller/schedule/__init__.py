@@ -1,0 +1,1 @@
+"""Schedules of branches: snapshots taken by themselves, and those that are too many deleted."""
