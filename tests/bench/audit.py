@@ -1,4 +1,4 @@
-"""The requests of an operation, from the API server's audit log: who, what, when and how long."""
+"""The requests of an operation, from the API server's audit log: by whom, of what, when and how long."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Request:
 
     at: float
     ms: float
-    who: str
+    requester: str
     verb: str
-    what: str
+    resource: str
 
     @property
     def key(self) -> tuple[str, str, str]:
         """Return what is the same in each run of an operation."""
-        return (self.who, self.verb, self.what)
+        return (self.requester, self.verb, self.resource)
 
 
 @contextmanager
@@ -81,23 +81,27 @@ def parse(lines: Iterable[str]) -> Iterator[Request]:
         if not line.startswith('{"kind":"Event"'):
             continue
         event = json.loads(line)
-        what = event.get("objectRef") or {}
-        name = ".".join(filter(None, (what.get("resource", ""), what.get("apiGroup"))))
-        name = "/".join(filter(None, (name, what.get("subresource"))))
+        reference = event.get("objectRef") or {}
+        name = ".".join(filter(None, (reference.get("resource", ""), reference.get("apiGroup"))))
+        name = "/".join(filter(None, (name, reference.get("subresource"))))
         if event["stage"] != "ResponseComplete" or name in _IDLE:
             continue
         came = datetime.fromisoformat(event["requestReceivedTimestamp"]).timestamp()
         answered = datetime.fromisoformat(event["stageTimestamp"]).timestamp()
-        yield Request(came, (answered - came) * 1000, who(event["user"]["username"]), event["verb"], name)
+        yield Request(
+            came, (answered - came) * 1000, requester_of(event["user"]["username"]), event["verb"], name
+        )
 
 
-def who(user: str) -> str:
+def requester_of(user: str) -> str:
     """Return who a user of the API server is.
 
-    >>> who("system:node:n1"), who("system:serviceaccount:dbranch-nodes:dbranch-agent"), who("kubernetes-admin")
-    ('kubelet', 'agent', 'client')
-    >>> who("system:serviceaccount:kube-system:endpointslice-controller"), who("system:kube-scheduler")
-    ('controller manager', 'scheduler')
+    >>> [requester_of(user) for user in ("system:node:n1", "kubernetes-admin", "system:kube-scheduler")]
+    ['kubelet', 'client', 'scheduler']
+    >>> requester_of("system:serviceaccount:dbranch-nodes:dbranch-agent")
+    'agent'
+    >>> requester_of("system:serviceaccount:kube-system:endpointslice-controller")
+    'controller manager'
     """
     if user.startswith("system:node:"):
         return "kubelet"
@@ -111,30 +115,30 @@ def who(user: str) -> str:
 def typical(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Return the requests that most runs of an operation have, each at its medians, by the time they come.
 
-    A request is a dict of at (ms since the begin), ms, who, verb, what. The n-th one of a kind in one run is taken
-    for the n-th one in the others.
+    A request is a dict of at (ms since the begin), ms, requester, verb, resource. The n-th one of a kind in one run
+    is taken for the n-th one in the others.
 
-    >>> one = {"at": 5.0, "ms": 3.0, "who": "agent", "verb": "patch", "what": "pods"}
+    >>> one = {"at": 5.0, "ms": 3.0, "requester": "agent", "verb": "patch", "resource": "pods"}
     >>> typical([[one, {**one, "at": 9.0}], [{**one, "at": 7.0, "ms": 5.0}], [one]])
-    [{'at': 5.0, 'ms': 3.0, 'who': 'agent', 'verb': 'patch', 'what': 'pods', 'runs': 3}]
+    [{'at': 5.0, 'ms': 3.0, 'requester': 'agent', 'verb': 'patch', 'resource': 'pods', 'runs': 3}]
     """
-    found: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
+    by_key: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
     for run in runs:
         seen: dict[tuple[str, str, str], int] = {}
         for request in sorted(run, key=lambda request: request["at"]):
-            key = (request["who"], request["verb"], request["what"])
+            key = (request["requester"], request["verb"], request["resource"])
             seen[key] = seen.get(key, 0) + 1
-            found.setdefault((*key, seen[key]), []).append(request)
+            by_key.setdefault((*key, seen[key]), []).append(request)
     requests = [
         {
             "at": statistics.median(one["at"] for one in same),
             "ms": statistics.median(one["ms"] for one in same),
-            "who": who,
+            "requester": requester,
             "verb": verb,
-            "what": what,
+            "resource": resource,
             "runs": len(same),
         }
-        for (who, verb, what, _), same in found.items()
+        for (requester, verb, resource, _), same in by_key.items()
         if len(same) * 2 > len(runs)
     ]
     return sorted(requests, key=lambda request: float(request["at"]))
