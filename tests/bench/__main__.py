@@ -103,12 +103,12 @@ def save(raw: dict[str, Any]) -> None:
     )
 
 
-def _plot(results: dict[str, Result], wanted: Collection[str], ending: str) -> None:
-    """Draw the wanted series of results; the name of a file is that of its series with the ending."""
+def _plot(results: dict[str, Result], names: Collection[str], suffix: str) -> None:
+    """Draw the named series of results; the name of a file is that of its series with the suffix."""
     for result in results.values():
         for series, points in result.series.items():
-            if points and series in wanted:
-                plots.PLOTS[series](points, RAW.parent / f"{series}{ending}.svg")
+            if points and series in names:
+                plots.PLOTS[series](points, RAW.parent / f"{series}{suffix}.svg")
 
 
 def _results(run: dict[str, Any]) -> dict[str, Result]:

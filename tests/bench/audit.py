@@ -31,14 +31,14 @@ class Request:
 
     at: float
     ms: float
-    who: str
+    client: str
     verb: str
-    what: str
+    resource: str
 
     @property
     def key(self) -> tuple[str, str, str]:
         """Return what is the same in each run of an operation."""
-        return (self.who, self.verb, self.what)
+        return (self.client, self.verb, self.resource)
 
 
 @contextmanager
@@ -81,22 +81,26 @@ def parse(lines: Iterable[str]) -> Iterator[Request]:
         if not line.startswith('{"kind":"Event"'):
             continue
         event = json.loads(line)
-        what = event.get("objectRef") or {}
-        name = ".".join(filter(None, (what.get("resource", ""), what.get("apiGroup"))))
-        name = "/".join(filter(None, (name, what.get("subresource"))))
+        reference = event.get("objectRef") or {}
+        name = ".".join(filter(None, (reference.get("resource", ""), reference.get("apiGroup"))))
+        name = "/".join(filter(None, (name, reference.get("subresource"))))
         if event["stage"] != "ResponseComplete" or name in _IDLE:
             continue
         came = datetime.fromisoformat(event["requestReceivedTimestamp"]).timestamp()
         answered = datetime.fromisoformat(event["stageTimestamp"]).timestamp()
-        yield Request(came, (answered - came) * 1000, who(event["user"]["username"]), event["verb"], name)
+        yield Request(
+            came, (answered - came) * 1000, client_of(event["user"]["username"]), event["verb"], name
+        )
 
 
-def who(user: str) -> str:
-    """Return who a user of the API server is.
+def client_of(user: str) -> str:
+    """Return which client a user of the API server is.
 
-    >>> who("system:node:n1"), who("system:serviceaccount:dbranch-nodes:dbranch-agent"), who("kubernetes-admin")
-    ('kubelet', 'agent', 'client')
-    >>> who("system:serviceaccount:kube-system:endpointslice-controller"), who("system:kube-scheduler")
+    >>> client_of("system:node:n1"), client_of("system:serviceaccount:dbranch-nodes:dbranch-agent")
+    ('kubelet', 'agent')
+    >>> client_of("kubernetes-admin")
+    'client'
+    >>> client_of("system:serviceaccount:kube-system:endpointslice-controller"), client_of("system:kube-scheduler")
     ('controller manager', 'scheduler')
     """
     if user.startswith("system:node:"):
@@ -111,30 +115,30 @@ def who(user: str) -> str:
 def typical(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Return the requests that most runs of an operation have, each at its medians, by the time they come.
 
-    A request is a dict of at (ms since the begin), ms, who, verb, what. The n-th one of a kind in one run is taken
-    for the n-th one in the others.
+    A request is a dict of at (ms since the begin), ms, client, verb, resource. The n-th one of a kind in one run is
+    taken for the n-th one in the others.
 
-    >>> one = {"at": 5.0, "ms": 3.0, "who": "agent", "verb": "patch", "what": "pods"}
+    >>> one = {"at": 5.0, "ms": 3.0, "client": "agent", "verb": "patch", "resource": "pods"}
     >>> typical([[one, {**one, "at": 9.0}], [{**one, "at": 7.0, "ms": 5.0}], [one]])
-    [{'at': 5.0, 'ms': 3.0, 'who': 'agent', 'verb': 'patch', 'what': 'pods', 'runs': 3}]
+    [{'at': 5.0, 'ms': 3.0, 'client': 'agent', 'verb': 'patch', 'resource': 'pods', 'runs': 3}]
     """
-    found: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
     for run in runs:
         seen: dict[tuple[str, str, str], int] = {}
         for request in sorted(run, key=lambda request: request["at"]):
-            key = (request["who"], request["verb"], request["what"])
+            key = (request["client"], request["verb"], request["resource"])
             seen[key] = seen.get(key, 0) + 1
-            found.setdefault((*key, seen[key]), []).append(request)
+            groups.setdefault((*key, seen[key]), []).append(request)
     requests = [
         {
             "at": statistics.median(one["at"] for one in same),
             "ms": statistics.median(one["ms"] for one in same),
-            "who": who,
+            "client": client,
             "verb": verb,
-            "what": what,
+            "resource": resource,
             "runs": len(same),
         }
-        for (who, verb, what, _), same in found.items()
+        for (client, verb, resource, _), same in groups.items()
         if len(same) * 2 > len(runs)
     ]
     return sorted(requests, key=lambda request: float(request["at"]))

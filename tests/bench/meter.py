@@ -70,8 +70,8 @@ def parse_stat(text: str) -> tuple[str, int]:
     >>> parse_stat("7 (a b) S 1 7 7 0 -1 4 0 0 0 0 10 20 3 4 20 0")
     ('a b', 37)
     """
-    name, _, rest = text.partition("(")[2].rpartition(")")
-    return name, sum(int(ticks) for ticks in rest.split()[11:15])
+    name, _, fields = text.partition("(")[2].rpartition(")")
+    return name, sum(int(ticks) for ticks in fields.split()[11:15])
 
 
 @dataclass
@@ -87,8 +87,8 @@ class Meter:
         """Count what is spent inside."""
         metrics, before = _metrics(), processor_seconds()
         yield
-        after, later = processor_seconds(), _metrics()
-        self.add(after - before, added(durations(later), durations(metrics)))
+        after, metrics_after = processor_seconds(), _metrics()
+        self.add(after - before, added(durations(metrics_after), durations(metrics)))
 
     def add(self, processor: Mapping[str, float], requests: Mapping[str, tuple[int, float]]) -> None:
         """Add the cost of a span."""

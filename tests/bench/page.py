@@ -35,7 +35,7 @@ for."""
 
 # Series of an earlier release that are drawn beside the present ones.
 PLOTTED_BEFORE = ("trace", "requests")
-_HEAD = [
+_COLUMNS = [
     "measure",
     "median (min to max)",
     "compared with",
@@ -77,10 +77,10 @@ def page(
     shown_before = [name for result in before.values() for name, points in result.series.items() if points]
     lines = [_INTRODUCTION, "## Results", ""]
     earlier = {(row.measure, row.against): row for result in before.values() for row in result.rows}
-    head = _HEAD + (["before: median (min to max)", "before: ratio"] if before else [])
+    columns = _COLUMNS + (["before: median (min to max)", "before: ratio"] if before else [])
     if before:
         lines += [_BEFORE.format(commit=raw["before"]["commit"][:12]), ""]
-    lines += [_line(head), "|" + "---|" * len(head)]
+    lines += [_line(columns), "|" + "---|" * len(columns)]
     lines += [
         _table_line(row, earlier.get((row.measure, row.against)), bool(before))
         for result in results.values()
@@ -118,18 +118,18 @@ def _request_lines(traces: list[dict[str, Any]]) -> list[str]:
     requests = typical([trace["requests"] for trace in traces])
     totals: dict[str, list[float]] = {}
     for request in requests:
-        totals.setdefault(request["who"], []).append(request["ms"])
+        totals.setdefault(request["client"], []).append(request["ms"])
     lines = [
         _REQUESTS.format(count=len(traces)),
         "",
-        _line(["who", "requests", "ms together"]),
+        _line(["client", "requests", "ms together"]),
         "|---|---|---|",
     ]
-    lines += [_line([who, str(len(ms)), f"{sum(ms):.0f}"]) for who, ms in totals.items()]
-    lines += ["", _line(["after ms", "who", "verb", "what", "ms"]), "|---|---|---|---|---|"]
+    lines += [_line([client, str(len(ms)), f"{sum(ms):.0f}"]) for client, ms in totals.items()]
+    lines += ["", _line(["after ms", "client", "verb", "resource", "ms"]), "|---|---|---|---|---|"]
     for request in requests:
         at, ms = f"{request['at']:.0f}", f"{request['ms']:.1f}"
-        lines.append(_line([at, request["who"], request["verb"], request["what"], ms]))
+        lines.append(_line([at, request["client"], request["verb"], request["resource"], ms]))
     return lines
 
 

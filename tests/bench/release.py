@@ -50,8 +50,8 @@ def has_agent_value(name: str) -> bool:
 
 def _agent_values() -> Json:
     values = json.loads(_run("helm", "get", "values", RELEASE, "-n", NAMESPACE, "--all", "-o", "json"))
-    found: Json = values["agent"]
-    return found
+    agent: Json = values["agent"]
+    return agent
 
 
 def _set_agent_values(counts: Mapping[str, int]) -> None:

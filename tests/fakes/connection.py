@@ -63,7 +63,7 @@ class FakeConnection:
             return self.get(path, **params or {})
         if method == "POST":
             return self._api.create(path, body or {})
-        # Of a server-side apply, too: the fake tells nobody what he owns, so he would give it up.
+        # Of a server-side apply, too: the fake reports no managed fields, so he would give it up.
         assert method == "PATCH"
         return self._api.merge(path, body or {})
 

@@ -70,8 +70,8 @@ def test_the_page_shows_an_earlier_release_beside_the_present_one() -> None:
         "before": {"commit": COMMIT, "measures": {}, "runs": {"create": RUN}},
     }
     said = page(raw, {"create": Result([CREATE, only_now])}, {"create": Result([slower])}).splitlines()
-    head = next(line for line in said if line.startswith("| measure"))
-    assert head.endswith("| result | before: median (min to max) | before: ratio |")
+    columns = next(line for line in said if line.startswith("| measure"))
+    assert columns.endswith("| result | before: median (min to max) | before: ratio |")
     assert next(line for line in said if "apply → Ready" in line).endswith("| met | 600 ms | 0.6 |")
     assert next(line for line in said if "delete → gone" in line).endswith("| - | - |")
     assert any(COMMIT[:12] in line for line in said)
