@@ -103,11 +103,11 @@ def save(raw: dict[str, Any]) -> None:
     )
 
 
-def _plot(results: dict[str, Result], kinds: Collection[str], suffix: str) -> None:
-    """Draw the series of these kinds; the name of a file is that of its series with the suffix."""
+def _plot(results: dict[str, Result], names: Collection[str], suffix: str) -> None:
+    """Draw the named series of results; the name of a file is that of its series with the suffix."""
     for result in results.values():
         for series, points in result.series.items():
-            if points and series in kinds:
+            if points and series in names:
                 plots.PLOTS[series](points, RAW.parent / f"{series}{suffix}.svg")
 
 

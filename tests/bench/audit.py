@@ -1,4 +1,4 @@
-"""The requests of an operation, from the API server's audit log: by whom, of what, when and how long."""
+"""The requests of an operation, from the API server's audit log: who, what, when and how long."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Request:
 
     at: float
     ms: float
-    requester: str
+    client: str
     verb: str
     resource: str
 
     @property
     def key(self) -> tuple[str, str, str]:
         """Return what is the same in each run of an operation."""
-        return (self.requester, self.verb, self.resource)
+        return (self.client, self.verb, self.resource)
 
 
 @contextmanager
@@ -89,19 +89,19 @@ def parse(lines: Iterable[str]) -> Iterator[Request]:
         came = datetime.fromisoformat(event["requestReceivedTimestamp"]).timestamp()
         answered = datetime.fromisoformat(event["stageTimestamp"]).timestamp()
         yield Request(
-            came, (answered - came) * 1000, requester_of(event["user"]["username"]), event["verb"], name
+            came, (answered - came) * 1000, client_of(event["user"]["username"]), event["verb"], name
         )
 
 
-def requester_of(user: str) -> str:
-    """Return who a user of the API server is.
+def client_of(user: str) -> str:
+    """Return which client a user of the API server is.
 
-    >>> [requester_of(user) for user in ("system:node:n1", "kubernetes-admin", "system:kube-scheduler")]
-    ['kubelet', 'client', 'scheduler']
-    >>> requester_of("system:serviceaccount:dbranch-nodes:dbranch-agent")
-    'agent'
-    >>> requester_of("system:serviceaccount:kube-system:endpointslice-controller")
-    'controller manager'
+    >>> client_of("system:node:n1"), client_of("system:serviceaccount:dbranch-nodes:dbranch-agent")
+    ('kubelet', 'agent')
+    >>> client_of("kubernetes-admin")
+    'client'
+    >>> client_of("system:serviceaccount:kube-system:endpointslice-controller"), client_of("system:kube-scheduler")
+    ('controller manager', 'scheduler')
     """
     if user.startswith("system:node:"):
         return "kubelet"
@@ -115,30 +115,30 @@ def requester_of(user: str) -> str:
 def typical(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Return the requests that most runs of an operation have, each at its medians, by the time they come.
 
-    A request is a dict of at (ms since the begin), ms, requester, verb, resource. The n-th one of a kind in one run
-    is taken for the n-th one in the others.
+    A request is a dict of at (ms since the begin), ms, client, verb, resource. The n-th one of a kind in one run is
+    taken for the n-th one in the others.
 
-    >>> one = {"at": 5.0, "ms": 3.0, "requester": "agent", "verb": "patch", "resource": "pods"}
+    >>> one = {"at": 5.0, "ms": 3.0, "client": "agent", "verb": "patch", "resource": "pods"}
     >>> typical([[one, {**one, "at": 9.0}], [{**one, "at": 7.0, "ms": 5.0}], [one]])
-    [{'at': 5.0, 'ms': 3.0, 'requester': 'agent', 'verb': 'patch', 'resource': 'pods', 'runs': 3}]
+    [{'at': 5.0, 'ms': 3.0, 'client': 'agent', 'verb': 'patch', 'resource': 'pods', 'runs': 3}]
     """
-    by_key: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
     for run in runs:
         seen: dict[tuple[str, str, str], int] = {}
         for request in sorted(run, key=lambda request: request["at"]):
-            key = (request["requester"], request["verb"], request["resource"])
+            key = (request["client"], request["verb"], request["resource"])
             seen[key] = seen.get(key, 0) + 1
-            by_key.setdefault((*key, seen[key]), []).append(request)
+            groups.setdefault((*key, seen[key]), []).append(request)
     requests = [
         {
             "at": statistics.median(one["at"] for one in same),
             "ms": statistics.median(one["ms"] for one in same),
-            "requester": requester,
+            "client": client,
             "verb": verb,
             "resource": resource,
             "runs": len(same),
         }
-        for (requester, verb, resource, _), same in by_key.items()
+        for (client, verb, resource, _), same in groups.items()
         if len(same) * 2 > len(runs)
     ]
     return sorted(requests, key=lambda request: float(request["at"]))

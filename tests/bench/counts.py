@@ -82,19 +82,19 @@ def durations(metrics: str) -> dict[str, tuple[int, float]]:
     >>> durations(f"{name}_sum{labels} 0.5\\n{name}_count{labels} 20")
     {'PATCH pods/status': (20, 0.5)}
     """
-    totals: dict[str, tuple[int, float]] = {}
+    requests: dict[str, tuple[int, float]] = {}
     for part, label_text, value in _DURATIONS.findall(metrics):
         labels: dict[str, str] = dict(_LABEL.findall(label_text))
         resource = _resource(labels)
         if labels["verb"] not in _WRITES | _READS or resource in _WRITTEN_BY_KUBERNETES:
             continue
         key = f"{labels['verb']} {resource}".strip()
-        count, seconds = totals.get(key, (0, 0.0))
+        count, seconds = requests.get(key, (0, 0.0))
         if part == "count":
-            totals[key] = (count + int(float(value)), seconds)
+            requests[key] = (count + int(float(value)), seconds)
         else:
-            totals[key] = (count, seconds + float(value))
-    return totals
+            requests[key] = (count, seconds + float(value))
+    return requests
 
 
 def _resource(labels: Mapping[str, str]) -> str:

@@ -118,18 +118,18 @@ def _request_lines(traces: list[dict[str, Any]]) -> list[str]:
     requests = typical([trace["requests"] for trace in traces])
     totals: dict[str, list[float]] = {}
     for request in requests:
-        totals.setdefault(request["requester"], []).append(request["ms"])
+        totals.setdefault(request["client"], []).append(request["ms"])
     lines = [
         _REQUESTS.format(count=len(traces)),
         "",
-        _line(["who", "requests", "ms together"]),
+        _line(["client", "requests", "ms together"]),
         "|---|---|---|",
     ]
-    lines += [_line([requester, str(len(ms)), f"{sum(ms):.0f}"]) for requester, ms in totals.items()]
-    lines += ["", _line(["after ms", "who", "verb", "what", "ms"]), "|---|---|---|---|---|"]
+    lines += [_line([client, str(len(ms)), f"{sum(ms):.0f}"]) for client, ms in totals.items()]
+    lines += ["", _line(["after ms", "client", "verb", "resource", "ms"]), "|---|---|---|---|---|"]
     for request in requests:
         at, ms = f"{request['at']:.0f}", f"{request['ms']:.1f}"
-        lines.append(_line([at, request["requester"], request["verb"], request["resource"], ms]))
+        lines.append(_line([at, request["client"], request["verb"], request["resource"], ms]))
     return lines
 
 

@@ -148,11 +148,9 @@ def requests(traces: list[dict[str, Any]], file: Path) -> None:
     ready = statistics.median(trace["seen"]["Ready"] for trace in traces)
     figure, axes = plt.subplots(figsize=(8, 0.8 + 0.17 * len(bars)))
     for index, bar in enumerate(bars):
-        axes.barh(
-            -index, bar["ms"], left=bar["at"], color=_COLOURS.get(bar["requester"], THEIRS[0]), alpha=0.7
-        )
+        axes.barh(-index, bar["ms"], left=bar["at"], color=_COLOURS.get(bar["client"], THEIRS[0]), alpha=0.7)
         axes.text(bar["at"] + bar["ms"] + 3, -index, f"{bar['ms']:.0f}", va="center", fontsize=7)
-    labels = [f"{bar['requester']}: {bar['verb']} {bar['resource']}" for bar in bars]
+    labels = [f"{bar['client']}: {bar['verb']} {bar['resource']}" for bar in bars]
     axes.set_yticks([-index for index in range(len(bars))], labels, fontsize=7)
     axes.axvline(ready, color="black", linewidth=0.8, linestyle=":")
     axes.set_xlabel(f"ms since the apply; Ready after {ready:.0f} ms (medians of {len(traces)} creates)")

@@ -41,12 +41,12 @@ class Restores(threading.Thread):
         """Order a restore of `branch` from a branch, or from the DBSnapshot of this object name; return its UID."""
         uid, order = str(uuid.uuid4()), {}
         if source is not None:
-            found, kind = self._world.branch(source), "Branch"
+            source_body, kind = self._world.branch(source), "Branch"
         else:
             body = self._api.get(f"{SNAPSHOTS}/{snapshot}")
             assert body is not None
-            found, kind = body, "Snapshot"
-        origin = {"kind": kind, "name": source or snapshot, "uid": found["metadata"]["uid"]}
+            source_body, kind = body, "Snapshot"
+        origin = {"kind": kind, "name": source or snapshot, "uid": source_body["metadata"]["uid"]}
         order = {"name": f"r-{uid[:5]}", "uid": uid, "state": "Preparing", "source": origin}
         if keep:
             name, undo_uid = self._make_undo(branch, uid)

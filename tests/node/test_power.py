@@ -21,7 +21,7 @@ import pytest
 from tests.node.agent_life import BRANCHES
 from tests.node.machine import Node, owner_session, postgres_directory, unmount
 from tests.node.test_cleaning import sql
-from tests.node.test_restore_volumes import LATER, Pool, check_whole, start_beside, writing
+from tests.node.test_restore_volumes import NEXT_DAY, Pool, check_whole, start_beside, writing
 from tests.node.test_restore_volumes import Writer as RestoreWriter
 from tests.node.world import World
 
@@ -29,7 +29,7 @@ from dbranch.agent.layout import Layout
 from dbranch.agent.pool import effect as pool
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.slot import effect as slot
-from dbranch.agent.volume.marker import RestoreMark
+from dbranch.agent.volume.marker import RestoreRef
 from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.agent.volume.restore_rules import VolumeState
 from dbranch.agent.volume.restores import ensure_restore_finished
@@ -264,15 +264,15 @@ def test_power_cuts_around_the_exchange_of_a_restore(
         pool.ensure_base(node.layout)
         node.ensure_pool()
         restored = Pool.make(node)
-        mark = restored.mark()
+        restore_ref = restored.restore_ref()
         with writing(restored) as (old, writer):
             cutter = CutAtCommands(disk, writer)
             commands.addHandler(cutter)
-            restored.take(mark)
+            restored.take(restore_ref)
             commands.removeHandler(cutter)
             start_beside(node, restored.x, "beside")
             commands.addHandler(cutter)
-            restored.exchange(mark)
+            restored.exchange(restore_ref)
             cutter.cut("exchanged")
             commands.removeHandler(cutter)
         node.stop_postgres(old.slot)
@@ -291,27 +291,27 @@ def test_power_cuts_around_the_exchange_of_a_restore(
         after = Node(Layout(copy), node.project, pool_uuid=node.pool_uuid)
         try:
             after.ensure_pool()
-            check_after_cut(Pool(after, restored.root, restored.x), mark, acknowledged, moment)
+            check_after_cut(Pool(after, restored.root, restored.x), restore_ref, acknowledged, moment)
         finally:
             after.tear_down()
     print(f"{len(tried)} power cuts around an exchange ({len(cutter.cuts)} moments), none lost")
 
 
-def check_after_cut(restored: Pool, mark: RestoreMark, acknowledged: int, moment: str) -> None:
+def check_after_cut(restored: Pool, restore_ref: RestoreRef, acknowledged: int, moment: str) -> None:
     """Go on as an agent that finds no restore wanted; check the data of the branch, and of its undo snapshot."""
     node, x = restored.node, restored.x
     assert restored.state() is not VolumeState.UNCLEAR, moment
     generation = restored.marker(x).generation
-    ensure_restore_finished(restored.layout, restored.project, x, LATER)
+    ensure_restore_finished(restored.layout, restored.project, x, NEXT_DAY)
     facts = observe_subvolumes(restored.layout, restored.project)
     assert set(facts.branches) == {restored.root, x} and facts.unfinished == (), moment
-    assert set(facts.snapshots) == ({mark.undo_uid} if generation == 2 else set()), moment
+    assert set(facts.snapshots) == ({restore_ref.undo_uid} if generation == 2 else set()), moment
     if generation == 2:
         endpoint = node.start_postgres(x)
         assert sql(node, endpoint, "select count(*) from item") == [(1000,)]
         check_whole(node, endpoint, restored.path(x))
         slot.ensure_slot_removed(restored.layout, endpoint.slot)
-        restored.restore(restored.mark(), mark.undo_uid)
+        restored.restore(restored.restore_ref(), restore_ref.undo_uid)
     endpoint = node.start_postgres(x)
     count, last = sql(node, endpoint, "select count(*), max(id) from item")[0]
     assert count == last and int(str(count)) >= acknowledged, (moment, count, last, acknowledged)

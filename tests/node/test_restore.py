@@ -14,7 +14,7 @@ from tests.node.test_agent import give_passwords
 from tests.node.world import World
 
 # The server ends the session of a user whose branch is restored: `admin_shutdown`.
-ENDED = "57P01"
+ADMIN_SHUTDOWN = "57P01"
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_transactions_are_whole_in_both_data_and_only_sessions_end(
     sums = "select coalesce((select sum(n) from debit), 0) + coalesce((select sum(n) from credit), 0)"
     assert world.sql("busy", sums) == [(0,)]
     for writer in (first, second):
-        assert set(writer.errors) <= {ENDED}, writer.errors
+        assert set(writer.errors) <= {ADMIN_SHUTDOWN}, writer.errors
     undo = restores.undo_name("busy", uid).removeprefix("shop-")
     world.make_branch_of_snapshot("old", undo)
     world.run_agent()

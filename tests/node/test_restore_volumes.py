@@ -40,7 +40,7 @@ from dbranch.agent.volume.marker import (
     UNDO_KEEP,
     BranchNames,
     Marker,
-    RestoreMark,
+    RestoreRef,
     Role,
     SnapshotMarker,
     render_marker,
@@ -63,7 +63,7 @@ from dbranch.agent.volume.snapshots import ensure_kept_as_snapshot, ensure_snaps
 from dbranch.api import names
 from dbranch.api.errors import Busy, SourceUnsafe, StorageUnclear, Unsafe
 
-NOW, LATER = "2026-01-02T00:00:00Z", "2026-01-03T00:00:00Z"
+NOW, NEXT_DAY = "2026-01-02T00:00:00Z", "2026-01-03T00:00:00Z"
 ROOT_NAMES, COPY_NAMES = BranchNames("team", "shop", "main"), BranchNames("team", "shop", "x")
 
 
@@ -88,25 +88,25 @@ class Pool:
         names_of = ROOT_NAMES if branch == self.root else COPY_NAMES
         return replace(self.node.settings(branch), names=names_of)
 
-    def mark(self, undo: str = UNDO_KEEP) -> RestoreMark:
-        return RestoreMark(new_uid(), undo, new_uid() if undo == UNDO_KEEP else "")
+    def restore_ref(self, undo: str = UNDO_KEEP) -> RestoreRef:
+        return RestoreRef(new_uid(), undo, new_uid() if undo == UNDO_KEEP else "")
 
-    def take(self, mark: RestoreMark, source: str | None = None, branch: str | None = None) -> Marker:
+    def take(self, restore_ref: RestoreRef, source: str | None = None, branch: str | None = None) -> Marker:
         branch = branch or self.x
         return ensure_restore_taken(
-            *(self.layout, self.project, branch, source or self.root, mark, self.settings(branch), NOW)
+            *(self.layout, self.project, branch, source or self.root, restore_ref, self.settings(branch), NOW)
         )
 
-    def exchange(self, mark: RestoreMark, branch: str | None = None) -> Marker:
-        return ensure_exchanged(self.layout, self.project, branch or self.x, mark.uid)
+    def exchange(self, restore_ref: RestoreRef, branch: str | None = None) -> Marker:
+        return ensure_exchanged(self.layout, self.project, branch or self.x, restore_ref.uid)
 
     def keep(self, branch: str | None = None) -> SnapshotMarker | None:
-        return ensure_old_kept(self.layout, self.project, branch or self.x, "shop-x-undo-abcde", LATER)
+        return ensure_old_kept(self.layout, self.project, branch or self.x, "shop-x-undo-abcde", NEXT_DAY)
 
-    def restore(self, mark: RestoreMark, source: str | None = None, branch: str | None = None) -> None:
+    def restore(self, restore_ref: RestoreRef, source: str | None = None, branch: str | None = None) -> None:
         """Do all of a restore that keeps the old data."""
-        self.take(mark, source, branch)
-        self.exchange(mark, branch)
+        self.take(restore_ref, source, branch)
+        self.exchange(restore_ref, branch)
         self.keep(branch)
 
     def state(self, branch: str | None = None) -> VolumeState:
@@ -137,54 +137,54 @@ def pool(up: Node) -> Pool:
 
 
 def test_a_restore_replaces_the_data_of_a_branch_and_keeps_what_it_was(pool: Pool) -> None:
-    before, mark = pool.marker(pool.x), pool.mark()
+    before, restore_ref = pool.marker(pool.x), pool.restore_ref()
     assert before.generation == 1 and pool.state() is VolumeState.ABSENT
-    taken = pool.take(mark)
+    taken = pool.take(restore_ref)
     # Closed and uncleaned, of the next generation, and the branch's: whatever it came from.
-    assert (taken.generation, taken.restore, taken.cleaned, taken.opened) == (2, mark, False, False)
+    assert (taken.generation, taken.restore, taken.cleaned, taken.opened) == (2, restore_ref, False, False)
     assert (taken.owner_uid, taken.names, taken.role) == (pool.x, COPY_NAMES, Role.COPY)
     assert (taken.origin.kind, taken.origin.uid, taken.snapshot_time) == (FROM_BRANCH, pool.root, NOW)
     assert taken.lineage == (pool.root,)
     assert pool.state() is VolumeState.COMING and pool.read(pool.x) == "x"
     volume = observe_restore(pool.layout, pool.project, pool.x)
-    assert (volume.restore_uid, volume.undo_uid) == (mark.uid, mark.undo_uid)
+    assert (volume.restore_uid, volume.undo_uid) == (restore_ref.uid, restore_ref.undo_uid)
     # Taken again it is not touched, nor is it any other restore's.
     pool.write(pool.x, "prepared", SubvolumeKind.RESTORE)
-    assert pool.take(mark) == taken
+    assert pool.take(restore_ref) == taken
     with pytest.raises(Busy, match="another restore"):
-        pool.take(pool.mark())
+        pool.take(pool.restore_ref())
     with pytest.raises(Unsafe, match="nothing is prepared"):
         ensure_exchanged(pool.layout, pool.project, pool.x, new_uid())
     with pytest.raises(Unsafe, match="still to come"):
         pool.keep()
     for _ in range(2):
         # A second call changes nothing back.
-        assert pool.exchange(mark).generation == 2
+        assert pool.exchange(restore_ref).generation == 2
         assert pool.read(pool.x) == "prepared" and pool.read(pool.x, SubvolumeKind.RESTORE) == "x"
     assert pool.state() is VolumeState.OLD
     with pytest.raises(Unsafe, match="was done"):
-        pool.take(mark)
+        pool.take(restore_ref)
     with pytest.raises(Busy, match="has not gone yet"):
-        pool.take(pool.mark())
+        pool.take(pool.restore_ref())
     with pytest.raises(Unsafe, match="was its data"):
         ensure_restore_destroyed(pool.layout, pool.project, pool.x)
     with pytest.raises(Unsafe, match="keeps the old data"):
         ensure_old_trashed(pool.layout, pool.project, pool.x)
     kept = pool.keep()
-    assert kept and kept.snapshot == "shop-x-undo-abcde" and kept.data.owner_uid == mark.undo_uid
+    assert kept and kept.snapshot == "shop-x-undo-abcde" and kept.data.owner_uid == restore_ref.undo_uid
     assert (kept.data.origin.kind, kept.data.origin.uid) == (FROM_BRANCH, pool.x)
-    assert (kept.data.generation, kept.data.snapshot_time) == (1, LATER)
+    assert (kept.data.generation, kept.data.snapshot_time) == (1, NEXT_DAY)
     assert kept.data.lineage == (pool.root, pool.x)
-    assert btrfs.is_read_only(pool.path(mark.undo_uid)) and pool.read(mark.undo_uid) == "x"
+    assert btrfs.is_read_only(pool.path(restore_ref.undo_uid)) and pool.read(restore_ref.undo_uid) == "x"
     assert pool.keep() is None and pool.state() is VolumeState.ABSENT
     facts = observe_subvolumes(pool.layout, pool.project)
-    assert set(facts.snapshots) == {mark.undo_uid} and facts.unfinished == ()
+    assert set(facts.snapshots) == {restore_ref.undo_uid} and facts.unfinished == ()
 
 
 def test_a_restore_that_discards_trashes_the_old_data(pool: Pool) -> None:
-    mark = pool.mark(UNDO_DISCARD)
-    pool.take(mark)
-    pool.exchange(mark)
+    restore_ref = pool.restore_ref(UNDO_DISCARD)
+    pool.take(restore_ref)
+    pool.exchange(restore_ref)
     with pytest.raises(Unsafe, match="keeps no old data"):
         pool.keep()
     ensure_old_trashed(pool.layout, pool.project, pool.x)
@@ -195,7 +195,7 @@ def test_a_restore_that_discards_trashes_the_old_data(pool: Pool) -> None:
 
 
 def test_what_is_prepared_is_destroyed_and_the_branch_has_its_data(pool: Pool) -> None:
-    pool.take(pool.mark())
+    pool.take(pool.restore_ref())
     ensure_restore_destroyed(pool.layout, pool.project, pool.x)
     ensure_restore_destroyed(pool.layout, pool.project, pool.x)
     # One that was cut off before it was whole, and one without its name yet.
@@ -208,15 +208,15 @@ def test_what_is_prepared_is_destroyed_and_the_branch_has_its_data(pool: Pool) -
 
 
 def test_what_cannot_be_said_is_left_alone(pool: Pool) -> None:
-    mark = pool.mark()
-    pool.take(mark)
+    restore_ref = pool.restore_ref()
+    pool.take(restore_ref)
     path = pool.path(pool.x, SubvolumeKind.RESTORE) / MARKER
     good = path.read_text()
     for text in ("{", '{"format": 3}', json.dumps({**json.loads(good), "generation": 1})):
         path.write_text(text)
         for act in (
-            lambda: pool.take(mark),
-            lambda: pool.exchange(mark),
+            lambda: pool.take(restore_ref),
+            lambda: pool.exchange(restore_ref),
             pool.keep,
             lambda: ensure_old_trashed(pool.layout, pool.project, pool.x),
             lambda: ensure_restore_destroyed(pool.layout, pool.project, pool.x),
@@ -226,50 +226,50 @@ def test_what_cannot_be_said_is_left_alone(pool: Pool) -> None:
                 act()
         assert path.read_text() == text and pool.marker(pool.x).generation == 1
     path.write_text(good)
-    assert pool.exchange(mark).generation == 2
+    assert pool.exchange(restore_ref).generation == 2
 
 
 def test_undo_gives_back_bytes_and_any_other_copy_is_cleaned(pool: Pool) -> None:
     """What only the branch held comes back with its own data; nobody else's copy may have it."""
-    mark = pool.mark()
+    restore_ref = pool.restore_ref()
     replication_slot = Path("pg_replslot") / "standby"
     (pool.path(pool.x) / PGDATA / replication_slot).mkdir(parents=True)
-    pool.restore(mark)
+    pool.restore(restore_ref)
     assert not (pool.path(pool.x) / PGDATA / replication_slot).exists()
     (pool.path(pool.x) / PGDATA / "postmaster.pid").write_text("1")
-    undo, redo = pool.mark(), pool.mark()
-    pool.restore(undo, mark.undo_uid)
+    undo, redo = pool.restore_ref(), pool.restore_ref()
+    pool.restore(undo, restore_ref.undo_uid)
     assert (pool.path(pool.x) / PGDATA / replication_slot).is_dir() and pool.read(pool.x) == "x"
     marker = pool.marker(pool.x)
     # As it was, but under the closed pg_hba.conf until it is opened again.
     assert marker.cleaned and not marker.opened and marker.generation == 3
-    assert (marker.origin.kind, marker.origin.uid) == (FROM_SNAPSHOT, mark.undo_uid)
-    assert marker.snapshot_time == LATER and marker.expiration_time == ""
+    assert (marker.origin.kind, marker.origin.uid) == (FROM_SNAPSHOT, restore_ref.undo_uid)
+    assert marker.snapshot_time == NEXT_DAY and marker.expiration_time == ""
     # Undone once more: the data of before, and no trace of its server's process.
     pool.restore(redo, undo.undo_uid)
     assert pool.read(pool.x) == "main" and pool.marker(pool.x).generation == 4
     assert not (pool.path(pool.x) / PGDATA / "postmaster.pid").exists()
     # Another branch that gets the same snapshot gets a cleaned copy.
-    pool.restore(pool.mark(), mark.undo_uid, pool.root)
+    pool.restore(pool.restore_ref(), restore_ref.undo_uid, pool.root)
     assert not (pool.path(pool.root) / PGDATA / replication_slot).exists()
     assert not pool.marker(pool.root).cleaned and pool.marker(pool.root).role is Role.ROOT
 
 
 def test_the_root_is_quiet_until_its_old_data_has_gone(pool: Pool) -> None:
-    mark = pool.mark()
-    taken = pool.take(mark, pool.x, pool.root)
+    restore_ref = pool.restore_ref()
+    taken = pool.take(restore_ref, pool.x, pool.root)
     assert taken.role is Role.ROOT and taken.quiet
     conf = (pool.path(pool.root, SubvolumeKind.RESTORE) / "postgresql.conf").read_text()
     assert "Not loaded in a copy" in conf
-    assert pool.exchange(mark, pool.root).quiet
+    assert pool.exchange(restore_ref, pool.root).quiet
     pool.keep(pool.root)
     marker = pool.marker(pool.root)
-    assert marker.role is Role.ROOT and not marker.quiet and marker.restore == mark
+    assert marker.role is Role.ROOT and not marker.quiet and marker.restore == restore_ref
 
 
 def test_a_request_that_was_obeyed_is_not_obeyed_again_on_other_data(pool: Pool) -> None:
     pool.record(pool.x, lambda marker: marker.with_alter_system_reset("asked once"))
-    assert pool.take(pool.mark()).alter_system_reset == "asked once"
+    assert pool.take(pool.restore_ref()).alter_system_reset == "asked once"
 
 
 def test_a_source_that_is_exchanged_while_it_is_copied_is_copied_again(
@@ -278,13 +278,13 @@ def test_a_source_that_is_exchanged_while_it_is_copied_is_copied_again(
     """Its nested subvolumes are looked for beside the copy: these may be other data's by then."""
     nested = pool.path(pool.x) / PGDATA / "nested"
     btrfs.create_subvolume(nested)
-    mark = pool.mark()
-    pool.take(mark)
+    restore_ref = pool.restore_ref()
+    pool.take(restore_ref)
     create = copies.create_subvolume
 
     def create_and_exchange(path: Path, source: Path | None = None) -> None:
         create(path, source)
-        pool.exchange(mark)
+        pool.exchange(restore_ref)
 
     monkeypatch.setattr(copies, "create_subvolume", create_and_exchange)
     with (
@@ -295,23 +295,23 @@ def test_a_source_that_is_exchanged_while_it_is_copied_is_copied_again(
     monkeypatch.undo()
     # The old data has the nested one still: it is kept with it, and cannot be copied.
     pool.keep()
-    assert (pool.path(mark.undo_uid) / PGDATA / "nested").is_dir()
+    assert (pool.path(restore_ref.undo_uid) / PGDATA / "nested").is_dir()
     with pytest.raises(SourceUnsafe, match="nested is a subvolume"):
-        pool.take(pool.mark(), mark.undo_uid)
+        pool.take(pool.restore_ref(), restore_ref.undo_uid)
     assert observe_subvolumes(pool.layout, pool.project).unfinished == ()
     assert pool.read(pool.x) == "main"
 
 
 def test_the_marker_of_a_copy_is_that_of_the_data_in_it(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The source is exchanged just before the copy: the marker that was looked at then is another data's."""
-    mark = pool.mark()
-    pool.take(mark)
-    look = copies.source_marker
+    restore_ref = pool.restore_ref()
+    pool.take(restore_ref)
+    source_marker = copies.source_marker
 
     def look_and_exchange(path: Path) -> Any:
-        seen = look(path)
+        seen = source_marker(path)
         if path == pool.path(pool.x):
-            pool.exchange(mark)
+            pool.exchange(restore_ref)
         return seen
 
     monkeypatch.setattr(copies, "source_marker", look_and_exchange)
@@ -324,60 +324,60 @@ def test_the_marker_of_a_copy_is_that_of_the_data_in_it(pool: Pool, monkeypatch:
 
 def test_all_that_a_branch_has_is_measured_charged_and_removed_with_it(pool: Pool) -> None:
     alone = observe_sizes(pool.layout, pool.project, pool.x)
-    mark = pool.mark()
-    pool.take(mark)
+    restore_ref = pool.restore_ref()
+    pool.take(restore_ref)
     both = observe_sizes(pool.layout, pool.project, pool.x)
     assert alone and both and both.logical_bytes > 1.5 * alone.logical_bytes
     numbers = {subvolume_id(pool.path(pool.x, kind)) for kind in (None, SubvolumeKind.RESTORE)}
-    pool.exchange(mark)
+    pool.exchange(restore_ref)
     assert {subvolume_id(pool.path(pool.x, kind)) for kind in (None, SubvolumeKind.RESTORE)} == numbers
     btrfs.sync_and_clean(pool.layout.pool(pool.project))
     groups = read_groups(pool.layout.pool(pool.project))
     assert all(group_of(1, number) in groups.parents[group_of(0, number)] for number in numbers)
     # The branch goes while its old data still owes itself to the undo snapshot.
-    ensure_restore_finished(pool.layout, pool.project, pool.x, LATER)
+    ensure_restore_finished(pool.layout, pool.project, pool.x, NEXT_DAY)
     subvolume.ensure_trashed(pool.layout, pool.project, pool.x)
     facts = observe_subvolumes(pool.layout, pool.project)
-    assert set(facts.branches) == {pool.root} and set(facts.snapshots) == {mark.undo_uid}
-    name = names.derived_name(names.branch_object_name("shop", "x"), "undo", mark.uid)
-    assert facts.snapshots[mark.undo_uid].snapshot == name and pool.read(mark.undo_uid) == "x"
+    assert set(facts.branches) == {pool.root} and set(facts.snapshots) == {restore_ref.undo_uid}
+    name = names.derived_name(names.branch_object_name("shop", "x"), "undo", restore_ref.uid)
+    assert facts.snapshots[restore_ref.undo_uid].snapshot == name and pool.read(restore_ref.undo_uid) == "x"
 
 
 def test_a_deleted_branch_becomes_a_snapshot_once_its_restore_is_finished(pool: Pool) -> None:
-    mark, uid, name = pool.mark(), new_uid(), SubvolumeName(pool.x)
-    pool.take(mark)
-    pool.exchange(mark)
+    restore_ref, uid, name = pool.restore_ref(), new_uid(), SubvolumeName(pool.x)
+    pool.take(restore_ref)
+    pool.exchange(restore_ref)
 
     def keep() -> SnapshotMarker:
         return ensure_kept_as_snapshot(
-            pool.layout, pool.project, name, uid, "shop-x-deleted-abcde", LATER, "2026-02-01T00:00:00Z"
+            pool.layout, pool.project, name, uid, "shop-x-deleted-abcde", NEXT_DAY, "2026-02-01T00:00:00Z"
         )
 
     with pytest.raises(Unsafe, match="is not finished"):
         keep()
-    ensure_restore_finished(pool.layout, pool.project, pool.x, LATER)
+    ensure_restore_finished(pool.layout, pool.project, pool.x, NEXT_DAY)
     kept = keep()
     assert kept == keep() and kept.data.expiration_time == "2026-02-01T00:00:00Z"
     assert kept.data.generation == 2 and kept.data.opened is False
     facts = observe_subvolumes(pool.layout, pool.project)
-    assert set(facts.branches) == {pool.root} and set(facts.snapshots) == {mark.undo_uid, uid}
+    assert set(facts.branches) == {pool.root} and set(facts.snapshots) == {restore_ref.undo_uid, uid}
 
 
 @pytest.mark.parametrize("exchanged", [False, True])
 def test_a_pool_that_was_cut_off_in_a_restore_is_adopted_with_the_right_data(
     pool: Pool, exchanged: bool
 ) -> None:
-    mark, adopted = pool.mark(), new_uid()
-    pool.take(mark)
+    restore_ref, adopted = pool.restore_ref(), new_uid()
+    pool.take(restore_ref)
     if exchanged:
-        pool.exchange(mark)
+        pool.exchange(restore_ref)
     facts = observe_subvolumes(pool.layout, pool.project)
     assert retained_branch(facts.branches, {pool.project}, "x", adopted) == pool.x
-    ensure_branch_adopted(pool.layout, pool.project, pool.x, adopted, pool.settings(adopted), LATER)
+    ensure_branch_adopted(pool.layout, pool.project, pool.x, adopted, pool.settings(adopted), NEXT_DAY)
     facts = observe_subvolumes(pool.layout, pool.project)
     assert set(facts.branches) == {pool.root, adopted} and facts.unfinished == ()
     assert pool.read(adopted) == ("main" if exchanged else "x")
-    assert set(facts.snapshots) == ({mark.undo_uid} if exchanged else set())
+    assert set(facts.snapshots) == ({restore_ref.undo_uid} if exchanged else set())
     assert pool.marker(adopted).generation == 1 + exchanged
 
 
@@ -423,20 +423,20 @@ def test_kills_at_every_effect_of_a_restore(pool: Pool, tmp_path: Path, soak: bo
 
     def attempt(kill_at: int, cancels: bool) -> bool:
         nonlocal said
-        before, mark = pool.marker(pool.x), pool.mark()
+        before, restore_ref = pool.marker(pool.x), pool.restore_ref()
 
         def work() -> None:
-            if pool.marker(pool.x).restore != mark:
-                pool.take(mark)
+            if pool.marker(pool.x).restore != restore_ref:
+                pool.take(restore_ref)
                 pool.write(pool.x, f"restore {kill_at} {cancels}", SubvolumeKind.RESTORE)
-                pool.exchange(mark)
+                pool.exchange(restore_ref)
             pool.keep()
 
         killed = killed_at(kill_at, effects, base, work)
         # At no moment is there no data, and it can always be said what is beside it.
         after = pool.marker(pool.x)
         assert pool.state() is not VolumeState.UNCLEAR
-        done = after.restore == mark
+        done = after.restore == restore_ref
         assert after.generation == before.generation + done
         if cancels and not done:
             ensure_restore_destroyed(pool.layout, pool.project, pool.x)
@@ -445,13 +445,13 @@ def test_kills_at_every_effect_of_a_restore(pool: Pool, tmp_path: Path, soak: bo
         facts = observe_subvolumes(pool.layout, pool.project)
         assert facts.unfinished == () and set(facts.branches) == {pool.root, pool.x}
         if cancels and not done:
-            assert mark.undo_uid not in facts.snapshots and pool.read(pool.x) == said
+            assert restore_ref.undo_uid not in facts.snapshots and pool.read(pool.x) == said
             return killed
-        assert pool.read(mark.undo_uid) == said and btrfs.is_read_only(pool.path(mark.undo_uid))
-        assert facts.snapshots[mark.undo_uid].data.generation == before.generation
+        assert pool.read(restore_ref.undo_uid) == said and btrfs.is_read_only(pool.path(restore_ref.undo_uid))
+        assert facts.snapshots[restore_ref.undo_uid].data.generation == before.generation
         said = pool.read(pool.x)
         assert said == f"restore {kill_at} {cancels}"
-        subvolume.ensure_trashed(pool.layout, pool.project, mark.undo_uid)
+        subvolume.ensure_trashed(pool.layout, pool.project, restore_ref.undo_uid)
         subvolume.ensure_trash_emptied(pool.layout, pool.project)
         return killed
 
@@ -544,11 +544,11 @@ def check_whole(node: Node, endpoint: Endpoint, data: Path) -> None:
 
 
 def test_both_postgres_run_across_the_exchange(pool: Pool) -> None:
-    node, layout, mark = pool.node, pool.layout, pool.mark()
+    node, layout, restore_ref = pool.node, pool.layout, pool.restore_ref()
     with writing(pool) as (old, writer):
-        pool.take(mark)
+        pool.take(restore_ref)
         new = start_beside(node, pool.x, "beside")
-        _exchange_under_writes(pool, mark, old, new, writer)
+        _exchange_under_writes(pool, restore_ref, old, new, writer)
     count = "select count(*) from item"
     acknowledged = writer.acknowledged
     assert sql(node, old, count) == [(acknowledged,)] and sql(node, new, count) == [(2000,)]
@@ -558,14 +558,14 @@ def test_both_postgres_run_across_the_exchange(pool: Pool) -> None:
     check_whole(node, new, pool.path(pool.x))
     # What it was comes back whole, with every row that was acknowledged before and behind the exchange.
     slot.ensure_slot_removed(layout, new.slot)
-    pool.restore(pool.mark(), mark.undo_uid)
-    again = node.start_postgres(pool.x)
-    assert sql(node, again, count) == [(acknowledged,)]
-    check_whole(node, again, pool.path(pool.x))
+    pool.restore(pool.restore_ref(), restore_ref.undo_uid)
+    restarted = node.start_postgres(pool.x)
+    assert sql(node, restarted, count) == [(acknowledged,)]
+    check_whole(node, restarted, pool.path(pool.x))
 
 
 def _exchange_under_writes(
-    pool: Pool, mark: RestoreMark, old: Endpoint, new: Endpoint, writer: Writer
+    pool: Pool, restore_ref: RestoreRef, old: Endpoint, new: Endpoint, writer: Writer
 ) -> None:
     node, layout = pool.node, pool.layout
 
@@ -577,7 +577,7 @@ def _exchange_under_writes(
     # Neither can be destroyed or kept while a Postgres has it.
     with pytest.raises(Busy):
         ensure_restore_destroyed(layout, pool.project, pool.x)
-    pool.exchange(mark)
+    pool.exchange(restore_ref)
     assert roots() == (f"/.restore-{pool.x}", f"/{pool.x}")
     with pytest.raises(Busy):
         pool.keep()
@@ -595,9 +595,9 @@ def test_an_old_marker_is_read_and_its_branch_restored(pool: Pool) -> None:
         del raw[key]
     del raw["origin"]["generation"]
     path.write_text(json.dumps({**raw, "of_a_later_release": 1}))
-    mark = pool.mark()
-    assert pool.take(mark).generation == 2
-    pool.exchange(mark)
+    restore_ref = pool.restore_ref()
+    assert pool.take(restore_ref).generation == 2
+    pool.exchange(restore_ref)
     pool.keep()
-    kept = json.loads((pool.path(mark.undo_uid) / MARKER).read_text())
+    kept = json.loads((pool.path(restore_ref.undo_uid) / MARKER).read_text())
     assert (kept["generation"], kept["of_a_later_release"], kept["kind"]) == (1, 1, "snapshot")

@@ -89,8 +89,8 @@ def _last(cron: str, zone: str, until: datetime) -> datetime | None:
     times = (time.astimezone(UTC) for time in CronSim(cron, start, reverse=True))
     last = next((time for time in times if time <= until), None)
     # And backwards it leaves that one out.
-    while last is not None and (later := _next(cron, zone, last)) is not None and later <= until:
-        last = later
+    while last is not None and (next_run := _next(cron, zone, last)) is not None and next_run <= until:
+        last = next_run
     return last
 
 
@@ -98,4 +98,4 @@ def _last(cron: str, zone: str, until: datetime) -> datetime | None:
 def _interval(cron: str, zone: str) -> timedelta | None:
     runs = islice(CronSim(cron, _SAMPLE_START.astimezone(ZoneInfo(zone))), _SAMPLE_RUNS)
     times = [time.astimezone(UTC) for time in runs]
-    return min((later - earlier for earlier, later in pairwise(times)), default=None)
+    return min((end - start for start, end in pairwise(times)), default=None)

@@ -372,7 +372,7 @@ def test_an_exchange_is_said_together_with_the_address_of_the_new_data(bench: Be
     assert bench.node()["address"] == "10.0.0.9" and bench.part.serves
 
 
-def test_a_branch_whose_sessions_end_for_a_restore_is_not_touched_otherwise(bench: Bench) -> None:
+def test_a_branch_is_not_touched_otherwise_while_its_sessions_end_for_a_restore(bench: Bench) -> None:
     bench.part = RestorePart(holds=True)
     bench.facts = replace(STARTED, settings_outdated=True)
     bench.reconcile()

@@ -20,7 +20,7 @@ from dbranch.agent.volume.marker import (
     Marker,
     NewerMarker,
     Origin,
-    RestoreMark,
+    RestoreRef,
     Role,
     SnapshotMarker,
     parse_marker,
@@ -55,7 +55,7 @@ RESTORED = replace(
     COPY,
     generation=7,
     lineage=("r-uid", "x-uid"),
-    restore=RestoreMark("restore-uid", UNDO_KEEP, "undo-uid"),
+    restore=RestoreRef("restore-uid", UNDO_KEEP, "undo-uid"),
     quiet=True,
     expiration_time=TAKEN,
 )
@@ -99,7 +99,7 @@ def test_what_a_marker_says_on_disk() -> None:
         "quiet": False,
         "expiration_time": "",
     }
-    restored = replace(COPY, restore=RestoreMark("restore-uid", UNDO_KEEP, "undo-uid"))
+    restored = replace(COPY, restore=RestoreRef("restore-uid", UNDO_KEEP, "undo-uid"))
     raw = json.loads(render_marker(restored))
     assert raw["restore"] == {"uid": "restore-uid", "undo": "Keep", "undo_uid": "undo-uid"}
 

@@ -17,7 +17,7 @@ from dbranch.agent.volume.marker import (
     Marker,
     NewerMarker,
     Origin,
-    RestoreMark,
+    RestoreRef,
     Role,
     SnapshotMarker,
 )
@@ -30,17 +30,17 @@ from dbranch.agent.volume.restore_rules import (
     judge,
 )
 
-KEEP = RestoreMark("r", UNDO_KEEP, "undo")
+KEEP = RestoreRef("r", UNDO_KEEP, "undo")
 TIME = "2026-01-01T00:00:00Z"
 
 
-def marker(generation: int, mark: RestoreMark | None = None) -> Marker:
+def marker(generation: int, restore_ref: RestoreRef | None = None) -> Marker:
     origin = Origin(FROM_BRANCH, "main", TIME)
     return Marker(
         *("p", "b", Role.COPY, origin, TIME, 17, True),
         names=BranchNames("team", "shop", "x"),
         generation=generation,
-        restore=mark,
+        restore=restore_ref,
     )
 
 
@@ -73,19 +73,19 @@ def test_what_is_newer_stays_for_its_own_restore_alone() -> None:
 @pytest.mark.parametrize("desired", [None, "r", "other"])
 def test_what_is_older_was_the_branch_and_becomes_what_the_branch_says(desired: str | None) -> None:
     assert verdict(marker(1), marker(2, KEEP), desired) is Verdict.FINISH_OLD
-    assert verdict(marker(1), marker(2, RestoreMark("r", UNDO_DISCARD)), desired) is Verdict.FINISH_OLD
+    assert verdict(marker(1), marker(2, RestoreRef("r", UNDO_DISCARD)), desired) is Verdict.FINISH_OLD
     # Cut off behind the snapshot's marker.
     assert verdict(snapshot("undo", 1), marker(2, KEEP), desired) is Verdict.FINISH_OLD
     assert classify(True, True, marker(1), marker(2, KEEP)).undo_uid == "undo"
-    for mark in (None, RestoreMark("r", UNDO_KEEP), RestoreMark("r", "Archive", "undo")):
-        assert verdict(marker(1), marker(2, mark), desired) is Verdict.UNCLEAR
+    for restore_ref in (None, RestoreRef("r", UNDO_KEEP), RestoreRef("r", "Archive", "undo")):
+        assert verdict(marker(1), marker(2, restore_ref), desired) is Verdict.UNCLEAR
     assert verdict(snapshot("another", 1), marker(2, KEEP), desired) is Verdict.UNCLEAR
 
 
 any_marker = st.one_of(
     st.none(),
     st.builds(NewerMarker, st.integers(3, 5)),
-    st.builds(marker, st.integers(1, 4), st.none() | st.just(KEEP) | st.just(RestoreMark("q", UNDO_DISCARD))),
+    st.builds(marker, st.integers(1, 4), st.none() | st.just(KEEP) | st.just(RestoreRef("q", UNDO_DISCARD))),
     st.builds(snapshot, st.sampled_from(["undo", "another"]), st.integers(1, 4)),
 )
 
@@ -102,13 +102,13 @@ def test_only_what_the_rule_names_is_destroyed(
     if not has_marker:
         assert result is (Verdict.DESTROY if branch_reads else Verdict.UNCLEAR)
         return
-    above = (
+    is_newer = (
         isinstance(beside, Marker) and isinstance(branch, Marker) and beside.generation > branch.generation
     )
     if result is Verdict.DESTROY:
-        assert above and isinstance(beside, Marker) and beside.restore and beside.restore.uid != desired
+        assert is_newer and isinstance(beside, Marker) and beside.restore and beside.restore.uid != desired
     if result is Verdict.KEEP_COMING:
-        assert above and isinstance(beside, Marker) and beside.restore and beside.restore.uid == desired
+        assert is_newer and isinstance(beside, Marker) and beside.restore and beside.restore.uid == desired
     if result is Verdict.FINISH_OLD:
         data = beside.data if isinstance(beside, SnapshotMarker) else beside
         assert isinstance(data, Marker) and isinstance(branch, Marker) and data.generation < branch.generation
@@ -148,9 +148,9 @@ class Disk:
     def set_beside(self, beside: tuple[str, AnyMarker | None] | None) -> None:
         self.beside = beside
 
-    def take(self, data: str, mark: RestoreMark) -> None:
+    def take(self, data: str, restore_ref: RestoreRef) -> None:
         self.effect(lambda: self.set_beside((data, None)))
-        self.effect(lambda: self.set_beside((data, marker(self.branch[1].generation + 1, mark))))
+        self.effect(lambda: self.set_beside((data, marker(self.branch[1].generation + 1, restore_ref))))
 
     def exchange(self) -> None:
         assert self.beside and isinstance(self.beside[1], Marker) and self.beside[1].restore
@@ -159,16 +159,18 @@ class Disk:
 
     def finish(self) -> None:
         assert self.beside
-        mark, (data, present) = self.volume().mark, self.beside
-        assert mark
-        if mark.undo == UNDO_DISCARD:
+        restore_ref, (data, present) = self.volume().restore_ref, self.beside
+        assert restore_ref
+        if restore_ref.undo == UNDO_DISCARD:
             self.effect(lambda: (self.trashed.add(data), self.set_beside(None))[1])
             return
         if isinstance(present, Marker):
-            self.effect(lambda: self.set_beside((data, snapshot(mark.undo_uid, present.generation))))
-        self.effect(lambda: (self.snapshots.__setitem__(mark.undo_uid, data), self.set_beside(None))[1])
+            self.effect(lambda: self.set_beside((data, snapshot(restore_ref.undo_uid, present.generation))))
+        self.effect(
+            lambda: (self.snapshots.__setitem__(restore_ref.undo_uid, data), self.set_beside(None))[1]
+        )
 
-    def run(self, desired: RestoreMark | None, data: str) -> None:
+    def run(self, desired: RestoreRef | None, data: str) -> None:
         """Reconcile until nothing is left to do, as the agent does: look, judge, one step."""
         for _ in range(20):
             verdict = judge(self.volume(), desired.uid if desired else None)
@@ -193,10 +195,10 @@ class Disk:
         raise AssertionError("it does not end")
 
 
-def restores(draws: list[tuple[str, int, bool]]) -> Iterator[tuple[RestoreMark, int, bool]]:
+def restores(draws: list[tuple[str, int, bool]]) -> Iterator[tuple[RestoreRef, int, bool]]:
     for number, (undo, cut, goes_on) in enumerate(draws):
         undo_uid = f"undo-{number}" if undo == UNDO_KEEP else ""
-        yield RestoreMark(f"restore-{number}", undo, undo_uid), cut, goes_on
+        yield RestoreRef(f"restore-{number}", undo, undo_uid), cut, goes_on
 
 
 @given(
@@ -211,21 +213,21 @@ def test_restores_cut_off_anywhere_lose_nothing_and_do_nothing_twice(
 ) -> None:
     disk = Disk()
     kept = set()
-    for mark, cut, goes_on in restores(draws):
-        data = f"data of {mark.uid}"
+    for restore_ref, cut, goes_on in restores(draws):
+        data = f"data of {restore_ref.uid}"
         disk.cut_after = cut
         try:
-            disk.run(mark, data)
+            disk.run(restore_ref, data)
         except Cut:
             disk.cut_after = -1
             # The next agent goes on, or the restore was canceled meanwhile.
-            disk.run(mark if goes_on else None, f"{data}, anew")
-        was_done = mark.uid in disk.replaced
-        if was_done and mark.undo == UNDO_KEEP:
-            assert disk.snapshots[mark.undo_uid] == disk.replaced[mark.uid]
-            kept.add(mark.undo_uid)
-        if was_done and mark.undo == UNDO_DISCARD:
-            assert disk.replaced[mark.uid] in disk.trashed
+            disk.run(restore_ref if goes_on else None, f"{data}, anew")
+        was_done = restore_ref.uid in disk.replaced
+        if was_done and restore_ref.undo == UNDO_KEEP:
+            assert disk.snapshots[restore_ref.undo_uid] == disk.replaced[restore_ref.uid]
+            kept.add(restore_ref.undo_uid)
+        if was_done and restore_ref.undo == UNDO_DISCARD:
+            assert disk.replaced[restore_ref.uid] in disk.trashed
         assert disk.beside is None and disk.branch[1].generation == len(disk.replaced) + 1
     # Each data that was the branch's is its present one, or is where its restore said, once.
     assert set(disk.snapshots) == kept

@@ -25,7 +25,7 @@ from dbranch.agent.restore.actions import (
 from dbranch.agent.restore.facts import RestoreFacts
 from dbranch.agent.restore.plan import RestorePlan, plan_restore
 from dbranch.agent.slot.pod_status import PodFacts
-from dbranch.agent.volume.marker import Marker, RestoreMark
+from dbranch.agent.volume.marker import Marker, RestoreRef
 from dbranch.agent.volume.restore_rules import RestoreVolume, VolumeState
 from dbranch.api.branch import Branch
 from dbranch.api.conditions import Finding, Reason
@@ -104,7 +104,7 @@ class Model:
         if isinstance(action, TakeRestore):
             assert self.state is VolumeState.ABSENT and facts.marker and self.own.marker
             assert self.own.marker.restore is None or self.own.marker.restore.uid != order.uid, "done twice"
-            done_by = RestoreMark(order.uid, order.undo.value, order.undo_uid or "")
+            done_by = RestoreRef(order.uid, order.undo.value, order.undo_uid or "")
             generation = self.own.marker.generation + 1
             facts = replace(facts, marker=replace(facts.marker, restore=done_by, generation=generation))
             self.state, self.taken = VolumeState.COMING, True
@@ -276,15 +276,15 @@ def test_without_its_pool_nobody_says_how_a_restore_ended() -> None:
     unmounted = replace(EMPTY, pool_mounted=False, pods=(pod,))
     plan = plan_restore(desired, RestoreFacts(RestoreVolume(), None, unmounted))
     assert not plan.is_answered and [type(action) for action in plan.actions] == [DeletePod]
-    rest = plan_restore(desired, RestoreFacts(RestoreVolume(), None, replace(unmounted, pods=())))
-    assert not rest.is_answered and rest.actions == () and rest.requeue_after is None
+    stopped = plan_restore(desired, RestoreFacts(RestoreVolume(), None, replace(unmounted, pods=())))
+    assert not stopped.is_answered and stopped.actions == () and stopped.requeue_after is None
     running = plan_restore(replace(desired, project=PROJECT), RestoreFacts(RestoreVolume(), None, unmounted))
     assert not running.is_answered and running.actions == () and running.requeue_after
 
 
 UNBOUND = PodFacts("pod", restore="r")
-RESTORED = replace(OWN, restore=RestoreMark("r", "Discard"))
-ANOTHER = replace(OWN, restore=RestoreMark("s", "Discard"))
+RESTORED = replace(OWN, restore=RestoreRef("r", "Discard"))
+ANOTHER = replace(OWN, restore=RestoreRef("s", "Discard"))
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ ANOTHER = replace(OWN, restore=RestoreMark("s", "Discard"))
         (UNBOUND, None, True, True),
     ],
 )
-def test_whose_a_pod_is_in_which_nothing_is_bound(
+def test_the_owner_of_a_pod_without_a_bind(
     pod: PodFacts, own: Marker | None, is_asked: bool, expected: bool
 ) -> None:
     order = replace(ordered().restore, uid="r")  # type: ignore[type-var]

@@ -512,8 +512,8 @@ def test_neither_protected_copies_nor_what_is_copied_now_make_room() -> None:
     # One that waits for its data is the newest; an earlier restore that is reconciled deletes nothing.
     coming = replace(snapshot("new", "feature-x").bound().parsed(), restore_uid="r6", branch_uid=FEATURE.uid)
     assert len(surplus_copies(replace(seen, copies=[coming, *copies]))) == 4
-    later = replace(FEATURE, restores=(last, RestoreRecord("later", "later-uid")))
-    assert surplus_copies(replace(seen, branch=later)) == ()
+    other = replace(FEATURE, restores=(last, RestoreRecord("later", "later-uid")))
+    assert surplus_copies(replace(seen, branch=other)) == ()
 
 
 def test_a_stopped_branch_has_no_sessions_to_hold() -> None:

@@ -49,7 +49,7 @@ from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.slot.scripts import read_initdb, read_slot_start
 from dbranch.agent.volume import effect as subvolume
 from dbranch.agent.volume.alter_system import ensure_alter_system_reset
-from dbranch.agent.volume.marker import Marker, RestoreMark
+from dbranch.agent.volume.marker import Marker, RestoreRef
 from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.agent.volume.origins.adopt import ensure_branch_adopted
 from dbranch.agent.volume.origins.initdb import ensure_initdb_area, ensure_initdb_promoted
@@ -152,7 +152,7 @@ class BranchEffects:
         assert restore is not None
         checkpoint_source(layout, project.uid, action.source_uid, project.postgres.database)
         outcome.timer.record("Checkpoint")
-        done_by = RestoreMark(restore.uid, restore.undo.value, restore.undo_uid or "")
+        done_by = RestoreRef(restore.uid, restore.undo.value, restore.undo_uid or "")
         outcome.marker = ensure_restore_taken(
             layout, project.uid, branch.uid, action.source_uid, done_by, desired.settings, now_rfc3339()
         )

@@ -67,7 +67,7 @@ UNDO_DISCARD: Final = "Discard"
 
 
 @dataclass(frozen=True)
-class RestoreMark:
+class RestoreRef:
     """The DBRestore that made the data, and what becomes of the data that it replaces.
 
     `undo`: UNDO_KEEP or UNDO_DISCARD. `undo_uid`: the UID of the DBSnapshot that takes the old data; empty with
@@ -118,7 +118,7 @@ class Marker:
     verifiers_of: str = ""
     generation: int = 1
     lineage: tuple[str, ...] = ()
-    restore: RestoreMark | None = None
+    restore: RestoreRef | None = None
     quiet: bool = False
     expiration_time: str = ""
     unknown: Mapping[str, Any] = field(default_factory=dict)
@@ -270,10 +270,10 @@ def parse_marker(text: str) -> Marker | SnapshotMarker | NewerMarker | None:
     return marker if snapshot is None else SnapshotMarker(marker, snapshot)
 
 
-def _parse_restore(raw: Any) -> RestoreMark | None:
+def _parse_restore(raw: Any) -> RestoreRef | None:
     if raw is None:
         return None
-    return RestoreMark(str(raw["uid"]), str(raw["undo"]), str(raw.get("undo_uid", "")))
+    return RestoreRef(str(raw["uid"]), str(raw["undo"]), str(raw.get("undo_uid", "")))
 
 
 def _without(raw: Mapping[str, Any], understood: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dbranch.agent.volume.marker import (
     UNDO_KEEP,
     Marker,
     NewerMarker,
-    RestoreMark,
+    RestoreRef,
     SnapshotMarker,
 )
 
@@ -36,7 +36,7 @@ class Verdict(StrEnum):
     DESTROY = "destroy"
     # It is prepared for the desired restore, which goes on with it.
     KEEP_COMING = "keep-coming"
-    # It becomes the undo snapshot, or trash: what the mark of the branch's data says.
+    # It becomes the undo snapshot, or trash: what the restore_ref of the branch's data says.
     FINISH_OLD = "finish-old"
     UNCLEAR = "unclear"
 
@@ -51,7 +51,7 @@ class RestoreVolume:
 
     state: VolumeState = VolumeState.ABSENT
     marker: Marker | SnapshotMarker | None = None
-    mark: RestoreMark | None = None
+    restore_ref: RestoreRef | None = None
     problem: str = ""
 
     @property
@@ -68,8 +68,8 @@ class RestoreVolume:
     def undo_uid(self) -> str | None:
         """The UID of the DBSnapshot that has, or is to have, what the restore replaces, if there is to be one."""
         coming = self.marker.restore if self.restore_uid and isinstance(self.marker, Marker) else None
-        mark = self.mark or coming
-        return mark.undo_uid or None if mark else None
+        restore_ref = self.restore_ref or coming
+        return restore_ref.undo_uid or None if restore_ref else None
 
 
 def classify(
@@ -96,12 +96,14 @@ def classify(
         if isinstance(marker, SnapshotMarker) or marker.restore is None:
             return _unclear("it is newer than the branch's data, and no restore has prepared it")
         return RestoreVolume(VolumeState.COMING, marker)
-    mark = branch.restore
-    if mark is None or not (mark.undo == UNDO_DISCARD or (mark.undo == UNDO_KEEP and mark.undo_uid)):
+    restore_ref = branch.restore
+    if restore_ref is None or not (
+        restore_ref.undo == UNDO_DISCARD or (restore_ref.undo == UNDO_KEEP and restore_ref.undo_uid)
+    ):
         return _unclear("the branch's data does not say what becomes of what it has replaced")
-    if isinstance(marker, SnapshotMarker) and data.owner_uid != mark.undo_uid:
+    if isinstance(marker, SnapshotMarker) and data.owner_uid != restore_ref.undo_uid:
         return _unclear("it is another snapshot than the branch's data says")
-    return RestoreVolume(VolumeState.OLD, marker, mark)
+    return RestoreVolume(VolumeState.OLD, marker, restore_ref)
 
 
 def judge(volume: RestoreVolume, desired_uid: str | None) -> Verdict:

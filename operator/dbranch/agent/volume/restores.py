@@ -29,7 +29,7 @@ from dbranch.agent.volume.effect import (
 from dbranch.agent.volume.marker import (
     UNDO_KEEP,
     Marker,
-    RestoreMark,
+    RestoreRef,
     Role,
     SnapshotMarker,
 )
@@ -66,7 +66,7 @@ def ensure_restore_taken(
     project_uid: str,
     branch_uid: str,
     source_uid: str,
-    mark: RestoreMark,
+    restore_ref: RestoreRef,
     settings: Settings,
     now: str,
 ) -> Marker:
@@ -80,10 +80,10 @@ def ensure_restore_taken(
     mounted_pool(layout, project_uid)
     branch, path = layout.branch(project_uid, branch_uid), layout.restore(project_uid, branch_uid)
     current = marker_of(branch)
-    if current.restore is not None and current.restore.uid == mark.uid:
-        raise Unsafe(f"restore {mark.uid} of branch {branch_uid} was done; it is not done again")
+    if current.restore is not None and current.restore.uid == restore_ref.uid:
+        raise Unsafe(f"restore {restore_ref.uid} of branch {branch_uid} was done; it is not done again")
     volume = _understood(layout, project_uid, branch_uid)
-    if volume.restore_uid == mark.uid:
+    if volume.restore_uid == restore_ref.uid:
         return marker_of(path)
     if volume.state is not VolumeState.ABSENT:
         raise Busy(f"{path} is of another restore and has not gone yet; it is tried again")
@@ -99,7 +99,7 @@ def ensure_restore_taken(
             names=settings.names,
             role=settings.names.role,
             generation=current.generation + 1,
-            restore=mark,
+            restore=restore_ref,
             opened=False,
             # The root's present data still does the root's work.
             quiet=settings.names.role is Role.ROOT,
@@ -140,16 +140,18 @@ def ensure_old_kept(
     `snapshotTime`; `expiration_time`: empty if it does not expire. Raises Busy while a Postgres uses the data, Unsafe
     if it is not to be kept.
     """
-    mark = _ensure_finishable(layout, project_uid, branch_uid)
-    if mark is None:
+    restore_ref = _ensure_finishable(layout, project_uid, branch_uid)
+    if restore_ref is None:
         return None
-    if mark.undo != UNDO_KEEP:
-        raise Unsafe(f"restore {mark.uid} of branch {branch_uid} keeps no old data; nothing is touched")
+    if restore_ref.undo != UNDO_KEEP:
+        raise Unsafe(
+            f"restore {restore_ref.uid} of branch {branch_uid} keeps no old data; nothing is touched"
+        )
     return ensure_kept_as_snapshot(
         layout,
         project_uid,
         SubvolumeName(branch_uid, SubvolumeKind.RESTORE),
-        mark.undo_uid,
+        restore_ref.undo_uid,
         snapshot,
         now,
         expiration_time,
@@ -161,11 +163,13 @@ def ensure_old_trashed(layout: Layout, project_uid: str, branch_uid: str) -> Non
 
     Raises Busy while a Postgres uses the data, Unsafe if it is to be kept.
     """
-    mark = _ensure_finishable(layout, project_uid, branch_uid)
-    if mark is None:
+    restore_ref = _ensure_finishable(layout, project_uid, branch_uid)
+    if restore_ref is None:
         return
-    if mark.undo == UNDO_KEEP:
-        raise Unsafe(f"restore {mark.uid} of branch {branch_uid} keeps the old data; nothing is touched")
+    if restore_ref.undo == UNDO_KEEP:
+        raise Unsafe(
+            f"restore {restore_ref.uid} of branch {branch_uid} keeps the old data; nothing is touched"
+        )
     rename_to_trash(layout.restore(project_uid, branch_uid), branch_uid)
     sync(layout.pool(project_uid))
 
@@ -203,17 +207,17 @@ def ensure_restore_finished(layout: Layout, project_uid: str, branch_uid: str, n
     match judge(volume, None):
         case Verdict.DESTROY:
             ensure_restore_destroyed(layout, project_uid, branch_uid)
-        case Verdict.FINISH_OLD if volume.mark and volume.mark.undo == UNDO_KEEP:
+        case Verdict.FINISH_OLD if volume.restore_ref and volume.restore_ref.undo == UNDO_KEEP:
             branch = marker_of(layout.branch(project_uid, branch_uid)).names
             object_name = names.branch_object_name(branch.project, branch.branch)
-            snapshot = names.derived_name(object_name, "undo", volume.mark.uid)
+            snapshot = names.derived_name(object_name, "undo", volume.restore_ref.uid)
             ensure_old_kept(layout, project_uid, branch_uid, snapshot, now)
         case Verdict.FINISH_OLD:
             ensure_old_trashed(layout, project_uid, branch_uid)
 
 
-def _ensure_finishable(layout: Layout, project_uid: str, branch_uid: str) -> RestoreMark | None:
-    """Look at the old data; return the mark of the restore that has replaced it, None without old data."""
+def _ensure_finishable(layout: Layout, project_uid: str, branch_uid: str) -> RestoreRef | None:
+    """Look at the old data; return the restore_ref of the restore that has replaced it, None without old data."""
     mounted_pool(layout, project_uid)
     volume = _understood(layout, project_uid, branch_uid)
     if volume.state is VolumeState.ABSENT:
@@ -223,7 +227,7 @@ def _ensure_finishable(layout: Layout, project_uid: str, branch_uid: str) -> Res
     check_unused(layout.restore(project_uid, branch_uid), layout)
     # Nobody else does the root's work any more: its jobs run from the next start on.
     ensure_recorded(layout, project_uid, branch_uid, Marker.with_quiet_ended)
-    return volume.mark
+    return volume.restore_ref
 
 
 def _understood(layout: Layout, project_uid: str, branch_uid: str) -> RestoreVolume:
