@@ -114,8 +114,8 @@ def test_other_files_in_a_pool_are_left_alone(up: Node) -> None:
 def test_a_rewritten_marker_keeps_the_keys_of_others(up: Node) -> None:
     copy = up.create_copy(up.create_root())
     path = up.layout.branch(up.project, copy)
-    before = edit_marker(path, quiet={"workers": True}, cleaned=False)
-    before = edit_marker(path, origin={**before["origin"], "generation": 4})
+    before = edit_marker(path, future={"workers": True}, cleaned=False)
+    before = edit_marker(path, origin={**before["origin"], "future": 4})
     for change in (
         Marker.with_cleaned,
         Marker.with_opened,
@@ -126,7 +126,7 @@ def test_a_rewritten_marker_keeps_the_keys_of_others(up: Node) -> None:
     assert after == {**before, "cleaned": True, "opened": True, "password": "v2"}
     # A copy is another branch: those keys were said of its source.
     second = up.create_copy(copy)
-    assert "quiet" not in json.loads((up.layout.branch(up.project, second) / MARKER).read_text())
+    assert "future" not in json.loads((up.layout.branch(up.project, second) / MARKER).read_text())
 
 
 def test_what_a_newer_release_wrote_is_neither_copied_nor_rewritten_nor_destroyed(up: Node) -> None:
