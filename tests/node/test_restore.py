@@ -13,8 +13,8 @@ from tests.node.restores import Restores
 from tests.node.test_agent import give_passwords
 from tests.node.world import World
 
-# The server ends the session of a user whose branch is restored (`admin_shutdown`). It cannot say so where the user's next
-# statement is on its way: then the connection is reset.
+# The server ends the session of a user whose branch is restored (`admin_shutdown`). It cannot say so where the next
+# statement of the user is on its way: then the connection is reset.
 ENDED, RESET = "57P01", "server closed the connection unexpectedly"
 
 
