@@ -77,7 +77,8 @@ def test_a_start_that_fails(world: World, restores: Restores, project: str) -> N
     world.patch_spec("b", postgres={"parameters": {"max_connections": "many"}})
     world.run_agent()
     end = restores.ends[uid]
-    assert end["state"] == "Failed" and end["reason"] == "StartFailed" and "max_connections" in end["message"]
+    assert end["state"] == "Failed" and end["reason"] == "StartFailed"
+    assert "rejects its parameters" in end["message"] and "its data serves on" in end["message"]
     assert rows(world, "b") == 1001 and world.branch("b")["status"]["node"]["slot"] == slot
     assert observe_subvolumes(world.node.layout, project).unfinished == ()
     world.patch_spec("b", postgres={"parameters": {"max_connections": "50"}})
