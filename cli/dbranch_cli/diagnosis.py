@@ -43,6 +43,8 @@ SPEC_FIELDS: Final[Mapping[str, frozenset[str]]] = {
             "project",
             "protectedUntil",
             "protection",
+            "refresh",
+            "snapshots",
             "source",
             "sourceSnapshot",
             "state",
