@@ -18,6 +18,8 @@ from dbranch.kube.client import Cluster, branch_path, path_of
 
 MAIN = branch().bound().stored().spec(snapshots=[{"name": "hourly", "schedule": "0 * * * *"}])
 PATH = branch_path("team", "shop-main")
+# UIDs as Kubernetes has them: a path on the node is made of them.
+SHOP = project().changed(metadata={"uid": "0a1b2c3d-4e5f-4a6b-8c7d-9e0f1a2b3c4d"}).body()
 
 
 class Node:
@@ -29,7 +31,7 @@ class Node:
         self.uid = body["metadata"]["uid"]
         self.changed, self.last = 1, {self.uid: 7}
         self.watch = WrittenWatch(cast(Cluster, self.api), Layout(Path("/base")), lambda: self.last)
-        self.watch.follow_project("ADDED", project().body())
+        self.watch.follow_project("ADDED", SHOP)
         self.follow()
         monkeypatch.setattr(written, "is_subvolume", lambda path: path.name == self.uid)
         monkeypatch.setattr(written, "transactions_of", lambda path: Transactions(0, self.changed))
@@ -85,9 +87,9 @@ def test_what_has_no_snapshot_yet_or_no_project_or_is_another_branch(monkeypatch
     node.changed, node.last = 8, {}
     assert node.check() == []
     node.last = {node.uid: 7}
-    node.watch.follow_project("DELETED", project().body())
+    node.watch.follow_project("DELETED", SHOP)
     assert node.check() == []
-    node.watch.follow_project("ADDED", project().body())
+    node.watch.follow_project("ADDED", SHOP)
     # Made again under its name: the event is still to come.
     node.api.merge(PATH, {"metadata": {"finalizers": []}})
     node.api.delete(PATH)
