@@ -9,14 +9,13 @@ from typing import Any
 import click
 
 from dbranch.api import names
-from dbranch.api.branch import parse_branch
 from dbranch.api.enums import Undo
 from dbranch.api.errors import ApiError
-from dbranch.api.project import parse_project
 from dbranch_cli.invocation import Invocation
 from dbranch_cli.naming import check_branch_name
 from dbranch_cli.objects import Body, active_branch_of, desired_branch_of
 from dbranch_cli.options import BranchName, Command, no_wait_option, timeout_option, yes_option
+from dbranch_cli.parsing import parse_branch, parse_project
 from dbranch_cli.waiting import wait_deleted
 
 # After a switch the policy that protects the active branch still reads the project as it was: the API server's cache

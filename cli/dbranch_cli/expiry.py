@@ -8,16 +8,15 @@ from typing import Any
 
 import click
 
-from dbranch.api.branch import parse_branch
 from dbranch.api.enums import Protection
 from dbranch.api.errors import InvalidInput
 from dbranch.api.expiry import deadline_of, format_time, parse_time, parse_ttl
-from dbranch.api.project import parse_project
 from dbranch_cli import durations
 from dbranch_cli.durations import format_until, parse_moment, parse_period
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.invocation import Invocation
 from dbranch_cli.options import BranchName, Command, force_option
+from dbranch_cli.parsing import parse_branch, parse_project
 
 
 def expiry_options() -> Callable[[Any], Any]:

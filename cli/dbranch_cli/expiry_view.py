@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from dbranch.api.branch import parse_branch
 from dbranch.api.conditions import Condition, find_condition
 from dbranch.api.enums import Protection
 from dbranch.api.expiry import FIELD_CAP, deadline_of, with_grace
-from dbranch.api.project import parse_project
 from dbranch_cli.durations import format_moment, format_until
+from dbranch_cli.parsing import parse_branch, parse_project
 
 Json = Mapping[str, Any]
 

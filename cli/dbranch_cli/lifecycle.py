@@ -9,10 +9,8 @@ from typing import Any, Final
 import click
 
 from dbranch.api import names
-from dbranch.api.branch import parse_branch, should_run
 from dbranch.api.conditions import Condition, Reason, find_condition
 from dbranch.api.enums import OnSwitch, State
-from dbranch.api.project import parse_project
 from dbranch_cli.expiry_view import leaving_note
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.formatting import format_count
@@ -27,6 +25,7 @@ from dbranch_cli.options import (
     timeout_option,
     yes_option,
 )
+from dbranch_cli.parsing import should_run
 from dbranch_cli.view import count_sessions
 from dbranch_cli.waiting import has_condition, is_restarted, is_routed, is_stopped, wait_for
 
@@ -207,7 +206,7 @@ def restart(
     postgresql.auto.conf.before-reset, which replaces one of an earlier reset.
     """
     live = invocation.branch(branch)
-    if not should_run(parse_project(invocation.project()), parse_branch(live)):
+    if not should_run(invocation.project(), live):
         message = (
             f"branch {branch} is stopped; start it first with 'dbranch resume {branch}'"
             if reset_alter_system

@@ -59,7 +59,7 @@ def schedule(
     action: str | None,
     force: bool,
 ) -> None:
-    """Show or change the schedules of a branch: of snapshots, of its refresh."""
+    """Show or change schedules of snapshots and of the refresh."""
     live = invocation.branch(branch)
     sets = any(value is not None for value in (snapshots, keep, refresh, when_in_use, time_zone))
     if action and sets:

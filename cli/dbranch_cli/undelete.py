@@ -87,7 +87,7 @@ def list_deleted(invocation: Invocation) -> None:
 @timeout_option("5m")
 @click.pass_obj
 def undelete(invocation: Invocation, branch: str, yes: bool, no_wait: bool, timeout: float) -> None:
-    """Bring a deleted branch back, with its data and spec as they were.
+    """Bring a deleted branch back, with its data and spec.
 
     If the branch was made again meanwhile (by Git, say), that one is reset to the deleted data.
     """
