@@ -265,6 +265,9 @@ class BranchReconciler:
             facts = replace(facts, server_version=None, refusal=Answer.STARTING)
             postgres = still_starting_finding(desired)
         node = node_fields(desired, facts, marker, outcome.slot, storage, postgres)
+        if has_no_address:
+            # It is said in the same write as the address.
+            node.pop("opened", None)
         node |= part.fields(desired, serves=opened is not None and bool(opened.address) and error is None)
         if marker and marker.role is Role.ROOT and not desired.project.node.initialized:
             initialized = {"initialized": True, "superuser": marker.superuser}
