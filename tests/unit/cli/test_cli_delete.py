@@ -25,7 +25,6 @@ class FakeStore:
     def __init__(self, desired: str, route: str, refusals: int, message: str) -> None:
         self.refusals, self.message, self.attempts = refusals, message, 0
         self.project = {
-            "kind": "DBProject",
             "metadata": {"name": "shop"},
             "spec": {"activeBranch": desired},
             "status": {"route": {"branch": route}},
