@@ -16,9 +16,15 @@ from dbranch.agent.linux.btrfs import Transactions
 from dbranch.api import names
 from dbranch.kube.client import Cluster, branch_path, path_of
 
-MAIN = branch().bound().stored().spec(snapshots=[{"name": "hourly", "schedule": "0 * * * *"}])
-PATH = branch_path("team", "shop-main")
 # UIDs as Kubernetes has them: a path on the node is made of them.
+MAIN = (
+    branch()
+    .bound()
+    .stored()
+    .spec(snapshots=[{"name": "hourly", "schedule": "0 * * * *"}])
+    .changed(metadata={"uid": "1b2c3d4e-5f6a-4b7c-8d9e-0f1a2b3c4d5e"})
+)
+PATH = branch_path("team", "shop-main")
 SHOP = project().changed(metadata={"uid": "0a1b2c3d-4e5f-4a6b-8c7d-9e0f1a2b3c4d"}).body()
 
 
