@@ -7,7 +7,7 @@ import uuid
 
 import psycopg
 import pytest
-from tests.node.agent_life import BRANCHES, PODS
+from tests.node.agent_life import BRANCHES, PODS, PROJECTS
 from tests.node.machine import stopped
 from tests.node.restores import Restores
 from tests.node.test_restore import rows
@@ -16,6 +16,7 @@ from tests.node.world import World
 
 from dbranch.agent.layout import SubvolumeKind
 from dbranch.agent.linux.btrfs import is_subvolume
+from dbranch.agent.linux.loops import loops_of
 from dbranch.agent.linux.quotas import subvolume_id
 from dbranch.agent.volume.observe import observe_subvolumes
 
@@ -148,6 +149,21 @@ def test_a_branch_is_deleted_while_it_is_restored(world: World, restores: Restor
     restores.await_state("b", "Prepared")
     world.delete_branch("b")
     world.assert_consistent(project, running=1, stored=1)
+
+
+def test_a_project_is_stopped_while_a_branch_is_restored(
+    world: World, restores: Restores, project: str
+) -> None:
+    restores.switches = False
+    uid = restores.order("b", source="main")
+    restores.await_state("b", "Prepared")
+    world.api.merge(f"{PROJECTS}/shop", {"spec": {"state": "Stopped"}})
+    world.run_agent()
+    assert restores.ends[uid]["state"] == "Canceled"
+    assert world.api.find(PODS) == [] and loops_of(world.node.layout.image(project)) == ()
+    world.api.merge(f"{PROJECTS}/shop", {"spec": {"state": "Running"}})
+    world.run_agent()
+    assert_serves_on(world, project)
 
 
 def test_after_a_restart_of_the_node_what_was_prepared_is_made_anew(

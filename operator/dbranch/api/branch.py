@@ -13,6 +13,7 @@ from dbranch.api.owners import foreign_owners
 from dbranch.api.project import Project
 from dbranch.api.protection import is_protected
 from dbranch.api.restore import (
+    ENDED_STATES,
     BranchData,
     BranchRestore,
     NodeRestore,
@@ -166,6 +167,14 @@ class Branch:
             return self.release == self.deleted
         ready = find_condition(self.status, Condition.READY)
         return (ready or {}).get("reason") == Reason.DELETING.value
+
+    @property
+    def awaits_restore(self) -> bool:
+        """True if a restore of the branch was ordered, and its agent has not reported its end."""
+        order, answer = self.restore, self.node.restore
+        if order is None:
+            return False
+        return answer is None or answer.uid != order.uid or answer.state not in ENDED_STATES
 
     @property
     def name(self) -> str:

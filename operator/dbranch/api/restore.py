@@ -14,6 +14,8 @@ from dbranch.api.quantity import parse_seconds
 
 # The phases in which nothing more is done.
 FINISHED_PHASES: Final = frozenset({RestorePhase.COMPLETE, RestorePhase.FAILED, RestorePhase.REJECTED})
+# The answers of an agent behind which it has nothing of the restore left to do.
+ENDED_STATES: Final = frozenset({NodeRestoreState.DONE, NodeRestoreState.FAILED, NodeRestoreState.CANCELED})
 
 
 @dataclass(frozen=True)

@@ -239,6 +239,9 @@ class ProjectReconciler:
             self._request_branch_reconciles(project)
             self._trigger_warm(project)
             patch_node(self._cluster, project, {"observedGeneration": project.generation})
+        if observe_pool(self._layout, project.uid).mounted and self._awaits_restores(project):
+            # What becomes of the data beside a branch's own can be said only while the pool is mounted.
+            return Result(BUSY_RETRY_SECONDS)
         try:
             ensure_pool_down(self._layout, project.uid)
         except Busy as error:
@@ -262,12 +265,20 @@ class ProjectReconciler:
 
     def _request_branch_reconciles(self, project: Project) -> None:
         """Request a reconcile of each branch of the project on this node: it may have waited for the project."""
-        path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)
-        for body in self._cluster.find(path, fields=f"status.nodeName={self._context.node}"):
-            branch = parse_branch(body)
-            if branch.project == project.name and not branch.deleting:
-                self._request_branch(branch)
+        for branch in self._branches_of(project):
+            self._request_branch(branch)
         self._request_snapshots(project)
+
+    def _awaits_restores(self, project: Project) -> bool:
+        """Return True while the end of a restore of one of its branches is still to be reported."""
+        return any(branch.awaits_restore for branch in self._branches_of(project))
+
+    def _branches_of(self, project: Project) -> list[Branch]:
+        """Return the branches of the project on this node that are not being deleted."""
+        path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)
+        bodies = self._cluster.find(path, fields=f"status.nodeName={self._context.node}")
+        branches = (parse_branch(body) for body in bodies)
+        return [branch for branch in branches if branch.project == project.name and not branch.deleting]
 
     def _remove(self, project: Project) -> Result:
         """Remove pods, slots and pool as far as they can be removed now; once nothing is left, the finalizer."""

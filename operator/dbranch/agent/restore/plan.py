@@ -98,10 +98,13 @@ def plan_restore(desired: Desired, facts: RestoreFacts) -> RestorePlan:
 
 
 def _plan_without_pool(desired: Desired, facts: RestoreFacts) -> RestorePlan:
-    """Let go of the pool of a stopped project. What the data is can only be said when the pool is mounted again."""
+    """Let go of the pool of a stopped project. What became of a restore is said when the pool is mounted again."""
+    is_over = desired.branch.restore is None
     if desired.project.running:
-        return RestorePlan(is_answered=False, requeue_after=RESTORE_QUEUED_POLL_SECONDS)
-    return replace(_throw_away(facts, None), is_answered=False)
+        delay = None if is_over else RESTORE_QUEUED_POLL_SECONDS
+        return RestorePlan(is_answered=is_over, requeue_after=delay)
+    plan = _throw_away(facts, None)
+    return replace(plan, is_answered=plan.is_answered and is_over)
 
 
 def _plan_order(desired: Desired, order: BranchRestore, facts: RestoreFacts) -> RestorePlan:

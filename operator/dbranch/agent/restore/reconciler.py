@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
 
 from dbranch.agent.branch.applying import Applied, apply_plan
 from dbranch.agent.branch.beside import RestorePart, restore_fields
@@ -33,15 +32,13 @@ from dbranch.api.branch import Branch
 from dbranch.api.conditions import Finding
 from dbranch.api.enums import NodeRestoreState, RestoreState
 from dbranch.api.errors import ApiError, Busy, ClusterUnreachable, SlotTaken
-from dbranch.api.restore import NodeRestore
+from dbranch.api.restore import ENDED_STATES, NodeRestore
 from dbranch.kube.client import Cluster
 from dbranch.runtime.logs import log_error
 from dbranch.runtime.result import Result
 from dbranch.runtime.timings import StepTimer
 
 logger = logging.getLogger(__name__)
-
-_FINAL_STATES: Final = frozenset({NodeRestoreState.DONE, NodeRestoreState.FAILED, NodeRestoreState.CANCELED})
 
 
 class RestoreReconciler:
@@ -85,7 +82,7 @@ class RestoreReconciler:
             except Exception as error:  # noqa: BLE001 - the branch's own status does not say it
                 self._log(desired, error)
                 part = RestorePart(requeue_after=RESTORE_START_POLL_SECONDS)
-        if part.is_answered and (part.answer is None or part.answer.state in _FINAL_STATES):
+        if part.is_answered and (part.answer is None or part.answer.state in ENDED_STATES):
             self._memory.release(branch.uid)
         return part
 
@@ -268,7 +265,7 @@ class RestoreReconciler:
         reported = desired.branch.node.restore
         if (
             answer is None
-            or answer.state not in _FINAL_STATES
+            or answer.state not in ENDED_STATES
             or (reported and reported.state == answer.state)
         ):
             return
