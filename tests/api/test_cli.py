@@ -294,7 +294,7 @@ def test_reset_makes_a_restore_and_waits_for_it(shop: Team) -> None:
         source="main",
         dataTime="2030-01-01T00:00:00Z",
     )
-    done = shop.succeeds("-p", "shop", "reset", "feature-x", "--to-branch", "main")
+    done = shop.succeeds("-p", "shop", "reset", "feature-x", "--to-branch", "main", "--yes")
     assert done.startswith("branch feature-x has the data of main as of 20")
     assert "what it had before is deleted" in done
     spec = {"project": "shop", "branch": "feature-x", "source": "main"}
@@ -315,7 +315,9 @@ def test_reset_makes_a_restore_and_waits_for_it(shop: Team) -> None:
     listed = json.loads(shop.succeeds("-p", "shop", "history", "feature-x", "-o", "json"))["items"]
     assert {item["metadata"]["name"] for item in listed} == {f"shop-feature-x-{n}" for n in (1, 2, 3)}
     assert "deleted for good" in shop.fails(2, "-p", "shop", "reset", "feature-x", "--discard")
-    assert "active branch" in shop.fails(2, "-p", "shop", "reset", "main", "--to-branch", "feature-x")
+    active = shop.get("dbproject", "shop")["spec"]["activeBranch"]
+    other = "main" if active == "feature-x" else "feature-x"
+    assert "active branch" in shop.fails(2, "-p", "shop", "reset", active, "--to-branch", other)
     assert "has no data to go back to" in shop.fails(3, "-p", "shop", "undo", "feature-x")
 
 
@@ -401,7 +403,7 @@ def test_delete_asks_and_waits_for_the_deletion(shop: Team) -> None:
         *("-p", '{"metadata":{"finalizers":null}}'),
     )
     out, _ = waiting.communicate(timeout=TIMEOUT_SECONDS)
-    assert waiting.returncode == 0 and out == "branch old deleted\n"
+    assert waiting.returncode == 0 and out == "branch old deleted, and its data\n"
 
 
 def test_delete_project_asks_and_unsets_the_current_project(team: Team) -> None:

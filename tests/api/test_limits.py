@@ -451,6 +451,7 @@ def test_what_is_audited_can_be_evaluated_and_refuses_nothing(admin: Api, team: 
         ("dbranch-audit", "delete"),
         ("dbranch-project-limits", "exceeded"),
         ("dbranch-branch-limits", "exceeded"),
+        ("dbranch-restore", "restored-branch"),
     }
     chart = {
         body["metadata"]["name"]: body for body in rendered() if body["kind"] == "ValidatingAdmissionPolicy"
