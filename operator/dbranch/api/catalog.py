@@ -232,8 +232,9 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
     ),
     Reason.NO_SOURCE: _restore(
         _FAILED,
-        "Neither spec.source nor spec.sourceSnapshot is named, and the root branch has no origin.",
-        "Name one of the two in another DBRestore.",
+        "Neither spec.source nor spec.sourceSnapshot is named, and the root branch has no origin; or the branch is its "
+        "own source.",
+        "Name another branch or a snapshot in another DBRestore.",
     ),
     Reason.BRANCH_REPLACED: _restore(
         _FAILED,

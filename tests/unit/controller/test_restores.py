@@ -92,6 +92,7 @@ EARLIER = [restore(f"r{n}").changed(metadata={"creationTimestamp": ago(60 - n)})
         ({"branch": replace(FEATURE, deleted=ago())}, Waiting, Reason.BRANCH_NOT_FOUND),
         ({"branch": replace(FEATURE, protected=True)}, Rejected, Reason.PROTECTED),
         ({"branch": replace(FEATURE, source=None)}, Rejected, Reason.NO_SOURCE),
+        ({"restore": replace(RESTORE, source="feature-x")}, Rejected, Reason.NO_SOURCE),
         ({"queue": [*EARLIER, RESTORE]}, Rejected, Reason.QUEUE_FULL),
         ({"queue": [EARLIER[0], RESTORE]}, Waiting, Reason.QUEUED),
         ({"busy": 2}, Waiting, Reason.QUEUED),

@@ -98,6 +98,11 @@ def _admit(facts: RestoreFacts) -> Admitted | Waiting | Rejected:
         return Rejected(
             Finding(Reason.NO_SOURCE, f"{text}; name spec.source or spec.sourceSnapshot in another DBRestore")
         )
+    if origin_of(restore, branch) == (branch.name, None):
+        text = f"branch {branch.name} cannot be restored from itself; nothing was done"
+        return Rejected(
+            Finding(Reason.NO_SOURCE, f"{text}; name a snapshot or another branch in another DBRestore")
+        )
     queued = _queued(facts, branch)
     if queued:
         return queued
@@ -183,7 +188,7 @@ def _source(facts: RestoreFacts, project: Project, branch: Branch) -> RestoreSou
             return Finding(Reason.SOURCE_NOT_READY, f"{text}; see its conditions")
         return RestoreSource(RestoreSourceKind.SNAPSHOT, snapshot.object_name, snapshot.uid)
     source = facts.source
-    if source is None or source.deleting or source.uid == branch.uid:
+    if source is None or source.deleting:
         text = f'source "{name}" does not exist in project {project.name}; {subject} waits'
         return Finding(Reason.SOURCE_NOT_FOUND, f"{text}; make that branch")
     if source.node.snapshot_time is None or source.node_name != branch.node_name:
