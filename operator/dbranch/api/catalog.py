@@ -232,8 +232,8 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
     ),
     Reason.NO_SOURCE: _restore(
         _FAILED,
-        "Neither spec.source nor spec.sourceSnapshot is named, and the root branch has no origin; or the branch is its "
-        "own source.",
+        "Neither spec.source nor spec.sourceSnapshot is named, and the root branch has no origin; or the branch is "
+        "named as its own source.",
         "Name another branch or a snapshot in another DBRestore.",
     ),
     Reason.BRANCH_REPLACED: _restore(
