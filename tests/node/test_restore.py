@@ -76,6 +76,13 @@ def test_the_root_and_a_stopped_branch_are_restored(world: World, restores: Rest
     first, second = restores.order("main", source="b"), restores.order("b", source="child", keep=False)
     world.run_agent()
     assert restores.ends[first]["state"] == restores.ends[second]["state"] == "Done", restores.ends
+    # Its subscriptions and schedulers run from the next start on, since the old Postgres did their work until now.
+    postgres = world.branch("main")["status"]["node"]["postgres"]
+    assert postgres["reason"] == "RestartPending" and "max_logical_replication_workers" in postgres["message"]
+    world.api.merge(f"{BRANCHES}/shop-main", {"metadata": {"annotations": {"dbranch.io/restartedAt": "now"}}})
+    world.run_agent()
+    assert world.branch("main")["status"]["node"]["postgres"]["reason"] == "Accepting"
+    assert world.sql("main", "show max_logical_replication_workers") == [("4",)]
     # The root has the data of the branch at rest, its other child what it had; the branch is at rest again.
     assert rows(world, "main") == 1001 and rows(world, "child") == 1000
     node = world.branch("b")["status"]["node"]

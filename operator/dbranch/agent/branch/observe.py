@@ -19,7 +19,7 @@ from dbranch.agent.pool.records import read_record
 from dbranch.agent.pool.space import Space
 from dbranch.agent.postgres.answer import ServerFacts
 from dbranch.agent.postgres.collations import outdated_collations
-from dbranch.agent.postgres.server import observe_server
+from dbranch.agent.postgres.server import JOBS_SETTING, observe_server
 from dbranch.agent.postgres.session import Endpoint
 from dbranch.agent.slot.image_ref import digest_of
 from dbranch.agent.slot.observe import (
@@ -33,7 +33,7 @@ from dbranch.agent.status import failed_storage_finding
 from dbranch.agent.volume.alter_system import has_altered_settings
 from dbranch.agent.volume.brake import observe_brake
 from dbranch.agent.volume.effect import is_hba_closed, settings_outdated, settings_written_at
-from dbranch.agent.volume.marker import Marker, NewerMarker
+from dbranch.agent.volume.marker import Marker, NewerMarker, Role
 from dbranch.agent.volume.observe import observe_initdb_done, observe_marker, observe_subvolumes
 from dbranch.agent.volume.origins.adopt import retained_branch
 from dbranch.agent.volume.origins.snapshot import check_source
@@ -162,13 +162,20 @@ def observe_postgres(layout: Layout, desired: Desired, facts: BranchFacts) -> Br
         outdated_collations=_outdated_collations(layout, endpoint, pod, facts.marker)
         if server.version
         else None,
-        pending_settings=server.pending_settings,
+        pending_settings=_pending_settings(server, facts.marker),
         rejected_settings=server.rejected_settings,
         settings_outdated=outdated,
         hba_closed=facts.marker.opened and is_hba_closed(layout, project.uid, branch.uid, facts.marker),
         altered=not server.version and has_altered_settings(layout, project.uid, branch.uid),
         **_password_facts(desired, facts.marker, server, roles),
     )
+
+
+def _pending_settings(server: ServerFacts, marker: Marker) -> tuple[str, ...]:
+    """Return the settings that need a restart; the jobs' among them once the data is the root's."""
+    if marker.running_role is Role.ROOT:
+        return server.pending_settings
+    return tuple(name for name in server.pending_settings if name != JOBS_SETTING)
 
 
 def _password_facts(

@@ -14,9 +14,11 @@ from dbranch.api.errors import NotAccepting, SqlFailed
 # Characters of the line of a setting that is rejected.
 _LINE_LENGTH: Final = 120
 _LOADED_AT: Final = "extract(epoch from pg_catalog.pg_conf_load_time())::float8"
+# The script of the slot starts a copy, and a root that is quiet, with 0.
+JOBS_SETTING: Final = "max_logical_replication_workers"
 _PENDING: Final = (
-    "(select pg_catalog.string_agg(name, ' ' order by name)"
-    " from pg_catalog.pg_settings where pending_restart)"
+    "(select pg_catalog.string_agg(name, ' ' order by name) from pg_catalog.pg_settings where pending_restart"
+    f" or (name = '{JOBS_SETTING}' and setting = '0' and source = 'command line'))"
 )
 # A setting that waits for a restart has an error there, too: that it could not be applied. Values that somebody gave
 # by ALTER SYSTEM may be secrets; its lines begin with a "*".
