@@ -202,6 +202,11 @@ class Cluster:
         uids = "-o=jsonpath={.items[*].metadata.uid}"
         return self.kubectl("get", "dbprojects", "-A", uids).text.split()
 
+    def branch_slots(self) -> list[str]:
+        """Return the slots of all DBBranches."""
+        slots = "-o=jsonpath={.items[*].status.node.slot}"
+        return self.kubectl("get", "dbbranches", "-A", slots).text.split()
+
     def names_in(self, directories: str, node: str | None = None) -> list[str]:
         """Return the names in directories below dbranch's base directory, given as a pattern of the shell.
 
