@@ -13,6 +13,7 @@ from dbranch.api.quantity import parse_seconds
 from dbranch_cli.formatting import format_age
 
 _DAYS: Final = re.compile(r"([0-9]+)([dw])")
+_NOTHING: Final = re.compile(r"0+[smhdw]")
 _HOURS: Final[Mapping[str, int]] = {"d": 24, "w": 7 * 24}
 
 
@@ -51,12 +52,16 @@ def parse_moment(text: str, now: datetime) -> datetime:
     '2030-01-01T22:00:00+00:00'
     >>> parse_moment("in 1w", datetime(2030, 1, 2, tzinfo=UTC)).isoformat()
     '2030-01-09T00:00:00+00:00'
+    >>> parse_moment("0s ago", datetime(2030, 1, 2, tzinfo=UTC)).isoformat()
+    '2030-01-02T00:00:00+00:00'
     """
     ago = text.removesuffix("ago").strip() if text.endswith("ago") else None
     ahead = text.removeprefix("in ").strip() if text.startswith("in ") else None
     try:
         if ago or ahead:
-            period = parse_period(ago or ahead or "", "time")
+            text_of_period = ago or ahead or ""
+            is_nothing = _NOTHING.fullmatch(text_of_period)
+            period = timedelta() if is_nothing else parse_period(text_of_period, "time")
             return now - period if ago else now + period
         moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
         return moment if moment.tzinfo else moment.astimezone()
