@@ -142,17 +142,20 @@ def needs_release(item: Project | Branch | Snapshot, node: NodeFacts | None) -> 
 
 
 def missing_finalizers(branch: Branch, node: NodeFacts) -> tuple[str, ...]:
-    """Return the finalizers that a branch needs on this node and has not: the agent's, where it is to be bound.
+    """Return the finalizers that a branch needs on this node and has not: the agent's, where it is bound.
 
     An agent of a release without FEATURE_RELEASE knows only the controller's finalizer as a sign that the branch must
-    not be touched yet. A bound branch gets that when such an agent is Ready, as behind the roll-back of a DaemonSet:
-    nobody knows of an agent that starts what it can.
+    not be touched yet. It puts its own on the branch itself, and takes one that has it already for one that it has
+    handled (tried: it never looked at it). A bound branch gets the controller's when such an agent is Ready, as behind
+    the roll-back of a DaemonSet: nobody knows of an agent that starts what it can, so an unbound one gets both.
     """
     is_old = names.FEATURE_RELEASE not in node.features
-    if branch.node_name is None:
-        needed = [names.AGENT_FINALIZER, *([names.CONTROLLER_FINALIZER] if is_old else [])]
+    if not is_old:
+        needed = [names.AGENT_FINALIZER]
+    elif node.agent_ready:
+        needed = [names.CONTROLLER_FINALIZER]
     else:
-        needed = [names.CONTROLLER_FINALIZER] if is_old and node.agent_ready else []
+        needed = [names.AGENT_FINALIZER, names.CONTROLLER_FINALIZER] if branch.node_name is None else []
     return tuple(name for name in needed if name not in branch.finalizers)
 
 

@@ -74,11 +74,17 @@ STARTING = NodeFacts("n1", has_agent=True)
     ("item", "node", "expected"),
     [
         pytest.param(branch("x"), NEW, [names.AGENT_FINALIZER], id="new agent"),
-        pytest.param(branch("x"), OLD, [names.AGENT_FINALIZER, names.CONTROLLER_FINALIZER], id="old agent"),
+        pytest.param(branch("x"), OLD, [names.CONTROLLER_FINALIZER], id="old agent"),
         pytest.param(
             branch("x"), STARTING, [names.AGENT_FINALIZER, names.CONTROLLER_FINALIZER], id="unknown"
         ),
         pytest.param(branch("x").bound(), NEW, [], id="bound"),
+        pytest.param(
+            branch("x").bound().finalizers(),
+            NEW,
+            [names.AGENT_FINALIZER],
+            id="bound, and its old agent never saw it",
+        ),
         pytest.param(
             branch("x").bound(), OLD, [names.CONTROLLER_FINALIZER], id="bound, the agent rolled back"
         ),
