@@ -147,7 +147,7 @@ def missing_finalizers(branch: Branch, node: NodeFacts) -> tuple[str, ...]:
     An agent of a release without FEATURE_RELEASE knows only the controller's finalizer as a sign that the branch must
     not be touched yet. It puts its own on the branch itself, and takes one that has it already for one that it has
     handled (tried: it never looked at it). A bound branch gets the controller's when such an agent is Ready, as
-    behind the roll-back of a DaemonSet; an unbound one gets both, since nobody knows what an agent that starts can do.
+    behind the roll-back of a DaemonSet; an unbound one gets both while nobody knows what a starting agent can do.
     """
     is_old = names.FEATURE_RELEASE not in node.features
     if not is_old:
