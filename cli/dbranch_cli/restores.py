@@ -18,7 +18,7 @@ from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.formatting import format_count
 from dbranch_cli.invocation import Invocation
 from dbranch_cli.naming import check_branch_name
-from dbranch_cli.objects import Body, active_branch_of, manifest, source_of
+from dbranch_cli.objects import Body, active_branch_of, desired_branch_of, manifest, source_of
 from dbranch_cli.options import BranchName, Command, no_wait_option, timeout_option, yes_option
 from dbranch_cli.restore_progress import StepPrinter
 from dbranch_cli.restore_view import (
@@ -176,7 +176,7 @@ def _confirm(invocation: Invocation, live: Body, branch: str, text: str, discard
     keep = None if discard else kept_for(project, live)
     affected = [f"{format_count(sessions, 'session')} on it end" + ("s" if sessions == 1 else "")]
     affected = affected if sessions else []
-    if branch == active_branch_of(project):
+    if branch in (active_branch_of(project), desired_branch_of(project)):
         affected.insert(0, "it is the active branch")
     if not affected and keep:
         return
