@@ -34,7 +34,7 @@ def kept_for(project: Mapping[str, Any], live: Mapping[str, Any]) -> str | None:
 def deletion_copy_of(invocation: Invocation, live: Mapping[str, Any]) -> Body | None:
     """Return the DBSnapshot that has got the data of a branch that was deleted; None if there is none."""
     meta = live["metadata"]
-    return invocation.store.find(names.SNAPSHOTS, names.derived_name(meta["name"], "deleted", meta["uid"]))
+    return invocation.store.find(names.SNAPSHOTS, names.deletion_copy_name(meta["name"], meta["uid"]))
 
 
 @click.command(cls=Command)

@@ -175,6 +175,16 @@ def derived_name(object_name: str, use: str, uid: str) -> str:
     return f"{object_name}-{use}-{digest[:5]}"
 
 
+def undo_snapshot_name(object_name: str, restore_uid: str) -> str:
+    """Return the name of the DBSnapshot that gets what a DBRestore replaces in this DBBranch."""
+    return derived_name(object_name, "undo", restore_uid)
+
+
+def deletion_copy_name(object_name: str, branch_uid: str) -> str:
+    """Return the name of the DBSnapshot that gets the data of this DBBranch when it is deleted."""
+    return derived_name(object_name, "deleted", branch_uid)
+
+
 def project_service_name(project: str) -> str:
     """Return the name of the proxy's Service: the project's own, so `psql -h shop` follows a switch."""
     return project

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from dbranch.api import names
 from dbranch.api.conditions import NO_PROGRESS_REASONS, Finding, Reason
 from dbranch.api.enums import Protection, SnapshotReason
-from dbranch.api.expiry import NEVER, parse_ttl
+from dbranch.api.expiry import NEVER, format_time, parse_ttl
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,12 @@ class Snapshot:
     def lifetime(self) -> timedelta | None:
         """How long it is kept from its snapshot on; None: until somebody deletes it."""
         return parse_ttl(self.ttl)
+
+    def expiration_at(self, now: datetime) -> str:
+        """Return when it is to go by its present spec if its data is as of `now` (RFC 3339); empty: never."""
+        if self.lifetime is None or self.protected:
+            return ""
+        return format_time(now + self.lifetime)
 
 
 def parse_snapshot(body: Mapping[str, Any]) -> Snapshot:

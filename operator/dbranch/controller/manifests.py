@@ -270,7 +270,7 @@ def allow_policy(namespace: str, release: Release) -> Json:
 def undo_snapshot(project: Project, branch: Branch, restore: Restore) -> Json:
     """Return the DBSnapshot that takes the data which a restore replaces."""
     origin = {"reason": SnapshotReason.RESTORE.value, "restoreUID": restore.uid, "branchUID": branch.uid}
-    name = names.derived_name(branch.object_name, "undo", restore.uid)
+    name = names.undo_snapshot_name(branch.object_name, restore.uid)
     return record_of_branch(project, branch, name, origin)
 
 

@@ -16,7 +16,6 @@ from dbranch.agent.snapshot.plan import (
     AdoptSnapshot,
     SnapshotFacts,
     TakeSnapshot,
-    expiration_at,
     plan_snapshot,
 )
 from dbranch.agent.snapshot.watch import SnapshotRecords, follow_snapshots, needs_reconcile, record_of
@@ -95,9 +94,9 @@ def test_a_scheduled_snapshot_is_taken_within_ten_minutes_or_never() -> None:
 
 def test_the_marker_says_when_a_snapshot_is_to_go() -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    assert expiration_at(BOUND.spec(ttl="24h").parsed(), now) == "2026-01-02T00:00:00Z"
+    assert BOUND.spec(ttl="24h").parsed().expiration_at(now) == "2026-01-02T00:00:00Z"
     for spec in ({}, {"ttl": "Never"}, {"ttl": "24h", "protection": "Enabled"}):
-        assert expiration_at(BOUND.spec(**spec).parsed(), now) == ""
+        assert BOUND.spec(**spec).parsed().expiration_at(now) == ""
 
 
 def test_what_was_taken_once_is_not_taken_again() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from dbranch.agent.branch.actions import DeletePod, RemoveSlot
 from dbranch.agent.branch.facts import Desired
@@ -78,19 +78,14 @@ class RestoreEffects:
         project, branch, layout = desired.project, desired.branch, self._layout
         done_by = marker_of(layout.branch(project.uid, branch.uid)).restore
         assert done_by is not None
-        name = names.derived_name(branch.object_name, "undo", done_by.uid)
+        name = names.undo_snapshot_name(branch.object_name, done_by.uid)
         if desired.restore and desired.restore.undo_uid == undo_uid and desired.restore.undo_snapshot:
             name = desired.restore.undo_snapshot
         body = self._cluster.get(snapshot_path(project.namespace, name))
         snapshot = parse_snapshot(body) if body else None
         is_there = snapshot is not None and snapshot.uid == undo_uid
-        expires = _after(snapshot.lifetime) if snapshot and is_there and not snapshot.protected else ""
+        expires = snapshot.expiration_at(datetime.now(UTC)) if snapshot and is_there else ""
         ensure_old_kept(layout, project.uid, branch.uid, name, now_rfc3339(), expires)
         if is_there:
             # Its data came by a rename, of which no event is seen.
             self._request_snapshot(project.namespace, name)
-
-
-def _after(lifetime: timedelta | None) -> str:
-    """Return the time (RFC 3339) after so long from now; "" for None."""
-    return (datetime.now(UTC) + lifetime).strftime("%Y-%m-%dT%H:%M:%SZ") if lifetime else ""

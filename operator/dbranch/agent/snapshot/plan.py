@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 
 from dbranch.agent.pool.space import Space, check_space
 from dbranch.agent.timing import (
@@ -16,7 +15,6 @@ from dbranch.agent.timing import (
 from dbranch.agent.volume.marker import NewerMarker, SnapshotMarker
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.enums import SnapshotReason
-from dbranch.api.expiry import format_time
 from dbranch.api.project import Project
 from dbranch.api.snapshot import Snapshot
 
@@ -113,13 +111,6 @@ def plan_snapshot(project: Project, snapshot: Snapshot, facts: SnapshotFacts) ->
 def _is_in_time(facts: SnapshotFacts) -> bool:
     # One that does not say for when it was could be of any time.
     return facts.seconds_late is not None and facts.seconds_late <= SCHEDULED_SNAPSHOT_SECONDS
-
-
-def expiration_at(snapshot: Snapshot, now: datetime) -> str:
-    """Return when a snapshot that is taken now is to go, by its present spec (RFC 3339); empty: never."""
-    if snapshot.lifetime is None or snapshot.protected:
-        return ""
-    return format_time(now + snapshot.lifetime)
 
 
 def subject_of(snapshot: Snapshot) -> str:

@@ -19,7 +19,6 @@ from dbranch.agent.snapshot.plan import (
     AdoptSnapshot,
     SnapshotPlan,
     TakeSnapshot,
-    expiration_at,
     plan_snapshot,
     subject_of,
 )
@@ -116,7 +115,7 @@ class SnapshotReconciler:
                     branch,
                     snapshot.object_name,
                     now_rfc3339(),
-                    expiration_at(snapshot, self._cluster.server_time()),
+                    snapshot.expiration_at(self._cluster.server_time()),
                 )
             case AdoptSnapshot(old_uid):
                 return ensure_snapshot_adopted(

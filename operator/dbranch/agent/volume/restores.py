@@ -210,7 +210,7 @@ def ensure_restore_finished(layout: Layout, project_uid: str, branch_uid: str, n
         case Verdict.FINISH_OLD if volume.restore_ref and volume.restore_ref.undo == UNDO_KEEP:
             branch = marker_of(layout.branch(project_uid, branch_uid)).names
             object_name = names.branch_object_name(branch.project, branch.branch)
-            snapshot = names.derived_name(object_name, "undo", volume.restore_ref.uid)
+            snapshot = names.undo_snapshot_name(object_name, volume.restore_ref.uid)
             ensure_old_kept(layout, project_uid, branch_uid, snapshot, now)
         case Verdict.FINISH_OLD:
             ensure_old_trashed(layout, project_uid, branch_uid)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from dbranch.api import names
 from dbranch.api.branch import Branch
@@ -16,9 +16,6 @@ from dbranch.controller.manifests import record_of_branch
 from dbranch.controller.scheduling import NodeFacts, is_abandoned
 
 Json = dict[str, Any]
-
-# `use` of `names.derived_name`.
-_USE: Final = "deleted"
 
 
 def keeps_data(branch: Branch, project: Project | None, node: NodeFacts | None) -> bool:
@@ -43,7 +40,7 @@ def keeps_data(branch: Branch, project: Project | None, node: NodeFacts | None) 
 
 def copy_name(branch: Branch) -> str:
     """Return the name of the DBSnapshot that gets the data of a branch: always the same one."""
-    return names.derived_name(branch.object_name, _USE, branch.uid)
+    return names.deletion_copy_name(branch.object_name, branch.uid)
 
 
 def copy_manifest(project: Project, branch: Branch, spec: Mapping[str, Any]) -> Json:

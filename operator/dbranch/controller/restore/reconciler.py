@@ -333,7 +333,7 @@ class RestoreReconciler:
 
 def _undo_name(restore: Restore) -> str:
     object_name = names.branch_object_name(restore.project, restore.branch)
-    return names.derived_name(object_name, "undo", restore.uid)
+    return names.undo_snapshot_name(object_name, restore.uid)
 
 
 def _left_behind(namespace: str, name: str, restore: Restore | None, cache: Cache) -> list[Restore]:
