@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib import resources
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dbranch.agent.volume.marker import (
@@ -142,10 +142,13 @@ json_values = st.recursive(
 )
 
 
+# The first is the name of the field that keeps the others.
 @given(unknown=st.dictionaries(st.text(min_size=1), json_values))
+@example({"unknown": None})
+@example({"unknown": {"a": 1}, "b": 2})
 def test_any_unknown_key_comes_through(unknown: dict[str, object]) -> None:
     fields = json.loads(render_marker(COPY))
-    unknown = {key: value for key, value in unknown.items() if key not in fields}
+    unknown = {key: value for key, value in unknown.items() if key not in {*fields, "restore"}}
     marker = parse_marker(json.dumps({**fields, **unknown}))
     assert isinstance(marker, Marker)
     assert json.loads(render_marker(marker)) == {**fields, **unknown}
@@ -176,13 +179,16 @@ def test_what_a_newer_release_adds_to_a_restore_is_kept() -> None:
     assert json.loads(render_marker(marker.with_quiet_ended()))["restore"] == raw["restore"]
 
 
+# The first is the name of the field that keeps the others.
 @given(unknown=st.dictionaries(st.text(min_size=1), json_values))
+@example({"unknown": None})
+@example({"unknown": {"a": 1}, "b": 2})
 def test_the_marker_of_a_snapshot_comes_back_and_passes_for_no_branch(unknown: dict[str, object]) -> None:
     text = render_snapshot_marker(SnapshotMarker(COPY, "shop-before"))
     assert parse_marker(text) == SnapshotMarker(COPY, "shop-before")
     fields = json.loads(text)
     assert fields["kind"] == "snapshot" and fields["names"]["snapshot"] == "shop-before"
-    unknown = {key: value for key, value in unknown.items() if key not in fields}
+    unknown = {key: value for key, value in unknown.items() if key not in {*fields, "restore"}}
     marker = parse_marker(json.dumps({**fields, **unknown}))
     assert isinstance(marker, SnapshotMarker)
     assert json.loads(render_snapshot_marker(marker)) == {**fields, **unknown}

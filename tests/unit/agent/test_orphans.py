@@ -136,10 +136,11 @@ def test_only_pools_without_a_project_are_offered() -> None:
 def test_a_record_is_read_as_it_was_written_and_keeps_unknown_keys() -> None:
     text = render_record(RECORD)
     assert parse_record(text) == RECORD
-    future = json.dumps({**json.loads(text), "key_of_later": {"a": 1}})
+    future = json.dumps({**json.loads(text), "key_of_later": {"a": 1}, "unknown": {"b": 2}})
     parsed = parse_record(future)
     assert isinstance(parsed, PoolRecord)
-    assert json.loads(render_record(replace(parsed, deletion_policy="Retain")))["key_of_later"] == {"a": 1}
+    rewritten = json.loads(render_record(replace(parsed, deletion_policy="Retain")))
+    assert rewritten["key_of_later"] == {"a": 1} and rewritten["unknown"] == {"b": 2}
     assert parse_record(json.dumps({"format": 2})) == NewerRecord(2)
     for damaged in ("", "{", "[]", "{}", text[:-20]):
         assert parse_record(damaged) is None

@@ -98,7 +98,8 @@ def parse_record(text: str) -> PoolRecord | NewerRecord | None:
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    understood = {*asdict(record), "format"}
+    # `unknown` is a field of PoolRecord, not a key of the file.
+    understood = {*asdict(record), "format"} - {"unknown"}
     return replace(record, unknown={key: value for key, value in raw.items() if key not in understood})
 
 

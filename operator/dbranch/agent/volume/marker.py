@@ -262,6 +262,8 @@ def parse_marker(text: str) -> Marker | SnapshotMarker | NewerMarker | None:
     except (ValueError, KeyError, TypeError):
         return None
     understood: dict[str, Any] = {**asdict(marker), "format": 0, "kind": ""}
+    # A field of Marker, not a key of the file.
+    del understood["unknown"]
     if marker.restore is None:
         del understood["restore"]
     if snapshot is not None:
