@@ -30,8 +30,8 @@ def refreshed_finding(
 ) -> Finding | None:
     """Return the finding of Refreshed; None if the branch has no refresh, or it is Paused.
 
-    `refused`: the API server's refusal of the last run. What was said of the last one stays said while the next one is
-    under way, and after its DBRestore is gone.
+    `refused`: the API server's refusal of the last run. What was said of the last one stays said while the next one
+    is under way, and after its DBRestore is gone.
     """
     if branch.refresh is None:
         return None
