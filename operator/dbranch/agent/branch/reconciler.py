@@ -134,8 +134,10 @@ class BranchReconciler:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, the branch's status says it
                 result = self._report_failure(desired, error)
-        # After the lock is released: measuring must not delay the start of the branch's Postgres.
-        patch_sizes(self._cluster, self._layout, desired.project, desired.branch)
+        # After the lock is released: measuring must not delay the start of the branch's Postgres. Nor the next step
+        # of a restore, which is a reconcile of this branch and begins behind this one.
+        if branch.restore is None:
+            patch_sizes(self._cluster, self._layout, project, branch)
         return result
 
     def _remove(self, branch: Branch) -> Result:

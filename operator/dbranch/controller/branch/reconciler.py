@@ -40,7 +40,7 @@ from dbranch.kube.status import patch_status
 from dbranch.runtime.finalizers import ensure_finalizers
 from dbranch.runtime.limited import LimitedDict
 from dbranch.runtime.locks import KeyedLocks
-from dbranch.runtime.result import DONE, GONE, Result
+from dbranch.runtime.result import DONE, GONE, Key, Result
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +63,12 @@ class BranchReconciler:
         sources: Sources | None = None,
         announce: EmitEvent | None = None,
         clock: Callable[[], datetime] | None = None,
+        request: Callable[[Key], None] = lambda key: None,
     ) -> None:
         """`sources`: shared with who else binds something to a branch.
 
         `announce`: emits an Event before what it announces is written. `clock`: the API server's time of day.
+        `request`: has an object reconciled, from any thread.
         """
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
         self._metrics, self._emit_event = metrics, emit_event
@@ -78,7 +80,7 @@ class BranchReconciler:
         self._removal = BranchRemoval(cluster, owned, self._sources, emit_event, self._now)
         self._limits = limits or Limits()
         self._places = Places(self._limits, "branches")
-        self._announce = announce or EventRequests(cluster)
+        self._announce, self._request = announce or EventRequests(cluster), request
 
     def forget_project(self, uid: str) -> None:
         """Forget the credentials of a project that is gone."""
@@ -203,6 +205,9 @@ class BranchReconciler:
         for reason, message in plan.announcements:
             self._announce(branch, "Normal", reason, message)
         written = patch_status(self._cluster, branch, changes)
+        if branch.restore and "restores" in changes:
+            # It is complete by that.
+            self._request(Key(names.RESTORE_KIND, branch.namespace, branch.restore.name))
         emit_transition(branch, plan.ready, plan.status["conditions"], self._emit_event)
         return parse_branch(written)
 
