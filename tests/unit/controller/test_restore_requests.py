@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from tests.factories import NAMESPACE, restore
+from tests.factories import NAMESPACE, ago, restore
 from tests.unit.controller.rig import SNAPSHOTS, Rig, conditions_of
 from tests.unit.controller.test_restores import Agent, Proxy, finish, shop, switching
 
@@ -162,3 +162,22 @@ def test_an_undo_snapshot_that_was_made_and_not_bound_is_bound_before_anything_i
     requests = [r for r in restore_requests(rig) if not r.startswith("get")]
     assert "dbsnapshots" in requests[0] and requests[1] == "merge dbrestores/again", requests
     assert requests[2] == f"merge {BRANCH}"
+
+
+def test_a_controller_that_comes_to_a_hold_knows_how_long_it_takes() -> None:
+    rig, agent = prepared()
+    rig.reconcile_branch("feature-x")
+    status = rig.branch("feature-x")["status"]
+    conditions = [
+        {**c, "lastTransitionTime": ago(3)} if c["type"] == "Ready" else c for c in status["conditions"]
+    ]
+    path = branch_path(NAMESPACE, "shop-feature-x", "status")
+    rig.api.merge(path, {"status": {"conditions": conditions}})
+    rig.api.merge(restore_path(NAMESPACE, "again", "status"), {"status": {"startTime": ago(60)}})
+    Proxy(rig).act()
+    rig.start()
+    rig.reconcile_restore()
+    agent.act()
+    rig.reconcile_branch("feature-x")
+    rig.reconcile_restore()
+    assert 2 < rig.restore()["status"]["heldSeconds"] < 10

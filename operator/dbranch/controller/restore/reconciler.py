@@ -15,6 +15,7 @@ from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Condition, Finding, Reason, find_condition
 from dbranch.api.enums import RestorePhase, RestoreState
 from dbranch.api.errors import ApiError, ObjectRefused
+from dbranch.api.expiry import parse_time
 from dbranch.api.project import parse_project
 from dbranch.api.restore import FINISHED_PHASES, Restore, parse_restore
 from dbranch.api.snapshot import Snapshot, parse_snapshot
@@ -78,8 +79,8 @@ class RestoreReconciler:
         self._cluster, self._locks, self._metrics = cluster, locks, metrics
         self._sources, self._records = sources, records
         self._emit_event = emit_event or EventRequests(cluster)
-        # By the restore's UID: since when this process has seen new sessions held, as `time.monotonic()` counts.
-        self._held_since: LimitedDict[str, float] = LimitedDict(_MAX_REMEMBERED)
+        # By the restore's UID: since when new sessions are held, as `time.monotonic()` counts; None: not yet.
+        self._held_since: LimitedDict[str, float | None] = LimitedDict(_MAX_REMEMBERED)
         # By the branch's UID: when a restore of it was ordered.
         self._ordered: LimitedDict[str, float] = LimitedDict(_MAX_REMEMBERED)
 
@@ -180,11 +181,19 @@ class RestoreReconciler:
         )
 
     def _held_seconds(self, facts: RestoreFacts) -> float | None:
-        """Return since when new sessions are held, as far as this process has seen it begin."""
+        """Return since when new sessions are held; None if they are not, and this process has not seen it begin.
+
+        A process that comes to it later goes by the condition Ready, in whole seconds.
+        """
         uid, now = facts.restore.uid, time.monotonic()
         route = facts.branch.route if facts.branch else None
-        if route is not None and route.restore == uid and uid not in self._held_since:
+        is_held = route is not None and route.restore == uid
+        if is_held and uid not in self._held_since:
+            self._held_since[uid] = now - _reported_hold(facts, self._clock())
+        elif is_held and self._held_since[uid] is None:
             self._held_since[uid] = now
+        elif not (is_held or facts.restore.finished):
+            self._held_since.setdefault(uid, None)
         since = self._held_since.get(uid)
         return None if since is None else now - since
 
@@ -363,6 +372,15 @@ def _seems_to_begin(restore: Restore, cache: Cache) -> bool:
     branches = cache.branches_of(restore.namespace, restore.project)
     orders = (branch.restore for branch in branches if branch.name == restore.branch)
     return not restore.finished and not any(order and order.uid == restore.uid for order in orders)
+
+
+def _reported_hold(facts: RestoreFacts, now: datetime) -> float:
+    """Return for how many seconds new sessions are held, as the branch's condition says."""
+    ready = find_condition(facts.branch.status if facts.branch else {}, Condition.READY) or {}
+    times = (parse_time(ready.get("lastTransitionTime")), parse_time(facts.restore.start_time))
+    # A branch that was not Ready before has no such time of its own.
+    since = max((moment for moment in times if moment), default=now)
+    return max(0.0, (now - since).total_seconds())
 
 
 def _undo_name(restore: Restore) -> str:
