@@ -42,10 +42,10 @@ def test_a_restore_from_the_order_to_its_record() -> None:
     assert conditions_of({"status": status})["Ready"] == "Restoring"
     rig.reconcile_restore()
     assert rig.branch("feature-x")["status"]["restore"]["state"] == "Preparing"
-    assert conditions_of(rig.restore()) == {"Reconciling": "Switching"}
     Proxy(rig).act()
     rig.reconcile_restore()
     assert rig.branch("feature-x")["status"]["restore"]["state"] == "Switching"
+    assert conditions_of(rig.restore()) == {"Reconciling": "Switching"}
     assert rig.restore()["metadata"]["finalizers"] == [names.CONTROLLER_FINALIZER]
     agent.act()
     # Not complete before the branch remembers it, in one write with the route.
