@@ -1,4 +1,4 @@
-"""What goes by the clock: a schedule's snapshots, and branches that expire. They begin together, and wait together."""
+"""What goes by the clock: a schedule's snapshots, and branches that expire. They begin at once, and wait together."""
 
 from __future__ import annotations
 
