@@ -235,9 +235,10 @@ class RestoreReconciler:
                 return facts
             case Step.SWITCH:
                 assert branch is not None
-                # Its Service leads to the proxies, which now hold who comes.
+                facts = self._write_branch(facts, restore={"state": RestoreState.SWITCHING.value})
+                # Its Service leads to the proxies, which hold who comes.
                 self._request(Key(names.BRANCH_KIND, branch.namespace, branch.object_name))
-                return self._write_branch(facts, restore={"state": RestoreState.SWITCHING.value})
+                return facts
             case Step.CANCEL:
                 return self._write_branch(facts, restore={"state": RestoreState.CANCELING.value})
             case Step.END_ORDER:
