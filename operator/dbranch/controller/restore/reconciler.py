@@ -326,10 +326,12 @@ class RestoreReconciler:
             # Nobody reads it; what is left is cleaned up next.
             return replace(facts, restore=replace(restore, phase=phase, status={**restore.status, **changes}))
         if phase in FINISHED_PHASES and not restore.finished:
-            ended = replace(restore, phase=phase, status={**restore.status, **changes})
-            self._count(replace(facts, restore=ended))
+            finished = replace(
+                facts, restore=replace(restore, phase=phase, status={**restore.status, **changes})
+            )
+            self._count(finished)
             if names.CONTROLLER_FINALIZER not in restore.finalizers:
-                self._announce(replace(facts, restore=ended))
+                self._announce(finished)
         body = patch_status(self._cluster, restore, changes)
         written = parse_restore(body)
         # Who is counted next counts this one.
