@@ -235,9 +235,10 @@ class RestoreReconciler:
                 return facts
             case Step.SWITCH:
                 assert branch is not None
-                # Its Service leads to the proxies, which now hold who comes.
+                facts = self._write_branch(facts, restore={"state": RestoreState.SWITCHING.value})
+                # Its Service leads to the proxies, which hold who comes.
                 self._request(Key(names.BRANCH_KIND, branch.namespace, branch.object_name))
-                return self._write_branch(facts, restore={"state": RestoreState.SWITCHING.value})
+                return facts
             case Step.CANCEL:
                 return self._write_branch(facts, restore={"state": RestoreState.CANCELING.value})
             case Step.END_ORDER:
@@ -325,10 +326,12 @@ class RestoreReconciler:
             # Nobody reads it; what is left is cleaned up next.
             return replace(facts, restore=replace(restore, phase=phase, status={**restore.status, **changes}))
         if phase in FINISHED_PHASES and not restore.finished:
-            ended = replace(restore, phase=phase, status={**restore.status, **changes})
-            self._count(replace(facts, restore=ended))
+            finished = replace(
+                facts, restore=replace(restore, phase=phase, status={**restore.status, **changes})
+            )
+            self._count(finished)
             if names.CONTROLLER_FINALIZER not in restore.finalizers:
-                self._announce(replace(facts, restore=ended))
+                self._announce(finished)
         body = patch_status(self._cluster, restore, changes)
         written = parse_restore(body)
         # Who is counted next counts this one.
