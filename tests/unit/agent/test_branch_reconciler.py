@@ -136,13 +136,26 @@ class Bench:
         monkeypatch.setattr(reconciler, "observe_branch", lambda *_: self._observe())
         monkeypatch.setattr(reconciler, "observe_postgres", lambda _, __, facts: facts)
         monkeypatch.setattr(applying, "observe_started", lambda *_: STARTED)
+<<<<<<< HEAD
         self.measured = 0
         monkeypatch.setattr(reconciler, "patch_sizes", self._measure)
+||||||| 58fcada
+        monkeypatch.setattr(reconciler, "patch_sizes", lambda *_: None)
+=======
+        # How often it was measured.
+        self.measured = 0
+        monkeypatch.setattr(reconciler, "patch_sizes", lambda *_: self._measure())
+>>>>>>> h2
         monkeypatch.setattr(session, "await_accepting", lambda *_: self.accepts)
         monkeypatch.setattr(BranchEffects, "apply", lambda _, *args: self._apply(*args))
         monkeypatch.setattr(backoffs, "time", SimpleNamespace(monotonic=lambda: self.now))
 
+<<<<<<< HEAD
     def _measure(self, *_: object) -> None:
+||||||| 58fcada
+=======
+    def _measure(self) -> None:
+>>>>>>> h2
         self.measured += 1
 
     def _observe(self) -> BranchFacts:
@@ -202,6 +215,25 @@ def test_a_branch_with_a_warm_slot_is_ready_with_one_write(bench: Bench) -> None
     assert node["postgres"]["reason"] == "Accepting" and node["storage"]["reason"] == "Stored"
     assert (node["slot"], node["pod"], node["address"]) == ("warm-1", "warm-1", "10.0.0.9")
     assert node["postgresVersion"] == "17.6" and node["port"] == names.branch_port(bench.uid)
+
+
+def test_a_new_branch_is_measured_once_when_its_users_have_it(bench: Bench) -> None:
+    """Its sizes were written right behind its first report, and once more behind its verifiers."""
+    bench.accepts = "17.6"
+    bench.reconcile()
+    assert bench.measured == 0
+    bench.facts = replace(STARTED, marker=replace(marker(COPY), password=VERSION, opened=True))
+    bench.reconcile()
+    assert bench.measured == 1
+
+
+def test_a_branch_in_a_new_pod_is_not_measured_while_its_postgres_starts(bench: Bench) -> None:
+    bench.facts = replace(MOUNTED, warm_pods=())
+    assert bench.reconcile() == Result() and bench.measured == 0
+    # It has none, so that nobody waits for anything.
+    bench.api.merge(branch_path(NAMESPACE, NAME), {"spec": {"state": "Stopped"}})
+    bench.facts = replace(MOUNTED, warm_pods=(), marker=marker(COPY))
+    assert bench.reconcile() == Result() and bench.measured == 1
 
 
 @pytest.mark.parametrize("action", [Clean, SetPasswords, Open])
