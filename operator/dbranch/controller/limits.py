@@ -118,9 +118,10 @@ def reached_snapshot_limit(
 ) -> str | None:
     """Return the limit that leaves no place for another snapshot of the branch. `snapshots`: others of its project.
 
-    Those that are bound have their places.
+    Those that are bound have their places; records of restores and deletions, which come and go by themselves, take
+    none.
     """
-    bound = [snapshot for snapshot in snapshots if snapshot.node_name is not None]
+    bound = [snapshot for snapshot in snapshots if snapshot.node_name is not None and not snapshot.is_record]
     counts = {
         "snapshotsPerBranch": sum(snapshot.branch_uid == branch_uid for snapshot in bound),
         "snapshotsPerProject": len(bound),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.factories import NAMESPACE, NODE, Json, branch, node
+from tests.factories import NAMESPACE, NODE, Json, branch, node, snapshot
 from tests.unit.controller.rig import BRANCHES, NODES, PROJECTS, SNAPSHOTS, Rig, conditions_of, message_of
 
 from dbranch.api import names
@@ -245,3 +245,12 @@ def test_the_word_and_the_copy_come_in_one_write(shop: Rig) -> None:
     ]
     assert [set(status) >= {"release", "copy"} for status in written] == [True]
     assert parse_branch(shop.branch("x")).is_released
+
+
+def test_the_copies_of_deleted_branches_take_no_place_among_the_snapshots_that_somebody_asks_for() -> None:
+    rig = Rig(snapshotsPerProject="1").ready()
+    for name in ("a", "b"):
+        taken = snapshot(f"{name}-deleted", name, origin={"reason": "Deletion"}).taken_of(f"{name}-uid")
+        rig.put(taken)
+    rig.put(snapshot("wanted"))
+    assert conditions_of(rig.reconcile_snapshot("wanted") or {})["Ready"] == "Snapshotting"

@@ -50,6 +50,9 @@ def observe_snapshot(
             )
         if retained_uid is None and snapshot.is_record:
             awaited = _is_awaited(cluster, layout, project, snapshot)
+            if not awaited:
+                # It may have come between the look at the disk and the one at the branch, which has gone with that.
+                marker = observe_snapshot_marker(layout, project.uid, snapshot.uid)
         elif retained_uid is None and snapshot.branch_uid:
             source_problem = _source_problem(layout, project, snapshot, snapshot.branch_uid)
     return SnapshotFacts(
