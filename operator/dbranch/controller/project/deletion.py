@@ -53,13 +53,13 @@ def deletion_record(
     `spec`: the project's; `branches`, `snapshots`: of the project, as the API server has them. It goes with nothing
     but its namespace and its time.
     """
-    made = _snapshot_manifests(snapshots)
-    again = [*_branch_manifests(branches, {body["metadata"]["name"] for body in made})]
+    branches, made = list(branches), _snapshot_manifests(snapshots)
+    again = _branch_manifests(branches, {body["metadata"]["name"]: body["spec"]["branch"] for body in made})
     head = _manifest(names.PROJECT_KIND, project.name, {**spec, "storage": _adopting(project, spec)})
     objects = [head, *again, *made]
     if len(json.dumps(objects)) > _MAX_SIZE:
         # Without their snapshots branches are adopted all the same.
-        objects = [head, *_branch_manifests(branches, set())]
+        objects = [head, *_branch_manifests(branches, {})]
     labels = {
         names.LABEL_PROJECT: project.name,
         names.LABEL_PROJECT_UID: project.uid,
@@ -90,8 +90,12 @@ def _adopting(project: Project, spec: Mapping[str, Any]) -> Json:
     return {**(spec.get("storage") or {}), "adopt": project.uid}
 
 
-def _branch_manifests(bodies: Iterable[Mapping[str, Any]], snapshots: set[str]) -> list[Json]:
-    """Return those of the branches whose data is in the pool; what one was made from may not come back."""
+def _branch_manifests(bodies: Iterable[Mapping[str, Any]], snapshots: Mapping[str, str]) -> list[Json]:
+    """Return those of the branches whose data is in the pool.
+
+    `snapshots`: by name, of which branch those are that come back. What a branch was made from may not, and the
+    snapshot of a branch waits for that: its data is adopted whatever it says.
+    """
     branches = [(parse_branch(body), body) for body in bodies]
     stored = [
         (branch, body)
@@ -105,7 +109,7 @@ def _branch_manifests(bodies: Iterable[Mapping[str, Any]], snapshots: set[str]) 
     for branch, body in stored:
         spec = dict(body["spec"])
         source, snapshot = spec.pop("source", None), spec.pop("sourceSnapshot", None)
-        if snapshot in snapshots and snapshot is not None:
+        if snapshot is not None and snapshots.get(snapshot, branch.name) != branch.name:
             spec["sourceSnapshot"] = snapshot
         elif not branch.is_root:
             spec["source"] = source if source in existing else names.ROOT_BRANCH
