@@ -1,4 +1,4 @@
-"""A deleted project's pool stays for a time, detached; a project that adopts it has all its branches and snapshots."""
+"""A deleted project's pool stays for a time, detached; who adopts it has all its branches and snapshots."""
 
 from __future__ import annotations
 
