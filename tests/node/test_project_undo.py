@@ -33,7 +33,7 @@ def make(world: World, keep: str = "24h") -> str:
     return uid
 
 
-def later(world: World, **passed: float) -> None:
+def let_pass(world: World, **passed: float) -> None:
     """Let the API server's clock be ahead by so much."""
     world.api.clock = lambda: datetime.now(UTC) + timedelta(**passed)
 
@@ -60,7 +60,7 @@ def test_a_deleted_project_comes_back_whole(keeper: Keeper) -> None:
     world.log_in("b")
     # From here on nobody removes it.
     assert read_tombstone(layout, uid) is None is read_tombstone(layout, new)
-    later(world, days=9)
+    let_pass(world, days=9)
     keeper.rounds()
     world.assert_consistent(new, running=3, stored=3, snapshots=1)
 
@@ -69,10 +69,10 @@ def test_it_goes_when_its_time_has_come_and_not_before(keeper: Keeper) -> None:
     world, layout = keeper.world, keeper.layout
     uid = make(world)
     world.delete_project()
-    later(world, hours=23)
+    let_pass(world, hours=23)
     keeper.rounds()
     assert layout.image(uid).exists()
-    later(world, hours=25)
+    let_pass(world, hours=25)
     keeper.await_gone(layout.image(uid))
     keeper.rounds()
     assert not layout.tombstone(uid).exists() and not layout.record(uid).exists() and keeper.orphans() == []
@@ -108,5 +108,5 @@ def test_a_disk_that_is_low_takes_it_but_not_within_an_hour(
     monkeypatch.setattr(sweep, "watermarks_of", lambda total, eviction: full)
     keeper.rounds()
     assert layout.image(uid).exists()
-    later(world, hours=2)
+    let_pass(world, hours=2)
     keeper.await_gone(layout.image(uid))

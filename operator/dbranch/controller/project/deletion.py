@@ -54,12 +54,12 @@ def deletion_record(
     but its namespace and its time.
     """
     branches, made = list(branches), _snapshot_manifests(snapshots)
-    again = _branch_manifests(branches, {body["metadata"]["name"]: body["spec"]["branch"] for body in made})
-    head = _manifest(names.PROJECT_KIND, project.name, {**spec, "storage": _adopting(project, spec)})
-    objects = [head, *again, *made]
+    remade = _branch_manifests(branches, {body["metadata"]["name"]: body["spec"]["branch"] for body in made})
+    own = _manifest(names.PROJECT_KIND, project.name, {**spec, "storage": _adopting(project, spec)})
+    objects = [own, *remade, *made]
     if len(json.dumps(objects)) > _MAX_SIZE:
         # Without their snapshots branches are adopted all the same.
-        objects = [head, *_branch_manifests(branches, {})]
+        objects = [own, *_branch_manifests(branches, {})]
     labels = {
         names.LABEL_PROJECT: project.name,
         names.LABEL_PROJECT_UID: project.uid,
