@@ -50,7 +50,7 @@ def test_a_deleted_branch_comes_back_with_all_that_only_it_held(world: World, pr
     marker = subvolumes.snapshots[snapshot_uid]
     assert marker.data.origin.uid == uid and marker.data.expiration_time > marker.data.snapshot_time
     world.assert_consistent(project, running=1, stored=1, snapshots=1)
-    again = world.undelete("b", kept)
+    remade = world.undelete("b", kept)
     # A branch of another name is a copy like all others.
     world.make_branch_of_snapshot("copy", kept)
     world.run_agent()
@@ -60,8 +60,8 @@ def test_a_deleted_branch_comes_back_with_all_that_only_it_held(world: World, pr
     assert held(world, "b") == ([("half",)], [("standby",)])
     assert held(world, "copy") == ([], [])
     world.log_in("b")
-    marker_of_b = observe_subvolumes(world.node.layout, project).branches[again]
-    assert marker_of_b is not None and marker_of_b.owner_uid == again
+    marker_of_b = observe_subvolumes(world.node.layout, project).branches[remade]
+    assert marker_of_b is not None and marker_of_b.owner_uid == remade
     # The snapshot stays for its time, and whoever was made of it does not need it.
     world.delete_snapshot(kept)
     assert rows(world, "b") == 1001

@@ -175,8 +175,8 @@ def test_in_a_namespace_that_ends_nothing_is_made_and_nothing_waits(shop: Rig) -
     path = f"{NAMESPACES}/{NAMESPACE}"
     shop.api.merge(path, {"metadata": {"finalizers": ["kubernetes"]}})
     shop.api.delete(path)
-    ending = ApiError(403, "Forbidden", f"namespace {NAMESPACE} is being terminated")
-    shop.api.refuse("create", "/dbsnapshots$", ending)
+    terminated = ApiError(403, "Forbidden", f"namespace {NAMESPACE} is being terminated")
+    shop.api.refuse("create", "/dbsnapshots$", terminated)
     assert delete(shop) and copies(shop) == []
 
 
@@ -218,9 +218,9 @@ def test_a_branch_that_is_made_again_gets_its_own_data_and_an_event(shop: Rig) -
     shop.api.merge(X, {"metadata": {"finalizers": []}})
     stored = {"snapshotTime": "2026-01-01T00:00:00Z", "storage": Finding(Reason.STORED, "stored").as_dict()}
     shop.api.merge(f"{PATH}/status", {"status": {"node": stored}})
-    again = branch("x").changed(metadata={"uid": "again"}).body()
-    again["spec"] = {"project": "shop", "sourceSnapshot": COPY}
-    shop.api.put(BRANCHES, again)
+    remade = branch("x").changed(metadata={"uid": "again"}).body()
+    remade["spec"] = {"project": "shop", "sourceSnapshot": COPY}
+    shop.api.put(BRANCHES, remade)
     status = shop.reconcile_branch("x")["status"]
     assert (
         status["undeletes"] == "shop-x-uid" and status["sourceUID"] == shop.existing(PATH)["metadata"]["uid"]

@@ -26,8 +26,8 @@ def copy(name: str, hours: float = 2, reason: str = "Deletion", unique: int = 2*
 
 
 def chosen(*copies: SnapshotBuilder, branches: Any = (), named: tuple[str, ...] = ()) -> str | None:
-    found = next_to_remove([each.parsed() for each in copies], [b.parsed() for b in branches], named, NOW)
-    return found.name if found else None
+    first = next_to_remove([each.parsed() for each in copies], [b.parsed() for b in branches], named, NOW)
+    return first.name if first else None
 
 
 BOUND = branch("b").spec(source=None, sourceSnapshot="shop-a").bound().of("shop-a-uid")

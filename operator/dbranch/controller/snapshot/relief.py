@@ -80,8 +80,8 @@ class PoolRelief:
         if chosen is None or current is None or current.uid != project.uid or not is_low(current):
             return
         path = object_path(chosen)
-        found = self._cluster.get(path)
-        snapshot = parse_snapshot(found) if found else None
+        latest = self._cluster.get(path)
+        snapshot = parse_snapshot(latest) if latest else None
         if snapshot is None or snapshot.uid != chosen.uid or snapshot.protected:
             return
         # As it is read now: what is written to it in the same second wins.
