@@ -81,7 +81,7 @@ def test_a_deletion_with_a_copy_costs_two_writes_more(shop: Rig) -> None:
     shop.api.delete(X)
     shop.withdraw("x")
     assert shop.writes_of(lambda: shop.remove_branch("x")) == [
-        "create dbsnapshots",
+        f"create dbsnapshots/{COPY}",
         f"merge dbsnapshots/{COPY}/status",
         "delete endpointslices/shop-x",
         "delete services/shop-x",
@@ -147,7 +147,7 @@ def test_an_agent_that_is_away_for_a_moment_is_taken_for_one_that_can(shop: Rig)
 
 def test_a_snapshot_that_is_refused_keeps_the_branch_until_it_is_not_or_nobody_wants_it(shop: Rig) -> None:
     quota = ApiError(403, "Forbidden", f'dbsnapshots.dbranch.io "{COPY}" is forbidden: exceeded quota: few')
-    shop.api.refuse("create", "/dbsnapshots$", quota)
+    shop.api.refuse("create", "/dbsnapshots/", quota)
     assert not delete(shop)
     assert conditions_of(shop.branch("x"))["DeletionBlocked"] == "UndoRefused"
     assert message_of(shop.branch("x"), "DeletionBlocked") == (
@@ -158,14 +158,14 @@ def test_a_snapshot_that_is_refused_keeps_the_branch_until_it_is_not_or_nobody_w
     # Nothing else has gone, and it is said once.
     assert shop.exists(path_of("v1", "services", NAMESPACE, "shop-x"))
     shop.remove_branch("x")
-    assert shop.writes_of(lambda: shop.remove_branch("x")) == ["create dbsnapshots"]
+    assert shop.writes_of(lambda: shop.remove_branch("x")) == [f"create dbsnapshots/{COPY}"]
     shop.change_branch("x", undo="Discard")
     assert shop.remove_branch("x") and copies(shop) == []
     assert "DeletionBlocked" not in conditions_of(shop.branch("x"))
 
 
 def test_a_snapshot_that_is_refused_no_more_is_made(shop: Rig) -> None:
-    shop.api.refuse("create", "/dbsnapshots$", ApiError(403, "Forbidden", "no"), times=1)
+    shop.api.refuse("create", "/dbsnapshots/", ApiError(403, "Forbidden", "no"), times=1)
     assert not delete(shop)
     assert shop.remove_branch("x") and copies(shop) == [COPY]
     assert "DeletionBlocked" not in conditions_of(shop.branch("x"))
@@ -176,7 +176,7 @@ def test_in_a_namespace_that_ends_nothing_is_made_and_nothing_waits(shop: Rig) -
     shop.api.merge(path, {"metadata": {"finalizers": ["kubernetes"]}})
     shop.api.delete(path)
     terminated = ApiError(403, "Forbidden", f"namespace {NAMESPACE} is being terminated")
-    shop.api.refuse("create", "/dbsnapshots$", terminated)
+    shop.api.refuse("create", "/dbsnapshots/", terminated)
     assert delete(shop) and copies(shop) == []
 
 
@@ -206,6 +206,8 @@ def test_a_record_of_the_deletion_is_bound_by_its_own_reconcile_too(shop: Rig) -
     shop.api.refuse("merge", f"{COPY}/status", times=1)
     with pytest.raises(ClusterUnreachable):
         shop.remove_branch("x")
+    # A new process does not remember that nothing is bound to the branch any more.
+    shop.start()
     short = COPY.removeprefix("shop-")
     status = (shop.reconcile_snapshot(short) or {})["status"]
     assert (status["nodeName"], status["branchUID"]) == (NODE, "shop-x-uid")
