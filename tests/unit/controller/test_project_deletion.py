@@ -60,11 +60,11 @@ def test_the_record_has_all_of_which_the_project_is_made_again(shop: Rig) -> Non
 def test_it_is_made_before_the_first_branch_goes_and_once(shop: Rig) -> None:
     shop.api.delete(SHOP)
     writes = shop.writes_of(shop.remove_project)
-    assert writes[0] == "create dbsnapshots" and "delete dbbranches/shop-x" in writes
+    assert writes[0] == f"create dbsnapshots/{RECORD}" and "delete dbbranches/shop-x" in writes
     assert shop.writes_of(shop.remove_project) == []
     shop.start()
     # A new process tries once.
-    assert shop.writes_of(shop.remove_project) == ["create dbsnapshots"]
+    assert shop.writes_of(shop.remove_project) == [f"create dbsnapshots/{RECORD}"]
 
 
 def test_it_stays_when_the_project_and_its_snapshots_are_gone_and_says_until_when(shop: Rig) -> None:
@@ -129,7 +129,7 @@ def test_what_is_on_a_node_that_was_given_up_leaves_no_record(shop: Rig) -> None
 
 
 def test_a_record_that_is_refused_keeps_the_project_until_nobody_wants_it(shop: Rig) -> None:
-    shop.api.refuse("create", "/dbsnapshots$", ApiError(403, "Forbidden", "exceeded quota: few"))
+    shop.api.refuse("create", "/dbsnapshots/", ApiError(403, "Forbidden", "exceeded quota: few"))
     shop.api.delete(SHOP)
     assert not shop.remove_project()
     assert conditions_of(shop.project())["DeletionBlocked"] == "UndoRefused"
