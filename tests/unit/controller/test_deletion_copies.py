@@ -211,7 +211,7 @@ def test_a_record_of_the_deletion_is_bound_by_its_own_reconcile_too(shop: Rig) -
     short = COPY.removeprefix("shop-")
     status = (shop.reconcile_snapshot(short) or {})["status"]
     assert (status["nodeName"], status["branchUID"]) == (NODE, "shop-x-uid")
-    assert conditions_of(shop.existing(PATH))["Ready"] == "Snapshotting"
+    assert conditions_of(shop.existing(PATH))["Ready"] == "Pending"
     assert shop.remove_branch("x") and copies(shop) == [COPY]
 
 

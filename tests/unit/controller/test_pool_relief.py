@@ -131,7 +131,8 @@ def test_a_pool_with_room_again_keeps_the_rest_and_is_not_asked_for() -> None:
     rig.seconds += 1000
     rig.api.take_requests()
     rig.relief.relieve()
-    assert rig.api.take_requests() == []
+    # But for those by which the rig plays the cache.
+    assert [request.verb for request in rig.api.take_requests() if request.verb != "find"] == []
 
 
 def test_a_copy_that_a_restore_waits_for_or_somebody_protects_just_now_stays() -> None:
@@ -152,4 +153,5 @@ def test_an_old_copy_of_some_days_ago_is_no_reason_to_look_at_the_disk() -> None
     rig.put(copy("old", timedelta(days=9).total_seconds() / 3600))
     rig.api.take_requests()
     rig.relief.relieve()
-    assert rig.api.take_requests() == []
+    # But for those by which the rig plays the cache.
+    assert [request.verb for request in rig.api.take_requests() if request.verb != "find"] == []
