@@ -75,8 +75,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "schedule": (
         "dbranch schedule main --snapshots '0 * * * *' --keep 24",
         "dbranch schedule feature-x --refresh '0 3 * * *' --time-zone Europe/Berlin",
-        "dbranch schedule main --off",
-        "dbranch schedule main              # show them, with the last and the next",
+        "dbranch schedule main               # show them, with the last and the next",
     ),
     "snapshot": (
         "dbranch snapshot create before-migration",

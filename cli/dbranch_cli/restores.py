@@ -93,7 +93,7 @@ def reset(
 @timeout_option("5m")
 @click.pass_obj
 def undo(invocation: Invocation, branch: str, yes: bool, no_wait: bool, timeout: float) -> None:
-    """Give a branch back the data from before its last reset or undo."""
+    """Undo the last reset or undo of a branch. It gets back the data that it had before."""
     live = invocation.branch(branch)
     snapshots = invocation.store.snapshots(invocation.project_name)
     chosen = undo_target(live, snapshots) or _chosen_copy(branch, copies_of(live, snapshots))

@@ -151,3 +151,69 @@ def test_the_controller_writes_labels_of_its_own_only(admin: Api, team: str) -> 
     # Nobody else writes a status.
     person = admin
     person.allowed("PATCH", f"{path}/status", {"status": {"expirationTime": None}}, dry=True)
+
+
+def scheduled(team: str, **origin: Any) -> Json:
+    """Return the snapshot of a schedule's run, as the controller makes it."""
+    body = snapshot("shop-main-203001010300", origin={"reason": "Schedule", **origin})
+    body["metadata"]["ownerReferences"] = [
+        {
+            "apiVersion": names.API_VERSION,
+            "kind": names.PROJECT_KIND,
+            "name": "shop",
+            "uid": "u",
+            "controller": True,
+        }
+    ]
+    return body
+
+
+def test_the_controller_alone_makes_the_snapshots_of_schedules(admin: Api, team: str) -> None:
+    origin = {"schedules": ["hourly", "nightly"], "time": "2030-01-01T03:02:00Z"}
+    controller = Api(CONTROLLER)
+    made = controller.allowed("POST", snapshots(team), scheduled(team, **origin), dry=True)
+    assert made["spec"]["origin"] == {"reason": "Schedule", **origin}
+    assert "dbranch alone" in admin.rejected("POST", snapshots(team), scheduled(team, **origin))
+    many = {**origin, "schedules": [f"s{n}" for n in range(5)]}
+    controller.rejected("POST", snapshots(team), scheduled(team, **many))
+    foreign = scheduled(team, **origin)
+    foreign["metadata"]["ownerReferences"][0]["kind"] = names.BRANCH_KIND
+    assert "something else than its project" in controller.rejected("POST", snapshots(team), foreign)
+
+
+def with_schedules(**spec: Any) -> Json:
+    kind = {"apiVersion": names.API_VERSION, "kind": names.BRANCH_KIND}
+    return {**kind, "metadata": {"name": "shop-x"}, "spec": {"project": "shop", "source": "main", **spec}}
+
+
+def test_schedules_and_their_defaults(admin: Api, team: str) -> None:
+    branches = path_of(names.API_VERSION, names.BRANCHES, team)
+    body = with_schedules(
+        snapshots=[{"name": "hourly", "schedule": "0 * * * *"}],
+        refresh={"schedule": "*/5 9-17 * JAN MON#1,5L"},
+    )
+    spec = admin.allowed("POST", branches, body, dry=True)["spec"]
+    defaults = {"timeZone": "Etc/UTC", "state": "Active"}
+    assert spec["snapshots"] == [{"name": "hourly", "schedule": "0 * * * *", "keep": 24, **defaults}]
+    assert spec["refresh"] == {"schedule": "*/5 9-17 * JAN MON#1,5L", "whenInUse": "Replace", **defaults}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"snapshots": [{"name": "x", "schedule": "@daily"}]},
+        {"snapshots": [{"name": "x", "schedule": "0 * * *"}]},
+        {"snapshots": [{"name": "x", "schedule": "0 * * * * *"}]},
+        {"snapshots": [{"name": "x", "schedule": "0 * * * *", "timeZone": "../etc"}]},
+        {"snapshots": [{"name": "x", "schedule": "0 * * * *", "keep": 0}]},
+        {"snapshots": [{"name": "x", "schedule": "0 * * * *"}] * 2},
+        {"snapshots": [{"name": f"x{n}", "schedule": "0 * * * *"} for n in range(5)]},
+        {"snapshots": [{"name": "X", "schedule": "0 * * * *"}]},
+        {"snapshots": [{"schedule": "0 * * * *"}]},
+        {"refresh": {"schedule": "soon"}},
+        {"refresh": {"schedule": "0 3 * * *", "whenInUse": "Wait"}},
+        {"refresh": {}},
+    ],
+)
+def test_what_is_no_schedule(admin: Api, team: str, spec: Json) -> None:
+    admin.rejected("POST", path_of(names.API_VERSION, names.BRANCHES, team), with_schedules(**spec))

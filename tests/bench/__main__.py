@@ -1,7 +1,9 @@
-"""python -m tests.bench [quick] [NAME…]: run measures in the cluster of KUBECONFIG and write docs/benchmarks.md.
+"""python -m tests.bench [before COMMIT] [quick] [NAME…]: run measures in the cluster of KUBECONFIG and write
+docs/benchmarks.md.
 
-Called by hack/bench, which creates the cluster. Without names all measures run; `page` alone only writes the page
-and its plots again from the raw numbers.
+Called by hack/bench, which creates the cluster and installs the release to measure: that of this tree, or that of
+COMMIT, whose results are kept apart and shown beside the others. Without names all measures run; `page` alone only
+writes the page and its plots again from the raw numbers.
 """
 
 from __future__ import annotations
@@ -12,17 +14,20 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from dbranch.api.errors import DbranchError
 from dbranch.kube.client import Cluster
 from tests.bench import plots
+from tests.bench.before import missing_for, runs_before
 from tests.bench.costs import costs
 from tests.bench.crowds import CROWDS
 from tests.bench.figures import Result, as_json, from_json
-from tests.bench.hundreds import hundreds
-from tests.bench.page import page, summary
+from tests.bench.hundreds import hundreds, idle
+from tests.bench.page import PLOTTED_BEFORE, page, summary
+from tests.bench.release import CHART
 from tests.bench.restores import restore
 from tests.bench.room import room
 from tests.bench.sizes import SIZES
@@ -42,10 +47,11 @@ MEASURES = {
     "costs": costs,
     "pgbench": pgbench,
     "hundreds": hundreds,
+    "idle": idle,
     "room": room,
 }
 # Too long for the quick mode, unless they are named.
-SLOW = frozenset({"load", "stream", "size", "hundreds", "pgbench", "room"})
+SLOW = frozenset({"load", "stream", "size", "hundreds", "idle", "pgbench", "room"})
 
 
 def machine() -> dict[str, str]:
@@ -85,17 +91,35 @@ def save(raw: dict[str, Any]) -> None:
     """Write the raw numbers, the plots and the page."""
     RAW.parent.mkdir(parents=True, exist_ok=True)
     RAW.write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n")
-    results = {name: from_json(raw["measures"][name]) for name in MEASURES if name in raw["measures"]}
-    for result in results.values():
-        for series, points in result.series.items():
-            plots.PLOTS[series](points, RAW.parent / f"{series}.svg")
+    results = _results(raw)
+    before = _results(raw["before"]) if "before" in raw else {}
+    _plot(results, plots.PLOTS.keys(), "")
+    _plot(before, PLOTTED_BEFORE, "-before")
     raw["runs"] = {name: raw["runs"][name] for name in results}
     # Comments on the figures, written by hand after a run.
     notes = RAW.with_name("notes.md")
-    (DOCS / "benchmarks.md").write_text(page(raw, results, notes.read_text() if notes.exists() else ""))
+    (DOCS / "benchmarks.md").write_text(
+        page(raw, results, before, notes.read_text() if notes.exists() else "")
+    )
+
+
+def _plot(results: dict[str, Result], wanted: Collection[str], ending: str) -> None:
+    """Draw the wanted series of results; the name of a file is that of its series with the ending."""
+    for result in results.values():
+        for series, points in result.series.items():
+            if points and series in wanted:
+                plots.PLOTS[series](points, RAW.parent / f"{series}{ending}.svg")
+
+
+def _results(run: dict[str, Any]) -> dict[str, Result]:
+    """Return the results of the measures in raw numbers, in the order of MEASURES."""
+    return {name: from_json(run["measures"][name]) for name in MEASURES if name in run["measures"]}
 
 
 def main(words: list[str]) -> int:
+    commit = ""
+    if words[:1] == ["before"]:
+        commit, words = words[1], words[2:]
     quick = "quick" in words
     named = [word for word in words if word not in ("quick", "all")]
     unknown = [name for name in named if name not in MEASURES and words != ["page"]]
@@ -108,6 +132,12 @@ def main(words: list[str]) -> int:
         save(raw)
         return 0
     raw["machine"] = machine()
+    part = runs_before(raw, commit) if commit else raw
+    if commit:
+        for name in names:
+            if why := missing_for(name, Path(CHART)):
+                print(f"{name} is skipped: {why}", file=sys.stderr)
+        names = [name for name in names if not missing_for(name, Path(CHART))]
     failed = []
     for number, name in enumerate(names, 1):
         began, load = time.monotonic(), f"{os.getloadavg()[0]:.1f}"
@@ -122,9 +152,9 @@ def main(words: list[str]) -> int:
             continue
         for line in summary(result):
             print(line, flush=True)
-        raw["measures"][name] = as_json(result)
+        part["measures"][name] = as_json(result)
         mode = "quick" if quick else "full"
-        raw["runs"][name] = {
+        part["runs"][name] = {
             "mode": mode,
             "at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             "load": load,

@@ -9,6 +9,7 @@ from datetime import datetime
 
 _REQUESTS = re.compile(r"^apiserver_request_total\{(.*)\} ([\d.e+]+)$", re.MULTILINE)
 _EVENTS = re.compile(r"^apiserver_watch_events_total\{(.*)\} ([\d.e+]+)$", re.MULTILINE)
+_DURATIONS = re.compile(r"^apiserver_request_duration_seconds_(sum|count)\{(.*)\} ([\d.e+-]+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _WRITES = frozenset({"POST", "PUT", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION"})
 _READS = frozenset({"GET", "LIST"})
@@ -71,13 +72,43 @@ def watch_events(metrics: str) -> Counter[str]:
     return counts
 
 
+def durations(metrics: str) -> dict[str, tuple[int, float]]:
+    """Return the number of requests and their seconds, by verb and resource (`PATCH pods/status`), without watches.
+
+    What an idle cluster writes by itself is left out.
+
+    >>> labels = '{group="",resource="pods",subresource="status",verb="PATCH"}'
+    >>> name = "apiserver_request_duration_seconds"
+    >>> durations(f"{name}_sum{labels} 0.5\\n{name}_count{labels} 20")
+    {'PATCH pods/status': (20, 0.5)}
+    """
+    found: dict[str, tuple[int, float]] = {}
+    for part, label_text, value in _DURATIONS.findall(metrics):
+        labels: dict[str, str] = dict(_LABEL.findall(label_text))
+        resource = _resource(labels)
+        if labels["verb"] not in _WRITES | _READS or resource in _WRITTEN_BY_KUBERNETES:
+            continue
+        key = f"{labels['verb']} {resource}".strip()
+        count, seconds = found.get(key, (0, 0.0))
+        if part == "count":
+            found[key] = (count + int(float(value)), seconds)
+        else:
+            found[key] = (count, seconds + float(value))
+    return found
+
+
+def _resource(labels: Mapping[str, str]) -> str:
+    """Return the resource of a metric's labels: `dbbranches.dbranch.io/status`."""
+    name = ".".join(filter(None, (labels["resource"], labels.get("group"))))
+    return "/".join(filter(None, (name, labels.get("subresource"))))
+
+
 def _requests(metrics: str, verbs: frozenset[str]) -> Counter[str]:
     """Count requests with one of these verbs by resource."""
     counts: Counter[str] = Counter()
     for label_text, value in _REQUESTS.findall(metrics):
         labels: dict[str, str] = dict(_LABEL.findall(label_text))
-        name = ".".join(filter(None, (labels["resource"], labels.get("group"))))
-        name = "/".join(filter(None, (name, labels.get("subresource"))))
+        name = _resource(labels)
         if labels["verb"] in verbs:
             counts[name] += int(float(value))
     return counts

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dbranch.api.errors import ClusterUnreachable
+from dbranch.api.errors import ApiError, ClusterUnreachable
 from dbranch.kube.client import Cluster
 
 Json = dict[str, Any]
@@ -59,7 +59,8 @@ class Follower:
                 for event in self.cluster.watch(self.path, self.labels):
                     if event["type"] != "SYNCED":
                         self._record(event)
-            except ClusterUnreachable:
+            except (ApiError, ClusterUnreachable):
+                # An API server that has just started also refuses what it does not know yet.
                 time.sleep(0.5)
 
     def _record(self, event: Json) -> None:

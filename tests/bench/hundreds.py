@@ -1,4 +1,4 @@
-"""Two hundred branches of one project: creation time, cost at idle, restart of the controller."""
+"""Two hundred branches of one project: creation and deletion, cost at idle, restart of the controller."""
 
 from __future__ import annotations
 
@@ -25,7 +25,24 @@ INITIAL_SYNC_LOG_TEXT = "branches reconciled"
 
 
 def hundreds(stage: Stage, quick: bool) -> Result:
-    """Measure a project with 200 branches (quick: 40)."""
+    """Measure the creation and the deletion of 200 branches of a project (quick: 40)."""
+    count, edge, note = _prepare(stage, quick)
+    first, last = _create_branches(stage, count, edge)
+    ours = f"apply → Ready with {count - edge} to {count} branches in the project"
+    return Result([Row(ours, f"with 0 to {edge}", last, first, goal=1.2, note=note), _deletion(stage, count)])
+
+
+def idle(stage: Stage, quick: bool) -> Result:
+    """Measure a project with 200 branches (quick: 40) at idle, and the controller's restart beside them."""
+    probe = ClusterProbe(stage.cluster)
+    count, edge, _ = _prepare(stage, quick)
+    _create_branches(stage, count, edge)
+    rows = _idle(stage, probe, count, quick) + _restarts(stage, probe, count, 2 if quick else 3)
+    return Result(rows)
+
+
+def _prepare(stage: Stage, quick: bool) -> tuple[int, int, str]:
+    """Create the project; return the number of branches, how many at either end are timed one by one, and a note."""
     probe = ClusterProbe(stage.cluster)
     stage.create_project(PROJECT, size="20Gi")
     node = str(stage.get_branch(PROJECT, names.ROOT_BRANCH)["status"]["nodeName"])
@@ -33,14 +50,8 @@ def hundreds(stage: Stage, quick: bool) -> Result:
     count = min(requested, probe.remaining_pod_capacity(node) - SPARE_PODS)
     edge = 5 if quick else 10
     assert count > 2 * edge, f"node {node} has room for {count} more pods; see maxPods of its kubelet"
-    first, last = _create_branches(stage, count, edge)
-    ours = f"apply → Ready with {count - edge} to {count} branches in the project"
     note = "" if count == requested else f"kubelet admits only {count} pods, {requested} were requested"
-    rows = [Row(ours, f"with 0 to {edge}", last, first, goal=1.2, note=note)]
-    rows += _idle(stage, probe, count, quick)
-    rows += _restarts(stage, probe, count, 2 if quick else 3)
-    rows.append(_deletion(stage, count))
-    return Result(rows)
+    return count, edge, note
 
 
 def _deletion(stage: Stage, count: int) -> Row:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tests.bench.audit import typical
 from tests.bench.figures import Result, Row, number, quantile, shown
 
 _INTRODUCTION = """# Benchmarks
@@ -18,39 +20,84 @@ that runs on the machine. A *bare pod* is a pod of the same Postgres image on th
 beforehand and shut down cleanly; it becomes Ready through a readiness probe with a period of one second, the shortest
 possible. Times are taken from one watch of the API server: from before the request to the arrival of the state.
 """
+_BEFORE = """The columns *before* are of the release of commit `{commit}`, measured by the same programs
+(`hack/bench before COMMIT NAME…`). The last table says when."""
 _TITLES = {
     "create": "A branch beside a bare pod",
     "copies": "A branch beside a copy",
     "trace": "Where the time of a create goes",
+    "requests": "The requests of a create",
 }
+_REQUESTS = """From the API server's audit log: the requests that most of {count} creates have between apply and
+Ready, each at its medians, with the milliseconds from its arrival to its answer. They overlap, and not all are waited
+for."""
 
 
-def _table_line(row: Row) -> str:
+# Series of an earlier release that are drawn beside the present ones.
+PLOTTED_BEFORE = ("trace", "requests")
+_HEAD = [
+    "measure",
+    "median (min to max)",
+    "compared with",
+    "its median (min to max)",
+    "ratio",
+    "goal",
+    "result",
+]
+
+
+def _figure(row: Row) -> str:
     figure = number(row.figure)
     if row.part != "median":
         figure = f"{figure} ({row.part})"
-    met = {None: "", True: "met", False: "**missed**"}[row.met]
-    theirs = shown(row.theirs, row.unit) if row.theirs else "-"
-    ratio = figure if row.theirs else f"{figure} {row.unit}"
-    cells = [row.measure, shown(row.ours, row.unit), row.against, theirs, ratio, row.goal_text, met]
+    return figure if row.theirs else f"{figure} {row.unit}"
+
+
+def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def page(raw: dict[str, Any], results: dict[str, Result], notes_by_hand: str = "") -> str:
-    """Return the whole page; `notes_by_hand` follow the plots."""
+def _table_line(row: Row, earlier: Row | None = None, wide: bool = False) -> str:
+    met = {None: "", True: "met", False: "**missed**"}[row.met]
+    theirs = shown(row.theirs, row.unit) if row.theirs else "-"
+    cells = [row.measure, shown(row.ours, row.unit), row.against, theirs, _figure(row), row.goal_text, met]
+    if wide:
+        cells += [shown(earlier.ours, earlier.unit), _figure(earlier)] if earlier else ["-", "-"]
+    return _line(cells)
+
+
+def page(
+    raw: dict[str, Any],
+    results: dict[str, Result],
+    before: Mapping[str, Result] | None = None,
+    notes_by_hand: str = "",
+) -> str:
+    """Return the whole page; `before` are the results of an earlier release, `notes_by_hand` follow the plots."""
+    before = before or {}
+    shown_before = [name for result in before.values() for name, points in result.series.items() if points]
     lines = [_INTRODUCTION, "## Results", ""]
+    earlier = {(row.measure, row.against): row for result in before.values() for row in result.rows}
+    head = _HEAD + (["before: median (min to max)", "before: ratio"] if before else [])
+    if before:
+        lines += [_BEFORE.format(commit=raw["before"]["commit"][:12]), ""]
+    lines += [_line(head), "|" + "---|" * len(head)]
     lines += [
-        "| measure | median (min to max) | compared with | its median (min to max) | ratio | goal | result |"
+        _table_line(row, earlier.get((row.measure, row.against)), bool(before))
+        for result in results.values()
+        for row in result.rows
     ]
-    lines += ["|---|---|---|---|---|---|---|"]
-    lines += [_table_line(row) for result in results.values() for row in result.rows]
     notes = [
         f"* {row.measure}: {row.note}." for result in results.values() for row in result.rows if row.note
     ]
     lines += ["", *notes, ""]
-    for name, result in results.items():
-        if result.series:
-            lines += [f"## {_TITLES[name]}", "", f"![{_TITLES[name]}](benchmarks/{name}.svg)", ""]
+    for result in results.values():
+        for name, points in result.series.items():
+            if points:
+                lines += [f"## {_TITLES[name]}", "", f"![{_TITLES[name]}](benchmarks/{name}.svg)", ""]
+                lines += [*_request_lines(points), ""] if name == "requests" else []
+    for name in PLOTTED_BEFORE:
+        if name in shown_before:
+            lines += [f"## {_TITLES[name]}, before", "", f"![before](benchmarks/{name}-before.svg)", ""]
     if notes_by_hand:
         lines += [notes_by_hand.rstrip(), ""]
     lines += ["## The machine", ""]
@@ -60,11 +107,36 @@ def page(raw: dict[str, Any], results: dict[str, Result], notes_by_hand: str = "
         "| run | mode | at | load average before the run | samples in its first row |",
         "|---|---|---|---|---|",
     ]
-    for name, run in raw["runs"].items():
-        rows = results[name].rows
-        count = len(rows[0].ours) if rows else len(next(iter(results[name].series.values())))
-        lines.append(f"| {name} | {run['mode']} | {run['at']} | {run['load']} | {count} |")
+    lines += [_run_line(name, run, results[name]) for name, run in raw["runs"].items()]
+    for name, result in before.items():
+        lines.append(_run_line(f"{name}, before", raw["before"]["runs"][name], result))
     return "\n".join(lines) + "\n"
+
+
+def _request_lines(traces: list[dict[str, Any]]) -> list[str]:
+    """Return the table of the requests of a create, with a sum by who asks."""
+    requests = typical([trace["requests"] for trace in traces])
+    totals: dict[str, list[float]] = {}
+    for request in requests:
+        totals.setdefault(request["who"], []).append(request["ms"])
+    lines = [
+        _REQUESTS.format(count=len(traces)),
+        "",
+        _line(["who", "requests", "ms together"]),
+        "|---|---|---|",
+    ]
+    lines += [_line([who, str(len(ms)), f"{sum(ms):.0f}"]) for who, ms in totals.items()]
+    lines += ["", _line(["after ms", "who", "verb", "what", "ms"]), "|---|---|---|---|---|"]
+    for request in requests:
+        at, ms = f"{request['at']:.0f}", f"{request['ms']:.1f}"
+        lines.append(_line([at, request["who"], request["verb"], request["what"], ms]))
+    return lines
+
+
+def _run_line(title: str, run: Mapping[str, str], result: Result) -> str:
+    """Return the line of a measure's run: when, how, with how many samples."""
+    count = len(result.rows[0].ours) if result.rows else len(next(iter(result.series.values())))
+    return _line([title, run["mode"], run["at"], run["load"], str(count)])
 
 
 def summary(result: Result) -> list[str]:

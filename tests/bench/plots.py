@@ -8,6 +8,8 @@ from typing import Any
 
 import matplotlib
 
+from tests.bench.audit import typical
+
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
@@ -64,13 +66,14 @@ def copies(series: dict[str, list[tuple[float, float]]], file: Path) -> None:
     _save(figure, file)
 
 
-# Writes that a watch sees before the agent's steps -> who worked since the write before.
-_WRITES = (
-    ("created", "API server"),
-    ("finalizer of the controller", "controller: finalizer"),
-    ("bound", "controller: node bound, Service created"),
-    ("finalizer of the agent", "agent: finalizer"),
-)
+# Writes that a watch sees before the agent's steps -> what was done since the write before. Their order and number
+# depend on the release.
+_WRITES = {
+    "created": "API server",
+    "finalizer of the controller": "controller: its finalizer",
+    "finalizer of the agent": "finalizer of the agent",
+    "bound": "controller: node bound, Service created",
+}
 # The agent's timings (see `StepTimer`) -> label.
 _AGENT_STEPS = {
     "read": "agent: reads branch and project",
@@ -89,23 +92,31 @@ _AGENT_STEPS = {
 
 def spans(traces: list[dict[str, Any]]) -> list[tuple[str, float]]:
     """Return (label, median milliseconds) of each step in order; what no step accounts for is the watch's delay."""
-    steps: list[tuple[str, list[float]]] = [(label, []) for _, label in _WRITES]
+    writes = _writes_seen(traces)
+    steps: list[tuple[str, list[float]]] = [(_WRITES[write], []) for write in writes]
     steps += [(label, []) for label in _AGENT_STEPS.values()]
     watch_delays: list[float] = []
     final: list[float] = []
     for trace in traces:
         seen, before = trace["seen"], 0.0
-        for index, (step, _) in enumerate(_WRITES):
-            steps[index][1].append(max(0.0, seen[step] - before))
-            before = max(before, seen[step])
+        for index, write in enumerate(writes):
+            steps[index][1].append(max(0.0, seen.get(write, 0.0) - before))
+            before = max(before, seen.get(write, 0.0))
         agent = [trace["agent"].get(step, 0.0) for step in _AGENT_STEPS]
         for index, milliseconds in enumerate(agent):
-            steps[len(_WRITES) + index][1].append(milliseconds)
+            steps[len(writes) + index][1].append(milliseconds)
         watch_delays.append(max(0.0, seen["accepts"] - before - sum(agent)))
         final.append(seen["Ready"] - seen["accepts"])
-    steps.insert(len(_WRITES), ("watch: to the agent and back", watch_delays))
+    steps.insert(len(writes), ("watch: to the agent and back", watch_delays))
     steps.append(("controller: endpoints, Ready", final))
     return [(label, statistics.median(samples)) for label, samples in steps]
+
+
+def _writes_seen(traces: list[dict[str, Any]]) -> list[str]:
+    """Return the writes that most traces have, in the order in which they come."""
+    times = {write: [trace["seen"][write] for trace in traces if write in trace["seen"]] for write in _WRITES}
+    seen = [write for write, at in times.items() if len(at) * 2 > len(traces)]
+    return sorted(seen, key=lambda write: statistics.median(times[write]))
 
 
 def trace(traces: list[dict[str, Any]], file: Path) -> None:
@@ -128,4 +139,23 @@ def trace(traces: list[dict[str, Any]], file: Path) -> None:
     _save(figure, file)
 
 
-PLOTS = {"create": create, "copies": copies, "trace": trace}
+_COLOURS = {"controller": THEIRS[1], "agent": OURS, "client": "black"}
+
+
+def requests(traces: list[dict[str, Any]], file: Path) -> None:
+    """Draw the requests of one create as bars from their arrival to their answer, each at its medians."""
+    bars = typical([trace["requests"] for trace in traces])
+    ready = statistics.median(trace["seen"]["Ready"] for trace in traces)
+    figure, axes = plt.subplots(figsize=(8, 0.8 + 0.17 * len(bars)))
+    for index, bar in enumerate(bars):
+        axes.barh(-index, bar["ms"], left=bar["at"], color=_COLOURS.get(bar["who"], THEIRS[0]), alpha=0.7)
+        axes.text(bar["at"] + bar["ms"] + 3, -index, f"{bar['ms']:.0f}", va="center", fontsize=7)
+    labels = [f"{bar['who']}: {bar['verb']} {bar['what']}" for bar in bars]
+    axes.set_yticks([-index for index in range(len(bars))], labels, fontsize=7)
+    axes.axvline(ready, color="black", linewidth=0.8, linestyle=":")
+    axes.set_xlabel(f"ms since the apply; Ready after {ready:.0f} ms (medians of {len(traces)} creates)")
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, file)
+
+
+PLOTS = {"create": create, "copies": copies, "trace": trace, "requests": requests}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections import Counter
@@ -15,7 +16,9 @@ from tests.bench.counts import line_time, reads, watch_events, writes
 from tests.bench.follow import Json, is_true
 from tests.bench.stage import NODES
 
-RELEASE, NAMESPACE, CHART = "dbranch", "dbranch-system", "helm/dbranch"
+RELEASE, NAMESPACE = "dbranch", "dbranch-system"
+# hack/bench names the chart of the release that it measures.
+CHART = os.environ.get("DBRANCH_BENCH_CHART", "helm/dbranch")
 _COMPONENT = "app.kubernetes.io/component"
 
 
@@ -27,14 +30,28 @@ def _run(*argv: str, timeout: float = 300) -> str:
 
 @contextmanager
 def agent_values(**counts: int) -> Iterator[None]:
-    """Set values below `agent` of the release; restore the previous ones at the end."""
-    values = json.loads(_run("helm", "get", "values", RELEASE, "-n", NAMESPACE, "--all", "-o", "json"))
-    before = {name: values["agent"][name] for name in counts}
+    """Set values below `agent` of the release; restore the previous ones at the end.
+
+    Values that the release's chart does not have are left out: its schema would refuse them.
+    """
+    values = _agent_values()
+    before = {name: values[name] for name in counts if name in values}
     try:
-        _set_agent_values(counts)
+        _set_agent_values({name: counts[name] for name in before})
         yield
     finally:
         _set_agent_values(before)
+
+
+def has_agent_value(name: str) -> bool:
+    """True if the release's chart has this value below `agent`."""
+    return name in _agent_values()
+
+
+def _agent_values() -> Json:
+    values = json.loads(_run("helm", "get", "values", RELEASE, "-n", NAMESPACE, "--all", "-o", "json"))
+    found: Json = values["agent"]
+    return found
 
 
 def _set_agent_values(counts: Mapping[str, int]) -> None:

@@ -143,7 +143,7 @@ class Stage:
         self.cluster.create(
             path_of(names.API_VERSION, names.PROJECTS, self.namespace), {**body, "spec": spec}
         )
-        self.projects.wait_for(name, is_ready, began)
+        self.projects.wait_for(name, is_ready, began, 600)
         return name
 
     def create_branch(self, project: str, name: str, source: str | None = "main", **spec: Any) -> float:

@@ -1,12 +1,15 @@
-"""The steps of one create: the states that a watch of the branch shows, and the timings in the agent's log."""
+"""The steps of one create: the states that a watch of the branch shows, the timings in the agent's log, and the
+requests in the API server's audit log."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dbranch.api import names
+from tests.bench.audit import Request
 from tests.bench.follow import Json, Seen
 from tests.bench.stage import Stage
 
@@ -16,14 +19,30 @@ _TIMING = re.compile(r'(\w+)="?([\d.]+)')
 
 @dataclass(frozen=True)
 class Trace:
-    """Milliseconds by step. `seen`: from the apply to the write's arrival in a watch; `agent`: the agent's own."""
+    """Milliseconds by step. `seen`: from the apply to the write's arrival in a watch; `agent`: the agent's own.
+
+    `began` is the time of the apply, in seconds since the epoch; `requests` are those from then until Ready, each
+    with the milliseconds from the apply to its arrival (`at`) and to its answer (`ms`).
+    """
 
     seen: dict[str, float]
     agent: dict[str, float]
+    began: float
+    requests: tuple[dict[str, Any], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the trace as JSON."""
         return asdict(self)
+
+    def with_requests(self, log: list[Request]) -> Trace:
+        """Return the trace with the requests of the log that were received between the apply and Ready."""
+        until = self.began + self.seen["Ready"] / 1000
+        requests = tuple(
+            asdict(request) | {"at": (request.at - self.began) * 1000}
+            for request in log
+            if self.began <= request.at <= until
+        )
+        return replace(self, requests=requests)
 
 
 def create_traced(stage: Stage, project: str, name: str) -> Trace:
@@ -36,7 +55,9 @@ def create_traced(stage: Stage, project: str, name: str) -> Trace:
     }
     text = f"{stage.namespace}/{object_name} accepts"
     line = max((line for line in stage.agent_log().splitlines() if text in line), default="")
-    return Trace(seen, {step: float(value) for step, value in _TIMING.findall(line.partition("accepts")[2])})
+    timings = {step: float(value) for step, value in _TIMING.findall(line.partition("accepts")[2])}
+    # The nodes of the cluster share this machine's clock.
+    return Trace(seen, timings, began + time.time() - time.monotonic())
 
 
 def steps(history: list[Seen]) -> dict[str, float]:
@@ -54,6 +75,7 @@ def steps_of(body: Json) -> list[str]:
     node = status.get("node") or {}
     done = {
         "created": bool(meta),
+        "finalizer of the controller": names.CONTROLLER_FINALIZER in (meta.get("finalizers") or ()),
         "finalizer of the agent": names.AGENT_FINALIZER in (meta.get("finalizers") or ()),
         "bound": bool(status.get("nodeName")),
         "accepts": (node.get("postgres") or {}).get("reason") == "Accepting",

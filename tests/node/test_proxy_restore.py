@@ -166,15 +166,25 @@ def test_a_client_that_is_logging_in_does_not_reach_the_old_data_behind_the_ackn
     assert fields["C"] == "57P01" and "is being restored" in fields["M"]
 
 
+def dial_mute(
+    running: ProxyProcess, mute: socket.socket, threads: ThreadPoolExecutor
+) -> tuple[Future[str], socket.socket]:
+    """Return a session that is being connected to `mute`, once the proxy has read that main is there."""
+    mute.settimeout(1)
+    for _ in range(20):
+        connecting = threads.submit(reached, running)
+        with suppress(TimeoutError):
+            return connecting, mute.accept()[0]
+    raise AssertionError("nobody was sent there")
+
+
 def test_a_session_without_an_answer_of_its_backend_waits_for_the_restored_data(
     running: ProxyProcess, main: Backend, feature: Backend, threads: ThreadPoolExecutor
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         silent = Backend("main", mute.getsockname()[1], main.directory, main.programs)
         running.project.route_branch("main", "Ready", silent)
-        mute.settimeout(20)
-        connecting = threads.submit(reached, running)
-        accepted, _ = mute.accept()
+        connecting, accepted = dial_mute(running, mute, threads)
         with accepted:
             assert accepted.recv(8)
             begin_restore(running, silent)

@@ -112,7 +112,7 @@ class Writer(threading.Thread):
                     port=node["port"],
                     user="app",
                     password=PASSWORDS["app"],
-                    dbname="dbranch",
+                    dbname="postgres",
                     autocommit=True,
                 )
             except psycopg.OperationalError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -16,7 +15,9 @@ from tests.node.test_snapshots import filled
 from tests.node.world import World
 
 from dbranch.agent.layout import SubvolumeKind
+from dbranch.agent.linux.btrfs import is_subvolume
 from dbranch.agent.linux.loops import loops_of
+from dbranch.agent.linux.quotas import subvolume_id
 from dbranch.agent.volume.observe import observe_subvolumes
 
 
@@ -171,19 +172,19 @@ def test_after_a_restart_of_the_node_what_was_prepared_is_made_anew(
     uid = restores.order("b", source="main")
     restores.await_state("b", "Prepared")
     prepared = world.node.layout.prepared.branch(project, world.uid("b"))
-    number = prepared.stat().st_ino, _subvolume_time(prepared)
+    number = subvolume_id(prepared)
     world.restart_node()
-    restores.await_state("b", "Prepared")
-    assert (prepared.stat().st_ino, _subvolume_time(prepared)) != number
+    for _ in range(20):
+        world.run_agent(0, 4)
+        is_anew = is_subvolume(prepared) and subvolume_id(prepared) != number
+        if is_anew and restores.answer("b")["state"] == "Prepared":
+            break
+    assert is_anew, restores.answer("b")
     assert rows(world, "b") == 1001
     restores.switches = True
     world.run_agent()
     assert restores.ends[uid]["state"] == "Done" and rows(world, "b") == 1000
     world.assert_consistent(project, running=2, stored=2, snapshots=1)
-
-
-def _subvolume_time(path: Path) -> float:
-    return (path / "marker.json").stat().st_mtime
 
 
 def test_the_pod_of_what_is_prepared_is_not_taken_for_the_branchs_own(
@@ -195,12 +196,11 @@ def test_the_pod_of_what_is_prepared_is_not_taken_for_the_branchs_own(
     restores.await_state("b", "Prepared")
     pod = world.branch("b")["status"]["node"]["pod"]
     world.api.delete(f"{PODS}/{pod}")
-    world.run_agent(0, 4)
     for _ in range(20):
-        if world.branch("b")["status"]["node"].get("address"):
-            break
         world.run_agent(0, 4)
-    node = world.branch("b")["status"]["node"]
+        node = world.branch("b")["status"]["node"]
+        if node.get("address") and node["pod"] != pod:
+            break
     assert node["pod"] != pod and rows(world, "b") == 1001
     assert node["restore"]["state"] == "Prepared"
     assert SubvolumeKind.RESTORE in {

@@ -16,7 +16,7 @@ from tests.node.machine import postgres_directory
 from tests.node.world import SAMPLED_KILLS, World
 
 from dbranch.agent.layout import SubvolumeKind
-from dbranch.agent.linux.btrfs import create_subvolume, is_read_only
+from dbranch.agent.linux.btrfs import create_subvolume, is_read_only, transactions_of
 from dbranch.agent.volume.effect import ensure_temporaries_destroyed
 from dbranch.agent.volume.observe import observe_subvolumes
 
@@ -236,3 +236,15 @@ def test_a_temporary_of_a_snapshot_is_destroyed_only_when_no_object_has_its_uid(
     assert observe_subvolumes(world.node.layout, project).unfinished == ()
     world.run_agent()
     assert storage_of(world, "cut") == "Stored"
+
+
+def test_a_scheduled_snapshot_says_by_which_transaction_it_was_taken(world: World, project: str) -> None:
+    due = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    world.make_snapshot("run", "main", origin={"reason": "Schedule", "schedules": ["hourly"], "time": due})
+    world.make_snapshot("requested", "main")
+    world.run_agent()
+    assert storage_of(world, "run") == "Stored"
+    taken = world.snapshot("run")["status"]["node"]["transaction"]
+    assert "transaction" not in world.snapshot("requested")["status"]["node"]
+    world.sql("main", "insert into item values (0)")
+    assert transactions_of(world.node.layout.branch(project, world.uid("main"))).changed > taken

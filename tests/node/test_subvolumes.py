@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import uuid
 from pathlib import Path
 from typing import Any, cast
 
@@ -213,3 +215,32 @@ def test_the_sweep_takes_what_was_being_made_and_nothing_of_a_newer_release(
     # Once each, however often it is swept.
     assert len([text for text in caplog.messages if "written by a newer release" in text]) == 2
     assert [shown.uid for shown in sweeper.orphans] == [orphan]
+
+
+def test_a_snapshot_is_no_write_and_what_is_synced_is_one_at_once(up: Node) -> None:
+    """Schedules go by the numbers of btrfs' transactions: that took a snapshot, and that changed a branch."""
+    uids = [str(uuid.uuid4()) for _ in range(3)]
+    path = make(up, uids[0], None)
+    file = path / "file"
+    write_synced(file, b"one")
+    before = btrfs.transactions_of(path).changed
+    snapshots = []
+    for uid in uids[1:]:
+        snapshot = up.layout.branch(up.project, uid)
+        btrfs.create_snapshot(path, snapshot)
+        # Its marker, flag and name.
+        write_synced(snapshot / "marker", b"x")
+        set_read_only(snapshot)
+        btrfs.sync_and_clean(path.parent)
+        snapshots.append(btrfs.transactions_of(snapshot).created)
+        file.read_bytes()
+        assert btrfs.transactions_of(path).changed == before <= snapshots[-1]
+    write_synced(file, b"two")
+    assert btrfs.transactions_of(path).changed > snapshots[1] > snapshots[0]
+
+
+def write_synced(file: Path, data: bytes) -> None:
+    with file.open("wb") as opened:
+        opened.write(data)
+        opened.flush()
+        os.fsync(opened.fileno())

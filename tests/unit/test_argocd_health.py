@@ -86,7 +86,7 @@ def test_a_restore_is_healthy_once_it_is_complete() -> None:
     assert health(a_restore(step)) == ("Progressing", "new sessions are held")
     done = condition("Complete", "True", Reason.RESTORED, "it has the data of main")
     assert health(a_restore(done)) == ("Healthy", "it has the data of main")
-    again = condition("Complete", "True", Reason.ALREADY_APPLIED, "it was done before")
-    assert health(a_restore(again)) == ("Healthy", "it was done before")
+    repeated = condition("Complete", "True", Reason.ALREADY_APPLIED, "it was done before")
+    assert health(a_restore(repeated)) == ("Healthy", "it was done before")
     failed = [condition(name, "True", Reason.POOL_FULL, "the pool is full") for name in ("Failed", "Stalled")]
     assert health(a_restore(*failed)) == ("Degraded", "the pool is full")

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import doctest
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.bench import counts, figures, sizes
-from tests.bench.counts import line_time, tps, writes
+from tests.bench import audit, counts, figures, meter, sizes
+from tests.bench.audit import Request
+from tests.bench.before import missing_for, runs_before
+from tests.bench.counts import durations, line_time, tps, writes
 from tests.bench.figures import Result, Row, as_json, from_json
 from tests.bench.follow import is_ready
+from tests.bench.meter import Meter, added
 from tests.bench.page import page, summary
 from tests.bench.room import Room, rows_of
-from tests.bench.trace import steps_of
+from tests.bench.trace import Trace, steps_of
 
 CREATE = Row("apply → Ready", "bare pod", [300, 200, 250], [1000, 900, 2000], goal=0.5)
 
 
 def test_the_examples_in_the_code() -> None:
-    assert doctest.testmod(figures).failed == 0
-    assert doctest.testmod(counts).failed == 0
-    assert doctest.testmod(sizes).failed == 0
+    for module in (figures, counts, sizes, meter, audit):
+        assert doctest.testmod(module).failed == 0
 
 
 def test_a_goal_is_held_against_the_ratio_of_medians_or_the_part_that_is_named() -> None:
@@ -50,6 +55,101 @@ def test_raw_numbers_come_back_as_they_were_and_make_the_page() -> None:
     assert summary(second_run) == [
         "apply → Ready: 250 ms (200 to 300) | bare pod: 1000 ms (900 to 2000) | ratio 0.25 | goal ≤ 0.5: met"
     ]
+
+
+RUN = {"mode": "full", "at": "2026-01-01 00:00 UTC", "load": "1.0"}
+COMMIT = "5de9bfc5de9bfc5de9bfc"
+
+
+def test_the_page_shows_an_earlier_release_beside_the_present_one() -> None:
+    slower = Row("apply → Ready", "bare pod", [600], [1000], goal=0.5)
+    only_now = Row("delete → gone", "-", [10])
+    raw = {
+        "machine": {},
+        "runs": {"create": RUN},
+        "before": {"commit": COMMIT, "measures": {}, "runs": {"create": RUN}},
+    }
+    said = page(raw, {"create": Result([CREATE, only_now])}, {"create": Result([slower])}).splitlines()
+    head = next(line for line in said if line.startswith("| measure"))
+    assert head.endswith("| result | before: median (min to max) | before: ratio |")
+    assert next(line for line in said if "apply → Ready" in line).endswith("| met | 600 ms | 0.6 |")
+    assert next(line for line in said if "delete → gone" in line).endswith("| - | - |")
+    assert any(COMMIT[:12] in line for line in said)
+    assert "| create, before | full | 2026-01-01 00:00 UTC | 1.0 | 1 |" in said
+
+
+def test_results_of_an_earlier_release_go_when_another_one_is_measured() -> None:
+    raw: dict[str, Any] = {"measures": {"create": 1}}
+    runs_before(raw, "one")["measures"]["create"] = 2
+    assert runs_before(raw, "one")["measures"] == {"create": 2} and raw["measures"] == {"create": 1}
+    assert runs_before(raw, "two") == raw["before"] == {"commit": "two", "measures": {}, "runs": {}}
+
+
+def test_a_measure_that_a_release_cannot_do_is_named(tmp_path: Path) -> None:
+    assert missing_for("create", tmp_path) == ""
+    assert missing_for("snapshots", tmp_path) == "its chart has no dbsnapshots.yaml"
+    assert missing_for("room", tmp_path) == "it measures this tree's controller"
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates" / "dbsnapshots.yaml").touch()
+    assert missing_for("snapshots", tmp_path) == ""
+
+
+def test_a_meter_leaves_the_measure_out_and_adds_spans_up() -> None:
+    spent = Meter()
+    spent.add({"agent": 2.0, "the measure": 1.0}, {"GET pods": (1, 0.01)})
+    spent.add({"agent": 3.0, "etcd": 1.0}, {"GET pods": (3, 0.03), "PATCH pods": (2, 0.1)})
+    assert (spent.totals, spent.requests) == ([2.0, 4.0], [1, 5])
+    assert spent.processor_text() == "agent 2.5, the measure 0.5, etcd 0.5"
+    assert spent.requests_text() == "1 PATCH pods of 50 ms, 2 GET pods of 10 ms"
+
+
+def audit_line(**changes: Any) -> str:
+    event = {
+        "kind": "Event",
+        "stage": "ResponseComplete",
+        "verb": "patch",
+        "user": {"username": "system:serviceaccount:shop:shop-proxy"},
+        "objectRef": {"resource": "dbbranches", "apiGroup": "dbranch.io", "subresource": "status"},
+        "requestReceivedTimestamp": "2026-01-01T00:00:01.000500Z",
+        "stageTimestamp": "2026-01-01T00:00:01.013000Z",
+    }
+    return json.dumps(event | changes, separators=(",", ":"))
+
+
+def test_requests_come_from_the_audit_log_within_the_api_servers() -> None:
+    lines = [
+        "I0101 00:00:00.000000       1 controller.go:1] started",
+        audit_line(),
+        audit_line(stage="RequestReceived"),
+        audit_line(objectRef={"resource": "nodes", "subresource": "status"}),
+        audit_line(verb="list", objectRef={"resource": "pods"}, user={"username": "system:node:n1"}),
+    ]
+    patch, listing = audit.parse(lines)
+    assert (patch.key, patch.at) == (("proxy", "patch", "dbbranches.dbranch.io/status"), 1767225601.0005)
+    assert patch.ms == pytest.approx(12.5, rel=1e-3) and listing.key == ("kubelet", "list", "pods")
+
+
+def test_a_trace_has_the_requests_between_its_apply_and_ready() -> None:
+    log = [Request(at, 2.0, "agent", "get", "pods") for at in (99.9, 100.1, 100.3)]
+    trace = Trace({"Ready": 200.0}, {}, 100.0).with_requests(log)
+    assert [request["at"] for request in trace.requests] == [pytest.approx(100.0)]
+    asked = [trace.as_dict() for _ in range(3)]
+    said = page({"machine": {}, "runs": {}}, {"trace": Result([], {"requests": asked})})
+    assert "| agent | 1 | 2 |" in said and "| 100 | agent | get | pods | 2.0 |" in said
+
+
+def test_requests_and_their_seconds_are_counted_without_the_clusters_own() -> None:
+    labels = 'group="dbranch.io",resource="dbbranches",subresource="status"'
+    lease = 'group="coordination.k8s.io",resource="leases",subresource="",verb="PUT"'
+    name = "apiserver_request_duration_seconds"
+    metrics = "".join(
+        f'{name}_{part}{{{labels},verb="{verb}"}} {value}\n'
+        for verb in ("PATCH", "WATCH")
+        for part, value in (("count", 4), ("sum", 0.1))
+    )
+    now = durations(f"{metrics}{name}_count{{{lease}}} 9\n")
+    assert now == {"PATCH dbbranches.dbranch.io/status": (4, 0.1)}
+    assert added(now, now) == {}
 
 
 def test_the_steps_of_a_branch_that_is_becoming_ready() -> None:

@@ -98,7 +98,8 @@ class Branch:
     """A DBBranch. `object_name` is `<project>-<branch>`, `name` what follows the project; `deleted`: RFC 3339.
 
     `source_snapshot`: the DBSnapshot that it is made from, in place of `source`. `source_uid`: of either.
-    `snapshots`, `refresh`: the schedules of its snapshots, and of its refresh; `runs`: `status.snapshots`.
+    `snapshots`, `refresh`: the schedules of its snapshots, and of its refresh; `runs`: `status.snapshots`,
+    `refreshes`: `status.refresh`.
     `undeletes`: the UID of the deleted DBBranch whose data it gets back.
     `protected`: by spec.protection, or by spec.protectedUntil. `ttl`, `expires`: of the spec, the latter
     spec.expirationTime; `default_ttl`, `expiration_time`: of the status, the former status.ttl.
@@ -137,6 +138,7 @@ class Branch:
     route: BranchRoute | None = None
     proxies: tuple[Acknowledgement, ...] = ()
     runs: SnapshotsStatus = field(default_factory=SnapshotsStatus)
+    refreshes: SnapshotsStatus = field(default_factory=SnapshotsStatus)
     release: str | None = None
     copy: DeletionCopy | None = None
     undeletes: str | None = None
@@ -228,6 +230,7 @@ def parse_branch(body: Mapping[str, Any]) -> Branch:
         route=parse_branch_route(status.get("route")),
         proxies=parse_acknowledgements(status.get("proxies")),
         runs=parse_snapshots_status(status.get("snapshots")),
+        refreshes=parse_snapshots_status(status.get("refresh")),
         release=status.get("release"),
         copy=_parse_copy(status.get("copy")),
         undeletes=status.get("undeletes"),

@@ -48,12 +48,14 @@ def _all(condition: Condition, meaning: str, remedy: str = "") -> Entry:
 
 
 def _restore(condition: Condition, meaning: str, remedy: str = "") -> Entry:
-    return Entry(meaning, remedy, restore=(condition,))
+    # A refresh that fails says why in its branch, too.
+    branch = (Condition.REFRESHED,) if condition == Condition.FAILED else ()
+    return Entry(meaning, remedy, branch=branch, restore=(condition,))
 
 
 _READY, _SCHEDULED, _STORAGE = Condition.READY, Condition.SCHEDULED, Condition.STORAGE_READY
 _POSTGRES, _ROUTED, _BLOCKED = Condition.POSTGRES_READY, Condition.ROUTED, Condition.DELETION_BLOCKED
-_SNAPSHOTTED = Condition.SNAPSHOTTED
+_SNAPSHOTTED, _REFRESHED = Condition.SNAPSHOTTED, Condition.REFRESHED
 _RECONCILING, _COMPLETE, _FAILED = Condition.RECONCILING, Condition.COMPLETE, Condition.FAILED
 _UNEXPIRED = Condition.EXPIRATION_BLOCKED
 
@@ -177,11 +179,14 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         snapshot=(_READY,),
         restore=(_RECONCILING,),
     ),
-    Reason.ON_SCHEDULE: _branch(_SNAPSHOTTED, "Snapshots of the branch are taken as its schedules say."),
-    Reason.INVALID_SCHEDULE: _branch(
-        _SNAPSHOTTED,
+    Reason.ON_SCHEDULE: Entry(
+        "Snapshots of the branch are taken, or its data is replaced, as its schedules say.",
+        branch=(_SNAPSHOTTED, _REFRESHED),
+    ),
+    Reason.INVALID_SCHEDULE: Entry(
         "A schedule is no five fields of cron that have a time, or names a time zone that does not exist.",
-        "Correct the schedule that the message names, in spec.snapshots.",
+        "Correct the schedule that the message names, in spec.snapshots or spec.refresh.",
+        branch=(_SNAPSHOTTED, _REFRESHED),
     ),
     Reason.SNAPSHOT_MISSED: _snapshot(
         "It is the record of a schedule's run, and its time has passed; a record is never taken again.",
@@ -292,6 +297,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         project=(_STORAGE,),
         branch=(_STORAGE,),
         snapshot=(_READY,),
+        restore=(_FAILED,),
     ),
     Reason.POOL_LOST: _project(
         _STORAGE,
@@ -351,6 +357,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         project=(_STORAGE,),
         branch=(_STORAGE,),
         snapshot=(_READY,),
+        restore=(_FAILED,),
     ),
     Reason.ACCEPTING: _both(_POSTGRES, "Postgres accepts connections."),
     Reason.RESTART_PENDING: _both(
@@ -445,6 +452,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "Set spec.postgres.image to a major version that the message names.",
         project=(_POSTGRES,),
         branch=(_STORAGE, _POSTGRES),
+        restore=(_FAILED,),
     ),
     Reason.ROLE_NOT_FOUND: _both(
         _POSTGRES,

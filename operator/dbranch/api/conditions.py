@@ -27,6 +27,7 @@ class Condition(StrEnum):
     POSTGRES_READY = "PostgresReady"
     ROUTED = "Routed"
     SNAPSHOTTED = "Snapshotted"
+    REFRESHED = "Refreshed"
     DELETION_BLOCKED = "DeletionBlocked"
     COMPLETE = "Complete"
     FAILED = "Failed"

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from dbranch.api.conditions import Finding
+from dbranch.api import names
+from dbranch.api.conditions import Condition, Finding, find_condition
 from dbranch.api.enums import NodeRestoreState, RestorePhase, RestoreSourceKind, RestoreState, Undo
 from dbranch.api.errors import InvalidInput
 from dbranch.api.quantity import parse_seconds
@@ -19,6 +20,7 @@ FINISHED_PHASES: Final = frozenset({RestorePhase.COMPLETE, RestorePhase.FAILED, 
 class Restore:
     """A DBRestore. `object_name`: of the object; `branch`, `source`: names of branches; times: RFC 3339.
 
+    `scheduled_for`: the UID of the DBBranch whose refresh has made it. `failure`: what its condition Failed says.
     `source_snapshot`: the name of a DBSnapshot's object. `source_text`: `status.source`, what it was bound to.
     """
 
@@ -39,6 +41,8 @@ class Restore:
     finalizers: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
+    scheduled_for: str | None = None
+    failure: Finding | None = None
     phase: RestorePhase | None = None
     branch_uid: str | None = None
     source_uid: str | None = None
@@ -195,6 +199,8 @@ def parse_restore(body: Mapping[str, Any]) -> Restore:
         finalizers=tuple(meta.get("finalizers") or ()),
         labels=dict(meta.get("labels") or {}),
         annotations=dict(meta.get("annotations") or {}),
+        scheduled_for=_branch_owner(meta),
+        failure=Finding.from_dict(find_condition(status, Condition.FAILED)),
         phase=RestorePhase(status["phase"]) if status.get("phase") else None,
         branch_uid=status.get("branchUID"),
         source_uid=status.get("sourceUID"),
@@ -205,6 +211,15 @@ def parse_restore(body: Mapping[str, Any]) -> Restore:
         data_time=status.get("dataTime"),
         status=status,
     )
+
+
+def _branch_owner(meta: Mapping[str, Any]) -> str | None:
+    """Return the UID of the DBBranch that owns the object as its controller; policies let only dbranch set it."""
+    for owner in meta.get("ownerReferences") or ():
+        is_ours = str(owner.get("apiVersion", "")).startswith(f"{names.GROUP}/")
+        if is_ours and owner.get("kind") == names.BRANCH_KIND and owner.get("controller"):
+            return str(owner.get("uid"))
+    return None
 
 
 def parse_undo(raw: Any) -> Undo | None:

@@ -33,6 +33,7 @@ EXPIRING_IN_GIT: Final = "ExpiringInGit"
 # Likewise, of a branch: a restore gave it other data; one did not; a copy of former data was deleted.
 RESTORED: Final = "Restored"
 RESTORE_FAILED: Final = "RestoreFailed"
+REFRESH_FAILED: Final = "RefreshFailed"
 UNDO_REMOVED: Final = "UndoRemoved"
 
 # Likewise: a branch that was deleted is made again, with its data.

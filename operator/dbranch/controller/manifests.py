@@ -328,3 +328,20 @@ def scheduled_snapshot(
     origin = {"reason": SnapshotReason.SCHEDULE.value, "schedules": list(schedules), "time": due}
     spec = {"project": project.name, "branch": branch.name, "origin": origin}
     return _object(names.API_VERSION, names.SNAPSHOT_KIND, meta, spec=spec)
+
+
+def refresh_restore(branch: Branch, name: str) -> Json:
+    """Return the DBRestore of a refresh: of the branch's own origin, as of when it is done."""
+    meta = {
+        "name": name,
+        "namespace": branch.namespace,
+        "labels": {
+            names.LABEL_PROJECT: branch.project,
+            names.LABEL_BRANCH: branch.name,
+            names.LABEL_BRANCH_UID: branch.uid,
+            names.LABEL_MANAGED_BY: "dbranch",
+        },
+        "ownerReferences": [_owner_reference(names.BRANCH_KIND, branch.object_name, branch.uid)],
+    }
+    spec = {"project": branch.project, "branch": branch.name, "ttlAfterFinished": "24h"}
+    return _object(names.API_VERSION, names.RESTORE_KIND, meta, spec=spec)

@@ -50,8 +50,8 @@ class RestoreRecords:
 
     def of_branch(self, namespace: str, project: str, branch: str) -> list[Restore]:
         """Return those of a branch, by its name."""
-        wanted = namespace, project, branch
-        return [r for r in self.all() if (r.namespace, r.project, r.branch) == wanted]
+        key = namespace, project, branch
+        return [r for r in self.all() if (r.namespace, r.project, r.branch) == key]
 
     def is_unfinished(self, uid: str | None) -> bool:
         """Return True if the DBRestore with this UID is known, and waits or runs."""

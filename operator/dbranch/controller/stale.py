@@ -18,6 +18,7 @@ from dbranch.api.project import Project
 from dbranch.api.snapshot import Snapshot
 from dbranch.controller.branch import plan as branch_plan
 from dbranch.controller.branch.plan import BranchFacts, plan_branch, plan_removal
+from dbranch.controller.branch.refreshed import refreshed_of
 from dbranch.controller.branch.snapshotted import snapshotted_of
 from dbranch.controller.cache import Cache
 from dbranch.controller.limits import Limits, excess
@@ -269,7 +270,8 @@ def _branch_facts(branch: Branch, reads: _Reads) -> BranchFacts:
         _source_snapshot(branch, reads),
         reads.node(project.node_name) if project and project.node_name and branch.source_snapshot else None,
         _snapshots_of(branch, reads),
-        snapshotted_of(branch, reads.cache.snapshots, reads.limits.of(branch.namespace)),
+        snapshotted=snapshotted_of(branch, reads.cache.snapshots, reads.limits.of(branch.namespace)),
+        refreshed=refreshed_of(branch, reads.cache.restores),
     )
 
 

@@ -46,6 +46,8 @@ SCHEDULE_POLL_SECONDS: Final = 5.0
 SCHEDULE_WAITING_POLL_SECONDS: Final = 1.0
 # So many scheduled snapshots are taken at once on a node.
 MAX_SCHEDULED_SNAPSHOTS: Final = 2
+# What was written is in the cache within this time.
+CACHE_BEHIND_SECONDS: Final = 60.0
 # A branch that has no data so long after it was created holds back no snapshot any more.
 CREATION_SECONDS: Final = 120.0
 # A run that is not taken so long after its time is late: metrics say so.

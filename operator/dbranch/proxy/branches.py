@@ -91,12 +91,8 @@ def compose(project: ProxyProject, branches: Mapping[str, ProxyBranch], seen_gen
     restoring = frozenset(branch.name for branch in branches.values() if branch.restoring)
     table = replace(project.table, restoring=restoring)
     if project.has_targets:
-        withheld = {
-            name: target
-            for name, target in routed.items()
-            if target.state == TargetState.DELETING or name in restoring
-        }
-        return replace(table, targets={**table.targets, **withheld})
+        deleting = {name: target for name, target in routed.items() if target.state == TargetState.DELETING}
+        return replace(table, targets={**table.targets, **deleting})
     active = table.active
     if active is None or table.generation <= seen_generation:
         return replace(table, targets=routed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.unit.agent.branch_model import COPY, PROJECT, ROOMY, VERSION, apply, marker, progress_pods
@@ -12,6 +13,7 @@ from dbranch.agent.branch.actions import Bind, Claim, CreatePod, DeletePod, Remo
 from dbranch.agent.branch.beside import RestorePart
 from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.branch.plan import plan_branch
+from dbranch.agent.branch.pods import is_beside
 from dbranch.agent.restore.actions import (
     Close,
     DestroyPrepared,
@@ -278,3 +280,32 @@ def test_without_its_pool_nobody_says_how_a_restore_ended() -> None:
     assert not rest.is_answered and rest.actions == () and rest.requeue_after is None
     running = plan_restore(replace(desired, project=PROJECT), RestoreFacts(RestoreVolume(), None, unmounted))
     assert not running.is_answered and running.actions == () and running.requeue_after
+
+
+UNBOUND = PodFacts("pod", restore="r")
+RESTORED = replace(OWN, restore=RestoreMark("r", "Discard"))
+ANOTHER = replace(OWN, restore=RestoreMark("s", "Discard"))
+
+
+@pytest.mark.parametrize(
+    ("pod", "own", "is_asked", "expected"),
+    [
+        (PodFacts("pod"), OWN, True, False),
+        (UNBOUND, OWN, True, True),
+        (UNBOUND, ANOTHER, False, True),
+        # The exchange has made its data the branch's own.
+        (UNBOUND, RESTORED, False, False),
+        # Without a pool nobody knows: it is the branch's, unless it is asked for beside it now.
+        (UNBOUND, None, False, False),
+        (UNBOUND, None, True, True),
+    ],
+)
+def test_whose_a_pod_is_in_which_nothing_is_bound(
+    pod: PodFacts, own: Marker | None, is_asked: bool, expected: bool
+) -> None:
+    order = replace(ordered().restore, uid="r")  # type: ignore[type-var]
+    branch = replace(COPY, restore=order if is_asked else None)
+    assert is_beside(pod, branch, own, (), ()) == expected
+    # What is bound says it, whatever the marker says.
+    assert not is_beside(pod, branch, own, (pod.name,), ())
+    assert is_beside(pod, branch, own, (), (pod.name,))

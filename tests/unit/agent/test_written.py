@@ -25,12 +25,13 @@ class Node:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, builder: BranchBuilder = MAIN) -> None:
         self.api = FakeApi()
-        self.changed, self.last = 1, {"shop-main-uid": 7}
-        self.api.put(path_of(names.API_VERSION, names.BRANCHES, "team"), builder.body())
+        body = self.api.put(path_of(names.API_VERSION, names.BRANCHES, "team"), builder.body())
+        self.uid = body["metadata"]["uid"]
+        self.changed, self.last = 1, {self.uid: 7}
         self.watch = WrittenWatch(cast(Cluster, self.api), Layout(Path("/base")), lambda: self.last)
         self.watch.follow_project("ADDED", project().body())
         self.follow()
-        monkeypatch.setattr(written, "is_subvolume", lambda path: path.name == "shop-main-uid")
+        monkeypatch.setattr(written, "is_subvolume", lambda path: path.name == self.uid)
         monkeypatch.setattr(written, "transactions_of", lambda path: Transactions(0, self.changed))
 
     def follow(self, event: str = "MODIFIED") -> None:
@@ -55,7 +56,7 @@ def test_what_was_written_is_reported_once_behind_each_snapshot(monkeypatch: pyt
     assert body is not None and body["status"]["node"]["transaction"] == 8
     for node.changed in (9, 1000):
         assert node.check() == []
-    node.last = {"shop-main-uid": 1001}
+    node.last = {node.uid: 1001}
     assert node.check() == []
     node.changed = 1002
     assert len(node.check()) == 1 and node.check() == []
@@ -83,7 +84,7 @@ def test_what_has_no_snapshot_yet_or_no_project_or_is_another_branch(monkeypatch
     node = Node(monkeypatch)
     node.changed, node.last = 8, {}
     assert node.check() == []
-    node.last = {"shop-main-uid": 7}
+    node.last = {node.uid: 7}
     node.watch.follow_project("DELETED", project().body())
     assert node.check() == []
     node.watch.follow_project("ADDED", project().body())

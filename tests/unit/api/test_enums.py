@@ -31,6 +31,9 @@ PROJECT: dict[str, type[StrEnum]] = {
     "status.conditions[].status": enums.ConditionStatus,
 }
 BRANCH: dict[str, type[StrEnum]] = {
+    "spec.snapshots[].state": enums.ScheduleState,
+    "spec.refresh.state": enums.ScheduleState,
+    "spec.refresh.whenInUse": enums.WhenInUse,
     "spec.state": enums.State,
     "spec.protection": enums.Protection,
     "spec.undo": enums.Undo,

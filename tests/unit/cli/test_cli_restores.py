@@ -23,7 +23,7 @@ from dbranch_cli.objects import Body
 from dbranch_cli.restore_progress import StepPrinter
 from dbranch_cli.restore_view import clock_time, history_of, history_table, restore_result, undo_target
 from dbranch_cli.restores import next_number
-from dbranch_cli.view import branch_block, branch_row, branch_table, data_time_of, state_of
+from dbranch_cli.view import branch_block, branch_header, branch_row, state_of
 
 NOW = datetime(2030, 1, 13, 12, tzinfo=UTC)
 UID = "shop-x-uid"
@@ -269,19 +269,19 @@ def test_history_shows_restores_and_snapshots_and_what_the_branch_remembers() ->
     failed = restore("shop-x-3", "x").status(phase="Failed", completionTime=at(timedelta(minutes=5)))
     failed = failed.reported(Condition.FAILED, Reason.POOL_FULL, "the pool is full")
     bodies = [
-        done("shop-x-2", timedelta(hours=2, seconds=-1), undoSnapshot="shop-x-undo-abcde").body(),
-        failed.body(),
+        done("shop-x-2", timedelta(hours=1, minutes=59), undoSnapshot="shop-x-undo-abcde").body(),
+        conditioned(failed.body()),
         restore("other", "y").body(),
     ]
     snapshots = [kept.body(), undo_copy("old", 1, timedelta(days=9), "earlier").body()]
     entries = history_of("x", live.body(), bodies, snapshots)
     assert history_table(entries, live.body(), wide=False, now=NOW).splitlines() == [
-        "WHEN     WHAT      NAME          STATE     DETAILS",
-        "5m ago   restore   x-3           Failed    PoolFull: the pool is full",
-        "1h ago   restore   x-2           Complete  data of main; before: x-undo-abcde",
-        "2h ago   snapshot  x-undo-abcde  Ready     Restore; expires in 22h",
-        "1d ago   restore   x-1           Complete  data of main",
-        "9d ago   snapshot  old           Ready     Restore; of an earlier branch of this name",
+        "WHEN    WHAT      NAME          STATE     DETAILS",
+        "5m ago  restore   x-3           Failed    PoolFull: the pool is full",
+        "1h ago  restore   x-2           Complete  data of main; before: x-undo-abcde",
+        "2h ago  snapshot  x-undo-abcde  Ready     Restore; expires in 22h",
+        "1d ago  restore   x-1           Complete  data of main",
+        "9d ago  snapshot  old           Ready     Restore; of an earlier branch of this name",
     ]
     wide = history_table(entries, live.body(), wide=True, now=NOW).splitlines()
     assert wide[1].split()[-3:] == ["PoolFull", at(timedelta(minutes=5)), "shop-x-3"]
@@ -355,7 +355,7 @@ def test_list_and_show_say_that_a_restore_goes_on_and_what_the_data_is_of() -> N
     assert state_of(ready.body()) == "Ready"
     going_on = ready.restoring("u").answered("Preparing", reason="Cleaning", message="it is cleaned")
     assert state_of(going_on.body()) == state_of(ready.restoring("u").body()) == "Restoring"
-    assert "Restore     again from main: Cleaning, it is cleaned" in branch_block(going_on.body(), False, [])
+    assert "Restore   again from main: Cleaning, it is cleaned" in branch_block(going_on.body(), False, [])
     # From the exchange on it has the new data, though the old is still being put away.
     for state in ("Exchanged", "Done", "Failed", "Canceled"):
         assert state_of(ready.restoring("u").answered(state).body()) == "Ready"
@@ -363,10 +363,8 @@ def test_list_and_show_say_that_a_restore_goes_on_and_what_the_data_is_of() -> N
     assert state_of(of_another.body()) == "Restoring"
     data = {"source": "snapshot/shop-before", "time": at(timedelta(hours=2)), "restore": "shop-x-1"}
     body = ready.status(data=data).body()
-    header, line = branch_table(project().body(), [body], wide=True, now=NOW).splitlines()
-    assert dict(zip(header.split(), line.split(), strict=False))["BRANCH"] == "x"
-    assert "snapshot/shop-before" in branch_row(project().body(), body, False, NOW)
-    assert data_time_of(body) == data["time"]
+    row = dict(zip(branch_header(True), branch_row(project().body(), body, True, NOW), strict=True))
+    assert (row["BRANCH"], row["SOURCE"], row["DATA"]) == ("x", "snapshot/shop-before", "2h")
     shown = branch_block(body, False, [], NOW)
     assert "Source    main" in shown
     assert f"of snapshot/shop-before as of {data['time']} (2h ago), by restore shop-x-1" in shown

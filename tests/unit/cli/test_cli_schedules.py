@@ -141,9 +141,9 @@ def test_what_this_command_line_owns_stays_and_what_others_own_stays_theirs(run:
 
 
 def test_pause_and_resume_are_of_all_schedules_or_one(run: Run) -> None:
-    every = store(HOURLY, NIGHTLY, refresh={"schedule": "0 3 * * *"})
-    assert run(every, "--pause").exit_code == 0
-    assert applied(every) == {
+    all_kinds = store(HOURLY, NIGHTLY, refresh={"schedule": "0 3 * * *"})
+    assert run(all_kinds, "--pause").exit_code == 0
+    assert applied(all_kinds) == {
         "snapshots": [{"name": "hourly", "state": "Paused"}, {"name": "nightly", "state": "Paused"}],
         "refresh": {"state": "Paused"},
     }
@@ -153,14 +153,14 @@ def test_pause_and_resume_are_of_all_schedules_or_one(run: Run) -> None:
 
 
 def test_off_removes_them_whoever_has_set_them_if_they_are_still_the_same(run: Run) -> None:
-    every = store(HOURLY, NIGHTLY, refresh={"schedule": "0 3 * * *"})
-    assert run(every, "--off", "--name", "nightly").exit_code == 0
-    assert run(every, "--off").exit_code == 0
+    all_kinds = store(HOURLY, NIGHTLY, refresh={"schedule": "0 3 * * *"})
+    assert run(all_kinds, "--off", "--name", "nightly").exit_code == 0
+    assert run(all_kinds, "--off").exit_code == 0
     same: list[Json] = [
         {"op": "test", "path": "/metadata/uid", "value": "shop-main-uid"},
         {"op": "test", "path": "/spec/snapshots", "value": [HOURLY, NIGHTLY]},
     ]
-    assert every.requests == [
+    assert all_kinds.requests == [
         (
             "application/json-patch+json",
             [*same, {"path": "/spec/snapshots", "op": "replace", "value": [HOURLY]}],

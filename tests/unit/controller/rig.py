@@ -84,7 +84,7 @@ class Rig:
     """A controller over a fake API server, with one node and its agent.
 
     `limits`: as the chart has them; `events`: (type, reason) as emitted, and `event_texts` their messages; `result`:
-    of the last reconcile; `requested`: the reconciles that the reaper has requested.
+    of the last reconcile; `reaper_requests`: the reconciles that the reaper has requested.
     """
 
     def __init__(self, **limits: str) -> None:
@@ -108,9 +108,13 @@ class Rig:
         self.branches = BranchReconciler(
             cluster, RELEASE, self.owned, locks, metrics, self.emit, self.limits, sources, self.emit
         )
-        self.requested: list[Key] = []
+        self.reaper_requests: list[Key] = []
         self.reaper = BranchReaper(
-            cluster, lambda: self.cache().all_branches(), self.requested.append, metrics, emit_event=self.emit
+            cluster,
+            lambda: self.cache().all_branches(),
+            self.reaper_requests.append,
+            metrics,
+            emit_event=self.emit,
         )
         self.snapshots = SnapshotReconciler(
             cluster, locks, metrics, sources, SnapshotRecords(), self.limits, self.emit
@@ -304,7 +308,7 @@ class Rig:
         """Write the proxy's entry, by default with the route's generation. `is_old`: it is of release 0.1.0."""
         body = self.project(of)
         if not is_old:
-            fields["features"] = [names.PROXY_FOLLOWS_BRANCHES]
+            fields.setdefault("features", [names.PROXY_FOLLOWS_BRANCHES])
         if generation is None:
             generation = body["status"]["route"]["generation"]
         entry = {"pod": name, "generation": generation, **fields}

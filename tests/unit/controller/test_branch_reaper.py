@@ -106,7 +106,7 @@ def test_a_switch_to_it_is_seen_before_its_status_says_so() -> None:
     rig = rig_with(ttl="2h")
     rig.wait(2 * HOUR)
     rig.change_project(activeBranch="b")
-    assert rig.writes_of(rig.reaper.reap) == [] and rig.requested == [KEY]
+    assert rig.writes_of(rig.reaper.reap) == [] and rig.reaper_requests == [KEY]
     assert conditions_of(rig.reconcile_branch("b"))["ExpirationBlocked"] == "ActiveBranch"
     assert rig.expiration() is None
 
@@ -171,7 +171,7 @@ def test_an_idle_system_writes_nothing() -> None:
         rig.reaper.reap()
         for name in ("main", "b", "leased", "active", "plain"):
             rig.reconcile_branch(name)
-    assert rig.api.take_writes() == [] and rig.requested == []
+    assert rig.api.take_writes() == [] and rig.reaper_requests == []
     assert stale([rig.cache().project("team", "shop")], rig.cache(), now=format_time(rig.now)) == set()
 
 
@@ -195,7 +195,7 @@ def test_a_lease_of_protection_ends_and_then_the_grace_begins() -> None:
     assert conditions_of(rig.branch("b"))["ExpirationBlocked"] == "Protected"
     rig.wait(4 * HOUR)
     rig.reaper.reap()
-    assert rig.requested == [KEY] and not rig.is_going()
+    assert rig.reaper_requests == [KEY] and not rig.is_going()
     assert rig.writes_of(lambda: rig.reconcile_branch("b")) == ["merge dbbranches/shop-b/status"]
     body = rig.branch("b")
     assert body["status"]["protectionEnded"] == body["spec"]["protectedUntil"]

@@ -8,19 +8,22 @@ from typing import Any
 
 import pytest
 from tests.factories import NAMESPACE, NODE, Json, ago, branch, project, restore, snapshot
-from tests.unit.controller.rig import PROJECTS, RESTORES, SNAPSHOTS, Rig, conditions_of
+from tests.unit.controller.rig import PODS, PROJECTS, RESTORES, SNAPSHOTS, Rig, conditions_of, message_of
 
 from dbranch.api import names
 from dbranch.api.conditions import MESSAGE_LIMIT, Finding, Reason
-from dbranch.api.enums import Undo
+from dbranch.api.enums import RestorePhase, Undo
 from dbranch.api.errors import ClusterUnreachable
 from dbranch.api.project import UndoPolicy
 from dbranch.api.restore import RestoreRecord
 from dbranch.controller.restore.admission import Admitted, Rejected, Waiting, admit
 from dbranch.controller.restore.facts import RestoreFacts
-from dbranch.controller.restore.plan import Step, plan_restore
+from dbranch.controller.restore.plan import Step, plan_restore, surplus_copies
+from dbranch.controller.restore.watch import concerned_by, is_at_rest, needs_reconcile
 from dbranch.controller.scheduling import NodeFacts
-from dbranch.kube.client import branch_path, restore_path, snapshot_path
+from dbranch.controller.snapshot.plan import SnapshotFacts, plan_snapshot
+from dbranch.kube.client import branch_path, path_of, restore_path, snapshot_path
+from dbranch.runtime.result import Key
 
 NOW = datetime.now(UTC)
 FEATURES = frozenset({names.FEATURE_SNAPSHOTS, names.FEATURE_RESTORES})
@@ -29,11 +32,11 @@ SHOP = project().bound().up().parsed()
 MAIN = branch().bound().accepting().parsed()
 FEATURE = branch("feature-x").bound().accepting("10.0.0.2").parsed()
 KEPT = snapshot("kept").taken_of(MAIN.uid).parsed()
-AGAIN = restore().parsed()
+RESTORE = restore().parsed()
 
 
 def facts(**changes: Any) -> RestoreFacts:
-    return replace(RestoreFacts(AGAIN, SHOP, FEATURE, MAIN, node=UP, queue=[AGAIN]), **changes)
+    return replace(RestoreFacts(RESTORE, SHOP, FEATURE, MAIN, node=UP, queue=[RESTORE]), **changes)
 
 
 # Admission.
@@ -47,7 +50,7 @@ def test_without_a_source_a_branch_gets_that_of_its_own_origin() -> None:
     decision = admit(facts(branch=of_snapshot, source=None, snapshot=KEPT), NOW)
     assert isinstance(decision, Admitted) and decision.source.text == "snapshot/shop-kept"
     # What is named wins.
-    named = replace(AGAIN, source_snapshot="shop-kept")
+    named = replace(RESTORE, source_snapshot="shop-kept")
     decision = admit(facts(restore=named, snapshot=KEPT), NOW)
     assert isinstance(decision, Admitted) and decision.source.uid == KEPT.uid
 
@@ -67,7 +70,7 @@ def test_who_says_what_becomes_of_the_old_data(
 ) -> None:
     decision = admit(
         facts(
-            restore=replace(AGAIN, undo=of_restore),
+            restore=replace(RESTORE, undo=of_restore),
             branch=replace(FEATURE, undo=of_branch),
             project=replace(SHOP, undo=UndoPolicy(keep)),
         ),
@@ -89,8 +92,8 @@ EARLIER = [restore(f"r{n}").changed(metadata={"creationTimestamp": ago(60 - n)})
         ({"branch": replace(FEATURE, deleted=ago())}, Waiting, Reason.BRANCH_NOT_FOUND),
         ({"branch": replace(FEATURE, protected=True)}, Rejected, Reason.PROTECTED),
         ({"branch": replace(FEATURE, source=None)}, Rejected, Reason.NO_SOURCE),
-        ({"queue": [*EARLIER, AGAIN]}, Rejected, Reason.QUEUE_FULL),
-        ({"queue": [EARLIER[0], AGAIN]}, Waiting, Reason.QUEUED),
+        ({"queue": [*EARLIER, RESTORE]}, Rejected, Reason.QUEUE_FULL),
+        ({"queue": [EARLIER[0], RESTORE]}, Waiting, Reason.QUEUED),
         ({"busy": 2}, Waiting, Reason.QUEUED),
         ({"project": replace(SHOP, state="Stopped")}, Waiting, Reason.PROJECT_STOPPED),
         ({"branch": branch("feature-x").bound().parsed()}, Waiting, Reason.BRANCH_NOT_READY),
@@ -100,9 +103,9 @@ EARLIER = [restore(f"r{n}").changed(metadata={"creationTimestamp": ago(60 - n)})
         ({"source": None}, Waiting, Reason.SOURCE_NOT_FOUND),
         ({"source": replace(MAIN, deleted=ago())}, Waiting, Reason.SOURCE_NOT_FOUND),
         ({"source": branch().bound().parsed()}, Waiting, Reason.SOURCE_NOT_READY),
-        ({"restore": replace(AGAIN, source_snapshot="x")}, Waiting, Reason.SOURCE_NOT_FOUND),
+        ({"restore": replace(RESTORE, source_snapshot="x")}, Waiting, Reason.SOURCE_NOT_FOUND),
         (
-            {"restore": replace(AGAIN, source_snapshot="x"), "snapshot": snapshot("x").bound().parsed()},
+            {"restore": replace(RESTORE, source_snapshot="x"), "snapshot": snapshot("x").bound().parsed()},
             Waiting,
             Reason.SOURCE_NOT_READY,
         ),
@@ -128,12 +131,12 @@ def test_what_a_restore_waits_for_and_why_it_never_begins(
 
 
 def test_a_pool_that_is_low_takes_a_restore_that_keeps_nothing() -> None:
-    decision = admit(facts(project=LOW, restore=replace(AGAIN, undo=Undo.DISCARD)), NOW)
+    decision = admit(facts(project=LOW, restore=replace(RESTORE, undo=Undo.DISCARD)), NOW)
     assert isinstance(decision, Admitted) and decision.undo == Undo.DISCARD
 
 
 def test_restores_of_one_second_are_done_in_the_order_of_their_uids() -> None:
-    twins = [replace(AGAIN, uid=uid, object_name=uid) for uid in ("b", "a")]
+    twins = [replace(RESTORE, uid=uid, object_name=uid) for uid in ("b", "a")]
     decisions = [admit(facts(restore=one, queue=twins), NOW) for one in twins]
     assert isinstance(decisions[0], Waiting) and isinstance(decisions[1], Admitted)
     # One that runs is not among those that wait.
@@ -151,7 +154,7 @@ def test_a_name_is_done_once_a_branch() -> None:
     assert plan.step is None and plan.status["phase"] == "Complete"
     assert conditions_of({"status": plan.status}) == {"Complete": "AlreadyApplied"}
     # Neither a deadline nor a queue nor a protection says anything else.
-    for change in ({"busy": 9}, {"queue": [*EARLIER, AGAIN]}):
+    for change in ({"busy": 9}, {"queue": [*EARLIER, RESTORE]}):
         done = plan_restore(facts(branch=replace(FEATURE, restores=(record,)), **change), NOW)
         assert conditions_of({"status": done.status}) == {"Complete": "AlreadyApplied"}
     other = replace(record, name="first")
@@ -159,7 +162,7 @@ def test_a_name_is_done_once_a_branch() -> None:
 
 
 def test_a_branch_made_again_under_its_name_is_not_restored() -> None:
-    pinned = replace(AGAIN, branch_uid="earlier")
+    pinned = replace(RESTORE, branch_uid="earlier")
     plan = plan_restore(facts(restore=pinned), NOW)
     assert plan.status["phase"] == "Rejected"
     assert conditions_of({"status": plan.status}) == {"Failed": "BranchReplaced", "Stalled": "BranchReplaced"}
@@ -191,6 +194,7 @@ class Agent:
 
     def act(self) -> None:
         """Go one step on with what is ordered."""
+        self._let_go_of_snapshots()
         body = self.rig.api.peek(branch_path(NAMESPACE, "shop-feature-x"))
         assert body is not None
         order, node = body["status"].get("restore"), body["status"]["node"]
@@ -221,6 +225,13 @@ class Agent:
     def _say(self, order: Json, state: str, **fields: str) -> None:
         answer(self.rig, restore={"uid": order["uid"], "state": state, **fields})
 
+    def _let_go_of_snapshots(self) -> None:
+        for body in self.rig.api.list_at(SNAPSHOTS)[0]:
+            meta = body["metadata"]
+            if meta.get("deletionTimestamp") and names.AGENT_FINALIZER in meta["finalizers"]:
+                path = snapshot_path(NAMESPACE, meta["name"])
+                self.rig.api.merge(path, {"metadata": {"finalizers": []}})
+
     def _keep(self, order: Json) -> None:
         path = snapshot_path(NAMESPACE, order["undoSnapshot"])
         kept = self.rig.api.peek(path)
@@ -237,7 +248,7 @@ class Agent:
 
 
 class Proxy:
-    """The project's proxy: it holds as it is told, and says so."""
+    """The project's proxy: it holds sessions as the route says, and acknowledges that."""
 
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
@@ -262,11 +273,11 @@ def shop(**spec: Any) -> Rig:
     return rig
 
 
-def settle(rig: Rig, agent: Agent, *restores: str, interrupted: bool = False) -> None:
+def finish(rig: Rig, agent: Agent, *restores: str, interrupted: bool = False) -> None:
     """Reconcile until nobody writes any more. `interrupted`: an exception is a controller that starts again."""
     proxy = Proxy(rig)
     for _ in range(60):
-        version = rig.api.list_at(RESTORES)[1]
+        version, was_cut = rig.api.list_at(RESTORES)[1], False
         for call in (
             *(lambda name=name: rig.reconcile_restore(name) for name in restores or ("again",)),
             lambda: rig.reconcile_branch("feature-x"),
@@ -279,10 +290,11 @@ def settle(rig: Rig, agent: Agent, *restores: str, interrupted: bool = False) ->
                 call()
             except ClusterUnreachable:
                 assert interrupted
+                was_cut = True
                 rig.start()
         proxy.act()
         agent.act()
-        if rig.api.list_at(RESTORES)[1] == version:
+        if rig.api.list_at(RESTORES)[1] == version and not was_cut:
             return
     raise AssertionError("it never comes to rest")
 
@@ -339,13 +351,13 @@ def test_a_restore_from_the_order_to_its_record() -> None:
     assert body["status"]["phase"] == "Complete" and conditions_of(body) == {"Complete": "Restored"}
     assert body["status"]["undoSnapshot"] == order["undoSnapshot"] and body["status"]["heldSeconds"] >= 0
     assert body["status"]["dataTime"] == "2026-01-02T00:00:00Z" and not body["metadata"].get("finalizers")
-    settle(rig, agent)
+    finish(rig, agent)
     assert "restore" not in rig.branch("feature-x")["status"]
     assert agent.exchanges == ["again-uid"] and ("Normal", "Restored") in rig.events
     kept = rig.existing(snapshot_path(NAMESPACE, order["undoSnapshot"]))
     assert conditions_of(kept)["Ready"] == "Available" and kept["status"]["expirationTime"]
     # At rest nobody writes.
-    assert rig.writes_of(lambda: settle(rig, agent)) == []
+    assert rig.writes_of(lambda: finish(rig, agent)) == []
 
 
 def final_state(rig: Rig) -> Json:
@@ -391,7 +403,11 @@ class CutOff:
     def _is_others(path: str, args: tuple[Any, ...]) -> bool:
         body = args[0] if args and isinstance(args[0], dict) else {}
         written = body.get("status") or {}
-        return "node" in written or "proxies" in written
+        if path == restore_path(NAMESPACE, "again") and not body:
+            # The user's.
+            return True
+        by_agent = "dbsnapshots" in path and (body.get("metadata") or {}).get("finalizers") == []
+        return "node" in written or "proxies" in written or by_agent
 
 
 @pytest.mark.parametrize("ends", ["done", "failed", "canceled"])
@@ -409,9 +425,8 @@ def test_a_controller_cut_off_at_any_write_is_followed_by_one_that_ends_the_rest
                 rig.reconcile_restore()
             except ClusterUnreachable:
                 rig.start()
-            rig.api.put(RESTORES, {"metadata": {"name": "other"}, **restore("other").spec(source="x").body()})
             rig.api.delete(restore_path(NAMESPACE, "again"))
-        settle(rig, agent, interrupted=True)
+        finish(rig, agent, interrupted=True)
         return final_state(rig), agent, cut is None or cut.done
 
     expected, agent, _ = play(None)
@@ -427,3 +442,270 @@ def test_a_controller_cut_off_at_any_write_is_followed_by_one_that_ends_the_rest
         assert len(agent.exchanges) == (1 if ends == "done" else 0), f"cut at write {at}"
         at, cuts = at + 1, cuts + 1
     assert cuts > 5
+
+
+def test_a_branch_that_is_protected_meanwhile_keeps_its_data() -> None:
+    rig = shop()
+    agent = Agent(rig)
+    rig.put(restore())
+    rig.reconcile_restore()
+    agent.act()
+    rig.change_branch("feature-x", protection="Enabled")
+    # Neither is the route withdrawn.
+    assert "restore" not in rig.reconcile_branch("feature-x")["status"]["route"]
+    finish(rig, agent)
+    assert rig.restore()["status"]["phase"] == "Failed" and agent.exchanges == []
+    assert conditions_of(rig.restore()) == {"Failed": "Protected", "Stalled": "Protected"}
+    assert rig.api.find(SNAPSHOTS) == [] and ("Warning", "RestoreFailed") in rig.events
+
+
+def test_what_fails_on_the_node_leaves_the_old_data_and_says_why() -> None:
+    rig = shop()
+    agent = Agent(rig, fails="Preparing")
+    rig.put(restore())
+    finish(rig, agent)
+    body = rig.restore()
+    assert body["status"]["phase"] == "Failed" and message_of(body, "Failed").startswith(
+        "Postgres did not start"
+    )
+    assert "undoSnapshot" not in body["status"] and rig.api.find(SNAPSHOTS) == []
+    status = rig.branch("feature-x")["status"]
+    assert "restore" not in status and "restores" not in status and status["route"]["address"] == "10.0.0.2"
+    # Another name may be done, and this one is not tried again.
+    rig.put(restore("second"))
+    agent.fails = ""
+    finish(rig, agent, "again", "second")
+    assert rig.restore("second")["status"]["phase"] == "Complete" and agent.exchanges == ["second-uid"]
+
+
+def test_restores_of_a_branch_are_done_one_after_the_other_and_keep_three_copies() -> None:
+    rig = shop()
+    agent = Agent(rig)
+    restores = [f"r{n}" for n in range(5)]
+    for n, name in enumerate(restores):
+        rig.put(restore(name).changed(metadata={"creationTimestamp": ago(60 - n)}))
+    finish(rig, agent, *reversed(restores))
+    assert agent.exchanges == [f"{name}-uid" for name in restores]
+    kept = {body["spec"]["origin"]["restoreUID"] for body in rig.api.find(SNAPSHOTS)}
+    assert kept == {"r2-uid", "r3-uid", "r4-uid"}
+    assert ("Normal", "UndoRemoved") in rig.events
+    assert rig.branch("feature-x")["status"]["node"]["generation"] == 6
+
+
+def test_neither_protected_copies_nor_what_is_copied_now_make_room() -> None:
+    copies = [
+        replace(
+            snapshot(f"c{n}", "feature-x").taken_of(FEATURE.uid).node(generation=n + 1).parsed(),
+            restore_uid=f"r{n}",
+        )
+        for n in range(6)
+    ]
+    last = RestoreRecord("again", RESTORE.uid)
+    seen = facts(branch=replace(FEATURE, restores=(last,)), copies=copies)
+    assert [copy.uid for copy in surplus_copies(seen)] == [copy.uid for copy in copies[:3]]
+    protected = [replace(copies[0], protection="Enabled"), *copies[1:]]
+    assert [copy.uid for copy in surplus_copies(replace(seen, copies=protected))] == [
+        c.uid for c in copies[1:3]
+    ]
+    in_use = replace(seen, in_use=frozenset({copies[1].uid}))
+    assert [copy.uid for copy in surplus_copies(in_use)] == [copies[0].uid, copies[2].uid]
+    # One that waits for its data is the newest; an earlier restore that is reconciled deletes nothing.
+    coming = replace(snapshot("new", "feature-x").bound().parsed(), restore_uid="r6", branch_uid=FEATURE.uid)
+    assert len(surplus_copies(replace(seen, copies=[coming, *copies]))) == 4
+    later = replace(FEATURE, restores=(last, RestoreRecord("later", "later-uid")))
+    assert surplus_copies(replace(seen, branch=later)) == ()
+
+
+def test_a_stopped_branch_has_no_sessions_to_hold() -> None:
+    rig = shop()
+    agent = Agent(rig)
+    rig.change_branch("feature-x", state="Stopped")
+    rig.api.merge(
+        branch_path(NAMESPACE, "shop-feature-x", "status"),
+        {"status": {"node": {"postgres": Finding(Reason.STOPPED, "it is stopped").as_dict()}}},
+    )
+    rig.run()
+    route = rig.branch("feature-x")["status"]["route"]
+    rig.put(restore(undo="Discard"))
+    finish(rig, agent)
+    assert rig.restore()["status"]["phase"] == "Complete" and agent.exchanges == ["again-uid"]
+    assert rig.branch("feature-x")["status"]["route"] == route and rig.api.find(SNAPSHOTS) == []
+
+
+def test_a_proxy_that_is_silent_or_old_does_not_hold_up_a_restore() -> None:
+    rig = shop()
+    agent = Agent(rig)
+    rig.proxy("old")
+    rig.proxy_obeys("old")
+    rig.put(restore())
+    rig.reconcile_restore()
+    agent.act()
+    rig.reconcile_branch("feature-x")
+    rig.reconcile_restore()
+    assert rig.branch("feature-x")["status"]["restore"]["state"] == "Preparing"
+    conditions = rig.branch("feature-x")["status"]["conditions"]
+    for condition in conditions:
+        condition["lastTransitionTime"] = ago(6)
+    path = branch_path(NAMESPACE, "shop-feature-x", "status")
+    rig.api.merge(path, {"status": {"conditions": conditions}})
+    rig.reconcile_restore()
+    assert rig.branch("feature-x")["status"]["restore"]["state"] == "Switching"
+    # The old one has not acknowledged anything, and nobody waited for it alone.
+    body = rig.branch("feature-x")["status"]
+    assert not body.get("proxies")
+
+
+def test_the_branchs_own_service_leads_to_the_proxies_while_they_hold() -> None:
+    rig = shop()
+    agent = Agent(rig)
+    pod = rig.existing(f"{PODS}/p1")
+    rig.api.merge(f"{PODS}/p1/status", {"status": {**pod["status"], "podIPs": [{"ip": "10.0.2.1"}]}})
+    path = path_of("discovery.k8s.io/v1", "endpointslices", NAMESPACE, "shop-feature-x")
+
+    def addresses() -> list[str]:
+        return [address for entry in rig.existing(path)["endpoints"] for address in entry["addresses"]]
+
+    rig.put(restore())
+    rig.reconcile_restore()
+    agent.act()
+    rig.reconcile_branch("feature-x")
+    # Not before they hold: until then its Postgres admits everybody.
+    assert addresses() == ["10.0.0.2"]
+    Proxy(rig).act()
+    rig.reconcile_branch("feature-x")
+    assert addresses() == ["10.0.2.1"]
+    finish(rig, agent)
+    assert addresses() == ["10.0.1.2"]
+
+
+def test_a_restore_goes_when_its_time_has_come_and_not_before() -> None:
+    rig = shop()
+    agent = Agent(rig)
+    rig.put(restore(ttlAfterFinished="1h"))
+    finish(rig, agent)
+    assert rig.restore()["status"]["phase"] == "Complete"
+    rig.reconcile_restore()
+    assert rig.result.requeue_after and 3500 < rig.result.requeue_after <= 3602
+    rig.api.merge(restore_path(NAMESPACE, "again", "status"), {"status": {"completionTime": ago(3700)}})
+    assert rig.reconcile_restore() is None
+    assert rig.branch("feature-x")["status"]["restores"]
+
+
+def switching(rig: Rig, agent: Agent) -> None:
+    """Bring restore `again` to the order to exchange."""
+    rig.put(restore())
+    rig.reconcile_restore()
+    agent.act()
+    rig.reconcile_branch("feature-x")
+    Proxy(rig).act()
+    rig.reconcile_restore()
+    assert rig.branch("feature-x")["status"]["restore"]["state"] == "Switching"
+
+
+def test_a_deleted_restore_waits_from_the_order_to_exchange_until_it_is_done() -> None:
+    rig = shop()
+    agent = Agent(rig)
+    switching(rig, agent)
+    rig.api.delete(restore_path(NAMESPACE, "again"))
+    assert rig.reconcile_restore() and rig.branch("feature-x")["status"]["restore"]["state"] == "Switching"
+    finish(rig, agent)
+    assert rig.reconcile_restore() is None and agent.exchanges == ["again-uid"]
+    assert [r["uid"] for r in rig.branch("feature-x")["status"]["restores"]] == ["again-uid"]
+    assert len(rig.api.find(SNAPSHOTS)) == 1
+
+
+def test_a_project_that_is_deleted_ends_its_restores_first() -> None:
+    rig = shop()
+    agent = Agent(rig)
+    rig.put(restore("waiting").changed(metadata={"creationTimestamp": ago(-5)}))
+    switching(rig, agent)
+    rig.api.delete(f"{PROJECTS}/shop")
+    assert not rig.remove_project()
+    assert not rig.exists(restore_path(NAMESPACE, "waiting"))
+    assert not rig.branch("feature-x")["metadata"].get("deletionTimestamp")
+    # The agents of a project that is being deleted answer nobody.
+    assert rig.reconcile_restore() is None
+    rig.remove_project()
+    assert rig.branch("feature-x")["metadata"]["deletionTimestamp"]
+
+
+@pytest.mark.parametrize("state", ["Preparing", "Switching"])
+def test_a_branch_that_is_deleted_ends_its_restore(state: str) -> None:
+    rig = shop()
+    agent = Agent(rig)
+    if state == "Switching":
+        switching(rig, agent)
+    else:
+        rig.put(restore())
+        rig.reconcile_restore()
+    path = branch_path(NAMESPACE, "shop-feature-x")
+    rig.api.delete(path)
+    rig.reconcile_restore()
+    if state == "Switching":
+        # It may be exchanged in this very moment; the agent says so, and the old data is not thrown away.
+        assert rig.restore()["status"]["phase"] == "Running"
+        agent.act()
+        rig.remove_branch("feature-x")
+        rig.reconcile_restore()
+        assert conditions_of(rig.restore()) == {"Complete": "Restored"}
+        assert len(rig.api.find(SNAPSHOTS)) >= 1
+    else:
+        assert conditions_of(rig.restore()) == {"Failed": "Canceled", "Stalled": "Canceled"}
+        assert all(body["metadata"].get("deletionTimestamp") for body in rig.api.find(SNAPSHOTS))
+    assert not rig.restore()["metadata"].get("finalizers")
+
+
+def test_the_old_data_of_a_branch_that_is_gone_is_not_thrown_away() -> None:
+    undo = snapshot("x", "feature-x", origin={"reason": "Restore", "restoreUID": RESTORE.uid})
+    bound = undo.bound().status(branchUID=FEATURE.uid).parsed()
+    running = replace(RESTORE, phase=RestorePhase.RUNNING, branch_uid=FEATURE.uid)
+    plan = plan_restore(facts(restore=running, branch=None, undo=bound), NOW)
+    assert plan.step is None and conditions_of({"status": plan.status})["Failed"] == "BranchReplaced"
+    assert plan_restore(facts(restore=running, branch=None, undo=undo.parsed()), NOW).step == Step.DELETE_UNDO
+
+
+def test_a_source_that_is_deleted_waits_for_the_copy_of_it() -> None:
+    rig = shop()
+    agent = Agent(rig)
+    rig.branch_up("seed", "10.0.0.3")
+    rig.put(restore(source="seed"))
+    rig.reconcile_restore()
+    assert rig.branch("feature-x")["status"]["restore"]["source"]["name"] == "seed"
+    rig.api.delete(branch_path(NAMESPACE, "shop-seed"))
+    rig.remove_branch("seed")
+    assert rig.branch("seed")["status"].get("release") != rig.branch("seed")["metadata"]["deletionTimestamp"]
+    agent.act()
+    rig.remove_branch("seed")
+    body = rig.api.peek(branch_path(NAMESPACE, "shop-seed"))
+    assert body is None or body["status"]["route"]["state"] == "Deleting"
+
+
+def test_a_record_of_a_restore_that_was_made_again_takes_nothing() -> None:
+    record = snapshot("x", origin={"reason": "Restore", "restoreUID": "r", "branchUID": FEATURE.uid}).parsed()
+    plan = plan_snapshot(SnapshotFacts(record, SHOP, FEATURE, UP), NOW)
+    assert plan.binding is None and plan.ready.reason == Reason.SNAPSHOT_LOST
+    plan = plan_snapshot(SnapshotFacts(record, SHOP, FEATURE, UP, is_awaited=True), NOW)
+    assert plan.binding is None and plan.ready.reason == Reason.PENDING
+
+
+def test_who_is_reconciled_after_what() -> None:
+    done = restore().status(phase="Complete").parsed()
+    assert is_at_rest(done) and not needs_reconcile(None, done) and needs_reconcile(None, RESTORE)
+    assert not is_at_rest(replace(done, ttl_after_finished="1h"))
+    assert not is_at_rest(replace(done, finalizers=(names.CONTROLLER_FINALIZER,)))
+    assert needs_reconcile(done, replace(done, deleted=ago()))
+    assert not needs_reconcile(RESTORE, replace(RESTORE, start_time=ago()))
+    rig = shop()
+    rig.put(restore(), restore("other", "else"))
+    cache = rig.cache()
+    key = Key(names.RESTORE_KIND, NAMESPACE, "again")
+    for change in (SHOP, NODE, (NAMESPACE, "shop"), FEATURE, MAIN):
+        assert key in set(concerned_by(change, cache.restores, cache)), change
+    named = replace(RESTORE, source="main")
+    cache.restores.put(named)
+    of_others = set(concerned_by(branch("else").parsed(), cache.restores, cache))
+    assert of_others == {Key(names.RESTORE_KIND, NAMESPACE, "other")}
+    assert set(concerned_by((NAMESPACE, "another"), cache.restores, cache)) == set()
+    # What an order leaves behind whose DBRestore is gone.
+    left = replace(FEATURE, restore=branch().restoring(MAIN.uid, name="gone").parsed().restore)
+    assert Key(names.RESTORE_KIND, NAMESPACE, "gone") in set(concerned_by(left, cache.restores, cache))

@@ -82,8 +82,7 @@ def observe_branch(
         source_problem = find_source_problem(layout, desired, branch.source_uid)
     initdb_slot = initdb_pod_name if branch.is_root else None
     bound_slots, restore_slots = observe_both_slots(layout, branch.uid, initdb_slot)
-    restored_by = marker.restore.uid if marker and marker.restore else None
-    beside = tuple(pod for pod in observed_pods if is_beside(pod, bound_slots, restore_slots, restored_by))
+    beside = tuple(pod for pod in observed_pods if is_beside(pod, branch, marker, bound_slots, restore_slots))
     pods = tuple(pod for pod in observed_pods if pod not in beside)
     warm_pods: tuple[PodFacts, ...] = ()
     if not pods and desired.runs and (marker or branch.source_uid or retained_uid):

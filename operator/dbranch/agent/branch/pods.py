@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from dbranch.agent.branch.facts import BranchFacts, Desired
 from dbranch.agent.slot.pod_spec import slot_class_of
 from dbranch.agent.slot.pod_status import PodFacts
+from dbranch.agent.volume.marker import Marker
 from dbranch.api import names
+from dbranch.api.branch import Branch
 from dbranch.api.project import Project
 
 
@@ -35,16 +37,25 @@ def choose_pod(desired: Desired, facts: BranchFacts) -> PodChoice:
 
 
 def is_beside(
-    pod: PodFacts, bound_slots: Collection[str], restore_slots: Collection[str], restored_by: str | None
+    pod: PodFacts,
+    branch: Branch,
+    marker: Marker | None,
+    bound_slots: Collection[str],
+    restore_slots: Collection[str],
 ) -> bool:
     """True if the pod is that of a restore beside the branch's data, and none of the branch's own.
 
     What is bound in a slot says whose pod it is, before and after an exchange. `bound_slots`: with the branch's own
-    data; `restore_slots`: with that of a restore; `restored_by`: the UID of the restore that the branch's data is of.
+    data, `marker` of that; `restore_slots`: with that of a restore.
     """
     if pod.name in bound_slots or pod.name in restore_slots:
         return pod.name in restore_slots
-    return pod.restore is not None and pod.restore != restored_by
+    if pod.restore is None:
+        return False
+    if marker is None:
+        # Not known without a pool. Only what is asked for now can be what lies beside.
+        return branch.restore is not None and branch.restore.uid == pod.restore
+    return marker.restore is None or marker.restore.uid != pod.restore
 
 
 def has_other_class(pod: PodFacts, desired: Desired) -> bool:

@@ -47,7 +47,7 @@ def observe_restore_facts(
     own_slots, slots = observe_both_slots(layout, branch.uid, None)
     restored_by = own.restore.uid if own and own.restore else None
     pods = observe_pods(cluster, context.namespace, f"{names.LABEL_BRANCH_UID}={branch.uid}")
-    beside = tuple(pod for pod in pods if is_beside(pod, own_slots, slots, restored_by))
+    beside = tuple(pod for pod in pods if is_beside(pod, branch, own, own_slots, slots))
     source_problem: Finding | None = None
     warm_pods: tuple[PodFacts, ...] = ()
     if (

@@ -42,7 +42,7 @@ class BranchFacts:
     `snapshot`: that spec.sourceSnapshot names, and `project_node` the project's node: known before it is bound.
     `taken`: the snapshots that are taken, or to be taken, of a branch that is being deleted; `copy`: the one that
     gets its data; `copy_problem`: why that one cannot be made.
-    `snapshotted`: what is said of its schedules of snapshots.
+    `snapshotted`, `refreshed`: what is said of its schedules of snapshots, and of its refresh.
     `git_manager`: Argo CD, Flux or Helm, if the branch is theirs; known to a reconcile only.
     """
 
@@ -58,6 +58,7 @@ class BranchFacts:
     project_node: NodeFacts | None = None
     taken: tuple[Snapshot, ...] = ()
     snapshotted: Finding | None = None
+    refreshed: Finding | None = None
     copy: DeletionCopy | None = None
     copy_problem: Finding | None = None
     git_manager: str | None = None
@@ -111,7 +112,8 @@ def plan_branch(facts: BranchFacts, now: str) -> BranchPlan:
     findings = branch_findings(project, bound, scheduled)
     host = names.service_host(branch.object_name, branch.namespace)
     # No part of Ready: users connect to it.
-    others = [(Condition.SNAPSHOTTED, facts.snapshotted)] if facts.snapshotted else []
+    schedules = ((Condition.SNAPSHOTTED, facts.snapshotted), (Condition.REFRESHED, facts.refreshed))
+    others = [(condition, finding) for condition, finding in schedules if finding]
     previous = branch.status.get("conditions") or ()
     route = plan_branch_route(project, bound) if project else branch.route
     available = f"branch {branch.name} accepts connections at {host}"
@@ -188,6 +190,8 @@ def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemovalP
         "conditions": report_conditions(previous, blocked, ready, branch.generation, now),
         "phase": phase_of(ready),
         "release": names.RELEASE_PENDING,
+        # The data may have been exchanged in the very moment of the deletion: then the restore was done.
+        **restoring_status(branch, now),
     }
     if project:
         status |= _route_fields(plan_branch_route(project, branch))

@@ -20,6 +20,7 @@ from dbranch.api.secrets import secret_text
 from dbranch.api.snapshot import Snapshot, parse_snapshot
 from dbranch.controller import manifests, timing
 from dbranch.controller.branch.plan import BranchFacts, BranchPlan, plan_branch
+from dbranch.controller.branch.refreshed import refreshed_of
 from dbranch.controller.branch.removal import BranchRemoval
 from dbranch.controller.branch.snapshotted import snapshotted_of
 from dbranch.controller.branch.sources import Sources
@@ -183,6 +184,7 @@ class BranchReconciler:
             project_node=cache.node(project.node_name) if project and project.node_name else None,
             taken=_snapshots_of(branch, cache),
             snapshotted=snapshotted_of(branch, cache.snapshots, self._limits.of(branch.namespace)),
+            refreshed=refreshed_of(branch, cache.restores),
         )
 
     def _source_snapshot(self, branch: Branch) -> Snapshot | None:

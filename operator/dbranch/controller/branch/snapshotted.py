@@ -68,9 +68,9 @@ def last_scheduled(branch: Branch, records: Sequence[SnapshotRecord]) -> Snapsho
     return max(own, key=lambda record: record.snapshot.object_name, default=None)
 
 
-def is_reported(branch: Branch, finding: Finding | None) -> bool:
-    """Return True if the condition Snapshotted says that already."""
-    condition = find_condition(branch.status, Condition.SNAPSHOTTED)
+def is_reported(branch: Branch, condition_type: Condition, finding: Finding | None) -> bool:
+    """Return True if the condition of the branch says that already."""
+    condition = find_condition(branch.status, condition_type)
     if condition is None or finding is None:
         return condition is None and finding is None
     return (condition["reason"], condition["message"]) == (finding.reason.value, finding.as_dict()["message"])

@@ -91,7 +91,7 @@ def _admit(facts: RestoreFacts) -> Admitted | Waiting | Rejected:
         fact = "does not exist in" if branch is None else "is being deleted from"
         text = f'branch "{restore.branch}" {fact} project {project.name}; {subject} waits; make that branch'
         return Waiting(Finding(Reason.BRANCH_NOT_FOUND, text))
-    if branch.protected:
+    if branch.protected and restore.scheduled_for != branch.uid:
         return Rejected(protected_finding(restore, branch))
     if origin_of(restore, branch) == (None, None):
         text = f"branch {branch.name} is the root and has no origin; nothing was done"

@@ -151,12 +151,15 @@ def _run(facts: RestoreFacts, order: BranchRestore, now: datetime) -> RestorePla
         started["undoSnapshot"] = order.undo_snapshot
     waiting = timing.RESTORE_RUNNING_SECONDS
     abandoned = facts.node is not None and is_abandoned(facts.node, branch.annotations)
+    is_ending = facts.project is None or facts.project.deleting
+    # Its agent answers no more, and removes what it has prepared with the branch.
+    is_ending = is_ending or (branch.deleting and order.state != RestoreState.SWITCHING)
     if state in _EXCHANGED:
         # The branch's own reconcile writes the memory of it with the route, and that leads here again.
         text = f"branch {branch.name} has the new data; its sessions are let in"
         plan = _report(facts, RestorePhase.RUNNING, Finding(Reason.OPENING, text), now, **started)
         return replace(plan, requeue_after=waiting)
-    if state in _TAKEN_BACK or abandoned:
+    if state in _TAKEN_BACK or abandoned or is_ending:
         finding = answer.finding if answer and state == NodeRestoreState.FAILED else None
         canceled = f"restore {order.name} of branch {branch.name} was taken back; the branch has its old data"
         default = Finding(Reason.CANCELED, f"{canceled}; make another DBRestore")
@@ -195,12 +198,14 @@ def _objection(facts: RestoreFacts) -> Finding | None:
     if restore.deleting or facts.is_gone:
         return Finding(Reason.CANCELED, f"{subject}: its DBRestore was deleted; the branch has its old data")
     if project is None or project.deleting or branch is None or branch.deleting:
-        what = f"branch {restore.branch}" if branch and branch.deleting else f"project {restore.project}"
-        return Finding(Reason.CANCELED, f"{subject}: {what} is being deleted; nothing else was done")
+        cause = f"branch {restore.branch}" if branch and branch.deleting else f"project {restore.project}"
+        return Finding(Reason.CANCELED, f"{subject}: {cause} is being deleted; nothing else was done")
     if not project.running:
         text = f"{subject}: project {project.name} was stopped; the branch has its old data"
         return Finding(Reason.CANCELED, f"{text}; resume it and make another DBRestore")
-    return protected_finding(restore, branch) if branch.protected else None
+    # The branch's own schedule is part of what it is.
+    is_held = branch.protected and restore.scheduled_for != branch.uid
+    return protected_finding(restore, branch) if is_held else None
 
 
 def _is_handed_over(facts: RestoreFacts, now: datetime) -> bool:
@@ -235,13 +240,13 @@ def _complete(facts: RestoreFacts, now: datetime) -> RestorePlan:
         "completionTime": record.completion_time or format_time(now),
         "startTime": restore.start_time or record.completion_time or format_time(now),
     }
-    known = {
+    optional = {
         "sourceUID": order.source.uid if order else of_this.source_uid if of_this else None,
         "undoSnapshot": record.undo_snapshot,
         "dataTime": facts.answer.data_time if facts.answer else of_this.time if of_this else None,
         "heldSeconds": None if facts.held_seconds is None else round(facts.held_seconds, 3),
     }
-    fields |= {key: value for key, value in known.items() if value is not None}
+    fields |= {key: value for key, value in optional.items() if value is not None}
     return _report(facts, RestorePhase.COMPLETE, Finding(Reason.RESTORED, text), now, **fields)
 
 
@@ -263,8 +268,15 @@ def _fail(facts: RestoreFacts, finding: Finding, now: datetime, **fields: Any) -
 
 
 def _is_undo_left(facts: RestoreFacts) -> bool:
-    undo = facts.own_undo
-    return undo is not None and not undo.deleting and undo.node.snapshot_time is None
+    """Return True if the undo snapshot exists and gets no data any more.
+
+    Of a branch that is gone nobody knows whether its data was exchanged: its agent puts the old data away, or says
+    that the snapshot is lost.
+    """
+    undo, branch = facts.own_undo, facts.branch
+    if undo is None or undo.deleting or undo.node.snapshot_time is not None:
+        return False
+    return undo.node_name is None or (branch is not None and branch.uid == undo.branch_uid)
 
 
 def _let_go(facts: RestoreFacts) -> RestorePlan:

@@ -38,11 +38,11 @@ def _kept(schedule: Schedule, old: Kept | None, count: int, now: datetime) -> Ke
 
 def shrinking(before: Sequence[Kept], after: Sequence[Kept]) -> list[Kept]:
     """Return those of which fewer will be kept, which was not said before."""
-    known = {(kept.name, kept.next_count, kept.next_time) for kept in before}
+    reported = {(kept.name, kept.next_count, kept.next_time) for kept in before}
     return [
         kept
         for kept in after
-        if kept.next_count is not None and (kept.name, kept.next_count, kept.next_time) not in known
+        if kept.next_count is not None and (kept.name, kept.next_count, kept.next_time) not in reported
     ]
 
 

@@ -15,34 +15,37 @@ from typing import Final
 
 from dbranch.api import names
 from dbranch.api.branch import Branch
-from dbranch.api.conditions import NO_PROGRESS_REASONS
+from dbranch.api.conditions import NO_PROGRESS_REASONS, Condition, Finding
 from dbranch.api.enums import SnapshotReason
 from dbranch.api.errors import ApiError
 from dbranch.api.expiry import format_time
 from dbranch.api.project import Project
+from dbranch.api.restore import parse_restore
 from dbranch.api.snapshot import Snapshot
 from dbranch.controller import timing
+from dbranch.controller.branch.refreshed import last_finished, refreshed_of, refreshes_of
 from dbranch.controller.branch.snapshotted import is_of_schedule, is_reported, snapshotted_of
 from dbranch.controller.cache import Cache
+from dbranch.controller.event_requests import EventRequests
+from dbranch.controller.events import EXPIRING, REFRESH_FAILED
+from dbranch.controller.failure import is_refusal
 from dbranch.controller.limits import Limits, reached_snapshot_limit
-from dbranch.controller.manifests import scheduled_snapshot
+from dbranch.controller.manifests import refresh_restore, scheduled_snapshot
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.schedule.plan import Run, ScheduleFacts, SchedulePlan, plan_schedules
+from dbranch.controller.schedule.refresh import RefreshFacts, is_in_use, plan_refresh
 from dbranch.controller.scheduling import agent_too_old_finding, not_reporting_finding
 from dbranch.controller.snapshot.watch import key_of
 from dbranch.controller.snapshot_records import SnapshotRecord, record_of
 from dbranch.kube.client import Cluster, object_path, path_of
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import seconds_since
-from dbranch.runtime.events import create_event
 from dbranch.runtime.limited import LimitedDict
 from dbranch.runtime.logs import log_error
 from dbranch.runtime.result import Key
 
 logger = logging.getLogger(__name__)
 
-# The reason of an Event: fewer snapshots of a schedule will be kept.
-EXPIRING: Final = "Expiring"
 _MAX_REMEMBERED: Final = 10_000
 
 
@@ -62,12 +65,16 @@ class ScheduleLoop:
         clock: Callable[[], datetime],
     ) -> None:
         """`clock`: that of the API server, as far as it is believed."""
-        self._clock = clock
+        self._clock, self._emit_event = clock, EventRequests(cluster)
         self._cluster, self._limits, self._add, self._cache = cluster, limits, add, cache
         # By branch UID: up to where it was found that there is nothing to take.
         self._considered: LimitedDict[str, datetime] = LimitedDict(_MAX_REMEMBERED)
-        # By branch UID: the resourceVersion as of which the status was written last.
-        self._written: LimitedDict[str, int] = LimitedDict(_MAX_REMEMBERED)
+        # UIDs of DBRestores of which an Event says that they failed.
+        self._failures: LimitedDict[str, bool] = LimitedDict(_MAX_REMEMBERED)
+        # By branch UID: until when what the API server has refused is not tried again, as `time.monotonic()` counts.
+        self._refused: LimitedDict[str, float] = LimitedDict(_MAX_REMEMBERED)
+        # By branch UID: the resourceVersion as of which the status was written last, and when that was.
+        self._written: LimitedDict[str, tuple[int, float]] = LimitedDict(_MAX_REMEMBERED)
         self._late = 0
         metrics.watch_schedules(lambda: self._late)
 
@@ -88,7 +95,7 @@ class ScheduleLoop:
         # Before all snapshots are listed nothing is known of what was ordered.
         if cache is None or not cache.snapshots.complete:
             return False
-        branches = [b for b in cache.all_branches() if b.snapshots or b.status.get("snapshots")]
+        branches = [branch for branch in cache.all_branches() if _has_schedules(branch)]
         if not branches:
             self._late = 0
             return False
@@ -99,14 +106,21 @@ class ScheduleLoop:
             project = cache.project(branch.namespace, branch.project)
             if branch.deleting or project is None or project.deleting or self._is_outdated(branch):
                 continue
+            if self._refused.get(branch.uid, 0.0) > time.monotonic():
+                late += 1
+                continue
             of_project = records.get((branch.namespace, branch.project), [])
             plan = plan_schedules(self._facts(branch, project, of_project, cache, loads), now)
             waits |= plan.waits
             late += plan.late is not None and (now - plan.late).total_seconds() > timing.SCHEDULE_LATE_SECONDS
             try:
                 self._carry_out(branch, project, plan, cache)
+                self._refresh(branch, project, cache, now)
                 self._request_report(branch, cache)
             except Exception as error:  # noqa: BLE001 - the schedules of others go on
+                if isinstance(error, ApiError) and is_refusal(error):
+                    # Quota, webhook: nothing says when that is over.
+                    self._refused[branch.uid] = time.monotonic() + timing.REFUSED_LONGEST_RETRY_SECONDS
                 log_error(logger, error, f"schedules of branch {branch.namespace}/{branch.object_name}")
             if plan.run:
                 loads.add(branch.node_name or "")
@@ -114,9 +128,12 @@ class ScheduleLoop:
         return waits
 
     def _is_outdated(self, branch: Branch) -> bool:
-        """Return True if the cache has the branch as it was before its status was written."""
+        """Return True if the cache has the branch as it was before its status was written, a moment ago."""
         version = branch.resource_version
-        return version.isdecimal() and int(version) < self._written.get(branch.uid, 0)
+        written, at = self._written.get(branch.uid, (0, 0.0))
+        # Not for ever: an etcd that is restored from a backup has lower versions.
+        is_recent = time.monotonic() < at + timing.CACHE_BEHIND_SECONDS
+        return is_recent and version.isdecimal() and int(version) < written
 
     def _facts(
         self,
@@ -148,11 +165,7 @@ class ScheduleLoop:
             self._considered[branch.uid] = plan.considered
         if plan.run:
             self._take(branch, project, plan.run, cache)
-        status, reported = plan.status.as_dict(), branch.status.get("snapshots") or {}
-        if status != reported:
-            changes = {**dict.fromkeys(reported), **status} if status else None
-            written = patch_status(self._cluster, branch, {"snapshots": changes})
-            self._written[branch.uid] = int(written["metadata"]["resourceVersion"])
+        self._write(branch, "snapshots", plan.status.as_dict())
         for kept in plan.shrinking:
             text = (
                 f"of schedule {kept.name} of branch {branch.name} {kept.next_count} snapshots are kept from "
@@ -193,21 +206,55 @@ class ScheduleLoop:
 
     def _request_report(self, branch: Branch, cache: Cache) -> None:
         """Request the branch's reconcile if its condition Snapshotted would say something else now."""
-        finding = snapshotted_of(branch, cache.snapshots, self._limits.of(branch.namespace))
-        if branch.status.get("conditions") and not is_reported(branch, finding):
+        if not branch.status.get("conditions"):
+            return
+        snapshotted = snapshotted_of(branch, cache.snapshots, self._limits.of(branch.namespace))
+        refreshed = refreshed_of(branch, cache.restores)
+        is_said = is_reported(branch, Condition.REFRESHED, refreshed)
+        if not is_said and refreshed and not refreshed.done:
+            self._emit_failure(branch, refreshed, cache)
+        if not is_said or not is_reported(branch, Condition.SNAPSHOTTED, snapshotted):
             self._add(Key(names.BRANCH_KIND, branch.namespace, branch.object_name))
 
-    def _emit_event(self, branch: Branch, event_type: str, reason: str, message: str) -> None:
-        about = {
-            "apiVersion": names.API_VERSION,
-            "kind": names.BRANCH_KIND,
-            "name": branch.object_name,
-            "namespace": branch.namespace,
-            "uid": branch.uid,
-        }
-        create_event(
-            self._cluster, about, event_type, reason, message, {"component": names.CONTROLLER_MANAGER}
-        )
+    def _refresh(self, branch: Branch, project: Project, cache: Cache, now: datetime) -> None:
+        """Make the DBRestore of the run that is due, then write the status, as with snapshots."""
+        if branch.refresh is None and not branch.status.get("refresh"):
+            return
+        node = cache.node(branch.node_name) if branch.node_name else None
+        can_run = project.running and node is not None and not_reporting_finding(node) is None
+        restores = refreshes_of(branch, cache.restores)
+        plan = plan_refresh(RefreshFacts(branch, restores, can_run, is_in_use(project, branch)), now)
+        if plan.name:
+            path = path_of(names.API_VERSION, names.RESTORES, branch.namespace)
+            try:
+                created = parse_restore(self._cluster.create(path, refresh_restore(branch, plan.name)))
+                self._add(Key(names.RESTORE_KIND, created.namespace, created.object_name))
+            except ApiError as error:
+                if error.reason != "AlreadyExists":
+                    raise
+        self._write(branch, "refresh", plan.status.as_dict())
+
+    def _emit_failure(self, branch: Branch, finding: Finding, cache: Cache) -> None:
+        """Emit the Event RefreshFailed once for each refresh that failed."""
+        last = last_finished(refreshes_of(branch, cache.restores))
+        if last and last.failure == finding and last.uid not in self._failures:
+            self._failures[last.uid] = True
+            text = f"the refresh of branch {branch.name} failed; it has its old data: {finding.message}"
+            self._emit_event(branch, "Warning", REFRESH_FAILED, text)
+
+    def _write(self, branch: Branch, field: str, status: Mapping[str, object]) -> None:
+        """Write a field of the branch's status if it differs."""
+        reported = branch.status.get(field) or {}
+        if status != reported:
+            changes = {**dict.fromkeys(reported), **status} if status else None
+            written = patch_status(self._cluster, branch, {field: changes})
+            self._written[branch.uid] = int(written["metadata"]["resourceVersion"]), time.monotonic()
+
+
+def _has_schedules(branch: Branch) -> bool:
+    """Return True if something is to be done for the branch, or was."""
+    fields = ("snapshots", "refresh")
+    return bool(branch.snapshots or branch.refresh or any(branch.status.get(field) for field in fields))
 
 
 def _by_project(records: Iterable[SnapshotRecord]) -> Mapping[tuple[str, str], list[SnapshotRecord]]:

@@ -32,7 +32,7 @@ MAX_WAIT: Final = timedelta(minutes=5)
 # So long a snapshot that was ordered is waited for before its run is written into the status without it.
 _REPORT_TIME: Final = timedelta(minutes=1)
 # The clocks of several API servers differ by less than this. What lies further ahead was of a clock that was wrong.
-_CLOCK_TOLERANCE: Final = timedelta(hours=1)
+CLOCK_TOLERANCE: Final = timedelta(hours=1)
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
 
 
@@ -151,7 +151,7 @@ def _plan_due(
 
 def _without_future(status: SnapshotsStatus, clock: datetime) -> SnapshotsStatus:
     """Return the status without a last run that is still to come: the clock was wrong, and is right again."""
-    if status.last is None or status.last <= clock + _CLOCK_TOLERANCE:
+    if status.last is None or status.last <= clock + CLOCK_TOLERANCE:
         return status
     return replace(status, last=None, next=None)
 
@@ -159,7 +159,7 @@ def _without_future(status: SnapshotsStatus, clock: datetime) -> SnapshotsStatus
 def _last_ordered(facts: ScheduleFacts, clock: datetime) -> SnapshotRecord | None:
     """Return the snapshot of the last run that has one."""
     ordered = [r for r in facts.records if run_of(r.snapshot.object_name)]
-    return max((r for r in ordered if _time_of(r) <= clock + _CLOCK_TOLERANCE), key=_time_of, default=None)
+    return max((r for r in ordered if _time_of(r) <= clock + CLOCK_TOLERANCE), key=_time_of, default=None)
 
 
 def _time_of(record: SnapshotRecord) -> datetime:

@@ -171,6 +171,21 @@ def bind_snapshot(facts: SnapshotFacts, now: datetime) -> SnapshotBinding | Find
     return _limit_finding(facts, branch) or SnapshotBinding(project.node_name, branch.uid)
 
 
+def has_no_maker(snapshot: Snapshot, branch: Branch | None, is_awaited: bool) -> bool:
+    """Return True if a snapshot was made for a restore that went before it was ordered, so that no data can come.
+
+    `branch`: of its name, None if that does not exist. One that was bound may get its data by the branch's deletion.
+    """
+    if snapshot.reason != SnapshotReason.RESTORE or is_awaited or snapshot.deleting:
+        return False
+    if snapshot.node.snapshot_time is not None or snapshot.node.storage is not None:
+        return False
+    if branch is None or branch.uid != snapshot.origin_branch_uid:
+        return snapshot.node_name is None
+    is_ordered = branch.restore is not None and branch.restore.uid == snapshot.restore_uid
+    return not is_ordered and all(record.uid != snapshot.restore_uid for record in branch.restores)
+
+
 def is_missed(snapshot: Snapshot, now: datetime) -> bool:
     """Return True if a scheduled snapshot is not taken any more: its time is too long ago, or was never said."""
     due = parse_time(snapshot.origin_time)

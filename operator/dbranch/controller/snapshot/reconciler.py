@@ -8,8 +8,10 @@ from datetime import datetime
 from typing import Final
 
 from dbranch.api import names
+from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import WARNING_REASONS, Condition, find_condition
 from dbranch.api.project import parse_project
+from dbranch.api.restore import parse_restore
 from dbranch.api.snapshot import Snapshot, parse_snapshot
 from dbranch.controller import timing
 from dbranch.controller.branch.sources import Sources
@@ -27,13 +29,14 @@ from dbranch.controller.snapshot.plan import (
     SnapshotPlan,
     deletion_status,
     failure_status,
+    has_no_maker,
     is_expired,
     labels_of,
     needs_binding,
     plan_snapshot,
 )
 from dbranch.controller.snapshot_records import SnapshotRecords, record_of
-from dbranch.kube.client import Cluster, Json, object_path, project_path, snapshot_path
+from dbranch.kube.client import Cluster, Json, branch_path, object_path, path_of, project_path, snapshot_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import seconds_since
 from dbranch.runtime.finalizers import remove_finalizer
@@ -82,6 +85,8 @@ class SnapshotReconciler:
             snapshot = parse_snapshot(body)
             if snapshot.deleting:
                 return self._remove(snapshot, cache)
+            if has_no_maker(*self._maker_of(snapshot, cache)):
+                return self._delete_without_maker(snapshot)
             if is_expired(snapshot, self._clock()):
                 return self._expire(snapshot)
             if not needs_binding(snapshot):
@@ -113,6 +118,27 @@ class SnapshotReconciler:
             self._limits.of(snapshot.namespace),
             cache.restores.is_unfinished(snapshot.restore_uid),
         )
+
+    def _maker_of(self, snapshot: Snapshot, cache: Cache) -> tuple[Snapshot, Branch | None, bool]:
+        """Return what says whether a restore still leaves its data in the snapshot."""
+        branches = cache.branches_of(snapshot.namespace, snapshot.project)
+        branch = next((branch for branch in branches if branch.name == snapshot.branch), None)
+        return snapshot, branch, cache.restores.is_unfinished(snapshot.restore_uid)
+
+    def _delete_without_maker(self, snapshot: Snapshot) -> Result:
+        """Delete a snapshot that no restore leaves its data in, if that is so uncached, too."""
+        name = names.branch_object_name(snapshot.project, snapshot.branch)
+        path = path_of(names.API_VERSION, names.RESTORES, snapshot.namespace)
+        restores = map(parse_restore, self._cluster.find(path, fields=f"spec.project={snapshot.project}"))
+        is_awaited = any(r.uid == snapshot.restore_uid and not r.finished for r in restores)
+        body = self._cluster.get(branch_path(snapshot.namespace, name))
+        if not has_no_maker(snapshot, parse_branch(body) if body else None, is_awaited):
+            # The cache will have it in a moment.
+            return Result(timing.SOURCE_GONE_RETRY_SECONDS)
+        logger.info("snapshot %s/%s: its restore is gone", snapshot.namespace, snapshot.object_name)
+        version = snapshot.resource_version
+        self._cluster.delete(object_path(snapshot), uid=snapshot.uid, version=version)
+        return Result(timing.SOURCE_GONE_RETRY_SECONDS)
 
     def _label(self, snapshot: Snapshot, binding: SnapshotBinding) -> Snapshot:
         """Write the labels and the agent's finalizer: it has to be there before the agent makes anything."""

@@ -80,8 +80,8 @@ class SnapshotWatch(ObjectWatch):
 
     def removed(self, body: Json) -> None:
         record = record_of(body)
-        known = self._records.forget(record.snapshot.namespace, record.snapshot.object_name)
-        self._request_dependents(known or record, is_gone=True)
+        remembered = self._records.forget(record.snapshot.namespace, record.snapshot.object_name)
+        self._request_dependents(remembered or record, is_gone=True)
 
     def listed(self, keys: set[tuple[str, str]]) -> None:
         for record in self._records.keep_only(keys):
