@@ -17,7 +17,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         "dbranch create pr-118 -s main --ttl 3d --if-exists replace   # in CI",
     ),
     "use": ("dbranch use feature-x", "dbranch use main --timeout 5m"),
-    "list": ("dbranch list -o wide", "dbranch list --watch", "dbranch list -o name"),
+    "list": ("dbranch list -o wide", "dbranch list --watch", "dbranch list --deleted"),
     "show": ("dbranch show", "dbranch show feature-x"),
     "tree": ("dbranch tree", "dbranch tree -o mermaid"),
     "logs": (
@@ -54,7 +54,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         "dbranch delete pr-118 pr-119 --yes --ignore-not-found --purge",
     ),
     "undelete-project": ("dbranch undelete-project shop",),
-    "undelete": ("dbranch list --deleted", "dbranch undelete feature-x"),
+    "undelete": ("dbranch undelete feature-x           # those that can be: list --deleted",),
     "psql": (
         "dbranch psql feature-x",
         "dbranch psql -- -c 'select count(*) from item'",
