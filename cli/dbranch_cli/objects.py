@@ -278,17 +278,18 @@ class Store:
 
     def check_deletion(self, live: Mapping[str, Any]) -> None:
         """Let the API server refuse the deletion of this object, as far as it would. Raise ApiError if it does."""
-        self._delete(live, {"dryRun": "All"})
+        self._delete(live, {"dryRun": ["All"]})
 
-    def _delete(self, live: Mapping[str, Any], params: Mapping[str, str]) -> None:
+    def _delete(self, live: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        # In the body: with one the API server does not read options in the URL.
         self.connection.request(
             "DELETE",
             resource_path(plural_for(live["kind"]), self.namespace, live["metadata"]["name"]),
-            params,
             body={
                 "apiVersion": "v1",
                 "kind": "DeleteOptions",
                 "preconditions": {"uid": live["metadata"]["uid"]},
+                **options,
             },
         )
 

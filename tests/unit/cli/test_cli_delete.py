@@ -24,7 +24,7 @@ class FakeStore:
 
     def __init__(self, desired: str, route: str, refusals: int, message: str) -> None:
         self.refusals, self.message, self.attempts = refusals, message, 0
-        self.project = {"spec": {"activeBranch": desired}, "status": {"route": {"branch": route}}}
+        self.project = {"metadata": {"name": "shop"}, "spec": {"activeBranch": desired}, "status": {"route": {"branch": route}}}
 
     def find_branch(self, project: str, branch: str) -> dict[str, Any]:
         return {"kind": "DBBranch", "metadata": {"name": f"{project}-{branch}"}, "spec": {"project": project}}
