@@ -133,6 +133,10 @@ class Store:
             listed, key=lambda b: (b["metadata"].get("creationTimestamp", ""), b["metadata"]["name"])
         )
 
+    def all_snapshots(self) -> list[Body]:
+        """Return the snapshots of all projects, also of those that are gone."""
+        return self._list(names.SNAPSHOTS)
+
     def find_branch(self, project: str, branch: str) -> Body | None:
         """Return a branch, or None if it does not exist."""
         body = self.find(names.BRANCHES, names.branch_object_name(project, branch))

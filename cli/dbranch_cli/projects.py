@@ -10,6 +10,7 @@ import click
 from dbranch.api import names
 from dbranch.api.conditions import Condition
 from dbranch.api.enums import DeletionPolicy, OnSwitch
+from dbranch.api.project import parse_project
 from dbranch_cli.config import current_project, set_current_project
 from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.formatting import format_count
@@ -240,11 +241,13 @@ def delete_project(
     name = body["metadata"]["name"]
     branches = invocation.store.branches(name)
     retained = body["spec"].get("deletionPolicy") == DeletionPolicy.RETAIN
+    policy = parse_project(body).undo
+    kept = policy.ttl if policy.keeps else None
     listed = list_names([branch_name_of(branch) for branch in branches])
     invocation.confirm(
         f"Delete project {name} of namespace {invocation.namespace} with {format_count(len(branches), 'branch')}"
         + (f" ({listed})" if listed else "")
-        + ("? Its pool stays on the node (deletionPolicy Retain)." if retained else " and all data?"),
+        + _question_about_data(retained, kept),
         yes,
     )
     invocation.store.delete(body)
@@ -254,7 +257,15 @@ def delete_project(
         set_current_project(invocation.kube_context.name, invocation.namespace, None)
     adopt_command = f"dbranch init {name} --adopt {body['metadata']['uid']}"
     hint = f"; its pool is retained, adopt it with '{adopt_command}'" if retained else ""
+    if kept and not retained:
+        hint = f"; it is kept for {kept}: dbranch undelete-project {name}"
     invocation.print_result(f"project {name} {'is being deleted' if no_wait else 'deleted'}{hint}", body)
+
+
+def _question_about_data(retained: bool, kept: str | None) -> str:
+    if retained:
+        return "? Its pool stays on the node (deletionPolicy Retain)."
+    return f"? It is kept for {kept}: 'dbranch undelete-project'." if kept else " and all data?"
 
 
 @click.group(cls=CommandGroup)

@@ -211,7 +211,13 @@ class World:
         meta = {"name": name, "namespace": NAMESPACE, "uid": project, "finalizers": [names.AGENT_FINALIZER]}
         body = {
             "metadata": meta,
-            "spec": {**spec, "storage": {"size": "256Mi", **(storage or {})}, **spec_fields},
+            "spec": {
+                **spec,
+                "storage": {"size": "256Mi", **(storage or {})},
+                # What is deleted is gone, unless a test says otherwise.
+                "undo": {"keep": "0s"},
+                **spec_fields,
+            },
             "status": {"nodeName": NODE},
         }
         self.api.put(PROJECTS, body)

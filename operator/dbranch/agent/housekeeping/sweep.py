@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from datetime import datetime
 
 from dbranch.agent.cluster_identity import ClusterIdentity
 from dbranch.agent.context import NodeContext
 from dbranch.agent.housekeeping.isolation import Isolation
 from dbranch.agent.housekeeping.observe import observe_existing, observe_stored_pools
-from dbranch.agent.housekeeping.orphans import Existing, Fate, Rounds, StoredPool, Unnamed, unnamed
+from dbranch.agent.housekeeping.orphans import (
+    Existing,
+    Fate,
+    Rounds,
+    StoredPool,
+    Unnamed,
+    oldest_kept,
+    unnamed,
+)
 from dbranch.agent.layout import Layout, SubvolumeKind, SubvolumeName
 from dbranch.agent.linux.btrfs import superblock_uuid
+from dbranch.agent.machine import observe_machine
 from dbranch.agent.pool.effect import ensure_pool, ensure_pool_down, ensure_pool_removed
 from dbranch.agent.pool.record import PoolRecord
 from dbranch.agent.pool.records import (
@@ -19,7 +30,8 @@ from dbranch.agent.pool.records import (
     observe_records,
     read_record,
 )
-from dbranch.agent.pool.tombstone import ensure_tombstone, observe_tombstones
+from dbranch.agent.pool.space import watermarks_of
+from dbranch.agent.pool.tombstone import ensure_tombstone, observe_tombstones, read_tombstone
 from dbranch.agent.slot.effect import ensure_slot_removed
 from dbranch.agent.slot.observe import observe_bind_mounts, observe_slots
 from dbranch.agent.slot.unused import ensure_unused
@@ -55,6 +67,8 @@ class Sweeper:
         self._in_use: frozenset[str] = frozenset()
         self.shown: frozenset[str] = frozenset()
         self.orphans: dict[Orphan, int] = {}
+        # Called with what is said of a deleted project that is not kept any longer.
+        self.on_undo_removed: Callable[[str], None] = lambda text: None
         self.stored: tuple[StoredPool, ...] = ()
         self.existing: Existing | None = None
 
@@ -80,7 +94,7 @@ class Sweeper:
 
     def observe(self) -> None:
         """Read the disk, then the API; nothing is counted."""
-        stored = observe_stored_pools(self._layout, self._isolation)
+        stored = observe_stored_pools(self._layout, self._isolation, self._cluster.server_time())
         existing = observe_existing(self._cluster, self._identity)
         self.stored, self.existing = stored, existing
         pools = {pool.uid: pool for pool in stored}
@@ -173,12 +187,38 @@ class Sweeper:
         return observe_subvolumes(self._layout, pool_uid).holds_data
 
     def _finish_removals(self) -> None:
-        """Go on with the removals that were requested, of pools branch_names project does not exist any more."""
+        """Go on with the removals that were requested and are due, of pools whose project does not exist any more."""
+        now = self._cluster.server_time()
+        self._make_room(now)
         for uid in observe_tombstones(self._layout):
             if uid not in self._read_existing().projects:
                 with self._isolation.item(f"removal of pool {uid}"):
+                    # As it is now: that it is to be kept may have been written since the disk was read.
+                    tombstone = read_tombstone(self._layout, uid)
+                    if tombstone is None or not tombstone.is_due(now):
+                        continue
                     ensure_unused(self._cluster, self._layout, self._context, names.LABEL_PROJECT_UID, uid)
                     ensure_pool_removed(self._layout, uid)
+
+    def _make_room(self, now: datetime) -> None:
+        """Let the oldest deleted project that is kept go before its time if the node's disk is low; one a round."""
+        machine = observe_machine(self._layout)
+        watermarks = watermarks_of(machine.host_total_bytes, self._context.eviction.of(machine.host_total_bytes))
+        if machine.host_free_bytes >= watermarks.refuse:
+            return
+        kept = {pool.uid: pool for pool in self.stored if pool.kept_until}
+        requested = {uid: read_tombstone(self._layout, uid) for uid in kept}
+        uid = oldest_kept({uid: t.requested for uid, t in requested.items() if t and t.not_before}, now)
+        if uid is None:
+            return
+        with self._isolation.item(f"room on the disk by pool {uid}"):
+            # The sweep goes on with it.
+            ensure_tombstone(self._layout, uid, superblock_uuid(self._layout.image(uid)))
+            record = kept[uid].record
+            project = f"{record.namespace}/{record.project}" if isinstance(record, PoolRecord) else uid
+            text = f"the pool of project {project}, which was deleted, is removed before its time: the disk is low"
+            logger.warning("%s", text)
+            self.on_undo_removed(text)
 
     def _observe_in_use(self) -> frozenset[str]:
         """Return the UIDs of the projects and branches that pods and bind mounts on this node name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -13,8 +13,10 @@ from dbranch.api import names
 from dbranch.api.conditions import Condition, Finding, Reason, find_condition
 from dbranch.api.errors import ApiError, BeingDeleted, NameTaken, ObjectRefused
 from dbranch.api.project import Project, parse_project
+from dbranch.api.snapshot import parse_snapshot
 from dbranch.controller import manifests, timing
 from dbranch.controller.cache import Cache
+from dbranch.controller.conditions import held_deletion_status
 from dbranch.controller.credentials import CredentialSecrets
 from dbranch.controller.events import EmitEvent, emit_switch, emit_transition
 from dbranch.controller.failure import failure_finding, is_refusal, refusal_finding
@@ -25,6 +27,12 @@ from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects, UpdateDeferred
 from dbranch.controller.places import Places
+from dbranch.controller.project.deletion import (
+    deletion_record,
+    is_record_of,
+    keeps_project,
+    record_refused_finding,
+)
 from dbranch.controller.project.plan import (
     Applied,
     ProjectFacts,
@@ -43,11 +51,13 @@ from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of, refused_pods
 from dbranch.controller.pull_secrets import PullSecrets
 from dbranch.controller.rollouts import Rollouts, is_rolled_out
 from dbranch.controller.routing import no_proxy_finding
-from dbranch.controller.scheduling import Binding, bind_project
+from dbranch.controller.scheduling import Binding, NodeFacts, bind_project
+from dbranch.controller.undo_records import ensure_record
 from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import now_rfc3339
 from dbranch.runtime.finalizers import remove_finalizer
+from dbranch.runtime.limited import LimitedDict
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import DONE, GONE, Key, Result
 
@@ -66,6 +76,8 @@ _NEEDS: Final[Mapping[str, frozenset[str]]] = {
 }
 
 _RBAC: Final = "rbac.authorization.k8s.io/v1"
+
+_MAX_RECORDED: Final = 1000
 
 # A reconcile starts over if others (the proxies, by their entries) have written the object meanwhile.
 _MAX_ATTEMPTS = 8
@@ -96,6 +108,8 @@ class ProjectReconciler:
         self._places = Places(self._limits, "projects")
         # By project UID: when all that is made for it was last compared with what is there.
         self._checked: dict[str, float] = {}
+        # UIDs of projects that are being deleted, and of whose deletion there is a record.
+        self._recorded: LimitedDict[str, bool] = LimitedDict(_MAX_RECORDED)
 
     def forget(self, project: Project) -> None:
         """Forget a project that is gone."""
@@ -112,7 +126,7 @@ class ProjectReconciler:
                     return GONE
                 try:
                     if body["metadata"].get("deletionTimestamp"):
-                        return self._remove(parse_project(body), cache)
+                        return self._remove(parse_project(body), cache, body["spec"])
                     return self._reconcile_once(body, cache, bypass_cache)
                 except ApiError as error:
                     if error.status != 409 or attempt == _MAX_ATTEMPTS - 1:
@@ -320,7 +334,7 @@ class ProjectReconciler:
         path = project_path(project.namespace, project.name, "status")
         self._cluster.apply(path, body, names.PROXY_MANAGER_PREFIX + pod)
 
-    def _remove(self, project: Project, cache: Cache) -> Result:
+    def _remove(self, project: Project, cache: Cache, spec: Mapping[str, Any]) -> Result:
         """Delete the project's branches, its snapshots, then what was made for it; let go of it in the end.
 
         The event of the last branch's or snapshot's deletion leads here again.
@@ -338,6 +352,16 @@ class ProjectReconciler:
             return Result(timing.DELETION_RESYNC_SECONDS)
         path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)
         remaining = [b for b in self._cluster.find(path) if b["spec"]["project"] == project.name]
+        # Before the first of them goes.
+        unkept = self._record_deletion(project, node, spec, remaining)
+        if unkept:
+            held = held_deletion_status(
+                f"project {project.name}", unkept, project.status, project.generation, now_rfc3339()
+            )
+            if held:
+                patch_status(self._cluster, project, held)
+            longest = timing.REFUSED_LONGEST_RETRY_SECONDS
+            return Result(timing.REFUSED_RETRY_SECONDS, unfinished=True, longest=longest)
         refused = False
         for body in remaining:
             meta = body["metadata"]
@@ -381,6 +405,26 @@ class ProjectReconciler:
             return False
         return True
 
+    def _record_deletion(
+        self,
+        project: Project,
+        node: NodeFacts | None,
+        spec: Mapping[str, Any],
+        branches: Sequence[Mapping[str, Any]],
+    ) -> Finding | None:
+        """Make the record of which the project can be made again, if it is kept; return why that is refused."""
+        if project.uid in self._recorded or not keeps_project(project, node):
+            return None
+        path = path_of(names.API_VERSION, names.SNAPSHOTS, project.namespace)
+        snapshots = self._cluster.find(path, fields=f"spec.project={project.name}")
+        record = deletion_record(project, spec, branches, snapshots)
+        try:
+            ensure_record(self._cluster, record, lambda body: is_record_of(body, project))
+        except (ObjectRefused, NameTaken) as error:
+            return record_refused_finding(project, error)
+        self._recorded[project.uid] = True
+        return None
+
     def _delete_snapshots(self, project: Project) -> bool:
         """Delete the project's snapshots; return True while some of them still exist."""
         return bool(self._delete_all(names.SNAPSHOTS, project))
@@ -393,6 +437,9 @@ class ProjectReconciler:
         """Delete the project's objects of a kind; return those that there were."""
         path = path_of(names.API_VERSION, plural, project.namespace)
         remaining = self._cluster.find(path, fields=f"spec.project={project.name}")
+        if plural == names.SNAPSHOTS:
+            # The records of deleted projects are none of them: this one's, and those of others that had its name.
+            remaining = [body for body in remaining if not parse_snapshot(body).origin_project_uid]
         for body in remaining:
             meta = body["metadata"]
             if not meta.get("deletionTimestamp"):

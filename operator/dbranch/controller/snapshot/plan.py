@@ -70,6 +70,8 @@ class SnapshotPlan:
 def plan_snapshot(facts: SnapshotFacts, now: datetime) -> SnapshotPlan:
     """Decide about a snapshot that is not being deleted. `now`: of the API server."""
     snapshot = facts.snapshot
+    if snapshot.origin_project_uid:
+        return _plan_record_of_project(snapshot, now)
     binding = None
     if needs_binding(snapshot):
         bound = bind_snapshot(facts, now)
@@ -96,8 +98,28 @@ def plan_snapshot(facts: SnapshotFacts, now: datetime) -> SnapshotPlan:
     return SnapshotPlan(binding, ready, fields, expires_sooner)
 
 
+def _plan_record_of_project(snapshot: Snapshot, now: datetime) -> SnapshotPlan:
+    """Decide about the record of a project that was deleted: it has no data, and goes when its pool may go."""
+    created = parse_time(snapshot.created) or now
+    expires = format_time(created + snapshot.lifetime) if snapshot.lifetime else None
+    text = f"project {snapshot.project} was deleted; its data is kept until {expires}"
+    ready = Finding(Reason.AVAILABLE, f"{text}; dbranch undelete-project {snapshot.project} brings it back")
+    previous = snapshot.status.get("conditions") or ()
+    fields: Json = {
+        "observedGeneration": snapshot.generation,
+        "conditions": report_conditions(previous, [], ready, snapshot.generation, format_time(now)),
+        "expirationTime": expires,
+    }
+    return SnapshotPlan(None, ready, fields)
+
+
 def needs_binding(snapshot: Snapshot) -> bool:
-    """Return True if the snapshot has no node yet, or no branch and its data did not come without one."""
+    """Return True if the snapshot has no node yet, or no branch and its data did not come without one.
+
+    The record of a deleted project has neither.
+    """
+    if snapshot.origin_project_uid:
+        return False
     return snapshot.node_name is None or (snapshot.branch_uid is None and not snapshot.node.stored)
 
 

@@ -1,0 +1,42 @@
+"""Make the DBSnapshots that are records of deletions, once, by names that are derived from what is deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dbranch.api import names
+from dbranch.api.errors import ApiError, NameTaken, ObjectRefused
+from dbranch.controller.failure import is_refusal
+from dbranch.kube.client import Cluster, Json, path_of, snapshot_path
+
+
+def ensure_record(
+    cluster: Cluster, manifest: Mapping[str, Any], is_ours: Callable[[Mapping[str, Any]], bool]
+) -> Json | None:
+    """Create the DBSnapshot, unless it exists; return it.
+
+    None if its namespace is being deleted, where nothing can be made. Raises ObjectRefused if the API server rejects
+    it, NameTaken if another snapshot, by `is_ours`, has its name.
+    """
+    namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
+    try:
+        return cluster.create(path_of(names.API_VERSION, names.SNAPSHOTS, namespace), manifest)
+    except ApiError as error:
+        if error.reason == "AlreadyExists":
+            existing = cluster.get(snapshot_path(namespace, name))
+            if existing is None:
+                raise
+            if not is_ours(existing):
+                raise NameTaken("another snapshot has its name") from error
+            return existing
+        if not is_refusal(error):
+            raise
+        if _is_going(cluster, namespace):
+            return None
+        raise ObjectRefused(f"{names.SNAPSHOT_KIND} {name}", error) from error
+
+
+def _is_going(cluster: Cluster, namespace: str) -> bool:
+    body = cluster.get(path_of("v1", "namespaces", name=namespace))
+    return body is None or bool(body["metadata"].get("deletionTimestamp"))
