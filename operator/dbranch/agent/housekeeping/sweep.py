@@ -203,7 +203,9 @@ class Sweeper:
     def _make_room(self, now: datetime) -> None:
         """Let the oldest deleted project that is kept go before its time if the node's disk is low; one a round."""
         machine = observe_machine(self._layout)
-        watermarks = watermarks_of(machine.host_total_bytes, self._context.eviction.of(machine.host_total_bytes))
+        watermarks = watermarks_of(
+            machine.host_total_bytes, self._context.eviction.of(machine.host_total_bytes)
+        )
         if machine.host_free_bytes >= watermarks.refuse:
             return
         kept = {pool.uid: pool for pool in self.stored if pool.kept_until}
