@@ -188,9 +188,11 @@ def undo_snapshot_name(object_name: str, restore_uid: str) -> str:
     return derived_name(object_name, "undo", restore_uid)
 
 
-def deletion_copy_name(object_name: str, branch_uid: str) -> str:
-    """Return the name of the DBSnapshot that gets the data of this DBBranch when it is deleted."""
-    return derived_name(object_name, "deleted", branch_uid)
+def deletion_copy_name(object_name: str, uid: str) -> str:
+    """Return the name of the DBSnapshot that gets the data of this DBBranch, or is the record of this DBProject,
+    when that is deleted.
+    """
+    return derived_name(object_name, "deleted", uid)
 
 
 def project_service_name(project: str) -> str:

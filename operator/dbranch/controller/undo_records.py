@@ -1,4 +1,4 @@
-"""Make the DBSnapshots that are records of deletions, once, by names that are derived from what is deleted."""
+"""Make the DBSnapshots that are records of deletions and restores, once, by names derived from what they are of."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dbranch.api import names
-from dbranch.api.errors import ApiError, NameTaken, ObjectRefused
+from dbranch.api.errors import ApiError, NamespaceEnding, NameTaken, ObjectRefused
 from dbranch.controller.failure import is_refusal
 from dbranch.kube.client import Cluster, Json, path_of, snapshot_path
 
 
 def ensure_record(
     cluster: Cluster, manifest: Mapping[str, Any], is_ours: Callable[[Mapping[str, Any]], bool]
-) -> Json | None:
+) -> Json:
     """Create the DBSnapshot, unless it exists; return it.
 
-    None if its namespace is being deleted, where nothing can be made. Raises ObjectRefused if the API server rejects
-    it, NameTaken if another snapshot, by `is_ours`, has its name.
+    Raises ObjectRefused if the API server rejects it (NamespaceEnding: its namespace is being deleted), NameTaken
+    if another snapshot, by `is_ours`, has its name.
     """
     namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
     try:
@@ -32,11 +32,10 @@ def ensure_record(
             return existing
         if not is_refusal(error):
             raise
-        if _is_going(cluster, namespace):
-            return None
-        raise ObjectRefused(f"{names.SNAPSHOT_KIND} {name}", error) from error
+        refused = NamespaceEnding if _is_ending(cluster, namespace) else ObjectRefused
+        raise refused(f"{names.SNAPSHOT_KIND} {name} cannot be created", error) from error
 
 
-def _is_going(cluster: Cluster, namespace: str) -> bool:
+def _is_ending(cluster: Cluster, namespace: str) -> bool:
     body = cluster.get(path_of("v1", "namespaces", name=namespace))
     return body is None or bool(body["metadata"].get("deletionTimestamp"))

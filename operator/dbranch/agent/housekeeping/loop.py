@@ -157,6 +157,9 @@ class Housekeeping:
         changed = {key: value for key, value in desired.items() if current.get(key) != value}
         published = {orphan.uid for orphan in parse_published(current.get(names.AGENT_ORPHANS)).orphans}
         for orphan in orphans:
+            if orphan.kind is OrphanKind.PROJECT:
+                # Nobody is to be alarmed by what was asked for.
+                continue
             if orphan.uid not in published and names.AGENT_ORPHANS in changed:
                 with self._isolation.item(f"event of orphan {orphan.uid}"):
                     self._emit_event(body, orphan)

@@ -46,6 +46,8 @@ from dbranch.api.orphans import Orphan, OrphanKind
 from dbranch.api.quantity import format_bytes
 from dbranch.kube.client import Cluster, path_of
 from dbranch.runtime.clock import now_rfc3339
+from dbranch.runtime.file_lock import held_temporary
+from dbranch.runtime.steady_clock import SteadyClock
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ class Sweeper:
     def __init__(self, cluster: Cluster, layout: Layout, context: NodeContext, isolation: Isolation) -> None:
         self._cluster, self._layout, self._context, self._isolation = cluster, layout, context, isolation
         self._identity = ClusterIdentity(cluster)
+        # A clock that is wrong for a while removes no pool before its time.
+        self._clock = SteadyClock(cluster.server_time)
         self._rounds, self._slot_rounds = Rounds(), Rounds()
         # Bytes of orphan branches, by UID: measured once.
         self._branch_bytes: dict[str, int] = {}
@@ -94,7 +98,7 @@ class Sweeper:
 
     def observe(self) -> None:
         """Read the disk, then the API; nothing is counted."""
-        stored = observe_stored_pools(self._layout, self._isolation, self._cluster.server_time())
+        stored = observe_stored_pools(self._layout, self._isolation, self._clock())
         existing = observe_existing(self._cluster, self._identity)
         self.stored, self.existing = stored, existing
         pools = {pool.uid: pool for pool in stored}
@@ -121,7 +125,7 @@ class Sweeper:
             record = pool.record if isinstance(pool.record, PoolRecord) else PoolRecord(pool.uid)
             size = pool.allocated_bytes
             orphan = Orphan(
-                OrphanKind.POOL,
+                OrphanKind.PROJECT if pool.kept_until else OrphanKind.POOL,
                 pool.uid,
                 pool.uid,
                 record.namespace,
@@ -188,7 +192,7 @@ class Sweeper:
 
     def _finish_removals(self) -> None:
         """Go on with the removals that were requested and are due, of pools whose project does not exist any more."""
-        now = self._cluster.server_time()
+        now = self._clock()
         self._make_room(now)
         for uid in observe_tombstones(self._layout):
             if uid not in self._read_existing().projects:
@@ -201,26 +205,35 @@ class Sweeper:
                     ensure_pool_removed(self._layout, uid)
 
     def _make_room(self, now: datetime) -> None:
-        """Let the oldest deleted project that is kept go before its time if the node's disk is low; one a round."""
+        """Let the oldest deleted project that is kept go before its time if the node's disk is low; one at a time."""
         machine = observe_machine(self._layout)
         watermarks = watermarks_of(
             machine.host_total_bytes, self._context.eviction.of(machine.host_total_bytes)
         )
         if machine.host_free_bytes >= watermarks.refuse:
             return
-        kept = {pool.uid: pool for pool in self.stored if pool.kept_until}
-        requested = {uid: read_tombstone(self._layout, uid) for uid in kept}
-        uid = oldest_kept({uid: t.requested for uid, t in requested.items() if t and t.not_before}, now)
-        if uid is None:
+        gone = [pool for pool in self.stored if pool.uid not in self._read_existing().projects]
+        tombstones = {pool.uid: read_tombstone(self._layout, pool.uid) for pool in gone}
+        requested = {uid: t.requested for uid, t in tombstones.items() if t and not t.is_due(now)}
+        uid = oldest_kept(requested, now)
+        if uid is None or any(t and t.is_due(now) for t in tombstones.values()):
+            # One that is going already makes room first.
             return
         with self._isolation.item(f"room on the disk by pool {uid}"):
-            # The sweep goes on with it.
+            if self._end_keeping(uid):
+                record = read_record(self._layout, uid)
+                project = f"{record.namespace}/{record.project}" if isinstance(record, PoolRecord) else uid
+                text = f"the pool of deleted project {project} is removed before its time: the node's disk is low"
+                logger.warning("%s", text)
+                self.on_undo_removed(text)
+
+    def _end_keeping(self, uid: str) -> bool:
+        """Let the removal of a kept pool be due, which the sweep goes on with; False if it was adopted meanwhile."""
+        with held_temporary(self._layout.pool_lock(uid), timeout=60):
+            if read_tombstone(self._layout, uid) is None:
+                return False
             ensure_tombstone(self._layout, uid, superblock_uuid(self._layout.image(uid)))
-            record = kept[uid].record
-            project = f"{record.namespace}/{record.project}" if isinstance(record, PoolRecord) else uid
-            text = f"the pool of project {project}, which was deleted, is removed before its time: the disk is low"
-            logger.warning("%s", text)
-            self.on_undo_removed(text)
+            return True
 
     def _observe_in_use(self) -> frozenset[str]:
         """Return the UIDs of the projects and branches that pods and bind mounts on this node name."""

@@ -16,7 +16,7 @@ from dbranch.agent.pool.tombstone import ensure_tombstone, ensure_tombstone_with
 from dbranch.agent.slot.unused import ensure_unused
 from dbranch.api import names
 from dbranch.api.errors import PoolLost
-from dbranch.api.expiry import format_time, parse_ttl
+from dbranch.api.expiry import format_time
 from dbranch.api.project import Project
 from dbranch.kube.client import Cluster, path_of
 
@@ -80,28 +80,23 @@ class PoolOwnership:
             self.record(project, node.pool_uuid or "", node.machine_id or "", existed or node.initialized)
 
     def request_removal(self, project: Project) -> None:
-        """Record that the pool of a project that is being deleted is to go: after the time that its project says.
+        """Record that the pool of a project that is being deleted is to go: at once, or as its controller says.
 
-        At once where it never held a database, and where its namespace ends: nobody could undelete it there.
+        At once, too, where its namespace ends: nobody could undelete it there. It is said once: nothing that the
+        object says afterwards lets the pool go sooner.
         """
-        undo, now = project.undo, self._cluster.server_time()
-        keep = parse_ttl(undo.keep) if undo.keeps else None
-        is_kept = keep is not None and project.node.initialized
-        if is_kept and self._identity.is_ending(project.namespace):
-            is_kept = False
-        not_before = format_time(now + keep) if keep and is_kept else ""
-        uuid = project.node.pool_uuid
-        existing = read_tombstone(self._layout, project.uid)
-        if existing is None:
-            ensure_tombstone(self._layout, project.uid, uuid, not_before, format_time(now))
-        elif not is_kept:
-            # What was to be kept is not: spec.undo has changed meanwhile.
-            ensure_tombstone(self._layout, project.uid, uuid)
+        if read_tombstone(self._layout, project.uid) is not None:
+            return
+        not_before = project.kept_until or ""
+        if not_before and self._identity.is_ending(project.namespace):
+            not_before = ""
+        requested = format_time(self._cluster.server_time())
+        ensure_tombstone(self._layout, project.uid, project.node.pool_uuid, not_before, requested)
 
     def may_be_removed(self, project: Project) -> bool:
-        """Return False while the pool of a project that is being deleted is kept for a time."""
+        """Return False if the pool of a project that is being deleted is kept for a time; the sweep removes it."""
         tombstone = read_tombstone(self._layout, project.uid)
-        return tombstone is None or tombstone.is_due(self._cluster.server_time())
+        return tombstone is None or not tombstone.not_before
 
     def _adopt(self, project: Project, old_uid: str) -> str:
         """Make the pool of a project that does not exist this project's; return its filesystem's UUID.

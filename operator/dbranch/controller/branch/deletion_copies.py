@@ -8,7 +8,7 @@ from typing import Any
 
 from dbranch.api.branch import Branch, DeletionCopy
 from dbranch.api.conditions import Finding
-from dbranch.api.errors import NameTaken, ObjectRefused
+from dbranch.api.errors import NamespaceEnding, NameTaken, ObjectRefused
 from dbranch.api.project import Project
 from dbranch.api.snapshot import parse_snapshot
 from dbranch.controller.branch.deletion import copy_manifest, is_copy_of, undo_refused_finding
@@ -37,10 +37,10 @@ class DeletionCopies:
             body = ensure_record(
                 self._cluster, copy_manifest(project, branch, spec), lambda body: is_copy_of(body, branch)
             )
+        except NamespaceEnding:
+            return None
         except (ObjectRefused, NameTaken) as error:
             return undo_refused_finding(branch, error)
-        if body is None:
-            return None
         snapshot = parse_snapshot(body)
         if snapshot.deleting:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any, Final
 
 from dbranch.api import names
@@ -11,8 +12,9 @@ from dbranch.api.branch import parse_branch
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.enums import SnapshotReason, Undo
 from dbranch.api.errors import DbranchError
-from dbranch.api.project import Project
-from dbranch.api.snapshot import parse_snapshot
+from dbranch.api.expiry import format_time, parse_time, parse_ttl
+from dbranch.api.project import Project, UndoPolicy
+from dbranch.api.snapshot import Snapshot, parse_snapshot
 from dbranch.controller.failure import refusal_message
 from dbranch.controller.scheduling import NodeFacts, is_abandoned
 
@@ -39,7 +41,7 @@ def keeps_project(project: Project, node: NodeFacts | None) -> bool:
 
 def record_name(project: Project) -> str:
     """Return the name of the DBSnapshot that is the record of the project's deletion: always the same one."""
-    return names.derived_name(project.name, "deleted", project.uid)
+    return names.deletion_copy_name(project.name, project.uid)
 
 
 def deletion_record(
@@ -83,7 +85,18 @@ def deletion_record(
 
 def is_record_of(body: Mapping[str, Any], project: Project) -> bool:
     """Return True if a DBSnapshot is the record of this project's deletion."""
-    return bool((body["spec"].get("origin") or {}).get("projectUID") == project.uid)
+    return parse_snapshot(body).origin_project_uid == project.uid
+
+
+def record_binding(project: Project, record: Snapshot, now: datetime) -> Json:
+    """Return the status of a record that is new: where the pool is, and until when it stays, which never changes.
+
+    It is what says that the record was made here: one that is applied again, by a backup or Git, has none.
+    """
+    created = parse_time(record.created) or now
+    kept = parse_ttl(record.ttl) or parse_ttl(UndoPolicy.keep)
+    assert kept is not None
+    return {"nodeName": project.node_name, "expirationTime": format_time(created + kept)}
 
 
 def _adopting(project: Project, spec: Mapping[str, Any]) -> Json:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from dbranch.api import names
 from dbranch.api.conditions import Condition, Finding, Reason, find_condition
-from dbranch.api.errors import ApiError, BeingDeleted, NameTaken, ObjectRefused
+from dbranch.api.errors import ApiError, BeingDeleted, NamespaceEnding, NameTaken, ObjectRefused
 from dbranch.api.project import Project, parse_project
 from dbranch.api.snapshot import parse_snapshot
 from dbranch.controller import manifests, timing
@@ -31,6 +31,7 @@ from dbranch.controller.project.deletion import (
     deletion_record,
     is_record_of,
     keeps_project,
+    record_binding,
     record_refused_finding,
 )
 from dbranch.controller.project.plan import (
@@ -57,7 +58,6 @@ from dbranch.kube.client import Cluster, branch_path, object_path, path_of, proj
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import now_rfc3339
 from dbranch.runtime.finalizers import remove_finalizer
-from dbranch.runtime.limited import LimitedDict
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import DONE, GONE, Key, Result
 
@@ -76,8 +76,6 @@ _NEEDS: Final[Mapping[str, frozenset[str]]] = {
 }
 
 _RBAC: Final = "rbac.authorization.k8s.io/v1"
-
-_MAX_RECORDED: Final = 1000
 
 # A reconcile starts over if others (the proxies, by their entries) have written the object meanwhile.
 _MAX_ATTEMPTS = 8
@@ -108,8 +106,6 @@ class ProjectReconciler:
         self._places = Places(self._limits, "projects")
         # By project UID: when all that is made for it was last compared with what is there.
         self._checked: dict[str, float] = {}
-        # UIDs of projects that are being deleted, and of whose deletion there is a record.
-        self._recorded: LimitedDict[str, bool] = LimitedDict(_MAX_RECORDED)
 
     def forget(self, project: Project) -> None:
         """Forget a project that is gone."""
@@ -413,16 +409,24 @@ class ProjectReconciler:
         branches: Sequence[Mapping[str, Any]],
     ) -> Finding | None:
         """Make the record of which the project can be made again, if it is kept; return why that is refused."""
-        if project.uid in self._recorded or not keeps_project(project, node):
+        if project.kept_until or not keeps_project(project, node):
             return None
         path = path_of(names.API_VERSION, names.SNAPSHOTS, project.namespace)
         snapshots = self._cluster.find(path, fields=f"spec.project={project.name}")
         record = deletion_record(project, spec, branches, snapshots)
         try:
-            ensure_record(self._cluster, record, lambda body: is_record_of(body, project))
+            body = ensure_record(self._cluster, record, lambda body: is_record_of(body, project))
+        except NamespaceEnding:
+            # Nobody could bring it back.
+            return None
         except (ObjectRefused, NameTaken) as error:
             return record_refused_finding(project, error)
-        self._recorded[project.uid] = True
+        snapshot = parse_snapshot(body)
+        if snapshot.expiration_time is None:
+            binding = record_binding(project, snapshot, self._cluster.server_time())
+            snapshot = parse_snapshot(patch_status(self._cluster, snapshot, binding))
+        # From here on a later keep changes nothing, and the agent knows that the record exists.
+        patch_status(self._cluster, project, {"keptUntil": snapshot.expiration_time})
         return None
 
     def _delete_snapshots(self, project: Project) -> bool:
