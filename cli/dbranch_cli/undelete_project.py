@@ -121,7 +121,7 @@ def _objects_of(record: Mapping[str, Any]) -> list[Body]:
 
 
 def _await_kept(invocation: Invocation, record: Body, timeout: float) -> Body:
-    """Return the record once its agent says that the pool is kept. Raise Failure if it is lost, or not said in time."""
+    """Return the record once its agent says that the pool is kept. Raise Failure if it is lost, or in the end."""
 
     def is_decided(body: Mapping[str, Any]) -> bool:
         ready = find_condition(body.get("status"), Condition.READY) or {}

@@ -116,7 +116,7 @@ def _plan_record_of_project(facts: SnapshotFacts, now: datetime) -> SnapshotPlan
 def _ready_of_record(facts: SnapshotFacts) -> Finding:
     """Return the finding of Ready of the record of a deleted project: whether its pool is kept, as the agent says."""
     snapshot, project, node = facts.snapshot, facts.project, facts.node
-    is_going = project is not None and project.uid == snapshot.origin_project_uid
+    is_going = project is not None and project.deleting and project.uid == snapshot.origin_project_uid
     if not snapshot.expiration_time or not snapshot.node_name:
         if is_going:
             return Finding(Reason.PENDING, f"project {snapshot.project} is being deleted; its data stays")
