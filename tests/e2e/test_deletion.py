@@ -135,9 +135,7 @@ def test_delete_of_a_project_leaves_the_node_as_it_was(team: Namespace) -> None:
     cluster = team.cluster
     before = cluster.footprint_at_rest()
     brief = Project(team, "brief")
-    team.apply(
-        brief.manifest(undo={"keep": "0s"}), brief.branch_manifest("one"), brief.branch_manifest("two", "one")
-    )
+    team.apply(brief.manifest(), brief.branch_manifest("one"), brief.branch_manifest("two", "one"))
     team.wait_ready("dbproject", "brief")
     brief.wait_ready("one", "two")
     during = cluster.footprint()
@@ -172,7 +170,9 @@ def test_a_project_with_branches_is_deleted_by_mistake_and_comes_back_whole(team
     said = team.dbranch("delete-project", "slip", "--yes").output
     assert "it is kept for 24h: dbranch undelete-project slip" in said
     assert not team.exists("dbproject", "slip") and not team.exists("dbbranch", "slip-one")
+    assert "slip" in team.dbranch("project", "list", "--deleted").output
     team.dbranch("undelete-project", "slip", "--timeout", "5m")
+    assert "slip" not in team.dbranch("project", "list", "--deleted").out
     assert slip.sql("select name from item", "main") == "first"
     assert slip.sql("select name from item", "two") == "only here"
     assert (
@@ -183,7 +183,6 @@ def test_a_project_with_branches_is_deleted_by_mistake_and_comes_back_whole(team
     eventually("the route is as it was", lambda: slip.status()["route"]["branch"] == "two")
     team.dbranch("-p", "slip", "create", "three", "--from-snapshot", "before")
     assert slip.sql("select name from item", "three") == "only here"
-    slip.patch(undo={"keep": "0s"})
     uid = team.get("dbproject", "slip")["metadata"]["uid"]
     slip.delete()
     eventually("its pool is gone", lambda: not any(uid in name for name in team.cluster.names_in("pools/*")))
@@ -211,7 +210,9 @@ def test_delete_project_by_the_cli(team: Namespace) -> None:
     unconfirmed = team.dbranch("delete-project", "clishop", check=False)
     assert unconfirmed.code == 2 and "--yes" in unconfirmed.output
     assert team.exists("dbproject", "clishop")
-    team.dbranch("delete-project", "clishop", "--yes")
+    team.keep_nothing("clishop")
+    said = team.dbranch("delete-project", "clishop", "--yes").output
+    assert "project clishop deleted, with all data" in said
     assert not team.exists("dbproject", "clishop")
 
 

@@ -64,7 +64,6 @@ def deletion_record(
         objects = [own, *_branch_manifests(branches, {})]
     labels = {
         names.LABEL_PROJECT: project.name,
-        names.LABEL_PROJECT_UID: project.uid,
         names.LABEL_ORIGIN: SnapshotReason.DELETION.value,
         names.LABEL_MANAGED_BY: "dbranch",
     }
