@@ -69,6 +69,7 @@ def watch_pods(
                 if event["type"] == "SYNCED":
                     synced = True
                     pods = {name: facts for name, facts in pods.items() if name in listed}
+                    warm.watched.keep_only(listed)
                     continue
                 body = event["object"]
                 facts = pod_facts(body)
@@ -76,7 +77,12 @@ def watch_pods(
                 if not synced:
                     listed.add(facts.name)
                 old = pods.get(facts.name)
-                if names.LABEL_BRANCH_UID not in body["metadata"]["labels"]:
+                is_claimed = names.LABEL_BRANCH_UID in body["metadata"]["labels"]
+                if deleted or is_claimed:
+                    warm.watched.forget(facts.name)
+                else:
+                    warm.watched.put(facts)
+                if not is_claimed:
                     started = facts.running and not (old and old.running)
                     if deleted or facts.terminated or started:
                         warm.trigger()

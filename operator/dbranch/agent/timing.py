@@ -42,6 +42,8 @@ MOUNT_PROPAGATION_TIMEOUT_SECONDS: Final = 5.0
 RELOADED_SETTINGS_POLL_SECONDS: Final = 0.3
 # A branch that has just begun to accept gets verifiers of its own a little later: it competes with no start.
 OWN_VERIFIERS_DELAY_SECONDS: Final = 2.0
+# A reconcile that is followed by another one within this time leaves it to that to measure the branch.
+MEASURED_LATER_SECONDS: Final = 5.0
 # Without the CHECKPOINT on its source a branch only starts slower.
 CHECKPOINT_TIMEOUT_SECONDS: Final = 10.0
 # For a Postgres that needs no shutdown checkpoint: its data is deleted next, or its pool is read-only.

@@ -144,7 +144,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "project whose connection string works has it in Ready alone.",
         "Do what the sentence asks for: raise the quota, correct the policy or the object.",
         project=(_READY, _ROUTED),
-        branch=(_SCHEDULED,),
+        branch=(_SCHEDULED, _SNAPSHOTTED, _REFRESHED),
         restore=(_RECONCILING,),
     ),
     Reason.WAITING_FOR_DELETION: Entry(

@@ -57,6 +57,17 @@ class Cache:
         branches: list[Branch] = _values(self.branches, (namespace, project))
         return tuple(sorted(branches, key=lambda branch: branch.name))
 
+    def branch(self, namespace: str, object_name: str) -> Branch | None:
+        """Return a branch by its object's name; None if it is not known (yet)."""
+        # The name of its project is the first part of it.
+        parts = object_name.split("-")
+        for count in range(1, len(parts)):
+            branches: list[Branch] = _values(self.branches, (namespace, "-".join(parts[:count])))
+            for branch in branches:
+                if branch.object_name == object_name:
+                    return branch
+        return None
+
     def proxies_of(self, project_uid: str) -> tuple[ProxyPod, ...]:
         """Return the proxy pods of one project, sorted by name."""
         pods: list[ProxyPod] = _values(self.proxies, project_uid)

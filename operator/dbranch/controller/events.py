@@ -55,9 +55,12 @@ def emit_transition(
 ) -> None:
     """Emit an Event about the object if the reason of Ready is another than in its status.
 
-    Also for each of the new `conditions` that is True and yet a warning: Ready does not say it.
+    None for a new object's Pending. Also for each of the new `conditions` that is True and yet a warning: Ready does
+    not say it.
     """
-    if _is_new(item, Condition.READY, ready.reason):
+    # That a new object waits for its agent needs no Event: in a burst it would be a write more for each branch.
+    is_first_wait = ready.reason == Reason.PENDING and find_condition(item.status, Condition.READY) is None
+    if not is_first_wait and _is_new(item, Condition.READY, ready.reason):
         event_type = "Warning" if ready.reason in WARNING_REASONS else "Normal"
         emit_event(item, event_type, ready.reason.value, ready.message)
     for condition in conditions:

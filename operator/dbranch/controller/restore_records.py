@@ -6,17 +6,25 @@ import threading
 from collections.abc import Iterable
 from dataclasses import replace
 
+from dbranch.api.conditions import Finding
 from dbranch.api.restore import Restore
+from dbranch.runtime.limited import LimitedDict
 
 # Namespace and name of an object.
 ObjectKey = tuple[str, str]
+# Branches whose last refresh was refused are remembered until so many others were.
+MAX_REFUSED = 1000
 
 
 class RestoreRecords:
-    """All restores, without their labels, annotations and conditions. Thread-safe."""
+    """All restores, without their labels, annotations and conditions. Thread-safe.
+
+    `refused`: by branch UID, what to report of the last run of its refresh where the API server refused it.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.refused: LimitedDict[str, Finding] = LimitedDict(MAX_REFUSED)
         self._records: dict[ObjectKey, Restore] = {}
 
     def put(self, restore: Restore) -> Restore | None:

@@ -120,6 +120,7 @@ class Rig:
             cluster, locks, metrics, sources, SnapshotRecords(), self.limits, self.emit
         )
         self.known_restores = RestoreRecords()
+        self.refused_snapshots = SnapshotRecords().refused
         self.restores = RestoreReconciler(cluster, locks, metrics, sources, self.known_restores, self.emit)
 
     # Objects.
@@ -182,6 +183,7 @@ class Rig:
             if proxy:
                 proxies.setdefault(body["metadata"]["labels"][names.LABEL_PROJECT_UID], []).append(proxy)
         snapshots = SnapshotRecords()
+        snapshots.refused = self.refused_snapshots
         for body in self.api.find(path_of(names.API_VERSION, names.SNAPSHOTS)):
             snapshots.put(record_of(body))
         for body in self.api.find(path_of(names.API_VERSION, names.RESTORES)):

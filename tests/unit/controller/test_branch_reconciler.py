@@ -319,7 +319,8 @@ def test_each_change_of_the_reason_is_one_event(shop: Rig) -> None:
     shop.agent_reports(branch("x").accepting())
     for _ in range(2):
         shop.reconcile_branch("x")
-    assert shop.events == [("Normal", "Pending"), ("Warning", "CrashLooping"), ("Normal", "Available")]
+    # A new branch waits for its agent: that is none.
+    assert shop.events == [("Warning", "CrashLooping"), ("Normal", "Available")]
 
 
 def test_a_branch_is_stopped_when_its_agent_has_stopped_it(shop: Rig) -> None:

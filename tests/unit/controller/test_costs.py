@@ -6,7 +6,7 @@ The requests are those of reconciles that events lead to, on the fake API server
 from __future__ import annotations
 
 import pytest
-from tests.factories import branch
+from tests.factories import NAMESPACE, Json, branch
 from tests.unit.controller.rig import BRANCHES, PODS
 from tests.unit.controller.test_stale import Follower
 
@@ -18,11 +18,21 @@ class Costs(Follower):
 
     def __init__(self) -> None:
         super().__init__()
+        self.reads: list[str] = []
         self.ready()
         self.branch_up("x")
         self.run()
         self.requested()
         self.api.take_requests()
+        self.reads.clear()
+
+    def reconcile_branch(self, name: str = "main", of: str = "shop", bypass_cache: bool = False) -> Json:
+        """Reconcile the branch, and record the reads that are the controller's own."""
+        cache = self.cache()
+        before = len(self.api.requests)
+        self.result = self.branches.reconcile(NAMESPACE, f"{of}-{name}", cache, bypass_cache)
+        self.reads += [str(request) for request in self.api.requests[before:] if not request.writes]
+        return self.branch(name, of)
 
     def followed(self) -> list[str]:
         """Reconcile what events lead to; return the writes."""
@@ -52,6 +62,33 @@ def test_a_create_costs_seven_writes_and_one_for_the_count(shop: Costs) -> None:
     ]
     # Between the agent's report and Ready there are two requests, and nothing is written twice.
     assert ready == ["create endpointslices/shop-y", "merge dbbranches/shop-y/status"]
+
+
+def test_a_create_costs_one_read_of_the_project(shop: Costs) -> None:
+    """The branch is as the event had it, and so is the project once the branch is bound: it was four reads."""
+    shop.put(branch("y"))
+    shop.follow()
+    assert shop.reads == ["get dbprojects/shop"]
+    shop.agent_reports(branch("y").accepting("10.0.0.10"))
+    shop.follow()
+    assert shop.reads == ["get dbprojects/shop"]
+    # Nor does anything else that an event leads to cost one.
+    shop.change_branch("y", state="Stopped")
+    shop.agent_reports(branch("y").stored())
+    shop.follow()
+    assert shop.reads == ["get dbprojects/shop"]
+    # Without an event what is there is read.
+    shop.reconcile_branch("y", bypass_cache=True)
+    assert "get dbbranches/shop-y" in shop.reads and shop.reads.count("get dbprojects/shop") == 2
+
+
+def test_a_create_has_one_event(shop: Costs) -> None:
+    shop.events.clear()
+    shop.put(branch("y"))
+    shop.follow()
+    shop.agent_reports(branch("y").accepting("10.0.0.10"))
+    shop.follow()
+    assert shop.events == [("Normal", "Available")]
 
 
 def test_a_stop_a_resume_and_a_restart_cost_two_writes_each(shop: Costs) -> None:

@@ -11,7 +11,7 @@ from typing import cast
 import kopf
 import pytest
 from tests.factories import Json, branch, project
-from tests.unit.controller.rig import BRANCHES, PROJECTS, RELEASE, Rig, conditions_of, message_of
+from tests.unit.controller.rig import BRANCHES, PROJECTS, RELEASE, SECRETS, Rig, conditions_of, message_of
 from tests.unit.kopf_thread import running_kopf
 
 from dbranch.api import names
@@ -113,7 +113,7 @@ def test_a_branch_lives_from_its_creation_to_its_deletion(running: Running) -> N
     running.api.merge(X, {"metadata": {"finalizers": []}})
     wait_until(lambda: running.project()["status"]["branches"] == 1)
     # Events are posted behind the reconciles.
-    wait_until(lambda: {"Pending", "Available"} <= reasons_of_events(running, "shop-x"))
+    wait_until(lambda: {"Available", "Deleting"} & reasons_of_events(running, "shop-x") == {"Available"})
     wait_until(lambda: "Available" in reasons_of_events(running, "shop"))
 
 
@@ -153,7 +153,8 @@ def test_a_controller_that_starts_writes_nothing_and_goes_on_with_deletions(dire
     rig.run()
     rig.api.take_requests()
     with controller(rig, directory):
-        paths = {f"{PROJECTS}/shop", f"{BRANCHES}/shop-main", X}
+        # A branch with which nothing is to be done is as it was listed: only its Secret is read.
+        paths = {f"{PROJECTS}/shop", f"{SECRETS}/shop-main-conn", X}
         wait_until(lambda: paths <= {request.path for request in rig.api.requests})
         assert rig.api.take_writes() == []
         rig.proxy_acknowledges("x")

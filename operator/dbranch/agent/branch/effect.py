@@ -55,6 +55,7 @@ from dbranch.agent.volume.origins.adopt import ensure_branch_adopted
 from dbranch.agent.volume.origins.initdb import ensure_initdb_area, ensure_initdb_promoted
 from dbranch.agent.volume.origins.snapshot import ensure_snapshot
 from dbranch.agent.volume.restores import ensure_restore_taken
+from dbranch.agent.warm.watched import WatchedWarmPods
 from dbranch.api import names
 from dbranch.api.errors import DbranchError, NotAccepting
 from dbranch.api.project import Project
@@ -90,8 +91,11 @@ class Outcome:
 class BranchEffects:
     """Applies actions on this node."""
 
-    def __init__(self, cluster: Cluster, layout: Layout, context: NodeContext) -> None:
+    def __init__(
+        self, cluster: Cluster, layout: Layout, context: NodeContext, watched: WatchedWarmPods
+    ) -> None:
         self._cluster, self._layout, self._context = cluster, layout, context
+        self._watched = watched
         self._secrets = NodeSecrets(cluster, context)
         # By project: who chooses among the verifiers of its branches.
         self._choices = KeyedLocks()
@@ -176,7 +180,8 @@ class BranchEffects:
                 pods.ensure_pod(self._cluster, body)
             case Claim(pod):
                 claim = claim_patch(project, branch, pod.uid, restore_uid)
-                outcome.claimed_pod = pods.ensure_claimed(self._cluster, namespace, pod, claim)
+                with self._watched.reserved(pod.name):
+                    outcome.claimed_pod = pods.ensure_claimed(self._cluster, namespace, pod, claim)
                 outcome.slot, outcome.has_new_pod = pod.name, True
             case CreatePod(name):
                 body = branch_pod(

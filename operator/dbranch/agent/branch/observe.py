@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +38,7 @@ from dbranch.agent.volume.observe import observe_initdb_done, observe_marker, ob
 from dbranch.agent.volume.origins.adopt import retained_branch
 from dbranch.agent.volume.origins.snapshot import check_source
 from dbranch.agent.warm.observe import observe_free_pods
+from dbranch.agent.warm.watched import WatchedWarmPods
 from dbranch.api import names
 from dbranch.api.conditions import Finding
 from dbranch.api.errors import DbranchError
@@ -48,11 +49,18 @@ logger = logging.getLogger(__name__)
 
 
 def observe_branch(
-    cluster: Cluster, layout: Layout, context: NodeContext, template_hash: str, desired: Desired
+    cluster: Cluster,
+    layout: Layout,
+    context: NodeContext,
+    template_hash: str,
+    desired: Desired,
+    watched: WatchedWarmPods,
+    tried: Collection[str] = (),
 ) -> BranchFacts:
     """Return the facts of a branch, but for those that only its Postgres knows (`observe_postgres`).
 
-    `template_hash`: of the warm pods that the branch may claim.
+    `template_hash`: of the warm pods that the branch may claim, which are listed if none is `watched`; `tried`: the
+    names of those that it may not.
     """
     project, branch = desired.project, desired.branch
     pool = observe_pool(layout, project.uid)
@@ -86,7 +94,11 @@ def observe_branch(
     pods = tuple(pod for pod in observed_pods if pod not in beside)
     warm_pods: tuple[PodFacts, ...] = ()
     if not pods and desired.runs and (marker or branch.source_uid or retained_uid):
-        warm_pods = observe_free_pods(cluster, context, desired.slot_class, template_hash)
+        free = watched.free(desired.slot_class, template_hash)
+        warm_pods = tuple(pod for pod in free if pod.name not in tried)
+        if not warm_pods:
+            listed = observe_free_pods(cluster, context, desired.slot_class, template_hash)
+            warm_pods = tuple(pod for pod in listed if pod.name not in tried)
     return BranchFacts(
         pool_mounted=pool.mounted and not pool.read_only,
         space=observe_space(layout, context, pool),

@@ -44,6 +44,7 @@ from dbranch.agent.timing import (
     BRANCH_FAILED_RETRY_SECONDS,
     FAILED_RETRY_SECONDS,
     FINALIZER_REMOVED_CHECK_SECONDS,
+    MEASURED_LATER_SECONDS,
     POD_ADDRESS_POLL_SECONDS,
     RELOADED_SETTINGS_POLL_SECONDS,
 )
@@ -61,6 +62,7 @@ from dbranch.runtime.limited import LimitedDict
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.logs import log_error
 from dbranch.runtime.result import GONE, Result
+from dbranch.runtime.shared_reads import SharedReads
 from dbranch.runtime.timings import StepTimer
 
 logger = logging.getLogger(__name__)
@@ -90,7 +92,8 @@ class BranchReconciler:
     ) -> None:
         self._cluster, self._layout, self._context, self._locks = cluster, layout, context, locks
         self._warm, self._metrics = warm, metrics
-        self._effects, self._restores = BranchEffects(cluster, layout, context), restores
+        self._effects, self._restores = BranchEffects(cluster, layout, context, warm.watched), restores
+        self._reads = SharedReads(cluster)
         self._start_watcher = StartWatcher(layout, request)
         self._removal = BranchRemoval(cluster, layout, context, warm, request_snapshot)
         self._backoffs, self._answers = BranchBackoffs(), AnswerMemory()
@@ -134,9 +137,16 @@ class BranchReconciler:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, the branch's status says it
                 result = self._report_failure(desired, error)
-        # After the lock is released: measuring must not delay the start of the branch's Postgres.
-        patch_sizes(self._cluster, self._layout, desired.project, desired.branch)
+        if not self._is_measured_later(desired.branch, result):
+            # After the lock is released: measuring must not delay the start of the branch's Postgres.
+            patch_sizes(self._cluster, self._layout, desired.project, desired.branch)
         return result
+
+    def _is_measured_later(self, branch: Branch, result: Result) -> bool:
+        """Return True if another reconcile follows soon: a new branch is measured once, when its users have it."""
+        if result.requeue_after is not None and result.requeue_after <= MEASURED_LATER_SECONDS:
+            return True
+        return branch.node.snapshot_time is None and branch.uid in self._starts
 
     def _remove(self, branch: Branch) -> Result:
         """Remove pods, slots and data as far as they can be removed now; once nothing is left, the finalizer."""
@@ -183,7 +193,7 @@ class BranchReconciler:
 
     def _read_project(self, branch: Branch) -> Project | None:
         """Return the branch's project; None if it is gone or not scheduled to this node."""
-        body = self._cluster.get(project_path(branch.namespace, branch.project))
+        body = self._reads.get(project_path(branch.namespace, branch.project))
         if body is None or (body.get("status") or {}).get("nodeName") != self._context.node:
             return None
         return parse_project(body)
@@ -239,10 +249,10 @@ class BranchReconciler:
             self._context,
             self._warm.template_hash,
             desired,
+            self._warm.watched,
+            tried,
         )
-        untried = tuple(pod for pod in facts.warm_pods if pod.name not in tried)
-        backoff_seconds = self._backoffs.remaining(desired)
-        facts = replace(facts, warm_pods=untried, backoff_seconds=backoff_seconds)
+        facts = replace(facts, backoff_seconds=self._backoffs.remaining(desired))
         return self._answers.judged(desired, observe_postgres(self._layout, desired, facts))
 
     def _report(

@@ -8,9 +8,10 @@ from dbranch.agent.layout import Layout
 from dbranch.agent.node_status import patch_node
 from dbranch.agent.status import size_fields
 from dbranch.agent.volume.sizes import observe_sizes
-from dbranch.api.branch import Branch, parse_branch
+from dbranch.api.branch import Branch
+from dbranch.api.errors import ApiError
 from dbranch.api.project import Project
-from dbranch.kube.client import Cluster, branch_path
+from dbranch.kube.client import Cluster
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +23,13 @@ def patch_sizes(cluster: Cluster, layout: Layout, project: Project, branch: Bran
     except OSError as error:
         logger.info("branch %s/%s: not measured: %s", branch.namespace, branch.object_name, error)
         return
-    body = cluster.get(branch_path(branch.namespace, branch.object_name))
-    if measured is None or body is None or body["metadata"]["uid"] != branch.uid:
+    if measured is None:
         return
     sizes = size_fields("logical", measured.logical_bytes) | size_fields("unique", measured.unique_bytes)
     sizes |= size_fields("written", measured.written_bytes)
-    patch_node(cluster, parse_branch(body), sizes)
+    try:
+        # Nobody else writes them, so that they are as they were read; what else was written since is left alone.
+        patch_node(cluster, branch, sizes)
+    except ApiError as error:
+        # It is gone, or written all the time.
+        logger.info("branch %s/%s: sizes not written: %s", branch.namespace, branch.object_name, error)

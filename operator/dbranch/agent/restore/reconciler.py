@@ -59,7 +59,7 @@ class RestoreReconciler:
     ) -> None:
         self._cluster, self._layout, self._context = cluster, layout, context
         self._warm, self._metrics = warm, metrics
-        self._steps = BranchEffects(cluster, layout, context)
+        self._steps = BranchEffects(cluster, layout, context, warm.watched)
         self._effects = RestoreEffects(cluster, layout, context, request_snapshot)
         self._start_watcher = StartWatcher(layout.prepared, request)
         self._memory = RestoreMemory()

@@ -43,6 +43,7 @@ from dbranch.agent.warm.plan import (
     warm_count,
 )
 from dbranch.agent.warm.sizing import WarmLimits, desired_slots, remembered_seconds
+from dbranch.agent.warm.watched import WatchedWarmPods
 from dbranch.api import names
 from dbranch.api.errors import ApiError, PodRejected
 from dbranch.api.project import Project
@@ -59,8 +60,9 @@ logger = logging.getLogger(__name__)
 class WarmReconciler:
     """Keeps the warm pods of each class in use at their number: more of a class that was asked for in bursts lately.
 
-    The pods' state is always read from the API server. The projects that may use them are those of the last list, and
-    those that were reconciled since. A class whose pods the API server rejects holds no other one up.
+    The pods' state is always read from the API server; `watched`, which the watch of pods fills, is for branches. The
+    projects that may use them are those of the last list, and those that were reconciled since. A class whose pods
+    the API server rejects holds no other one up.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class WarmReconciler:
         self._reconcile_lock, self._triggered = threading.Lock(), threading.Event()
         # Slots whose pods were deleted and whose directories are left.
         self._deleted_slots: set[str] = set()
+        self.watched = WatchedWarmPods()
         self._node_full_until = 0.0
         # Projects by UID; `_changed` are those that the next reconcile adds to `_scheduled_here`.
         self._scheduled_here: dict[str, Project] = {}
@@ -160,6 +163,7 @@ class WarmReconciler:
             self._metrics.set_warm_slots(free_counts(self.template_hash, facts), targets)
             for pod in plan.delete:
                 self._deleted_slots.add(pod.name)
+                self.watched.forget(pod.name)
                 pods.delete_warm_pod(self._cluster, self._context.namespace, pod)
             batch = next_batch(plan.create, facts)
             created = [slot_class for slot_class in batch if self._create(slot_class)]

@@ -12,7 +12,7 @@ from typing import Final
 from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Finding, Reason
-from dbranch.api.errors import BeingDeleted, InvalidInput, NameTaken, ObjectRefused
+from dbranch.api.errors import ApiError, BeingDeleted, InvalidInput, NameTaken, ObjectRefused
 from dbranch.api.expiry import format_time
 from dbranch.api.gitops import gitops_manager
 from dbranch.api.project import Project, parse_project
@@ -36,16 +36,23 @@ from dbranch.controller.owned import OwnedObjects, owner_uids
 from dbranch.controller.places import Places
 from dbranch.controller.scheduling import missing_finalizers
 from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path, snapshot_path
-from dbranch.kube.status import patch_status
+from dbranch.kube.status import is_newer, patch_status
 from dbranch.runtime.finalizers import ensure_finalizers
 from dbranch.runtime.limited import LimitedDict
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import DONE, GONE, Result
+from dbranch.runtime.shared_reads import SharedReads
 
 logger = logging.getLogger(__name__)
 
 # Of projects; others are read again from their Secrets.
 _MAX_CREDENTIALS: Final = 1000
+# Branches that were written a moment ago; of others the cache is believed, and a write that is refused costs a read.
+_MAX_WRITTEN: Final = 1000
+
+
+class _MustRead(Exception):
+    """A branch cannot be reconciled as the cache has it."""
 
 
 class BranchReconciler:
@@ -79,6 +86,9 @@ class BranchReconciler:
         self._limits = limits or Limits()
         self._places = Places(self._limits, "branches")
         self._announce = announce or EventRequests(cluster)
+        self._reads = SharedReads(cluster)
+        # By UID: as they were written last, until the cache has that.
+        self._written: LimitedDict[str, Branch] = LimitedDict(_MAX_WRITTEN)
 
     def forget_project(self, uid: str) -> None:
         """Forget the credentials of a project that is gone."""
@@ -87,57 +97,93 @@ class BranchReconciler:
     def reconcile(self, namespace: str, name: str, cache: Cache, bypass_cache: bool = False) -> Result:
         """Reconcile a branch, also one that is being deleted. `bypass_cache`: read again what is remembered."""
         with self._locks.held(namespace, name), self._metrics.reconcile(names.BRANCH_KIND):
+            cached = None if bypass_cache else self._newest(cache.branch(namespace, name))
+            if cached and not cached.deleting:
+                try:
+                    return self._reconcile_cached(cached, cache)
+                except _MustRead as error:
+                    logger.debug("branch %s/%s is read: %s", namespace, name, error)
             body = self._cluster.get(branch_path(namespace, name))
             if body is None:
                 return GONE
             facts = self._observe(parse_branch(body), cache)
             facts = replace(facts, git_manager=gitops_manager(body, "spec", "project"))
-            self._foreign_owners.report(facts.branch)
             if facts.branch.deleting:
+                self._foreign_owners.report(facts.branch)
                 return self._removal.remove(facts, body["spec"])
-            if facts.is_refused:
-                self._report(facts.branch, plan_branch(facts, self._now()))
-                return Result(timing.UNREADY_RESYNC_SECONDS, unfinished=True)
-            # Nothing has been applied for it before its first report.
-            is_new = not facts.branch.status.get("conditions")
-            # Before the binding: if the Service's name is taken, the agent must make nothing.
-            facts = replace(facts, problem=self._apply_service(facts, bypass_cache, is_new))
+            return self._reconcile(facts, cache, bypass_cache)
+
+    def _newest(self, cached: Branch | None) -> Branch | None:
+        """Return the branch as the cache has it, or as it was written here, if the event of that is still to come."""
+        written = self._written.get(cached.uid) if cached else None
+        if cached and written and is_newer(written.resource_version, cached.resource_version):
+            return written
+        if written:
+            self._written.pop(written.uid, None)
+        return cached
+
+    def _reconcile_cached(self, branch: Branch, cache: Cache) -> Result:
+        """Reconcile a branch as the cache has it, which an event has filled, without a read of it.
+
+        Each write of it names the version that it follows. Raises _MustRead if that is another one by now, or if more
+        has to be known than the cache has; what was made for the branch is made once.
+        """
+        facts = self._observe(branch, cache, is_cached=True)
+        try:
+            return self._reconcile(facts, cache, bypass_cache=False, is_cached=True)
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+            raise _MustRead(str(error)) from error
+
+    def _reconcile(
+        self, facts: BranchFacts, cache: Cache, bypass_cache: bool, is_cached: bool = False
+    ) -> Result:
+        """Reconcile a branch that is not being deleted. `is_cached`: it may have been written since."""
+        self._foreign_owners.report(facts.branch)
+        if facts.is_refused:
+            self._report(facts.branch, plan_branch(facts, self._now()), is_cached)
+            return Result(timing.UNREADY_RESYNC_SECONDS, unfinished=True)
+        # Nothing has been applied for it before its first report.
+        is_new = not facts.branch.status.get("conditions")
+        # Before the binding: if the Service's name is taken, the agent must make nothing.
+        facts = replace(facts, problem=self._apply_service(facts, bypass_cache, is_new))
+        plan = plan_branch(facts, self._now())
+        if plan.binding is None:
+            facts = self._with_finalizers(facts)
+            facts = self._with_access(facts, plan, bypass_cache, is_new)
             plan = plan_branch(facts, self._now())
-            if plan.binding is None:
-                facts = self._with_finalizers(facts)
-                facts = self._with_access(facts, plan, bypass_cache, is_new)
-                plan = plan_branch(facts, self._now())
-                self._report(facts.branch, plan)
-            else:
-                with self._sources.held(plan.binding.source_uid) as may_be_used:
-                    if not may_be_used:
-                        # The cache still has it.
-                        return Result(timing.SOURCE_GONE_RETRY_SECONDS)
-                    in_namespace = partial(cache.branches_in, namespace)
-                    if not self._places.take(facts.branch, in_namespace):
-                        return Result(timing.PLACE_TAKEN_RETRY_SECONDS)
-                    written = self._bind(facts, plan)
-                if written is None:
-                    # It is being deleted: that is an event.
-                    return DONE
-                # Behind the binding: the agent works meanwhile.
-                facts = replace(facts, branch=written, node=cache.node(plan.binding.node))
-                facts = self._with_access(facts, plan, bypass_cache, is_new)
-                plan = plan_branch(facts, self._now())
-                if facts.problem:
-                    self._report(written, plan)
-            if plan.ready.done:
+            self._report(facts.branch, plan, is_cached)
+        else:
+            with self._sources.held(plan.binding.source_uid) as may_be_used:
+                if not may_be_used:
+                    # The cache still has it.
+                    return Result(timing.SOURCE_GONE_RETRY_SECONDS)
+                in_namespace = partial(cache.branches_in, facts.branch.namespace)
+                if not self._places.take(facts.branch, in_namespace):
+                    return Result(timing.PLACE_TAKEN_RETRY_SECONDS)
+                written = self._bind(facts, plan, is_cached)
+            if written is None:
+                # It is being deleted: that is an event.
                 return DONE
-            if facts.problem and facts.problem.reason in (Reason.OBJECT_REFUSED, Reason.WAITING_FOR_DELETION):
-                longest = timing.REFUSED_LONGEST_RETRY_SECONDS
-                return Result(timing.REFUSED_RETRY_SECONDS, unfinished=True, longest=longest)
-            # The controller does not watch what has a name that it needs.
-            return Result(timing.UNREADY_RESYNC_SECONDS, unfinished=facts.problem is None)
+            # Behind the binding: the agent works meanwhile.
+            facts = replace(facts, branch=written, node=cache.node(plan.binding.node))
+            facts = self._with_access(facts, plan, bypass_cache, is_new)
+            plan = plan_branch(facts, self._now())
+            if facts.problem:
+                self._report(written, plan, is_cached)
+        if plan.ready.done:
+            return DONE
+        if facts.problem and facts.problem.reason in (Reason.OBJECT_REFUSED, Reason.WAITING_FOR_DELETION):
+            longest = timing.REFUSED_LONGEST_RETRY_SECONDS
+            return Result(timing.REFUSED_RETRY_SECONDS, unfinished=True, longest=longest)
+        # The controller does not watch what has a name that it needs.
+        return Result(timing.UNREADY_RESYNC_SECONDS, unfinished=facts.problem is None)
 
     def _now(self) -> str:
         return format_time(self._clock())
 
-    def _bind(self, facts: BranchFacts, plan: BranchPlan) -> Branch | None:
+    def _bind(self, facts: BranchFacts, plan: BranchPlan, is_cached: bool) -> Branch | None:
         """Write finalizers, then the binding; return the branch as it is now, None if it is not to be bound.
 
         These are two requests, since the status is a resource of its own. In this order the agent, which the binding
@@ -148,7 +194,7 @@ class BranchReconciler:
             if branch.deleting:
                 self._places.release(branch)
                 return None
-            written = self._report(branch, plan)
+            written = self._report(branch, plan, is_cached)
         except Exception:
             self._places.release(facts.branch)
             raise
@@ -169,9 +215,8 @@ class BranchReconciler:
         body = ensure_finalizers(self._cluster, object_path(branch), branch.uid, version, existing, missing)
         return replace(facts, branch=parse_branch(body) if body else replace(branch, deleted=self._now()))
 
-    def _observe(self, branch: Branch, cache: Cache) -> BranchFacts:
-        body = self._cluster.get(project_path(branch.namespace, branch.project))
-        project = parse_project(body) if body else None
+    def _observe(self, branch: Branch, cache: Cache, is_cached: bool = False) -> BranchFacts:
+        project = self._project_of(branch, cache, is_cached)
         return BranchFacts(
             branch,
             project,
@@ -187,6 +232,17 @@ class BranchReconciler:
             refreshed=refreshed_of(branch, cache.restores),
         )
 
+    def _project_of(self, branch: Branch, cache: Cache, is_cached: bool) -> Project | None:
+        """Return the branch's project: as the cache has it only where each change of it leads here again.
+
+        A binding is for good, so it goes by what is read.
+        """
+        cached = cache.project(branch.namespace, branch.project) if is_cached and branch.node_name else None
+        if cached:
+            return cached
+        body = self._reads.get(project_path(branch.namespace, branch.project))
+        return parse_project(body) if body else None
+
     def _source_snapshot(self, branch: Branch) -> Snapshot | None:
         """Read the snapshot that an unbound branch is to be made of, uncached."""
         if branch.source_snapshot is None or branch.node_name is not None:
@@ -194,17 +250,23 @@ class BranchReconciler:
         body = self._cluster.get(snapshot_path(branch.namespace, branch.source_snapshot))
         return parse_snapshot(body) if body else None
 
-    def _report(self, branch: Branch, plan: BranchPlan) -> Branch:
-        """Write the fields of the status that differ; return the branch as it is now."""
+    def _report(self, branch: Branch, plan: BranchPlan, is_cached: bool = False) -> Branch:
+        """Write the fields of the status that differ; return the branch as it is now.
+
+        `is_cached`: it may have been written since; then nothing is, and ApiError (409) or _MustRead raised.
+        """
         changes = plan.changes(branch.status)
         if not changes:
             return branch
+        if is_cached and "expirationTime" in changes:
+            raise _MustRead("the cache does not know who makes it again when it has expired")
         # Nothing goes sooner without an Event: one that is emitted twice, since the process ended here, does no harm.
         for reason, message in plan.announcements:
             self._announce(branch, "Normal", reason, message)
-        written = patch_status(self._cluster, branch, changes)
+        written = patch_status(self._cluster, branch, changes, branch.resource_version if is_cached else None)
         emit_transition(branch, plan.ready, plan.status["conditions"], self._emit_event)
-        return parse_branch(written)
+        self._written[branch.uid] = parse_branch(written)
+        return self._written[branch.uid]
 
     def _apply_service(self, facts: BranchFacts, bypass_cache: bool, is_new: bool) -> Finding | None:
         """Apply the Service; return the finding of Scheduled if that cannot be."""
