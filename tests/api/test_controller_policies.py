@@ -348,7 +348,7 @@ def test_it_makes_the_record_of_a_deleted_project(controller: Api, admin: Api, s
         controller.allowed("PATCH", shop.status, {"status": kept}, dry=True)["status"].items() >= kept.items()
     )
     # Nobody else makes one.
-    again = {**record, "metadata": {**record["metadata"], "name": "another"}}
-    message = admin.rejected("POST", collection, again)
+    copied = {**record, "metadata": {**record["metadata"], "name": "another"}}
+    message = admin.rejected("POST", collection, copied)
     assert "origin" in message
     admin.allowed("DELETE", f"{collection}/{made['metadata']['name']}")

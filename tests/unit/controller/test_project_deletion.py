@@ -289,6 +289,7 @@ def test_a_record_that_is_refused_keeps_the_project_until_nobody_wants_it(shop: 
     shop.change_project(undo={"keep": "0s"})
     shop.remove_project()
     assert shop.branch("x")["metadata"]["deletionTimestamp"]
+    assert "DeletionBlocked" not in conditions_of(shop.project())
 
 
 def test_branches_that_went_before_their_project_are_not_made_again(shop: Rig) -> None:

@@ -358,6 +358,10 @@ class ProjectReconciler:
                 patch_status(self._cluster, project, held)
             longest = timing.REFUSED_LONGEST_RETRY_SECONDS
             return Result(timing.REFUSED_RETRY_SECONDS, unfinished=True, longest=longest)
+        blocked = Finding.from_dict(find_condition(project.status, Condition.DELETION_BLOCKED))
+        if blocked is not None and blocked.reason == Reason.UNDO_REFUSED:
+            others = [c for c in project.status["conditions"] if c["type"] != Condition.DELETION_BLOCKED]
+            patch_status(self._cluster, project, {"conditions": others})
         refused = False
         for body in remaining:
             meta = body["metadata"]
