@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 from dbranch.api import names
 from dbranch.api.conditions import Condition, Finding, Reason, find_condition
-from dbranch.api.errors import ApiError, BeingDeleted, NamespaceEnding, NameTaken, ObjectRefused
+from dbranch.api.errors import ApiError, BeingDeleted, NameTaken, ObjectRefused
 from dbranch.api.project import Project, parse_project
 from dbranch.api.snapshot import parse_snapshot
 from dbranch.controller import manifests, timing
 from dbranch.controller.cache import Cache
-from dbranch.controller.conditions import held_deletion_status
 from dbranch.controller.credentials import CredentialSecrets
 from dbranch.controller.events import EmitEvent, emit_switch, emit_transition
 from dbranch.controller.failure import failure_finding, is_refusal, refusal_finding
@@ -27,13 +26,7 @@ from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects, UpdateDeferred
 from dbranch.controller.places import Places
-from dbranch.controller.project.deletion import (
-    deletion_record,
-    is_record_of,
-    keeps_project,
-    record_binding,
-    record_refused_finding,
-)
+from dbranch.controller.project.deletion_records import DeletionRecords
 from dbranch.controller.project.plan import (
     Applied,
     ProjectFacts,
@@ -52,8 +45,7 @@ from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of, refused_pods
 from dbranch.controller.pull_secrets import PullSecrets
 from dbranch.controller.rollouts import Rollouts, is_rolled_out
 from dbranch.controller.routing import no_proxy_finding
-from dbranch.controller.scheduling import Binding, NodeFacts, bind_project
-from dbranch.controller.undo_records import ensure_record
+from dbranch.controller.scheduling import Binding, bind_project
 from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import now_rfc3339
@@ -104,6 +96,7 @@ class ProjectReconciler:
         self._rollouts = rollouts or Rollouts()
         self._limits = limits or Limits()
         self._places = Places(self._limits, "projects")
+        self._records = DeletionRecords(cluster)
         # By project UID: when all that is made for it was last compared with what is there.
         self._checked: dict[str, float] = {}
 
@@ -349,19 +342,9 @@ class ProjectReconciler:
         path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)
         remaining = [b for b in self._cluster.find(path) if b["spec"]["project"] == project.name]
         # Before the first of them goes.
-        unkept = self._record_deletion(project, node, spec, remaining)
-        if unkept:
-            held = held_deletion_status(
-                f"project {project.name}", unkept, project.status, project.generation, now_rfc3339()
-            )
-            if held:
-                patch_status(self._cluster, project, held)
+        if not self._records.ensure(project, node, spec, remaining):
             longest = timing.REFUSED_LONGEST_RETRY_SECONDS
             return Result(timing.REFUSED_RETRY_SECONDS, unfinished=True, longest=longest)
-        blocked = Finding.from_dict(find_condition(project.status, Condition.DELETION_BLOCKED))
-        if blocked is not None and blocked.reason == Reason.UNDO_REFUSED:
-            others = [c for c in project.status["conditions"] if c["type"] != Condition.DELETION_BLOCKED]
-            patch_status(self._cluster, project, {"conditions": others})
         refused = False
         for body in remaining:
             meta = body["metadata"]
@@ -404,34 +387,6 @@ class ProjectReconciler:
             logger.info("%s: %s", path, error)
             return False
         return True
-
-    def _record_deletion(
-        self,
-        project: Project,
-        node: NodeFacts | None,
-        spec: Mapping[str, Any],
-        branches: Sequence[Mapping[str, Any]],
-    ) -> Finding | None:
-        """Make the record of which the project can be made again, if it is kept; return why that is refused."""
-        if project.kept_until or not keeps_project(project, node):
-            return None
-        path = path_of(names.API_VERSION, names.SNAPSHOTS, project.namespace)
-        snapshots = self._cluster.find(path, fields=f"spec.project={project.name}")
-        record = deletion_record(project, spec, branches, snapshots)
-        try:
-            body = ensure_record(self._cluster, record, lambda body: is_record_of(body, project))
-        except NamespaceEnding:
-            # Nobody could bring it back.
-            return None
-        except (ObjectRefused, NameTaken) as error:
-            return record_refused_finding(project, error)
-        snapshot = parse_snapshot(body)
-        if snapshot.expiration_time is None:
-            binding = record_binding(project, snapshot, self._cluster.server_time())
-            snapshot = parse_snapshot(patch_status(self._cluster, snapshot, binding))
-        # From here on a later keep changes nothing, and the agent knows that the record exists.
-        patch_status(self._cluster, project, {"keptUntil": snapshot.expiration_time})
-        return None
 
     def _delete_snapshots(self, project: Project) -> bool:
         """Delete the project's snapshots; return True while some of them still exist."""
