@@ -136,26 +136,13 @@ class Bench:
         monkeypatch.setattr(reconciler, "observe_branch", lambda *_: self._observe())
         monkeypatch.setattr(reconciler, "observe_postgres", lambda _, __, facts: facts)
         monkeypatch.setattr(applying, "observe_started", lambda *_: STARTED)
-<<<<<<< HEAD
         self.measured = 0
         monkeypatch.setattr(reconciler, "patch_sizes", self._measure)
-||||||| 58fcada
-        monkeypatch.setattr(reconciler, "patch_sizes", lambda *_: None)
-=======
-        # How often it was measured.
-        self.measured = 0
-        monkeypatch.setattr(reconciler, "patch_sizes", lambda *_: self._measure())
->>>>>>> h2
         monkeypatch.setattr(session, "await_accepting", lambda *_: self.accepts)
         monkeypatch.setattr(BranchEffects, "apply", lambda _, *args: self._apply(*args))
         monkeypatch.setattr(backoffs, "time", SimpleNamespace(monotonic=lambda: self.now))
 
-<<<<<<< HEAD
     def _measure(self, *_: object) -> None:
-||||||| 58fcada
-=======
-    def _measure(self) -> None:
->>>>>>> h2
         self.measured += 1
 
     def _observe(self) -> BranchFacts:
