@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 from tests.factories import NAMESPACE, ago, restore
+from tests.unit.controller.restores import Agent, Proxy, finish, shop, switching
 from tests.unit.controller.rig import SNAPSHOTS, Rig, conditions_of
-from tests.unit.controller.test_restores import Agent, Proxy, finish, shop, switching
 
 from dbranch.api import names
 from dbranch.api.errors import ClusterUnreachable

@@ -299,7 +299,7 @@ def _undo_left(facts: RestoreFacts) -> RestorePlan | None:
     """Return the plan that deletes the undo snapshot, if it exists and gets no data any more.
 
     Of a branch that is gone nobody knows whether its data was exchanged: its agent puts the old data away, or says
-    that the snapshot is lost.
+    that the snapshot is lost, and then it goes (`snapshot/plan.py:has_no_maker`).
     """
     if not facts.is_undo_read:
         return RestorePlan({}, Step.READ_UNDO)
@@ -307,7 +307,9 @@ def _undo_left(facts: RestoreFacts) -> RestorePlan | None:
     if undo is None or undo.deleting or undo.node.snapshot_time is not None:
         return None
     is_of_branch = branch is not None and branch.uid == undo.branch_uid
-    return RestorePlan({}, Step.DELETE_UNDO) if undo.node_name is None or is_of_branch else None
+    is_lost = undo.node.storage is not None and undo.node.storage.reason == Reason.SNAPSHOT_LOST
+    is_empty = undo.node_name is None or is_of_branch or is_lost
+    return RestorePlan({}, Step.DELETE_UNDO) if is_empty else None
 
 
 def _let_go(facts: RestoreFacts) -> RestorePlan:
