@@ -81,7 +81,9 @@ def test_a_first_session_on_a_terminal(project: Project, tmp_path: Path) -> None
         )
         delete.type("y\n")
         assert delete.end() == 0
-        assert delete.screen[-2] == "branch feature deleted; its data is kept for 24h: dbranch undelete feature"
+        assert (
+            delete.screen[-2] == "branch feature deleted; its data is kept for 24h: dbranch undelete feature"
+        )
 
     # ^C ends the waiting: the line is cleared, the code is 130, and what goes on is said.
     with dbranch("wait", "main", "--for", "stopped") as wait:

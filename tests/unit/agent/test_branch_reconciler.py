@@ -204,6 +204,25 @@ def test_a_branch_with_a_warm_slot_is_ready_with_one_write(bench: Bench) -> None
     assert node["postgresVersion"] == "17.6" and node["port"] == names.branch_port(bench.uid)
 
 
+def test_a_new_branch_is_measured_once_when_its_users_have_it(bench: Bench) -> None:
+    """Its sizes were written right behind its first report, and once more behind its verifiers."""
+    bench.accepts = "17.6"
+    bench.reconcile()
+    assert bench.measured == 0
+    bench.facts = replace(STARTED, marker=replace(marker(COPY), password=VERSION, opened=True))
+    bench.reconcile()
+    assert bench.measured == 1
+
+
+def test_a_branch_in_a_new_pod_is_not_measured_while_its_postgres_starts(bench: Bench) -> None:
+    bench.facts = replace(MOUNTED, warm_pods=())
+    assert bench.reconcile() == Result() and bench.measured == 0
+    # It has none, so that nobody waits for anything.
+    bench.api.merge(branch_path(NAMESPACE, NAME), {"spec": {"state": "Stopped"}})
+    bench.facts = replace(MOUNTED, warm_pods=(), marker=marker(COPY))
+    assert bench.reconcile() == Result() and bench.measured == 1
+
+
 @pytest.mark.parametrize("action", [Clean, SetPasswords, Open])
 def test_nobody_is_sent_to_a_branch_that_is_not_open(bench: Bench, action: type) -> None:
     bench.accepts, bench.failing = "17.6", {action: NotAccepting("Postgres in slot warm-1: gone")}

@@ -13,7 +13,7 @@ from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Condition, Finding, Reason, find_condition
 from dbranch.api.enums import RestorePhase, RestoreState
-from dbranch.api.errors import ApiError, ObjectRefused
+from dbranch.api.errors import ApiError, NameTaken, ObjectRefused
 from dbranch.api.restore import FINISHED_PHASES, Restore, parse_restore
 from dbranch.api.snapshot import Snapshot, parse_snapshot
 from dbranch.controller import manifests, timing
@@ -21,17 +21,17 @@ from dbranch.controller.branch.sources import Sources
 from dbranch.controller.cache import Cache
 from dbranch.controller.event_requests import EventRequests
 from dbranch.controller.events import RESTORE_FAILED, RESTORED, UNDO_REMOVED
-from dbranch.controller.failure import failure_finding, is_refusal, refusal_finding
+from dbranch.controller.failure import failure_finding, refusal_finding
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.restore.facts import RestoreFacts
 from dbranch.controller.restore.observe import RestoreObserver
 from dbranch.controller.restore.plan import RestorePlan, Step, failure_status, labels_of, plan_restore
 from dbranch.controller.restore_records import RestoreRecords
+from dbranch.controller.undo_records import ensure_record
 from dbranch.kube.client import (
     Cluster,
     Json,
     object_path,
-    path_of,
     restore_path,
     snapshot_path,
 )
@@ -204,20 +204,14 @@ class RestoreReconciler:
         restore, branch, project = facts.restore, facts.branch, facts.project
         assert branch is not None and project is not None
         manifest = manifests.undo_snapshot(project, branch, restore)
-        path = path_of(names.API_VERSION, names.SNAPSHOTS, restore.namespace)
         try:
-            undo = parse_snapshot(self._cluster.create(path, manifest))
-            return replace(facts, undo=undo, is_undo_read=True)
-        except ApiError as error:
-            if error.reason == "AlreadyExists":
-                body = self._cluster.get(snapshot_path(restore.namespace, manifest["metadata"]["name"]))
-                return replace(facts, undo=parse_snapshot(body) if body else None, is_undo_read=True)
-            if not is_refusal(error):
-                raise
+            body = ensure_record(
+                self._cluster, manifest, lambda body: parse_snapshot(body).restore_uid == restore.uid
+            )
+        except (ObjectRefused, NameTaken) as error:
             self._metrics.refused(names.SNAPSHOT_KIND)
-            subject = f"{names.SNAPSHOT_KIND} {manifest['metadata']['name']} cannot be created"
-            finding = refusal_finding(ObjectRefused(subject, error), "the restore waits")
-            return replace(facts, refused=finding)
+            return replace(facts, refused=refusal_finding(error, "the restore waits"))
+        return replace(facts, undo=parse_snapshot(body), is_undo_read=True)
 
     def _write_branch(self, facts: RestoreFacts, restore: Json | None) -> RestoreFacts:
         """Write `status.restore` of the branch as it was read. Raises ApiError (409) if it was written since."""

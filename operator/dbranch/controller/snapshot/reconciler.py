@@ -114,7 +114,11 @@ class SnapshotReconciler:
             project,
             next((branch for branch in branches if branch.name == snapshot.branch), None),
             cache.node(node) if node else None,
-            [record.snapshot for record in cache.snapshots.of_project(snapshot.namespace, snapshot.project)],
+            [
+                record.snapshot
+                for record in cache.snapshots.of_project(snapshot.namespace, snapshot.project)
+                if not record.snapshot.origin_project_uid
+            ],
             self._limits.of(snapshot.namespace),
             cache.restores.is_unfinished(snapshot.restore_uid),
         )
