@@ -13,6 +13,7 @@ from dbranch.api import names
 from dbranch.api.catalog import CATALOG
 from dbranch.api.conditions import Condition, Reason, find_condition, is_condition_true
 from dbranch.api.enums import ConditionStatus
+from dbranch.api.orphans import Orphan, OrphanKind
 from dbranch_cli.formatting import format_age, format_count
 from dbranch_cli.objects import branch_name_of
 from dbranch_cli.view import problem_of
@@ -207,12 +208,19 @@ def diagnose_policies(policies: Sequence[Json], bindings: Sequence[Json]) -> Fin
     return Finding(Severity.OK, "policies", f"{len(existing)}, each bound")
 
 
-def diagnose_orphans(count: int) -> Finding:
-    """Judge the number of orphans: data on the nodes that no object names."""
+def diagnose_orphans(orphans: Sequence[Orphan]) -> Iterator[Finding]:
+    """Judge the orphans: data on the nodes that no object names. Deleted projects that are kept are expected."""
+    kept = [orphan for orphan in orphans if orphan.kind is OrphanKind.PROJECT]
+    count = len(orphans) - len(kept)
     if count:
         text = f"{format_count(count, 'orphan')}: data that no object names, which takes space"
-        return Finding(Severity.WARNING, "orphans", text, "See dbranch orphan list.")
-    return Finding(Severity.OK, "orphans", "none")
+        yield Finding(Severity.WARNING, "orphans", text, "See dbranch orphan list.")
+    else:
+        yield Finding(Severity.OK, "orphans", "none")
+    if kept:
+        listed = ", ".join(f"{orphan.namespace}/{orphan.project} ({orphan.size})" for orphan in kept)
+        text = f"{format_count(len(kept), 'project')} kept on the nodes for a time: {listed}"
+        yield Finding(Severity.OK, "deleted projects", text)
 
 
 def diagnose_objects(bodies: Sequence[Json], now: datetime) -> Iterator[Finding]:

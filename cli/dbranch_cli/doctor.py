@@ -94,10 +94,10 @@ class _Examination:
             sets = self._labelled("/apis/apps/v1/daemonsets", names.COMPONENT_AGENT)
             pods = self._labelled("/api/v1/pods", names.COMPONENT_AGENT)
             published = [(pod["metadata"].get("annotations") or {}).get(names.AGENT_ORPHANS) for pod in pods]
-            orphans = sum(len(parse_published(text).orphans) for text in published)
+            orphans = [orphan for text in published for orphan in parse_published(text).orphans]
             return [
                 *diagnosis.diagnose_agents(sets, pods, deployments),
-                diagnosis.diagnose_orphans(orphans),
+                *diagnosis.diagnose_orphans(orphans),
             ]
 
         def policies() -> Iterable[Finding]:

@@ -53,6 +53,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         "dbranch delete feature-x            # 'undelete' brings it back for a day",
         "dbranch delete pr-118 pr-119 --yes --ignore-not-found --purge",
     ),
+    "undelete-project": ("dbranch undelete-project shop",),
     "undelete": ("dbranch undelete feature-x           # those that can be: list --deleted",),
     "psql": (
         "dbranch psql feature-x",

@@ -30,6 +30,7 @@ from dbranch_cli import (
     schedules,
     snapshots,
     undelete,
+    undelete_project,
 )
 from dbranch_cli.failure import ExitCode, Failure, failure_from
 from dbranch_cli.formatting import escape_controls
@@ -99,7 +100,13 @@ cli.sections = {
         snapshots.snapshot,
         schedules.schedule,
     ),
-    "Projects": (projects.init, projects.status, projects.current, projects.project),
+    "Projects": (
+        projects.init,
+        projects.status,
+        projects.current,
+        projects.project,
+        undelete_project.undelete_project,
+    ),
     "Cluster": (doctor.doctor, report.report, orphans.orphan, completion.completion),
 }
 cli.aliases = {

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dbranch.api import names
+from dbranch.api.enums import SnapshotReason
 from dbranch.api.errors import ApiError
 from dbranch.api.gitops import gitops_manager
 from dbranch.api.secrets import secret_texts
@@ -51,6 +52,11 @@ def plural_for(kind: str) -> str:
 def branch_name_of(body: Mapping[str, Any]) -> str:
     """Return the branch's name of a DBBranch, which is named `<project>-<branch>`."""
     return names.branch_name(body["spec"]["project"], body["metadata"]["name"])
+
+
+def deleted_project_uid(snapshot: Mapping[str, Any]) -> str | None:
+    """Return the UID of the deleted project whose record a DBSnapshot is; None if it is none."""
+    return (snapshot["spec"].get("origin") or {}).get("projectUID")
 
 
 def source_of(branch: Mapping[str, Any]) -> str | None:
@@ -120,8 +126,8 @@ class Store:
         return sorted_branches(project, self._list(names.BRANCHES, fieldSelector=f"spec.project={project}"))
 
     def snapshots(self, project: str) -> list[Body]:
-        """Return a project's snapshots by age."""
-        return self._by_age(names.SNAPSHOTS, project)
+        """Return a project's snapshots by age. The records of deleted projects of its name are none of them."""
+        return [body for body in self._by_age(names.SNAPSHOTS, project) if not deleted_project_uid(body)]
 
     def restores(self, project: str) -> list[Body]:
         """Return a project's DBRestores by age."""
@@ -132,6 +138,18 @@ class Store:
         return sorted(
             listed, key=lambda b: (b["metadata"].get("creationTimestamp", ""), b["metadata"]["name"])
         )
+
+    def deleted_projects(self, name: str | None = None) -> list[Body]:
+        """Return the DBSnapshots that are records of deleted projects (of this name), the last deleted first."""
+        selector = f"{names.LABEL_ORIGIN}={SnapshotReason.DELETION.value}"
+        fields = {"fieldSelector": f"spec.project={name}"} if name else {}
+        listed = self._list(names.SNAPSHOTS, labelSelector=selector, **fields)
+        records = [
+            body
+            for body in listed
+            if deleted_project_uid(body) and not body["metadata"].get("deletionTimestamp")
+        ]
+        return sorted(records, key=lambda body: body["metadata"].get("creationTimestamp", ""), reverse=True)
 
     def find_branch(self, project: str, branch: str) -> Body | None:
         """Return a branch, or None if it does not exist."""

@@ -205,7 +205,7 @@ def delete_orphan(
     agents = Agents(invocation.store.connection, nodes_namespace)
     located = agents.get(uid)
     text = f"{_description(located)} ({located.orphan.size or 'size unknown'}, {located.orphan.why})"
-    whole = " with all its branches" if located.orphan.kind is OrphanKind.POOL else ""
+    whole = " with all its branches" if located.orphan.kind.is_pool else ""
     invocation.confirm(f"Delete {text}{whole} and all data?", yes)
     agents.ask(located, names.ORPHAN_DELETE_PREFIX, "")
     if not no_wait:

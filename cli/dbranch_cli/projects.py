@@ -25,6 +25,8 @@ from dbranch_cli.options import (
     timeout_option,
     yes_option,
 )
+from dbranch_cli.parsing import parse_project
+from dbranch_cli.undelete_project import is_kept, list_deleted_projects
 from dbranch_cli.view import project_table, status_block
 from dbranch_cli.waiting import has_condition, wait_deleted, wait_for
 
@@ -186,9 +188,13 @@ def status(invocation: Invocation) -> None:
 
 
 @click.command(cls=Command)
+@click.option("--deleted", is_flag=True, help="Those that 'undelete-project' can bring back.")
 @click.pass_obj
-def projects(invocation: Invocation) -> None:
+def projects(invocation: Invocation, deleted: bool) -> None:
     """List the namespace's projects. The current one has an asterisk."""
+    if deleted:
+        list_deleted_projects(invocation)
+        return
     listed = invocation.store.projects()
     current = current_project(invocation.kube_context.name, invocation.namespace)
     if not listed and invocation.human_output:
@@ -235,16 +241,18 @@ def current(invocation: Invocation) -> None:
 def delete_project(
     invocation: Invocation, name: str | None, yes: bool, no_wait: bool, timeout: float
 ) -> None:
-    """Delete a project with all its branches and their data."""
+    """Delete a project with all its branches. It is kept for its spec.undo.keep: see 'undelete-project'."""
     body = invocation.store.project(check_project_name(name)) if name else invocation.project()
     name = body["metadata"]["name"]
     branches = invocation.store.branches(name)
     retained = body["spec"].get("deletionPolicy") == DeletionPolicy.RETAIN
+    policy = parse_project(body).undo
+    kept = policy.ttl if policy.keeps and not retained else None
     listed = list_names([branch_name_of(branch) for branch in branches])
     invocation.confirm(
         f"Delete project {name} of namespace {invocation.namespace} with {format_count(len(branches), 'branch')}"
         + (f" ({listed})" if listed else "")
-        + ("? Its pool stays on the node (deletionPolicy Retain)." if retained else " and all data?"),
+        + _question_about_data(retained, kept),
         yes,
     )
     invocation.store.delete(body)
@@ -252,9 +260,22 @@ def delete_project(
         wait_deleted(invocation.store, body, f"project {name}", timeout, quiet=not invocation.human_output)
     if current_project(invocation.kube_context.name, invocation.namespace) == name:
         set_current_project(invocation.kube_context.name, invocation.namespace, None)
-    adopt_command = f"dbranch init {name} --adopt {body['metadata']['uid']}"
-    hint = f"; its pool is retained, adopt it with '{adopt_command}'" if retained else ""
+    if retained:
+        hint = (
+            f"; its pool is retained, adopt it with 'dbranch init {name} --adopt {body['metadata']['uid']}'"
+        )
+    elif kept and (no_wait or is_kept(invocation, body)):
+        hint = f"; it is kept for {kept}: dbranch undelete-project {name}"
+    else:
+        # As asked for, or because it never had a database, or its node's agent is of an earlier release.
+        hint = ", with all data"
     invocation.print_result(f"project {name} {'is being deleted' if no_wait else 'deleted'}{hint}", body)
+
+
+def _question_about_data(retained: bool, kept: str | None) -> str:
+    if retained:
+        return "? Its pool stays on the node (deletionPolicy Retain)."
+    return f"? It is kept for {kept}: 'dbranch undelete-project'." if kept else " and all data?"
 
 
 @click.group(cls=CommandGroup)

@@ -9,6 +9,7 @@ import base64
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -16,9 +17,11 @@ from tests.api.test_access import RBAC
 from tests.api.test_policies import AGENT, NODE, NODES, OTHER_UID, STATUS_KEYS, Api, Shop, admin, shop, team
 
 from dbranch.api import names
+from dbranch.api.snapshot import parse_snapshot
 from dbranch.controller import manifests
 from dbranch.controller.branch.deletion import copy_manifest
 from dbranch.controller.manifests import Credentials, Release
+from dbranch.controller.project.deletion import deletion_record, record_binding
 from dbranch.controller.project.plan import desired_objects
 from dbranch.kube.client import branch_path, path_of
 
@@ -326,3 +329,26 @@ def test_of_snapshots_it_makes_only_the_records_of_what_it_does(controller: Api,
     requested = deepcopy(record)
     del requested["spec"]["origin"]
     assert "makes no DBSnapshot but" in controller.rejected("POST", collection, requested)
+
+
+def test_it_makes_the_record_of_a_deleted_project(controller: Api, admin: Api, shop: Shop) -> None:
+    project = shop.read()
+    collection = path_of(names.API_VERSION, names.SNAPSHOTS, project.namespace)
+    bodies = [admin.allowed("GET", branch_path(shop.team, f"shop-{name}")) for name in ("main", "feature-x")]
+    spec = admin.allowed("GET", shop.path)["spec"]
+    record = deletion_record(project, spec, bodies, [])
+    made = controller.allowed("POST", collection, record)
+    assert made["spec"]["origin"] == record["spec"]["origin"]
+    status = f"{collection}/{made['metadata']['name']}/status"
+    fields = record_binding(project, parse_snapshot(made), datetime.now(UTC))
+    written = controller.allowed("PATCH", status, {"status": fields})["status"]
+    assert written["expirationTime"] == fields["expirationTime"]
+    kept = {"keptUntil": fields["expirationTime"]}
+    assert (
+        controller.allowed("PATCH", shop.status, {"status": kept}, dry=True)["status"].items() >= kept.items()
+    )
+    # Nobody else makes one.
+    copied = {**record, "metadata": {**record["metadata"], "name": "another"}}
+    message = admin.rejected("POST", collection, copied)
+    assert "origin" in message
+    admin.allowed("DELETE", f"{collection}/{made['metadata']['name']}")

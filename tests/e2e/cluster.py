@@ -268,8 +268,18 @@ class Namespace:
 
     def remove(self) -> None:
         """Begin to delete the projects and the namespace; nothing waits for the end of that."""
+        names_of_all = self.kubectl(
+            "get", "dbprojects", "-o", "jsonpath={.items[*].metadata.name}", check=False
+        )
+        self.keep_nothing(*names_of_all.out.split())
         self.kubectl("delete", "dbprojects", "--all", "--wait=false", check=False)
         self.cluster.kubectl("delete", "namespace", self.name, "--ignore-not-found", "--wait=false")
+
+    def keep_nothing(self, *projects: str) -> None:
+        """Let nothing be kept of these projects when they are deleted; one that does not exist is left out."""
+        for project in projects:
+            spec = json.dumps({"spec": {"undo": {"keep": "0s"}}})
+            self.kubectl("patch", "dbproject", project, "--type=merge", "-p", spec, check=False)
 
     def kubectl(self, *args: str, stdin: str | None = None, check: bool = True) -> Outcome:
         return self.cluster.kubectl("--namespace", self.name, *args, stdin=stdin, check=check)
@@ -428,8 +438,10 @@ class Project:
         """Begin to delete the branches, or the project if none is given; nothing waits for the end of that.
 
         A branch that was active is refused until the API server's cache, from which the policy reads the project,
-        has the switch.
+        has the switch. A project is not kept: what a test has deleted takes no space.
         """
+        if not branches:
+            self.team.keep_nothing(self.name)
         objects = [f"dbbranch/{self.name}-{branch}" for branch in branches] or [f"dbproject/{self.name}"]
         delete = ("delete", "--wait=false", "--ignore-not-found", *objects)
         refusal = Outcome(1, "", "not tried")

@@ -157,6 +157,37 @@ def test_delete_of_a_project_leaves_the_node_as_it_was(team: Namespace) -> None:
         )
 
 
+def test_a_project_with_branches_is_deleted_by_mistake_and_comes_back_whole(team: Namespace) -> None:
+    slip = Project(team, "slip")
+    slip.make()
+    slip.sql("create table item as select 1 as id, 'first' as name")
+    slip.branch("one", postgres={"parameters": {"work_mem": "8MB"}})
+    slip.sql("update item set name = 'only here'", "one")
+    slip.branch("two", "one")
+    team.dbranch("-p", "slip", "snapshot", "create", "before", "-b", "one")
+    slip.sql("drop table item", "one")
+    slip.use("two")
+    said = team.dbranch("delete-project", "slip", "--yes").output
+    assert "it is kept for 24h: dbranch undelete-project slip" in said
+    assert not team.exists("dbproject", "slip") and not team.exists("dbbranch", "slip-one")
+    assert "slip" in team.dbranch("project", "list", "--deleted").output
+    team.dbranch("undelete-project", "slip", "--timeout", "5m")
+    assert "slip" not in team.dbranch("project", "list", "--deleted").out
+    assert slip.sql("select name from item", "main") == "first"
+    assert slip.sql("select name from item", "two") == "only here"
+    assert (
+        slip.sql("select to_regclass('item') is null", "one") == "t"
+        and slip.sql("show work_mem", "one") == "8MB"
+    )
+    # The connection string leads where it led.
+    eventually("the route is as it was", lambda: slip.status()["route"]["branch"] == "two")
+    team.dbranch("-p", "slip", "create", "three", "--from-snapshot", "before")
+    assert slip.sql("select name from item", "three") == "only here"
+    uid = team.get("dbproject", "slip")["metadata"]["uid"]
+    slip.delete()
+    eventually("its pool is gone", lambda: not any(uid in name for name in team.cluster.names_in("pools/*")))
+
+
 def test_delete_of_a_namespace(other_team: Namespace) -> None:
     cluster = other_team.cluster
     before = cluster.footprint_at_rest()
@@ -179,7 +210,9 @@ def test_delete_project_by_the_cli(team: Namespace) -> None:
     unconfirmed = team.dbranch("delete-project", "clishop", check=False)
     assert unconfirmed.code == 2 and "--yes" in unconfirmed.output
     assert team.exists("dbproject", "clishop")
-    team.dbranch("delete-project", "clishop", "--yes")
+    team.keep_nothing("clishop")
+    said = team.dbranch("delete-project", "clishop", "--yes").output
+    assert "project clishop deleted, with all data" in said
     assert not team.exists("dbproject", "clishop")
 
 

@@ -76,9 +76,14 @@ def test_a_first_session_on_a_terminal(project: Project, tmp_path: Path) -> None
     with dbranch("use", "main", KUBECTL_TIMEOUT) as use:
         assert use.end() == 0
     with dbranch("delete", "feature", KUBECTL_TIMEOUT) as delete:
-        delete.expect("Delete branch feature of project typed and all data? [y/N]: ")
+        delete.expect(
+            "Delete branch feature of project typed? The data is kept for 24h: 'dbranch undelete'. [y/N]: "
+        )
         delete.type("y\n")
-        assert delete.end() == 0 and delete.screen[-2] == "branch feature deleted"
+        assert delete.end() == 0
+        assert (
+            delete.screen[-2] == "branch feature deleted; its data is kept for 24h: dbranch undelete feature"
+        )
 
     # ^C ends the waiting: the line is cleared, the code is 130, and what goes on is said.
     with dbranch("wait", "main", "--for", "stopped") as wait:

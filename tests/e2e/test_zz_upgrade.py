@@ -36,6 +36,8 @@ def delete_projects_of_tests(cluster: Cluster) -> None:
     for item in json.loads(cluster.kubectl("get", "dbprojects", "-A", "-o", "json").out)["items"]:
         namespace, name = item["metadata"]["namespace"], item["metadata"]["name"]
         if namespace.startswith("e2e-"):
+            keep_nothing = ("--type=merge", "-p", json.dumps({"spec": {"undo": {"keep": "0s"}}}))
+            cluster.kubectl("-n", namespace, "patch", "dbproject", name, *keep_nothing, check=False)
             delete = ("delete", "dbproject", name, "--ignore-not-found", KUBECTL_TIMEOUT)
             cluster.kubectl("-n", namespace, *delete)
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.node.machine import Node
 from tests.node.proxy_backend import Backend, MakeProxy, Proxy, make_certificate, running_backend
+from tests.node.restore_pool import Pool
 from tests.node.restores import Restores
 from tests.node.world import World
 
@@ -39,6 +40,15 @@ def up(node: Node) -> Node:
     """A node whose project has its pool."""
     node.ensure_pool()
     return node
+
+
+@pytest.fixture(name="pool")
+def restore_pool(up: Node) -> Pool:
+    """A pool whose root branch and copy `x` have data that says whose it is."""
+    made = Pool.make(up)
+    made.write(made.root, "main")
+    made.write(made.x, "x")
+    return made
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.node.proxy_backend import Backend, free_port, wait_until
+import psycopg
+from tests.node.proxy_backend import PASSWORD, USER, Backend, Client, branch_of, free_port, wait_until
 
 Json = dict[str, Any]
 SOURCES = Path(__file__).parents[2] / "operator"
@@ -296,3 +297,17 @@ def proxy_process(
                 running.process.stderr.close()
     finally:
         project.close()
+
+
+def connect(running: ProxyProcess, **options: Any) -> Client:
+    defaults = {"host": "127.0.0.1", "user": USER, "password": PASSWORD, "dbname": "postgres"}
+    return Client.connect(**({"port": running.port, "autocommit": True} | defaults | options))
+
+
+def reached(running: ProxyProcess, **options: Any) -> str:
+    """Return the Postgres that a new session reaches, or what it is rejected with."""
+    try:
+        with connect(running, **options) as connection:
+            return branch_of(connection)
+    except psycopg.OperationalError as error:
+        return str(error)

@@ -15,6 +15,20 @@ from dbranch.api import names
 _ENDS = ("Done", "Failed", "Canceled")
 
 
+def make_source_and_copy(world: World, parameters: dict[str, str] | None = None) -> str:
+    """Run a project whose root has a table with 1,000 rows, and a branch `b` of it; return the project's UID."""
+    project = world.make_project(parameters=parameters)
+    world.run_agent()
+    world.sql("main", "create table item as select generate_series(1, 1000) as id")
+    world.make_branch("b", "main")
+    world.run_agent()
+    return project
+
+
+def rows(world: World, branch: str) -> int:
+    return int(str(world.sql(branch, "select count(*) from item")[0][0]))
+
+
 class Restores(threading.Thread):
     """Orders restores of a world's branches, and moves them on in a thread.
 
@@ -55,6 +69,19 @@ class Restores(threading.Thread):
             order |= {"undo": "Discard"}
         self._api.merge(self._path(branch) + "/status", {"status": {"restore": order}})
         return uid
+
+    def prepare(self, branch: str, source: str = "main", keep: bool = True) -> str:
+        """Order a restore from a branch and run agents until the data is prepared, and waits; return its UID."""
+        self.switches = False
+        uid = self.order(branch, source=source, keep=keep)
+        self.await_state(branch, "Prepared")
+        return uid
+
+    def switch(self, uid: str) -> None:
+        """Let what is prepared go on, and run agents until this restore is done."""
+        self.switches = True
+        self._world.run_agent()
+        assert self.ends[uid]["state"] == "Done", self.ends[uid]
 
     def cancel(self, branch: str) -> None:
         """Order its cancellation, as the controller does when the DBRestore is deleted before the switch."""

@@ -20,9 +20,9 @@ import psycopg
 import pytest
 from tests.node.agent_life import BRANCHES
 from tests.node.machine import Node, owner_session, postgres_directory, unmount
+from tests.node.restore_pool import NEXT_DAY, Pool, check_whole, start_beside, writing
+from tests.node.restore_pool import Writer as RestoreWriter
 from tests.node.test_cleaning import sql
-from tests.node.test_restore_volumes import NEXT_DAY, Pool, check_whole, start_beside, writing
-from tests.node.test_restore_volumes import Writer as RestoreWriter
 from tests.node.world import World
 
 from dbranch.agent.layout import Layout

@@ -7,12 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
-from tests.node.proxy_backend import PASSWORD, USER, Backend, Client, branch_of, wait_until
-from tests.node.proxy_process import FakeProject, Json, ProxyProcess, proxy_process
+from tests.node.proxy_backend import Backend, branch_of, wait_until
+from tests.node.proxy_process import FakeProject, Json, ProxyProcess, connect, proxy_process, reached
 from tests.node.proxy_talk import fatal_message
 
 from dbranch.api import names
@@ -25,20 +23,6 @@ HOLDS_SECONDS = 1.0
 def running(main: Backend, feature: Backend, tmp_path: Path) -> Iterator[ProxyProcess]:
     with proxy_process([main, feature], tmp_path / "log") as running:
         yield running
-
-
-def connect(running: ProxyProcess, **options: Any) -> Client:
-    defaults = {"host": "127.0.0.1", "user": USER, "password": PASSWORD, "dbname": "postgres"}
-    return Client.connect(port=running.port, autocommit=True, **defaults, **options)
-
-
-def reached(running: ProxyProcess, **options: Any) -> str:
-    """Return the branch that a new session reaches, or what it is rejected with."""
-    try:
-        with connect(running, **options) as connection:
-            return branch_of(connection)
-    except psycopg.OperationalError as error:
-        return str(error)
 
 
 def obeyed(project: FakeProject) -> list[int]:

@@ -13,16 +13,14 @@ from pathlib import Path
 
 import pytest
 from tests.node.proxy_backend import (
-    PASSWORD,
     USER,
     Backend,
-    Client,
     MakeProxy,
     branch_of,
     trusting_context,
     wait_until,
 )
-from tests.node.proxy_process import ProxyProcess, proxy_process
+from tests.node.proxy_process import connect, proxy_process
 from tests.node.proxy_talk import build_startup, error_fields, read_all
 
 from dbranch.api.project import Target
@@ -104,12 +102,6 @@ def test_one_who_leaves_hands_the_knock_on(make_proxy: MakeProxy, recovering: Re
             leaving.close()
             before = recovering.knocks
             wait_until(lambda b=before: recovering.knocks >= b + 2)  # type: ignore[misc]
-
-
-def connect(running: ProxyProcess) -> Client:
-    return Client.connect(
-        host="127.0.0.1", port=running.port, user=USER, password=PASSWORD, dbname="postgres", autocommit=True
-    )
 
 
 def test_unread_logs_stop_nobody(main: Backend, tmp_path: Path) -> None:

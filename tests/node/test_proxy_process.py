@@ -7,12 +7,11 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
-from tests.node.proxy_backend import PASSWORD, USER, Backend, Client, branch_of, wait_until
-from tests.node.proxy_process import ProxyProcess, proxy_process
+from tests.node.proxy_backend import USER, Backend, branch_of, wait_until
+from tests.node.proxy_process import ProxyProcess, connect, proxy_process
 from tests.node.proxy_talk import fatal_message
 
 
@@ -21,11 +20,6 @@ def running(main: Backend, feature: Backend, tmp_path: Path) -> Iterator[ProxyPr
     short_delays = {"DBRANCH_WITHDRAW_SECONDS": "1", "DBRANCH_GRACE_SECONDS": "3"}
     with proxy_process([main, feature], tmp_path / "log", **short_delays) as running:
         yield running
-
-
-def connect(running: ProxyProcess, **options: Any) -> Client:
-    defaults = {"host": "127.0.0.1", "user": USER, "password": PASSWORD, "dbname": "postgres"}
-    return Client.connect(port=running.port, autocommit=True, **defaults, **options)
 
 
 def test_metrics_probes_and_the_log_line_of_a_session(running: ProxyProcess) -> None:

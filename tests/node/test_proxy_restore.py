@@ -16,16 +16,14 @@ from typing import Any
 import psycopg
 import pytest
 from tests.node.proxy_backend import (
-    PASSWORD,
     USER,
     Backend,
-    Client,
     MakeProxy,
     branch_of,
     make_certificate,
     wait_until,
 )
-from tests.node.proxy_process import FakeProject, ProxyProcess, proxy_process
+from tests.node.proxy_process import FakeProject, ProxyProcess, connect, proxy_process, reached
 from tests.node.proxy_talk import build_startup, error_fields, fatal_message, read_all, running_sleeps
 
 from dbranch.api import names
@@ -62,20 +60,6 @@ def running(main: Backend, feature: Backend, tmp_path: Path) -> Iterator[ProxyPr
 def own_port(running: ProxyProcess, branch: str = "main") -> int:
     uid: str = running.project.branches[branch]["metadata"]["uid"]
     return names.branch_port(uid)
-
-
-def connect(running: ProxyProcess, **options: Any) -> Client:
-    defaults = {"host": "127.0.0.1", "user": USER, "password": PASSWORD, "dbname": "postgres"}
-    return Client.connect(**({"port": running.port, "autocommit": True} | defaults | options))
-
-
-def reached(running: ProxyProcess, **options: Any) -> str:
-    """Return the Postgres that a new session reaches, or what it is rejected with."""
-    try:
-        with connect(running, **options) as connection:
-            return branch_of(connection)
-    except psycopg.OperationalError as error:
-        return str(error)
 
 
 def begin_restore(running: ProxyProcess, backend: Backend) -> None:

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from tests.node.agent_life import BRANCHES, PROJECTS
 from tests.node.machine import PASSWORDS
-from tests.node.restores import Restores
+from tests.node.restores import Restores, make_source_and_copy, rows
 from tests.node.test_agent import give_passwords
 from tests.node.world import World
 
@@ -21,17 +21,9 @@ ADMIN_SHUTDOWN, RESET = "57P01", "server closed the connection unexpectedly"
 @pytest.fixture
 def project(world: World) -> str:
     """A running project whose root has a table with 1,000 rows, and a branch `b` of it with one more."""
-    uid = world.make_project(parameters={"max_prepared_transactions": "5", "wal_level": "logical"})
-    world.run_agent()
-    world.sql("main", "create table item as select generate_series(1, 1000) as id")
-    world.make_branch("b", "main")
-    world.run_agent()
+    uid = make_source_and_copy(world, {"max_prepared_transactions": "5", "wal_level": "logical"})
     world.sql("b", "insert into item values (0)")
     return uid
-
-
-def rows(world: World, branch: str) -> int:
-    return int(str(world.sql(branch, "select count(*) from item")[0][0]))
 
 
 def test_a_branch_gets_the_data_of_another_and_its_own_back(
@@ -168,9 +160,7 @@ def test_changes_of_the_spec_wait_and_are_in_the_new_data(
     world: World, restores: Restores, project: str
 ) -> None:
     """A password, a parameter, a restart and an image that change while the new data is prepared."""
-    restores.switches = False
-    uid = restores.order("b", source="main")
-    restores.await_state("b", "Prepared")
+    uid = restores.prepare("b")
     slot = world.branch("b")["status"]["node"]["slot"]
     assert rows(world, "b") == 1001
     give_passwords(world, project, "another")
@@ -181,9 +171,7 @@ def test_changes_of_the_spec_wait_and_are_in_the_new_data(
     node = world.branch("b")["status"]["node"]
     assert node["slot"] == slot and node["restore"]["state"] == "Prepared"
     assert world.sql("b", "show work_mem") == [("4MB",)]
-    restores.switches = True
-    world.run_agent()
-    assert restores.ends[uid]["state"] == "Done"
+    restores.switch(uid)
     assert rows(world, "b") == 1000 and world.sql("b", "show work_mem") == [("7MB",)]
     node = world.branch("b")["status"]["node"]
     assert node["restartedAt"] == "now"

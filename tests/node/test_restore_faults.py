@@ -9,8 +9,7 @@ import psycopg
 import pytest
 from tests.node.agent_life import BRANCHES, PODS, PROJECTS
 from tests.node.machine import stopped
-from tests.node.restores import Restores
-from tests.node.test_restore import rows
+from tests.node.restores import Restores, make_source_and_copy, rows
 from tests.node.test_snapshots import filled
 from tests.node.world import World
 
@@ -24,11 +23,7 @@ from dbranch.agent.volume.observe import observe_subvolumes
 @pytest.fixture
 def project(world: World) -> str:
     """A running project whose root has a table with 1,000 rows, and a branch `b` of it with one more."""
-    uid = world.make_project()
-    world.run_agent()
-    world.sql("main", "create table item as select generate_series(1, 1000) as id")
-    world.make_branch("b", "main")
-    world.run_agent()
+    uid = make_source_and_copy(world)
     world.sql("b", "insert into item values (0)")
     return uid
 
@@ -90,9 +85,7 @@ def test_a_branch_that_was_closed_and_is_not_restored_is_open_again(
     world: World, restores: Restores, project: str
 ) -> None:
     """The agent is killed when the users are shut out, and the restore is canceled before the next one starts."""
-    restores.switches = False
-    uid = restores.order("b", source="main")
-    restores.await_state("b", "Prepared")
+    uid = restores.prepare("b")
     hba = world.node.layout.branch(project, world.uid("b")) / "pg_hba.conf"
     restores.set_state("b", "Switching")
     assert world.run_agent("SQL: .*pg_reload_conf") is None
@@ -110,9 +103,7 @@ def test_a_branch_that_cannot_be_closed_in_time_keeps_its_data(
     world: World, restores: Restores, project: str
 ) -> None:
     """Its Postgres does not load the pg_hba.conf that admits nobody: the postmaster is stopped."""
-    restores.switches = False
-    uid = restores.order("b", source="main")
-    restores.await_state("b", "Prepared")
+    uid = restores.prepare("b")
     postmaster = world.node.running[world.branch("b")["status"]["node"]["pod"]].pid
     restores.switches = True
     with stopped([postmaster]):
@@ -144,9 +135,7 @@ def test_a_canceled_restore_leaves_nothing(
 
 
 def test_a_branch_is_deleted_while_it_is_restored(world: World, restores: Restores, project: str) -> None:
-    restores.switches = False
-    restores.order("b", source="main", keep=False)
-    restores.await_state("b", "Prepared")
+    restores.prepare("b", keep=False)
     world.delete_branch("b")
     world.assert_consistent(project, running=1, stored=1)
 
@@ -154,9 +143,7 @@ def test_a_branch_is_deleted_while_it_is_restored(world: World, restores: Restor
 def test_a_project_is_stopped_while_a_branch_is_restored(
     world: World, restores: Restores, project: str
 ) -> None:
-    restores.switches = False
-    uid = restores.order("b", source="main")
-    restores.await_state("b", "Prepared")
+    uid = restores.prepare("b")
     world.api.merge(f"{PROJECTS}/shop", {"spec": {"state": "Stopped"}})
     world.run_agent()
     assert restores.ends[uid]["state"] == "Canceled"
@@ -169,9 +156,7 @@ def test_a_project_is_stopped_while_a_branch_is_restored(
 def test_after_a_restart_of_the_node_what_was_prepared_is_made_anew(
     world: World, restores: Restores, project: str
 ) -> None:
-    restores.switches = False
-    uid = restores.order("b", source="main")
-    restores.await_state("b", "Prepared")
+    uid = restores.prepare("b")
     prepared = world.node.layout.prepared.branch(project, world.uid("b"))
     number = subvolume_id(prepared)
     world.restart_node()
@@ -182,9 +167,8 @@ def test_after_a_restart_of_the_node_what_was_prepared_is_made_anew(
             break
     assert is_anew, restores.answer("b")
     assert rows(world, "b") == 1001
-    restores.switches = True
-    world.run_agent()
-    assert restores.ends[uid]["state"] == "Done" and rows(world, "b") == 1000
+    restores.switch(uid)
+    assert rows(world, "b") == 1000
     world.assert_consistent(project, running=2, stored=2, snapshots=1)
 
 
@@ -192,9 +176,7 @@ def test_the_pod_of_what_is_prepared_is_not_taken_for_the_branchs_own(
     world: World, restores: Restores, project: str
 ) -> None:
     """The branch's own pod is lost meanwhile: it gets another one, and its own data in that."""
-    restores.switches = False
-    uid = restores.order("b", source="main")
-    restores.await_state("b", "Prepared")
+    uid = restores.prepare("b")
     pod = world.branch("b")["status"]["node"]["pod"]
     world.api.delete(f"{PODS}/{pod}")
     for _ in range(20):
@@ -207,7 +189,6 @@ def test_the_pod_of_what_is_prepared_is_not_taken_for_the_branchs_own(
     assert SubvolumeKind.RESTORE in {
         n.kind for n in observe_subvolumes(world.node.layout, project).unfinished
     }
-    restores.switches = True
-    world.run_agent()
-    assert restores.ends[uid]["state"] == "Done" and rows(world, "b") == 1000
+    restores.switch(uid)
+    assert rows(world, "b") == 1000
     world.assert_consistent(project, running=2, stored=2, snapshots=1)

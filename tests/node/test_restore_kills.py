@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.node.agent_life import SNAPSHOTS
-from tests.node.restores import Restores
-from tests.node.test_restore import rows
+from tests.node.restores import Restores, make_source_and_copy, rows
 from tests.node.world import World
 
 from dbranch.agent.volume.observe import observe_subvolumes
@@ -15,11 +14,7 @@ from dbranch.agent.volume.observe import observe_subvolumes
 def test_kills_at_every_effect_of_a_restore_and_its_undo(
     world: World, restores: Restores, soak: bool
 ) -> None:
-    project = world.make_project()
-    world.run_agent()
-    world.sql("main", "create table item as select generate_series(1, 1000) as id")
-    world.make_branch("b", "main")
-    world.run_agent()
+    project = make_source_and_copy(world)
     world.sql("b", "insert into item values (0)")
     generation = 1
 
@@ -61,11 +56,7 @@ def test_kills_at_every_effect_of_a_restore_and_its_undo(
 
 def test_kills_between_any_two_effects_of_the_exchange(world: World, restores: Restores) -> None:
     """Whatever else is drawn: when users are shut out, when their sessions end, at the exchange and behind it."""
-    project = world.make_project()
-    world.run_agent()
-    world.sql("main", "create table item as select generate_series(1, 1000) as id")
-    world.make_branch("b", "main")
-    world.run_agent()
+    project = make_source_and_copy(world)
     points = (
         "mv --exchange",
         "sync --file-system.*",

@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import random
-import signal
-import subprocess
-import sys
-import threading
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
-from tests.node.agent_life import EffectCounter, is_effect
-from tests.node.machine import OWNER, Node, new_uid, owner_session, postgres_directory
-from tests.node.test_cleaning import eventually, sql
+from tests.node.machine import new_uid
+from tests.node.restore_pool import COPY_NAMES, NEXT_DAY, NOW, Pool
 
 from dbranch.agent.layout import MARKER, PGDATA, SubvolumeKind, SubvolumeName
-from dbranch.agent.linux import btrfs, mounting
-from dbranch.agent.linux.mounts import mounts_at
+from dbranch.agent.linux import btrfs
 from dbranch.agent.linux.quotas import group_of, read_groups, subvolume_id
-from dbranch.agent.postgres.session import Endpoint, await_accepting
-from dbranch.agent.slot import effect as slot
-from dbranch.agent.slot.scripts import read_slot_start
 from dbranch.agent.volume import copies
 from dbranch.agent.volume import effect as subvolume
 from dbranch.agent.volume.copies import copying
@@ -37,103 +20,24 @@ from dbranch.agent.volume.marker import (
     FROM_BRANCH,
     FROM_SNAPSHOT,
     UNDO_DISCARD,
-    UNDO_KEEP,
-    BranchNames,
-    Marker,
-    RestoreRef,
     Role,
     SnapshotMarker,
     render_marker,
 )
-from dbranch.agent.volume.observe import marker_at, observe_subvolumes
+from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.agent.volume.origins.adopt import ensure_branch_adopted, retained_branch
 from dbranch.agent.volume.restore_rules import VolumeState
 from dbranch.agent.volume.restores import (
     ensure_exchanged,
-    ensure_old_kept,
     ensure_old_trashed,
     ensure_restore_destroyed,
     ensure_restore_finished,
-    ensure_restore_taken,
     observe_restore,
 )
-from dbranch.agent.volume.settings import Settings
 from dbranch.agent.volume.sizes import observe_sizes
 from dbranch.agent.volume.snapshots import ensure_kept_as_snapshot, ensure_snapshot_taken
 from dbranch.api import names
 from dbranch.api.errors import Busy, SourceUnsafe, StorageUnclear, Unsafe
-
-NOW, NEXT_DAY = "2026-01-02T00:00:00Z", "2026-01-03T00:00:00Z"
-ROOT_NAMES, COPY_NAMES = BranchNames("team", "shop", "main"), BranchNames("team", "shop", "x")
-
-
-class Pool:
-    """A pool with a root branch and a copy of it, `x`, whose data restores replace."""
-
-    def __init__(self, node: Node, root: str, x: str) -> None:
-        self.node, self.layout, self.project = node, node.layout, node.project
-        self.root, self.x = root, x
-
-    @classmethod
-    def make(cls, node: Node) -> Pool:
-        pool = cls(node, node.create_root(), new_uid())
-        node.take_snapshot(pool.root, pool.x)
-        pool.record(pool.x, lambda marker: replace(marker, names=COPY_NAMES, cleaned=True, opened=True))
-        return pool
-
-    def record(self, branch: str, change: Callable[[Marker], Marker]) -> None:
-        subvolume.ensure_recorded(self.layout, self.project, branch, change)
-
-    def settings(self, branch: str) -> Settings:
-        names_of = ROOT_NAMES if branch == self.root else COPY_NAMES
-        return replace(self.node.settings(branch), names=names_of)
-
-    def restore_ref(self, undo: str = UNDO_KEEP) -> RestoreRef:
-        return RestoreRef(new_uid(), undo, new_uid() if undo == UNDO_KEEP else "")
-
-    def take(self, restore_ref: RestoreRef, source: str | None = None, branch: str | None = None) -> Marker:
-        branch = branch or self.x
-        return ensure_restore_taken(
-            *(self.layout, self.project, branch, source or self.root, restore_ref, self.settings(branch), NOW)
-        )
-
-    def exchange(self, restore_ref: RestoreRef, branch: str | None = None) -> Marker:
-        return ensure_exchanged(self.layout, self.project, branch or self.x, restore_ref.uid)
-
-    def keep(self, branch: str | None = None) -> SnapshotMarker | None:
-        return ensure_old_kept(self.layout, self.project, branch or self.x, "shop-x-undo-abcde", NEXT_DAY)
-
-    def restore(self, restore_ref: RestoreRef, source: str | None = None, branch: str | None = None) -> None:
-        """Do all of a restore that keeps the old data."""
-        self.take(restore_ref, source, branch)
-        self.exchange(restore_ref, branch)
-        self.keep(branch)
-
-    def state(self, branch: str | None = None) -> VolumeState:
-        return observe_restore(self.layout, self.project, branch or self.x).state
-
-    def path(self, uid: str, kind: SubvolumeKind | None = None) -> Path:
-        return self.layout.subvolume(self.project, SubvolumeName(uid, kind))
-
-    def write(self, uid: str, text: str, kind: SubvolumeKind | None = None) -> None:
-        """Say in the data of a branch whose it is."""
-        (self.path(uid, kind) / PGDATA / "said").write_text(text)
-
-    def read(self, uid: str, kind: SubvolumeKind | None = None) -> str:
-        return (self.path(uid, kind) / PGDATA / "said").read_text()
-
-    def marker(self, branch: str) -> Marker:
-        marker = marker_at(self.path(branch))
-        assert isinstance(marker, Marker)
-        return marker
-
-
-@pytest.fixture
-def pool(up: Node) -> Pool:
-    made = Pool.make(up)
-    made.write(made.root, "main")
-    made.write(made.x, "x")
-    return made
 
 
 def test_a_restore_replaces_the_data_of_a_branch_and_keeps_what_it_was(pool: Pool) -> None:
@@ -379,212 +283,6 @@ def test_a_pool_that_was_cut_off_in_a_restore_is_adopted_with_the_right_data(
     assert pool.read(adopted) == ("main" if exchanged else "x")
     assert set(facts.snapshots) == ({restore_ref.undo_uid} if exchanged else set())
     assert pool.marker(adopted).generation == 1 + exchanged
-
-
-# Kills.
-
-
-def killed_at(kill_at: int, effects: Path, base: Path, work: Callable[[], None]) -> bool:
-    """Do the work in a process that is killed at the effect of this number; return True if it was.
-
-    Its effects are written to the file if it is not.
-    """
-    child = os.fork()
-    if not child:
-        try:
-            counter = EffectCounter(str(kill_at))
-            commands = logging.getLogger("dbranch.command")
-            commands.setLevel(logging.INFO)
-            commands.addHandler(counter)
-
-            def hook(event: str, args: tuple[Any, ...]) -> None:
-                if is_effect(event, args, f"{base}/") and str(args[0]) != str(effects):
-                    counter.count(f"{event} {args[0]!r}")
-
-            sys.addaudithook(hook)
-            work()
-            seen = list(counter.effects)
-            effects.write_text("\n".join(seen))
-            os._exit(0)
-        except BaseException:  # noqa: BLE001 - whatever it is, the parent says it
-            effects.write_text(traceback.format_exc())
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    assert killed or status == 0, effects.read_text()
-    return killed
-
-
-def test_kills_at_every_effect_of_a_restore(pool: Pool, tmp_path: Path, soak: bool) -> None:
-    """Taken, exchanged, kept: whoever comes after the kill finds out how far it was, and goes on or cancels."""
-    base, effects = pool.layout.base, tmp_path / "effects"
-    said = "x"
-
-    def attempt(kill_at: int, cancels: bool) -> bool:
-        nonlocal said
-        before, restore_ref = pool.marker(pool.x), pool.restore_ref()
-
-        def work() -> None:
-            if pool.marker(pool.x).restore != restore_ref:
-                pool.take(restore_ref)
-                pool.write(pool.x, f"restore {kill_at} {cancels}", SubvolumeKind.RESTORE)
-                pool.exchange(restore_ref)
-            pool.keep()
-
-        killed = killed_at(kill_at, effects, base, work)
-        # At no moment is there no data, and it can always be said what is beside it.
-        after = pool.marker(pool.x)
-        assert pool.state() is not VolumeState.UNCLEAR
-        done = after.restore == restore_ref
-        assert after.generation == before.generation + done
-        if cancels and not done:
-            ensure_restore_destroyed(pool.layout, pool.project, pool.x)
-        else:
-            work()
-        facts = observe_subvolumes(pool.layout, pool.project)
-        assert facts.unfinished == () and set(facts.branches) == {pool.root, pool.x}
-        if cancels and not done:
-            assert restore_ref.undo_uid not in facts.snapshots and pool.read(pool.x) == said
-            return killed
-        assert pool.read(restore_ref.undo_uid) == said and btrfs.is_read_only(pool.path(restore_ref.undo_uid))
-        assert facts.snapshots[restore_ref.undo_uid].data.generation == before.generation
-        said = pool.read(pool.x)
-        assert said == f"restore {kill_at} {cancels}"
-        subvolume.ensure_trashed(pool.layout, pool.project, restore_ref.undo_uid)
-        subvolume.ensure_trash_emptied(pool.layout, pool.project)
-        return killed
-
-    assert not attempt(0, cancels=False)
-    seen = effects.read_text().splitlines()
-    assert any("--exchange" in effect for effect in seen) and len(seen) > 10, seen
-    points = range(1, len(seen) + 1)
-    decisive = [
-        number
-        for number, effect in enumerate(seen, 1)
-        if any(word in effect for word in ("mv ", "property set", "rename"))
-    ]
-    tried = points if soak else sorted({*decisive, *random.sample(points, 3)})
-    kills = sum(attempt(point, cancels) for point in tried for cancels in (False, True))
-    print(f"{len(seen)} effects of a restore, {kills} kills")
-    assert kills >= len(tried)
-
-
-# Both Postgres at once.
-
-
-def start_beside(node: Node, branch: str, name: str) -> Endpoint:
-    """Start a Postgres on what is prepared beside the branch's data."""
-    slot.ensure_slot(node.layout, name, OWNER)
-    mounting.bind_mount(node.layout.restore(node.project, branch), node.layout.data(name))
-    node.run_script(name, read_slot_start())
-    marker = marker_at(node.layout.restore(node.project, branch))
-    assert isinstance(marker, Marker)
-    endpoint = Endpoint(name, names.branch_port(branch), marker.superuser, marker.major)
-    assert await_accepting(node.layout, endpoint, 30), node.stderr_of(name)
-    return endpoint
-
-
-class Writer(threading.Thread):
-    """Inserts rows, and counts those that were acknowledged."""
-
-    def __init__(self, node: Node, endpoint: Endpoint) -> None:
-        super().__init__(daemon=True)
-        self._node, self._endpoint = node, endpoint
-        self.acknowledged, self.begun, self._stopping = 0, threading.Event(), threading.Event()
-
-    def run(self) -> None:
-        with (
-            suppress(psycopg.Error),
-            owner_session(self._node.layout, self._endpoint, "dbranch") as connection,
-        ):
-            while not self._stopping.is_set():
-                connection.execute("insert into item values (%s, repeat('x', 300))", [self.acknowledged + 1])
-                self.acknowledged += 1
-                if self.acknowledged == 200:
-                    self.begun.set()
-
-    def stop(self) -> int:
-        self._stopping.set()
-        self.join()
-        return self.acknowledged
-
-
-@contextmanager
-def writing(pool: Pool) -> Iterator[tuple[Endpoint, Writer]]:
-    """Run Postgres on the branch, to which a client writes, and on the root with 1,000 rows."""
-    node = pool.node
-    old = node.start_postgres(pool.x)
-    sql(node, old, "create table item (id int primary key, filler text)")
-    source = node.start_postgres(pool.root)
-    sql(node, source, "create table item as select generate_series(1, 1000) as id", "checkpoint")
-    writer = Writer(node, old)
-    writer.start()
-    try:
-        assert writer.begun.wait(30)
-        yield old, writer
-    finally:
-        writer.stop()
-
-
-def check_whole(node: Node, endpoint: Endpoint, data: Path) -> None:
-    """Compare every index with its table, and after a shutdown every page with its checksum."""
-    programs = postgres_directory()
-    subprocess.run(
-        [
-            *(programs / "pg_amcheck", "--all", "--install-missing", "--heapallindexed"),
-            *("-h", node.layout.run(endpoint.slot), "-p", str(endpoint.port), "-U", "postgres"),
-        ],
-        check=True,
-    )
-    node.stop_postgres(endpoint.slot)
-    subprocess.run(
-        [programs / "pg_checksums", "--check", "-D", data / PGDATA], check=True, capture_output=True
-    )
-
-
-def test_both_postgres_run_across_the_exchange(pool: Pool) -> None:
-    node, layout, restore_ref = pool.node, pool.layout, pool.restore_ref()
-    with writing(pool) as (old, writer):
-        pool.take(restore_ref)
-        new = start_beside(node, pool.x, "beside")
-        _exchange_under_writes(pool, restore_ref, old, new, writer)
-    count = "select count(*) from item"
-    acknowledged = writer.acknowledged
-    assert sql(node, old, count) == [(acknowledged,)] and sql(node, new, count) == [(2000,)]
-    check_whole(node, old, pool.path(pool.x, SubvolumeKind.RESTORE))
-    slot.ensure_slot_removed(layout, old.slot)
-    assert pool.keep()
-    check_whole(node, new, pool.path(pool.x))
-    # What it was comes back whole, with every row that was acknowledged before and behind the exchange.
-    slot.ensure_slot_removed(layout, new.slot)
-    pool.restore(pool.restore_ref(), restore_ref.undo_uid)
-    restarted = node.start_postgres(pool.x)
-    assert sql(node, restarted, count) == [(acknowledged,)]
-    check_whole(node, restarted, pool.path(pool.x))
-
-
-def _exchange_under_writes(
-    pool: Pool, restore_ref: RestoreRef, old: Endpoint, new: Endpoint, writer: Writer
-) -> None:
-    node, layout = pool.node, pool.layout
-
-    def roots() -> tuple[str, str]:
-        old_root, new_root = (mounts_at(layout.data(each.slot))[-1].root for each in (old, new))
-        return old_root, new_root
-
-    assert roots() == (f"/{pool.x}", f"/.restore-{pool.x}")
-    # Neither can be destroyed or kept while a Postgres has it.
-    with pytest.raises(Busy):
-        ensure_restore_destroyed(layout, pool.project, pool.x)
-    pool.exchange(restore_ref)
-    assert roots() == (f"/.restore-{pool.x}", f"/{pool.x}")
-    with pytest.raises(Busy):
-        pool.keep()
-    # Each goes on with the data that it had.
-    before = writer.acknowledged
-    sql(node, new, "insert into item select generate_series(1001, 2000)")
-    eventually(lambda: writer.acknowledged >= before + 200)
 
 
 def test_an_old_marker_is_read_and_its_branch_restored(pool: Pool) -> None:

@@ -27,6 +27,8 @@ from dbranch.agent.slot.observe import observe_slots
 from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.agent.volume.quotas import POOL_GROUP
 from dbranch.api import names
+from dbranch.api.expiry import format_time, parse_ttl
+from dbranch.api.project import parse_project
 
 ROOT = Path(__file__).parents[2]
 # Effects at which an agent is killed in the short form of a test, drawn at random.
@@ -211,7 +213,13 @@ class World:
         meta = {"name": name, "namespace": NAMESPACE, "uid": project, "finalizers": [names.AGENT_FINALIZER]}
         body = {
             "metadata": meta,
-            "spec": {**spec, "storage": {"size": "256Mi", **(storage or {})}, **spec_fields},
+            "spec": {
+                **spec,
+                "storage": {"size": "256Mi", **(storage or {})},
+                # What is deleted is gone, unless a test says otherwise.
+                "undo": {"keep": "0s"},
+                **spec_fields,
+            },
             "status": {"nodeName": NODE},
         }
         self.api.put(PROJECTS, body)
@@ -224,7 +232,12 @@ class World:
         (run or self.run_agent)()
 
     def request_deletion(self) -> None:
-        """Delete the branches and snapshots, then the project, as the controller does."""
+        """Delete branches, snapshots and project as the controller does, which says until when it is kept."""
+        project = parse_project(self.api.get(f"{PROJECTS}/{self.name}") or {})
+        keep = parse_ttl(project.undo.keep) if project.undo.keeps and not project.keeps_pool else None
+        if keep is not None:
+            until = format_time(self.api.server_time() + keep)
+            self.api.merge(f"{PROJECTS}/{self.name}/status", {"status": {"keptUntil": until}})
         for body in self.api.find(SNAPSHOTS):
             if body["spec"]["project"] == self.name:
                 self.api.delete(f"{SNAPSHOTS}/{body['metadata']['name']}")

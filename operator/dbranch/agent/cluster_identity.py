@@ -26,6 +26,15 @@ class ClusterIdentity:
         self._cluster_uid = self._cluster_uid or self.namespace_uid(_CLUSTER_NAMESPACE)
         return self._cluster_uid
 
+    def is_ending(self, namespace: str) -> bool:
+        """Return True if a namespace is being deleted, or does not exist; False if it may not be read."""
+        try:
+            body = self._cluster.get(path_of("v1", "namespaces", name=namespace))
+        except ApiError as error:
+            logger.warning("namespace %s cannot be read: %s", namespace, error)
+            return False
+        return body is None or bool(body["metadata"].get("deletionTimestamp"))
+
     def namespace_uid(self, namespace: str) -> str:
         """Return the UID of a namespace, uncached; an empty text if it does not exist or may not be read."""
         try:

@@ -94,7 +94,7 @@ class AgentMetrics:
         )
         self._orphans = Gauge(
             "orphans",
-            "Pools and branches on the node that no object names, by kind (pool, branch); they are kept.",
+            "Data on the node that no object names, by kind; it is kept (project: a deleted one, until its time).",
             ["kind"],
             namespace="dbranch",
             subsystem="agent",
@@ -102,7 +102,7 @@ class AgentMetrics:
         )
         self._orphan_bytes = Gauge(
             "orphan_bytes",
-            "Bytes of the node's disk (of a branch: of its pool) that orphans take, by kind (pool, branch).",
+            "Bytes of the node's disk (of a branch or snapshot: of its pool) that orphans take, by kind.",
             ["kind"],
             namespace="dbranch",
             subsystem="agent",

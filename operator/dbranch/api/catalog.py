@@ -144,7 +144,7 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "project whose connection string works has it in Ready alone.",
         "Do what the sentence asks for: raise the quota, correct the policy or the object.",
         project=(_READY, _ROUTED),
-        branch=(_SCHEDULED,),
+        branch=(_SCHEDULED, _SNAPSHOTTED, _REFRESHED),
         restore=(_RECONCILING,),
     ),
     Reason.WAITING_FOR_DELETION: Entry(
@@ -529,10 +529,11 @@ CATALOG: Final[Mapping[Reason, Entry]] = {
         "node uses the data; it goes on by itself.",
         "If the message names a process or mount on the node, end it.",
     ),
-    Reason.UNDO_REFUSED: _branch(
+    Reason.UNDO_REFUSED: _both(
         _BLOCKED,
-        "The DBSnapshot that is to keep the data of the branch cannot be made, so the branch and its data stay.",
-        "Do what the message says (a quota, a webhook), or set spec.undo to Discard: then nothing is kept.",
+        "The DBSnapshot by which the deletion could be undone cannot be made, so the object and its data stay.",
+        "Do what the message says (a quota, a webhook), or set spec.undo of a branch to Discard, spec.undo.keep of a "
+        "project to 0s: then nothing is kept.",
     ),
     Reason.ROOT_BRANCH: _branch(
         _UNEXPIRED,

@@ -125,6 +125,10 @@ class ObjectRefused(ApiError):
         super().__init__(cause.status, cause.reason, str(cause))
 
 
+class NamespaceEnding(ObjectRefused):
+    """Nothing can be made in a namespace that is being deleted."""
+
+
 class CommandFailed(DbranchError):
     """A command on the node failed.
 

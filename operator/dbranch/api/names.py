@@ -50,11 +50,19 @@ FEATURE_SNAPSHOTS: Final = "snapshots"
 FEATURE_RESTORES: Final = "restores"
 # It makes the data of a branch that is being deleted the DBSnapshot that `status.copy` names.
 FEATURE_DELETION_COPIES: Final = "deletion-copies"
+# It keeps the pool of a project that is deleted, detached, for as long as the project says.
+FEATURE_PROJECT_UNDO: Final = "project-undo"
 # It touches a branch that is being deleted when `status.release` says so. Agents without it wait until the
 # controller's finalizer is gone.
 FEATURE_RELEASE: Final = "release"
 # What agents of this release can.
-FEATURES: Final = (FEATURE_DELETION_COPIES, FEATURE_RELEASE, FEATURE_RESTORES, FEATURE_SNAPSHOTS)
+FEATURES: Final = (
+    FEATURE_DELETION_COPIES,
+    FEATURE_PROJECT_UNDO,
+    FEATURE_RELEASE,
+    FEATURE_RESTORES,
+    FEATURE_SNAPSHOTS,
+)
 # `status.release` of a branch that the controller has not let go of yet.
 RELEASE_PENDING: Final = "Pending"
 # On an agent's own pod: the UIDs of projects that do not exist and whose pools on its node can be adopted, separated
@@ -180,9 +188,11 @@ def undo_snapshot_name(object_name: str, restore_uid: str) -> str:
     return derived_name(object_name, "undo", restore_uid)
 
 
-def deletion_copy_name(object_name: str, branch_uid: str) -> str:
-    """Return the name of the DBSnapshot that gets the data of this DBBranch when it is deleted."""
-    return derived_name(object_name, "deleted", branch_uid)
+def deletion_copy_name(object_name: str, uid: str) -> str:
+    """Return the name of the DBSnapshot that gets the data of this DBBranch, or is the record of this DBProject,
+    when that is deleted.
+    """
+    return derived_name(object_name, "deleted", uid)
 
 
 def project_service_name(project: str) -> str:

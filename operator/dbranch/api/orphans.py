@@ -13,11 +13,20 @@ _MAX_PUBLISHED: Final = 200
 
 
 class OrphanKind(StrEnum):
-    """What an orphan is: a whole pool, or one branch or snapshot in the pool of a project that exists."""
+    """What an orphan is: a whole pool, or one branch or snapshot in the pool of a project that exists.
+
+    PROJECT: the pool of a project that was deleted, and that is kept until its time has come.
+    """
 
     POOL = "pool"
+    PROJECT = "project"
     BRANCH = "branch"
     SNAPSHOT = "snapshot"
+
+    @property
+    def is_pool(self) -> bool:
+        """True if it is a whole pool, which can be adopted."""
+        return self in (OrphanKind.POOL, OrphanKind.PROJECT)
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,10 @@ class ProjectNode:
 
 @dataclass(frozen=True)
 class Project:
-    """A DBProject. `size` is in bytes. `default_ttl`, `max_ttl`: of its branches."""
+    """A DBProject. `size` is in bytes. `default_ttl`, `max_ttl`: of its branches.
+
+    `kept_until`: RFC 3339; of one that is being deleted and has a record of that: so long its pool stays.
+    """
 
     namespace: str
     name: str
@@ -193,6 +196,7 @@ class Project:
     node_name: str | None = None
     host: str | None = None
     password_version: str | None = None
+    kept_until: str | None = None
     route: Route | None = None
     routes: tuple[Target, ...] = ()
     proxies: tuple[ProxyEntry, ...] = ()
@@ -278,6 +282,7 @@ def parse_project(body: Mapping[str, Any]) -> Project:
         node_name=status.get("nodeName"),
         host=status.get("host"),
         password_version=status.get("passwordVersion"),
+        kept_until=status.get("keptUntil"),
         route=_parse_route(route) if route and {*route} >= {*_ROUTE} else None,
         routes=tuple(
             Target(r["branch"], TargetState(r["state"]), r.get("address"), r.get("port"))

@@ -40,8 +40,8 @@ class SnapshotNode:
 class Snapshot:
     """A DBSnapshot. `object_name`: of the object; `deleted`: RFC 3339. `branch`: the name of the branch.
 
-    `origin_branch_uid`, `restore_uid`, `origin_time`, `branch_spec` (of a deleted branch): `spec.origin` of a record,
-    which the controller alone makes.
+    `origin_branch_uid`, `restore_uid`, `origin_time`, `branch_spec` (of a deleted branch), `origin_project_uid` (of a
+    deleted project, of which it is the record; it has no data): `spec.origin`, which the controller alone writes.
     `schedules`: of a scheduled one, whose run it is.
     """
 
@@ -58,6 +58,7 @@ class Snapshot:
     restore_uid: str | None = None
     origin_time: str | None = None
     branch_spec: Mapping[str, Any] = field(default_factory=dict)
+    origin_project_uid: str | None = None
     generation: int = 1
     resource_version: str = ""
     created: str | None = None
@@ -127,6 +128,7 @@ def parse_snapshot(body: Mapping[str, Any]) -> Snapshot:
         origin_branch_uid=origin.get("branchUID"),
         restore_uid=origin.get("restoreUID"),
         branch_spec=dict(origin.get("branchSpec") or {}),
+        origin_project_uid=origin.get("projectUID"),
         origin_time=origin.get("time"),
         generation=int(meta.get("generation", 1)),
         resource_version=meta.get("resourceVersion", ""),

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -17,43 +14,33 @@ from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.enums import Undo
 from dbranch.api.errors import DbranchError
-from dbranch.api.expiry import format_time
 from dbranch.api.project import Project, parse_project
 from dbranch.controller import timing
 from dbranch.controller.branch.expiry import EXPIRY_STATES
 from dbranch.controller.branch.reaper import BranchReaper
 from dbranch.controller.branch.reconciler import BranchReconciler
 from dbranch.controller.branch.sources import Sources
-from dbranch.controller.cache import Cache
 from dbranch.controller.dispatch import Dispatcher
 from dbranch.controller.events import reference_of
+from dbranch.controller.indices import BRANCH, PROJECT, cache_of, register_indices
 from dbranch.controller.limits import Limits
 from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics
-from dbranch.controller.nodes import AgentPod, NodeObject, agent_pod, node_object
 from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.project.reconciler import ProjectReconciler
-from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of, switch_state
+from dbranch.controller.proxy_pods import switch_state
 from dbranch.controller.restore.reconciler import RestoreReconciler
 from dbranch.controller.restore.watch import PHASES, RestoreWatch
-from dbranch.controller.restore.watch import concerned_by as restores_concerned_by
 from dbranch.controller.restore_records import RestoreRecords
 from dbranch.controller.rollouts import Rollouts
 from dbranch.controller.schedule.loop import ScheduleLoop
 from dbranch.controller.snapshot.reconciler import SnapshotReconciler
 from dbranch.controller.snapshot.relief import PoolRelief
-from dbranch.controller.snapshot.watch import SnapshotWatch, concerned_by
+from dbranch.controller.snapshot.watch import SnapshotWatch
 from dbranch.controller.snapshot_records import STATES, SnapshotRecords
-from dbranch.controller.stale import (
-    Change,
-    ConnectionChange,
-    NodeChange,
-    ProxyChange,
-    key_of,
-    miscounted,
-    stale,
-)
+from dbranch.controller.stale import ConnectionChange, NodeChange, ProxyChange
 from dbranch.controller.sweep import Sweeper
+from dbranch.controller.work import Work
 from dbranch.kube.client import Cluster
 from dbranch.runtime.heartbeats import Heartbeats
 from dbranch.runtime.initial_sync import InitialSync
@@ -61,12 +48,9 @@ from dbranch.runtime.kopf_settings import configure_kopf, login, requeue_after
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import Key
 from dbranch.runtime.steady_clock import SteadyClock
-from dbranch.runtime.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
-_PROJECT: Any = (names.GROUP, names.VERSION, names.PROJECTS)
-_BRANCH: Any = (names.GROUP, names.VERSION, names.BRANCHES)
 _REQUESTED_AT: Any = ("metadata", "annotations", names.CONTROLLER_REQUESTED_AT)
 _UNSEEN: Any = object()
 # Fields of status.node that the agents measure: no condition and no route depends on them.
@@ -80,66 +64,6 @@ _MEASURED_FIELDS = (
     "transaction",
     "warmSlots",
 )
-
-
-class Work:
-    """The work queue, and the cache that its reconciles read."""
-
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        resync_seconds: float,
-        limits: Limits,
-        snapshots: SnapshotRecords,
-        restores: RestoreRecords,
-        clock: Callable[[], datetime],
-    ) -> None:
-        self._dispatcher, self._limits, self._snapshots = dispatcher, limits, snapshots
-        self._restores = restores
-        self._clock = clock
-        self.queue = WorkQueue(dispatcher.reconcile, resync_seconds, dispatcher.report_failure)
-        self._changes: list[Change] = []
-        # Those that are reconciled in a moment.
-        self._miscounted: set[Key] = set()
-
-    def request(self, item: Project | Branch, kwargs: Mapping[str, Any]) -> None:
-        """Reconcile the object itself."""
-        self._dispatcher.cache = cache_of(kwargs, self._snapshots, self._restores)
-        self.queue.add(key_of(item))
-
-    def follow(self, kwargs: Mapping[str, Any], change: Change) -> None:
-        """Reconcile who would report something else after the change, for all events that come together."""
-        self._dispatcher.cache = cache_of(kwargs, self._snapshots, self._restores)
-        if not self._changes:
-            asyncio.get_running_loop().call_soon(self._enqueue_stale, self._dispatcher.cache)
-        self._changes.append(change)
-
-    def forget(self, item: Project | Branch) -> None:
-        """Reconcile an object no more that is gone, and forget what is remembered of it."""
-        self.queue.forget(key_of(item))
-        self._dispatcher.forget(item)
-
-    def _enqueue_stale(self, cache: Cache) -> None:
-        changes, self._changes = self._changes, []
-        for key in stale(changes, cache, self._limits, format_time(self._clock())):
-            self.queue.add(key)
-        for key in miscounted(changes, cache) - self._miscounted:
-            self._miscounted.add(key)
-            loop = asyncio.get_running_loop()
-            loop.call_later(timing.BRANCH_COUNT_DELAY_SECONDS, self._enqueue_miscounted, key)
-        records = self._snapshots.all()
-        for change in changes:
-            for key in restores_concerned_by(_changed(change), self._restores, cache):
-                self.queue.add(key)
-        for change in changes if records else ():
-            item = change.node if isinstance(change, NodeChange) else change
-            if isinstance(item, Project | Branch | str):
-                for key in concerned_by(item, records, cache):
-                    self.queue.add(key)
-
-    def _enqueue_miscounted(self, key: Key) -> None:
-        self._miscounted.discard(key)
-        self.queue.add(key)
 
 
 def register(
@@ -156,15 +80,17 @@ def register(
     projects = ProjectReconciler(cluster, release, owned, locks, metrics, emit_event, rollouts, limits)
     records, sources = SnapshotRecords(), Sources()
     clock = SteadyClock(cluster.server_time)
-    branches = BranchReconciler(
-        cluster, release, owned, locks, metrics, emit_event, limits, sources, clock=clock
-    )
-    snapshots = SnapshotReconciler(cluster, locks, metrics, sources, records, limits, clock=clock)
-    known_restores = RestoreRecords()
 
     def request(key: Key) -> None:
         work.queue.add(key)
 
+    branches = BranchReconciler(
+        *(cluster, release, owned, locks, metrics, emit_event, limits, sources),
+        clock=clock,
+        request=request,
+    )
+    snapshots = SnapshotReconciler(cluster, locks, metrics, sources, records, limits, clock=clock)
+    known_restores = RestoreRecords()
     restores = RestoreReconciler(
         cluster,
         locks,
@@ -195,7 +121,7 @@ def register(
         "room in pools": relief.run,
     }
     _register_startup(registry, owned, work, partial(sweeper.run, resync_seconds), loops)
-    _register_indices(registry, release.nodes_namespace)
+    register_indices(registry, release.nodes_namespace)
     _register_objects(registry, work)
     _register_related(registry, work, initial_sync)
 
@@ -253,79 +179,28 @@ def _register_startup(
     kopf.on.login(**options)(login)
 
 
-def _register_indices(registry: kopf.OperatorRegistry, nodes_namespace: str) -> None:
-    """Register the indices as coroutines: kopf would run each function in a thread, also those that do nothing."""
-    options: Any = {"registry": registry}
-
-    @kopf.index("v1", "nodes", id="node_index", **options)
-    async def node_index(body: kopf.Body, **_: Any) -> dict[str, NodeObject]:
-        return {body["metadata"]["name"]: node_object(body)}
-
-    @kopf.index("v1", "pods", id="agent_index", **options)
-    async def agent_index(
-        body: kopf.Body, namespace: Any, labels: kopf.Labels, **_: Any
-    ) -> dict[str, AgentPod]:
-        is_agent = namespace == nodes_namespace and labels.get(names.LABEL_COMPONENT) == names.COMPONENT_AGENT
-        agent = agent_pod(body) if is_agent else None
-        return {agent.node: agent} if agent else {}
-
-    @kopf.index("v1", "pods", id="proxy_index", **options)
-    async def proxy_index(body: kopf.Body, labels: kopf.Labels, **_: Any) -> dict[str, ProxyPod]:
-        proxy = proxy_pod_of(body) if labels.get(names.LABEL_COMPONENT) == names.COMPONENT_PROXY else None
-        return {labels.get(names.LABEL_PROJECT_UID, ""): proxy} if proxy else {}
-
-    @kopf.index(*_PROJECT, id="project_index", **options)
-    async def project_index(body: kopf.Body, **_: Any) -> dict[tuple[str, str], Project]:
-        project = parse_project(body)
-        return {(project.namespace, project.name): project}
-
-    @kopf.index(*_BRANCH, id="branch_index", **options)
-    async def branch_index(body: kopf.Body, **_: Any) -> dict[tuple[str, str], Branch]:
-        branch = parse_branch(body)
-        return {(branch.namespace, branch.project): branch}
-
-
-def cache_of(
-    kwargs: Mapping[str, Any],
-    snapshots: SnapshotRecords | None = None,
-    restores: RestoreRecords | None = None,
-) -> Cache:
-    """Return the cache over the indices among a handler's keyword arguments, and over the records."""
-    indices = (kwargs[f"{noun}_index"] for noun in ("node", "agent", "project", "branch", "proxy"))
-    return replace(
-        Cache(*indices), snapshots=snapshots or SnapshotRecords(), restores=restores or RestoreRecords()
-    )
-
-
-def _changed(change: Change) -> Project | Branch | str | tuple[str, str]:
-    """Return a change as the restores' part knows it."""
-    if isinstance(change, NodeChange):
-        return change.node
-    return change if isinstance(change, Project | Branch) else (change.namespace, change.project)
-
-
 def _register_objects(registry: kopf.OperatorRegistry, work: Work) -> None:
     """Register the events of an object that ask for its own reconcile."""
     options: Any = {"registry": registry}
 
-    @kopf.on.resume(*_PROJECT, id="project", **options)
-    @kopf.on.create(*_PROJECT, id="project", **options)
-    @kopf.on.update(*_PROJECT, field="spec", id="project", **options)
-    @kopf.on.field(*_PROJECT, field="status.node", id="project", **options)
+    @kopf.on.resume(*PROJECT, id="project", **options)
+    @kopf.on.create(*PROJECT, id="project", **options)
+    @kopf.on.update(*PROJECT, field="spec", id="project", **options)
+    @kopf.on.field(*PROJECT, field="status.node", id="project", **options)
     async def on_project_change(body: kopf.Body, **kwargs: Any) -> None:
         work.request(parse_project(body), kwargs)
 
-    @kopf.on.field(*_PROJECT, field="status.proxies", id="project-proxies", **options)
+    @kopf.on.field(*PROJECT, field="status.proxies", id="project-proxies", **options)
     async def on_proxies_change(old: Any, new: Any, body: kopf.Body, **kwargs: Any) -> None:
         # They write the numbers of their sessions every few seconds.
         if switch_state(old) != switch_state(new):
             work.request(parse_project(body), kwargs)
 
-    @kopf.on.resume(*_BRANCH, id="branch", **options)
-    @kopf.on.create(*_BRANCH, id="branch", **options)
-    @kopf.on.update(*_BRANCH, field="spec", id="branch", **options)
-    @kopf.on.field(*_BRANCH, field="status.node", id="branch", **options)
-    @kopf.on.field(*_BRANCH, field=_REQUESTED_AT, id="branch", **options)
+    @kopf.on.resume(*BRANCH, id="branch", **options)
+    @kopf.on.create(*BRANCH, id="branch", **options)
+    @kopf.on.update(*BRANCH, field="spec", id="branch", **options)
+    @kopf.on.field(*BRANCH, field="status.node", id="branch", **options)
+    @kopf.on.field(*BRANCH, field=_REQUESTED_AT, id="branch", **options)
     async def on_branch_change(body: kopf.Body, **kwargs: Any) -> None:
         work.request(parse_branch(body), kwargs)
 
@@ -334,12 +209,12 @@ def _register_objects(registry: kopf.OperatorRegistry, work: Work) -> None:
     # A branch needs none but the agent's (`status.release`). `when=` keeps kopf from adding one, and from removing
     # one that a branch has, since kopf takes a finalizer off that no handler needs.
 
-    @kopf.on.delete(*_PROJECT, id="project-removal", **options)
+    @kopf.on.delete(*PROJECT, id="project-removal", **options)
     async def on_project_deletion(body: kopf.Body, **kwargs: Any) -> None:
         work.request(parse_project(body), kwargs)
         requeue_after(timing.KOPF_DELETION_SECONDS, "its branches are being deleted")
 
-    @kopf.on.delete(*_BRANCH, id="branch-removal", when=_has_finalizer, **options)
+    @kopf.on.delete(*BRANCH, id="branch-removal", when=_has_finalizer, **options)
     async def on_branch_deletion(body: kopf.Body, **kwargs: Any) -> None:
         work.request(parse_branch(body), kwargs)
         text = "sessions are still sent to it, or a copy of it is being made"
@@ -360,7 +235,7 @@ def _register_related(registry: kopf.OperatorRegistry, work: Work, initial_sync:
     # By UID: spec.undo of branches, which can be changed while their deletion waits.
     being_deleted: dict[str, Undo | None] = {}
 
-    @kopf.on.event(*_BRANCH, **options)
+    @kopf.on.event(*BRANCH, **options)
     async def on_branch_event(event: Any, body: kopf.Body, **kwargs: Any) -> None:
         branch = parse_branch(body)
         work.follow(kwargs, branch)
@@ -373,7 +248,7 @@ def _register_related(registry: kopf.OperatorRegistry, work: Work, initial_sync:
             being_deleted[branch.uid] = branch.undo
             work.request(branch, kwargs)
 
-    @kopf.on.event(*_PROJECT, **options)
+    @kopf.on.event(*PROJECT, **options)
     async def on_project_event(event: Any, body: kopf.Body, **kwargs: Any) -> None:
         # The events of its branches may have come before the project's own.
         project = parse_project(body)
@@ -381,10 +256,10 @@ def _register_related(registry: kopf.OperatorRegistry, work: Work, initial_sync:
         if event["type"] == "DELETED":
             work.forget(project)
 
-    @kopf.on.field(*_PROJECT, field="status.passwordVersion", id="project-password", **options)
-    @kopf.on.field(*_PROJECT, field="spec.proxy.externalHost", id="project-external-host", **options)
-    @kopf.on.field(*_PROJECT, field="spec.proxy.externalPort", id="project-external-port", **options)
-    @kopf.on.field(*_PROJECT, field="spec.proxy.port", id="project-port", **options)
+    @kopf.on.field(*PROJECT, field="status.passwordVersion", id="project-password", **options)
+    @kopf.on.field(*PROJECT, field="spec.proxy.externalHost", id="project-external-host", **options)
+    @kopf.on.field(*PROJECT, field="spec.proxy.externalPort", id="project-external-port", **options)
+    @kopf.on.field(*PROJECT, field="spec.proxy.port", id="project-port", **options)
     async def on_connection_change(namespace: Any, name: str, reason: Any, **kwargs: Any) -> None:
         # A new project has no password yet: this one is only new to this process, which reconciles every branch.
         if reason != "create":

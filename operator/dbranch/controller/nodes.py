@@ -13,13 +13,17 @@ from dbranch.controller.scheduling import NodeFacts
 
 @dataclass(frozen=True)
 class AgentPod:
-    """An agent's pod. `free_bytes`, `retained` (UIDs of retained pools) and `features` are its annotations."""
+    """An agent's pod. `free_bytes`, `retained` (UIDs of retained pools) and `features` are its annotations.
+
+    `publishes_retained`: it has that annotation.
+    """
 
     node: str
     ready: bool
     free_bytes: int | None
     retained: frozenset[str] = frozenset()
     features: frozenset[str] = frozenset()
+    publishes_retained: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ def agent_pod(body: Mapping[str, Any]) -> AgentPod | None:
         int(free) if free and free.isdecimal() else None,
         frozenset(filter(None, retained.split(","))),
         frozenset(filter(None, annotations.get(names.AGENT_FEATURES, "").split(","))),
+        names.AGENT_RETAINED in annotations,
     )
 
 
@@ -75,5 +80,6 @@ def node_facts(
         free_bytes=agent.free_bytes if agent else None,
         committed_bytes=committed_bytes,
         retained=agent.retained if agent else frozenset(),
+        publishes_retained=agent is not None and agent.publishes_retained,
         features=agent.features if agent else frozenset(),
     )

@@ -6,17 +6,25 @@ import threading
 from collections.abc import Iterable
 from dataclasses import replace
 
+from dbranch.api.conditions import Finding
 from dbranch.api.restore import Restore
+from dbranch.runtime.limited import LimitedDict
 
 # Namespace and name of an object.
 ObjectKey = tuple[str, str]
+# Branches whose last refresh was refused are remembered until so many others were.
+MAX_REFUSED = 1000
 
 
 class RestoreRecords:
-    """All restores, without their labels, annotations and conditions. Thread-safe."""
+    """All restores, without their labels, annotations and conditions. Thread-safe.
+
+    `refused`: by branch UID, what to report of the last run of its refresh where the API server refused it.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.refused: LimitedDict[str, Finding] = LimitedDict(MAX_REFUSED)
         self._records: dict[ObjectKey, Restore] = {}
 
     def put(self, restore: Restore) -> Restore | None:
@@ -52,6 +60,10 @@ class RestoreRecords:
         """Return those of a branch, by its name."""
         key = namespace, project, branch
         return [r for r in self.all() if (r.namespace, r.project, r.branch) == key]
+
+    def of_uid(self, uid: str | None) -> Restore | None:
+        """Return the DBRestore with this UID, if it exists."""
+        return next((restore for restore in self.all() if restore.uid == uid), None)
 
     def is_unfinished(self, uid: str | None) -> bool:
         """Return True if the DBRestore with this UID is known, and waits or runs."""

@@ -24,7 +24,8 @@ class NodeFacts:
     `exists`: there is a Node object; `schedulable`: neither cordoned nor tainted against ordinary pods;
     `has_agent`: there is an agent's pod; `free_bytes`: of the disk under the base directory, as the agent reports;
     `committed_bytes`: into which the pools of the projects on the node may still grow; `retained`: UIDs of the
-    deleted projects whose pools are retained there; `features`: what its agent can, names.FEATURE_….
+    deleted projects whose pools are retained there, `publishes_retained`: the agent has said so since it started;
+    `features`: what its agent can, names.FEATURE_….
     """
 
     name: str
@@ -37,6 +38,7 @@ class NodeFacts:
     free_bytes: int | None = None
     committed_bytes: int = 0
     retained: frozenset[str] = frozenset()
+    publishes_retained: bool = True
     features: frozenset[str] = frozenset()
 
 

@@ -11,9 +11,12 @@ from typing import Any
 from dbranch.api import names
 from dbranch.api.conditions import STALLED_REASONS, Condition, Finding, Reason, find_condition
 from dbranch.api.snapshot import Snapshot, parse_snapshot
+from dbranch.runtime.limited import LimitedDict
 
 # Namespace and name of an object.
 ObjectKey = tuple[str, str]
+# Branches whose last run was refused are remembered until so many others were.
+MAX_REFUSED = 1000
 # The states by which metrics count snapshots.
 STATES = ("ready", "pending", "stalled", "deleting")
 
@@ -70,10 +73,14 @@ def record_of(body: Mapping[str, Any]) -> SnapshotRecord:
 
 
 class SnapshotRecords:
-    """The records of all snapshots. Thread-safe."""
+    """The records of all snapshots. Thread-safe.
+
+    `refused`: by branch UID, what to report of the last run of its schedules where the API server refused it.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.refused: LimitedDict[str, Finding] = LimitedDict(MAX_REFUSED)
         self._records: dict[ObjectKey, SnapshotRecord] = {}
         # True once all have been listed: what is not here does not exist.
         self.complete = False

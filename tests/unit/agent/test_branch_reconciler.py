@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from tests.factories import branch as branch_object
 from tests.fakes.api import FakeApi, Json
 from tests.unit.agent.branch_model import COPY, INITDB, PROJECT, ROOMY, ROOT, VERSION, marker
 
@@ -135,14 +136,13 @@ class Bench:
         monkeypatch.setattr(reconciler, "observe_branch", lambda *_: self._observe())
         monkeypatch.setattr(reconciler, "observe_postgres", lambda _, __, facts: facts)
         monkeypatch.setattr(applying, "observe_started", lambda *_: STARTED)
-        # How often it was measured.
         self.measured = 0
-        monkeypatch.setattr(reconciler, "patch_sizes", lambda *_: self._measure())
+        monkeypatch.setattr(reconciler, "patch_sizes", self._measure)
         monkeypatch.setattr(session, "await_accepting", lambda *_: self.accepts)
         monkeypatch.setattr(BranchEffects, "apply", lambda _, *args: self._apply(*args))
         monkeypatch.setattr(backoffs, "time", SimpleNamespace(monotonic=lambda: self.now))
 
-    def _measure(self) -> None:
+    def _measure(self, *_: object) -> None:
         self.measured += 1
 
     def _observe(self) -> BranchFacts:
@@ -401,3 +401,17 @@ def test_a_branch_is_not_touched_otherwise_while_its_sessions_end_for_a_restore(
     bench.facts = replace(STARTED, settings_outdated=True)
     bench.reconcile()
     assert bench.actions == [] and bench.api.writes == []
+
+
+def test_a_branch_is_not_measured_while_a_restore_of_it_goes_on(bench: Bench) -> None:
+    """Its next step would wait until the measuring is over, and new sessions with it."""
+    order = branch_object("x").restoring("r-uid").body()["status"]["restore"]
+    path = branch_path(NAMESPACE, NAME, "status")
+    bench.api.merge(path, {"status": {"restore": order}})
+    for part in (RestorePart(holds=True), RestorePart()):
+        bench.part = part
+        bench.reconcile()
+    assert bench.measured == 0
+    bench.api.merge(path, {"status": {"restore": None}})
+    bench.reconcile()
+    assert bench.measured == 1

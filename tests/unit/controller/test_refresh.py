@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +18,13 @@ from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.conditions import Condition, Finding, Reason
 from dbranch.api.enums import RestorePhase
+from dbranch.api.errors import ApiError
 from dbranch.api.restore import Restore
 from dbranch.api.schedule import SnapshotsStatus, parse_snapshots_status, run_name
 from dbranch.controller.branch.refreshed import refreshed_finding
 from dbranch.controller.restore.admission import Rejected, admit
 from dbranch.controller.restore.facts import RestoreFacts
+from dbranch.controller.schedule import loop as schedule_loop
 from dbranch.controller.schedule.refresh import RefreshFacts, is_in_use, plan_refresh
 from dbranch.kube.client import path_of
 
@@ -178,6 +181,27 @@ def test_protection_holds_back_all_but_the_branchs_own_schedule(reference: Json,
     decision = admit(RestoreFacts(item, project().bound().up().parsed(), protected), THREE)
     finding = decision.finding if isinstance(decision, Rejected) else None
     assert (finding is not None and finding.reason == Reason.PROTECTED) == is_rejected
+
+
+def test_a_refresh_that_the_api_server_refuses_says_so_until_one_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    play, seconds = Play(), [0.0]
+    monkeypatch.setattr(schedule_loop, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    play.rig.branch_up("x")
+    play.rig.change_branch("x", refresh=NIGHTLY)
+    play.step(THREE - HOUR)
+    play.rig.api.refuse("create", "dbrestores", ApiError(403, "Forbidden", "exceeded quota: restores"))
+    assert play.step(THREE) == ["create dbrestores/shop-x-refresh-203006010300"]
+    body = play.rig.reconcile_branch("x")
+    assert conditions_of(body)["Refreshed"] == "ObjectRefused" and conditions_of(body)["Ready"] == "Available"
+    assert message_of(body, "Refreshed") == (
+        "the refresh of branch x cannot begin: exceeded quota: restores; it has its old data; it is tried again"
+    )
+    play.rig.api.answer_again()
+    seconds[0] += 61
+    assert "create dbrestores/shop-x-refresh-203006010300" in play.step(play.now + MINUTE)
+    assert conditions_of(play.rig.reconcile_branch("x"))["Refreshed"] == "OnSchedule"
 
 
 def test_a_refresh_makes_a_restore_and_says_how_it_ended() -> None:

@@ -375,12 +375,21 @@ def test_what_the_api_server_refuses_is_not_tried_every_few_seconds(monkeypatch:
     play.rig.api.refuse("create", "dbsnapshots", quota)
     created = "create dbsnapshots/shop-main-203006011200"
     assert play.step(NOON + play.delay) == [created]
+    assert play.added == [Key(names.BRANCH_KIND, "team", "shop-main")]
+    play.rig.reconcile_branch()
+    assert conditions_of(play.rig.branch())["Snapshotted"] == "ObjectRefused"
+    assert message_of(play.rig.branch(), "Snapshotted") == (
+        "snapshot shop-main-203006011200 of branch main cannot be taken: exceeded quota: snapshots; "
+        "this run has none; it is tried again"
+    )
     assert play.step(play.now + MINUTE) == []
     seconds[0] += 61
     assert play.step(play.now + MINUTE) == [created]
     play.rig.api.answer_again()
     seconds[0] += 61
     assert play.step(play.now + MINUTE) == [created] and play.snapshots() == ["203006011200"]
+    play.rig.reconcile_branch()
+    assert conditions_of(play.rig.branch())["Snapshotted"] == "OnSchedule"
 
 
 def test_fewer_are_said_a_day_before() -> None:

@@ -62,7 +62,7 @@ class BranchRemoval:
         for pod in existing:
             if not pod.terminating:
                 # What is kept gets its whole shutdown: a crash recovery would empty its unlogged tables.
-                grace = None if branch.copy else NO_CHECKPOINT_GRACE_SECONDS
+                grace = None if branch.copy or self._is_pool_kept(branch) else NO_CHECKPOINT_GRACE_SECONDS
                 pods.delete_pod(self._cluster, namespace, pod, grace)
         if existing:
             return Result(BRANCH_POD_DELETION_POLL_SECONDS), None
@@ -76,6 +76,12 @@ class BranchRemoval:
         ensure_brake(self._layout, branch.uid, None)
         self._warm.trigger()
         return Result(), None
+
+    def _is_pool_kept(self, branch: Branch) -> bool:
+        """Return True if the branch's project is being deleted, and its data is kept as a whole."""
+        body = self._cluster.get(project_path(branch.namespace, branch.project))
+        project = parse_project(body) if body else None
+        return project is not None and project.deleting and (project.keeps_pool or bool(project.kept_until))
 
     def _delete_data(self, branch: Branch) -> None:
         """Remove the branch's slots and its subvolume. Raises StorageUnclear if a newer release wrote the data."""

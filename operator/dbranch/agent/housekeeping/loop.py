@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 # Refused requests are published until so many others were refused.
 _MAX_REFUSED: Final = 20
 _FEATURES: Final = ",".join(names.FEATURES)
+# The reason of an Event: a deleted project is not kept for as long as it was to be.
+UNDO_REMOVED: Final = "UndoRemoved"
 # UIDs in one annotation: a tenth of what all annotations of an object may hold.
 _MAX_ADOPTABLE: Final = 700
 
@@ -51,6 +53,7 @@ class Housekeeping:
         self._pod_path = path_of("v1", "pods", context.namespace, pod)
         self._isolation = Isolation(metrics.count_housekeeping_error)
         self.sweeper = Sweeper(cluster, layout, context, self._isolation)
+        self.sweeper.on_undo_removed = self._emit_undo_removed
         self._obedience = Obedience(cluster, layout, context)
         self._triggered = threading.Event()
         self._refused: dict[str, str] = {}
@@ -154,11 +157,19 @@ class Housekeeping:
         changed = {key: value for key, value in desired.items() if current.get(key) != value}
         published = {orphan.uid for orphan in parse_published(current.get(names.AGENT_ORPHANS)).orphans}
         for orphan in orphans:
+            if orphan.kind is OrphanKind.PROJECT:
+                # Nobody is to be alarmed by what was asked for.
+                continue
             if orphan.uid not in published and names.AGENT_ORPHANS in changed:
                 with self._isolation.item(f"event of orphan {orphan.uid}"):
                     self._emit_event(body, orphan)
         if changed:
             self._cluster.merge(self._pod_path, {"metadata": {"annotations": changed}})
+
+    def _emit_undo_removed(self, text: str) -> None:
+        body = self._cluster.get(self._pod_path)
+        if body is not None:
+            self._create_event(body, UNDO_REMOVED, text)
 
     def _emit_event(self, pod: Mapping[str, Any], orphan: Orphan) -> None:
         name = " ".join(filter(None, (orphan.namespace, orphan.project, orphan.branch)))
@@ -166,6 +177,10 @@ class Housekeeping:
             f"{orphan.kind} {orphan.uid}{f' ({name})' if name else ''} of {orphan.size} is named by no object: "
             f"{orphan.why}; it is kept; see dbranch orphan list"
         )
+        self._create_event(pod, "Orphan", text)
+
+    def _create_event(self, pod: Mapping[str, Any], reason: str, text: str) -> None:
+        """Create an Event about the agent's own pod: what it is of has no object any more."""
         about = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -174,4 +189,4 @@ class Housekeeping:
             "uid": pod["metadata"].get("uid", ""),
         }
         source = {"component": names.AGENT_MANAGER, "host": self._context.node}
-        create_event(self._cluster, about, "Warning", "Orphan", text, source)
+        create_event(self._cluster, about, "Warning", reason, text, source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import datetime
 from functools import lru_cache
 
 from dbranch.agent.cluster_identity import ClusterIdentity
@@ -12,23 +13,25 @@ from dbranch.agent.layout import Layout
 from dbranch.agent.linux.btrfs import superblock_uuid
 from dbranch.agent.pool.observe import observe_pools
 from dbranch.agent.pool.records import read_record
+from dbranch.agent.pool.tombstone import read_tombstone
 from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.api import names
+from dbranch.api.errors import StorageUnclear
 from dbranch.kube.client import Cluster, path_of
 
 logger = logging.getLogger(__name__)
 
 
-def observe_stored_pools(layout: Layout, isolation: Isolation) -> tuple[StoredPool, ...]:
-    """Read all pools on the disk; one that cannot be read is left out."""
+def observe_stored_pools(layout: Layout, isolation: Isolation, now: datetime) -> tuple[StoredPool, ...]:
+    """Read all pools on the disk; one that cannot be read is left out. `now`: of the API server."""
     pools = []
     for uid in observe_pools(layout):
         with isolation.item(f"pool {uid}"):
-            pools.append(_observe_stored_pool(layout, uid))
+            pools.append(_observe_stored_pool(layout, uid, now))
     return tuple(pools)
 
 
-def _observe_stored_pool(layout: Layout, uid: str) -> StoredPool:
+def _observe_stored_pool(layout: Layout, uid: str, now: datetime) -> StoredPool:
     image, subvolumes = layout.image(uid), observe_subvolumes(layout, uid)
     for name in subvolumes.of_newer_release:
         _log_newer_once(uid, str(name))
@@ -38,8 +41,20 @@ def _observe_stored_pool(layout: Layout, uid: str) -> StoredPool:
         subvolumes.markers,
         image.stat().st_blocks * 512,
         superblock_uuid(image),
-        layout.tombstone(uid).exists(),
+        *_removal_of(layout, uid, now),
     )
+
+
+def _removal_of(layout: Layout, uid: str, now: datetime) -> tuple[bool, str]:
+    """Return whether the pool's removal was requested and is due, and until when it is kept before (RFC 3339)."""
+    try:
+        tombstone = read_tombstone(layout, uid)
+    except StorageUnclear:
+        # It is neither removed nor offered.
+        return True, ""
+    if tombstone is None:
+        return False, ""
+    return (True, "") if tombstone.is_due(now) else (False, tombstone.not_before)
 
 
 def observe_existing(cluster: Cluster, identity: ClusterIdentity) -> Existing:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Final
 
 from dbranch.agent.layout import SubvolumeKind, SubvolumeName
 from dbranch.agent.pool.record import NewerRecord, PoolRecord
 from dbranch.agent.volume.marker import Marker, NewerMarker, SnapshotMarker
+from dbranch.api.expiry import parse_time
+
+# A pool that was deleted is kept so long, whatever the disk says.
+_MIN_KEPT: Final = timedelta(hours=1)
 
 
 class Fate(StrEnum):
@@ -29,7 +35,7 @@ class StoredPool:
     """A pool on the disk.
 
     `markers`: of its subvolumes, none if it is not mounted. `pool_uuid`: of the filesystem in the image, None without
-    one.
+    one. `tombstoned`: its removal was requested, and is due; `kept_until`: it is to come then (RFC 3339).
     """
 
     uid: str
@@ -38,6 +44,7 @@ class StoredPool:
     allocated_bytes: int = 0
     pool_uuid: str | None = None
     tombstoned: bool = False
+    kept_until: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,10 @@ def is_adoptable(pool: StoredPool, existing: Existing) -> bool:
 
 def _unnamed_pool(pool: StoredPool, existing: Existing) -> Unnamed:
     record = pool.record
+    if pool.kept_until:
+        name = record.project if isinstance(record, PoolRecord) else ""
+        why = f"its project was deleted; it is removed at {pool.kept_until}; dbranch undelete-project {name}"
+        return Unnamed(pool.uid, pool.uid, Fate.KEEP, why.strip(), certain=True)
     if record is None:
         why = "it has no record (release 0.1.0 wrote none); allow a namespace to adopt it"
         return Unnamed(pool.uid, pool.uid, Fate.KEEP, why)
@@ -160,6 +171,16 @@ def _unnamed_of(owner: str, pool: StoredPool) -> Iterator[Unnamed]:
     # Beside data that cannot be read nothing is touched.
     if kinds & {SubvolumeKind.NEW, SubvolumeKind.INIT} and (not has_data or isinstance(marker, Marker)):
         yield Unnamed(owner, pool.uid, Fate.REMOVE_TEMPORARY)
+
+
+def oldest_kept(requested: Mapping[str, str], now: datetime) -> str | None:
+    """Return the UID of the pool that was deleted first, of those that are kept; None if all are too young.
+
+    `requested`: by UID, when the removal was requested (RFC 3339). Whoever made a slip has an hour to notice it.
+    """
+    times = {uid: parse_time(text) for uid, text in requested.items()}
+    old = [(time, uid) for uid, time in times.items() if time is not None and now - time >= _MIN_KEPT]
+    return min(old)[1] if old else None
 
 
 class Rounds:

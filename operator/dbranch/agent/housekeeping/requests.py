@@ -22,7 +22,7 @@ from dbranch.agent.volume.effect import ensure_trash_emptied, ensure_trashed
 from dbranch.agent.volume.restores import ensure_restore_finished
 from dbranch.api import names
 from dbranch.api.errors import Busy, DbranchError, InvalidInput, StorageUnclear
-from dbranch.api.orphans import Orphan, OrphanKind
+from dbranch.api.orphans import Orphan
 from dbranch.kube.client import Cluster, path_of
 from dbranch.runtime.clock import now_rfc3339
 from dbranch.runtime.file_lock import held_temporary
@@ -71,7 +71,7 @@ class Obedience:
             )
         if request.namespace is not None:
             self._allow(orphan, request.namespace)
-        elif orphan.kind is OrphanKind.POOL:
+        elif orphan.kind.is_pool:
             self._delete_pool(orphan.uid)
         else:
             self._delete_branch(orphan)
@@ -99,7 +99,7 @@ class Obedience:
         ensure_trash_emptied(self._layout, orphan.pool)
 
     def _allow(self, orphan: Orphan, namespace: str) -> None:
-        if orphan.kind is not OrphanKind.POOL:
+        if not orphan.kind.is_pool:
             raise InvalidInput(
                 f"{orphan.uid} is a {orphan.kind}; only a pool can be adopted; nothing is changed"
             )

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from datetime import datetime
 
 from dbranch.agent.cluster_identity import ClusterIdentity
 from dbranch.agent.context import NodeContext
 from dbranch.agent.housekeeping.isolation import Isolation
 from dbranch.agent.housekeeping.observe import observe_existing, observe_stored_pools
-from dbranch.agent.housekeeping.orphans import Existing, Fate, Rounds, StoredPool, Unnamed, unnamed
+from dbranch.agent.housekeeping.orphans import (
+    Existing,
+    Fate,
+    Rounds,
+    StoredPool,
+    Unnamed,
+    oldest_kept,
+    unnamed,
+)
 from dbranch.agent.layout import Layout, SubvolumeKind, SubvolumeName
 from dbranch.agent.linux.btrfs import superblock_uuid
+from dbranch.agent.machine import observe_machine
 from dbranch.agent.pool.effect import ensure_pool, ensure_pool_down, ensure_pool_removed
 from dbranch.agent.pool.record import PoolRecord
 from dbranch.agent.pool.records import (
@@ -19,7 +30,8 @@ from dbranch.agent.pool.records import (
     observe_records,
     read_record,
 )
-from dbranch.agent.pool.tombstone import ensure_tombstone, observe_tombstones
+from dbranch.agent.pool.space import watermarks_of
+from dbranch.agent.pool.tombstone import ensure_tombstone, observe_tombstones, read_tombstone
 from dbranch.agent.slot.effect import ensure_slot_removed
 from dbranch.agent.slot.observe import observe_bind_mounts, observe_slots
 from dbranch.agent.slot.unused import ensure_unused
@@ -34,6 +46,8 @@ from dbranch.api.orphans import Orphan, OrphanKind
 from dbranch.api.quantity import format_bytes
 from dbranch.kube.client import Cluster, path_of
 from dbranch.runtime.clock import now_rfc3339
+from dbranch.runtime.file_lock import held_temporary
+from dbranch.runtime.steady_clock import SteadyClock
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +62,8 @@ class Sweeper:
     def __init__(self, cluster: Cluster, layout: Layout, context: NodeContext, isolation: Isolation) -> None:
         self._cluster, self._layout, self._context, self._isolation = cluster, layout, context, isolation
         self._identity = ClusterIdentity(cluster)
+        # A clock that is wrong for a while removes no pool before its time.
+        self._clock = SteadyClock(cluster.server_time)
         self._rounds, self._slot_rounds = Rounds(), Rounds()
         # Bytes of orphan branches, by UID: measured once.
         self._branch_bytes: dict[str, int] = {}
@@ -55,6 +71,8 @@ class Sweeper:
         self._in_use: frozenset[str] = frozenset()
         self.shown: frozenset[str] = frozenset()
         self.orphans: dict[Orphan, int] = {}
+        # Called with what is said of a deleted project that is not kept any longer.
+        self.on_undo_removed: Callable[[str], None] = lambda text: None
         self.stored: tuple[StoredPool, ...] = ()
         self.existing: Existing | None = None
 
@@ -80,7 +98,7 @@ class Sweeper:
 
     def observe(self) -> None:
         """Read the disk, then the API; nothing is counted."""
-        stored = observe_stored_pools(self._layout, self._isolation)
+        stored = observe_stored_pools(self._layout, self._isolation, self._clock())
         existing = observe_existing(self._cluster, self._identity)
         self.stored, self.existing = stored, existing
         pools = {pool.uid: pool for pool in stored}
@@ -107,7 +125,7 @@ class Sweeper:
             record = pool.record if isinstance(pool.record, PoolRecord) else PoolRecord(pool.uid)
             size = pool.allocated_bytes
             orphan = Orphan(
-                OrphanKind.POOL,
+                OrphanKind.PROJECT if pool.kept_until else OrphanKind.POOL,
                 pool.uid,
                 pool.uid,
                 record.namespace,
@@ -173,12 +191,49 @@ class Sweeper:
         return observe_subvolumes(self._layout, pool_uid).holds_data
 
     def _finish_removals(self) -> None:
-        """Go on with the removals that were requested, of pools branch_names project does not exist any more."""
+        """Go on with the removals that were requested and are due, of pools whose project does not exist any more."""
+        now = self._clock()
+        self._make_room(now)
         for uid in observe_tombstones(self._layout):
             if uid not in self._read_existing().projects:
                 with self._isolation.item(f"removal of pool {uid}"):
+                    # As it is now: that it is to be kept may have been written since the disk was read.
+                    tombstone = read_tombstone(self._layout, uid)
+                    if tombstone is None or not tombstone.is_due(now):
+                        continue
                     ensure_unused(self._cluster, self._layout, self._context, names.LABEL_PROJECT_UID, uid)
                     ensure_pool_removed(self._layout, uid)
+
+    def _make_room(self, now: datetime) -> None:
+        """Let the oldest deleted project that is kept go before its time if the node's disk is low; one at a time."""
+        machine = observe_machine(self._layout)
+        watermarks = watermarks_of(
+            machine.host_total_bytes, self._context.eviction.of(machine.host_total_bytes)
+        )
+        if machine.host_free_bytes >= watermarks.refuse:
+            return
+        gone = [pool for pool in self.stored if pool.uid not in self._read_existing().projects]
+        tombstones = {pool.uid: read_tombstone(self._layout, pool.uid) for pool in gone}
+        requested = {uid: t.requested for uid, t in tombstones.items() if t and not t.is_due(now)}
+        uid = oldest_kept(requested, now)
+        if uid is None or any(t and t.is_due(now) for t in tombstones.values()):
+            # One that is going already makes room first.
+            return
+        with self._isolation.item(f"room on the disk by pool {uid}"):
+            if self._end_keeping(uid):
+                record = read_record(self._layout, uid)
+                project = f"{record.namespace}/{record.project}" if isinstance(record, PoolRecord) else uid
+                text = f"the pool of deleted project {project} is removed before its time: the node's disk is low"
+                logger.warning("%s", text)
+                self.on_undo_removed(text)
+
+    def _end_keeping(self, uid: str) -> bool:
+        """Let the removal of a kept pool be due, which the sweep goes on with; False if it was adopted meanwhile."""
+        with held_temporary(self._layout.pool_lock(uid), timeout=60):
+            if read_tombstone(self._layout, uid) is None:
+                return False
+            ensure_tombstone(self._layout, uid, superblock_uuid(self._layout.image(uid)))
+            return True
 
     def _observe_in_use(self) -> frozenset[str]:
         """Return the UIDs of the projects and branches that pods and bind mounts on this node name."""

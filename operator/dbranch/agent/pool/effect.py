@@ -160,6 +160,9 @@ def ensure_pool_removed(layout: Layout, project_uid: str) -> None:
     ensure_pool_down(layout, project_uid)
     file = layout.image(project_uid)
     with held_temporary(layout.pool_lock(project_uid), timeout=60):
+        if read_tombstone(layout, project_uid) is None:
+            # It has been adopted, or is wanted again, since it was read.
+            return
         image.ensure_detached(file)
         if not names_image(layout, project_uid, tombstone):
             logger.warning("%s holds another filesystem than the pool to be removed; it is left alone", file)

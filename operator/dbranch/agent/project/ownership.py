@@ -12,10 +12,11 @@ from dbranch.agent.linux.quotas import image_has_simple_quotas
 from dbranch.agent.pool.effect import ensure_pool_down
 from dbranch.agent.pool.record import PoolRecord, check_adoptable
 from dbranch.agent.pool.records import ensure_pool_adopted, ensure_recorded, read_record, understood_record
-from dbranch.agent.pool.tombstone import ensure_tombstone_withdrawn
+from dbranch.agent.pool.tombstone import ensure_tombstone, ensure_tombstone_withdrawn, read_tombstone
 from dbranch.agent.slot.unused import ensure_unused
 from dbranch.api import names
 from dbranch.api.errors import PoolLost
+from dbranch.api.expiry import format_time
 from dbranch.api.project import Project
 from dbranch.kube.client import Cluster, path_of
 
@@ -78,6 +79,25 @@ class PoolOwnership:
             existed = read_record(self._layout, project.uid) is None
             self.record(project, node.pool_uuid or "", node.machine_id or "", existed or node.initialized)
 
+    def request_removal(self, project: Project) -> None:
+        """Record that the pool of a project that is being deleted is to go: at once, or as its controller says.
+
+        At once, too, where its namespace ends: nobody could undelete it there. It is said once: nothing that the
+        object says afterwards lets the pool go sooner.
+        """
+        if read_tombstone(self._layout, project.uid) is not None:
+            return
+        not_before = project.kept_until or ""
+        if not_before and self._identity.is_ending(project.namespace):
+            not_before = ""
+        requested = format_time(self._cluster.server_time())
+        ensure_tombstone(self._layout, project.uid, project.node.pool_uuid, not_before, requested)
+
+    def may_be_removed(self, project: Project) -> bool:
+        """Return False if the pool of a project that is being deleted is kept for a time; the sweep removes it."""
+        tombstone = read_tombstone(self._layout, project.uid)
+        return tombstone is None or not tombstone.not_before
+
     def _adopt(self, project: Project, old_uid: str) -> str:
         """Make the pool of a project that does not exist this project's; return its filesystem's UUID.
 
@@ -96,6 +116,10 @@ class PoolOwnership:
             )
         ensure_unused(self._cluster, self._layout, self._context, names.LABEL_PROJECT_UID, old_uid)
         ensure_pool_down(self._layout, old_uid)
+        tombstone = read_tombstone(self._layout, old_uid)
+        if tombstone and not tombstone.is_due(self._cluster.server_time()):
+            # It was deleted, and is wanted again: from here on nobody removes it.
+            ensure_tombstone_withdrawn(self._layout, old_uid)
         new = PoolRecord(
             project.uid,
             namespace=project.namespace,

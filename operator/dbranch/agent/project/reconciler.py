@@ -17,7 +17,7 @@ from dbranch.agent.pool.effect import ensure_base, ensure_pool, ensure_pool_down
 from dbranch.agent.pool.observe import PoolFacts, observe_pool
 from dbranch.agent.pool.records import ensure_record_removed
 from dbranch.agent.pool.space import Space, pool_finding, read_only_finding
-from dbranch.agent.pool.tombstone import ensure_tombstone, ensure_tombstone_withdrawn
+from dbranch.agent.pool.tombstone import ensure_tombstone_withdrawn
 from dbranch.agent.project.ownership import PoolOwnership
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.slot import pods
@@ -290,7 +290,7 @@ class ProjectReconciler:
             ensure_tombstone_withdrawn(self._layout, project.uid)
             self._ownership.record_deletion(project)
         else:
-            ensure_tombstone(self._layout, project.uid, project.node.pool_uuid)
+            self._ownership.request_removal(project)
         if self._delete_pods(project):
             return Result(POD_DELETION_POLL_SECONDS)
         try:
@@ -306,15 +306,19 @@ class ProjectReconciler:
         self._trigger_warm(project)
         self._backoff.succeed(project.uid)
         remove_finalizer(self._cluster, object_path(project), project.uid, names.AGENT_FINALIZER)
-        if project.keeps_pool:
+        if self._layout.image(project.uid).exists():
+            # It can be adopted now.
             self._trigger_housekeeping()
         return Result(FINALIZER_REMOVED_CHECK_SECONDS)
 
     def _remove_pool(self, project: Project) -> None:
-        """Remove the project's slots, and its pool unless it is to be retained. Raises Busy while they are in use."""
+        """Remove the project's slots, and its pool unless it is kept, for ever or for a time.
+
+        Raises Busy while they are in use.
+        """
         for name in observe_project_slots(self._layout, project.uid):
             slot.ensure_slot_removed(self._layout, name)
-        if project.keeps_pool:
+        if project.keeps_pool or not self._ownership.may_be_removed(project):
             ensure_pool_down(self._layout, project.uid)
         else:
             ensure_pool_removed(self._layout, project.uid)

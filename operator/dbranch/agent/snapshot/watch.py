@@ -134,6 +134,9 @@ def follow_snapshots(
         if event["type"] == "SYNCED":
             records.keep_only(listed)
             continue
+        if parse_snapshot(event["object"]).origin_project_uid:
+            # The record of a deleted project has no data.
+            continue
         meta = event["object"]["metadata"]
         key = meta["namespace"], meta["name"]
         listed.add(key)

@@ -16,7 +16,7 @@ def refreshed_of(branch: Branch, records: RestoreRecords) -> Finding | None:
     """Return the finding of Refreshed, by the records of all restores."""
     if branch.refresh is None:
         return None
-    return refreshed_finding(branch, refreshes_of(branch, records))
+    return refreshed_finding(branch, refreshes_of(branch, records), records.refused.get(branch.uid))
 
 
 def refreshes_of(branch: Branch, records: RestoreRecords) -> list[Restore]:
@@ -25,10 +25,13 @@ def refreshes_of(branch: Branch, records: RestoreRecords) -> list[Restore]:
     return [restore for restore in restores if restore.scheduled_for == branch.uid]
 
 
-def refreshed_finding(branch: Branch, restores: Sequence[Restore]) -> Finding | None:
+def refreshed_finding(
+    branch: Branch, restores: Sequence[Restore], refused: Finding | None = None
+) -> Finding | None:
     """Return the finding of Refreshed; None if the branch has no refresh, or it is Paused.
 
-    What was said of the last one stays said while the next one is under way, and after its DBRestore is gone.
+    `refused`: the API server's refusal of the last run. What was said of the last one stays said while the next one
+    is under way, and after its DBRestore is gone.
     """
     if branch.refresh is None:
         return None
@@ -39,13 +42,15 @@ def refreshed_finding(branch: Branch, restores: Sequence[Restore]) -> Finding | 
         return Finding(Reason.INVALID_SCHEDULE, f"{text}; correct spec.refresh")
     if not branch.refresh.active:
         return None
+    if refused:
+        return refused
     last = last_finished(restores)
     if last and last.failure:
         # Of a project it is only a warning; here nothing was replaced because of it.
         is_low = last.failure.reason == Reason.POOL_LOW
         return Finding(Reason.POOL_FULL, last.failure.message) if is_low else last.failure
     reported = Finding.from_dict(find_condition(branch.status, Condition.REFRESHED))
-    if last is None and reported and reported.reason != Reason.INVALID_SCHEDULE:
+    if last is None and reported and reported.reason not in (Reason.INVALID_SCHEDULE, Reason.OBJECT_REFUSED):
         return reported
     return Finding(Reason.ON_SCHEDULE, f"branch {branch.name} is refreshed by its schedule")
 

@@ -17,11 +17,14 @@ _SCHEDULE_ROOM: Final = 100
 
 
 def snapshotted_finding(
-    branch: Branch, records: Sequence[SnapshotRecord], limits: NamespaceLimits
+    branch: Branch,
+    records: Sequence[SnapshotRecord],
+    limits: NamespaceLimits,
+    refused: Finding | None = None,
 ) -> Finding | None:
     """Return the finding of Snapshotted; None if the branch has no schedules of snapshots that are Active.
 
-    `records`: of the project's snapshots.
+    `records`: of the project's snapshots. `refused`: the API server's refusal of the last run.
     """
     for schedule in branch.snapshots:
         try:
@@ -40,6 +43,8 @@ def snapshotted_finding(
         fact = f"{subject} has as many snapshots as {limits.path(reached)} of the dbranch chart allows"
         text = f"{fact}: {limits.count(reached)}; the schedules of branch {branch.name} take none"
         return Finding(Reason.LIMIT_EXCEEDED, f"{text}; delete some, or lower keep")
+    if refused:
+        return refused
     last = last_scheduled(branch, records)
     if last and last.ready and not last.ready.done and last.ready.reason in WARNING_REASONS:
         text = f"snapshot {last.snapshot.name} of branch {branch.name} was not taken: {last.ready.message}"
@@ -51,7 +56,8 @@ def snapshotted_of(branch: Branch, records: SnapshotRecords, limits: NamespaceLi
     """Return the finding of Snapshotted, by the records of all snapshots."""
     if not branch.snapshots:
         return None
-    return snapshotted_finding(branch, records.of_project(branch.namespace, branch.project), limits)
+    of_project = records.of_project(branch.namespace, branch.project)
+    return snapshotted_finding(branch, of_project, limits, records.refused.get(branch.uid))
 
 
 def is_of_schedule(branch: Branch, record: SnapshotRecord) -> bool:

@@ -13,6 +13,7 @@ from dbranch.api import names
 from dbranch.api.conditions import Condition, Finding, Reason, find_condition
 from dbranch.api.errors import ApiError, BeingDeleted, NameTaken, ObjectRefused
 from dbranch.api.project import Project, parse_project
+from dbranch.api.snapshot import parse_snapshot
 from dbranch.controller import manifests, timing
 from dbranch.controller.cache import Cache
 from dbranch.controller.credentials import CredentialSecrets
@@ -25,6 +26,7 @@ from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects, UpdateDeferred
 from dbranch.controller.places import Places
+from dbranch.controller.project.deletion_records import DeletionRecords
 from dbranch.controller.project.plan import (
     Applied,
     ProjectFacts,
@@ -94,6 +96,7 @@ class ProjectReconciler:
         self._rollouts = rollouts or Rollouts()
         self._limits = limits or Limits()
         self._places = Places(self._limits, "projects")
+        self._records = DeletionRecords(cluster)
         # By project UID: when all that is made for it was last compared with what is there.
         self._checked: dict[str, float] = {}
 
@@ -112,7 +115,7 @@ class ProjectReconciler:
                     return GONE
                 try:
                     if body["metadata"].get("deletionTimestamp"):
-                        return self._remove(parse_project(body), cache)
+                        return self._remove(parse_project(body), cache, body["spec"])
                     return self._reconcile_once(body, cache, bypass_cache)
                 except ApiError as error:
                     if error.status != 409 or attempt == _MAX_ATTEMPTS - 1:
@@ -320,7 +323,7 @@ class ProjectReconciler:
         path = project_path(project.namespace, project.name, "status")
         self._cluster.apply(path, body, names.PROXY_MANAGER_PREFIX + pod)
 
-    def _remove(self, project: Project, cache: Cache) -> Result:
+    def _remove(self, project: Project, cache: Cache, spec: Mapping[str, Any]) -> Result:
         """Delete the project's branches, its snapshots, then what was made for it; let go of it in the end.
 
         The event of the last branch's or snapshot's deletion leads here again.
@@ -338,6 +341,10 @@ class ProjectReconciler:
             return Result(timing.DELETION_RESYNC_SECONDS)
         path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)
         remaining = [b for b in self._cluster.find(path) if b["spec"]["project"] == project.name]
+        # Before the first of them goes.
+        if not self._records.ensure(project, node, spec, remaining):
+            longest = timing.REFUSED_LONGEST_RETRY_SECONDS
+            return Result(timing.REFUSED_RETRY_SECONDS, unfinished=True, longest=longest)
         refused = False
         for body in remaining:
             meta = body["metadata"]
@@ -393,6 +400,9 @@ class ProjectReconciler:
         """Delete the project's objects of a kind; return those that there were."""
         path = path_of(names.API_VERSION, plural, project.namespace)
         remaining = self._cluster.find(path, fields=f"spec.project={project.name}")
+        if plural == names.SNAPSHOTS:
+            # The records of deleted projects are none of them: this one's, and those of others that had its name.
+            remaining = [body for body in remaining if not parse_snapshot(body).origin_project_uid]
         for body in remaining:
             meta = body["metadata"]
             if not meta.get("deletionTimestamp"):

@@ -17,7 +17,7 @@ from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.conditions import NO_PROGRESS_REASONS, Condition, Finding
 from dbranch.api.enums import SnapshotReason
-from dbranch.api.errors import ApiError
+from dbranch.api.errors import ApiError, ObjectRefused
 from dbranch.api.expiry import format_time
 from dbranch.api.project import Project
 from dbranch.api.restore import parse_restore
@@ -28,7 +28,7 @@ from dbranch.controller.branch.snapshotted import is_of_schedule, is_reported, s
 from dbranch.controller.cache import Cache
 from dbranch.controller.event_requests import EventRequests
 from dbranch.controller.events import EXPIRING, REFRESH_FAILED
-from dbranch.controller.failure import is_refusal
+from dbranch.controller.failure import is_refusal, refusal_finding
 from dbranch.controller.limits import Limits, reached_snapshot_limit
 from dbranch.controller.manifests import refresh_restore, scheduled_snapshot
 from dbranch.controller.metrics import ControllerMetrics
@@ -121,6 +121,7 @@ class ScheduleLoop:
                 if isinstance(error, ApiError) and is_refusal(error):
                     # Quota, webhook: nothing says when that is over.
                     self._refused[branch.uid] = time.monotonic() + timing.REFUSED_LONGEST_RETRY_SECONDS
+                    self._request_report(branch, cache)
                 log_error(logger, error, f"schedules of branch {branch.namespace}/{branch.object_name}")
             if plan.run:
                 loads.add(branch.node_name or "")
@@ -185,11 +186,15 @@ class ScheduleLoop:
             created = self._cluster.create(path, body)
         except ApiError as error:
             if error.reason != "AlreadyExists":
+                if is_refusal(error):
+                    subject = f"snapshot {run.name} of branch {branch.name} cannot be taken"
+                    cache.snapshots.refused[branch.uid] = _finding_of(subject, error, "this run has none")
                 raise
             # It was made, and the answer lost; or the name is another's: this run has none, then.
             logger.info("branch %s/%s: %s exists", branch.namespace, branch.object_name, run.name)
             self._considered[branch.uid] = run.time
             return
+        cache.snapshots.refused.pop(branch.uid, None)
         # The watch brings it, too; the next look must not come before.
         record = record_of(created)
         cache.snapshots.put(record)
@@ -228,9 +233,15 @@ class ScheduleLoop:
             path = path_of(names.API_VERSION, names.RESTORES, branch.namespace)
             try:
                 created = parse_restore(self._cluster.create(path, refresh_restore(branch, plan.name)))
+                cache.restores.refused.pop(branch.uid, None)
                 self._add(Key(names.RESTORE_KIND, created.namespace, created.object_name))
             except ApiError as error:
                 if error.reason != "AlreadyExists":
+                    if is_refusal(error):
+                        subject = f"the refresh of branch {branch.name} cannot begin"
+                        cache.restores.refused[branch.uid] = _finding_of(
+                            subject, error, "it has its old data"
+                        )
                     raise
         self._write(branch, "refresh", plan.status.as_dict())
 
@@ -249,6 +260,10 @@ class ScheduleLoop:
             changes = {**dict.fromkeys(reported), **status} if status else None
             written = patch_status(self._cluster, branch, {field: changes})
             self._written[branch.uid] = int(written["metadata"]["resourceVersion"]), time.monotonic()
+
+
+def _finding_of(subject: str, error: ApiError, effect: str) -> Finding:
+    return refusal_finding(ObjectRefused(subject, error), effect)
 
 
 def _has_schedules(branch: Branch) -> bool:

@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from dbranch.api import names
 from dbranch.api.branch import Branch
-from dbranch.api.conditions import Condition, Finding, Reason
-from dbranch.api.enums import SnapshotReason
+from dbranch.api.conditions import Condition, Finding, Reason, find_condition
+from dbranch.api.enums import RestorePhase, SnapshotReason
 from dbranch.api.expiry import format_time, parse_time, with_grace
 from dbranch.api.project import Project
+from dbranch.api.restore import Restore
 from dbranch.api.schedule import SCHEDULE_DEADLINE
 from dbranch.api.snapshot import Snapshot
 from dbranch.controller.conditions import report_conditions
@@ -70,6 +71,8 @@ class SnapshotPlan:
 def plan_snapshot(facts: SnapshotFacts, now: datetime) -> SnapshotPlan:
     """Decide about a snapshot that is not being deleted. `now`: of the API server."""
     snapshot = facts.snapshot
+    if snapshot.origin_project_uid:
+        return _plan_record_of_project(facts, now)
     binding = None
     if needs_binding(snapshot):
         bound = bind_snapshot(facts, now)
@@ -96,8 +99,58 @@ def plan_snapshot(facts: SnapshotFacts, now: datetime) -> SnapshotPlan:
     return SnapshotPlan(binding, ready, fields, expires_sooner)
 
 
+def _plan_record_of_project(facts: SnapshotFacts, now: datetime) -> SnapshotPlan:
+    """Decide about the record of a project that was deleted: it has no data, and goes when its pool may go.
+
+    Its node and time were written when it was made, and never change.
+    """
+    snapshot = facts.snapshot
+    ready = _ready_of_record(facts)
+    previous = snapshot.status.get("conditions") or ()
+    fields: Json = {
+        "observedGeneration": snapshot.generation,
+        "conditions": report_conditions(previous, [], ready, snapshot.generation, format_time(now)),
+    }
+    return SnapshotPlan(None, ready, fields)
+
+
+def _ready_of_record(facts: SnapshotFacts) -> Finding:
+    """Return the finding of Ready of the record of a deleted project: whether its pool is kept, as the agent says."""
+    snapshot, project, node = facts.snapshot, facts.project, facts.node
+    is_going = project is not None and project.deleting and project.uid == snapshot.origin_project_uid
+    if not snapshot.expiration_time or not snapshot.node_name:
+        if is_going:
+            return Finding(Reason.PENDING, f"project {snapshot.project} is being deleted; its data stays")
+        text = f"snapshot {snapshot.name} is a copy of the record of a deletion; no data is kept for it"
+        return Finding(Reason.SNAPSHOT_LOST, f"{text}; delete it")
+    subject = f"the data of deleted project {snapshot.project}"
+    if node is not None and snapshot.origin_project_uid in node.retained:
+        text = f"{subject} is kept on node {node.name} until {snapshot.expiration_time}"
+        return Finding(
+            Reason.AVAILABLE, f"{text}; dbranch undelete-project {snapshot.project} brings it back"
+        )
+    not_ready = _node_finding(node or NodeFacts(snapshot.node_name, exists=False))
+    if not_ready and not_ready.reason == Reason.NODE_GONE:
+        return not_ready
+    said = Finding.from_dict(find_condition(snapshot.status, Condition.READY))
+    was_kept = said is not None and said.reason in (Reason.AVAILABLE, Reason.SNAPSHOT_LOST)
+    if was_kept and said is not None:
+        if not_ready or node is None or not node.publishes_retained:
+            # What its agent said last.
+            return said
+        text = f"{subject} is not kept on node {snapshot.node_name} any more: it was adopted, or removed"
+        return Finding(Reason.SNAPSHOT_LOST, f"{text}; delete the record")
+    text = f"{subject} is kept until {snapshot.expiration_time}"
+    return Finding(Reason.PENDING, f"{text}; it can be had back when node {snapshot.node_name} says so")
+
+
 def needs_binding(snapshot: Snapshot) -> bool:
-    """Return True if the snapshot has no node yet, or no branch and its data did not come without one."""
+    """Return True if the snapshot has no node yet, or no branch and its data did not come without one.
+
+    The record of a deleted project has neither.
+    """
+    if snapshot.origin_project_uid:
+        return False
     return snapshot.node_name is None or (snapshot.branch_uid is None and not snapshot.node.stored)
 
 
@@ -149,15 +202,21 @@ def bind_snapshot(facts: SnapshotFacts, now: datetime) -> SnapshotBinding | Find
     return _limit_finding(facts, branch) or SnapshotBinding(project.node_name, branch.uid)
 
 
-def has_no_maker(snapshot: Snapshot, branch: Branch | None, is_awaited: bool) -> bool:
+def has_no_maker(snapshot: Snapshot, branch: Branch | None, restore: Restore | None) -> bool:
     """Return True if a snapshot was made for a restore that went before it was ordered, so that no data can come.
 
-    `branch`: of its name, None if that does not exist. One that was bound may get its data by the branch's deletion.
+    `branch`: of its name, None if that does not exist; `restore`: the one that it was made for, None if that does
+    not exist. One that was bound may get its data by the branch's deletion; where that did not come, and the restore
+    was taken back, nothing is lost.
     """
+    is_awaited = restore is not None and not restore.finished
     if snapshot.reason != SnapshotReason.RESTORE or is_awaited or snapshot.deleting:
         return False
-    if snapshot.node.snapshot_time is not None or snapshot.node.storage is not None:
+    if snapshot.node.snapshot_time is not None:
         return False
+    if snapshot.node.storage is not None:
+        is_taken_back = restore is not None and restore.phase == RestorePhase.FAILED
+        return is_taken_back and snapshot.node.storage.reason == Reason.SNAPSHOT_LOST
     if branch is None or branch.uid != snapshot.origin_branch_uid:
         return snapshot.node_name is None
     is_ordered = branch.restore is not None and branch.restore.uid == snapshot.restore_uid
@@ -251,7 +310,7 @@ def expiration_of(snapshot: Snapshot, now: datetime) -> tuple[str | None, bool]:
 def is_expired(snapshot: Snapshot, now: datetime) -> bool:
     """Return True if `status.expirationTime` has passed, and is what follows from the present spec."""
     expires = parse_time(snapshot.expiration_time)
-    if expires is None or snapshot.deleting:
+    if expires is None or snapshot.deleting or snapshot.protected:
         return False
     return snapshot.observed_generation == snapshot.generation and expires <= now
 

@@ -130,7 +130,13 @@ def concerned_by(
             says_gone = record.ready is not None and record.ready.reason == Reason.NODE_GONE
             facts = cache.node(change)
             is_gone = not facts.exists and not facts.has_agent
-            if not record.at_rest or says_gone != is_gone:
+            # The record of a deleted project says whether the pool is kept.
+            says_kept = record.ready is not None and record.ready.done
+            kept_differs = (
+                bool(snapshot.origin_project_uid) and facts.agent_ready and facts.publishes_retained
+            )
+            kept_differs = kept_differs and says_kept != (snapshot.origin_project_uid in facts.retained)
+            if not record.at_rest or says_gone != is_gone or kept_differs:
                 yield key_of(record)
         elif not record.at_rest and snapshot.namespace == change.namespace:
             is_of_it = (
