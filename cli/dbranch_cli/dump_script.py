@@ -138,8 +138,9 @@ class Script:
     def _read_line(self, line: bytes) -> bytes:
         if not self._held and self._read_plain(line):
             return line
+        # What is held was read: it goes on behind that, in the state that it was left in.
+        position, self._start, self._edits = len(self._held), 0 if self._held else None, []
         line, self._held = self._held + line, b""
-        position, self._start, self._edits = 0, None, []
         while position < len(line):
             if self._comment_depth:
                 match = _COMMENT.search(line, position)
@@ -168,16 +169,16 @@ class Script:
         return line
 
     def _hold(self, line: bytes, start: int) -> bytes:
-        """Keep a statement back that does not end in this line, and read it anew with the next one."""
+        """Keep a statement back that does not end in this line, until it does."""
         if len(line) - start > _MAX_HEAD_BYTES:
             raise UnsafeScript(f"line {self._line}: a command that may name roles is longer than 64 KiB")
         self._held = line[start:]
-        self._reset_statement()
         return line[:start]
 
     def _release(self) -> bytes:
         """Return what is held at the end of the script: a statement that does not end."""
         held, self._held, self._rewrite = self._held, b"", None
+        self._reset_statement()
         return self._read_line(held) if held else b""
 
     def _reset_statement(self) -> None:

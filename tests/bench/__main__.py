@@ -24,6 +24,7 @@ from tests.bench import plots
 from tests.bench.before import missing_for, runs_before
 from tests.bench.costs import costs
 from tests.bench.crowds import CROWDS
+from tests.bench.expiry import expiry
 from tests.bench.figures import Result, as_json, from_json
 from tests.bench.hundreds import hundreds, idle
 from tests.bench.page import PLOTTED_BEFORE, page, summary
@@ -48,10 +49,11 @@ MEASURES = {
     "pgbench": pgbench,
     "hundreds": hundreds,
     "idle": idle,
+    "expiry": expiry,
     "room": room,
 }
 # Too long for the quick mode, unless they are named.
-SLOW = frozenset({"load", "stream", "size", "hundreds", "idle", "pgbench", "room"})
+SLOW = frozenset({"load", "stream", "size", "hundreds", "idle", "expiry", "pgbench", "room"})
 
 
 def machine() -> dict[str, str]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-# The CRD, by its file, that a release must have for a measure.
-NEEDS = {"snapshots": "dbsnapshots.yaml", "restore": "dbrestores.yaml"}
+# The CRD, by its file, that a release must have for a measure, and a field in it.
+NEEDS = {
+    "snapshots": ("dbsnapshots.yaml", ""),
+    "restore": ("dbrestores.yaml", ""),
+    "expiry": ("dbbranches.yaml", "expirationTime"),
+}
 # Of this tree's controller, whatever is installed.
 OF_THIS_TREE = frozenset({"room"})
 
@@ -15,8 +19,13 @@ def missing_for(name: str, chart: Path) -> str:
     """Return why the release of a chart other than this tree's cannot do a measure; empty if it can."""
     if name in OF_THIS_TREE:
         return "it measures this tree's controller"
-    crd = NEEDS.get(name)
-    return "" if crd is None or any(chart.rglob(crd)) else f"its chart has no {crd}"
+    if name not in NEEDS:
+        return ""
+    crd, field = NEEDS[name]
+    files = list(chart.rglob(crd))
+    if not files:
+        return f"its chart has no {crd}"
+    return "" if any(field in file.read_text() for file in files) else f"its {crd} has no {field}"
 
 
 def runs_before(raw: dict[str, Any], commit: str) -> dict[str, Any]:

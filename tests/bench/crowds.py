@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from dbranch.api import names
 from tests.bench.figures import Result, Row
+from tests.bench.leftovers import await_leftovers, leftovers
 from tests.bench.meter import Meter
 from tests.bench.release import agent_values, has_agent_value
-from tests.bench.stage import NODES, Client, Stage
+from tests.bench.stage import Client, Stage
 from tests.bench.starts import MS, dsn_of, wait_idle
 
 STREAMS = 4
@@ -122,7 +122,7 @@ def stream(stage: Stage, quick: bool) -> Result:
     stage.create_project("stream", size="4Gi")
     clients = [stage.start_client() for _ in range(STREAMS)]
     secret = dsn_of(stage, "stream")
-    before = _leftovers(stage)
+    before = leftovers(stage)
     ours, theirs = _Lives(), _Lives()
     for window in range(2 if quick else 10):
         wait_idle(stage, 180)
@@ -133,7 +133,7 @@ def stream(stage: Stage, quick: bool) -> Result:
             f"stream, window {window + 1}: {ours.rates[-1]:.0f} branches, {theirs.rates[-1]:.0f} bare pods a minute"
         )
     wait_idle(stage, 180)
-    left = _await_leftovers(stage, before)
+    left = await_leftovers(stage, before)
     against = "bare pods"
     note = f"{STREAMS} at a time; a life is create, connect, select 1, delete, gone; {len(ours.first_rows)} lives"
     return Result(
@@ -213,33 +213,6 @@ def _bare_life(stage: Stage, client: Client, worker: int) -> tuple[float, float]
     answer = client.ask("first_row", dsn=dsn, query="select 1")
     stage.delete_pods(name)
     return answer["at"] - began, time.monotonic() - began
-
-
-def _leftovers(stage: Stage) -> set[str]:
-    """Return what branches have on the node and in the cluster: subvolumes, mounts, pods of bound slots, Secrets."""
-    script = "cd /var/lib/dbranch; ls -d mnt/*/* mnt/*/.[!.]* slots/* 2>/dev/null || true"
-    agent = stage.agent_exec("sh", "-c", script).split()
-    free = {pod["metadata"]["name"] for pod in stage.warm_slots()}
-    present = {path for path in agent if path.removeprefix("slots/") not in free}
-    for plural in ("secrets", "services", "configmaps"):
-        present |= {
-            f"{plural}/{body['metadata']['name']}" for body in stage.list_core(plural, stage.namespace)
-        }
-    present |= {f"secrets/{body['metadata']['name']}" for body in stage.list_core("secrets", NODES)}
-    bound = f"{names.LABEL_SLOT},{names.LABEL_BRANCH_UID}"
-    return present | {f"pods/{body['metadata']['name']}" for body in stage.list_core("pods", NODES, bound)}
-
-
-def _await_leftovers(stage: Stage, before: set[str]) -> int:
-    """Return how many things are there that were not `before`, once none is left, or after two minutes."""
-    deadline = time.monotonic() + 120
-    while True:
-        left = _leftovers(stage) - before
-        if not left or time.monotonic() > deadline:
-            if left:
-                stage.say(f"left: {' '.join(sorted(left))}")
-            return len(left)
-        time.sleep(1)
 
 
 CROWDS: dict[str, Callable[[Stage, bool], Result]] = {f.__name__: f for f in (twenty, stream)}

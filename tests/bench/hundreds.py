@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from dbranch.api import names
 from dbranch.kube.client import path_of
@@ -41,15 +42,19 @@ def idle(stage: Stage, quick: bool) -> Result:
     return Result(rows)
 
 
+def admitted(stage: Stage, project: str, requested: int) -> int:
+    """Return how many of so many branches of the project have a place on its node."""
+    node = str(stage.get_branch(project, names.ROOT_BRANCH)["status"]["nodeName"])
+    return min(requested, ClusterProbe(stage.cluster).remaining_pod_capacity(node) - SPARE_PODS)
+
+
 def _prepare(stage: Stage, quick: bool) -> tuple[int, int, str]:
     """Create the project; return the number of branches, how many at either end are timed one by one, and a note."""
-    probe = ClusterProbe(stage.cluster)
     stage.create_project(PROJECT, size="20Gi")
-    node = str(stage.get_branch(PROJECT, names.ROOT_BRANCH)["status"]["nodeName"])
     requested = 40 if quick else 200
-    count = min(requested, probe.remaining_pod_capacity(node) - SPARE_PODS)
+    count = admitted(stage, PROJECT, requested)
     edge = 5 if quick else 10
-    assert count > 2 * edge, f"node {node} has room for {count} more pods; see maxPods of its kubelet"
+    assert count > 2 * edge, f"the node has room for {count} more pods; see maxPods of its kubelet"
     note = "" if count == requested else f"kubelet admits only {count} pods, {requested} were requested"
     return count, edge, note
 
@@ -85,19 +90,25 @@ def _create_branches(stage: Stage, count: int, edge: int) -> tuple[list[float], 
         return stage.create_until_ready(PROJECT, name) * MS
 
     first = [one() for _ in range(edge)]
-    left = count - 2 * edge
-    while left:
-        batch = [stage.unique_name("b") for _ in range(min(BATCH, left))]
-        began = time.monotonic()
-        for name in batch:
-            stage.create_branch(PROJECT, name)
-        slowest = max(stage.seconds_to_ready(PROJECT, name, began, 300) for name in batch)
-        left -= len(batch)
-        if left % (8 * BATCH) == 0:
-            stage.say(f"{count - edge - left} of {count} branches; {len(batch)} at once took {slowest:.1f} s")
+    create_batches(stage, PROJECT, count - 2 * edge)
     last = [one() for _ in range(edge)]
     stage.say(f"{count} branches; the last ones took {min(last):.0f} to {max(last):.0f} ms")
     return first, last
+
+
+def create_batches(stage: Stage, project: str, count: int, **spec: Any) -> list[str]:
+    """Create so many branches, BATCH at once, and wait until they are Ready; return their names."""
+    created: list[str] = []
+    while len(created) < count:
+        batch = [stage.unique_name("b") for _ in range(min(BATCH, count - len(created)))]
+        began = time.monotonic()
+        for name in batch:
+            stage.create_branch(project, name, **spec)
+        slowest = max(stage.seconds_to_ready(project, name, began, 300) for name in batch)
+        created += batch
+        if len(created) % (8 * BATCH) == 0:
+            stage.say(f"{len(created)} of {count} branches; {len(batch)} at once took {slowest:.1f} s")
+    return created
 
 
 def _idle(stage: Stage, probe: ClusterProbe, count: int, quick: bool) -> list[Row]:

@@ -11,7 +11,7 @@ from tests.bench.figures import Result, Row, number, quantile, shown
 _INTRODUCTION = """# Benchmarks
 
 Written by `hack/bench` from [benchmarks.json](benchmarks/benchmarks.json), which keeps every sample. `hack/bench`
-takes some 80 minutes, `hack/bench quick` under ten minutes; `hack/bench NAME…` runs the named measures and keeps the
+takes some 100 minutes, `hack/bench quick` under ten minutes; `hack/bench NAME…` runs the named measures and keeps the
 results of the others.
 
 Everything runs in one kind cluster on one machine, and what is compared is measured alternately within one run. So

@@ -6,7 +6,6 @@ real one (tests/api). No kopf, no network, no validation by schemas, no admissio
 
 from __future__ import annotations
 
-import copy
 import fcntl
 import json
 import re
@@ -16,12 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.fakes.patches import (
     Json,
     apply_patch,
+    copy_json,
     is_selected,
     json_patch,
     merge_patch,
@@ -97,6 +98,7 @@ class _State:
     version: int = 1000
 
 
+@cache
 def _match(path: str) -> re.Match[str]:
     match = _PATH.fullmatch(path)
     assert match, f"{path} is no path of the API"
@@ -114,6 +116,7 @@ def _check_uid(path: str, old: Json | None, uid: str | None) -> None:
         raise ApiError(422, "Invalid", f"{path}: metadata.uid: field is immutable")
 
 
+@cache
 def _collections(key: str) -> tuple[str, ...]:
     """Return the paths of the lists that hold the object: its namespace's, and that of all namespaces."""
     match = _match(key)
@@ -173,6 +176,16 @@ class FakeApi:
         """Forget all refusals."""
         self._interruptions.clear()
 
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Take back at the end of the block what was written in it, as if it had not been."""
+        memory = self._memory
+        self._memory = _State(copy_json(memory.objects), copy_json(memory.applied), memory.version)
+        try:
+            yield
+        finally:
+            self._memory = memory
+
     def put(self, collection: str, body: Mapping[str, Any]) -> Json:
         """Create an object as it is, with its status and without a request: as if its parts had been written."""
         with self._state(write=True) as state:
@@ -181,7 +194,7 @@ class FakeApi:
     def peek(self, path: str) -> Json | None:
         """Return the object at this path, without a request; None if there is none."""
         with self._state(write=False) as state:
-            return copy.deepcopy(state.objects.get(_key(path)))
+            return copy_json(state.objects.get(_key(path)))
 
     def remove_pod(self, path: str) -> None:
         """Remove the object of a pod that has terminated, as kubelet does."""
@@ -227,7 +240,7 @@ class FakeApi:
 
     def get(self, path: str, token: str = "") -> Json | None:
         with self._request("get", path), self._state(write=False) as state:
-            return copy.deepcopy(state.objects.get(_key(path)))
+            return copy_json(state.objects.get(_key(path)))
 
     def find(self, path: str, labels: str = "", fields: str = "") -> list[Json]:
         with self._request("find", path), self._state(write=False) as state:
@@ -363,7 +376,7 @@ class FakeApi:
                 interruption.action()
             elif interruption.error and not interruption.answer_lost:
                 raise interruption.error
-        yield copy.deepcopy(body)
+        yield copy_json(body)
         for interruption in matching:
             if interruption.answer_lost and interruption.error:
                 raise interruption.error
@@ -400,7 +413,7 @@ class FakeApi:
     @staticmethod
     def _list(state: _State, path: str, labels: str, fields: str) -> list[Json]:
         return [
-            copy.deepcopy(body)
+            copy_json(body)
             for key, body in sorted(state.objects.items())
             if path in _collections(key) and is_selected(body, labels, fields)
         ]
@@ -413,13 +426,13 @@ class FakeApi:
             generated["namespace"] = match["namespace"]
         if match["plural"] in _WITH_GENERATION:
             generated["generation"] = 1
-        created = copy.deepcopy(dict(body))
+        created = copy_json(dict(body))
         if match["plural"] == "services":
             created["spec"] = {"ipFamilies": [self.ip_family], **(created.get("spec") or {})}
         created["metadata"] = {**generated, **created["metadata"], "resourceVersion": str(state.version)}
         state.objects[key] = created
         self._events.append(Event(state.version, key, None, created))
-        return copy.deepcopy(created)
+        return copy_json(created)
 
     def _update(self, state: _State, path: str, old: Json, new: Json) -> Json:
         """Write the object; what changed is no longer anybody's who applied it."""
@@ -455,20 +468,20 @@ class FakeApi:
         if match["plural"] == "endpointslices" and new.get("addressType") != old.get("addressType"):
             raise ApiError(422, "Invalid", f"{key}: addressType: Invalid value: field is immutable")
         if new == old and not touched:
-            return copy.deepcopy(old)
+            return copy_json(old)
         if "generation" in kept and new.get("spec") != old.get("spec"):
             new["metadata"]["generation"] += 1
         state.version += 1
         new["metadata"]["resourceVersion"] = str(state.version)
         self._store(state, key, old, new)
-        return copy.deepcopy(new)
+        return copy_json(new)
 
     def _delete(self, state: _State, key: str) -> None:
         old = state.objects[key]
         if old["metadata"].get("deletionTimestamp"):
             return
         state.version += 1
-        new = copy.deepcopy(old)
+        new = copy_json(old)
         new["metadata"] |= {
             "deletionTimestamp": self._timestamp(),
             "resourceVersion": str(state.version),
@@ -484,7 +497,7 @@ class FakeApi:
         if new["metadata"].get("deletionTimestamp") and not new["metadata"].get("finalizers") and not runs:
             self._remove(state, key)
             return
-        state.objects[key] = copy.deepcopy(new)
+        state.objects[key] = copy_json(new)
         self._events.append(Event(state.version, key, old, state.objects[key]))
 
     def _remove(self, state: _State, key: str) -> None:
@@ -520,5 +533,5 @@ def _watch_event(old: Json | None, new: Json | None, labels: str, fields: str) -
     """Return the event that a watch with these selectors gets of a write; None if it gets none."""
     was = old is not None and is_selected(old, labels, fields)
     if new is not None and is_selected(new, labels, fields):
-        return {"type": "MODIFIED" if was else "ADDED", "object": copy.deepcopy(new)}
-    return {"type": "DELETED", "object": copy.deepcopy(new or old)} if was else None
+        return {"type": "MODIFIED" if was else "ADDED", "object": copy_json(new)}
+    return {"type": "DELETED", "object": copy_json(new or old)} if was else None

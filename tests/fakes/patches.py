@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,10 +26,21 @@ _MERGED_BY = {
 _ATOMIC_MAPS = ("selector", "matchLabels")
 
 
+def copy_json(value: Any) -> Any:
+    """Return a copy of a value of JSON; several times as fast as copy.deepcopy."""
+    if isinstance(value, dict):
+        return {key: copy_json(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [copy_json(inner) for inner in value]
+    if isinstance(value, tuple):
+        return tuple(copy_json(inner) for inner in value)
+    return value
+
+
 def merge_patch(old: Any, patch: Any) -> Any:
     """Return `old` after a JSON merge patch (RFC 7386)."""
     if not isinstance(patch, Mapping):
-        return copy.deepcopy(patch)
+        return copy_json(patch)
     result = dict(old) if isinstance(old, dict) else {}
     for key, value in patch.items():
         if value is None:
@@ -45,7 +55,7 @@ def json_patch(body: Json, operations: list[Json]) -> Json | None:
 
     As on the real API server, a test for null passes if there is no such member.
     """
-    new = copy.deepcopy(body)
+    new = copy_json(body)
     for operation in operations:
         *parents, key = (
             token.replace("~1", "/").replace("~0", "~") for token in operation["path"].split("/")[1:]
@@ -73,9 +83,9 @@ def _patch_object(parent: Any, key: str, operation: Json) -> bool:
         case "test":
             return bool(parent.get(key) == operation["value"])
         case "add":
-            parent[key] = copy.deepcopy(operation["value"])
+            parent[key] = copy_json(operation["value"])
         case "replace" if key in parent:
-            parent[key] = copy.deepcopy(operation["value"])
+            parent[key] = copy_json(operation["value"])
         case "remove" if key in parent:
             del parent[key]
         case _:
@@ -88,11 +98,11 @@ def _patch_list(parent: list[Any], key: str, operation: Json) -> bool:
     index = len(parent) if key == "-" else int(key)
     match operation["op"]:
         case "add" if index <= len(parent):
-            parent.insert(index, copy.deepcopy(operation["value"]))
+            parent.insert(index, copy_json(operation["value"]))
         case "test" if index < len(parent):
             return bool(parent[index] == operation["value"])
         case "replace" if index < len(parent):
-            parent[index] = copy.deepcopy(operation["value"])
+            parent[index] = copy_json(operation["value"])
         case "remove" if index < len(parent):
             del parent[index]
         case _:
@@ -121,7 +131,7 @@ def apply_patch(old: Any, applied: Any, name: str = "") -> Any:
     if key and isinstance(old, list) and isinstance(applied, list):
         by_key = {item[key]: item for item in old}
         return list({**by_key, **{a[key]: apply_patch(by_key.get(a[key]), a) for a in applied}}.values())
-    return copy.deepcopy(applied)
+    return copy_json(applied)
 
 
 def _is_atomic(name: str, value: Mapping[str, Any]) -> bool:

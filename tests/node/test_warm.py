@@ -177,10 +177,12 @@ def test_of_two_branches_that_claim_the_last_warm_pod_one_gets_a_new_pod(shop: W
     (warm_uid,) = uids(shop.warm_pods())
     api = ConcurrentClaims(shop.node.layout.base / "api.json")
     branches = [shop.make_branch(name, "main") for name in ("one", "two")]
-    with agent(shop, api) as dispatcher:
-        for name in ("one", "two"):
-            dispatcher.request_branch(NAMESPACE, f"shop-{name}")
-        dispatcher.wait_idle(30)
+    # Of two agents, as while one replaces the other: the branches of one agent do not claim one pod (WatchedWarmPods).
+    with agent(shop, api) as former, agent(shop, api) as present:
+        former.request_branch(NAMESPACE, "shop-one")
+        present.request_branch(NAMESPACE, "shop-two")
+        former.wait_idle(30)
+        present.wait_idle(30)
     assert api.claims == 2 and warm_uid in uids(shop.pods()) and shop.warm_pods() == []
     branch_uids = [pod["metadata"]["labels"][names.LABEL_BRANCH_UID] for pod in shop.pods()]
     assert sorted(branch_uids) == sorted([*branches, shop.uid("main")])

@@ -12,6 +12,7 @@ from tests.bench import audit, counts, figures, meter, sizes
 from tests.bench.audit import Request
 from tests.bench.before import missing_for, runs_before
 from tests.bench.counts import durations, line_time, tps, writes
+from tests.bench.expiry import rows_of as rows_of_expiry
 from tests.bench.figures import Result, Row, as_json, from_json
 from tests.bench.follow import is_ready
 from tests.bench.meter import Meter, added
@@ -92,6 +93,11 @@ def test_a_measure_that_a_release_cannot_do_is_named(tmp_path: Path) -> None:
     (tmp_path / "templates").mkdir()
     (tmp_path / "templates" / "dbsnapshots.yaml").touch()
     assert missing_for("snapshots", tmp_path) == ""
+    branches = tmp_path / "templates" / "dbbranches.yaml"
+    branches.write_text("source: {}")
+    assert missing_for("expiry", tmp_path) == "its dbbranches.yaml has no expirationTime"
+    branches.write_text("expirationTime: {}")
+    assert missing_for("expiry", tmp_path) == ""
 
 
 def test_a_meter_leaves_the_measure_out_and_adds_spans_up() -> None:
@@ -199,3 +205,10 @@ def test_room_compares_what_one_branch_takes() -> None:
     assert (each.ours, each.theirs, each.met) == ([50], [50], True)
     assert start.figure == 31 / 4 and (processor.ours, processor.theirs) == ([10], [10])
     assert writes_of_start.met is False
+
+
+def test_expiry_compares_creates_beside_it_and_deletion_by_hand() -> None:
+    creates, gone, left = rows_of_expiry(200, [400, 500], [900, 800, 700, 600], 300.0, 150.0, 0)
+    assert (creates.figure, creates.met) == (750 / 450, False)
+    assert (gone.figure, gone.met) == (2, None) and "4 creates beside it" in gone.note
+    assert left.met and not rows_of_expiry(200, [1], [1], 1.0, 1.0, 2)[2].met

@@ -80,15 +80,17 @@ def register(
     projects = ProjectReconciler(cluster, release, owned, locks, metrics, emit_event, rollouts, limits)
     records, sources = SnapshotRecords(), Sources()
     clock = SteadyClock(cluster.server_time)
-    branches = BranchReconciler(
-        cluster, release, owned, locks, metrics, emit_event, limits, sources, clock=clock
-    )
-    snapshots = SnapshotReconciler(cluster, locks, metrics, sources, records, limits, clock=clock)
-    known_restores = RestoreRecords()
 
     def request(key: Key) -> None:
         work.queue.add(key)
 
+    branches = BranchReconciler(
+        *(cluster, release, owned, locks, metrics, emit_event, limits, sources),
+        clock=clock,
+        request=request,
+    )
+    snapshots = SnapshotReconciler(cluster, locks, metrics, sources, records, limits, clock=clock)
+    known_restores = RestoreRecords()
     restores = RestoreReconciler(
         cluster,
         locks,

@@ -61,6 +61,10 @@ class RestoreRecords:
         key = namespace, project, branch
         return [r for r in self.all() if (r.namespace, r.project, r.branch) == key]
 
+    def of_uid(self, uid: str | None) -> Restore | None:
+        """Return the DBRestore with this UID, if it exists."""
+        return next((restore for restore in self.all() if restore.uid == uid), None)
+
     def is_unfinished(self, uid: str | None) -> bool:
         """Return True if the DBRestore with this UID is known, and waits or runs."""
         return any(restore.uid == uid for restore in self.unfinished())

@@ -37,6 +37,8 @@ RESTORE_HOLD_SECONDS: Final = 5.0
 RESTORE_WAITING_SECONDS: Final = 10.0
 # And one that runs, or has left something behind: what it waits for is an event.
 RESTORE_RUNNING_SECONDS: Final = 10.0
+# A step for which new sessions are held is reported if it takes this long.
+RESTORE_REPORTED_SECONDS: Final = 1.0
 # How often it is looked which branches and snapshots have expired, and how many snapshots are deleted at a time.
 EXPIRY_POLL_SECONDS: Final = 5.0
 MAX_EXPIRIES_AT_ONCE: Final = 10

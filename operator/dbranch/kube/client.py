@@ -33,6 +33,8 @@ _APPLY: Final = "application/apply-patch+yaml"
 _JSON_PATCH: Final = "application/json-patch+json"
 _CONNECT_TIMEOUT_SECONDS: Final = 5.0
 _REQUEST_TIMEOUT_SECONDS: Final = 20.0
+# Of the connection only: what was sent may have been done.
+_RETRIES: Final = urllib3.Retry(connect=2, read=0, redirect=0, other=0, backoff_factor=0.1)
 # The server ends a watch after this time; a silence that is longer by the margin is a broken connection.
 _WATCH_SECONDS: Final = 300
 _WATCH_MARGIN_SECONDS: Final = 30.0
@@ -100,6 +102,8 @@ class Cluster:
             config.load_kube_config()  # type: ignore[no-untyped-call]
         self._settings = client.Configuration.get_default_copy()
         self._settings.connection_pool_maxsize = 32
+        # The library computes it anew at each access, from all variables of the environment (a tenth of a request).
+        self._host = self._settings.host
         # The header Date of the last answer, and when that came by this process' clock, as `time.monotonic()` counts.
         self._date: tuple[str, float] | None = None
         self._pool: Any = client.ApiClient(self._settings).rest_client.pool_manager
@@ -239,7 +243,7 @@ class Cluster:
         authorization = f"Bearer {token}" if token else own
         if authorization:
             headers["Authorization"] = authorization
-        url = self._settings.host + path + (f"?{urlencode(query)}" if query else "")
+        url = self._host + path + (f"?{urlencode(query)}" if query else "")
         try:
             answer = self._pool.request(
                 method,
@@ -247,7 +251,7 @@ class Cluster:
                 body=None if body is None else json.dumps(body),
                 headers=headers,
                 timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_SECONDS, read=seconds),
-                retries=urllib3.Retry(connect=2, read=0, redirect=0, other=0, backoff_factor=0.1),
+                retries=_RETRIES,
                 preload_content=False,
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:

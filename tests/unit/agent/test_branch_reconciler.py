@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from tests.factories import branch as branch_object
 from tests.fakes.api import FakeApi, Json
 from tests.unit.agent.branch_model import COPY, INITDB, PROJECT, ROOMY, ROOT, VERSION, marker
 
@@ -135,10 +136,14 @@ class Bench:
         monkeypatch.setattr(reconciler, "observe_branch", lambda *_: self._observe())
         monkeypatch.setattr(reconciler, "observe_postgres", lambda _, __, facts: facts)
         monkeypatch.setattr(applying, "observe_started", lambda *_: STARTED)
-        monkeypatch.setattr(reconciler, "patch_sizes", lambda *_: None)
+        self.measured = 0
+        monkeypatch.setattr(reconciler, "patch_sizes", self._measure)
         monkeypatch.setattr(session, "await_accepting", lambda *_: self.accepts)
         monkeypatch.setattr(BranchEffects, "apply", lambda _, *args: self._apply(*args))
         monkeypatch.setattr(backoffs, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def _measure(self, *_: object) -> None:
+        self.measured += 1
 
     def _observe(self) -> BranchFacts:
         if isinstance(self.facts, Exception):
@@ -197,6 +202,25 @@ def test_a_branch_with_a_warm_slot_is_ready_with_one_write(bench: Bench) -> None
     assert node["postgres"]["reason"] == "Accepting" and node["storage"]["reason"] == "Stored"
     assert (node["slot"], node["pod"], node["address"]) == ("warm-1", "warm-1", "10.0.0.9")
     assert node["postgresVersion"] == "17.6" and node["port"] == names.branch_port(bench.uid)
+
+
+def test_a_new_branch_is_measured_once_when_its_users_have_it(bench: Bench) -> None:
+    """Its sizes were written right behind its first report, and once more behind its verifiers."""
+    bench.accepts = "17.6"
+    bench.reconcile()
+    assert bench.measured == 0
+    bench.facts = replace(STARTED, marker=replace(marker(COPY), password=VERSION, opened=True))
+    bench.reconcile()
+    assert bench.measured == 1
+
+
+def test_a_branch_in_a_new_pod_is_not_measured_while_its_postgres_starts(bench: Bench) -> None:
+    bench.facts = replace(MOUNTED, warm_pods=())
+    assert bench.reconcile() == Result() and bench.measured == 0
+    # It has none, so that nobody waits for anything.
+    bench.api.merge(branch_path(NAMESPACE, NAME), {"spec": {"state": "Stopped"}})
+    bench.facts = replace(MOUNTED, warm_pods=(), marker=marker(COPY))
+    assert bench.reconcile() == Result() and bench.measured == 1
 
 
 @pytest.mark.parametrize("action", [Clean, SetPasswords, Open])
@@ -377,3 +401,17 @@ def test_a_branch_is_not_touched_otherwise_while_its_sessions_end_for_a_restore(
     bench.facts = replace(STARTED, settings_outdated=True)
     bench.reconcile()
     assert bench.actions == [] and bench.api.writes == []
+
+
+def test_a_branch_is_not_measured_while_a_restore_of_it_goes_on(bench: Bench) -> None:
+    """Its next step would wait until the measuring is over, and new sessions with it."""
+    order = branch_object("x").restoring("r-uid").body()["status"]["restore"]
+    path = branch_path(NAMESPACE, NAME, "status")
+    bench.api.merge(path, {"status": {"restore": order}})
+    for part in (RestorePart(holds=True), RestorePart()):
+        bench.part = part
+        bench.reconcile()
+    assert bench.measured == 0
+    bench.api.merge(path, {"status": {"restore": None}})
+    bench.reconcile()
+    assert bench.measured == 1

@@ -138,12 +138,15 @@ def test_a_copy_has_the_verifiers_of_its_source_until_it_has_its_own() -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner)
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+    lambda inner: st.dictionaries(st.text(max_size=20), inner, max_size=3),
+    max_leaves=6,
 )
+unknown_keys = st.dictionaries(st.text(min_size=1, max_size=20), json_values, max_size=5)
 
 
 # The first is the name of the field that keeps the others.
-@given(unknown=st.dictionaries(st.text(min_size=1), json_values))
+@given(unknown=unknown_keys)
 @example({"unknown": None})
 @example({"unknown": {"a": 1}, "b": 2})
 def test_any_unknown_key_comes_through(unknown: dict[str, object]) -> None:
@@ -180,7 +183,7 @@ def test_what_a_newer_release_adds_to_a_restore_is_kept() -> None:
 
 
 # The first is the name of the field that keeps the others.
-@given(unknown=st.dictionaries(st.text(min_size=1), json_values))
+@given(unknown=unknown_keys)
 @example({"unknown": None})
 @example({"unknown": {"a": 1}, "b": 2})
 def test_the_marker_of_a_snapshot_comes_back_and_passes_for_no_branch(unknown: dict[str, object]) -> None:

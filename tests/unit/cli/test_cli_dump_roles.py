@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import process_time
+
 import pytest
 
 from dbranch_cli.dump_facts import DumpFacts
@@ -145,6 +147,25 @@ def test_a_last_command_without_a_semicolon_is_judged_too(end: str) -> None:
 def test_a_command_that_never_ends_is_not_kept_without_bound() -> None:
     with pytest.raises(UnsafeScript, match="64 KiB"):
         load("grant select on t\n" + "to a,\n" * 20000, 100000)
+
+
+def test_a_command_of_ten_thousand_lines_is_read_once() -> None:
+    names = [f"r{number}" for number in range(9000)]
+    text = "grant select on t\nto " + "\n,".join(names) + ";\nselect 1;\n"
+    before = process_time()
+    loaded = load(text, 100000, role_map={"r8999": "app"})
+    assert process_time() - before < 3
+    assert loaded == text.replace("r8999", '"app"')
+
+
+@pytest.mark.parametrize("size", [1, 100000])
+def test_quotes_and_comments_within_a_held_command(size: int) -> None:
+    text = (
+        "alter table t -- it's; (\n  add check (a <> 'x;\n(y' /* ; '\n\" */),\n  owner to\n bob; alter role\n"
+        " bob; select 1;\ncomment on table t is 'owner to bob;';\n"
+    )
+    expected = text.replace(" bob; alter role\n bob", ' "app"; alter role\n "app"')
+    assert load(text, size, role_map={"bob": "app"}) == expected
 
 
 def test_facts_of_a_dump() -> None:

@@ -84,7 +84,8 @@ class Rig:
     """A controller over a fake API server, with one node and its agent.
 
     `limits`: as the chart has them; `events`: (type, reason) as emitted, and `event_texts` their messages; `result`:
-    of the last reconcile; `reaper_requests`: the reconciles that the reaper has requested.
+    of the last reconcile; `reaper_requests`, `branch_requests`: the reconciles that the reaper and the branches' have
+    requested.
     """
 
     def __init__(self, **limits: str) -> None:
@@ -105,8 +106,10 @@ class Rig:
             cluster, RELEASE, self.owned, locks, metrics, self.emit, limits=self.limits
         )
         sources = Sources()
+        self.branch_requests: list[Key] = []
         self.branches = BranchReconciler(
-            cluster, RELEASE, self.owned, locks, metrics, self.emit, self.limits, sources, self.emit
+            *(cluster, RELEASE, self.owned, locks, metrics, self.emit, self.limits, sources, self.emit),
+            request=self.branch_requests.append,
         )
         self.reaper_requests: list[Key] = []
         self.reaper = BranchReaper(

@@ -42,10 +42,10 @@ def test_a_restore_from_the_order_to_its_record() -> None:
     assert conditions_of({"status": status})["Ready"] == "Restoring"
     rig.reconcile_restore()
     assert rig.branch("feature-x")["status"]["restore"]["state"] == "Preparing"
-    assert conditions_of(rig.restore()) == {"Reconciling": "Switching"}
     Proxy(rig).act()
     rig.reconcile_restore()
     assert rig.branch("feature-x")["status"]["restore"]["state"] == "Switching"
+    assert conditions_of(rig.restore()) == {"Reconciling": "Switching"}
     assert rig.restore()["metadata"]["finalizers"] == [names.CONTROLLER_FINALIZER]
     agent.act()
     # Not complete before the branch remembers it, in one write with the route.
@@ -247,6 +247,36 @@ def test_a_branch_that_is_deleted_ends_its_restore(state: str) -> None:
         assert conditions_of(rig.restore()) == {"Failed": "Canceled", "Stalled": "Canceled"}
         assert all(body["metadata"].get("deletionTimestamp") for body in rig.api.find(SNAPSHOTS))
     assert not rig.restore()["metadata"].get("finalizers")
+
+
+@pytest.mark.parametrize("says_first", [True, False])
+def test_a_restore_that_is_taken_back_with_its_branch_leaves_no_record(says_first: bool) -> None:
+    """The branch is deleted behind the order to exchange, and its agent has not exchanged anything."""
+    rig = shop()
+    switching(rig, Agent(rig))
+    (undo,) = rig.api.find(SNAPSHOTS)
+    name = undo["metadata"]["name"].removeprefix("shop-")
+    path = branch_path(NAMESPACE, "shop-feature-x")
+    rig.api.delete(path)
+    rig.api.merge(path, {"metadata": {"finalizers": []}})
+    lost = Finding(Reason.SNAPSHOT_LOST, "its data is missing").as_dict()
+
+    def say() -> None:
+        rig.api.merge(f"{SNAPSHOTS}/shop-{name}/status", {"status": {"node": {"storage": lost}}})
+
+    if says_first:
+        say()
+        rig.reconcile_snapshot(name)
+        assert conditions_of(rig.snapshot(name))["Ready"] == "SnapshotLost"
+    rig.reconcile_restore()
+    assert rig.restore()["status"]["phase"] == "Failed"
+    if not says_first:
+        # The old data may still come.
+        rig.reconcile_snapshot(name)
+        assert not rig.snapshot(name)["metadata"].get("deletionTimestamp")
+        say()
+        rig.reconcile_snapshot(name)
+    assert rig.snapshot(name)["metadata"]["deletionTimestamp"]
 
 
 def test_a_source_that_is_deleted_waits_for_the_copy_of_it() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from dbranch.agent.branch.actions import (
     Action,
@@ -63,10 +63,14 @@ from dbranch.api.scram import parse_branch_verifiers
 from dbranch.api.secrets import secret_text
 from dbranch.kube.client import Cluster
 from dbranch.runtime.clock import now_rfc3339
+from dbranch.runtime.limited import LimitedDict
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.timings import StepTimer
 
 logger = logging.getLogger(__name__)
+
+# Of projects; others are read again from their Secrets.
+_MAX_STOCKS: Final = 1000
 
 
 @dataclass
@@ -99,6 +103,8 @@ class BranchEffects:
         self._secrets = NodeSecrets(cluster, context)
         # By project: who chooses among the verifiers of its branches.
         self._choices = KeyedLocks()
+        # By project UID: the passwords' version, and verifiers of them.
+        self._stocks: LimitedDict[str, tuple[str, tuple[tuple[str, ...], ...]]] = LimitedDict(_MAX_STOCKS)
 
     def apply(self, desired: Desired, action: Action, outcome: Outcome) -> None:
         """Apply one action and record in `outcome` what it did."""
@@ -242,13 +248,15 @@ class BranchEffects:
         """
         project, branch, roles = desired.project, desired.branch, desired.roles(endpoint.user)
         try:
-            text = secret_text(self._verifier_secret(project), "branches")
-            stock = parse_branch_verifiers(text, project.password_version or "")
             # Nobody else chooses until the marker has it.
             with self._choices.held(project.namespace, project.name):
                 markers = observe_subvolumes(self._layout, project.uid).branches.items()
                 used = {m.verifiers for uid, m in markers if isinstance(m, Marker) and uid != branch.uid}
+                stock = self._stock(project)
                 own = choose_own(stock, used, len(roles))
+                if own is None and stock:
+                    # Perhaps there are more by now.
+                    own = choose_own(self._stock(project, reread=True), used, len(roles))
                 if own is None:
                     return None
                 verifiers = dict(zip(roles, own, strict=True))
@@ -256,6 +264,16 @@ class BranchEffects:
         except (DbranchError, OSError) as error:
             logger.info("branch %s/%s keeps its verifiers: %s", branch.namespace, branch.object_name, error)
             return None
+
+    def _stock(self, project: Project, reread: bool = False) -> Sequence[tuple[str, ...]]:
+        """Return the verifiers of which each branch takes its own; they are read once for several branches."""
+        version = project.password_version or ""
+        read_version, stock = self._stocks.get(project.uid, ("", ()))
+        if reread or read_version != version or not stock:
+            text = secret_text(self._verifier_secret(project), "branches")
+            stock = parse_branch_verifiers(text, version)
+            self._stocks[project.uid] = version, stock
+        return stock
 
     def _reload(self, endpoint: Endpoint) -> bool:
         """Make Postgres load its settings files; return True if it has."""

@@ -137,9 +137,10 @@ class BranchReconciler:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, the branch's status says it
                 result = self._report_failure(desired, error)
-        if not self._is_measured_later(desired.branch, result):
-            # After the lock is released: measuring must not delay the start of the branch's Postgres.
-            patch_sizes(self._cluster, self._layout, desired.project, desired.branch)
+        if branch.restore is None and not self._is_measured_later(branch, result):
+            # After the lock is released: measuring must not delay the start of the branch's Postgres. Nor the next
+            # step of a restore, which is a reconcile of this branch and begins behind this one.
+            patch_sizes(self._cluster, self._layout, project, branch)
         return result
 
     def _is_measured_later(self, branch: Branch, result: Result) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from typing import Final
 
 from dbranch.agent.branch.facts import BranchFacts, Desired
@@ -74,6 +75,26 @@ def observe_restore_facts(
     if is_coming and desired.restore:
         facts = observe_postgres(layout.prepared, desired, facts)
     return RestoreFacts(volume, own, facts, next(iter(own_slots), None))
+
+
+def observe_prepared_anew(layout: Layout, desired: Desired, facts: RestoreFacts) -> RestoreFacts:
+    """Return the facts with what the node says by now of the prepared data: its marker, slot and Postgres.
+
+    Reads nothing of the API server. Facts that this does not look at stay as they are.
+    """
+    project, branch = desired.project, desired.branch
+    volume = observe_restore(layout, project.uid, branch.uid)
+    own_slots, slots = observe_both_slots(layout, branch.uid, None)
+    is_coming = volume.state is VolumeState.COMING
+    beside = replace(
+        facts.beside,
+        marker=volume.marker if is_coming and isinstance(volume.marker, Marker) else None,
+        bound_slots=slots,
+        **bound_slot_facts(layout, slots),
+    )
+    if is_coming:
+        beside = observe_postgres(layout.prepared, desired, beside)
+    return replace(facts, volume=volume, beside=beside, own_slot=next(iter(own_slots), None))
 
 
 def _source_problem(layout: Layout, desired: Desired, source_uid: str) -> Finding | None:

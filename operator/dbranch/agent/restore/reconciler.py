@@ -22,7 +22,11 @@ from dbranch.agent.restore.actions import Exchange
 from dbranch.agent.restore.effect import RestoreEffects
 from dbranch.agent.restore.facts import RestoreFacts
 from dbranch.agent.restore.memory import RestoreMemory
-from dbranch.agent.restore.observe import final_finding, observe_restore_facts
+from dbranch.agent.restore.observe import (
+    final_finding,
+    observe_prepared_anew,
+    observe_restore_facts,
+)
 from dbranch.agent.restore.plan import RestorePlan, plan_restore
 from dbranch.agent.slot.pod_spec import slot_class_of
 from dbranch.agent.timing import RESTORE_START_POLL_SECONDS, RESTORE_SWITCH_RETRY_SECONDS
@@ -120,7 +124,7 @@ class RestoreReconciler:
         try:
             for action in plan.actions:
                 if isinstance(action, Exchange):
-                    self._look_once_more(desired)
+                    self._look_once_more(desired, facts)
                 self._effects.apply(desired, action)
                 timer.record(type(action).__name__)
         except (ApiError, ClusterUnreachable):
@@ -182,13 +186,27 @@ class RestoreReconciler:
                 desired, replace(facts, volume=volume, beside=_complete(applied, outcome))
             )
             if prepared.answer and prepared.answer.state == NodeRestoreState.PREPARED:
-                self._metrics.observe_restore("prepare", self._memory.seconds(branch.uid))
-                return _part(prepared)
+                self._note_prepared(desired, prepared.answer, timer)
+                # The order to exchange follows at once. The branch's own reconcile comes with it, or else soon.
+                is_new = prepared.answer != branch.node.restore
+                delay = RESTORE_START_POLL_SECONDS if is_new else None
+                return replace(_part(prepared), holds=is_new, requeue_after=delay)
         if applied.plan.awaits and outcome.marker and applied.error is None:
             endpoint = endpoint_of(desired, applied.plan.awaits, outcome.marker)
             self._start_watcher.start(branch, endpoint, facts.beside.start_blocked_by)
         delay = RESTORE_SWITCH_RETRY_SECONDS if plan.holds else RESTORE_START_POLL_SECONDS
         return replace(_part(plan), requeue_after=min(plan.requeue_after or delay, delay))
+
+    def _note_prepared(self, desired: Desired, answer: NodeRestore, timer: StepTimer) -> None:
+        """Count and log that a restore is prepared, once."""
+        branch, reported = desired.branch, desired.branch.node.restore
+        if reported and (reported.uid, reported.state) == (answer.uid, answer.state):
+            return
+        self._metrics.observe_restore("prepare", self._memory.seconds(branch.uid))
+        fields = {"fields": timer.milliseconds()}
+        logger.info(
+            "branch %s/%s: its restore is prepared", branch.namespace, branch.object_name, extra=fields
+        )
 
     def _judge(self, desired: Desired, applied: Applied, facts: RestoreFacts) -> Finding | None:
         """Return why the preparation is given up now, if it is."""
@@ -201,9 +219,12 @@ class RestoreReconciler:
                 return final
         return self._memory.judge(desired, applied, facts)
 
-    def _look_once_more(self, desired: Desired) -> None:
-        """Raise Busy if what was prepared is not as the spec asks by now: it is brought up to date first."""
-        plan = plan_restore(desired, self._observe(desired))
+    def _look_once_more(self, desired: Desired, facts: RestoreFacts) -> None:
+        """Raise Busy if what was prepared is not as the spec asks by now: it is brought up to date first.
+
+        Its pods are those of `facts`, from before the sessions were ended: new sessions are held meanwhile.
+        """
+        plan = plan_restore(desired, observe_prepared_anew(self._layout, desired, facts))
         if not any(isinstance(action, Exchange) for action in plan.actions):
             raise Busy(
                 f"what was prepared for branch {desired.branch.name} has to be changed; it is tried again"

@@ -40,7 +40,7 @@ from dbranch.kube.status import is_newer, patch_status
 from dbranch.runtime.finalizers import ensure_finalizers
 from dbranch.runtime.limited import LimitedDict
 from dbranch.runtime.locks import KeyedLocks
-from dbranch.runtime.result import DONE, GONE, Result
+from dbranch.runtime.result import DONE, GONE, Key, Result
 from dbranch.runtime.shared_reads import SharedReads
 
 logger = logging.getLogger(__name__)
@@ -70,10 +70,12 @@ class BranchReconciler:
         sources: Sources | None = None,
         announce: EmitEvent | None = None,
         clock: Callable[[], datetime] | None = None,
+        request: Callable[[Key], None] = lambda key: None,
     ) -> None:
         """`sources`: shared with who else binds something to a branch.
 
         `announce`: emits an Event before what it announces is written. `clock`: the API server's time of day.
+        `request`: has an object reconciled, from any thread.
         """
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
         self._metrics, self._emit_event = metrics, emit_event
@@ -85,7 +87,7 @@ class BranchReconciler:
         self._removal = BranchRemoval(cluster, owned, self._sources, emit_event, self._now)
         self._limits = limits or Limits()
         self._places = Places(self._limits, "branches")
-        self._announce = announce or EventRequests(cluster)
+        self._announce, self._request = announce or EventRequests(cluster), request
         self._reads = SharedReads(cluster)
         # By UID: as they were written last, until the cache has that.
         self._written: LimitedDict[str, Branch] = LimitedDict(_MAX_WRITTEN)
@@ -264,6 +266,9 @@ class BranchReconciler:
         for reason, message in plan.announcements:
             self._announce(branch, "Normal", reason, message)
         written = patch_status(self._cluster, branch, changes, branch.resource_version if is_cached else None)
+        if branch.restore and "restores" in changes:
+            # It is complete by that.
+            self._request(Key(names.RESTORE_KIND, branch.namespace, branch.restore.name))
         emit_transition(branch, plan.ready, plan.status["conditions"], self._emit_event)
         self._written[branch.uid] = parse_branch(written)
         return self._written[branch.uid]

@@ -18,13 +18,13 @@ from dbranch.controller.scheduling import NodeFacts
 class RestoreFacts:
     """What a restore's reconcile knows.
 
-    `branch`, `source`: the branches of those names; `snapshot`: the DBSnapshot that is the source; `undo`: the one
-    of the name that this restore gives the old data. `node`: the project's. `queue`: the restores of the branch that
-    are not finished, also this one. `busy`: the other branches of the node whose data is being restored. `pods`: of
-    the project's proxy. `refused`: why the API server does not take the undo snapshot. `copies`: the snapshots of the
-    branch that hold what it had before earlier restores; `in_use`: UIDs of snapshots that are being copied.
-    `held_seconds`: since new sessions are held, as far as this process saw it. `is_gone`: no DBRestore exists, and
-    only what it left behind is looked at.
+    `branch`, `source`: the branches of those names; `snapshot`: the DBSnapshot that is the source; `undo`: the one of
+    the name that this restore gives the old data, if it `is_undo_read`: it is read once it is asked for. `node`: the
+    project's. `queue`: the restores of the branch that are not finished, also this one. `busy`: the other branches of
+    the node whose data is being restored. `pods`: of the project's proxy. `refused`: why the API server does not take
+    the undo snapshot. `copies`: the snapshots of the branch that hold what it had before earlier restores; `in_use`:
+    UIDs of snapshots that are being copied. `held_seconds`: since new sessions are held, as far as this process saw
+    it. `is_gone`: no DBRestore exists, and only what it left behind is looked at.
     """
 
     restore: Restore
@@ -33,6 +33,7 @@ class RestoreFacts:
     source: Branch | None = None
     snapshot: Snapshot | None = None
     undo: Snapshot | None = None
+    is_undo_read: bool = True
     node: NodeFacts | None = None
     queue: Sequence[Restore] = ()
     busy: int = 0

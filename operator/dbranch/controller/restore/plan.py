@@ -32,9 +32,11 @@ Json = dict[str, Any]
 class Step(Enum):
     """What is done next. Each may have been done already by a process that was cut off: then it changes nothing."""
 
+    READ_UNDO = auto()
     MAKE_UNDO = auto()
-    BIND_UNDO = auto()
     ORDER = auto()
+    # Behind the order, on which the agent works meanwhile.
+    BIND_UNDO = auto()
     LABEL = auto()
     # The finalizer: from here the DBRestore cannot go before it is done.
     HOLD = auto()
@@ -115,9 +117,8 @@ def _begin(facts: RestoreFacts, now: datetime) -> RestorePlan:
     if isinstance(decision, Admitted) and branch:
         undo = facts.own_undo
         if decision.undo == Undo.KEEP and undo is None:
+            # One that exists is found by that, too.
             return RestorePlan({}, Step.MAKE_UNDO)
-        if decision.undo == Undo.KEEP and undo and (undo.node_name, undo.branch_uid) != _place_of(branch):
-            return RestorePlan({}, Step.BIND_UNDO)
         order = BranchRestore(
             restore.object_name, restore.uid, RestoreState.PREPARING, decision.source, decision.undo
         )
@@ -130,10 +131,6 @@ def _begin(facts: RestoreFacts, now: datetime) -> RestorePlan:
         return replace(plan, requeue_after=max(1.0, min(left + 1, timing.RESTORE_WAITING_SECONDS)))
     assert not isinstance(decision, Admitted)
     return _fail(facts, decision.finding, now, **pinned)
-
-
-def _place_of(branch: Branch) -> tuple[str | None, str]:
-    return branch.node_name, branch.uid
 
 
 def _run(facts: RestoreFacts, order: BranchRestore, now: datetime) -> RestorePlan:
@@ -156,6 +153,8 @@ def _run(facts: RestoreFacts, order: BranchRestore, now: datetime) -> RestorePla
     is_ending = is_ending or (branch.deleting and order.state != RestoreState.SWITCHING)
     if state in _EXCHANGED:
         # The branch's own reconcile writes the memory of it with the route, and that leads here again.
+        if _is_held_briefly(facts):
+            return _unreported(facts)
         text = f"branch {branch.name} has the new data; its sessions are let in"
         plan = _report(facts, RestorePhase.RUNNING, Finding(Reason.OPENING, text), now, **started)
         return replace(plan, requeue_after=waiting)
@@ -167,13 +166,41 @@ def _run(facts: RestoreFacts, order: BranchRestore, now: datetime) -> RestorePla
     if order.state == RestoreState.PREPARING:
         if _objection(facts):
             return RestorePlan({}, Step.CANCEL)
-        if state == NodeRestoreState.PREPARED and _is_handed_over(facts, now):
-            is_held_back = facts.is_gone or names.CONTROLLER_FINALIZER in restore.finalizers
-            return RestorePlan({}, Step.SWITCH if is_held_back else Step.HOLD)
+        if names.CONTROLLER_FINALIZER not in restore.finalizers:
+            if order.undo_snapshot and not facts.is_undo_read:
+                return RestorePlan({}, Step.READ_UNDO)
+            if not _is_undo_bound(facts, branch):
+                return RestorePlan({}, Step.BIND_UNDO)
+        if state == NodeRestoreState.PREPARED:
+            # While the proxies, which have been asked, begin to hold who comes.
+            if names.CONTROLLER_FINALIZER not in restore.finalizers:
+                return RestorePlan({}, Step.HOLD)
+            if _is_handed_over(facts, now):
+                return RestorePlan({}, Step.SWITCH)
+            if facts.held_seconds is None or _is_held_briefly(facts):
+                return _unreported(facts)
     if not facts.is_gone and restore.start_time and not _is_labelled(restore, branch):
         return RestorePlan({}, Step.LABEL)
     plan = _report(facts, RestorePhase.RUNNING, _progress(facts, order, branch), now, **started)
     return replace(plan, requeue_after=waiting)
+
+
+def _is_held_briefly(facts: RestoreFacts) -> bool:
+    """Return True if new sessions are held, and not for long: a step that lasts milliseconds is not worth a write."""
+    return facts.held_seconds is not None and facts.held_seconds < timing.RESTORE_REPORTED_SECONDS
+
+
+def _unreported(facts: RestoreFacts) -> RestorePlan:
+    """Return the plan that leaves the status as it is, and looks again should the step last."""
+    is_held = facts.held_seconds is not None
+    delay = timing.RESTORE_REPORTED_SECONDS if is_held else timing.RESTORE_RUNNING_SECONDS
+    return RestorePlan({}, requeue_after=delay)
+
+
+def _is_undo_bound(facts: RestoreFacts, branch: Branch) -> bool:
+    """Return True if the undo snapshot is bound to the branch and its node, or is not there (any more)."""
+    undo = facts.own_undo
+    return undo is None or (undo.node_name, undo.branch_uid) == (branch.node_name, branch.uid)
 
 
 def _progress(facts: RestoreFacts, order: BranchRestore, branch: Branch) -> Finding:
@@ -252,8 +279,9 @@ def _complete(facts: RestoreFacts, now: datetime) -> RestorePlan:
 
 def _fail(facts: RestoreFacts, finding: Finding, now: datetime, **fields: Any) -> RestorePlan:
     """End a restore that changed nothing, or was taken back: the snapshot that waits for the old data goes first."""
-    if _is_undo_left(facts):
-        return RestorePlan({}, Step.DELETE_UNDO)
+    left = _undo_left(facts)
+    if left:
+        return left
     began = facts.order is not None or facts.restore.phase == RestorePhase.RUNNING
     phase = RestorePhase.FAILED if began else RestorePhase.REJECTED
     return _report(
@@ -267,22 +295,28 @@ def _fail(facts: RestoreFacts, finding: Finding, now: datetime, **fields: Any) -
     )
 
 
-def _is_undo_left(facts: RestoreFacts) -> bool:
-    """Return True if the undo snapshot exists and gets no data any more.
+def _undo_left(facts: RestoreFacts) -> RestorePlan | None:
+    """Return the plan that deletes the undo snapshot, if it exists and gets no data any more.
 
     Of a branch that is gone nobody knows whether its data was exchanged: its agent puts the old data away, or says
-    that the snapshot is lost.
+    that the snapshot is lost, and then it goes (`snapshot/plan.py:has_no_maker`).
     """
+    if not facts.is_undo_read:
+        return RestorePlan({}, Step.READ_UNDO)
     undo, branch = facts.own_undo, facts.branch
     if undo is None or undo.deleting or undo.node.snapshot_time is not None:
-        return False
-    return undo.node_name is None or (branch is not None and branch.uid == undo.branch_uid)
+        return None
+    is_of_branch = branch is not None and branch.uid == undo.branch_uid
+    is_lost = undo.node.storage is not None and undo.node.storage.reason == Reason.SNAPSHOT_LOST
+    is_empty = undo.node_name is None or is_of_branch or is_lost
+    return RestorePlan({}, Step.DELETE_UNDO) if is_empty else None
 
 
 def _let_go(facts: RestoreFacts) -> RestorePlan:
     """Let go of a deleted restore that is ordered of nobody."""
-    if _is_undo_left(facts):
-        return RestorePlan({}, Step.DELETE_UNDO)
+    left = _undo_left(facts)
+    if left:
+        return left
     is_held_back = names.CONTROLLER_FINALIZER in facts.restore.finalizers
     return RestorePlan({}, Step.LET_GO if is_held_back else None)
 

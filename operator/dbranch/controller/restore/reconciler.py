@@ -15,6 +15,7 @@ from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Condition, Finding, Reason, find_condition
 from dbranch.api.enums import RestorePhase, RestoreState
 from dbranch.api.errors import ApiError, NameTaken, ObjectRefused
+from dbranch.api.expiry import parse_time
 from dbranch.api.project import parse_project
 from dbranch.api.restore import FINISHED_PHASES, Restore, parse_restore
 from dbranch.api.snapshot import Snapshot, parse_snapshot
@@ -78,8 +79,8 @@ class RestoreReconciler:
         self._cluster, self._locks, self._metrics = cluster, locks, metrics
         self._sources, self._records = sources, records
         self._emit_event = emit_event or EventRequests(cluster)
-        # By the restore's UID: since when this process has seen new sessions held, as `time.monotonic()` counts.
-        self._held_since: LimitedDict[str, float] = LimitedDict(_MAX_REMEMBERED)
+        # By the restore's UID: since when new sessions are held, as `time.monotonic()` counts; None: not yet.
+        self._held_since: LimitedDict[str, float | None] = LimitedDict(_MAX_REMEMBERED)
         # By the branch's UID: when a restore of it was ordered.
         self._ordered: LimitedDict[str, float] = LimitedDict(_MAX_REMEMBERED)
 
@@ -95,31 +96,32 @@ class RestoreReconciler:
             return next((other for other in left if other != AT_REST), result)
 
     def _reconcile(self, restore: Restore, cache: Cache, is_gone: bool) -> Result:
-        facts = self._observe(restore, cache, is_gone)
-        begins = not restore.finished and facts.order is None
-        admission = (
-            self._locks.held(restore.namespace, _ADMISSION_PREFIX + restore.project)
-            if begins
-            else nullcontext()
-        )
-        with admission:
-            if begins:
+        begins = _seems_to_begin(restore, cache)
+        while True:
+            name = _ADMISSION_PREFIX + restore.project
+            with self._locks.held(restore.namespace, name) if begins else nullcontext():
                 facts = self._observe(restore, cache, is_gone)
-            for _ in range(_MAX_STEPS):
-                plan = plan_restore(facts, self._clock())
-                changes = plan.changes(facts.restore.status)
-                if plan.step is None and not changes:
-                    return AT_REST if plan.requeue_after is None else Result(plan.requeue_after)
-                try:
-                    after = self._take(facts, plan) if plan.step else self._report(facts, changes)
-                except ApiError as error:
-                    if error.status not in (404, 409):
-                        raise
-                    # Written or deleted meanwhile by others: it is looked at again.
-                    after = self._observe(self._read_again(facts), cache, is_gone)
-                if after is None:
-                    return Result(timing.SOURCE_GONE_RETRY_SECONDS)
-                facts = after
+                if begins or restore.finished or facts.order is not None:
+                    return self._take_steps(facts, cache)
+            # The cache had an order that has ended.
+            begins = True
+
+    def _take_steps(self, facts: RestoreFacts, cache: Cache) -> Result:
+        for _ in range(_MAX_STEPS):
+            plan = plan_restore(facts, self._clock())
+            changes = plan.changes(facts.restore.status)
+            if plan.step is None and not changes:
+                return AT_REST if plan.requeue_after is None else Result(plan.requeue_after)
+            try:
+                after = self._take(facts, plan) if plan.step else self._report(facts, changes)
+            except ApiError as error:
+                if error.status not in (404, 409):
+                    raise
+                # Written or deleted meanwhile by others: it is looked at again.
+                after = self._observe(self._read_again(facts), cache, facts.is_gone)
+            if after is None:
+                return Result(timing.SOURCE_GONE_RETRY_SECONDS)
+            facts = after
         return Result(timing.RESTORE_RUNNING_SECONDS, unfinished=True)
 
     def _read_again(self, facts: RestoreFacts) -> Restore:
@@ -149,8 +151,7 @@ class RestoreReconciler:
                 busy=self._count_busy(branch, cache),
             )
         if not restore.finished:
-            body = self._cluster.get(snapshot_path(namespace, _undo_name(restore)))
-            facts = replace(facts, undo=parse_snapshot(body) if body else None)
+            facts = replace(facts, is_undo_read=False)
         else:
             snapshots = cache.snapshots.of_project(namespace, project_name)
             orders = [item.restore for item in branches if item.restore]
@@ -180,11 +181,19 @@ class RestoreReconciler:
         )
 
     def _held_seconds(self, facts: RestoreFacts) -> float | None:
-        """Return since when new sessions are held, as far as this process has seen it begin."""
+        """Return since when new sessions are held; None if they are not, and this process has not seen it begin.
+
+        A process that comes to it later goes by the condition Ready, in whole seconds.
+        """
         uid, now = facts.restore.uid, time.monotonic()
         route = facts.branch.route if facts.branch else None
-        if route is not None and route.restore == uid and uid not in self._held_since:
+        is_held = route is not None and route.restore == uid
+        if is_held and uid not in self._held_since:
+            self._held_since[uid] = now - _reported_hold(facts, self._clock())
+        elif is_held and self._held_since[uid] is None:
             self._held_since[uid] = now
+        elif not (is_held or facts.restore.finished):
+            self._held_since.setdefault(uid, None)
         since = self._held_since.get(uid)
         return None if since is None else now - since
 
@@ -206,6 +215,9 @@ class RestoreReconciler:
         restore, branch, project = facts.restore, facts.branch, facts.project
         logger.info("restore %s/%s: %s", restore.namespace, restore.object_name, plan.step)
         match plan.step:
+            case Step.READ_UNDO:
+                body = self._cluster.get(snapshot_path(restore.namespace, _undo_name(restore)))
+                return replace(facts, undo=parse_snapshot(body) if body else None, is_undo_read=True)
             case Step.MAKE_UNDO:
                 return self._make_undo(facts)
             case Step.BIND_UNDO:
@@ -223,9 +235,10 @@ class RestoreReconciler:
                 return facts
             case Step.SWITCH:
                 assert branch is not None
-                # Its Service leads to the proxies, which now hold who comes.
+                facts = self._write_branch(facts, restore={"state": RestoreState.SWITCHING.value})
+                # Its Service leads to the proxies, which hold who comes.
                 self._request(Key(names.BRANCH_KIND, branch.namespace, branch.object_name))
-                return self._write_branch(facts, restore={"state": RestoreState.SWITCHING.value})
+                return facts
             case Step.CANCEL:
                 return self._write_branch(facts, restore={"state": RestoreState.CANCELING.value})
             case Step.END_ORDER:
@@ -251,6 +264,8 @@ class RestoreReconciler:
                     self._cluster.delete(object_path(copy), uid=copy.uid)
                 return replace(facts, copies=())
             case Step.LET_GO:
+                if restore.finished:
+                    self._announce(facts)
                 if not restore.deleting:
                     return self._write_metadata(
                         facts,
@@ -276,7 +291,7 @@ class RestoreReconciler:
         except (ObjectRefused, NameTaken) as error:
             self._metrics.refused(names.SNAPSHOT_KIND)
             return replace(facts, refused=refusal_finding(error, "the restore waits"))
-        return replace(facts, undo=parse_snapshot(body))
+        return replace(facts, undo=parse_snapshot(body), is_undo_read=True)
 
     def _write_branch(self, facts: RestoreFacts, restore: Json | None) -> RestoreFacts:
         """Write `status.restore` of the branch as it was read. Raises ApiError (409) if it was written since."""
@@ -287,20 +302,30 @@ class RestoreReconciler:
 
     def _write_metadata(self, facts: RestoreFacts, **fields: object) -> RestoreFacts:
         meta = {"uid": facts.restore.uid, **fields}
-        body = self._cluster.merge(object_path(facts.restore), {"metadata": meta})
-        return replace(facts, restore=parse_restore(body))
+        written = parse_restore(self._cluster.merge(object_path(facts.restore), {"metadata": meta}))
+        # The event of this needs no reconcile.
+        self._records.put(written)
+        return replace(facts, restore=written)
 
     # The report.
 
     def _report(self, facts: RestoreFacts, changes: Json) -> RestoreFacts:
-        """Write the fields of the status that differ; an Event about the end comes before it."""
+        """Write the fields of the status that differ.
+
+        An Event about the end comes before that, or where the finalizer keeps the object until then, behind it.
+        """
         restore = facts.restore
         phase = RestorePhase(changes.get("phase") or restore.phase or RestorePhase.PENDING)
         if facts.is_gone:
             # Nobody reads it; what is left is cleaned up next.
             return replace(facts, restore=replace(restore, phase=phase, status={**restore.status, **changes}))
         if phase in FINISHED_PHASES and not restore.finished:
-            self._announce(facts, phase, changes)
+            finished = replace(
+                facts, restore=replace(restore, phase=phase, status={**restore.status, **changes})
+            )
+            self._count(finished)
+            if names.CONTROLLER_FINALIZER not in restore.finalizers:
+                self._announce(finished)
         body = patch_status(self._cluster, restore, changes)
         written = parse_restore(body)
         # Who is counted next counts this one.
@@ -308,22 +333,51 @@ class RestoreReconciler:
         facts = replace(facts, restore=written)
         return replace(facts, undo=None) if written.finished else facts
 
-    def _announce(self, facts: RestoreFacts, phase: RestorePhase, changes: Json) -> None:
+    def _count(self, facts: RestoreFacts) -> None:
+        """Count the end of a restore that was done, or taken back, or rejected; forget its times."""
         restore = facts.restore
-        is_complete = phase == RestorePhase.COMPLETE
-        condition = Condition.COMPLETE if is_complete else Condition.FAILED
-        finding = Finding.from_dict(find_condition(changes, condition))
-        if finding is None or finding.reason == Reason.ALREADY_APPLIED:
+        if _end_of(restore) is None:
             return
-        self._metrics.restored(phase.value, changes.get("heldSeconds"))
+        assert restore.phase is not None
+        self._metrics.restored(restore.phase, restore.status.get("heldSeconds"))
         self._held_since.pop(restore.uid, None)
         self._ordered.pop(facts.branch.uid if facts.branch else "", None)
+
+    def _announce(self, facts: RestoreFacts) -> None:
+        """Emit an Event about the end of a restore; twice, where the process ends behind it."""
+        restore, finding = facts.restore, _end_of(facts.restore)
+        if finding is None:
+            return
+        is_complete = restore.phase == RestorePhase.COMPLETE
         text = f"restore {restore.object_name}: {finding.message}"
         if is_complete:
             text += "; what follows its WAL (standbys, WAL receivers, incremental backups) has to begin anew"
         about: Branch | Restore = facts.branch or restore
         event_type = "Normal" if is_complete else "Warning"
         self._emit_event(about, event_type, RESTORED if is_complete else RESTORE_FAILED, text)
+
+
+def _end_of(restore: Restore) -> Finding | None:
+    """Return the finding of a restore's end; None if it has done nothing that was not done before."""
+    condition = Condition.COMPLETE if restore.phase == RestorePhase.COMPLETE else Condition.FAILED
+    finding = Finding.from_dict(find_condition(restore.status, condition))
+    return None if finding is None or finding.reason == Reason.ALREADY_APPLIED else finding
+
+
+def _seems_to_begin(restore: Restore, cache: Cache) -> bool:
+    """Return True if a restore is not finished, and its branch not known to be ordered it."""
+    branches = cache.branches_of(restore.namespace, restore.project)
+    orders = (branch.restore for branch in branches if branch.name == restore.branch)
+    return not restore.finished and not any(order and order.uid == restore.uid for order in orders)
+
+
+def _reported_hold(facts: RestoreFacts, now: datetime) -> float:
+    """Return for how many seconds new sessions are held, as the branch's condition says."""
+    ready = find_condition(facts.branch.status if facts.branch else {}, Condition.READY) or {}
+    times = (parse_time(ready.get("lastTransitionTime")), parse_time(facts.restore.start_time))
+    # A branch that was not Ready before has no such time of its own.
+    since = max((moment for moment in times if moment), default=now)
+    return max(0.0, (now - since).total_seconds())
 
 
 def _undo_name(restore: Restore) -> str:

@@ -10,9 +10,10 @@ from typing import Any, Final
 from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.conditions import Condition, Finding, Reason, find_condition
-from dbranch.api.enums import SnapshotReason
+from dbranch.api.enums import RestorePhase, SnapshotReason
 from dbranch.api.expiry import format_time, parse_time, with_grace
 from dbranch.api.project import Project
+from dbranch.api.restore import Restore
 from dbranch.api.schedule import SCHEDULE_DEADLINE
 from dbranch.api.snapshot import Snapshot
 from dbranch.controller.conditions import report_conditions
@@ -201,15 +202,21 @@ def bind_snapshot(facts: SnapshotFacts, now: datetime) -> SnapshotBinding | Find
     return _limit_finding(facts, branch) or SnapshotBinding(project.node_name, branch.uid)
 
 
-def has_no_maker(snapshot: Snapshot, branch: Branch | None, is_awaited: bool) -> bool:
+def has_no_maker(snapshot: Snapshot, branch: Branch | None, restore: Restore | None) -> bool:
     """Return True if a snapshot was made for a restore that went before it was ordered, so that no data can come.
 
-    `branch`: of its name, None if that does not exist. One that was bound may get its data by the branch's deletion.
+    `branch`: of its name, None if that does not exist; `restore`: the one that it was made for, None if that does
+    not exist. One that was bound may get its data by the branch's deletion; where that did not come, and the restore
+    was taken back, nothing is lost.
     """
+    is_awaited = restore is not None and not restore.finished
     if snapshot.reason != SnapshotReason.RESTORE or is_awaited or snapshot.deleting:
         return False
-    if snapshot.node.snapshot_time is not None or snapshot.node.storage is not None:
+    if snapshot.node.snapshot_time is not None:
         return False
+    if snapshot.node.storage is not None:
+        is_taken_back = restore is not None and restore.phase == RestorePhase.FAILED
+        return is_taken_back and snapshot.node.storage.reason == Reason.SNAPSHOT_LOST
     if branch is None or branch.uid != snapshot.origin_branch_uid:
         return snapshot.node_name is None
     is_ordered = branch.restore is not None and branch.restore.uid == snapshot.restore_uid

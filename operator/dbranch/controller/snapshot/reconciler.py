@@ -11,7 +11,7 @@ from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import WARNING_REASONS, Condition, find_condition
 from dbranch.api.project import parse_project
-from dbranch.api.restore import parse_restore
+from dbranch.api.restore import Restore, parse_restore
 from dbranch.api.snapshot import Snapshot, parse_snapshot
 from dbranch.controller import timing
 from dbranch.controller.branch.sources import Sources
@@ -123,20 +123,20 @@ class SnapshotReconciler:
             cache.restores.is_unfinished(snapshot.restore_uid),
         )
 
-    def _maker_of(self, snapshot: Snapshot, cache: Cache) -> tuple[Snapshot, Branch | None, bool]:
+    def _maker_of(self, snapshot: Snapshot, cache: Cache) -> tuple[Snapshot, Branch | None, Restore | None]:
         """Return what says whether a restore still leaves its data in the snapshot."""
         branches = cache.branches_of(snapshot.namespace, snapshot.project)
         branch = next((branch for branch in branches if branch.name == snapshot.branch), None)
-        return snapshot, branch, cache.restores.is_unfinished(snapshot.restore_uid)
+        return snapshot, branch, cache.restores.of_uid(snapshot.restore_uid)
 
     def _delete_without_maker(self, snapshot: Snapshot) -> Result:
         """Delete a snapshot that no restore leaves its data in, if that is so uncached, too."""
         name = names.branch_object_name(snapshot.project, snapshot.branch)
         path = path_of(names.API_VERSION, names.RESTORES, snapshot.namespace)
         restores = map(parse_restore, self._cluster.find(path, fields=f"spec.project={snapshot.project}"))
-        is_awaited = any(r.uid == snapshot.restore_uid and not r.finished for r in restores)
+        restore = next((r for r in restores if r.uid == snapshot.restore_uid), None)
         body = self._cluster.get(branch_path(snapshot.namespace, name))
-        if not has_no_maker(snapshot, parse_branch(body) if body else None, is_awaited):
+        if not has_no_maker(snapshot, parse_branch(body) if body else None, restore):
             # The cache will have it in a moment.
             return Result(timing.SOURCE_GONE_RETRY_SECONDS)
         logger.info("snapshot %s/%s: its restore is gone", snapshot.namespace, snapshot.object_name)
