@@ -11,10 +11,12 @@ from tests.node.test_orphans import EVENTS, Keeper, keeper
 from tests.node.world import World
 
 from dbranch.agent.housekeeping import sweep
+from dbranch.agent.layout import Layout
 from dbranch.agent.linux.loops import loops_of
 from dbranch.agent.linux.mounts import read_mounts
+from dbranch.agent.pool import effect
 from dbranch.agent.pool.space import Watermarks
-from dbranch.agent.pool.tombstone import read_tombstone
+from dbranch.agent.pool.tombstone import ensure_tombstone, ensure_tombstone_withdrawn, read_tombstone
 from dbranch.api import names
 from dbranch.api.orphans import OrphanKind
 
@@ -51,11 +53,6 @@ def let_pass(keeper: Keeper, **passed: float) -> None:
 
 def undo_removed(world: World) -> list[str]:
     return [event["message"] for event in world.api.find(EVENTS) if event["reason"] == "UndoRemoved"]
-
-
-def fill_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    full = Watermarks(2**62, 2**61, 2**60, 2**59)
-    monkeypatch.setattr(sweep, "watermarks_of", lambda total, eviction: full)
 
 
 def test_a_deleted_project_comes_back_whole(keeper: Keeper) -> None:
@@ -117,6 +114,9 @@ def test_a_clock_that_jumps_removes_nothing(keeper: Keeper) -> None:
     world.api.clock = lambda: datetime.now(UTC)
     keeper.rounds()
     assert layout.image(uid).exists()
+    # An administrator may remove it at once.
+    keeper.ask(names.ORPHAN_DELETE_PREFIX, uid)
+    keeper.await_gone(layout.image(uid))
 
 
 def test_a_copy_of_its_record_touches_nothing(keeper: Keeper) -> None:
@@ -183,25 +183,32 @@ def test_kills_at_every_effect_of_a_deletion_that_keeps_the_pool(world: World, s
     assert world.kill_at_each_effect(delete, soak) > 3
 
 
-def test_an_administrator_may_remove_it_at_once(keeper: Keeper) -> None:
-    world, layout = keeper.world, keeper.layout
-    uid = make_small(world)
-    world.delete_project()
-    keeper.rounds()
-    keeper.ask(names.ORPHAN_DELETE_PREFIX, uid)
-    keeper.await_gone(layout.image(uid))
-
-
-@pytest.mark.parametrize("why", ["nothing is kept", "its namespace ends"])
-def test_it_goes_at_once_where_nobody_could_have_it_back(keeper: Keeper, why: str) -> None:
-    world, layout = keeper.world, keeper.layout
-    uid = world.make_project(undo={"keep": "0s" if why == "nothing is kept" else "24h"})
+def test_it_goes_at_once_with_its_namespace(world: World) -> None:
+    """Nobody could have it back."""
+    layout = world.node.layout
+    uid = world.make_project(undo={"keep": "24h"})
     world.run_agent()
-    if why == "its namespace ends":
-        world.api.merge(f"{NAMESPACES}/team", {"metadata": {"finalizers": ["kubernetes"]}})
-        world.api.delete(f"{NAMESPACES}/team")
+    world.api.merge(f"{NAMESPACES}/team", {"metadata": {"finalizers": ["kubernetes"]}})
+    world.api.delete(f"{NAMESPACES}/team")
     world.delete_project()
     assert not layout.image(uid).exists() and not layout.tombstone(uid).exists()
+
+
+def test_a_removal_that_has_begun_ends_where_the_pool_is_wanted_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, uid = world.node.layout, make_small(world)
+    world.delete_project()
+    ensure_tombstone(layout, uid)
+    take_down = effect.ensure_pool_down
+
+    def adopted_meanwhile(layout: Layout, project_uid: str) -> None:
+        take_down(layout, project_uid)
+        ensure_tombstone_withdrawn(layout, project_uid)
+
+    monkeypatch.setattr(effect, "ensure_pool_down", adopted_meanwhile)
+    effect.ensure_pool_removed(layout, uid)
+    assert layout.image(uid).exists() and layout.record(uid).exists()
 
 
 def test_a_disk_that_is_low_takes_the_oldest_one_at_a_time_and_none_within_an_hour(
@@ -213,32 +220,27 @@ def test_a_disk_that_is_low_takes_the_oldest_one_at_a_time_and_none_within_an_ho
     other = world.for_project("other")
     second = make_small(other)
     other.delete_project()
-    assert layout.image(first).exists() and layout.image(second).exists()
-    fill_disk(monkeypatch)
+    is_low = True
+
+    def watermarks(total: int, eviction: int) -> Watermarks:
+        return Watermarks(2**62, 2**61, 2**60, 2**59) if is_low else Watermarks(0, 0, 0, 0)
+
+    monkeypatch.setattr(sweep, "watermarks_of", watermarks)
     keeper.rounds()
     assert layout.image(first).exists() and undo_removed(world) == []
     let_pass(keeper, hours=2)
-    keeper.rounds(1)
+    with monkeypatch.context() as busy:
+        busy.setattr(sweep, "ensure_pool_removed", lambda layout, uid: None)
+        keeper.rounds()
+    # The next one waits until the first is gone.
     (said,) = undo_removed(world)
-    assert "project team/shop" in said and layout.image(second).exists()
-    # The next one goes when the first is gone, and the disk is still low.
-    keeper.await_gone(layout.image(first))
+    assert "project team/shop" in said
+    # The room that one has made may be enough.
+    keeper.rounds(1)
+    assert not layout.image(first).exists() and layout.image(second).exists()
+    is_low = False
+    keeper.rounds()
+    assert layout.image(second).exists()
+    is_low = True
     keeper.await_gone(layout.image(second))
     assert len(undo_removed(world)) == 2
-
-
-def test_the_room_that_one_has_made_is_enough(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
-    world, layout = keeper.world, keeper.layout
-    first = make_small(world)
-    world.delete_project()
-    other = world.for_project("other")
-    second = make_small(other)
-    other.delete_project()
-    let_pass(keeper, hours=2)
-    is_full = Watermarks(2**62, 2**61, 2**60, 2**59)
-    has_room = Watermarks(0, 0, 0, 0)
-    monkeypatch.setattr(
-        sweep, "watermarks_of", lambda total, eviction: is_full if layout.image(first).exists() else has_room
-    )
-    keeper.rounds()
-    assert not layout.image(first).exists() and layout.image(second).exists()

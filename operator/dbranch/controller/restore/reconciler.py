@@ -21,7 +21,7 @@ from dbranch.controller.branch.sources import Sources
 from dbranch.controller.cache import Cache
 from dbranch.controller.event_requests import EventRequests
 from dbranch.controller.events import RESTORE_FAILED, RESTORED, UNDO_REMOVED
-from dbranch.controller.failure import failure_finding, refusal_finding
+from dbranch.controller.failure import failure_finding, refusal_message
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.restore.facts import RestoreFacts
 from dbranch.controller.restore.observe import RestoreObserver
@@ -210,7 +210,9 @@ class RestoreReconciler:
             )
         except (ObjectRefused, NameTaken) as error:
             self._metrics.refused(names.SNAPSHOT_KIND)
-            return replace(facts, refused=refusal_finding(error, "the restore waits"))
+            subject = f"{names.SNAPSHOT_KIND} {manifest['metadata']['name']} cannot be created"
+            text = refusal_message(subject, str(error), "the restore waits; it is tried again")
+            return replace(facts, refused=Finding(Reason.OBJECT_REFUSED, text))
         return replace(facts, undo=parse_snapshot(body), is_undo_read=True)
 
     def _write_branch(self, facts: RestoreFacts, restore: Json | None) -> RestoreFacts:
