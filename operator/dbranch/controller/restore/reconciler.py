@@ -25,7 +25,8 @@ from dbranch.controller.failure import failure_finding, refusal_message
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.restore.facts import RestoreFacts
 from dbranch.controller.restore.observe import RestoreObserver
-from dbranch.controller.restore.plan import RestorePlan, Step, failure_status, labels_of, plan_restore
+from dbranch.controller.restore.plan import plan_restore
+from dbranch.controller.restore.steps import RestorePlan, Step, failure_status, labels_of
 from dbranch.controller.restore_records import RestoreRecords
 from dbranch.controller.undo_records import ensure_record
 from dbranch.kube.client import (
