@@ -17,7 +17,7 @@ from dbranch.api.enums import RestorePhase, Undo
 from dbranch.api.project import UndoPolicy
 from dbranch.api.restore import RestoreRecord
 from dbranch.controller.restore.admission import Admitted, Rejected, Waiting, admit
-from dbranch.controller.restore.ending import surplus_copies
+from dbranch.controller.restore.outcome import surplus_copies
 from dbranch.controller.restore.plan import plan_restore
 from dbranch.controller.restore.steps import Step
 from dbranch.controller.restore.watch import concerned_by, is_at_rest, needs_reconcile

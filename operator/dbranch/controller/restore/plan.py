@@ -18,8 +18,8 @@ from dbranch.api.expiry import format_time, parse_time
 from dbranch.api.restore import BranchRestore, Restore, done_before
 from dbranch.controller import timing
 from dbranch.controller.restore.admission import Admitted, Waiting, admit, deadline_of, protected_finding
-from dbranch.controller.restore.ending import TAKEN_BACK, clean_up, complete, fail, let_go
 from dbranch.controller.restore.facts import RestoreFacts
+from dbranch.controller.restore.outcome import TAKEN_BACK, clean_up, complete, fail, let_go
 from dbranch.controller.restore.steps import Json, RestorePlan, Step, labels_of, report
 from dbranch.controller.routing import exchanging, is_held
 from dbranch.controller.scheduling import is_abandoned
