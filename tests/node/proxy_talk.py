@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from tests.node.proxy_backend import PASSWORD, USER, Client, Proxy
+from tests.node.proxy_backend import PASSWORD, USER, Backend, Client, Proxy, wait_until
 
 
 def connect_error(proxy: Proxy, **options: Any) -> str:
@@ -69,6 +69,16 @@ def running_sleeps(direct: psycopg.Connection[Any]) -> int:
     assert row
     count: int = row[0]
     return count
+
+
+def await_active(backend: Backend, query: str, count: int = 1, wait_event: str = "%") -> None:
+    """Wait until so many sessions of the backend execute this query, in such a wait event (a pattern)."""
+    active = (
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = %s"
+        " AND coalesce(wait_event, '') LIKE %s"
+    )
+    with backend.direct() as direct:
+        wait_until(lambda: direct.execute(active, [query, wait_event]).fetchone() == (count,), 30)
 
 
 def resident_bytes() -> int:

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from tests.node.proxy_backend import PASSWORD, USER, Backend, Client, MakeProxy, Proxy, wait_until
 from tests.node.proxy_process import proxy_process
-from tests.node.proxy_talk import build_message, error_fields, fatal_message, read_all
+from tests.node.proxy_talk import await_active, build_message, error_fields, fatal_message, read_all
 
 from dbranch.api.project import Target
 from dbranch.proxy import timing, wire
@@ -318,7 +318,7 @@ def test_a_second_switch_does_not_put_off_the_end_of_a_drain(make_proxy: MakePro
 
 
 def test_a_branch_that_stands_still_costs_no_cancel_of_another(
-    make_proxy: MakeProxy, threads: ThreadPoolExecutor
+    make_proxy: MakeProxy, main: Backend, threads: ThreadPoolExecutor
 ) -> None:
     """Guesses occupy the backend that does not answer them, not a client's own cancel, nor an end."""
     proxy = make_proxy(on_switch="Keep")
@@ -331,7 +331,7 @@ def test_a_branch_that_stands_still_costs_no_cancel_of_another(
             sock.sendall(wire.build_cancel_request(i.to_bytes(8, "big")))
         time.sleep(0.3)
         running = threads.submit(connection.execute, "SELECT pg_sleep(60)")
-        time.sleep(0.3)
+        await_active(main, "SELECT pg_sleep(60)")
         connection.cancel_safe(timeout=10)
         with pytest.raises(psycopg.errors.QueryCanceled):
             running.result(5)

@@ -19,7 +19,14 @@ from tests.node.proxy_backend import (
     branch_of,
     wait_until,
 )
-from tests.node.proxy_talk import build_startup, error_fields, fatal_message, read_all, running_sleeps
+from tests.node.proxy_talk import (
+    await_active,
+    build_startup,
+    error_fields,
+    fatal_message,
+    read_all,
+    running_sleeps,
+)
 
 from dbranch.api.project import Target
 
@@ -61,7 +68,7 @@ def test_terminate_within_a_streamed_result(proxy: Proxy, threads: ThreadPoolExe
                 pass
 
     reading = threads.submit(read)
-    time.sleep(0.7)
+    wait_until(lambda: min(s.bytes_out for s in proxy.switchboard.sessions) > 1_000_000)
     proxy.apply(active="feature-x")
     with pytest.raises(psycopg.OperationalError):
         reading.result(20)
@@ -71,12 +78,13 @@ def test_terminate_within_a_streamed_result(proxy: Proxy, threads: ThreadPoolExe
     assert not message or message.startswith("57P01")
 
 
-def test_terminate_does_not_wait_for_a_client_that_does_not_read(proxy: Proxy) -> None:
+def test_terminate_does_not_wait_for_a_client_that_does_not_read(proxy: Proxy, main: Backend) -> None:
     """No message boundary is reached: the session ends all the same, and its state is removed."""
     connection = proxy.connect()
-    connection.pgconn.send_query(b"SELECT repeat('x', 1000) FROM generate_series(1, 1000000)")
+    query = "SELECT repeat('x', 1000) FROM generate_series(1, 1000000)"
+    connection.pgconn.send_query(query.encode())
     connection.pgconn.flush()
-    time.sleep(1)
+    await_active(main, query, wait_event="ClientWrite")
     proxy.apply(active="feature-x")
     wait_until(lambda: not proxy.switchboard.sessions, 15)
     assert proxy.switchboard.cancel_keys == {}
@@ -101,14 +109,19 @@ def test_drain_finishes_a_transaction(make_proxy: MakeProxy, main: Backend) -> N
         wait_until(lambda: proxy.counts() == (0, 0))
 
 
-def test_drain_lets_a_running_statement_finish(make_proxy: MakeProxy, threads: ThreadPoolExecutor) -> None:
+def test_drain_lets_a_running_statement_finish(
+    make_proxy: MakeProxy, main: Backend, threads: ThreadPoolExecutor
+) -> None:
     """Outside of a transaction block, with a notice before its end."""
     proxy = make_proxy(on_switch="Drain", drain_timeout=30.0)
     connection = proxy.connect()
-    statement = "DO $$ BEGIN RAISE NOTICE 'begun'; PERFORM pg_sleep(1.5); END $$"
-    running: Future[Any] = threads.submit(connection.execute, statement)
-    time.sleep(0.5)
-    proxy.apply(active="feature-x")
+    statement = "DO $$ BEGIN RAISE NOTICE 'begun'; PERFORM pg_advisory_lock(7); END $$"
+    with main.direct() as direct:
+        direct.execute("SELECT pg_advisory_lock(7)")
+        running: Future[Any] = threads.submit(connection.execute, statement)
+        await_active(main, statement, wait_event="advisory")
+        proxy.apply(active="feature-x")
+        assert proxy.counts() == (0, 1) and not running.done()
     running.result(10)
     assert fatal_message(connection).startswith("57P01")
 
@@ -118,7 +131,6 @@ def test_drain_ends_after_drain_timeout(make_proxy: MakeProxy) -> None:
     connection = proxy.connect()
     connection.execute("BEGIN")
     proxy.apply(active="feature-x")
-    time.sleep(1)
     wait_until(lambda: proxy.counts() == (0, 0))
     assert fatal_message(connection).startswith("57P01")
 
@@ -136,7 +148,7 @@ def test_a_switch_back_keeps_a_draining_session(make_proxy: MakeProxy) -> None:
 
 
 def test_keep_leaves_sessions_and_sends_new_ones_to_the_new_branch(
-    make_proxy: MakeProxy, threads: ThreadPoolExecutor
+    make_proxy: MakeProxy, main: Backend, threads: ThreadPoolExecutor
 ) -> None:
     proxy = make_proxy(on_switch="Keep")
     with proxy.connect() as old:
@@ -146,7 +158,7 @@ def test_keep_leaves_sessions_and_sends_new_ones_to_the_new_branch(
             assert branch_of(new) == "feature-x"
         # A cancel of the old session still goes to its own backend.
         running = threads.submit(old.execute, "SELECT pg_sleep(60)")
-        time.sleep(0.5)
+        await_active(main, "SELECT pg_sleep(60)")
         old.cancel_safe(timeout=10)
         with pytest.raises(psycopg.errors.QueryCanceled):
             running.result(10)
@@ -158,7 +170,7 @@ def test_many_notifications_do_not_hide_that_a_session_is_idle(proxy: Proxy, mai
         listener.execute("LISTEN channel_1")
         for i in range(50):
             direct.execute("SELECT pg_notify('channel_1', %s)", [f"{i} " + "x" * 100])
-        time.sleep(0.3)
+        wait_until(lambda: min(s.bytes_out for s in proxy.switchboard.sessions) > 5000)
         proxy.apply(active="feature-x")
         wait_until(lambda: proxy.counts() == (0, 0))
         assert fatal_message(listener).startswith("57P01")

@@ -23,13 +23,20 @@ from tests.node.proxy_backend import (
     make_certificate,
     trusting_context,
 )
-from tests.node.proxy_talk import build_startup, connect_error, error_fields, fatal_message, read_all
+from tests.node.proxy_talk import (
+    await_active,
+    build_startup,
+    connect_error,
+    error_fields,
+    fatal_message,
+    read_all,
+)
 
 from dbranch.proxy import wire
 
 
 def test_tls_with_a_verified_certificate(
-    make_proxy: MakeProxy, tls: Path, threads: ThreadPoolExecutor
+    make_proxy: MakeProxy, main: Backend, tls: Path, threads: ThreadPoolExecutor
 ) -> None:
     proxy = make_proxy(tls)
     with proxy.connect(sslmode="verify-full", sslrootcert=str(tls / "tls.crt")) as connection:
@@ -38,7 +45,7 @@ def test_tls_with_a_verified_certificate(
         row = connection.execute("SELECT repeat('x', 20000000)").fetchone()
         assert row and len(row[0]) == 20000000
         running = threads.submit(connection.execute, "SELECT pg_sleep(60)")
-        time.sleep(0.5)
+        await_active(main, "SELECT pg_sleep(60)")
         connection.cancel_safe(timeout=10)
         with pytest.raises(psycopg.errors.QueryCanceled):
             running.result(5)

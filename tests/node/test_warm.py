@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -18,6 +20,7 @@ from tests.node.world import World
 
 from dbranch.agent.context import NodeContext
 from dbranch.agent.dispatch import Dispatcher
+from dbranch.agent.linux import command
 from dbranch.agent.metrics import AgentMetrics
 from dbranch.agent.slot.observe import observe_slots
 from dbranch.agent.slot.pod_spec import claim_patch
@@ -177,7 +180,7 @@ def test_of_two_branches_that_claim_the_last_warm_pod_one_gets_a_new_pod(shop: W
     (warm_uid,) = uids(shop.warm_pods())
     api = ConcurrentClaims(shop.node.layout.base / "api.json")
     branches = [shop.make_branch(name, "main") for name in ("one", "two")]
-    # Of two agents, as while one replaces the other: the branches of one agent do not claim one pod (WatchedWarmPods).
+    # Of two agents, as while one replaces the other: two branches of one agent do not claim one pod (WatchedWarmPods)
     with agent(shop, api) as former, agent(shop, api) as present:
         former.request_branch(NAMESPACE, "shop-one")
         present.request_branch(NAMESPACE, "shop-two")
@@ -188,6 +191,24 @@ def test_of_two_branches_that_claim_the_last_warm_pod_one_gets_a_new_pod(shop: W
     assert sorted(branch_uids) == sorted([*branches, shop.uid("main")])
     for name in ("one", "two"):
         assert shop.sql(name, "select count(*) from item") == [(100,)]
+
+
+def test_a_create_starts_no_process(shop: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mount --bind` was one, under the lock of all slots: in a burst each branch waited for those before it."""
+    started: list[list[str]] = []
+    real_run = subprocess.run
+
+    def run(argv: list[str], **arguments: Any) -> subprocess.CompletedProcess[str]:
+        started.append(argv)
+        return real_run(argv, **arguments)
+
+    monkeypatch.setattr(command, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": run}))
+    shop.make_branch("copy", "main")
+    with agent(shop, FakeApi(shop.node.layout.base / "api.json"), warm_slots=0) as dispatcher:
+        dispatcher.request_branch(NAMESPACE, "shop-copy")
+        dispatcher.wait_idle(30)
+    assert shop.sql("copy", "select count(*) from item") == [(100,)]
+    assert started == []
 
 
 class DenyingApi(FakeApi):

@@ -61,8 +61,8 @@ def test_new_sessions_are_held_for_no_write_that_could_come_before_or_behind() -
     assert [r for r in restore_requests(rig) if not r.startswith("get")] == []
     Proxy(rig).act()
     requests = restore_requests(rig)
-    assert [r.split()[0] for r in requests[:4]] == ["get", "get", "get", "merge"], requests
-    assert requests[3] == f"merge {BRANCH}"
+    assert [r.split()[0] for r in requests[:3]] == ["get", "get", "merge"], requests
+    assert requests[2] == f"merge {BRANCH}"
     assert rig.branch("feature-x")["status"]["restore"]["state"] == "Switching"
     agent.act()
     assert [r for r in restore_requests(rig) if not r.startswith("get")] == []
@@ -70,7 +70,7 @@ def test_new_sessions_are_held_for_no_write_that_could_come_before_or_behind() -
     # Its own reconcile is not left to an event that has to come back first.
     assert rig.branch_requests == [Key(names.RESTORE_KIND, NAMESPACE, "again")]
     requests = restore_requests(rig)
-    assert requests[3] == "merge dbrestores/again/status", requests
+    assert requests[2] == "merge dbrestores/again/status", requests
     assert rig.restore()["status"]["phase"] == "Complete"
     assert rig.events.count(("Normal", "Restored")) == 1
 
@@ -81,7 +81,7 @@ def test_what_new_sessions_are_held_for_is_reported_when_it_lasts(monkeypatch: p
     rig.reconcile_restore()
     assert conditions_of(rig.restore()) == {"Reconciling": "Snapshotting"}
     assert rig.result.requeue_after == 1.0
-    monkeypatch.setattr(rig.restores, "_held_seconds", lambda facts: 1.5)
+    monkeypatch.setattr(rig.restores._observer, "_held_seconds", lambda facts: 1.5)
     rig.reconcile_restore()
     assert conditions_of(rig.restore()) == {"Reconciling": "Switching"}
     Proxy(rig).act()

@@ -82,7 +82,8 @@ def test_slow_connections_take_no_threads_and_keep_nobody_out() -> None:
                 assert answer.read() == b"ready"
 
 
-def test_a_connection_that_says_nothing_is_closed() -> None:
+def test_a_connection_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dbranch.runtime.http._REQUEST_SECONDS", 0.2)
     with (
         serving({"/readyz": lambda: Response(b"ready")}) as url,
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=60) as silent,

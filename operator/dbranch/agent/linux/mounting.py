@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from dbranch.agent.linux import btrfs
-from dbranch.agent.linux.command import run
 from dbranch.agent.linux.mounts import Mount, mounts_at
-from dbranch.agent.linux.syscalls import mount_tmpfs
-from dbranch.api.errors import Busy, CommandFailed
+from dbranch.agent.linux.syscalls import bind_at, mount_tmpfs, unmount_at
+from dbranch.api.errors import Busy
 from dbranch.runtime.logs import log_command
 
 _POLL_SECONDS: Final = 0.02
@@ -18,12 +17,13 @@ _POLL_SECONDS: Final = 0.02
 
 def unmount(point: Path) -> None:
     """Unmount the topmost mount at `point`. Raises Busy if it is in use; then nothing has changed."""
+    log_command("umount", "--no-canonicalize", point)
     try:
-        run(["umount", "--no-canonicalize", point])
-    except CommandFailed as error:
+        unmount_at(point)
+    except OSError as error:
         if not mounts_at(point):
             return
-        raise Busy(f"{point} cannot be unmounted now: {error.output}; it is tried again") from error
+        raise Busy(f"{point} cannot be unmounted now: {error.strerror}; it is tried again") from error
 
 
 def await_released(device: str, timeout: float = 5.0) -> None:
@@ -43,7 +43,10 @@ def await_released(device: str, timeout: float = 5.0) -> None:
 
 def bind_mount(source: Path, point: Path) -> None:
     """Mount `source` at `point` as well. The caller has checked that nothing is mounted there: bind mounts stack."""
-    run(["mount", "--bind", source, point])
+    # By the system call, like all that a slot needs: slots are bound one after the other, and a process would take as
+    # long as the rest of it.
+    log_command("mount", "--bind", source, point)
+    bind_at(source, point)
 
 
 def is_memory(mount: Mount) -> bool:
@@ -57,6 +60,5 @@ def mount_memory(point: Path, size: int, inodes: int, owner: int) -> None:
     The caller has checked that nothing is mounted there.
     """
     options = f"size={size},nr_inodes={inodes},mode=0700,uid={owner},gid={owner}"
-    # By the system call: a process would take as long as the rest of a slot.
     log_command("mount", "-t", "tmpfs", "-o", f"{options},nosuid,nodev,noexec", "tmpfs", point)
     mount_tmpfs(point, options)

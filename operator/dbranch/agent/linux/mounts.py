@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,8 @@ def _unescape(text: str) -> str:
     return text if "\\" not in text else _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
 
 
+# A reconcile reads it some ten times, and it seldom changes in between. Each branch has some mounts more.
+@lru_cache(maxsize=2)
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:
     """Parse mountinfo; a later mount at the same point lies over an earlier one."""
     mounts = []

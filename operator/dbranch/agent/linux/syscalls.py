@@ -1,6 +1,7 @@
-"""System calls that Python does not offer: openat2, renameat2, syncfs, mount, fstrim, and the immutable flag.
+"""System calls that Python does not offer: openat2, renameat2, syncfs, mount, umount, fstrim, and the immutable flag.
 
-Sources: openat2(2), renameat2(2), syncfs(2), mount(2), fstrim(8), ioctl_iflags(2). openat2 has one number everywhere.
+Sources: openat2(2), renameat2(2), syncfs(2), mount(2), umount2(2), fstrim(8), ioctl_iflags(2). openat2 has one number
+everywhere.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _AT_FDCWD: Final = -100
 _MS_NOSUID: Final = 2
 _MS_NODEV: Final = 4
 _MS_NOEXEC: Final = 8
+_MS_BIND: Final = 4096
+_UMOUNT_NOFOLLOW: Final = 8
 
 _FITRIM: Final = 0xC0185879
 
@@ -114,6 +117,17 @@ def mount_tmpfs(point: Path, options: str) -> None:
     flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
     arguments = (b"tmpfs", os.fsencode(point), b"tmpfs", ctypes.c_ulong(flags), options.encode())
     _check(_libc.mount(*arguments), point)
+
+
+def bind_at(source: Path, point: Path) -> None:
+    """Mount the directory `source` at `point` as well (MS_BIND)."""
+    arguments = (os.fsencode(source), os.fsencode(point), None, ctypes.c_ulong(_MS_BIND), None)
+    _check(_libc.mount(*arguments), point)
+
+
+def unmount_at(point: Path) -> None:
+    """Unmount the topmost mount at `point`, never lazily. Raises OSError with EBUSY if it is in use."""
+    _check(_libc.umount2(os.fsencode(point), ctypes.c_int(_UMOUNT_NOFOLLOW)), point)
 
 
 def set_immutable(path: Path, immutable: bool) -> bool:

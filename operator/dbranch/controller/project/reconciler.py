@@ -1,4 +1,4 @@
-"""The controller's reconciles of a project: observe, plan, effect, report; and its deletion."""
+"""The controller's reconciles of a project: observe, plan, effect, report."""
 
 from __future__ import annotations
 
@@ -13,26 +13,22 @@ from dbranch.api import names
 from dbranch.api.conditions import Condition, Finding, Reason, find_condition
 from dbranch.api.errors import ApiError, BeingDeleted, NameTaken, ObjectRefused
 from dbranch.api.project import Project, parse_project
-from dbranch.api.snapshot import parse_snapshot
 from dbranch.controller import manifests, timing
 from dbranch.controller.cache import Cache
 from dbranch.controller.credentials import CredentialSecrets
 from dbranch.controller.events import EmitEvent, emit_switch, emit_transition
 from dbranch.controller.failure import failure_finding, is_refusal, refusal_finding
-from dbranch.controller.finalizers import AbandonmentRefusals, release_if_abandoned
 from dbranch.controller.foreign_owners import ForeignOwners
 from dbranch.controller.limits import Limits
 from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.owned import OwnedObjects, UpdateDeferred
 from dbranch.controller.places import Places
-from dbranch.controller.project.deletion_records import DeletionRecords
 from dbranch.controller.project.plan import (
     Applied,
     ProjectFacts,
     ProjectPlan,
     desired_objects,
-    held_status,
     moves_route,
     needs_root,
     plan_project,
@@ -40,16 +36,16 @@ from dbranch.controller.project.plan import (
     tls_finding,
     unwanted_objects,
 )
+from dbranch.controller.project.removal import ProjectRemoval
 from dbranch.controller.proxy_manifests import proxy_selector
 from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of, refused_pods
 from dbranch.controller.pull_secrets import PullSecrets
 from dbranch.controller.rollouts import Rollouts, is_rolled_out
 from dbranch.controller.routing import no_proxy_finding
 from dbranch.controller.scheduling import Binding, bind_project
-from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path
+from dbranch.kube.client import Cluster, branch_path, path_of, project_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import now_rfc3339
-from dbranch.runtime.finalizers import remove_finalizer
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import DONE, GONE, Key, Result
 
@@ -66,8 +62,6 @@ _NEEDS: Final[Mapping[str, frozenset[str]]] = {
     "RoleBinding": frozenset({"ServiceAccount", "Role"}),
     "Deployment": frozenset({"ServiceAccount"}),
 }
-
-_RBAC: Final = "rbac.authorization.k8s.io/v1"
 
 # A reconcile starts over if others (the proxies, by their entries) have written the object meanwhile.
 _MAX_ATTEMPTS = 8
@@ -89,14 +83,15 @@ class ProjectReconciler:
     ) -> None:
         self._cluster, self._release, self._owned, self._locks = cluster, release, owned, locks
         self._metrics, self._emit_event = metrics, emit_event
-        self._abandonment_refusals = AbandonmentRefusals(emit_event)
         self._foreign_owners = ForeignOwners(emit_event)
         self._credential_secrets = CredentialSecrets(cluster, release, owned, emit_event)
         self._pull_secrets = PullSecrets(cluster, release, owned)
+        self._removal = ProjectRemoval(
+            cluster, release, owned, self._credential_secrets, self._pull_secrets, emit_event
+        )
         self._rollouts = rollouts or Rollouts()
         self._limits = limits or Limits()
         self._places = Places(self._limits, "projects")
-        self._records = DeletionRecords(cluster)
         # By project UID: when all that is made for it was last compared with what is there.
         self._checked: dict[str, float] = {}
 
@@ -115,7 +110,7 @@ class ProjectReconciler:
                     return GONE
                 try:
                     if body["metadata"].get("deletionTimestamp"):
-                        return self._remove(parse_project(body), cache, body["spec"])
+                        return self._removal.remove(parse_project(body), cache, body["spec"])
                     return self._reconcile_once(body, cache, bypass_cache)
                 except ApiError as error:
                     if error.status != 409 or attempt == _MAX_ATTEMPTS - 1:
@@ -322,92 +317,6 @@ class ProjectReconciler:
         }
         path = project_path(project.namespace, project.name, "status")
         self._cluster.apply(path, body, names.PROXY_MANAGER_PREFIX + pod)
-
-    def _remove(self, project: Project, cache: Cache, spec: Mapping[str, Any]) -> Result:
-        """Delete the project's branches, its snapshots, then what was made for it; let go of it in the end.
-
-        The event of the last branch's or snapshot's deletion leads here again.
-        """
-        node = cache.node(project.node_name) if project.node_name else None
-        release_if_abandoned(self._cluster, project, node)
-        self._abandonment_refusals.report(project, node)
-        if names.CONTROLLER_FINALIZER not in project.finalizers:
-            held = held_status(project, now_rfc3339())
-            if held:
-                patch_status(self._cluster, project, held)
-            return DONE
-        # Restores first: one that exchanges a branch's data now comes to its end.
-        if self._delete_restores(project):
-            return Result(timing.DELETION_RESYNC_SECONDS)
-        path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)
-        remaining = [b for b in self._cluster.find(path) if b["spec"]["project"] == project.name]
-        # Before the first of them goes.
-        if not self._records.ensure(project, node, spec, remaining):
-            longest = timing.REFUSED_LONGEST_RETRY_SECONDS
-            return Result(timing.REFUSED_RETRY_SECONDS, unfinished=True, longest=longest)
-        refused = False
-        for body in remaining:
-            meta = body["metadata"]
-            if not meta.get("deletionTimestamp"):
-                path = branch_path(meta["namespace"], meta["name"])
-                refused = not self._delete(path, meta["uid"]) or refused
-        if refused:
-            longest = timing.REFUSED_LONGEST_RETRY_SECONDS
-            return Result(timing.POLICY_LAG_RETRY_SECONDS, unfinished=True, longest=longest)
-        # The snapshots behind the branches: none is taken any more, and what is being made of one is gone.
-        if remaining or self._delete_snapshots(project):
-            return Result(timing.DELETION_RESYNC_SECONDS)
-        for api, plural, manifest in reversed(desired_objects(project, self._release)):
-            if manifest["metadata"]["namespace"] == project.namespace:
-                name = manifest["metadata"]["name"]
-                self._owned.delete(api, plural, project.namespace, name, project.uid)
-        self._credential_secrets.delete(project)
-        self._pull_secrets.delete(project)
-        for plural in ("rolebindings", "roles"):
-            access = names.node_access_name(project.uid)
-            self._owned.delete(_RBAC, plural, self._release.nodes_namespace, access)
-        # The last project of a namespace takes the NetworkPolicy along. One that is being deleted needs it no more.
-        others = (p for p in cache.all_projects() if p.namespace == project.namespace and not p.deleting)
-        if not any(other.uid != project.uid for other in others):
-            nodes_namespace, name = self._release.nodes_namespace, f"allow-{project.namespace}"
-            self._owned.delete("networking.k8s.io/v1", "networkpolicies", nodes_namespace, name)
-        remove_finalizer(self._cluster, object_path(project), project.uid, names.CONTROLLER_FINALIZER)
-        return DONE
-
-    def _delete(self, path: str, uid: str) -> bool:
-        """Delete a branch of a project that is being deleted; return False if that is refused.
-
-        The deletion policy holds the controller, too, and may not have heard of the project's deletion yet.
-        """
-        try:
-            self._cluster.delete(path, uid=uid)
-        except ApiError as error:
-            if not is_refusal(error):
-                raise
-            logger.info("%s: %s", path, error)
-            return False
-        return True
-
-    def _delete_snapshots(self, project: Project) -> bool:
-        """Delete the project's snapshots; return True while some of them still exist."""
-        return bool(self._delete_all(names.SNAPSHOTS, project))
-
-    def _delete_restores(self, project: Project) -> bool:
-        """Delete the project's restores; return True while one of them cannot go yet."""
-        return any(body["metadata"].get("finalizers") for body in self._delete_all(names.RESTORES, project))
-
-    def _delete_all(self, plural: str, project: Project) -> list[dict[str, Any]]:
-        """Delete the project's objects of a kind; return those that there were."""
-        path = path_of(names.API_VERSION, plural, project.namespace)
-        remaining = self._cluster.find(path, fields=f"spec.project={project.name}")
-        if plural == names.SNAPSHOTS:
-            # The records of deleted projects are none of them: this one's, and those of others that had its name.
-            remaining = [body for body in remaining if not parse_snapshot(body).origin_project_uid]
-        for body in remaining:
-            meta = body["metadata"]
-            if not meta.get("deletionTimestamp"):
-                self._cluster.delete(f"{path}/{meta['name']}", uid=meta["uid"])
-        return remaining
 
 
 def _key(project: Project) -> Key:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,8 +14,6 @@ from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Condition, Finding, Reason, find_condition
 from dbranch.api.enums import RestorePhase, RestoreState
 from dbranch.api.errors import ApiError, ObjectRefused
-from dbranch.api.expiry import parse_time
-from dbranch.api.project import parse_project
 from dbranch.api.restore import FINISHED_PHASES, Restore, parse_restore
 from dbranch.api.snapshot import Snapshot, parse_snapshot
 from dbranch.controller import manifests, timing
@@ -26,23 +23,20 @@ from dbranch.controller.event_requests import EventRequests
 from dbranch.controller.events import RESTORE_FAILED, RESTORED, UNDO_REMOVED
 from dbranch.controller.failure import failure_finding, refusal_finding
 from dbranch.controller.metrics import ControllerMetrics
-from dbranch.controller.restore.admission import origin_of
 from dbranch.controller.restore.facts import RestoreFacts
+from dbranch.controller.restore.observe import RestoreObserver
 from dbranch.controller.restore.plan import RestorePlan, Step, failure_status, labels_of, plan_restore
 from dbranch.controller.restore_records import RestoreRecords
 from dbranch.controller.undo_records import ensure_record
 from dbranch.kube.client import (
     Cluster,
     Json,
-    branch_path,
     object_path,
-    project_path,
     restore_path,
     snapshot_path,
 )
 from dbranch.kube.status import patch_status
 from dbranch.runtime.finalizers import remove_finalizer
-from dbranch.runtime.limited import LimitedDict
 from dbranch.runtime.locks import KeyedLocks
 from dbranch.runtime.result import AT_REST, GONE, Key, Result
 
@@ -53,11 +47,8 @@ _LOCK_PREFIX: Final = "restore/"
 _ADMISSION_PREFIX: Final = "restores-of/"
 # A restore is ordered, or ended, in fewer; more means that two steps undo each other's work.
 _MAX_STEPS: Final = 16
-_MAX_REMEMBERED: Final = 1000
 # Called with the object, and the Event's type (Normal or Warning), reason and message.
 EmitRestoreEvent = Callable[[Branch | Restore | Snapshot, str, str, str], None]
-# An order that was written is in the cache long before.
-_ORDERED_SECONDS: Final = 10.0
 
 
 class RestoreReconciler:
@@ -79,10 +70,7 @@ class RestoreReconciler:
         self._cluster, self._locks, self._metrics = cluster, locks, metrics
         self._sources, self._records = sources, records
         self._emit_event = emit_event or EventRequests(cluster)
-        # By the restore's UID: since when new sessions are held, as `time.monotonic()` counts; None: not yet.
-        self._held_since: LimitedDict[str, float | None] = LimitedDict(_MAX_REMEMBERED)
-        # By the branch's UID: when a restore of it was ordered.
-        self._ordered: LimitedDict[str, float] = LimitedDict(_MAX_REMEMBERED)
+        self._observer = RestoreObserver(cluster, records, self._clock)
 
     def reconcile(self, namespace: str, name: str, cache: Cache) -> Result:
         """Reconcile a restore, and take back what one of this name has left behind that does not exist any more."""
@@ -100,7 +88,7 @@ class RestoreReconciler:
         while True:
             name = _ADMISSION_PREFIX + restore.project
             with self._locks.held(restore.namespace, name) if begins else nullcontext():
-                facts = self._observe(restore, cache, is_gone)
+                facts = self._observer.observe(restore, cache, is_gone, begins)
                 if begins or restore.finished or facts.order is not None:
                     return self._take_steps(facts, cache)
             # The cache had an order that has ended.
@@ -118,7 +106,7 @@ class RestoreReconciler:
                 if error.status not in (404, 409):
                     raise
                 # Written or deleted meanwhile by others: it is looked at again.
-                after = self._observe(self._read_again(facts), cache, facts.is_gone)
+                after = self._observer.observe(self._read_again(facts), cache, facts.is_gone)
             if after is None:
                 return Result(timing.SOURCE_GONE_RETRY_SECONDS)
             facts = after
@@ -128,74 +116,6 @@ class RestoreReconciler:
         restore = facts.restore
         body = None if facts.is_gone else self._cluster.get(object_path(restore))
         return parse_restore(body) if body and body["metadata"]["uid"] == restore.uid else restore
-
-    def _observe(self, restore: Restore, cache: Cache, is_gone: bool) -> RestoreFacts:
-        namespace, project_name = restore.namespace, restore.project
-        body = self._cluster.get(project_path(namespace, project_name))
-        project = parse_project(body) if body else None
-        object_name = names.branch_object_name(project_name, restore.branch)
-        body = self._cluster.get(branch_path(namespace, object_name))
-        branch = parse_branch(body) if body else None
-        facts = RestoreFacts(restore, project, branch, is_gone=is_gone)
-        branches = cache.branches_of(namespace, project_name)
-        source_name, snapshot_name = origin_of(restore, branch)
-        node = (branch.node_name if branch else None) or (project.node_name if project else None)
-        if not restore.finished and facts.order is None:
-            body = self._cluster.get(snapshot_path(namespace, snapshot_name)) if snapshot_name else None
-            records = self._records.of_branch(namespace, project_name, restore.branch)
-            facts = replace(
-                facts,
-                source=next((item for item in branches if item.name == source_name), None),
-                snapshot=parse_snapshot(body) if body else None,
-                queue=[other for other in records if not other.finished],
-                busy=self._count_busy(branch, cache),
-            )
-        if not restore.finished:
-            facts = replace(facts, is_undo_read=False)
-        else:
-            snapshots = cache.snapshots.of_project(namespace, project_name)
-            orders = [item.restore for item in branches if item.restore]
-            facts = replace(
-                facts,
-                copies=[r.snapshot for r in snapshots if r.snapshot.restore_uid],
-                in_use=frozenset(order.source.uid for order in orders),
-            )
-        return replace(
-            facts,
-            node=cache.node(node) if node else None,
-            pods=cache.proxies_of(project.uid) if project else (),
-            held_seconds=self._held_seconds(facts),
-        )
-
-    def _count_busy(self, branch: Branch | None, cache: Cache) -> int:
-        """Count the other branches of the node whose data is being restored, also those ordered a moment ago."""
-        if branch is None:
-            return 0
-        now = time.monotonic()
-        ordered = {uid for uid, at in dict(self._ordered).items() if now - at < _ORDERED_SECONDS}
-        return sum(
-            other.uid != branch.uid
-            and other.node_name == branch.node_name
-            and (other.restore is not None or other.uid in ordered)
-            for other in cache.all_branches()
-        )
-
-    def _held_seconds(self, facts: RestoreFacts) -> float | None:
-        """Return since when new sessions are held; None if they are not, and this process has not seen it begin.
-
-        A process that comes to it later goes by the condition Ready, in whole seconds.
-        """
-        uid, now = facts.restore.uid, time.monotonic()
-        route = facts.branch.route if facts.branch else None
-        is_held = route is not None and route.restore == uid
-        if is_held and uid not in self._held_since:
-            self._held_since[uid] = now - _reported_hold(facts, self._clock())
-        elif is_held and self._held_since[uid] is None:
-            self._held_since[uid] = now
-        elif not (is_held or facts.restore.finished):
-            self._held_since.setdefault(uid, None)
-        since = self._held_since.get(uid)
-        return None if since is None else now - since
 
     def report_failure(self, namespace: str, name: str, error: Exception) -> None:
         """Report a reconcile that failed in the condition Reconciling, if the restore is to blame for it."""
@@ -231,7 +151,7 @@ class RestoreReconciler:
                         # The cache still has it.
                         return None
                     facts = self._write_branch(facts, restore=plan.order.as_dict())
-                self._ordered[branch.uid] = time.monotonic()
+                self._observer.note_ordered(branch)
                 return facts
             case Step.SWITCH:
                 assert branch is not None
@@ -339,8 +259,7 @@ class RestoreReconciler:
             return
         assert restore.phase is not None
         self._metrics.restored(restore.phase, restore.status.get("heldSeconds"))
-        self._held_since.pop(restore.uid, None)
-        self._ordered.pop(facts.branch.uid if facts.branch else "", None)
+        self._observer.forget(facts)
 
     def _announce(self, facts: RestoreFacts) -> None:
         """Emit an Event about the end of a restore; twice, where the process ends behind it."""
@@ -368,15 +287,6 @@ def _seems_to_begin(restore: Restore, cache: Cache) -> bool:
     branches = cache.branches_of(restore.namespace, restore.project)
     orders = (branch.restore for branch in branches if branch.name == restore.branch)
     return not restore.finished and not any(order and order.uid == restore.uid for order in orders)
-
-
-def _reported_hold(facts: RestoreFacts, now: datetime) -> float:
-    """Return for how many seconds new sessions are held, as the branch's condition says."""
-    ready = find_condition(facts.branch.status if facts.branch else {}, Condition.READY) or {}
-    times = (parse_time(ready.get("lastTransitionTime")), parse_time(facts.restore.start_time))
-    # A branch that was not Ready before has no such time of its own.
-    since = max((moment for moment in times if moment), default=now)
-    return max(0.0, (now - since).total_seconds())
 
 
 def _undo_name(restore: Restore) -> str:
