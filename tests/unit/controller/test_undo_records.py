@@ -74,5 +74,5 @@ def test_a_restore_does_not_take_another_snapshot_of_its_undos_name_for_its_own(
         rig.reconcile_restore()
     (reconciling,) = [c for c in rig.restore()["status"]["conditions"] if c["type"] == "Reconciling"]
     assert reconciling["reason"] == "ObjectRefused"
-    assert f"DBSnapshot {name} cannot be created: another snapshot has its name" in reconciling["message"]
+    assert f"DBSnapshot {name} exists and is not this restore's" in reconciling["message"]
     assert (rig.branch("x")["status"]).get("restore") is None

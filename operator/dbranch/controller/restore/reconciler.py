@@ -13,7 +13,7 @@ from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.conditions import Condition, Finding, Reason, find_condition
 from dbranch.api.enums import RestorePhase, RestoreState
-from dbranch.api.errors import ApiError, NameTaken, ObjectRefused
+from dbranch.api.errors import ApiError, ObjectRefused
 from dbranch.api.restore import FINISHED_PHASES, Restore, parse_restore
 from dbranch.api.snapshot import Snapshot, parse_snapshot
 from dbranch.controller import manifests, timing
@@ -21,7 +21,7 @@ from dbranch.controller.branch.sources import Sources
 from dbranch.controller.cache import Cache
 from dbranch.controller.event_requests import EventRequests
 from dbranch.controller.events import RESTORE_FAILED, RESTORED, UNDO_REMOVED
-from dbranch.controller.failure import failure_finding, refusal_message
+from dbranch.controller.failure import failure_finding, refusal_finding
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.restore.facts import RestoreFacts
 from dbranch.controller.restore.observe import RestoreObserver
@@ -206,14 +206,11 @@ class RestoreReconciler:
         assert branch is not None and project is not None
         manifest = manifests.undo_snapshot(project, branch, restore)
         try:
-            body = ensure_record(
-                self._cluster, manifest, lambda body: parse_snapshot(body).restore_uid == restore.uid
-            )
-        except (ObjectRefused, NameTaken) as error:
+            # Whether it is this restore's is the plan's to say.
+            body = ensure_record(self._cluster, manifest, lambda body: True)
+        except ObjectRefused as error:
             self._metrics.refused(names.SNAPSHOT_KIND)
-            subject = f"{names.SNAPSHOT_KIND} {manifest['metadata']['name']} cannot be created"
-            text = refusal_message(subject, str(error), "the restore waits; it is tried again")
-            return replace(facts, refused=Finding(Reason.OBJECT_REFUSED, text))
+            return replace(facts, refused=refusal_finding(error, "the restore waits"))
         return replace(facts, undo=parse_snapshot(body), is_undo_read=True)
 
     def _write_branch(self, facts: RestoreFacts, restore: Json | None) -> RestoreFacts:
