@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import termios
 import time
@@ -28,6 +29,8 @@ class Terminal:
         self._process, self._terminal = pty.fork()
         if self._process == 0:
             try:
+                # As a shell on a terminal starts it; what runs in the background ignores it.
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
                 os.chdir("/")
                 os.execvpe(argv[0], [*argv], {**environment})
             finally:
