@@ -30,8 +30,9 @@ KUBECTL_TIMEOUT = f"--timeout={TIMEOUT_SECONDS:g}s"
 # The window in which something must not happen.
 _HOLDS_SECONDS = 5.0
 
-# Commands of `dbranch` that wait for less long.
+# What the API server says of a deletion that it accepts a moment later.
 _REFUSED_FOR_A_MOMENT = ("is the active branch", "failed to find resource referenced by paramKind")
+# Commands of `dbranch` that wait for less long.
 _WAITING_COMMANDS = {"create", "delete", "undelete", "use", "stop", "resume", "restart"}
 
 # libpq's errors of a connection that was not made: nothing was sent through it, so the query can be repeated.
@@ -439,7 +440,8 @@ class Project:
         """Begin to delete the branches, or the project if none is given; nothing waits for the end of that.
 
         A branch that was active is refused until the API server's cache, from which the policy reads the project,
-        has the switch; any branch, until an API server that has just started knows DBProjects. A project is not kept: what a test has deleted takes no space.
+        has the switch; any branch, until an API server that has just started knows DBProjects. A project is not
+        kept: what a test has deleted takes no space.
         """
         if not branches:
             self.team.keep_nothing(self.name)
@@ -450,7 +452,9 @@ class Project:
         def accepted() -> bool:
             nonlocal refusal
             refusal = self.team.kubectl(*delete, check=False)
-            assert refusal.code == 0 or any(text in refusal.err for text in _REFUSED_FOR_A_MOMENT), refusal.output
+            assert refusal.code == 0 or any(text in refusal.err for text in _REFUSED_FOR_A_MOMENT), (
+                refusal.output
+            )
             return refusal.code == 0
 
         eventually(f"the deletion of {objects} is accepted", accepted)
