@@ -15,10 +15,10 @@ from tests.node.proxy_backend import PASSWORD, USER, Backend, Client, Proxy, wai
 
 
 def connect_error(proxy: Proxy, **options: Any) -> str:
-    """Return the message of the error that a connection attempt has to fail with."""
+    """Return the message of the error that a connection attempt has to fail with, and its notes."""
     with pytest.raises(psycopg.OperationalError) as caught:
         proxy.connect(**options)
-    return str(caught.value)
+    return "\n".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
 
 
 def fatal_message(connection: Client) -> str:

@@ -19,6 +19,7 @@ from dbranch.agent.pool import effect as pool
 from dbranch.agent.slot import effect as slot
 from dbranch.agent.volume import effect as subvolume
 from dbranch.agent.volume.sizes import observe_sizes
+from dbranch.agent.warm.watched import WatchedWarmPods
 from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.project import Project, ProjectNode
@@ -93,7 +94,15 @@ def test_many_branches(node: Node, soak: bool) -> None:
         branch_object = Branch("team", "shop-b", branch, "shop", "main", source_uid=root)
         facts.append(
             measure(
-                partial(observe_branch, cluster, layout, context, "", Desired(project_object, branch_object))
+                partial(
+                    observe_branch,
+                    cluster,
+                    layout,
+                    context,
+                    "",
+                    Desired(project_object, branch_object),
+                    WatchedWarmPods(),
+                )
             )
         )
         sizes.append(measure(partial(observe_sizes, layout, project, branch)))
