@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import cycle
 
 from tests.e2e.cluster import NODES, SYSTEM, Cluster
@@ -20,6 +22,8 @@ class Chaos:
     def __init__(self, cluster: Cluster, interval: float) -> None:
         self._cluster, self._interval, self._stop = cluster, interval, threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+        # Held while pods are deleted, and while none may be.
+        self._turn = threading.Lock()
         self.deleted = 0
 
     def __enter__(self) -> Chaos:
@@ -31,19 +35,29 @@ class Chaos:
         self._thread.join()
         print(f"chaos: {self.deleted} pods deleted")
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Delete nothing while in `with`."""
+        with self._turn:
+            yield
+
     def _run(self) -> None:
         for components in cycle(_TURNS):
             self._await_ready()
             if self._stop.wait(self._interval):
                 return
-            for component in components:
-                namespace = SYSTEM if component == "controller" else NODES
-                outcome = self._cluster.kubectl(
-                    *("delete", "pods", "-n", namespace, "-l", f"app.kubernetes.io/component={component}"),
-                    *("--wait=false", "--grace-period=1", "-o", "name"),
-                    check=False,
-                )
-                self.deleted += len(outcome.text.splitlines())
+            with self._turn:
+                self._delete(components)
+
+    def _delete(self, components: tuple[str, ...]) -> None:
+        for component in components:
+            namespace = SYSTEM if component == "controller" else NODES
+            outcome = self._cluster.kubectl(
+                *("delete", "pods", "-n", namespace, "-l", f"app.kubernetes.io/component={component}"),
+                *("--wait=false", "--grace-period=1", "-o", "name"),
+                check=False,
+            )
+            self.deleted += len(outcome.text.splitlines())
 
     def _await_ready(self) -> None:
         for namespace, workload in (

@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -126,10 +127,14 @@ def connection_may_be_repeated(outcome: Outcome) -> bool:
 
 
 class Cluster:
-    """The cluster: dbranch's Helm release, and its nodes, which are containers of kind."""
+    """The cluster: dbranch's Helm release, and its nodes, which are containers of kind.
+
+    In `with undisturbed():` nobody deletes dbranch's pods, also while the tests of chaos run.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.undisturbed: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def kubectl(self, *args: str, stdin: str | None = None, check: bool = True) -> Outcome:
         return run(["kubectl", *args], stdin=stdin, check=check)

@@ -31,6 +31,7 @@ def cluster(kind_cluster: object, request: pytest.FixtureRequest) -> Iterator[Cl
         yield cluster
         return
     with Chaos(cluster, float(interval)) as chaos:
+        cluster.undisturbed = chaos.paused
         yield cluster
     assert chaos.deleted > 1, "the tests ended before two pods were deleted"
 
