@@ -85,7 +85,7 @@ def undelete_project(invocation: Invocation, name: str, no_wait: bool, timeout: 
     check_project_name(name)
     records = invocation.store.deleted_projects(name)
     if not records:
-        existing = sorted({body["spec"]["project"] for body in invocation.store.deleted_projects()})
+        existing = DeletedProjectName().existing(invocation)
         text = f"no deleted project {name} is kept in namespace {invocation.namespace}"
         raise Failure(ExitCode.NOT_FOUND, "NotFound", text + did_you_mean(name, existing))
     record = records[0]

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from dbranch.api.conditions import Finding
 from dbranch.api.restore import Restore
+from dbranch.api.versions import is_newer
 from dbranch.runtime.limited import LimitedDict
 
 # Namespace and name of an object.
@@ -76,7 +77,4 @@ class RestoreRecords:
 
 def _is_older(restore: Restore, remembered: Restore) -> bool:
     """True if it is an earlier version of the same object: a watch delivers what was read from an answer again."""
-    versions = restore.resource_version, remembered.resource_version
-    if restore.uid != remembered.uid or not all(version.isdecimal() for version in versions):
-        return False
-    return int(versions[0]) < int(versions[1])
+    return restore.uid == remembered.uid and is_newer(remembered.resource_version, restore.resource_version)

@@ -11,6 +11,7 @@ from typing import Any
 from dbranch.api import names
 from dbranch.api.conditions import STALLED_REASONS, Condition, Finding, Reason, find_condition
 from dbranch.api.snapshot import Snapshot, parse_snapshot
+from dbranch.api.versions import is_newer
 from dbranch.runtime.limited import LimitedDict
 
 # Namespace and name of an object.
@@ -133,7 +134,4 @@ class SnapshotRecords:
 
 def _is_older(snapshot: Snapshot, remembered: Snapshot) -> bool:
     """True if it is an earlier version of the same object: a watch delivers what was read from an answer again."""
-    versions = snapshot.resource_version, remembered.resource_version
-    if snapshot.uid != remembered.uid or not all(version.isdecimal() for version in versions):
-        return False
-    return int(versions[0]) < int(versions[1])
+    return snapshot.uid == remembered.uid and is_newer(remembered.resource_version, snapshot.resource_version)

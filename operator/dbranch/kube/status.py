@@ -43,15 +43,6 @@ def patch_status(
     return _merge(cluster, path, version, changes)
 
 
-def is_newer(version: str, other: str) -> bool:
-    """Return True if a resourceVersion of an object is a later one of it than another; False if that is not known.
-
-    >>> is_newer("1000", "999"), is_newer("a", "b")
-    (True, False)
-    """
-    return version.isdecimal() and other.isdecimal() and int(version) > int(other)
-
-
 def _merge(cluster: Cluster, path: str, version: str, changes: Mapping[str, Any]) -> Json:
     return cluster.merge(path, {"metadata": {"resourceVersion": version}, "status": changes})
 

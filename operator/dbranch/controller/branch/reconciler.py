@@ -18,6 +18,7 @@ from dbranch.api.gitops import gitops_manager
 from dbranch.api.project import Project, parse_project
 from dbranch.api.secrets import secret_text
 from dbranch.api.snapshot import Snapshot, parse_snapshot
+from dbranch.api.versions import is_newer
 from dbranch.controller import manifests, timing
 from dbranch.controller.branch.plan import BranchFacts, BranchPlan, plan_branch
 from dbranch.controller.branch.refreshed import refreshed_of
@@ -36,7 +37,7 @@ from dbranch.controller.owned import OwnedObjects, owner_uids
 from dbranch.controller.places import Places
 from dbranch.controller.scheduling import missing_finalizers
 from dbranch.kube.client import Cluster, branch_path, object_path, path_of, project_path, snapshot_path
-from dbranch.kube.status import is_newer, patch_status
+from dbranch.kube.status import patch_status
 from dbranch.runtime.finalizers import ensure_finalizers
 from dbranch.runtime.limited import LimitedDict
 from dbranch.runtime.locks import KeyedLocks

@@ -22,6 +22,7 @@ from dbranch.api.expiry import format_time
 from dbranch.api.project import Project
 from dbranch.api.restore import parse_restore
 from dbranch.api.snapshot import Snapshot
+from dbranch.api.versions import is_newer
 from dbranch.controller import timing
 from dbranch.controller.branch.refreshed import last_finished, refreshed_of, refreshes_of
 from dbranch.controller.branch.snapshotted import is_of_schedule, is_reported, snapshotted_of
@@ -74,7 +75,7 @@ class ScheduleLoop:
         # By branch UID: until when what the API server has refused is not tried again, as `time.monotonic()` counts.
         self._refused: LimitedDict[str, float] = LimitedDict(_MAX_REMEMBERED)
         # By branch UID: the resourceVersion as of which the status was written last, and when that was.
-        self._written: LimitedDict[str, tuple[int, float]] = LimitedDict(_MAX_REMEMBERED)
+        self._written: LimitedDict[str, tuple[str, float]] = LimitedDict(_MAX_REMEMBERED)
         self._late = 0
         metrics.watch_schedules(lambda: self._late)
 
@@ -130,11 +131,10 @@ class ScheduleLoop:
 
     def _is_outdated(self, branch: Branch) -> bool:
         """Return True if the cache has the branch as it was before its status was written, a moment ago."""
-        version = branch.resource_version
-        written, at = self._written.get(branch.uid, (0, 0.0))
+        written, at = self._written.get(branch.uid, ("", 0.0))
         # Not for ever: an etcd that is restored from a backup has lower versions.
         is_recent = time.monotonic() < at + timing.CACHE_BEHIND_SECONDS
-        return is_recent and version.isdecimal() and int(version) < written
+        return is_recent and is_newer(written, branch.resource_version)
 
     def _facts(
         self,
@@ -259,7 +259,7 @@ class ScheduleLoop:
         if status != reported:
             changes = {**dict.fromkeys(reported), **status} if status else None
             written = patch_status(self._cluster, branch, {field: changes})
-            self._written[branch.uid] = int(written["metadata"]["resourceVersion"]), time.monotonic()
+            self._written[branch.uid] = written["metadata"]["resourceVersion"], time.monotonic()
 
 
 def _finding_of(subject: str, error: ApiError, effect: str) -> Finding:
