@@ -174,6 +174,7 @@ class Agent:
         """Reconcile until nothing more is to do, or for so many rounds."""
         for _ in range(rounds or 0):
             self._round()
+            time.sleep(0.02)
         if rounds:
             return
         deadline = time.monotonic() + _LIMIT_SECONDS

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tests.node.machine import OWNER, Node, children_of, owner_session, stopped
@@ -178,6 +181,32 @@ def test_a_second_postgres_in_another_slot_waits_also_for_the_children_of_a_kill
     second = replace(endpoint, slot="slot-b")
     assert session.await_accepting(node.layout, second, 30), node.stderr_of("slot-b")
     assert sql(node, second, "select name from item") == [("first",)]
+
+
+def test_a_wait_that_is_canceled_lets_go_of_the_mount(main: tuple[Node, str, Endpoint]) -> None:
+    node, _, endpoint = main
+    node.stop_postgres(endpoint.slot)
+    canceled = threading.Event()
+    arguments = (node.layout, endpoint, 3600, canceled.is_set)
+    wait = threading.Thread(target=session.await_accepting, args=arguments, daemon=True)
+    wait.start()
+    eventually(lambda: has_opened(node.layout.data(endpoint.slot) / "pgdata"))
+    with pytest.raises(Busy):
+        slot.ensure_unbound(node.layout, endpoint.slot)
+    canceled.set()
+    wait.join(60)
+    assert not wait.is_alive()
+    slot.ensure_unbound(node.layout, endpoint.slot)
+
+
+def has_opened(path: Path) -> bool:
+    """True if this process has the file or directory open."""
+    links = []
+    for link in Path("/proc/self/fd").iterdir():
+        # The one with which the directory is listed is gone.
+        with suppress(FileNotFoundError):
+            links.append(link.readlink())
+    return path in links
 
 
 def eventually(check: Callable[[], bool]) -> None:

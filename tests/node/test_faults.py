@@ -21,7 +21,7 @@ import psycopg
 import pytest
 from tests.node.agent_life import PODS, PROJECTS
 from tests.node.machine import Node, unmount
-from tests.node.world import ROOT, World
+from tests.node.world import ROOT, AgentProcess, World
 
 from dbranch.agent.linux.loops import loops_of, loops_of_deleted
 from dbranch.agent.linux.mounts import mounts_at, read_mounts
@@ -426,7 +426,7 @@ def test_a_bind_mount_that_does_not_reach_the_pod_is_reported(world: World) -> N
             time.sleep(0.2)
     finally:
         agent.kill()
-        agent.communicate()
+        agent.wait_for_output()
     message = world.branch("unseen")["status"]["node"]["postgres"]["message"]
     assert "Bidirectional" in message
     # An agent that is started correctly repairs that.
@@ -469,13 +469,13 @@ def test_two_agents_never_work_on_one_branch_at_once(world: World) -> None:
     finally:
         for life in (first, second):
             life.send_signal(signal.SIGCONT)
-            _, failed = life.communicate(timeout=60)
+            _, failed = life.wait_for_output()
             assert life.returncode == 0, failed
     assert world.sql("copy", "select count(*) from pg_replication_slots") == [(0,)]
     world.assert_consistent(project, running=2, stored=2)
 
 
-def await_stopped(life: subprocess.Popen[str], seconds: float) -> None:
+def await_stopped(life: AgentProcess, seconds: float) -> None:
     """Wait until the process is stopped, for at most `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -499,5 +499,5 @@ class ConcurrentAgents:
             assert len(points) == len(set(points)), points
             time.sleep(0.01)
         for life in lives:
-            _, failed = life.communicate()
+            _, failed = life.wait_for_output(120)
             assert life.returncode == 0, failed

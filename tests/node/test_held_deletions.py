@@ -70,7 +70,7 @@ def test_a_pool_that_another_mount_namespace_holds(world: World) -> None:
     finally:
         if agent:
             agent.kill()
-            agent.communicate()
+            agent.wait_for_output()
     assert not file.exists()
 
 
@@ -96,4 +96,4 @@ def test_a_branch_with_a_process_in_its_data(world: World) -> None:
         holder.communicate()
         if agent:
             agent.kill()
-            agent.communicate()
+            agent.wait_for_output()

@@ -114,7 +114,7 @@ def test_a_branch_that_cannot_be_closed_in_time_keeps_its_data(
             if uid in restores.ends or agent.poll() is not None:
                 break
             time.sleep(0.1)
-    output, errors = agent.communicate(timeout=120)
+    output, errors = agent.wait_for_output(120)
     assert agent.returncode == 0, (output, errors)
     assert restores.ends[uid]["state"] == "Failed" and restores.ends[uid]["reason"] == "StartFailed"
     assert_serves_on(world, project)

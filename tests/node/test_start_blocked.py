@@ -35,7 +35,7 @@ def reconciling(world: World) -> Iterator[None]:
         yield
     finally:
         process.kill()
-        process.communicate()
+        process.wait_for_output()
 
 
 def await_postgres(world: World, branch: str, reason: str) -> str:

@@ -112,6 +112,30 @@ class Kubelet(threading.Thread):
 _RUNNING = {"state": {"running": {}}, "imageID": "", "restartCount": 0}
 
 
+class AgentProcess(subprocess.Popen[str]):
+    """The process of an agent. Its output goes to files: a pipe that nobody reads holds up who writes much."""
+
+    def __init__(self, argv: list[str], directory: Path) -> None:
+        self._files = tuple(directory / f"agent-{uuid.uuid4()}.{name}" for name in ("out", "err"))
+        with self._files[0].open("w") as output, self._files[1].open("w") as errors:
+            super().__init__(
+                argv,
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": f"{ROOT}:{ROOT / 'operator'}",
+                    "PYTHONDONTWRITEBYTECODE": "1",
+                },
+                stdout=output,
+                stderr=errors,
+            )
+
+    def wait_for_output(self, seconds: float = 60) -> tuple[str, str]:
+        """Wait until the process ends; return what it wrote to standard output and to standard error."""
+        self.wait(seconds)
+        return self._files[0].read_text(), self._files[1].read_text()
+
+
 class World:
     """A node with a fake API server, its kubelet, and agents that are started and killed.
 
@@ -152,7 +176,7 @@ class World:
     def run_agent(self, kill_at: int | str = 0, *rounds: int) -> int | None:
         """Run an agent until it has nothing more to do; return how many effects it had, None if it was killed."""
         process = self.start_agent(kill_at, *rounds)
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.wait_for_output(120)
         if process.returncode == -signal.SIGKILL and kill_at:
             self.kills += 1
             return None
@@ -160,19 +184,10 @@ class World:
         self.effects = output.splitlines()
         return len(self.effects)
 
-    def start_agent(
-        self, kill_at: int | str = 0, *rounds: int, within: tuple[str, ...] = ()
-    ) -> subprocess.Popen[str]:
+    def start_agent(self, kill_at: int | str = 0, *rounds: int, within: tuple[str, ...] = ()) -> AgentProcess:
         """Start an agent and return its process; `within`: a command that runs it, such as `unshare`."""
         arguments = ("-m", "tests.node.agent_process", self._file, self.node.layout.base, kill_at, *rounds)
-        return subprocess.Popen(
-            [*within, sys.executable, *map(str, arguments)],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'operator'}", "PYTHONDONTWRITEBYTECODE": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return AgentProcess([*within, sys.executable, *map(str, arguments)], self.node.layout.base)
 
     def kill_at_each_effect(self, change: Callable[[int], Callable[[], None]], soak: bool) -> int:
         """Run an agent once to count its effects, then kill one at each of them (without `soak`: at a few).

@@ -114,7 +114,7 @@ class StartWatcher:
         """Wait until a reconcile is due; return False if there is nothing more to wait for."""
         reported = start_block(blocked_by)
         while not stop.is_set():
-            if session.await_accepting(self._layout, endpoint, START_WAIT_SECONDS):
+            if session.await_accepting(self._layout, endpoint, START_WAIT_SECONDS, stop.is_set):
                 return True
             slot = observe_slot(self._layout, endpoint.slot)
             if slot.branch_uid != branch_uid:

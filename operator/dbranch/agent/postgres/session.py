@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -261,8 +261,12 @@ def _connect_anywhere(layout: Layout, endpoint: Endpoint, seconds: float) -> Ses
     raise AssertionError("no database was tried")
 
 
-def await_accepting(layout: Layout, endpoint: Endpoint, seconds: float) -> str | None:
+def await_accepting(
+    layout: Layout, endpoint: Endpoint, seconds: float, is_canceled: Callable[[], bool] = lambda: False
+) -> str | None:
     """Block until Postgres accepts connections; return its `server_version` ("17.6"), or None after `seconds`.
+
+    Also None within START_TRY_SECONDS of `is_canceled`: until then the slot's `data` is held and cannot be unmounted.
 
     The postmaster writes into its PID file when it is ready, and inotify reports the write. The tenant may write
     there, too, so that is only a reason to try; every START_TRY_SECONDS it is tried anyway.
@@ -284,7 +288,7 @@ def await_accepting(layout: Layout, endpoint: Endpoint, seconds: float) -> str |
                     time.sleep(START_TRY_LIMIT_SECONDS)
                 if overdue:
                     tried_at = now
-                if now > deadline:
+                if now > deadline or is_canceled():
                     return None
                 changes.wait(min(START_TRY_SECONDS, deadline - now))
     except OSError:
