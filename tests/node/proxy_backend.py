@@ -176,9 +176,8 @@ class Proxy:
     async def _open(self) -> Switchboard:
         switchboard, canceller = Switchboard(Certificate(self._tls) if self._tls else None), Canceller()
         switchboard.apply(self.table)
-        self._listener = listening_socket(self.port)
         self._server = await self._loop.create_server(
-            lambda: ClientStart(switchboard, canceller), sock=self._listener
+            lambda: ClientStart(switchboard, canceller), sock=listening_socket(self.port)
         )
         return switchboard
 
@@ -270,14 +269,7 @@ class Proxy:
             "autocommit": True,
             "connect_timeout": 20,
         }
-        try:
-            return Client.connect(**(defaults | options))
-        except psycopg.OperationalError as error:
-            if "refused" in str(error):
-                listeners = Path("/proc/net/tcp6").read_text() + Path("/proc/net/tcp").read_text()
-                of_port = [line for line in listeners.splitlines() if f":{self.port:04X} " in line]
-                error.add_note(f"the proxy listens by {self._listener}; of its port there are {of_port}")
-            raise
+        return Client.connect(**(defaults | options))
 
     def raw(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=20)

@@ -50,6 +50,19 @@ async def dial(protocol: P, address: str, port: int) -> P:
     return protocol
 
 
+async def adopt(protocol: asyncio.Protocol, sock: socket.socket) -> None:
+    """Make a connected socket the connection of `protocol`: its descriptor is the event loop's from here on.
+
+    Raise OSError if the loop cannot take it; the connection is closed then.
+    """
+    try:
+        await asyncio.get_running_loop().create_connection(lambda: protocol, sock=sock)
+    finally:
+        # uvloop notes the socket after connection_made. If the connection is lost before, uvloop closes the descriptor
+        # and `sock` closes it again when it is collected: the number may be another connection's by then.
+        sock.detach()
+
+
 def peer_of(transport: asyncio.BaseTransport) -> str:
     """Return the peer's `address:port`, without the `::ffff:` of an IPv4 peer of a dual-stack socket."""
     peername: Any = transport.get_extra_info("peername")

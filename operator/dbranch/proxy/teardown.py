@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from dbranch.proxy import timing, wire
 from dbranch.proxy.framing import CancelledReplies, MessageFramer
-from dbranch.proxy.sockets import MAX_WRITE_BUFFER_BYTES
+from dbranch.proxy.sockets import MAX_WRITE_BUFFER_BYTES, adopt
 
 if TYPE_CHECKING:
     from dbranch.proxy.session import Session
@@ -114,9 +114,8 @@ class Teardown(asyncio.Protocol):
 
     async def _attach(self, sock: socket.socket) -> None:
         try:
-            await self._loop.create_connection(lambda: self, sock=sock)
+            await adopt(self, sock)
         except OSError as error:
-            sock.close()
             self._lost(error)
 
     def _follow(self, partial_message: MessageFramer | None) -> None:
