@@ -58,8 +58,8 @@ async def adopt(protocol: asyncio.Protocol, sock: socket.socket) -> None:
     try:
         await asyncio.get_running_loop().create_connection(lambda: protocol, sock=sock)
     finally:
-        # uvloop notes the socket after connection_made. If the connection is lost before, uvloop closes the descriptor
-        # and `sock` closes it again when it is collected: the number may be another connection's by then.
+        # uvloop notes the socket after connection_made. If the connection is lost before, uvloop closes its number,
+        # and `sock` does so again when it is collected: by then it may be another connection's.
         sock.detach()
 
 
