@@ -15,7 +15,7 @@ from typing import Any
 from tests.node.agent_life import EffectCounter, is_effect
 from tests.node.restore_pool import Pool
 
-from dbranch.agent.layout import SubvolumeKind
+from dbranch.agent.layout import PGDATA, SubvolumeKind
 from dbranch.agent.linux import btrfs
 from dbranch.agent.volume import effect as subvolume
 from dbranch.agent.volume.observe import observe_subvolumes
@@ -107,3 +107,35 @@ def test_kills_at_every_effect_of_a_restore(pool: Pool, tmp_path: Path, soak: bo
     kills = sum(attempt(point, cancels) for point in tried for cancels in (False, True))
     print(f"{len(seen)} effects of a restore, {kills} kills")
     assert kills >= len(tried)
+
+
+def test_kills_at_every_effect_of_copying_data_with_subvolumes_nested_in_it(
+    pool: Pool, tmp_path: Path
+) -> None:
+    """What was put aside with them is whole at every moment, and so is the copy that is made in the end."""
+    outer, inner = Path("outer"), Path("outer/inner")
+    for nested in (outer, inner):
+        btrfs.create_subvolume(pool.path(pool.x) / PGDATA / nested)
+        (pool.path(pool.x) / PGDATA / nested / "said").write_text(str(nested))
+    replaced, undo = pool.restore_ref(), pool.restore_ref()
+    pool.restore(replaced)
+
+    def read(uid: str, kind: SubvolumeKind | None = None) -> list[str]:
+        return [(pool.path(uid, kind) / PGDATA / nested / "said").read_text() for nested in (outer, inner)]
+
+    def work() -> None:
+        pool.take(undo, replaced.undo_uid)
+
+    def attempt(kill_at: int) -> bool:
+        killed = killed_at(kill_at, tmp_path / "effects", pool.layout.base, work)
+        assert read(replaced.undo_uid) == [str(outer), str(inner)] and pool.read(pool.x) == "main"
+        work()
+        assert read(pool.x, SubvolumeKind.RESTORE) == [str(outer), str(inner)]
+        ensure_restore_destroyed(pool.layout, pool.project, pool.x)
+        assert observe_subvolumes(pool.layout, pool.project).unfinished == ()
+        return killed
+
+    assert not attempt(0)
+    effects = (tmp_path / "effects").read_text().splitlines()
+    assert sum("subvolume snapshot" in effect for effect in effects) == 3, effects
+    assert all(attempt(point) for point in range(1, len(effects) + 1))

@@ -13,7 +13,7 @@ from tests.node.restore_pool import COPY_NAMES, NEXT_DAY, NOW, Pool
 from dbranch.agent.layout import MARKER, PGDATA, SubvolumeKind, SubvolumeName
 from dbranch.agent.linux import btrfs
 from dbranch.agent.linux.quotas import group_of, read_groups, subvolume_id
-from dbranch.agent.volume import copies
+from dbranch.agent.volume import copies, tenant
 from dbranch.agent.volume import effect as subvolume
 from dbranch.agent.volume.copies import copying
 from dbranch.agent.volume.marker import (
@@ -26,6 +26,7 @@ from dbranch.agent.volume.marker import (
 )
 from dbranch.agent.volume.observe import observe_subvolumes
 from dbranch.agent.volume.origins.adopt import ensure_branch_adopted, retained_branch
+from dbranch.agent.volume.quotas import POOL_GROUP
 from dbranch.agent.volume.restore_rules import VolumeState
 from dbranch.agent.volume.restores import (
     ensure_exchanged,
@@ -197,10 +198,59 @@ def test_a_source_that_is_exchanged_while_it_is_copied_is_copied_again(
     ):
         raise AssertionError(copy)
     monkeypatch.undo()
-    # The old data has the nested one still: it is kept with it, and cannot be copied.
-    pool.keep()
-    assert (pool.path(restore_ref.undo_uid) / PGDATA / "nested").is_dir()
-    with pytest.raises(SourceUnsafe, match="nested is a subvolume"):
+    assert pool.read(pool.x) == "main"
+
+
+def nest(pool: Pool) -> Path:
+    """Nest subvolumes in the data of `x`, one in the other; return the path of a file in the inner one, in PGDATA."""
+    outer, path = pool.path(pool.x) / PGDATA / "out er", Path("out er/directory/inner/said")
+    btrfs.create_subvolume(outer)
+    (outer / "said").write_text("outer")
+    (outer / "directory").mkdir()
+    btrfs.create_subvolume(outer / "directory" / "inner")
+    (pool.path(pool.x) / PGDATA / path).write_text("inner")
+    return path
+
+
+def test_data_with_subvolumes_nested_in_it_is_put_aside_and_comes_back_whole(pool: Pool) -> None:
+    path, restore_ref, undo = nest(pool), pool.restore_ref(), pool.restore_ref()
+    with pytest.raises(SourceUnsafe, match="out er is a subvolume"):
+        pool.take(pool.restore_ref(), pool.x, pool.root)
+    pool.restore(restore_ref)
+    assert pool.read(pool.x) == "main" and not (pool.path(pool.x) / PGDATA / "out er").exists()
+    kept = pool.path(restore_ref.undo_uid) / PGDATA
+    pool.restore(undo, restore_ref.undo_uid)
+    data = pool.path(pool.x) / PGDATA
+    assert pool.read(pool.x) == "x" and (data / path).read_text() == "inner"
+    assert (data / "out er" / "said").read_text() == "outer"
+    # They are copies: each is charged to the branch, and what is written there does not reach the record.
+    groups, parents = (
+        read_groups(pool.layout.pool(pool.project)).parents,
+        group_of(1, subvolume_id(data.parent)),
+    )
+    for nested in (data / "out er", data / "out er" / "directory" / "inner"):
+        assert set(groups[group_of(0, subvolume_id(nested))]) == {parents, POOL_GROUP}
+    (data / path).write_text("changed")
+    assert (kept / path).read_text() == "inner"
+    # Undone once more without a copy, it goes with everything that is nested in it.
+    discard = pool.restore_ref(UNDO_DISCARD)
+    pool.take(discard, undo.undo_uid)
+    pool.exchange(discard)
+    ensure_old_trashed(pool.layout, pool.project, pool.x)
+    subvolume.ensure_trash_emptied(pool.layout, pool.project)
+    assert pool.read(pool.x) == "main"
+    facts = observe_subvolumes(pool.layout, pool.project)
+    assert facts.unfinished == () and set(facts.snapshots) == {restore_ref.undo_uid, undo.undo_uid}
+
+
+def test_more_nested_subvolumes_than_can_be_copied_are_said(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nest(pool)
+    restore_ref = pool.restore_ref()
+    pool.restore(restore_ref)
+    monkeypatch.setattr(tenant, "NESTED_LIMIT", 1)
+    with pytest.raises(SourceUnsafe, match="has more than 1 subvolumes nested in it"):
         pool.take(pool.restore_ref(), restore_ref.undo_uid)
     assert observe_subvolumes(pool.layout, pool.project).unfinished == ()
     assert pool.read(pool.x) == "main"

@@ -15,7 +15,7 @@ from tests.node.world import World
 
 from dbranch.agent.linux import btrfs
 from dbranch.agent.postgres.session import Endpoint
-from dbranch.agent.volume.origins.snapshot import check_source
+from dbranch.agent.volume.copies import check_source
 
 # The CHECKPOINT's ten seconds, and what reconciles take besides on a busy machine.
 TIMEOUT_SECONDS = 40.0

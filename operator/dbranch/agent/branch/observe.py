@@ -32,11 +32,11 @@ from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.status import failed_storage_finding
 from dbranch.agent.volume.alter_system import has_altered_settings
 from dbranch.agent.volume.brake import observe_brake
+from dbranch.agent.volume.copies import check_source
 from dbranch.agent.volume.effect import is_hba_closed, settings_outdated, settings_written_at
 from dbranch.agent.volume.marker import Marker, NewerMarker, Role
 from dbranch.agent.volume.observe import observe_initdb_done, observe_marker, observe_subvolumes
 from dbranch.agent.volume.origins.adopt import retained_branch
-from dbranch.agent.volume.origins.snapshot import check_source
 from dbranch.agent.warm.observe import observe_free_pods
 from dbranch.agent.warm.watched import WatchedWarmPods
 from dbranch.api import names

@@ -126,8 +126,13 @@ def create_subvolume(path: Path) -> None:
 def create_snapshot(source: Path, path: Path) -> None:
     """Create a writable snapshot. Raises FileExistsError if the name is taken (the btrfs command would nest it)."""
     with _opened(source) as source_handle, _opened(path.parent) as parent:
-        arguments = _ARGS_V2.pack(source_handle, 0, 0, b"", os.fsencode(path.name))
-        fcntl.ioctl(parent, _SNAP_CREATE_V2, bytearray(arguments), True)
+        create_snapshot_at(source_handle, parent, path.name)
+
+
+def create_snapshot_at(source: int, directory: int, name: str) -> None:
+    """Create a writable snapshot of the open subvolume `source` in an open directory, as `create_snapshot`."""
+    arguments = _ARGS_V2.pack(source, 0, 0, b"", os.fsencode(name))
+    fcntl.ioctl(directory, _SNAP_CREATE_V2, bytearray(arguments), True)
 
 
 def is_subvolume_at(directory: int, name: str) -> bool:
@@ -199,10 +204,11 @@ def nested_subvolumes(path: Path) -> tuple[str, ...]:
     Raises OSError with ENAMETOOLONG if the path of one is longer than the kernel can return (some 3800 bytes).
     """
     with _opened(path) as handle:
-        return _nested(handle)
+        return nested_subvolumes_of(handle)
 
 
-def _nested(handle: int) -> tuple[str, ...]:
+def nested_subvolumes_of(handle: int) -> tuple[str, ...]:
+    """Return the paths of the subvolumes directly nested in the open one, as `nested_subvolumes`."""
     paths: list[str] = []
     minimum_tree = 0
     while True:

@@ -17,9 +17,9 @@ from dbranch.agent.slot.observe import observe_both_slots, observe_pods
 from dbranch.agent.slot.pod_status import PodFacts
 from dbranch.agent.status import error_message
 from dbranch.agent.volume.brake import observe_brake
+from dbranch.agent.volume.copies import check_source
 from dbranch.agent.volume.marker import Marker
 from dbranch.agent.volume.observe import observe_marker
-from dbranch.agent.volume.origins.snapshot import check_source
 from dbranch.agent.volume.restore_rules import RestoreVolume, VolumeState
 from dbranch.agent.volume.restores import observe_restore
 from dbranch.agent.warm.observe import observe_free_pods

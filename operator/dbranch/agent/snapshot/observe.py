@@ -15,8 +15,8 @@ from dbranch.agent.pool.space import Space
 from dbranch.agent.snapshot.plan import SnapshotFacts, subject_of
 from dbranch.agent.status import error_message, failed_storage_finding
 from dbranch.agent.timing import SNAPSHOT_RECORD_GRACE_SECONDS
+from dbranch.agent.volume.copies import check_source
 from dbranch.agent.volume.observe import observe_snapshot_marker, observe_subvolumes
-from dbranch.agent.volume.origins.snapshot import check_source
 from dbranch.agent.volume.restores import observe_restore
 from dbranch.agent.volume.snapshots import retained_snapshot
 from dbranch.api import names

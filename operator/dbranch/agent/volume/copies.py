@@ -50,6 +50,19 @@ def source_marker(source: Path) -> Marker | SnapshotMarker:
     return marker
 
 
+def check_source(layout: Layout, project_uid: str, source_uid: str) -> None:
+    """Look whether the source can be copied, before anything is done to it. Raises as `copying` does."""
+    source = layout.branch(project_uid, source_uid)
+    _check_self_contained(source_marker(source), source, source)
+
+
+def _check_self_contained(of_source: Marker | SnapshotMarker, data: Path, source: Path) -> None:
+    """Raise SourceUnsafe if `data`, a copy of the source or the source itself, is not all of it."""
+    if not isinstance(of_source, SnapshotMarker):
+        tenant.check_not_nested(source)
+    tenant.check_links(data, source)
+
+
 @contextmanager
 def copying(layout: Layout, project_uid: str, source_uid: str, owner_uid: str) -> Iterator[Copy]:
     """Make a copy of the source that no marker calls anybody's yet; destroy it if what is done with it fails.
@@ -70,7 +83,10 @@ def copying(layout: Layout, project_uid: str, source_uid: str, owner_uid: str) -
         of_source = source_marker(path)
         # It goes first: a copy that is cut off here must never pass for a branch.
         (path / MARKER).unlink()
-        tenant.check_self_contained(path, source)
+        if isinstance(of_source, SnapshotMarker):
+            # Nobody writes to it any more: what is nested in it can be copied after it, and is of the same moment.
+            tenant.ensure_nested_copied(path, source)
+        _check_self_contained(of_source, path, source)
         if subvolume_id(source) != number:
             raise Busy(f"source {source_uid} was exchanged while it was copied; it is tried again")
         yield Copy(path, of_source)

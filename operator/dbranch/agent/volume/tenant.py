@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +45,8 @@ _REPLICATION_SLOTS: Final = "pg_replslot"
 # What ALTER SYSTEM writes, and the name that it has once it was undone.
 _ALTERED_SETTINGS: Final = "postgresql.auto.conf"
 _MOVED_SETTINGS: Final = "postgresql.auto.conf.before-reset"
+# Subvolumes nested in a source: each is a commit of the filesystem, while other copies of it wait.
+NESTED_LIMIT: Final = 100
 # Characters of a path in a message.
 _PATH_LIMIT: Final = 160
 # A role's name has 63 bytes at most; a line break ends it.
@@ -97,20 +99,59 @@ def max_prepared_of_server(subvolume: Path) -> int:
     return value or 0
 
 
-def check_self_contained(snapshot: Path, source: Path) -> None:
-    """Raise SourceUnsafe if PGDATA reaches outside its subvolume: by a tablespace, a link, a nested subvolume.
+def check_not_nested(source: Path) -> None:
+    """Raise SourceUnsafe if a subvolume is nested in a source that is in use: no copy of both is of one moment."""
+    try:
+        for nested in btrfs.nested_subvolumes(source):
+            raise _unsafe(source / nested, "is a subvolume of its own")
+    except OSError as error:
+        raise _unsafe(source / PGDATA, f"cannot be read without links ({error.strerror})") from error
+
+
+def check_links(snapshot: Path, source: Path) -> None:
+    """Raise SourceUnsafe if PGDATA reaches outside its subvolume by a tablespace or a link.
 
     `snapshot` is checked, since nobody changes it any more; the message names the path in `source`. For a first look
     it may be the source itself; what is removed while that is read is no reason to reject it.
     """
     try:
-        for nested in btrfs.nested_subvolumes(source):
-            raise _unsafe(source / nested, "is a subvolume of its own")
         with opened_directory(snapshot, PGDATA) as pgdata:
             _check_tablespaces(pgdata, source / PGDATA / "pg_tblspc")
             _check_links(pgdata, source / PGDATA)
     except OSError as error:
         raise _unsafe(source / PGDATA, f"cannot be read without links ({error.strerror})") from error
+
+
+def ensure_nested_copied(copy: Path, source: Path) -> None:
+    """Copy the subvolumes nested in a source that nobody writes to, at any depth, into a fresh copy of it.
+
+    btrfs leaves an empty directory in the place of each (btrfs-subvolume(8)). Raises SourceUnsafe if there are more
+    than NESTED_LIMIT, or a path is too long.
+    """
+    copied = 0
+    try:
+        with opened_directory(source) as old_top, opened_directory(copy) as new_top:
+            pending = [Path(path) for path in btrfs.nested_subvolumes_of(old_top)]
+            while pending:
+                path, copied = pending.pop(), copied + 1
+                if copied > NESTED_LIMIT:
+                    raise _unsafe(source, f"has more than {NESTED_LIMIT} subvolumes nested in it")
+                with _opened_beneath(old_top, path) as old, _opened_beneath(new_top, path.parent) as parent:
+                    log_command("btrfs", "subvolume", "snapshot", source / path, copy / path)
+                    os.rmdir(path.name, dir_fd=parent)
+                    btrfs.create_snapshot_at(old, parent, path.name)
+                    pending += [path / nested for nested in btrfs.nested_subvolumes_of(old)]
+    except OSError as error:
+        raise _unsafe(source / PGDATA, f"has a subvolume that cannot be copied ({error.strerror})") from error
+
+
+@contextmanager
+def _opened_beneath(directory: int, path: Path) -> Iterator[int]:
+    handle = openat2(directory, str(path), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _check_links(pgdata: int, shown_path: Path) -> None:

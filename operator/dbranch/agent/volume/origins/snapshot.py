@@ -6,17 +6,10 @@ from dataclasses import replace
 
 from dbranch.agent.layout import Layout
 from dbranch.agent.volume import tenant
-from dbranch.agent.volume.copies import copying, marker_of_copy, marker_of_own, source_marker
+from dbranch.agent.volume.copies import copying, marker_of_copy, marker_of_own
 from dbranch.agent.volume.effect import marker_of, mounted_pool, rename_durably, write_new_files
 from dbranch.agent.volume.marker import Marker
 from dbranch.agent.volume.settings import Settings
-
-
-def check_source(layout: Layout, project_uid: str, source_uid: str) -> None:
-    """Look whether the source can be copied, before anything is done to it. Raises as `ensure_snapshot` does."""
-    source = layout.branch(project_uid, source_uid)
-    source_marker(source)
-    tenant.check_self_contained(source, source)
 
 
 def ensure_snapshot(
