@@ -113,7 +113,10 @@ _RUNNING = {"state": {"running": {}}, "imageID": "", "restartCount": 0}
 
 
 class AgentProcess(subprocess.Popen[str]):
-    """The process of an agent. Its output goes to files: a pipe that nobody reads holds up who writes much."""
+    """The process of an agent. Its output goes to files: a pipe that nobody reads holds up who writes much.
+
+    `directory`: where they are, on no disk that a test fills.
+    """
 
     def __init__(self, argv: list[str], directory: Path) -> None:
         self._files = tuple(directory / f"agent-{uuid.uuid4()}.{name}" for name in ("out", "err"))
@@ -187,7 +190,7 @@ class World:
     def start_agent(self, kill_at: int | str = 0, *rounds: int, within: tuple[str, ...] = ()) -> AgentProcess:
         """Start an agent and return its process; `within`: a command that runs it, such as `unshare`."""
         arguments = ("-m", "tests.node.agent_process", self._file, self.node.layout.base, kill_at, *rounds)
-        return AgentProcess([*within, sys.executable, *map(str, arguments)], self.node.layout.base)
+        return AgentProcess([*within, sys.executable, *map(str, arguments)], self._file.parent)
 
     def kill_at_each_effect(self, change: Callable[[int], Callable[[], None]], soak: bool) -> int:
         """Run an agent once to count its effects, then kill one at each of them (without `soak`: at a few).
