@@ -70,7 +70,8 @@ def await_accepting(world: World, branch: str) -> None:
         try:
             if (node.get("postgres") or {}).get("reason") == "Accepting" and world.sql(branch, "select 1"):
                 return
-        except psycopg.Error:
+        except (psycopg.Error, FileNotFoundError):
+            # It does not answer, or is in another slot by now.
             pass
     raise AssertionError(f"not recovered: {world.branch(branch)['status']} {storage_finding(world)}")
 
