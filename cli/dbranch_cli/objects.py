@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dbranch.api import names
+from dbranch.api.conditions import Condition, Reason, find_condition
 from dbranch.api.enums import SnapshotReason
 from dbranch.api.errors import ApiError
 from dbranch.api.gitops import gitops_manager
 from dbranch.api.secrets import secret_texts
 from dbranch_cli.failure import ExitCode, Failure
+from dbranch_cli.formatting import format_age
 from dbranch_cli.naming import did_you_mean
 from dbranch_cli.ownership import merge_maps, owned_fields
 
@@ -57,6 +59,23 @@ def branch_name_of(body: Mapping[str, Any]) -> str:
 def deleted_project_uid(snapshot: Mapping[str, Any]) -> str | None:
     """Return the UID of the deleted project whose record a DBSnapshot is; None if it is none."""
     return (snapshot["spec"].get("origin") or {}).get("projectUID")
+
+
+def deleted_among(snapshots: Sequence[Body], branch: str | None = None) -> list[Body]:
+    """Return the snapshots with the data of deleted branches (of this name), the last deleted first."""
+    records = [
+        body
+        for body in snapshots
+        if (body["spec"].get("origin") or {}).get("reason") == SnapshotReason.DELETION
+        and not body["metadata"].get("deletionTimestamp")
+        and branch in (None, body["spec"]["branch"])
+    ]
+    return sorted(records, key=lambda body: body["metadata"].get("creationTimestamp", ""), reverse=True)
+
+
+def _is_lost(snapshot: Mapping[str, Any]) -> bool:
+    ready = find_condition(snapshot.get("status"), Condition.READY)
+    return ready is not None and ready.get("reason") == Reason.SNAPSHOT_LOST
 
 
 def source_of(branch: Mapping[str, Any]) -> str | None:
@@ -118,7 +137,11 @@ class Store:
             ExitCode.NOT_FOUND,
             "NotFound",
             f"project {name} not found in namespace {self.namespace}{origin}"
-            + (did_you_mean(name, existing) or f"; create it with 'dbranch init {name}'"),
+            + (
+                self._way_back(lambda: self.deleted_projects(name), f"undelete-project {name}")
+                or did_you_mean(name, existing)
+                or f"; create it with 'dbranch init {name}'"
+            ),
         )
 
     def branches(self, project: str) -> list[Body]:
@@ -167,8 +190,26 @@ class Store:
         raise Failure(
             ExitCode.NOT_FOUND,
             "NotFound",
-            f"branch {branch} not found in project {project}{did_you_mean(branch, existing)}",
+            f"branch {branch} not found in project {project}"
+            + (
+                self._way_back(lambda: deleted_among(self.snapshots(project), branch), f"undelete {branch}")
+                or did_you_mean(branch, existing)
+            ),
         )
+
+    def _way_back(self, find_records: Callable[[], Sequence[Body]], command: str) -> str:
+        """Return a clause for an error message about what is missing: that it was deleted, and what undoes that.
+
+        Empty if no record of its deletion is kept, or if it may not be seen.
+        """
+        try:
+            records = [body for body in find_records() if not _is_lost(body)]
+        except ApiError:
+            return ""
+        if not records:
+            return ""
+        age = format_age(records[0]["metadata"].get("creationTimestamp"))
+        return f"; it was deleted {age} ago; 'dbranch {command}' brings it back"
 
     def create(self, body: Mapping[str, Any]) -> Body:
         """Create an object. Raise ApiError (409, AlreadyExists) if another request was first.

@@ -10,7 +10,6 @@ import click
 
 from dbranch.api import names
 from dbranch.api.conditions import Condition
-from dbranch.api.enums import SnapshotReason
 from dbranch.api.errors import ApiError
 from dbranch.api.expiry import parse_time
 from dbranch_cli.durations import format_until
@@ -18,7 +17,7 @@ from dbranch_cli.failure import ExitCode, Failure
 from dbranch_cli.formatting import format_age, format_size, format_table
 from dbranch_cli.invocation import Invocation
 from dbranch_cli.naming import check_branch_name, did_you_mean
-from dbranch_cli.objects import Body, manifest
+from dbranch_cli.objects import Body, deleted_among, manifest
 from dbranch_cli.options import Command, ExistingName, no_wait_option, timeout_option, yes_option
 from dbranch_cli.restores import restore_in_place
 from dbranch_cli.snapshot_view import snapshot_name_of
@@ -38,18 +37,6 @@ class DeletedName(ExistingName):
     def existing(self, invocation: Invocation) -> list[str]:
         snapshots = invocation.store.snapshots(invocation.project_name)
         return sorted({body["spec"]["branch"] for body in deleted_among(snapshots)})
-
-
-def deleted_among(snapshots: Sequence[Body], branch: str | None = None) -> list[Body]:
-    """Return the snapshots with the data of deleted branches (of this name), the last deleted first."""
-    records = [
-        body
-        for body in snapshots
-        if (body["spec"].get("origin") or {}).get("reason") == SnapshotReason.DELETION
-        and not body["metadata"].get("deletionTimestamp")
-        and branch in (None, body["spec"]["branch"])
-    ]
-    return sorted(records, key=lambda body: body["metadata"].get("creationTimestamp", ""), reverse=True)
 
 
 def deleted_table(records: Sequence[Json], now: datetime | None = None) -> str:
