@@ -86,7 +86,7 @@ def create(
     if from_snapshot and (source or at):
         message = "--from-snapshot names the data; leave out --source and --at"
         raise Failure(ExitCode.USAGE, "InvalidInput", message)
-    expiry = expiry_spec(ttl, expires)
+    expiry = expiry_spec(ttl, expires, invocation)
     name = invocation.project_name
     check_branch_name(name, branch)
     if source:

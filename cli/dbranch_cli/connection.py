@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import pykube
@@ -13,6 +14,7 @@ from urllib3.exceptions import ReadTimeoutError
 
 from dbranch.api import names
 from dbranch.api.errors import ApiError, ClusterUnreachable
+from dbranch.api.server_clock import ServerClock
 from dbranch_cli.kubeconfig import KubeContext
 
 _CONNECT_TIMEOUT_SECONDS, _READ_TIMEOUT_SECONDS = 10.0, 60.0
@@ -24,6 +26,7 @@ class Connection:
 
     def __init__(self, kube_context: KubeContext) -> None:
         self.kube_context = kube_context
+        self._clock = ServerClock()
         self.client = pykube.HTTPClient(kube_context.config)
         session = self.client.session
         session.headers["User-Agent"] = "dbranch-cli"
@@ -37,6 +40,12 @@ class Connection:
     @property
     def server(self) -> str:
         return str(self.client.url)
+
+    def server_time(self) -> datetime:
+        """Return the time of day by the API server's clock. It is asked for it if nothing was asked before."""
+        if not self._clock.is_set:
+            self.get("/version")
+        return self._clock.now()
 
     def get(self, path: str, **params: str) -> dict[str, Any]:
         return self.request("GET", path, params)
@@ -107,6 +116,7 @@ class Connection:
                 )
             except requests.RequestException as error:
                 raise self._unreachable(error) from error
+            self._clock.set(response.headers.get("Date"))
             if response.status_code >= 400:
                 with response:
                     raise api_error_from(response)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import click
@@ -32,14 +32,14 @@ def expiry_options() -> Callable[[Any], Any]:
     return decorate
 
 
-def expiry_spec(ttl: str | None, expires: str | None) -> dict[str, str]:
+def expiry_spec(ttl: str | None, expires: str | None, invocation: Invocation) -> dict[str, str]:
     """Return the fields of the spec of `--ttl` and `--expires`. Raise InvalidInput if they are none."""
     if ttl and expires:
         raise InvalidInput("--ttl and --expires say the same in two ways; leave one of them out")
     if ttl:
         return {"ttl": durations.parse_ttl(ttl)}
     if expires:
-        now = datetime.now(UTC)
+        now = invocation.store.server_time()
         moment = parse_moment(expires, now)
         if moment <= now:
             raise InvalidInput(f'--expires "{expires}" is past; write a time to come, as "in 3d"')
@@ -65,7 +65,7 @@ def extend(invocation: Invocation, branch: str, duration: str, force: bool) -> N
         text = f"branch {branch} does not expire; there is nothing to extend"
         invocation.print_result(text, live)
         return
-    now, in_force = datetime.now(UTC), parse_time(parsed.expiration_time)
+    now, in_force = invocation.store.server_time(), parse_time(parsed.expiration_time)
     # While it is active or protected it has a time to expire that does not count, and none in its status.
     present, requested = in_force or deadline.time, now + period
     if present >= requested:
@@ -99,7 +99,7 @@ def protect(invocation: Invocation, branch: str, period: str | None, force: bool
     It goes with its project or namespace all the same. With --for the protection ends by itself; it never shortens
     one that lasts longer.
     """
-    now = datetime.now(UTC)
+    now = invocation.store.server_time()
     until = now + parse_period(period, "--for") if period else None
     live = invocation.branch(branch)
     parsed = parse_branch(live)

@@ -96,7 +96,7 @@ def _note_expiry(invocation: Invocation, project: Body, old_branch: str) -> None
     if not invocation.human_output or old_branch == names.ROOT_BRANCH:
         return
     old = invocation.store.find_branch(invocation.project_name, old_branch)
-    note = leaving_note(project, old, datetime.now(UTC).astimezone()) if old else None
+    note = leaving_note(project, old, invocation.store.server_time().astimezone()) if old else None
     if note:
         invocation.print_note(note)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from dbranch.api import names
@@ -113,6 +114,10 @@ class Store:
 
     def __init__(self, connection: Connection, namespace: str) -> None:
         self.connection, self.namespace = connection, namespace
+
+    def server_time(self) -> datetime:
+        """Return the time of day by the API server's clock, by which things expire."""
+        return self.connection.server_time()
 
     def find(self, plural: str, name: str) -> Body | None:
         """Return an object, or None if it does not exist."""

@@ -100,7 +100,7 @@ def snapshot_as_of(invocation: Invocation, branch: str, at: str, nothing: str) -
 
     Raise Failure if there is none; `nothing` says what was not done.
     """
-    moment = parse_moment(at, datetime.now(UTC))
+    moment = parse_moment(at, invocation.store.server_time())
     snapshots = invocation.store.snapshots(invocation.project_name)
     body = newest_not_younger(snapshots, branch, moment)
     if body is None:

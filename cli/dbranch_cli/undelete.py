@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import click
@@ -118,7 +118,7 @@ def undelete(invocation: Invocation, branch: str, yes: bool, no_wait: bool, time
 
 def _create(invocation: Invocation, branch: str, record: Json) -> Body:
     project = invocation.project_name
-    spec = branch_spec(project, record, datetime.now(UTC))
+    spec = branch_spec(project, record, invocation.store.server_time())
     body = manifest(names.BRANCH_KIND, invocation.namespace, names.branch_object_name(project, branch), spec)
     try:
         return invocation.store.create(body)

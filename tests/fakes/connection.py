@@ -37,6 +37,9 @@ class FakeConnection:
     def __init__(self, api: FakeApi, texts: Mapping[str, str] | None = None) -> None:
         self._api, self._texts = api, texts or {}
 
+    def server_time(self) -> datetime:
+        return self._api.server_time()
+
     def get(self, path: str, **params: str) -> Any:
         if path == "/version":
             return {"gitVersion": "v1.34.3"}

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -23,6 +21,7 @@ from dbranch.api.branch import Branch
 from dbranch.api.errors import ApiError, ClusterUnreachable
 from dbranch.api.project import Project
 from dbranch.api.restore import Restore
+from dbranch.api.server_clock import ServerClock
 from dbranch.api.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -104,16 +103,12 @@ class Cluster:
         self._settings.connection_pool_maxsize = 32
         # The library computes it anew at each access, from all variables of the environment (a tenth of a request).
         self._host = self._settings.host
-        # The header Date of the last answer, and when that came by this process' clock, as `time.monotonic()` counts.
-        self._date: tuple[str, float] | None = None
+        self._clock = ServerClock()
         self._pool: Any = client.ApiClient(self._settings).rest_client.pool_manager
 
     def server_time(self) -> datetime:
         """Return the time of day by the API server's clock, as its last answer had it (before: by one's own)."""
-        if self._date is None:
-            return datetime.now(UTC)
-        text, came_at = self._date
-        return parsedate_to_datetime(text) + timedelta(seconds=time.monotonic() - came_at)
+        return self._clock.now()
 
     def get(self, path: str, token: str = "") -> Json | None:
         """Return the object, or None if it does not exist. `token`: of another account, in place of the own one."""
@@ -256,9 +251,7 @@ class Cluster:
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise ClusterUnreachable(f"{method} {path}: {error}") from error
-        date = answer.headers.get("Date")
-        if date:
-            self._date = date, time.monotonic()
+        self._clock.set(answer.headers.get("Date"))
         if answer.status >= 400:
             _raise(method, path, answer)
         return answer

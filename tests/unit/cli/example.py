@@ -198,6 +198,7 @@ def logs(text: str) -> dict[str, str]:
 def use_example(monkeypatch: pytest.MonkeyPatch, directory: Path, texts: dict[str, str]) -> FakeApi:
     """Let this process's command line find the example cluster, at NOW; return its API server."""
     api = FakeApi()
+    api.clock = lambda: NOW
     put_example(api)
     named = {"cluster": "c", "user": "u", "namespace": TEAM}
     kubeconfig = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Final, Protocol
 
 from tests.factories import branch, project
@@ -36,6 +37,9 @@ class FakeStore(Store):
 
     def put(self, body: Body) -> None:
         self.api.put(PATHS[body["kind"]], body)
+
+    def server_time(self) -> datetime:
+        return self.api.server_time()
 
     def find(self, plural: str, name: str) -> Body | None:
         return self.api.get(path_of(names.API_VERSION, plural, "team", name))

@@ -101,6 +101,21 @@ def test_an_exec_plugin_is_asked_again_when_its_token_is_refused(tmp_path: Path)
     assert [r.headers["Authorization"] for r in requests] == ["Bearer t1", "Bearer t2", "Bearer t2"]
 
 
+def test_the_time_of_day_is_that_of_the_api_server(tmp_path: Path) -> None:
+    def answer(request: BaseHTTPRequestHandler) -> int:
+        request.date_time_string = lambda timestamp=None: "Mon, 14 Jan 2030 11:45:30 GMT"  # type: ignore[method-assign]
+        return 200
+
+    with server(answer) as (url, requests):
+        config = kubeconfig(tmp_path / "config", url, {"token": "t"})
+        connection = Connection(load_kube_context(config, None, None))
+        # It is asked once if nothing was asked before.
+        for _ in range(2):
+            late = connection.server_time() - datetime(2030, 1, 14, 11, 45, 30, tzinfo=UTC)
+            assert timedelta(0) <= late < timedelta(minutes=10)
+    assert [request.path for request in requests] == ["/version"]
+
+
 def test_a_token_that_has_expired_is_not_sent(tmp_path: Path) -> None:
     with server(lambda _: 200) as (url, requests):
         config = kubeconfig(tmp_path / "config", url, {"exec": plugin(tmp_path, timedelta(seconds=1))})

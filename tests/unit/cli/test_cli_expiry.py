@@ -12,11 +12,13 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from tests.fakes.api import FakeApi
+from tests.fakes.connection import stop_clock
 from tests.unit.cli.example import HOURS_3, NOW, TEAM, use_example
 
 from dbranch.api.errors import DbranchError, InvalidInput
 from dbranch.api.expiry import format_time
 from dbranch.kube.client import branch_path, project_path
+from dbranch_cli import durations, formatting
 from dbranch_cli.durations import parse_moment, parse_period, parse_ttl
 from dbranch_cli.expiry_view import leaving_note
 from dbranch_cli.main import cli
@@ -70,6 +72,16 @@ def test_extending_sets_a_time_that_is_later_and_never_an_earlier_one(api: FakeA
     api.merge(f"{PR}/status", {"status": {"expirationTime": at(7)}})
     assert said("extend", "pr-118", "2d") == f"branch pr-118 stays until {at(7)} (in 7d) as it is"
     assert spec_of(api, PR)["expirationTime"] == at(7)
+
+
+def test_times_are_by_the_clock_of_the_api_server(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The user's own is three weeks ahead.
+    stop_clock(monkeypatch, NOW + 21 * DAY, durations, formatting)
+    assert said("extend", "pr-118", "7d") == f"branch pr-118 stays until {at(7)} (in 7d)"
+    assert said("protect", "pr-118", "--for", "2d") == f"branch pr-118 is protected until {at(2)} (in 2d)"
+    said("create", "brief", "--expires", "in 3d", "--no-wait")
+    assert spec_of(api, f"{PR.rpartition('/')[0]}/shop-brief")["expirationTime"] == at(3)
+    assert "is past" in refused("create", "late", "--expires", at(-1), "--no-wait")
 
 
 def test_extending_says_where_the_cap_of_the_project_cuts_it(api: FakeApi) -> None:
