@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from tests.bench.figures import Result, Row
 from tests.bench.leftovers import await_leftovers, leftovers
-from tests.bench.meter import Meter
+from tests.bench.meter import Meter, cost_rows
 from tests.bench.release import agent_values, has_agent_value
 from tests.bench.stage import Client, Stage
 from tests.bench.starts import MS, dsn_of, wait_idle
@@ -63,27 +63,7 @@ class _Rounds:
 
     def cost_rows(self, slots: str) -> list[Row]:
         """Return the rows of what bursts cost, from the first request until all are Ready."""
-        ours, theirs, against = self.ours.meter, self.bare.meter, "twenty bare pods"
-        seconds = f"seconds of a burst: {ours.processor_text()}; of bare pods: {theirs.processor_text()}"
-        requests = f"{ours.requests_text()}; of bare pods: {theirs.requests_text()}"
-        return [
-            Row(
-                f"processor time of twenty branches, {slots}",
-                against,
-                ours.totals,
-                theirs.totals,
-                "s",
-                note=seconds,
-            ),
-            Row(
-                f"requests to the API server by twenty branches, {slots}",
-                against,
-                ours.requests,
-                theirs.requests,
-                "requests",
-                note=f"those that took longest together: {requests}",
-            ),
-        ]
+        return cost_rows(f"twenty branches, {slots}", "twenty bare pods", self.ours.meter, self.bare.meter)
 
 
 def _time_twenty(stage: Stage, slots: int, rounds: int) -> _Rounds:

@@ -9,6 +9,7 @@ from dbranch.api import names
 from dbranch.kube.client import path_of
 from tests.bench.counts import format_counts, growth
 from tests.bench.figures import Result, Row
+from tests.bench.meter import Meter, cost_rows
 from tests.bench.release import ClusterProbe, Memory
 from tests.bench.stage import Stage
 from tests.bench.starts import MS, wait_idle
@@ -30,7 +31,8 @@ def hundreds(stage: Stage, quick: bool) -> Result:
     count, edge, note = _prepare(stage, quick)
     first, last = _create_branches(stage, count, edge)
     ours = f"apply → Ready with {count - edge} to {count} branches in the project"
-    return Result([Row(ours, f"with 0 to {edge}", last, first, goal=1.2, note=note), _deletion(stage, count)])
+    creation = Row(ours, f"with 0 to {edge}", last, first, goal=1.2, note=note)
+    return Result([creation, *_deletion(stage, count)])
 
 
 def idle(stage: Stage, quick: bool) -> Result:
@@ -59,13 +61,16 @@ def _prepare(stage: Stage, quick: bool) -> tuple[int, int, str]:
     return count, edge, note
 
 
-def _deletion(stage: Stage, count: int) -> Row:
+def _deletion(stage: Stage, count: int) -> list[Row]:
     """Measure the deletion of all branches but the root at once, beside that of as many bare pods."""
     objects = stage.cluster.find(path_of(names.API_VERSION, names.BRANCHES, stage.namespace))
     prefix = names.branch_object_name(PROJECT, "")
     branches = {body["metadata"]["name"].removeprefix(prefix) for body in objects} - {names.ROOT_BRANCH}
     stage.say(f"deleting {count} branches")
-    ours = stage.delete_branches(PROJECT, *branches, timeout=900)
+    ours, bare = Meter(), Meter()
+    with ours.span():
+        seconds = stage.delete_branches(PROJECT, *branches, timeout=900)
+    stage.say(f"{seconds:.0f} s")
     wait_idle(stage, 300)
     stage.prepare_bare_directories(count)
     pods = [stage.unique_name("bare") for _ in range(count)]
@@ -75,10 +80,12 @@ def _deletion(stage: Stage, count: int) -> Row:
     for pod in pods:
         stage.seconds_to_bare_ready(pod, began, 900)
     stage.say(f"deleting {count} bare pods")
-    theirs = stage.delete_pods(*pods, timeout=900)
-    return Row(
-        f"deleting {count} branches at once → all gone", "as many bare pods", [ours], [theirs], "s", 2.0
-    )
+    with bare.span():
+        bare_seconds = stage.delete_pods(*pods, timeout=900)
+    against = "as many bare pods"
+    title = f"deleting {count} branches at once → all gone"
+    row = Row(title, against, [seconds], [bare_seconds], "s", 2.0)
+    return [row, *cost_rows(f"the deletion of {count} branches", against, ours, bare)]
 
 
 def _create_branches(stage: Stage, count: int, edge: int) -> tuple[list[float], list[float]]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.bench.counts import durations
+from tests.bench.figures import Row
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _ROLE = "dbranch.main"
@@ -130,6 +131,23 @@ class Meter:
             f"{count / spans:.3g} {key} of {seconds / count * 1000:.0f} ms"
             for key, (count, seconds) in costly
         )
+
+
+def cost_rows(of: str, against: str, ours: Meter, theirs: Meter) -> list[Row]:
+    """Return the rows of what something cost, and of what that cost which it is compared with."""
+    seconds = f"seconds: {ours.processor_text()}; of {against}: {theirs.processor_text()}"
+    requests = f"{ours.requests_text()}; of {against}: {theirs.requests_text()}"
+    return [
+        Row(f"processor time of {of}", against, ours.totals, theirs.totals, "s", note=seconds),
+        Row(
+            f"requests to the API server by {of}",
+            against,
+            ours.requests,
+            theirs.requests,
+            "requests",
+            note=f"those that took longest together: {requests}",
+        ),
+    ]
 
 
 def added(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -243,7 +244,7 @@ def test_data_with_subvolumes_nested_in_it_is_put_aside_and_comes_back_whole(poo
     assert facts.unfinished == () and set(facts.snapshots) == {restore_ref.undo_uid, undo.undo_uid}
 
 
-def test_more_nested_subvolumes_than_can_be_copied_are_said(
+def test_nested_subvolumes_that_cannot_be_copied_are_said(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nest(pool)
@@ -251,6 +252,18 @@ def test_more_nested_subvolumes_than_can_be_copied_are_said(
     pool.restore(restore_ref)
     monkeypatch.setattr(tenant, "NESTED_LIMIT", 1)
     with pytest.raises(SourceUnsafe, match="has more than 1 subvolumes nested in it"):
+        pool.take(pool.restore_ref(), restore_ref.undo_uid)
+
+    create = btrfs.create_snapshot_at
+
+    def fail(source: int, directory: int, name: str) -> None:
+        if name == "out er":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        create(source, directory, name)
+
+    # A full pool is no fault of the source.
+    monkeypatch.setattr(btrfs, "create_snapshot_at", fail)
+    with pytest.raises(OSError, match="No space left"):
         pool.take(pool.restore_ref(), restore_ref.undo_uid)
     assert observe_subvolumes(pool.layout, pool.project).unfinished == ()
     assert pool.read(pool.x) == "main"

@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from tests.node.agent_life import BRANCHES, NODE
-from tests.node.machine import Node
+from tests.node.machine import Node, new_uid
 from tests.node.world import World
 
 from dbranch.agent.context import NodeContext
@@ -85,6 +86,21 @@ def test_a_read_only_subvolume_becomes_trash_and_is_destroyed(up: Node) -> None:
     subvolume.ensure_trash_emptied(up.layout, up.project)
     facts = observe_subvolumes(up.layout, up.project)
     assert set(facts.branches) == {root} and facts.unfinished == ()
+
+
+def test_branches_that_are_deleted_together_do_not_fail_by_each_others_trash(up: Node) -> None:
+    owners = [new_uid() for _ in range(8)]
+
+    def delete_four(owner: str) -> None:
+        for _ in range(4):
+            make(up, owner, SubvolumeKind.NEW)
+            subvolume.ensure_trashed(up.layout, up.project, owner)
+            subvolume.ensure_trash_emptied(up.layout, up.project)
+
+    with ThreadPoolExecutor(len(owners)) as threads:
+        assert list(threads.map(delete_four, owners)) == [None] * len(owners)
+    facts = observe_subvolumes(up.layout, up.project)
+    assert facts.unfinished == () and not list(up.layout.locks.glob("trash-*"))
 
 
 def test_sizes_are_of_all_that_a_branch_owns(up: Node) -> None:

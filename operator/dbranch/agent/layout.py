@@ -178,6 +178,10 @@ class Layout:
         """The lock, a temporary file, under which a pool is brought up, taken down, adopted or removed."""
         return self.locks / checked_uid(project_uid)
 
+    def trash_lock(self, project_uid: str) -> Path:
+        """The lock, a temporary file, under which the trash of a pool is destroyed."""
+        return self.locks / f"trash-{checked_uid(project_uid)}"
+
     @property
     def slots_lock(self) -> Path:
         """The lock of all slots, outside their directories: a tenant must not be able to hold it."""

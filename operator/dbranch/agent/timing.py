@@ -22,6 +22,9 @@ FINALIZER_REMOVED_CHECK_SECONDS: Final = 1.0
 # kopf calls a delete handler of an object that still exists so often; the work queue does the work.
 KOPF_DELETION_SECONDS: Final = 300.0
 
+# Trash is unlinked, not read; only a tenant's nested subvolumes take their time.
+TRASH_TIMEOUT_SECONDS: Final = 60.0
+
 # A branch.
 BRANCH_RESYNC_SECONDS: Final = 300.0
 BRANCH_FAILED_RETRY_SECONDS: Final = 2.0

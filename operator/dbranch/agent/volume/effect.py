@@ -30,12 +30,13 @@ from dbranch.agent.linux import btrfs
 from dbranch.agent.linux.files import empty_directory, opened_directory, write_atomically
 from dbranch.agent.linux.mounts import mounts_at, read_mounts
 from dbranch.agent.linux.syscalls import openat2, rename_new, rename_new_at, syncfs
+from dbranch.agent.timing import TRASH_TIMEOUT_SECONDS
 from dbranch.agent.volume.brake import observe_brake
 from dbranch.agent.volume.marker import Marker, NewerMarker, SnapshotMarker, render_marker
 from dbranch.agent.volume.observe import list_subvolumes, marker_at
 from dbranch.agent.volume.settings import Settings, render_files, render_hba
 from dbranch.api.errors import Busy, DataLost, InvalidInput, StorageUnclear, Unsafe
-from dbranch.runtime.file_lock import is_unlocked
+from dbranch.runtime.file_lock import held_temporary, is_unlocked
 from dbranch.runtime.logs import log_command
 
 
@@ -259,11 +260,16 @@ def _new_trash_name(owner_uid: str) -> SubvolumeName:
 
 
 def ensure_trash_emptied(layout: Layout, project_uid: str) -> None:
-    """Destroy all trash of the pool, nested subvolumes first. btrfs reclaims the space afterwards."""
+    """Destroy all trash of the pool, nested subvolumes first. btrfs reclaims the space afterwards.
+
+    One caller at a time: the trash of many branches that are deleted together is everybody's. Raises Busy if others
+    take longer than TRASH_TIMEOUT_SECONDS.
+    """
     pool = mounted_pool(layout, project_uid)
-    for name in list_subvolumes(pool):
-        if name.kind == SubvolumeKind.TRASH:
-            destroy(pool / str(name))
+    with held_temporary(layout.trash_lock(project_uid), TRASH_TIMEOUT_SECONDS):
+        for name in list(list_subvolumes(pool)):
+            if name.kind == SubvolumeKind.TRASH:
+                destroy(pool / str(name))
 
 
 def destroy(path: Path) -> None:

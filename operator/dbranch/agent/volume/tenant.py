@@ -126,7 +126,7 @@ def ensure_nested_copied(copy: Path, source: Path) -> None:
     """Copy the subvolumes nested in a source that nobody writes to, at any depth, into a fresh copy of it.
 
     btrfs leaves an empty directory in the place of each (btrfs-subvolume(8)). Raises SourceUnsafe if there are more
-    than NESTED_LIMIT, or a path is too long.
+    than NESTED_LIMIT, or a path is too long; OSError if there is no room, or the disk fails.
     """
     copied = 0
     try:
@@ -142,6 +142,8 @@ def ensure_nested_copied(copy: Path, source: Path) -> None:
                     btrfs.create_snapshot_at(old, parent, path.name)
                     pending += [path / nested for nested in btrfs.nested_subvolumes_of(old)]
     except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
         raise _unsafe(source / PGDATA, f"has a subvolume that cannot be copied ({error.strerror})") from error
 
 
