@@ -33,6 +33,26 @@ class SlowCluster:
             raise ClusterUnreachable("no answer")
         return {"number": number}
 
+    def find(self, path: str, fields: str) -> list[Json]:
+        body = self.get(f"{path}?{fields}")
+        return [body] if body else []
+
+
+def test_lists_are_shared_by_their_fields() -> None:
+    cluster = SlowCluster()
+    reads = SharedReads(cast(Cluster, cluster))
+    with ThreadPoolExecutor(3) as executor:
+        first = executor.submit(reads.find, "/branches", "spec.project=a")
+        assert cluster.begun.acquire(timeout=30)
+        others = [executor.submit(reads.find, "/branches", "spec.project=a") for _ in range(2)]
+        while reads.waiting("/branches?spec.project=a") < len(others):
+            time.sleep(0.001)
+        assert reads.waiting("/branches?spec.project=b") == 0
+        for _ in range(2):
+            cluster.go_on.release()
+        assert first.result(30) == [{"number": 1}]
+        assert [other.result(30) for other in others] == [[{"number": 2}]] * 2
+
 
 @pytest.mark.parametrize("is_failing", [False, True])
 def test_all_who_ask_during_a_read_share_the_next_one(is_failing: bool) -> None:

@@ -85,11 +85,11 @@ class BranchReconciler:
         # By project UID: the password's version and the credentials with that password.
         self._credentials: LimitedDict[str, tuple[str, Credentials]] = LimitedDict(_MAX_CREDENTIALS)
         self._sources = sources or Sources()
-        self._removal = BranchRemoval(cluster, owned, self._sources, emit_event, self._now)
+        self._reads = SharedReads(cluster)
+        self._removal = BranchRemoval(cluster, self._reads, owned, self._sources, emit_event, self._now)
         self._limits = limits or Limits()
         self._places = Places(self._limits, "branches")
         self._announce, self._request = announce or EventRequests(cluster), request
-        self._reads = SharedReads(cluster)
         # By UID: as they were written last, until the cache has that.
         self._written: LimitedDict[str, Branch] = LimitedDict(_MAX_WRITTEN)
 

@@ -24,6 +24,7 @@ from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import seconds_since
 from dbranch.runtime.finalizers import remove_finalizer
 from dbranch.runtime.result import DONE, Result
+from dbranch.runtime.shared_reads import SharedReads
 
 
 class BranchRemoval:
@@ -32,12 +33,14 @@ class BranchRemoval:
     def __init__(
         self,
         cluster: Cluster,
+        reads: SharedReads,
         owned: OwnedObjects,
         sources: Sources,
         emit_event: EmitEvent,
         now: Callable[[], str],
     ) -> None:
-        self._cluster, self._owned, self._sources, self._now = cluster, owned, sources, now
+        self._cluster, self._reads, self._owned, self._sources = cluster, reads, owned, sources
+        self._now = now
         self._abandonment_refusals = AbandonmentRefusals(emit_event)
         self._copies = DeletionCopies(cluster)
 
@@ -108,13 +111,22 @@ class BranchRemoval:
             remove_finalizer(self._cluster, object_path(branch), branch.uid, *ours)
 
     def _list_siblings(self, branch: Branch) -> tuple[Branch, ...]:
-        """List the branches of the project uncached."""
+        """List the branches of the project uncached that may still have to copy the branch.
+
+        Those that are deleted together share the lists: each is as long as the project has branches.
+        """
         path = path_of(names.API_VERSION, names.BRANCHES, branch.namespace)
-        bodies = self._cluster.find(path, fields=f"spec.project={branch.project}")
-        return tuple(map(parse_branch, bodies))
+        bodies = self._reads.find(path, f"spec.project={branch.project}")
+        return tuple(parse_branch(body) for body in bodies if _may_copy(body, branch.uid))
 
     def _list_snapshots(self, branch: Branch) -> tuple[Snapshot, ...]:
         """List the snapshots that are bound to the branch uncached."""
         path = path_of(names.API_VERSION, names.SNAPSHOTS, branch.namespace)
         labels = f"{names.LABEL_BRANCH_UID}={branch.uid}"
         return tuple(map(parse_snapshot, self._cluster.find(path, labels)))
+
+
+def _may_copy(body: Json, source_uid: str) -> bool:
+    """Return True unless the branch is bound to another source and is not being restored."""
+    status = body.get("status") or {}
+    return status.get("sourceUID") == source_uid or status.get("restore") is not None
