@@ -65,7 +65,9 @@ class BranchRemoval:
                 grace = None if branch.copy or self._is_pool_kept(branch) else NO_CHECKPOINT_GRACE_SECONDS
                 pods.delete_pod(self._cluster, namespace, pod, grace)
         if existing:
-            return Result(BRANCH_POD_DELETION_POLL_SECONDS), None
+            # Its pods' events end the wait; that of many that are deleted together is long.
+            first, longest = BRANCH_POD_DELETION_POLL_SECONDS, RELEASE_POLL_SECONDS
+            return Result(first, unfinished=True, longest=longest), None
         try:
             self._delete_data(branch)
         except StorageUnclear as error:
