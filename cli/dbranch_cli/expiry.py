@@ -99,9 +99,10 @@ def protect(invocation: Invocation, branch: str, period: str | None, force: bool
     It goes with its project or namespace all the same. With --for the protection ends by itself; it never shortens
     one that lasts longer.
     """
-    now = invocation.store.server_time()
-    until = now + parse_period(period, "--for") if period else None
+    length = parse_period(period, "--for") if period else None
     live = invocation.branch(branch)
+    now = invocation.store.server_time()
+    until = None if length is None else now + length
     parsed = parse_branch(live)
     is_permanent = parsed.protection == Protection.ENABLED
     if until is None:

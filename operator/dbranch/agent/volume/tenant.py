@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -130,30 +130,23 @@ def ensure_nested_copied(copy: Path, source: Path) -> None:
     """
     copied = 0
     try:
-        with opened_directory(source) as old_top, opened_directory(copy) as new_top:
-            pending = [Path(path) for path in btrfs.nested_subvolumes_of(old_top)]
-            while pending:
-                path, copied = pending.pop(), copied + 1
-                if copied > NESTED_LIMIT:
-                    raise _unsafe(source, f"has more than {NESTED_LIMIT} subvolumes nested in it")
-                with _opened_beneath(old_top, path) as old, _opened_beneath(new_top, path.parent) as parent:
-                    log_command("btrfs", "subvolume", "snapshot", source / path, copy / path)
-                    os.rmdir(path.name, dir_fd=parent)
-                    btrfs.create_snapshot_at(old, parent, path.name)
-                    pending += [path / nested for nested in btrfs.nested_subvolumes_of(old)]
+        pending = [Path(path) for path in btrfs.nested_subvolumes(source)]
+        while pending:
+            path, copied = pending.pop(), copied + 1
+            if copied > NESTED_LIMIT:
+                raise _unsafe(source, f"has more than {NESTED_LIMIT} subvolumes nested in it")
+            with (
+                opened_directory(source, str(path)) as old,
+                opened_directory(copy, str(path.parent)) as parent,
+            ):
+                log_command("btrfs", "subvolume", "snapshot", source / path, copy / path)
+                os.rmdir(path.name, dir_fd=parent)
+                btrfs.create_snapshot_at(old, parent, path.name)
+                pending += [path / nested for nested in btrfs.nested_subvolumes_of(old)]
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
         raise _unsafe(source / PGDATA, f"has a subvolume that cannot be copied ({error.strerror})") from error
-
-
-@contextmanager
-def _opened_beneath(directory: int, path: Path) -> Iterator[int]:
-    handle = openat2(directory, str(path), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
 
 
 def _check_links(pgdata: int, shown_path: Path) -> None:
