@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
+from dbranch.agent.timing import READINESS_PERIOD_SECONDS
 from dbranch.api import names
 from dbranch.kube.client import path_of
 from tests.bench.counts import format_counts, growth
@@ -13,6 +15,7 @@ from tests.bench.meter import Meter, cost_rows
 from tests.bench.release import ClusterProbe, Memory
 from tests.bench.stage import Stage
 from tests.bench.starts import MS, wait_idle
+from tests.bench.trace import Trace, grown_steps, trace_of
 
 PROJECT = "many"
 # Pods that the node must admit besides: replaced warm slots, and those of other users of the cluster.
@@ -22,6 +25,7 @@ BATCH = 5
 # The agent measures each branch's bytes that often, and writes them to its status if they have changed.
 USAGE_INTERVAL_SECONDS = 300
 WINDOW_SECONDS = 60
+IDLE_SECONDS = 20
 # The line that the controller logs once it has reconciled every branch that existed at its start.
 INITIAL_SYNC_LOG_TEXT = "branches reconciled"
 
@@ -29,10 +33,20 @@ INITIAL_SYNC_LOG_TEXT = "branches reconciled"
 def hundreds(stage: Stage, quick: bool) -> Result:
     """Measure the creation and the deletion of 200 branches of a project (quick: 40)."""
     count, edge, note = _prepare(stage, quick)
+    idle_before = _idle_cost(stage)
     first, last = _create_branches(stage, count, edge)
-    ours = f"apply → Ready with {count - edge} to {count} branches in the project"
-    creation = Row(ours, f"with 0 to {edge}", last, first, goal=1.2, note=note)
-    return Result([creation, *_deletion(stage, count)])
+    idle_after = _idle_cost(stage)
+    many, few = f"with {count - edge} to {count} branches in the project", f"with 0 to {edge}"
+    steps = f"the agent's steps that have become longer, in ms: {grown_steps(first.traces, last.traces)}"
+    note = "; ".join(filter(None, (note, steps)))
+    rows = [
+        Row(f"apply → Ready {many}", few, last.milliseconds, first.milliseconds, goal=1.2, note=note),
+        *cost_rows(f"a create {many}", few, last.meter, first.meter),
+        cost_rows(f"{IDLE_SECONDS} s at rest with {count} branches", "without any", idle_after, idle_before)[
+            0
+        ],
+    ]
+    return Result([*rows, *_deletion(stage, count)])
 
 
 def idle(stage: Stage, quick: bool) -> Result:
@@ -76,31 +90,61 @@ def _deletion(stage: Stage, count: int) -> list[Row]:
     pods = [stage.unique_name("bare") for _ in range(count)]
     began = time.monotonic()
     for index, pod in enumerate(pods):
-        stage.create_bare_pod(pod, f"many-{index}")
+        # As seldom as branches' pods are probed: a probe a second of each of them takes all processors.
+        stage.create_bare_pod(pod, f"many-{index}", READINESS_PERIOD_SECONDS)
     for pod in pods:
         stage.seconds_to_bare_ready(pod, began, 900)
+    stage.say(f"{count} bare pods after {time.monotonic() - began:.0f} s")
+    time.sleep(IDLE_SECONDS)
     stage.say(f"deleting {count} bare pods")
     with bare.span():
         bare_seconds = stage.delete_pods(*pods, timeout=900)
     against = "as many bare pods"
     title = f"deleting {count} branches at once → all gone"
-    row = Row(title, against, [seconds], [bare_seconds], "s", 2.0)
+    note = f"both are probed every {READINESS_PERIOD_SECONDS} s"
+    row = Row(title, against, [seconds], [bare_seconds], "s", 2.0, note=note)
     return [row, *cost_rows(f"the deletion of {count} branches", against, ours, bare)]
 
 
-def _create_branches(stage: Stage, count: int, edge: int) -> tuple[list[float], list[float]]:
-    """Create the branches; return the milliseconds of the first and the last `edge` ones, each with a warm slot."""
+@dataclass
+class _Creates:
+    """Creates one after another, each with a warm slot: the milliseconds until Ready, and the cost until then."""
 
-    def one() -> float:
-        wait_idle(stage, 300)
-        name = stage.unique_name("b")
-        return stage.create_until_ready(PROJECT, name) * MS
+    milliseconds: list[float] = field(default_factory=list)
+    traces: list[Trace] = field(default_factory=list)
+    meter: Meter = field(default_factory=Meter)
 
-    first = [one() for _ in range(edge)]
+
+def _create_branches(stage: Stage, count: int, edge: int) -> tuple[_Creates, _Creates]:
+    """Create the branches; return the first and the last `edge` ones."""
+
+    def one_by_one() -> _Creates:
+        creates = _Creates()
+        for _ in range(edge):
+            wait_idle(stage, 300)
+            name = stage.unique_name("b")
+            with creates.meter.span():
+                began = stage.create_branch(PROJECT, name)
+                creates.milliseconds.append(stage.seconds_to_ready(PROJECT, name, began) * MS)
+            creates.traces.append(trace_of(stage, PROJECT, name, began))
+        return creates
+
+    first = one_by_one()
     create_batches(stage, PROJECT, count - 2 * edge)
-    last = [one() for _ in range(edge)]
-    stage.say(f"{count} branches; the last ones took {min(last):.0f} to {max(last):.0f} ms")
+    last = one_by_one()
+    slowest, fastest = max(last.milliseconds), min(last.milliseconds)
+    stage.say(f"{count} branches; the last ones took {fastest:.0f} to {slowest:.0f} ms")
     return first, last
+
+
+def _idle_cost(stage: Stage) -> Meter:
+    """Return what the cluster costs while nothing is asked of it."""
+    wait_idle(stage, 300)
+    time.sleep(IDLE_SECONDS)
+    meter = Meter()
+    with meter.span():
+        time.sleep(IDLE_SECONDS)
+    return meter
 
 
 def create_batches(stage: Stage, project: str, count: int, **spec: Any) -> list[str]:

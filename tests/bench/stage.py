@@ -247,10 +247,10 @@ class Stage:
 
     # Bare pods
 
-    def _bare_pod_manifest(self, name: str, directory: str) -> Json:
+    def _bare_pod_manifest(self, name: str, directory: str, probe_seconds: int) -> Json:
         """Return the manifest of a plain Postgres pod: PGDATA on the node, no probe but readiness."""
         script = "exec postgres -D /data/pgdata -k /tmp -c listen_addresses='*'"
-        probe = {"exec": {"command": ["pg_isready", "-q", "-h", "/tmp"]}, "periodSeconds": 1}
+        probe = {"exec": {"command": ["pg_isready", "-q", "-h", "/tmp"]}, "periodSeconds": probe_seconds}
         container = {
             "name": "postgres",
             "image": POSTGRES_IMAGE,
@@ -268,10 +268,14 @@ class Stage:
         }
         return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
 
-    def create_bare_pod(self, name: str, directory: str) -> float:
-        """Create a bare pod without waiting; return the time of the request."""
+    def create_bare_pod(self, name: str, directory: str, probe_seconds: int = 1) -> float:
+        """Create a bare pod without waiting; return the time of the request.
+
+        `probe_seconds`: between two readiness probes; with the shortest time possible it is Ready soonest.
+        """
         began = time.monotonic()
-        self.cluster.create(path_of("v1", "pods", self.namespace), self._bare_pod_manifest(name, directory))
+        body = self._bare_pod_manifest(name, directory, probe_seconds)
+        self.cluster.create(path_of("v1", "pods", self.namespace), body)
         return began
 
     def seconds_to_bare_ready(self, name: str, began: float, timeout: float = 120) -> float:

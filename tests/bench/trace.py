@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import median
 from typing import Any
 
 from dbranch.api import names
@@ -49,6 +51,11 @@ def create_traced(stage: Stage, project: str, name: str) -> Trace:
     """Create a branch, wait until it is Ready, and return the trace of its steps."""
     began = stage.create_branch(project, name)
     stage.seconds_to_ready(project, name, began)
+    return trace_of(stage, project, name, began)
+
+
+def trace_of(stage: Stage, project: str, name: str, began: float) -> Trace:
+    """Return the trace of the steps of a branch that was created at `began` and is Ready."""
     object_name = names.branch_object_name(project, name)
     seen = {
         step: (at - began) * 1000 for step, at in steps(stage.branches.history(object_name, began)).items()
@@ -58,6 +65,31 @@ def create_traced(stage: Stage, project: str, name: str) -> Trace:
     timings = {step: float(value) for step, value in _TIMING.findall(line.partition("accepts")[2])}
     # The nodes of the cluster share this machine's clock.
     return Trace(seen, timings, began + time.time() - time.monotonic())
+
+
+def grown_steps(first: Sequence[Trace], last: Sequence[Trace]) -> str:
+    """Return the median milliseconds of the agent's steps in the first creates and in the last ones, as text.
+
+    Only of those steps that have become longer by at least a tenth of what all of them have, most first.
+
+    >>> first = Trace({}, {"observe": 20.0, "total": 40.0}, 0.0)
+    >>> grown_steps([first], [Trace({}, {"observe": 90.0, "total": 110.0}, 0.0)])
+    'observe 20 to 90, total 40 to 110'
+    """
+    before, after = _medians(first), _medians(last)
+    growth = {step: after[step] - before[step] for step in after if step in before}
+    least = max(growth.values(), default=0.0) / 10
+    grown = sorted(
+        (step for step, by in growth.items() if by > 0 and by >= least), key=lambda step: -growth[step]
+    )
+    return ", ".join(f"{step} {before[step]:.0f} to {after[step]:.0f}" for step in grown)
+
+
+def _medians(traces: Sequence[Trace]) -> dict[str, float]:
+    steps = {step for trace in traces for step in trace.agent}
+    return {
+        step: median(trace.agent[step] for trace in traces if step in trace.agent) for step in sorted(steps)
+    }
 
 
 def steps(history: list[Seen]) -> dict[str, float]:
