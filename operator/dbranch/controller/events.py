@@ -51,16 +51,22 @@ EmitEvent = Callable[[Project | Branch, str, str, str], None]
 
 
 def emit_transition(
-    item: Project | Branch, ready: Finding, conditions: Iterable[Mapping[str, Any]], emit_event: EmitEvent
+    item: Project | Branch,
+    ready: Finding,
+    conditions: Iterable[Mapping[str, Any]],
+    emit_event: EmitEvent,
+    switched: bool = False,
 ) -> None:
     """Emit an Event about the object if the reason of Ready is another than in its status.
 
-    None for a new object's Pending. Also for each of the new `conditions` that is True and yet a warning: Ready does
+    None for a new object's Pending, nor for the proxies that have not taken a route yet which has just `switched`: an
+    Event says that. Also for each of the new `conditions` that is True and yet a warning: Ready does
     not say it.
     """
     # That a new object waits for its agent needs no Event: in a burst it would be a write more for each branch.
     is_first_wait = ready.reason == Reason.PENDING and find_condition(item.status, Condition.READY) is None
-    if not is_first_wait and _is_new(item, Condition.READY, ready.reason):
+    waits_for_switch = switched and ready.reason == Reason.PROXY_NOT_READY
+    if not is_first_wait and not waits_for_switch and _is_new(item, Condition.READY, ready.reason):
         event_type = "Warning" if ready.reason in WARNING_REASONS else "Normal"
         emit_event(item, event_type, ready.reason.value, ready.message)
     for condition in conditions:
@@ -69,13 +75,13 @@ def emit_transition(
             emit_event(item, "Warning", reason.value, condition["message"])
 
 
-def emit_switch(project: Project, route: Mapping[str, Any] | None, emit_event: EmitEvent) -> None:
-    """Emit an Event about the project if its route leads to another branch than before.
+def emit_switch(project: Project, route: Mapping[str, Any] | None, emit_event: EmitEvent) -> bool:
+    """Emit an Event about the project if its route leads to another branch than before; return whether it does.
 
     `route`: as it was written; `project`: as before. The sessions are those that its proxies have reported.
     """
     if route is None or project.route is None or route["branch"] == project.route.branch:
-        return
+        return False
     old = project.route.branch
     reported = [entry for pod in project.proxies for entry in pod.branches if entry.branch == old]
     count = sum(entry.sessions + entry.draining for entry in reported)
@@ -86,6 +92,7 @@ def emit_switch(project: Project, route: Mapping[str, Any] | None, emit_event: E
         f"(generation {route['generation']}); {sessions} {fate}, as far as the proxies have reported"
     )
     emit_event(project, "Normal", SWITCHED, text)
+    return True
 
 
 def _is_new(item: Project | Branch, condition: Condition, reason: Reason) -> bool:

@@ -16,8 +16,9 @@ from dbranch.api.branch import Branch
 from dbranch.api.conditions import Condition, Finding, Reason, find_condition
 from dbranch.api.project import Project
 from dbranch.api.snapshot import Snapshot
+from dbranch.controller import timing
 from dbranch.controller.branch import plan as branch_plan
-from dbranch.controller.branch.plan import BranchFacts, plan_branch, plan_removal
+from dbranch.controller.branch.plan import BranchFacts, is_active, plan_branch, plan_removal
 from dbranch.controller.branch.refreshed import refreshed_of
 from dbranch.controller.branch.snapshotted import snapshotted_of
 from dbranch.controller.cache import Cache
@@ -62,6 +63,9 @@ _PROBLEMS = (
     Reason.WAITING_FOR_DELETION,
     Reason.RECONCILE_FAILED,
 )
+
+# Fields of the status that are columns for people only: `outdated_columns`.
+_COLUMNS = frozenset({"branches", "active"})
 
 # What Scheduled says of those behind a limit.
 _PLACELESS = (Reason.LIMIT_EXCEEDED, Reason.ABOVE_LIMIT)
@@ -129,20 +133,31 @@ def stale(
     }
 
 
-def miscounted(changes: Sequence[Change], cache: Cache) -> set[Key]:
-    """Return the keys of the projects that report another number of branches than they have.
+def outdated_columns(changes: Sequence[Change], cache: Cache) -> dict[Key, float]:
+    """Return who reports an outdated column, and nothing else that is, with the seconds in which that is put right.
 
-    That is for people, and waits a moment: a burst of branches is a few writes of their project.
+    Columns are for people, so they wait a moment: the number of a project's branches, since a burst of them is a few
+    writes of it then; and which branch is active, since a switch leaves the processors to the first sessions.
     """
-    projects = {(change.namespace, change.project) for change in changes if isinstance(change, Branch)}
-    return {
-        key_of(project)
-        for namespace, name in projects
+    counted = {(change.namespace, change.project) for change in changes if isinstance(change, Branch)}
+    columns = {
+        key_of(project): timing.BRANCH_COUNT_DELAY_SECONDS
+        for namespace, name in counted
         if (project := cache.project(namespace, name))
         and not project.deleting
         and project.status.get("conditions")
         and project.status.get("branches") != len(cache.branches_of(namespace, name))
     }
+    switched = {(change.namespace, change.name) for change in changes if isinstance(change, Project)}
+    switched |= {(change.namespace, change.project) for change in changes if isinstance(change, ProxyChange)}
+    for namespace, name in switched:
+        project = cache.project(namespace, name)
+        proxies = cache.proxies_of(project.uid) if project else ()
+        for branch in cache.branches_of(namespace, name):
+            is_reported = bool(branch.status.get("conditions")) and not branch.deleting
+            if is_reported and is_active(project, branch, proxies) != branch.active:
+                columns[key_of(branch)] = timing.ACTIVE_DELAY_SECONDS
+    return columns
 
 
 def _related(changes: Sequence[Change], own: set[Key], reads: _Reads) -> Iterator[Project | Branch]:
@@ -217,8 +232,7 @@ def _is_stale(item: Project | Branch, reads: _Reads, now: str) -> bool:
         return False
     facts = _project_facts(item, reads)
     plan = plan_project(facts, now)
-    # The number of branches is `miscounted`'s.
-    differing = set(plan.changes(item.status)) - {"branches"}
+    differing = set(plan.changes(item.status)) - _COLUMNS
     # A branch that has reported nothing yet is about to: all is written at once then.
     if not all(branch.status.get("conditions") for branch in facts.branches):
         differing &= {"nodeName", "route", "routes"}
@@ -237,7 +251,7 @@ def _is_branch_stale(branch: Branch, reads: _Reads, now: str) -> bool:
         return False
     if facts.node and missing_finalizers(branch, facts.node):
         return True
-    return bool(plan_branch(facts, now).changes(branch.status))
+    return bool(set(plan_branch(facts, now).changes(branch.status)) - _COLUMNS)
 
 
 def _project_facts(project: Project, reads: _Reads) -> ProjectFacts:

@@ -10,7 +10,6 @@ from typing import Any
 from dbranch.api.branch import Branch
 from dbranch.api.expiry import format_time
 from dbranch.api.project import Project
-from dbranch.controller import timing
 from dbranch.controller.cache import Cache
 from dbranch.controller.dispatch import Dispatcher
 from dbranch.controller.indices import cache_of
@@ -19,7 +18,7 @@ from dbranch.controller.restore.watch import concerned_by as restores_concerned_
 from dbranch.controller.restore_records import RestoreRecords
 from dbranch.controller.snapshot.watch import concerned_by
 from dbranch.controller.snapshot_records import SnapshotRecords
-from dbranch.controller.stale import Change, NodeChange, key_of, miscounted, stale
+from dbranch.controller.stale import Change, NodeChange, key_of, outdated_columns, stale
 from dbranch.runtime.result import Key
 from dbranch.runtime.workqueue import WorkQueue
 
@@ -42,7 +41,7 @@ class Work:
         self.queue = WorkQueue(dispatcher.reconcile, resync_seconds, dispatcher.report_failure)
         self._changes: list[Change] = []
         # Those that are reconciled in a moment.
-        self._miscounted: set[Key] = set()
+        self._delayed: set[Key] = set()
 
     def request(self, item: Project | Branch, kwargs: Mapping[str, Any]) -> None:
         """Reconcile the object itself."""
@@ -65,10 +64,10 @@ class Work:
         changes, self._changes = self._changes, []
         for key in stale(changes, cache, self._limits, format_time(self._clock())):
             self.queue.add(key)
-        for key in miscounted(changes, cache) - self._miscounted:
-            self._miscounted.add(key)
-            loop = asyncio.get_running_loop()
-            loop.call_later(timing.BRANCH_COUNT_DELAY_SECONDS, self._enqueue_miscounted, key)
+        for key, seconds in outdated_columns(changes, cache).items():
+            if key not in self._delayed:
+                self._delayed.add(key)
+                asyncio.get_running_loop().call_later(seconds, self._enqueue_delayed, key)
         records = self._snapshots.all()
         for change in changes:
             for key in restores_concerned_by(_changed(change), self._restores, cache):
@@ -79,8 +78,8 @@ class Work:
                 for key in concerned_by(item, records, cache):
                     self.queue.add(key)
 
-    def _enqueue_miscounted(self, key: Key) -> None:
-        self._miscounted.discard(key)
+    def _enqueue_delayed(self, key: Key) -> None:
+        self._delayed.discard(key)
         self.queue.add(key)
 
 

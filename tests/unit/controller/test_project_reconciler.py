@@ -6,7 +6,7 @@ import base64
 from typing import Any
 
 import pytest
-from tests.factories import GIB, NODE, agent_pod, branch, node, project
+from tests.factories import GIB, NAMESPACE, NODE, agent_pod, branch, node, project
 from tests.unit.controller.rig import (
     AGENTS,
     BRANCHES,
@@ -223,11 +223,14 @@ def test_a_switch_is_routed_when_every_proxy_has_acknowledged_it(shop: Rig) -> N
 
 def test_a_switch_costs_one_write_for_the_route_and_one_for_the_acknowledgement(shop: Rig) -> None:
     shop.branch_up("x")
+    shop.events.clear()
     shop.change_project(activeBranch="x")
     assert shop.writes_of(shop.reconcile_project) == ["merge dbprojects/shop/status"]
+    assert shop.events == [("Normal", "Switched")]
     shop.proxy_obeys()
     shop.api.take_requests()
     shop.run()
+    assert shop.events == [("Normal", "Switched"), ("Normal", "Available")]
     writes = shop.api.take_writes()
     assert sorted(writes) == [
         "merge dbbranches/shop-main/status",
@@ -235,6 +238,28 @@ def test_a_switch_costs_one_write_for_the_route_and_one_for_the_acknowledgement(
         "merge dbprojects/shop/status",
     ]
     assert [shop.branch(name)["status"]["active"] for name in ("main", "x")] == [False, True]
+
+
+def test_a_switch_is_written_without_a_read_unless_the_cache_is_late(shop: Rig) -> None:
+    shop.branch_up("x")
+    shop.change_project(activeBranch="x")
+    late = shop.cache()
+    shop.api.take_requests()
+    shop.projects.reconcile(NAMESPACE, "shop", late)
+    requests = [str(request) for request in shop.api.take_requests()]
+    assert requests == ["merge dbprojects/shop/status"]
+    # The event of that write is still to come.
+    shop.projects.reconcile(NAMESPACE, "shop", late)
+    assert shop.api.take_writes() == [] and shop.project()["status"]["route"]["generation"] == 2
+    shop.proxy_obeys()
+    shop.run()
+    shop.change_project(activeBranch="main")
+    late = shop.cache()
+    shop.change_project(proxy={"port": 6000})
+    shop.api.take_requests()
+    shop.projects.reconcile(NAMESPACE, "shop", late)
+    writes = [write for write in shop.api.take_writes() if write == "merge dbprojects/shop/status"]
+    assert len(writes) == 2 and shop.project()["status"]["route"]["generation"] == 3
 
 
 def test_a_switch_is_written_before_unrelated_objects_are(shop: Rig) -> None:

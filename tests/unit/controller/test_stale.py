@@ -20,7 +20,14 @@ from dbranch.api.branch import parse_branch
 from dbranch.api.conditions import Finding, Reason
 from dbranch.api.project import parse_project
 from dbranch.controller.limits import Limits
-from dbranch.controller.stale import Change, ConnectionChange, NodeChange, ProxyChange, miscounted, stale
+from dbranch.controller.stale import (
+    Change,
+    ConnectionChange,
+    NodeChange,
+    ProxyChange,
+    outdated_columns,
+    stale,
+)
 from dbranch.kube.client import branch_path, project_path
 from dbranch.runtime.result import Key
 
@@ -43,7 +50,10 @@ class Follower(Rig):
         for _, path, old, new in events:
             change = change_of(path, new or old or {})
             if change is not None:
-                keys |= stale([change], self.cache(), self.limits) | miscounted([change], self.cache())
+                keys |= (
+                    stale([change], self.cache(), self.limits)
+                    | outdated_columns([change], self.cache()).keys()
+                )
             if path == SHOP and at(old, "status.passwordVersion") != at(new, "status.passwordVersion"):
                 keys |= stale([ConnectionChange(NAMESPACE, "shop")], self.cache(), self.limits)
             keys |= set(own_requests(path, old, new))
@@ -358,12 +368,21 @@ def test_a_project_follows_its_proxies(shop: Rig) -> None:
 
 
 def test_branches_follow_the_route_when_every_proxy_obeys_it(shop: Rig) -> None:
+    """They do a moment later: the first sessions on the new branch come first."""
     shop.branch_up("x")
     shop.change_project(activeBranch="x")
     shop.reconcile_project()
-    assert stale_after(shop, parse_project(shop.project())) == set()
+    switched = parse_project(shop.project())
+    assert stale_after(shop, switched) == set() and outdated_columns([switched], shop.cache()) == {}
     shop.proxy_obeys()
-    assert stale_after(shop, parse_project(shop.project())) == {"shop", "shop-main", "shop-x"}
+    switched = parse_project(shop.project())
+    assert stale_after(shop, switched) == {"shop"}
+    columns = outdated_columns([switched], shop.cache())
+    assert {key.name for key in columns} == {"shop-main", "shop-x"} and all(columns.values())
+    assert outdated_columns([ProxyChange("team", "shop")], shop.cache()) == columns
+    for name in ("main", "x"):
+        shop.reconcile_branch(name)
+    assert outdated_columns([switched], shop.cache()) == {}
 
 
 def test_a_deletion_goes_on_when_the_proxies_obey_or_the_copy_is_taken(shop: Rig) -> None:

@@ -99,6 +99,7 @@ def test_a_branch_lives_from_its_creation_to_its_deletion(running: Running) -> N
     wait_until(lambda: running.project()["status"]["route"]["branch"] == "main")
     running.proxy_obeys()
     wait_until(lambda: running.has(f"{PROJECTS}/shop", "Routed", "Routed"))
+    wait_until(lambda: not running.branch("x")["status"]["active"])
     running.api.delete(X)
     wait_until(lambda: running.branch("x")["status"]["route"]["state"] == "Deleting")
     assert running.branch("x")["status"]["release"] == "Pending"

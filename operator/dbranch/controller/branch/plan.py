@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -125,7 +125,7 @@ def plan_branch(facts: BranchFacts, now: str) -> BranchPlan:
         "observedGeneration": branch.generation,
         "conditions": report_conditions(previous, [*findings, *others], ready, branch.generation, now),
         "phase": phase_of(ready),
-        "active": _is_active(facts),
+        "active": is_active(project, branch, facts.proxies),
     }
     if branch.source_text:
         fields["source"] = branch.source_text
@@ -160,14 +160,14 @@ def _bound_finding(branch: Branch, node: str) -> Finding:
     return Finding(Reason.BOUND, f"branch {branch.name} is bound to node {node}")
 
 
-def _is_active(facts: BranchFacts) -> bool:
+def is_active(project: Project | None, branch: Branch, proxies: Iterable[ProxyPod]) -> bool:
     """Return `status.active`: it changes when all proxies obey the route."""
-    route = facts.project.route if facts.project else None
-    if facts.project is None or route is None:
+    route = project.route if project else None
+    if project is None or route is None:
         return False
-    if laggards(route, facts.proxies, facts.project.proxies):
-        return facts.branch.active
-    return route.branch == facts.branch.name
+    if laggards(route, proxies, project.proxies):
+        return branch.active
+    return route.branch == branch.name
 
 
 def plan_removal(facts: BranchFacts, seconds: float, now: str) -> BranchRemovalPlan:

@@ -13,6 +13,7 @@ from dbranch.api import names
 from dbranch.api.conditions import Condition, Finding, Reason, find_condition
 from dbranch.api.errors import ApiError, BeingDeleted, NameTaken, ObjectRefused
 from dbranch.api.project import Project, parse_project
+from dbranch.api.versions import is_newer
 from dbranch.controller import manifests, timing
 from dbranch.controller.cache import Cache
 from dbranch.controller.credentials import CredentialSecrets
@@ -94,27 +95,32 @@ class ProjectReconciler:
         self._places = Places(self._limits, "projects")
         # By project UID: when all that is made for it was last compared with what is there.
         self._checked: dict[str, float] = {}
+        # By project UID: the version of the last switch that was written here.
+        self._switched: dict[str, str] = {}
 
     def forget(self, project: Project) -> None:
         """Forget a project that is gone."""
         self._credential_secrets.forget(project)
         self._checked.pop(project.uid, None)
+        self._switched.pop(project.uid, None)
         self._rollouts.end(_key(project))
 
     def reconcile(self, namespace: str, name: str, cache: Cache, bypass_cache: bool = False) -> Result:
         """Reconcile a project, also one that is being deleted. `bypass_cache`: read again what is remembered."""
         with self._locks.held(namespace, name), self._metrics.reconcile(names.PROJECT_KIND):
+            switched = self._switch_cached(namespace, name, cache)
             for attempt in range(_MAX_ATTEMPTS):
-                body = self._cluster.get(project_path(namespace, name))
+                body = switched or self._cluster.get(project_path(namespace, name))
                 if body is None:
                     return GONE
                 try:
                     if body["metadata"].get("deletionTimestamp"):
                         return self._removal.remove(parse_project(body), cache, body["spec"])
-                    return self._reconcile_once(body, cache, bypass_cache)
+                    return self._reconcile_once(body, cache, bypass_cache, is_switched=bool(switched))
                 except ApiError as error:
                     if error.status != 409 or attempt == _MAX_ATTEMPTS - 1:
                         raise
+                    switched = None
         return DONE
 
     def report_failure(self, namespace: str, name: str, cache: Cache, error: Exception) -> None:
@@ -129,8 +135,36 @@ class ProjectReconciler:
             plan = plan_project(facts, now_rfc3339())
             self._report(facts.project, plan, body["metadata"]["resourceVersion"])
 
-    def _reconcile_once(self, body: dict[str, Any], cache: Cache, bypass_cache: bool) -> Result:
-        facts = self._observe(parse_project(body), cache)
+    def _switch_cached(self, namespace: str, name: str, cache: Cache) -> dict[str, Any] | None:
+        """Write a switch of a project as the cache has it, without a read of it; return the object as written.
+
+        None if it is to be read: it is no switch, or the project has been written since. The write names the version
+        that it follows.
+        """
+        cached = cache.project(namespace, name)
+        if cached is None or cached.deleting or not cached.status.get("conditions"):
+            return None
+        is_own_event_awaited = is_newer(self._switched.get(cached.uid, ""), cached.resource_version)
+        if is_own_event_awaited or not moves_route(cached, cache.branches_of(namespace, name)):
+            return None
+        try:
+            return self._report_switch(self._observe(cached, cache), cached.resource_version)
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+            return None
+
+    def _report_switch(self, facts: ProjectFacts, version: str) -> dict[str, Any] | None:
+        """Write a switch, which waits for no other object: what comes of these is taken as it was."""
+        body = self._report(facts.project, plan_project(facts, now_rfc3339()), version)
+        if body:
+            self._switched[facts.project.uid] = body["metadata"]["resourceVersion"]
+        return body
+
+    def _reconcile_once(
+        self, body: dict[str, Any], cache: Cache, bypass_cache: bool, is_switched: bool
+    ) -> Result:
+        facts = self._observe(parse_project(body), cache, is_switched)
         self._foreign_owners.report(facts.project)
         version = body["metadata"]["resourceVersion"]
         if facts.is_refused:
@@ -157,9 +191,7 @@ class ProjectReconciler:
         project, version = facts.project, body["metadata"]["resourceVersion"]
         root_problem = self._create_root(project) if needs_root(facts.branches) else None
         if project.status.get("conditions") and moves_route(project, facts.branches):
-            # A switch waits for no other object. What comes of these is taken as it was.
-            plan = plan_project(facts, now_rfc3339())
-            body = self._report(project, plan, version) or body
+            body = self._report_switch(facts, version) or body
             project, version = parse_project(body), body["metadata"]["resourceVersion"]
             facts = replace(facts, node=cache.node(project.node_name) if project.node_name else None)
         binding = bind_project(project, facts.candidates) if project.node_name is None else None
@@ -187,10 +219,12 @@ class ProjectReconciler:
             return Result(timing.UNREADY_RESYNC_SECONDS)
         return DONE if plan.ready.done else Result(timing.UNREADY_RESYNC_SECONDS, unfinished=True)
 
-    def _observe(self, project: Project, cache: Cache) -> ProjectFacts:
+    def _observe(self, project: Project, cache: Cache, is_switched: bool = False) -> ProjectFacts:
+        """Return the facts about a project. `is_switched`: its route is as it was written a moment ago."""
         branches = cache.branches_of(project.namespace, project.name)
         # No proxy can have acknowledged a route that is not written yet, so the pods need not be listed for it.
-        proxies = _pods_with_entries(project) if moves_route(project, branches) else ()
+        is_unknown = is_switched or moves_route(project, branches)
+        proxies = _pods_with_entries(project) if is_unknown else ()
         return ProjectFacts(
             project,
             branches,
@@ -208,8 +242,8 @@ class ProjectReconciler:
         if not changes:
             return None
         written = patch_status(self._cluster, project, changes, version)
-        emit_transition(project, plan.ready, plan.status["conditions"], self._emit_event)
-        emit_switch(project, plan.status.get("route"), self._emit_event)
+        switched = emit_switch(project, plan.status.get("route"), self._emit_event)
+        emit_transition(project, plan.ready, plan.status["conditions"], self._emit_event, switched)
         return written
 
     def _create_root(self, project: Project) -> Finding | None:
