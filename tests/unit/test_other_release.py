@@ -26,9 +26,10 @@ from dbranch.api.branch import parse_branch
 from dbranch.api.conditions import Condition, Finding, Reason
 from dbranch.api.errors import InvalidInput
 from dbranch.api.project import parse_project
+from dbranch.controller.keys import key_of
 from dbranch.controller.nodes import agent_pod, node_object
 from dbranch.controller.proxy_pods import proxy_pod_of
-from dbranch.controller.stale import key_of, stale
+from dbranch.controller.stale import stale
 from dbranch.proxy.project import read_project
 from dbranch.proxy.routes import Backend, cancel_candidates, decide, decide_fate
 from dbranch_cli import view

@@ -10,7 +10,7 @@ from dbranch.api.errors import DbranchError
 from dbranch.api.project import Project
 from dbranch.api.restore import Restore
 from dbranch.api.snapshot import Snapshot
-from dbranch.controller.events import reference_of
+from dbranch.controller.keys import reference_of
 from dbranch.kube.client import Cluster
 from dbranch.runtime.events import create_event
 

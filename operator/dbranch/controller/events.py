@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from dbranch.api import names
 from dbranch.api.branch import Branch
 from dbranch.api.conditions import (
     TRUE_REASONS,
@@ -17,8 +16,6 @@ from dbranch.api.conditions import (
 )
 from dbranch.api.enums import OnSwitch
 from dbranch.api.project import Project
-from dbranch.api.restore import Restore
-from dbranch.api.snapshot import Snapshot
 
 # The reason of an Event, of no condition: a generated password's Secret was gone, and another one is in force.
 PASSWORD_GENERATED: Final = "PasswordGenerated"
@@ -99,19 +96,3 @@ def _is_new(item: Project | Branch, condition: Condition, reason: Reason) -> boo
     """True if the condition in the object's status has another reason, or none."""
     previous = find_condition(item.status, condition)
     return previous is None or previous.get("reason") != reason.value
-
-
-def reference_of(item: Project | Branch | Snapshot | Restore) -> dict[str, Any]:
-    """Return as much of the object's body as an Event about it needs."""
-    name = item.name if isinstance(item, Project) else item.object_name
-    kinds = {
-        Project: names.PROJECT_KIND,
-        Branch: names.BRANCH_KIND,
-        Snapshot: names.SNAPSHOT_KIND,
-        Restore: names.RESTORE_KIND,
-    }
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": kinds[type(item)],
-        "metadata": {"namespace": item.namespace, "name": name, "uid": item.uid},
-    }

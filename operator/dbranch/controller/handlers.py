@@ -21,8 +21,8 @@ from dbranch.controller.branch.reaper import BranchReaper
 from dbranch.controller.branch.reconciler import BranchReconciler
 from dbranch.controller.branch.sources import Sources
 from dbranch.controller.dispatch import Dispatcher
-from dbranch.controller.events import reference_of
 from dbranch.controller.indices import BRANCH, PROJECT, cache_of, register_indices
+from dbranch.controller.keys import reference_of
 from dbranch.controller.limits import Limits
 from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics

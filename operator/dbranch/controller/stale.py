@@ -22,6 +22,7 @@ from dbranch.controller.branch.plan import BranchFacts, is_active, plan_branch, 
 from dbranch.controller.branch.refreshed import refreshed_of
 from dbranch.controller.branch.snapshotted import snapshotted_of
 from dbranch.controller.cache import Cache
+from dbranch.controller.keys import key_of
 from dbranch.controller.limits import Limits, excess
 from dbranch.controller.project import plan as project_plan
 from dbranch.controller.project.plan import ProjectFacts, plan_project, reported_applied
@@ -71,13 +72,6 @@ _COLUMNS = frozenset({"branches", "active"})
 _PLACELESS = (Reason.LIMIT_EXCEEDED, Reason.ABOVE_LIMIT)
 
 Change = Project | Branch | NodeChange | ProxyChange | ConnectionChange
-
-
-def key_of(item: Project | Branch) -> Key:
-    """Return the key of a project or branch."""
-    if isinstance(item, Project):
-        return Key(names.PROJECT_KIND, item.namespace, item.name)
-    return Key(names.BRANCH_KIND, item.namespace, item.object_name)
 
 
 class _Reads:

@@ -13,12 +13,13 @@ from dbranch.api.project import Project
 from dbranch.controller.cache import Cache
 from dbranch.controller.dispatch import Dispatcher
 from dbranch.controller.indices import cache_of
+from dbranch.controller.keys import key_of
 from dbranch.controller.limits import Limits
 from dbranch.controller.restore.watch import concerned_by as restores_concerned_by
 from dbranch.controller.restore_records import RestoreRecords
 from dbranch.controller.snapshot.watch import concerned_by
 from dbranch.controller.snapshot_records import SnapshotRecords
-from dbranch.controller.stale import Change, NodeChange, key_of, outdated_columns, stale
+from dbranch.controller.stale import Change, NodeChange, outdated_columns, stale
 from dbranch.runtime.result import Key
 from dbranch.runtime.workqueue import WorkQueue
 

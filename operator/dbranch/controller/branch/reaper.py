@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 
-from dbranch.api import names
 from dbranch.api.branch import Branch, parse_branch
 from dbranch.api.errors import ApiError
 from dbranch.api.project import parse_project
@@ -21,6 +20,7 @@ from dbranch.controller.branch.expiry import (
 )
 from dbranch.controller.event_requests import EventRequests
 from dbranch.controller.events import EXPIRED, EmitEvent
+from dbranch.controller.keys import key_of
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.kube.client import Cluster, branch_path, project_path
 from dbranch.runtime.backoff import Backoff
@@ -66,7 +66,7 @@ class BranchReaper:
         """Delete a few of the branches that have expired; reconcile those whose protection has ended by itself."""
         now, branches = self._clock(), self._branches()
         for branch in outdated_leases(branches, now):
-            self._add(_key_of(branch))
+            self._add(key_of(branch))
         tried = [branch for branch in branches if not is_expired(branch, now) or self._may_try(branch)]
         for branch in going_now(tried, now):
             self._expire(branch)
@@ -85,7 +85,7 @@ class BranchReaper:
         project = parse_project(project_body) if project_body else None
         if not may_go(branch, project, self._clock()):
             # Its status does not say yet what its spec and its project do.
-            self._add(_key_of(branch))
+            self._add(key_of(branch))
             return
         try:
             self._cluster.delete(path, uid=branch.uid, version=branch.resource_version)
@@ -94,7 +94,7 @@ class BranchReaper:
             first = timing.EXPIRY_POLL_SECONDS
             self._refusals.fail(branch.uid, first, None, self._monotonic())
             logger.warning("branch %s/%s stays: %s", branch.namespace, branch.object_name, error)
-            self._add(_key_of(branch))
+            self._add(key_of(branch))
             return
         self._refusals.succeed(branch.uid)
         body = self._cluster.get(path)
@@ -108,7 +108,3 @@ class BranchReaper:
         """Return the number of branches whose expiry is this one of EXPIRY_STATES, for the metrics."""
         now = self._clock()
         return sum(not b.deleting and expiry_state(b, now) == state for b in self._branches())
-
-
-def _key_of(branch: Branch) -> Key:
-    return Key(names.BRANCH_KIND, branch.namespace, branch.object_name)

@@ -3,66 +3,50 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from dbranch.api import names
-from dbranch.api.conditions import Condition, Finding, Reason, find_condition
-from dbranch.api.errors import ApiError, BeingDeleted, NameTaken, ObjectRefused
+from dbranch.api.conditions import Finding, Reason
+from dbranch.api.errors import ApiError
 from dbranch.api.project import Project, parse_project
 from dbranch.api.versions import is_newer
-from dbranch.controller import manifests, timing
+from dbranch.controller import timing
 from dbranch.controller.cache import Cache
 from dbranch.controller.credentials import CredentialSecrets
 from dbranch.controller.events import EmitEvent, emit_switch, emit_transition
-from dbranch.controller.failure import failure_finding, is_refusal, refusal_finding
+from dbranch.controller.failure import failure_finding
 from dbranch.controller.foreign_owners import ForeignOwners
+from dbranch.controller.keys import key_of
 from dbranch.controller.limits import Limits
 from dbranch.controller.manifests import Release
 from dbranch.controller.metrics import ControllerMetrics
-from dbranch.controller.owned import OwnedObjects, UpdateDeferred
+from dbranch.controller.owned import OwnedObjects
 from dbranch.controller.places import Places
+from dbranch.controller.project.objects import ProjectObjects
 from dbranch.controller.project.plan import (
     Applied,
     ProjectFacts,
     ProjectPlan,
-    desired_objects,
     moves_route,
     needs_root,
     plan_project,
     reported_applied,
-    tls_finding,
-    unwanted_objects,
 )
 from dbranch.controller.project.removal import ProjectRemoval
 from dbranch.controller.proxy_manifests import proxy_selector
-from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of, refused_pods
+from dbranch.controller.proxy_pods import ProxyPod, proxy_pod_of
 from dbranch.controller.pull_secrets import PullSecrets
-from dbranch.controller.rollouts import Rollouts, is_rolled_out
-from dbranch.controller.routing import no_proxy_finding
+from dbranch.controller.rollouts import Rollouts
 from dbranch.controller.scheduling import Binding, bind_project
-from dbranch.kube.client import Cluster, branch_path, path_of, project_path
+from dbranch.kube.client import Cluster, path_of, project_path
 from dbranch.kube.status import patch_status
 from dbranch.runtime.clock import now_rfc3339
 from dbranch.runtime.locks import KeyedLocks
-from dbranch.runtime.result import DONE, GONE, Key, Result
+from dbranch.runtime.result import DONE, GONE, Result
 
 logger = logging.getLogger(__name__)
-
-# What follows if an object of this kind is refused, and what is not applied if one has another owner: a Role or an
-# account of somebody else's is given nothing, and gives nothing.
-_EFFECTS: Final[Mapping[str, str]] = {
-    "Service": "the connection string stays as it was",
-    "NetworkPolicy": "clients may not reach Postgres",
-    "PodDisruptionBudget": "a drain of nodes may end all proxies at once",
-}
-_NEEDS: Final[Mapping[str, frozenset[str]]] = {
-    "RoleBinding": frozenset({"ServiceAccount", "Role"}),
-    "Deployment": frozenset({"ServiceAccount"}),
-}
 
 # A reconcile starts over if others (the proxies, by their entries) have written the object meanwhile.
 _MAX_ATTEMPTS = 8
@@ -91,19 +75,19 @@ class ProjectReconciler:
             cluster, release, owned, self._credential_secrets, self._pull_secrets, emit_event
         )
         self._rollouts = rollouts or Rollouts()
+        self._objects = ProjectObjects(
+            *(cluster, release, owned, metrics, self._credential_secrets, self._pull_secrets, self._rollouts)
+        )
         self._limits = limits or Limits()
         self._places = Places(self._limits, "projects")
-        # By project UID: when all that is made for it was last compared with what is there.
-        self._checked: dict[str, float] = {}
         # By project UID: the version of the last switch that was written here.
         self._switched: dict[str, str] = {}
 
     def forget(self, project: Project) -> None:
         """Forget a project that is gone."""
         self._credential_secrets.forget(project)
-        self._checked.pop(project.uid, None)
         self._switched.pop(project.uid, None)
-        self._rollouts.end(_key(project))
+        self._objects.forget(project)
 
     def reconcile(self, namespace: str, name: str, cache: Cache, bypass_cache: bool = False) -> Result:
         """Reconcile a project, also one that is being deleted. `bypass_cache`: read again what is remembered."""
@@ -189,14 +173,14 @@ class ProjectReconciler:
     ) -> Result:
         """Apply what the project needs, and report; a switch first."""
         project, version = facts.project, body["metadata"]["resourceVersion"]
-        root_problem = self._create_root(project) if needs_root(facts.branches) else None
+        root_problem = self._objects.create_root(project) if needs_root(facts.branches) else None
         if project.status.get("conditions") and moves_route(project, facts.branches):
             body = self._report_switch(facts, version) or body
             project, version = parse_project(body), body["metadata"]["resourceVersion"]
             facts = replace(facts, node=cache.node(project.node_name) if project.node_name else None)
         binding = bind_project(project, facts.candidates) if project.node_name is None else None
         node = binding.node if isinstance(binding, Binding) else project.node_name
-        applied = self._apply_objects(project, node, facts.proxies, bypass_cache)
+        applied = self._objects.apply(project, node, facts.proxies, bypass_cache)
         applied = replace(applied, problem=root_problem or applied.problem)
         facts = replace(facts, project=project, applied=applied)
         plan = plan_project(facts, now_rfc3339())
@@ -211,11 +195,11 @@ class ProjectReconciler:
         if problem and problem.reason in (Reason.OBJECT_REFUSED, Reason.WAITING_FOR_DELETION):
             longest = timing.REFUSED_LONGEST_RETRY_SECONDS
             return Result(timing.REFUSED_RETRY_SECONDS, unfinished=True, longest=longest)
-        if self._rollouts.is_running(_key(project)):
+        if self._rollouts.is_running(key_of(project)):
             return Result(timing.PROXY_ROLLOUT_POLL_SECONDS)
         # The controller watches neither users' Secrets nor what has a name that it needs; and who waits for its turn
         # to replace its proxies does not rely on the others alone.
-        if problem or project.postgres.password_secret or self._rollouts.is_waiting(_key(project)):
+        if problem or project.postgres.password_secret or self._rollouts.is_waiting(key_of(project)):
             return Result(timing.UNREADY_RESYNC_SECONDS)
         return DONE if plan.ready.done else Result(timing.UNREADY_RESYNC_SECONDS, unfinished=True)
 
@@ -246,95 +230,6 @@ class ProjectReconciler:
         emit_transition(project, plan.ready, plan.status["conditions"], self._emit_event, switched)
         return written
 
-    def _create_root(self, project: Project) -> Finding | None:
-        """Create the root branch; return the finding of Routed if that cannot be."""
-        path = path_of(names.API_VERSION, names.BRANCHES, project.namespace)
-        manifest = manifests.root_branch(project)
-        name = manifest["metadata"]["name"]
-        try:
-            self._cluster.create(path, manifest)
-        except ApiError as error:
-            if is_refusal(error):
-                self._metrics.refused(names.BRANCH_KIND)
-                subject = f"{names.BRANCH_KIND} {name} cannot be created"
-                return refusal_finding(ObjectRefused(subject, error), "no database is made")
-            if error.reason != "AlreadyExists":
-                raise
-        else:
-            return None
-        existing = self._cluster.get(branch_path(project.namespace, name))
-        owner = existing["spec"]["project"] if existing else project.name
-        if owner == project.name:
-            return None
-        text = (
-            f"{names.BRANCH_KIND} {name}, the root of project {project.name}, is a branch of project {owner}"
-        )
-        return Finding(Reason.NAME_TAKEN, f"{text}; no database is made; delete one of the two")
-
-    def _apply_objects(
-        self, project: Project, node: str | None, proxies: tuple[ProxyPod, ...], bypass_cache: bool
-    ) -> Applied:
-        """Apply all that the project is reached by; what is refused holds up only what depends on it."""
-        bypass_objects = bypass_cache and self._is_check_due(project)
-        problems: list[Finding] = []
-        # Namespace and kind.
-        foreign: set[tuple[str, str]] = set()
-        for api, plural, manifest in desired_objects(project, self._release, node):
-            kind, namespace = manifest["kind"], manifest["metadata"]["namespace"]
-            if any((namespace, needed) in foreign for needed in _NEEDS.get(kind, ())):
-                continue
-            try:
-                self._owned.apply(
-                    api, plural, manifest, bypass_objects, may_update=self._may_update(project, kind)
-                )
-            except UpdateDeferred:
-                logger.info("%s/%s: its proxies are replaced later", project.namespace, project.name)
-            except (NameTaken, BeingDeleted, ObjectRefused) as error:
-                foreign |= {(namespace, kind)} if isinstance(error, NameTaken) else set()
-                is_proxys = namespace == project.namespace
-                default = "the proxies stay as they were" if is_proxys else "its node gets no passwords"
-                problems.append(refusal_finding(error, _EFFECTS.get(kind, default)))
-        for api, plural, name in unwanted_objects(project):
-            self._owned.ensure_absent(api, plural, project.namespace, name, project.uid, bypass_objects)
-        version = self._credential_secrets.apply(project, bypass_cache)
-        problems += [version] if isinstance(version, Finding) else []
-        pull_problem = self._pull_secrets.apply(project, bypass_cache)
-        problems += [pull_problem] if pull_problem else []
-        tls = project.proxy.tls
-        secret = path_of("v1", "secrets", project.namespace, tls.secret_name) if tls else None
-        problem = tls_finding(project, self._cluster.get(secret) if secret else None)
-        problems += [problem] if problem else []
-        deployment = self._look_at_rollout(project, proxies)
-        no_proxy = no_proxy_finding(project, refused_pods(deployment)) if not proxies else None
-        in_force = project.password_version if isinstance(version, Finding) else version
-        return Applied(in_force, problems[0] if problems else None, no_proxy)
-
-    def _is_check_due(self, project: Project) -> bool:
-        """Return True if all objects are to be compared, not only the password: that is read much more often."""
-        now = time.monotonic()
-        last = self._checked.get(project.uid)
-        healthy = find_condition(project.status, Condition.READY) or {}
-        polls_secret = healthy.get("status") == "True" and project.postgres.password_secret is not None
-        if polls_secret and last is not None and now - last < timing.DRIFT_CHECK_SECONDS:
-            return False
-        self._checked[project.uid] = now
-        return True
-
-    def _may_update(self, project: Project, kind: str) -> Callable[[Mapping[str, Any]], bool]:
-        """Return whether an object that differs may be updated: the proxies of a few projects at once."""
-        return lambda existing: kind != "Deployment" or self._rollouts.begin(_key(project))
-
-    def _look_at_rollout(self, project: Project, proxies: tuple[ProxyPod, ...]) -> dict[str, Any] | None:
-        """Read the proxies' Deployment while they are replaced, or none exists, and say when the former has ended."""
-        is_running = self._rollouts.is_running(_key(project))
-        if not is_running and (proxies or not project.status.get("conditions")):
-            return None
-        path = path_of("apps/v1", "deployments", project.namespace, names.proxy_name(project.name))
-        deployment = self._cluster.get(path)
-        if is_running and is_rolled_out(deployment):
-            self._rollouts.end(_key(project))
-        return deployment
-
     def _list_proxy_pods(self, project: Project) -> tuple[ProxyPod, ...]:
         """List the project's proxy pods uncached: one that the watch has not delivered yet counts, too."""
         selector = ",".join(f"{k}={v}" for k, v in proxy_selector(project).items())
@@ -351,10 +246,6 @@ class ProjectReconciler:
         }
         path = project_path(project.namespace, project.name, "status")
         self._cluster.apply(path, body, names.PROXY_MANAGER_PREFIX + pod)
-
-
-def _key(project: Project) -> Key:
-    return Key(names.PROJECT_KIND, project.namespace, project.name)
 
 
 def _pods_with_entries(project: Project) -> tuple[ProxyPod, ...]:

@@ -22,6 +22,7 @@ from dbranch.controller.cache import Cache
 from dbranch.controller.event_requests import EventRequests
 from dbranch.controller.events import RESTORE_FAILED, RESTORED, UNDO_REMOVED
 from dbranch.controller.failure import failure_finding, refusal_finding
+from dbranch.controller.keys import key_of
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.restore.facts import RestoreFacts
 from dbranch.controller.restore.observe import RestoreObserver
@@ -158,7 +159,7 @@ class RestoreReconciler:
                 assert branch is not None
                 facts = self._write_branch(facts, restore={"state": RestoreState.SWITCHING.value})
                 # Its Service leads to the proxies, which hold who comes.
-                self._request(Key(names.BRANCH_KIND, branch.namespace, branch.object_name))
+                self._request(key_of(branch))
                 return facts
             case Step.CANCEL:
                 return self._write_branch(facts, restore={"state": RestoreState.CANCELING.value})

@@ -9,6 +9,7 @@ from dbranch.api.branch import Branch
 from dbranch.api.project import Project
 from dbranch.api.restore import Restore, parse_restore
 from dbranch.controller.cache import Cache
+from dbranch.controller.keys import key_of
 from dbranch.controller.object_watch import ObjectWatch
 from dbranch.controller.restore_records import RestoreRecords
 from dbranch.kube.client import Cluster, Json
@@ -16,11 +17,6 @@ from dbranch.runtime.result import Key
 
 # By which metrics count restores.
 PHASES = ("Pending", "Running", "Complete", "Failed", "Rejected")
-
-
-def key_of(restore: Restore) -> Key:
-    """Return the key of a restore."""
-    return Key(names.RESTORE_KIND, restore.namespace, restore.object_name)
 
 
 def is_at_rest(restore: Restore) -> bool:
@@ -82,7 +78,7 @@ class RestoreWatch(ObjectWatch):
         cache = self._cache()
         project = cache.project(restore.namespace, restore.project) if cache else None
         if project and project.deleting:
-            self._add(Key(names.PROJECT_KIND, project.namespace, project.name))
+            self._add(key_of(project))
 
     def _request_waiting(self, restore: Restore) -> None:
         for other in self._records.of_branch(restore.namespace, restore.project, restore.branch):

@@ -30,13 +30,13 @@ from dbranch.controller.cache import Cache
 from dbranch.controller.event_requests import EventRequests
 from dbranch.controller.events import EXPIRING, REFRESH_FAILED
 from dbranch.controller.failure import is_refusal, refusal_finding
+from dbranch.controller.keys import key_of
 from dbranch.controller.limits import Limits, reached_snapshot_limit
 from dbranch.controller.manifests import refresh_restore, scheduled_snapshot
 from dbranch.controller.metrics import ControllerMetrics
 from dbranch.controller.schedule.plan import Run, ScheduleFacts, SchedulePlan, plan_schedules
 from dbranch.controller.schedule.refresh import RefreshFacts, is_in_use, plan_refresh
 from dbranch.controller.scheduling import agent_too_old_finding, not_reporting_finding
-from dbranch.controller.snapshot.watch import key_of
 from dbranch.controller.snapshot_records import SnapshotRecord, record_of
 from dbranch.kube.client import Cluster, object_path, path_of
 from dbranch.kube.status import patch_status
@@ -198,7 +198,7 @@ class ScheduleLoop:
         # The watch brings it, too; the next look must not come before.
         record = record_of(created)
         cache.snapshots.put(record)
-        self._add(key_of(record))
+        self._add(key_of(record.snapshot))
 
     def _delete(self, snapshot: Snapshot) -> None:
         """Delete the snapshot as it was read: a write in the same second wins."""
@@ -219,7 +219,7 @@ class ScheduleLoop:
         if not is_said and refreshed and not refreshed.done:
             self._emit_failure(branch, refreshed, cache)
         if not is_said or not is_reported(branch, Condition.SNAPSHOTTED, snapshotted):
-            self._add(Key(names.BRANCH_KIND, branch.namespace, branch.object_name))
+            self._add(key_of(branch))
 
     def _refresh(self, branch: Branch, project: Project, cache: Cache, now: datetime) -> None:
         """Make the DBRestore of the run that is due, then write the status, as with snapshots."""
@@ -234,7 +234,7 @@ class ScheduleLoop:
             try:
                 created = parse_restore(self._cluster.create(path, refresh_restore(branch, plan.name)))
                 cache.restores.refused.pop(branch.uid, None)
-                self._add(Key(names.RESTORE_KIND, created.namespace, created.object_name))
+                self._add(key_of(created))
             except ApiError as error:
                 if error.reason != "AlreadyExists":
                     if is_refusal(error):

@@ -16,16 +16,12 @@ from dbranch.api.conditions import Reason
 from dbranch.api.project import Project
 from dbranch.controller import timing
 from dbranch.controller.cache import Cache
+from dbranch.controller.keys import key_of
 from dbranch.controller.object_watch import ObjectWatch
 from dbranch.controller.snapshot.plan import is_expired
 from dbranch.controller.snapshot_records import SnapshotRecord, SnapshotRecords, record_of
 from dbranch.kube.client import Cluster, Json
 from dbranch.runtime.result import Key
-
-
-def key_of(record: SnapshotRecord) -> Key:
-    """Return the key of a snapshot."""
-    return Key(names.SNAPSHOT_KIND, record.snapshot.namespace, record.snapshot.object_name)
 
 
 def needs_reconcile(old: SnapshotRecord | None, new: SnapshotRecord) -> bool:
@@ -40,14 +36,14 @@ def dependents_of(record: SnapshotRecord, is_gone: bool, cache: Cache) -> Iterat
     snapshot = record.snapshot
     for restore in cache.restores.unfinished():
         if (restore.namespace, restore.project) == (snapshot.namespace, snapshot.project):
-            yield Key(names.RESTORE_KIND, restore.namespace, restore.object_name)
+            yield key_of(restore)
     for branch in cache.branches_of(snapshot.namespace, snapshot.project):
         is_made_of_it = branch.node_name is None and branch.source_snapshot == snapshot.object_name
         if is_made_of_it or (branch.deleting and branch.uid == snapshot.branch_uid):
-            yield Key(names.BRANCH_KIND, branch.namespace, branch.object_name)
+            yield key_of(branch)
     project = cache.project(snapshot.namespace, snapshot.project)
     if is_gone and project and project.deleting:
-        yield Key(names.PROJECT_KIND, project.namespace, project.name)
+        yield key_of(project)
 
 
 class SnapshotWatch(ObjectWatch):
@@ -74,7 +70,7 @@ class SnapshotWatch(ObjectWatch):
         record = record_of(body)
         old = self._records.put(record)
         if needs_reconcile(old, record):
-            self._add(key_of(record))
+            self._add(key_of(record.snapshot))
         if old is None or old.version != record.version:
             self._request_dependents(record, is_gone=False)
 
@@ -92,7 +88,7 @@ class SnapshotWatch(ObjectWatch):
             # Its place under a limit is another's.
             for other in self._records.of_project(record.snapshot.namespace, record.snapshot.project):
                 if other.ready is not None and other.ready.reason == Reason.LIMIT_EXCEEDED:
-                    self._add(key_of(other))
+                    self._add(key_of(other.snapshot))
         cache = self._cache()
         for key in dependents_of(record, is_gone, cache) if cache else ():
             self._add(key)
@@ -113,7 +109,7 @@ class SnapshotWatch(ObjectWatch):
         expired = [record for record in expiring if is_expired(record.snapshot, now)]
         expired.sort(key=lambda record: record.snapshot.expiration_time or "")
         for record in expired[: timing.MAX_EXPIRIES_AT_ONCE]:
-            self._add(key_of(record))
+            self._add(key_of(record.snapshot))
 
 
 def concerned_by(
@@ -137,7 +133,7 @@ def concerned_by(
             )
             kept_differs = kept_differs and says_kept != (snapshot.origin_project_uid in facts.retained)
             if not record.at_rest or says_gone != is_gone or kept_differs:
-                yield key_of(record)
+                yield key_of(record.snapshot)
         elif not record.at_rest and snapshot.namespace == change.namespace:
             is_of_it = (
                 snapshot.project == change.name
@@ -145,4 +141,4 @@ def concerned_by(
                 else (snapshot.project, snapshot.branch) == (change.project, change.name)
             )
             if is_of_it:
-                yield key_of(record)
+                yield key_of(record.snapshot)
