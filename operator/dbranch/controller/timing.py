@@ -17,6 +17,8 @@ SOURCE_GONE_RETRY_SECONDS: Final = 1.0
 PLACE_TAKEN_RETRY_SECONDS: Final = 1.0
 # The number of a project's branches is written so long after it has changed, once for all that came meanwhile.
 BRANCH_COUNT_DELAY_SECONDS: Final = 3.0
+# What a switch does not need is done so long after it, unless the proxies acknowledge it sooner.
+SWITCHED_RESYNC_SECONDS: Final = 0.5
 # Which branch is active, in the branches' columns: so long after a switch, whose first sessions log in meanwhile.
 ACTIVE_DELAY_SECONDS: Final = 0.5
 # Deletions wait for events: of branches, of copies, of proxies. This is for an event that was lost.

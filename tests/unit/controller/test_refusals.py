@@ -222,6 +222,8 @@ def test_a_password_that_cannot_be_one_is_refused_with_words(shop: Rig, value: b
     before = shop.project()["status"]["passwordVersion"]
     shop.secret("mine", password=encoded(value))
     shop.change_project(activeBranch="x", postgres={"passwordSecret": {"name": "mine"}})
+    # The switch comes first.
+    assert conditions_of(shop.reconcile_project())["Ready"] == "ProxyNotReady"
     body = shop.reconcile_project()
     assert conditions_of(body)["Ready"] == "SecretInvalid" and body["status"]["route"]["branch"] == "x"
     message = message_of(body, "Ready")

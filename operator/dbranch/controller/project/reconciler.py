@@ -92,19 +92,20 @@ class ProjectReconciler:
     def reconcile(self, namespace: str, name: str, cache: Cache, bypass_cache: bool = False) -> Result:
         """Reconcile a project, also one that is being deleted. `bypass_cache`: read again what is remembered."""
         with self._locks.held(namespace, name), self._metrics.reconcile(names.PROJECT_KIND):
-            switched = self._switch_cached(namespace, name, cache)
+            if not bypass_cache and self._switch_cached(namespace, name, cache):
+                # The acknowledgements lead here again. What else is to be done competes with no first session.
+                return Result(timing.SWITCHED_RESYNC_SECONDS)
             for attempt in range(_MAX_ATTEMPTS):
-                body = switched or self._cluster.get(project_path(namespace, name))
+                body = self._cluster.get(project_path(namespace, name))
                 if body is None:
                     return GONE
                 try:
                     if body["metadata"].get("deletionTimestamp"):
                         return self._removal.remove(parse_project(body), cache, body["spec"])
-                    return self._reconcile_once(body, cache, bypass_cache, is_switched=bool(switched))
+                    return self._reconcile_once(body, cache, bypass_cache)
                 except ApiError as error:
                     if error.status != 409 or attempt == _MAX_ATTEMPTS - 1:
                         raise
-                    switched = None
         return DONE
 
     def report_failure(self, namespace: str, name: str, cache: Cache, error: Exception) -> None:
@@ -119,24 +120,24 @@ class ProjectReconciler:
             plan = plan_project(facts, now_rfc3339())
             self._report(facts.project, plan, body["metadata"]["resourceVersion"])
 
-    def _switch_cached(self, namespace: str, name: str, cache: Cache) -> dict[str, Any] | None:
-        """Write a switch of a project as the cache has it, without a read of it; return the object as written.
+    def _switch_cached(self, namespace: str, name: str, cache: Cache) -> bool:
+        """Write a switch of a project as the cache has it, without a read of it; return whether it is written.
 
-        None if it is to be read: it is no switch, or the project has been written since. The write names the version
-        that it follows.
+        It is not if it is no switch, or if the project has been written since: the write names the version that it
+        follows.
         """
         cached = cache.project(namespace, name)
         if cached is None or cached.deleting or not cached.status.get("conditions"):
-            return None
+            return False
         is_own_event_awaited = is_newer(self._switched.get(cached.uid, ""), cached.resource_version)
         if is_own_event_awaited or not moves_route(cached, cache.branches_of(namespace, name)):
-            return None
+            return False
         try:
-            return self._report_switch(self._observe(cached, cache), cached.resource_version)
+            return self._report_switch(self._observe(cached, cache), cached.resource_version) is not None
         except ApiError as error:
             if error.status not in (404, 409):
                 raise
-            return None
+            return False
 
     def _report_switch(self, facts: ProjectFacts, version: str) -> dict[str, Any] | None:
         """Write a switch, which waits for no other object: what comes of these is taken as it was."""
@@ -145,10 +146,8 @@ class ProjectReconciler:
             self._switched[facts.project.uid] = body["metadata"]["resourceVersion"]
         return body
 
-    def _reconcile_once(
-        self, body: dict[str, Any], cache: Cache, bypass_cache: bool, is_switched: bool
-    ) -> Result:
-        facts = self._observe(parse_project(body), cache, is_switched)
+    def _reconcile_once(self, body: dict[str, Any], cache: Cache, bypass_cache: bool) -> Result:
+        facts = self._observe(parse_project(body), cache)
         self._foreign_owners.report(facts.project)
         version = body["metadata"]["resourceVersion"]
         if facts.is_refused:
@@ -203,12 +202,10 @@ class ProjectReconciler:
             return Result(timing.UNREADY_RESYNC_SECONDS)
         return DONE if plan.ready.done else Result(timing.UNREADY_RESYNC_SECONDS, unfinished=True)
 
-    def _observe(self, project: Project, cache: Cache, is_switched: bool = False) -> ProjectFacts:
-        """Return the facts about a project. `is_switched`: its route is as it was written a moment ago."""
+    def _observe(self, project: Project, cache: Cache) -> ProjectFacts:
         branches = cache.branches_of(project.namespace, project.name)
         # No proxy can have acknowledged a route that is not written yet, so the pods need not be listed for it.
-        is_unknown = is_switched or moves_route(project, branches)
-        proxies = _pods_with_entries(project) if is_unknown else ()
+        proxies = _pods_with_entries(project) if moves_route(project, branches) else ()
         return ProjectFacts(
             project,
             branches,
