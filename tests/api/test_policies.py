@@ -104,7 +104,7 @@ def _repeat(request: Callable[[], tuple[int, Json]], is_expected: Callable[[int,
         status, answer = request()
         if is_expected(status, answer):
             return
-        assert time.monotonic() < deadline, (status, answer)
+        assert time.monotonic() < deadline, f"{status}: {answer.get('message')}"
         time.sleep(0.05)
 
 
