@@ -11,7 +11,7 @@ from dbranch.api import names
 from dbranch.kube.client import path_of
 from tests.bench.counts import format_counts, growth
 from tests.bench.figures import Result, Row
-from tests.bench.meter import Meter, cost_rows
+from tests.bench.meter import Meter, cost_rows, processor_row
 from tests.bench.release import ClusterProbe, Memory
 from tests.bench.stage import Stage
 from tests.bench.starts import MS, wait_idle
@@ -42,9 +42,9 @@ def hundreds(stage: Stage, quick: bool) -> Result:
     rows = [
         Row(f"apply → Ready {many}", few, last.milliseconds, first.milliseconds, goal=1.2, note=note),
         *cost_rows(f"a create {many}", few, last.meter, first.meter),
-        cost_rows(f"{IDLE_SECONDS} s at rest with {count} branches", "without any", idle_after, idle_before)[
-            0
-        ],
+        processor_row(
+            f"{IDLE_SECONDS} s at rest with {count} branches", "without any", idle_after, idle_before
+        ),
     ]
     return Result([*rows, *_deletion(stage, count)])
 

@@ -133,12 +133,17 @@ class Meter:
         )
 
 
+def processor_row(of: str, against: str, ours: Meter, theirs: Meter) -> Row:
+    """Return the row of the processor time of something, and of what it is compared with."""
+    note = f"seconds: {ours.processor_text()}; of {against}: {theirs.processor_text()}"
+    return Row(f"processor time of {of}", against, ours.totals, theirs.totals, "s", note=note)
+
+
 def cost_rows(of: str, against: str, ours: Meter, theirs: Meter) -> list[Row]:
     """Return the rows of what something cost, and of what that cost which it is compared with."""
-    seconds = f"seconds: {ours.processor_text()}; of {against}: {theirs.processor_text()}"
     requests = f"{ours.requests_text()}; of {against}: {theirs.requests_text()}"
     return [
-        Row(f"processor time of {of}", against, ours.totals, theirs.totals, "s", note=seconds),
+        processor_row(of, against, ours, theirs),
         Row(
             f"requests to the API server by {of}",
             against,

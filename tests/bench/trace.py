@@ -70,7 +70,7 @@ def trace_of(stage: Stage, project: str, name: str, began: float) -> Trace:
 def grown_steps(first: Sequence[Trace], last: Sequence[Trace]) -> str:
     """Return the median milliseconds of the agent's steps in the first creates and in the last ones, as text.
 
-    Only of those steps that have become longer by at least a tenth of what all of them have, most first.
+    Of those that have become longer, most first; less than a tenth of the most is left out.
 
     >>> first = Trace({}, {"observe": 20.0, "total": 40.0}, 0.0)
     >>> grown_steps([first], [Trace({}, {"observe": 90.0, "total": 110.0}, 0.0)])

@@ -56,8 +56,8 @@ def emit_transition(
 ) -> None:
     """Emit an Event about the object if the reason of Ready is another than in its status.
 
-    None for a new object's Pending, nor for the proxies that have not taken a route yet which has just `switched`: an
-    Event says that. Also for each of the new `conditions` that is True and yet a warning: Ready does
+    None for a new object's Pending, nor, if the project's route has just `switched`, for the proxies that have yet to
+    take it: Switched says that. Also for each of the new `conditions` that is True and yet a warning: Ready does
     not say it.
     """
     # That a new object waits for its agent needs no Event: in a burst it would be a write more for each branch.
